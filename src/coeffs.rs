@@ -1,0 +1,97 @@
+//! The scalars of one step: the only place where f64 becomes f32.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::schedule::integer_power;
+use crate::{DualAdamConfig, InverseTerm, WeightDecay};
+
+/// The scalars that one update of one tensor needs, formed in f64 and rounded once to f32.
+///
+/// With `bc1 = 1-β1^t` and `bc2 = 1-β2^t`, every backend does, per element and in this order, each `fma` fused and everything
+/// else rounded to nearest even:
+///
+/// ```text
+/// g = grad_scale * grad
+/// g = l2 == 0 ? g : fma(l2, p, g)
+/// m = fma(one_minus_beta1, g - m, m)
+/// v = fma(one_minus_beta2, fma(g, g, -v), v)
+/// s = sqrt(v) * inv_sqrt_bc2
+/// q = adam_scale / (s + eps)
+/// w = inverse_scale == 0 ? q : fma(inverse_scale, s + inverse_eps, q)
+/// u = decay == 0 ? m * w : fma(m, w, decay * p)
+/// p = p - u
+/// ```
+///
+/// A term whose coefficient is 0 is absent, not multiplied by 0: 0·inf would be NaN.
+///
+/// The layout is that of the kernels' argument: ten f32, 40 bytes, no padding. [`DualAdamConfig::coeffs`] makes valid ones;
+/// values set by hand are used as they are.
+///
+/// # Example
+///
+/// ```
+/// let coeffs = dualadam::DualAdamConfig::default().coeffs(1)?;
+/// let bytes: &[u8] = bytemuck::bytes_of(&coeffs);
+/// assert_eq!(bytes.len(), 40);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct StepCoeffs {
+    /// `1-β1`, formed in f64: `1 - 0.999f32` is off by 1.3e-5.
+    pub one_minus_beta1: f32,
+    /// `1-β2`.
+    pub one_minus_beta2: f32,
+    /// `1/√bc2`.
+    pub inv_sqrt_bc2: f32,
+    /// ε.
+    pub eps: f32,
+    /// The ε of the inverse branch: 0 or ε.
+    pub inverse_eps: f32,
+    /// `lr·α/bc1`; 0 makes the update plain Adam.
+    pub inverse_scale: f32,
+    /// `lr·(1-α)/bc1`.
+    pub adam_scale: f32,
+    /// `lr·weight_decay` for decoupled decay, else 0.
+    pub decay: f32,
+    /// `weight_decay` for L2 decay, else 0.
+    pub l2: f32,
+    /// The multiplier of the gradient, negative when maximising.
+    pub grad_scale: f32,
+}
+
+impl StepCoeffs {
+    /// The config must be valid and the step at least 1: [`DualAdamConfig::coeffs_scaled`] sees to both.
+    pub(crate) fn new(config: &DualAdamConfig, step: u64, grad_multiplier: f64) -> Self {
+        let alpha = config.schedule.alpha(step);
+        let bc1 = 1.0 - integer_power(config.beta1, step);
+        let bc2 = 1.0 - integer_power(config.beta2, step);
+        let (decay, l2) = match config.weight_decay {
+            WeightDecay::None => (0.0, 0.0),
+            WeightDecay::Decoupled(weight_decay) => (config.lr * weight_decay, 0.0),
+            WeightDecay::L2(weight_decay) => (0.0, weight_decay),
+        };
+        let inverse_eps = match config.inverse_term {
+            InverseTerm::Paper => 0.0,
+            InverseTerm::WithEps => config.eps,
+        };
+        Self {
+            one_minus_beta1: (1.0 - config.beta1) as f32,
+            one_minus_beta2: (1.0 - config.beta2) as f32,
+            inv_sqrt_bc2: (1.0 / bc2.sqrt()) as f32,
+            eps: config.eps as f32,
+            inverse_eps: inverse_eps as f32,
+            inverse_scale: (config.lr * alpha / bc1) as f32,
+            adam_scale: (config.lr * (1.0 - alpha) / bc1) as f32,
+            decay: decay as f32,
+            l2: l2 as f32,
+            grad_scale: if config.maximize { -grad_multiplier } else { grad_multiplier } as f32,
+        }
+    }
+
+    /// Whether the update is plain Adam, so that a launch may take the specialised kernel.
+    #[must_use]
+    pub fn is_adam(&self) -> bool {
+        self.inverse_scale == 0.0
+    }
+}

@@ -1,0 +1,233 @@
+//! The hyperparameters, as users know them, and what makes them valid.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, StepCoeffs, SwitchSchedule};
+
+/// How weights decay.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightDecay {
+    /// No decay.
+    None,
+    /// AdamW's: the parameter loses `lr·weight_decay` of itself in each step, beside the update.
+    Decoupled(f64),
+    /// L2 regularisation: the gradient gains `weight_decay` times the parameter.
+    L2(f64),
+}
+
+/// What the inverse branch multiplies the corrected first moment by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InverseTerm {
+    /// `m̂·√v̂`, line 10 of Algorithm 1 in arXiv 2603.07122.
+    Paper,
+    /// `m̂·(√v̂ + ε)`, as in the authors' published code.
+    WithEps,
+}
+
+/// The hyperparameters of one parameter group.
+///
+/// In step `t` of a tensor, with `m̂ = m/(1-β1^t)`, `v̂ = v/(1-β2^t)` and `α = schedule.alpha(t)`:
+///
+/// ```text
+/// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))        (Algorithm 1 of arXiv 2603.07122)
+/// ```
+///
+/// The fields are free to set; every use validates them first.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, SwitchSchedule, WeightDecay};
+///
+/// let config = DualAdamConfig::default()
+///     .with_lr(3e-4)
+///     .with_weight_decay(WeightDecay::Decoupled(0.01))
+///     .with_schedule(SwitchSchedule::linear_until(1_600));
+/// config.validate()?;
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DualAdamConfig {
+    /// Learning rate; finite, at least 0. Default 1e-3.
+    pub lr: f64,
+    /// Decay of the first moment, in 0..1. Default 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, in 0..1. Default 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second moment; above 0 also as an f32. Default 1e-8.
+    pub eps: f64,
+    /// Weight decay. Default none.
+    pub weight_decay: WeightDecay,
+    /// The switch from inverse Adam to Adam. Default linear with the paper's rate of 8e-5: 12,500 steps.
+    pub schedule: SwitchSchedule,
+    /// The form of the inverse branch. Default the paper's.
+    pub inverse_term: InverseTerm,
+    /// Ascend instead of descend. Default false.
+    pub maximize: bool,
+}
+
+impl Default for DualAdamConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: WeightDecay::None,
+            schedule: SwitchSchedule::Linear { switching_rate: 8e-5 },
+            inverse_term: InverseTerm::Paper,
+            maximize: false,
+        }
+    }
+}
+
+impl DualAdamConfig {
+    /// Plain Adam: ξ = 1, so α is 0 from the first step.
+    #[must_use]
+    pub fn adam() -> Self {
+        Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1.0 })
+    }
+
+    /// AdamW: plain Adam with decoupled decay.
+    #[must_use]
+    pub fn adamw(weight_decay: f64) -> Self {
+        Self::adam().with_weight_decay(WeightDecay::Decoupled(weight_decay))
+    }
+
+    /// Inverse Adam alone: ξ = 0, so α stays 1.
+    #[must_use]
+    pub fn inv_adam() -> Self {
+        Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 0.0 })
+    }
+
+    /// The behaviour of the authors' published code: ε in the inverse branch as well, and the early drop of α.
+    #[must_use]
+    pub fn authors_code() -> Self {
+        Self {
+            schedule: SwitchSchedule::LinearEarlyDrop { switching_rate: 8e-5 },
+            inverse_term: InverseTerm::WithEps,
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`lr`](Self::lr).
+    #[must_use]
+    pub fn with_lr(self, lr: f64) -> Self {
+        Self { lr, ..self }
+    }
+
+    /// Sets [`beta1`](Self::beta1) and [`beta2`](Self::beta2).
+    #[must_use]
+    pub fn with_betas(self, beta1: f64, beta2: f64) -> Self {
+        Self { beta1, beta2, ..self }
+    }
+
+    /// Sets [`eps`](Self::eps).
+    #[must_use]
+    pub fn with_eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+
+    /// Sets [`weight_decay`](Self::weight_decay).
+    #[must_use]
+    pub fn with_weight_decay(self, weight_decay: WeightDecay) -> Self {
+        Self { weight_decay, ..self }
+    }
+
+    /// Sets [`schedule`](Self::schedule).
+    #[must_use]
+    pub fn with_schedule(self, schedule: SwitchSchedule) -> Self {
+        Self { schedule, ..self }
+    }
+
+    /// Sets [`inverse_term`](Self::inverse_term).
+    #[must_use]
+    pub fn with_inverse_term(self, inverse_term: InverseTerm) -> Self {
+        Self { inverse_term, ..self }
+    }
+
+    /// Sets [`maximize`](Self::maximize).
+    #[must_use]
+    pub fn with_maximize(self, maximize: bool) -> Self {
+        Self { maximize, ..self }
+    }
+
+    /// Checks every field, also as the f32 that the kernels will see, for every step at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] names the first field that is NaN, infinite, negative or out of range, an `eps` that rounds to 0,
+    /// or an `lr` with which `lr/(1-beta1)/eps` overflows: both would make NaN of a parameter whose gradient is 0.
+    pub fn validate(&self) -> Result<(), Error> {
+        finite_and_not_negative("lr", self.lr)?;
+        beta("beta1", self.beta1)?;
+        beta("beta2", self.beta2)?;
+        let eps = self.eps as f32;
+        require("eps", "be finite and above 0 as an f32", self.eps, eps > 0.0 && eps.is_finite())?;
+        // 1-β1 is the smallest bias correction, so this is the largest scale of any step.
+        let largest_scale = (self.lr / (1.0 - self.beta1)) as f32;
+        let largest_factor = (largest_scale / eps) + largest_scale * eps;
+        require("lr", "keep lr/(1-beta1)/eps finite as an f32", self.lr, largest_factor.is_finite())?;
+        match self.weight_decay {
+            WeightDecay::None => {}
+            WeightDecay::Decoupled(weight_decay) => {
+                finite_and_not_negative("weight_decay", weight_decay)?;
+                let decay = (self.lr * weight_decay) as f32;
+                require("weight_decay", "keep lr·weight_decay finite as an f32", weight_decay, decay.is_finite())?;
+            }
+            WeightDecay::L2(weight_decay) => finite_and_not_negative("weight_decay", weight_decay)?,
+        }
+        self.schedule.validate()
+    }
+
+    /// The coefficients of a tensor's `step`-th update.
+    ///
+    /// # Errors
+    ///
+    /// What [`validate`](Self::validate) refuses, and [`Error::StepZero`]: steps count from 1.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let coeffs = dualadam::DualAdamConfig::adam().coeffs(1)?;
+    /// assert_eq!(coeffs.inverse_scale, 0.0);
+    /// assert_eq!(coeffs.adam_scale, (1e-3 / (1.0 - 0.9)) as f32);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn coeffs(&self, step: u64) -> Result<StepCoeffs, Error> {
+        self.coeffs_scaled(step, 1.0)
+    }
+
+    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a clip factor, the inverse of a
+    /// loss scale, or their product.
+    ///
+    /// # Errors
+    ///
+    /// As [`coeffs`](Self::coeffs), and [`Error::Value`] for a multiplier that is NaN, infinite or negative, or that is above
+    /// 0 and rounds to 0 or infinity as an f32.
+    pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, Error> {
+        self.validate()?;
+        finite_and_not_negative("grad_multiplier", grad_multiplier)?;
+        let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
+        require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)?;
+        if step == 0 {
+            return Err(Error::StepZero);
+        }
+        Ok(StepCoeffs::new(self, step, grad_multiplier))
+    }
+}
+
+fn require(name: &'static str, requirement: &'static str, value: f64, holds: bool) -> Result<(), Error> {
+    if holds { Ok(()) } else { Err(Error::Value { name, requirement, value }) }
+}
+
+fn finite_and_not_negative(name: &'static str, value: f64) -> Result<(), Error> {
+    require(name, "be finite and at least 0", value, value >= 0.0 && value.is_finite())?;
+    require(name, "be finite as an f32", value, (value as f32).is_finite())
+}
+
+fn beta(name: &'static str, value: f64) -> Result<(), Error> {
+    require(name, "be at least 0 and below 1", value, (0.0..1.0).contains(&value))
+}

@@ -1,0 +1,144 @@
+//! How a step runs over one tensor: split over the threads, then the widest vectors the processor has.
+
+use crate::dtype::{Element, HalfElement};
+use crate::{Error, StepCoeffs};
+
+use super::update::update;
+
+/// Elements that one task takes: large enough that a steal costs nothing beside it, small enough to balance.
+const CHUNK: usize = 1 << 16;
+
+/// Up to here a step stays on the calling thread: waking another costs more than it saves.
+pub(super) const SEQUENTIAL: usize = 1 << 15;
+
+/// The buffers of one tensor, all of one length. `copy` is a slice of `()` where there is no 16-bit copy.
+pub(super) struct Streams<'a, P, G, C> {
+    pub(super) params: &'a mut [P],
+    pub(super) grads: &'a [G],
+    pub(super) exp_avg: &'a mut [f32],
+    pub(super) exp_avg_sq: &'a mut [f32],
+    pub(super) copy: &'a mut [C],
+}
+
+/// What is written into the copy: a 16-bit number or nothing.
+pub(super) trait CopyElement: Copy + Send {
+    fn of(param: f32) -> Self;
+}
+
+impl CopyElement for () {
+    #[inline(always)]
+    fn of(_: f32) {}
+}
+
+impl<C: HalfElement> CopyElement for C {
+    #[inline(always)]
+    fn of(param: f32) -> Self {
+        Self::narrow(param)
+    }
+}
+
+impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
+    /// Fails unless all buffers have the parameters' length.
+    pub(super) fn check(&self, tensor: usize) -> Result<(), Error> {
+        let expected = self.params.len();
+        for (buffer, actual) in [
+            ("grads", self.grads.len()),
+            ("exp_avg", self.exp_avg.len()),
+            ("exp_avg_sq", self.exp_avg_sq.len()),
+            ("copy", self.copy.len()),
+        ] {
+            if actual != expected {
+                return Err(Error::Length { tensor, buffer, expected, actual });
+            }
+        }
+        Ok(())
+    }
+
+    /// One step over buffers that [`check`](Self::check) has passed.
+    pub(super) fn run(self, coeffs: &StepCoeffs) {
+        let level = Level::detect();
+        if self.params.len() <= SEQUENTIAL {
+            self.run_chunk(coeffs, level);
+        } else {
+            self.run_parallel(coeffs, level);
+        }
+    }
+
+    fn run_parallel(self, coeffs: &StepCoeffs, level: Level) {
+        if self.params.len() <= CHUNK {
+            return self.run_chunk(coeffs, level);
+        }
+        let (left, right) = self.halves();
+        rayon::join(|| left.run_parallel(coeffs, level), || right.run_parallel(coeffs, level));
+    }
+
+    fn halves(self) -> (Self, Self) {
+        // A multiple of 64 elements, so that two threads share no cache line of aligned buffers.
+        let middle = (self.params.len() / 2).next_multiple_of(64);
+        let (params, params_right) = self.params.split_at_mut(middle);
+        let (grads, grads_right) = self.grads.split_at(middle);
+        let (exp_avg, exp_avg_right) = self.exp_avg.split_at_mut(middle);
+        let (exp_avg_sq, exp_avg_sq_right) = self.exp_avg_sq.split_at_mut(middle);
+        let (copy, copy_right) = self.copy.split_at_mut(middle);
+        (
+            Self { params, grads, exp_avg, exp_avg_sq, copy },
+            Self {
+                params: params_right,
+                grads: grads_right,
+                exp_avg: exp_avg_right,
+                exp_avg_sq: exp_avg_sq_right,
+                copy: copy_right,
+            },
+        )
+    }
+
+    fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
+        if coeffs.is_adam() { self.run_level::<false>(coeffs, level) } else { self.run_level::<true>(coeffs, level) }
+    }
+
+    fn run_level<const DUAL: bool>(self, coeffs: &StepCoeffs, level: Level) {
+        match level {
+            Level::Portable => self.run_elements::<DUAL>(coeffs),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Level::detect` returns this level only where the processor has AVX2 and FMA.
+            Level::Avx2Fma => unsafe { self.run_avx2_fma::<DUAL>(coeffs) },
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn run_avx2_fma<const DUAL: bool>(self, coeffs: &StepCoeffs) {
+        self.run_elements::<DUAL>(coeffs);
+    }
+
+    /// The loop. It has no branch that depends on an element, so that it vectorises.
+    #[inline(always)]
+    fn run_elements<const DUAL: bool>(self, coeffs: &StepCoeffs) {
+        let coeffs = *coeffs;
+        let buffers = self.params.iter_mut().zip(self.grads).zip(self.exp_avg).zip(self.exp_avg_sq).zip(self.copy);
+        for ((((p, grad), m), v), copy) in buffers {
+            let new = update::<DUAL>(&coeffs, p.widen(), grad.widen(), m, v);
+            *p = P::narrow(new);
+            *copy = C::of(new);
+        }
+    }
+}
+
+/// An instruction set that the loop is compiled for. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// What every processor of the target has. On x86-64 that lacks FMA, so each `mul_add` is a call.
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2Fma,
+}
+
+impl Level {
+    fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Self::Avx2Fma;
+        }
+        Self::Portable
+    }
+}

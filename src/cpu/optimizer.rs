@@ -1,0 +1,391 @@
+//! The optimizer that owns its moments and counts its tensors' steps.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::dtype::Element;
+use crate::state::{State, TensorState};
+use crate::{DualAdamConfig, Error, StateProblem, StepCoeffs};
+
+use super::launch::SEQUENTIAL;
+use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
+
+/// What an optimizer must know of a tensor beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorLayout {
+    /// Elements.
+    pub len: usize,
+    /// Index of the parameter group.
+    pub group: usize,
+    /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
+    pub master: bool,
+}
+
+impl TensorLayout {
+    /// A tensor of `len` elements in group 0, without masters.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        Self { len, group: 0, master: false }
+    }
+
+    /// Puts the tensor into a group.
+    #[must_use]
+    pub fn in_group(self, group: usize) -> Self {
+        Self { group, ..self }
+    }
+
+    /// Keeps f32 masters of the tensor, whose parameters are then bf16 or f16.
+    #[must_use]
+    pub fn with_master(self) -> Self {
+        Self { master: true, ..self }
+    }
+}
+
+/// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and gradients for each step.
+///
+/// Each tensor counts its own updates: one without a gradient is left alone, moments, step and all.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, SwitchSchedule, cpu};
+///
+/// let config = DualAdamConfig::default().with_lr(0.1).with_schedule(SwitchSchedule::linear_until(20));
+/// let mut optimizer = cpu::DualAdam::new(config, &[2, 1])?;
+/// let (mut w, mut b) = ([3.0_f32, -4.0], [1.0_f32]);
+/// for _ in 0..200 {
+///     let grads = w; // of (w0² + w1²)/2
+///     optimizer.step(&mut [(&mut w).into(), (&mut b).into()], &[Some((&grads).into()), None])?;
+/// }
+/// assert!(w.iter().all(|w| w.abs() < 1e-2));
+/// assert_eq!((b, optimizer.step_of(0)?, optimizer.step_of(1)?), ([1.0], 200, 0));
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct DualAdam {
+    state: State,
+    /// Each tensor's coefficients in the step under way.
+    sets: Vec<StepCoeffs>,
+}
+
+impl DualAdam {
+    /// An optimizer with one parameter group, for tensors of these lengths.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] if the config is not valid.
+    pub fn new(config: DualAdamConfig, lens: &[usize]) -> Result<Self, Error> {
+        let layout: Vec<_> = lens.iter().map(|&len| TensorLayout::new(len)).collect();
+        Self::with_groups(&[config], &layout)
+    }
+
+    /// An optimizer with several parameter groups, or with f32 masters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, WeightDecay, cpu::{DualAdam, TensorLayout}};
+    ///
+    /// let decayed = DualAdamConfig::default().with_weight_decay(WeightDecay::Decoupled(0.1));
+    /// let layout = [TensorLayout::new(1024).with_master(), TensorLayout::new(32).in_group(1)];
+    /// let optimizer = DualAdam::with_groups(&[decayed, DualAdamConfig::default()], &layout)?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn with_groups(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
+        groups.iter().try_for_each(DualAdamConfig::validate)?;
+        for (tensor, layout) in layout.iter().enumerate() {
+            if layout.group >= groups.len() {
+                return Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group });
+            }
+        }
+        let tensors = layout.iter().map(|layout| TensorState {
+            group: layout.group,
+            step: 0,
+            exp_avg: vec![0.0; layout.len],
+            exp_avg_sq: vec![0.0; layout.len],
+            master: layout.master.then(|| vec![0.0; layout.len]),
+            master_is_set: false,
+        });
+        Ok(Self::from(State { groups: groups.to_vec(), tensors: tensors.collect() }))
+    }
+
+    /// One step of every tensor that has a gradient; the others stay as they are.
+    ///
+    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
+    /// masters are set from them before its first update and rule from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Count`], [`Error::Length`] or [`Error::Types`] for lists or buffers that don't fit, [`Error::Value`] for a
+    /// config that is not valid. Nothing is written then, and no step is counted.
+    pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
+        self.step_scaled(params, grads, 1.0)
+    }
+
+    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the inverse of a loss
+    /// scale, or their product.
+    ///
+    /// # Errors
+    ///
+    /// As [`step`](Self::step), and [`Error::Value`] for a multiplier that
+    /// [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    pub fn step_scaled(
+        &mut self,
+        params: &mut [ParamsMut<'_>],
+        grads: &[Option<Grads<'_>>],
+        grad_multiplier: f64,
+    ) -> Result<(), Error> {
+        let elements = self.check(params, grads)?;
+        self.form_sets(grads, grad_multiplier)?;
+        let work = (params, grads, self.state.tensors.as_mut_slice(), self.sets.as_slice());
+        let update = |(params, grads, state, set): (&mut ParamsMut<'_>, &Option<Grads<'_>>, &mut TensorState, _)| {
+            if let Some(grads) = grads {
+                state.update(params, grads, set);
+            }
+        };
+        if elements <= SEQUENTIAL {
+            let (params, grads, states, sets) = work;
+            let tensors = params.iter_mut().zip(grads).zip(states).zip(sets);
+            tensors.for_each(|(((params, grads), state), set)| update((params, grads, state, set)));
+        } else {
+            work.into_par_iter().for_each(update);
+        }
+        Ok(())
+    }
+
+    /// Checks everything but the coefficients; returns the elements that have a gradient.
+    fn check(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<usize, Error> {
+        let expected = self.state.tensors.len();
+        for (list, actual) in [("params", params.len()), ("grads", grads.len())] {
+            if actual != expected {
+                return Err(Error::Count { list, expected, actual });
+            }
+        }
+        let mut elements = 0_usize;
+        for (index, ((params, grads), state)) in params.iter_mut().zip(grads).zip(&mut self.state.tensors).enumerate() {
+            if params.len() != state.exp_avg.len() {
+                let (expected, actual) = (state.exp_avg.len(), params.len());
+                return Err(Error::Length { tensor: index, buffer: "params", expected, actual });
+            }
+            let Some(grads) = grads else { continue };
+            if state.step == u64::MAX {
+                return Err(Error::StepOverflow { tensor: index });
+            }
+            if let (Some(_), ParamsMut::F32(_)) = (&state.master, &*params) {
+                let (params, grads) = (params.dtype(), grads.dtype());
+                return Err(Error::Types { tensor: index, params, grads, copy: Some(params) });
+            }
+            state.tensor(params, grads).check(index)?;
+            elements = elements.saturating_add(params.len());
+        }
+        Ok(elements)
+    }
+
+    fn form_sets(&mut self, grads: &[Option<Grads<'_>>], grad_multiplier: f64) -> Result<(), Error> {
+        let mut last: Option<(usize, u64, StepCoeffs)> = None;
+        for ((tensor, set), grads) in self.state.tensors.iter().zip(&mut self.sets).zip(grads) {
+            if grads.is_none() {
+                continue;
+            }
+            // Neighbours mostly share group and step, and the powers are dear beside a small tensor.
+            *set = match last {
+                Some((group, step, set)) if (group, step) == (tensor.group, tensor.step) => set,
+                _ => self.state.groups[tensor.group].coeffs_scaled(tensor.step + 1, grad_multiplier)?,
+            };
+            last = Some((tensor.group, tensor.step, *set));
+        }
+        Ok(())
+    }
+
+    /// Sets the learning rate of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
+        self.set_config(group, self.config(group)?.with_lr(lr))
+    }
+
+    /// Sets the whole config of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
+    pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
+        self.config(group)?;
+        config.validate()?;
+        self.state.groups[group] = config;
+        Ok(())
+    }
+
+    /// The config of a group.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group.
+    pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
+        let groups = &self.state.groups;
+        groups.get(group).copied().ok_or(Error::Position { list: "group", len: groups.len(), value: group })
+    }
+
+    /// The updates that a tensor has had.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such tensor.
+    pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
+        let tensors = &self.state.tensors;
+        let found = tensors.get(tensor).map(|tensor| tensor.step);
+        found.ok_or(Error::Position { list: "tensor", len: tensors.len(), value: tensor })
+    }
+
+    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
+    /// Adam or AdamW, which mean the same.
+    ///
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
+    /// [`Error::Value`] if `exp_avg_sq` has a negative element.
+    pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
+        let len = self.state.tensors.len();
+        let state = self.state.tensors.get_mut(tensor);
+        let state = state.ok_or(Error::Position { list: "tensor", len, value: tensor })?;
+        let expected = state.exp_avg.len();
+        for (buffer, actual) in [("exp_avg", exp_avg.len()), ("exp_avg_sq", exp_avg_sq.len())] {
+            if actual != expected {
+                return Err(Error::Length { tensor, buffer, expected, actual });
+            }
+        }
+        if let Some(&value) = exp_avg_sq.iter().find(|&&v| v < 0.0) {
+            let value = f64::from(value);
+            return Err(Error::Value { name: "exp_avg_sq", requirement: "be at least 0 everywhere", value });
+        }
+        state.exp_avg.copy_from_slice(exp_avg);
+        state.exp_avg_sq.copy_from_slice(exp_avg_sq);
+        state.step = step;
+        Ok(())
+    }
+
+    /// The whole state: configs, steps, moments and masters.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Saves the state with [`State::save`].
+    ///
+    /// # Errors
+    ///
+    /// As [`State::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.state.save(path)
+    }
+
+    /// Resumes from a file: configs, steps, moments and masters become those of the file.
+    ///
+    /// A resumed run goes on bit for bit as the one that was saved would have. The parameters are the caller's to restore.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::load`], and [`Error::State`] if the file's tensors are not this optimizer's: their number, lengths,
+    /// groups and masters must agree. The optimizer stays as it was then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let state = State::load(path)?;
+        self.state.check_layout(&state).map_err(|problem| Error::State { path: path.to_owned(), problem })?;
+        *self = Self::from(state);
+        Ok(())
+    }
+}
+
+impl From<State> for DualAdam {
+    fn from(state: State) -> Self {
+        let sets = vec![bytemuck::Zeroable::zeroed(); state.tensors.len()];
+        Self { state, sets }
+    }
+}
+
+impl TensorState {
+    fn tensor<'a>(&'a mut self, params: &'a mut ParamsMut<'_>, grads: &'a Grads<'_>) -> Tensor<'a> {
+        let (exp_avg, exp_avg_sq) = (self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice());
+        let grads = grads.reborrow();
+        match &mut self.master {
+            None => Tensor { params: params.reborrow(), grads, exp_avg, exp_avg_sq, copy: None, set: 0 },
+            Some(master) => {
+                Tensor { params: master.into(), grads, exp_avg, exp_avg_sq, copy: params.as_copy(), set: 0 }
+            }
+        }
+    }
+
+    fn update(&mut self, params: &mut ParamsMut<'_>, grads: &Grads<'_>, coeffs: &StepCoeffs) {
+        if let (false, Some(master)) = (self.master_is_set, &mut self.master) {
+            params.widen_into(master);
+            self.master_is_set = true;
+        }
+        self.tensor(params, grads).run(coeffs);
+        self.step += 1;
+    }
+}
+
+impl ParamsMut<'_> {
+    fn reborrow(&mut self) -> ParamsMut<'_> {
+        match self {
+            Self::F32(buffer) => ParamsMut::F32(buffer),
+            Self::Bf16(buffer) => ParamsMut::Bf16(buffer),
+            Self::F16(buffer) => ParamsMut::F16(buffer),
+        }
+    }
+
+    fn as_copy(&mut self) -> Option<CopyMut<'_>> {
+        match self {
+            Self::F32(_) => None,
+            Self::Bf16(buffer) => Some(CopyMut::Bf16(buffer)),
+            Self::F16(buffer) => Some(CopyMut::F16(buffer)),
+        }
+    }
+
+    fn widen_into(&self, master: &mut [f32]) {
+        match self {
+            Self::F32(buffer) => master.copy_from_slice(buffer),
+            Self::Bf16(buffer) => master.iter_mut().zip(buffer.iter()).for_each(|(to, from)| *to = from.widen()),
+            Self::F16(buffer) => master.iter_mut().zip(buffer.iter()).for_each(|(to, from)| *to = from.widen()),
+        }
+    }
+}
+
+impl Grads<'_> {
+    fn reborrow(&self) -> Grads<'_> {
+        match self {
+            Self::F32(buffer) => Grads::F32(buffer),
+            Self::Bf16(buffer) => Grads::Bf16(buffer),
+            Self::F16(buffer) => Grads::F16(buffer),
+        }
+    }
+}
+
+impl State {
+    /// Fails unless `found` has the same tensors as this state, in lengths, groups and masters.
+    pub(crate) fn check_layout(&self, found: &Self) -> Result<(), StateProblem> {
+        let same = |what: String, expected: String, found: String| {
+            if expected == found { Ok(()) } else { Err(StateProblem::Layout { what, expected, found }) }
+        };
+        let count = |count: usize| count.to_string();
+        same("the number of groups".into(), count(self.groups.len()), count(found.groups.len()))?;
+        same("the number of tensors".into(), count(self.tensors.len()), count(found.tensors.len()))?;
+        let describe = |tensor: &TensorState| {
+            let master = if tensor.master.is_some() { "with" } else { "without" };
+            format!("{} elements in group {} {master} masters", tensor.exp_avg.len(), tensor.group)
+        };
+        for (index, (own, other)) in self.tensors.iter().zip(&found.tensors).enumerate() {
+            same(format!("tensor {index}"), describe(own), describe(other))?;
+        }
+        Ok(())
+    }
+}

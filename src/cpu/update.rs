@@ -1,0 +1,24 @@
+//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same, name for name.
+
+use crate::StepCoeffs;
+
+/// The rule that [`StepCoeffs`] states. `DUAL` is false where the caller knows that `inverse_scale` is 0.
+///
+/// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated in place.
+#[inline(always)]
+pub(super) fn update<const DUAL: bool>(c: &StepCoeffs, p: f32, grad: f32, m: &mut f32, v: &mut f32) -> f32 {
+    let mut g = c.grad_scale * grad;
+    if c.l2 != 0.0 {
+        g = c.l2.mul_add(p, g);
+    }
+    *m = c.one_minus_beta1.mul_add(g - *m, *m);
+    *v = c.one_minus_beta2.mul_add(g.mul_add(g, -*v), *v);
+    let s = v.sqrt() * c.inv_sqrt_bc2;
+    let q = c.adam_scale / (s + c.eps);
+    let mut w = q;
+    if DUAL && c.inverse_scale != 0.0 {
+        w = c.inverse_scale.mul_add(s + c.inverse_eps, q);
+    }
+    let u = if c.decay == 0.0 { *m * w } else { m.mul_add(w, c.decay * p) };
+    p - u
+}

@@ -1,0 +1,212 @@
+//! The element types of parameters and gradients, and their conversion to and from f32.
+
+use half::{bf16, f16};
+
+/// An element type of parameters or gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary32.
+    F32,
+    /// The upper half of binary32.
+    Bf16,
+    /// IEEE 754 binary16.
+    F16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A type that a buffer's elements can have: `f32`, [`bf16`] or [`f16`]. Sealed.
+///
+/// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and keeps a NaN a NaN.
+pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// The type at run time.
+    const DTYPE: Dtype;
+    /// The value as f32.
+    fn widen(self) -> f32;
+    /// The nearest value of this type.
+    fn narrow(value: f32) -> Self;
+}
+
+/// A 16-bit type that f32 masters can keep a copy of their parameter in: [`bf16`] or [`f16`].
+pub trait HalfElement: Element {}
+
+/// A gradient type that parameters of type `P` take. Sealed through [`Element`].
+///
+/// f32 parameters take any gradient; bf16 and f16 parameters take their own type or f32.
+///
+/// ```compile_fail
+/// use half::{bf16, f16};
+/// let (mut p, g, mut m, mut v) = ([f16::ONE], [bf16::ONE], [0.0], [0.0]);
+/// let coeffs = dualadam::DualAdamConfig::default().coeffs(1).unwrap();
+/// dualadam::cpu::step(&mut p, &g, &mut m, &mut v, &coeffs); // no kernel mixes the two
+/// ```
+pub trait GradOf<P: Element>: Element {}
+
+impl GradOf<f32> for f32 {}
+impl GradOf<f32> for bf16 {}
+impl GradOf<f32> for f16 {}
+impl GradOf<bf16> for bf16 {}
+impl GradOf<bf16> for f32 {}
+impl GradOf<f16> for f16 {}
+impl GradOf<f16> for f32 {}
+
+impl sealed::Sealed for f32 {}
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl sealed::Sealed for bf16 {}
+impl HalfElement for bf16 {}
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_bits(bf16_bits(value.to_bits()))
+    }
+}
+
+impl sealed::Sealed for f16 {}
+impl HalfElement for f16 {}
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(f32_bits_of_f16(self.to_bits()))
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_bits(f16_bits(value.to_bits()))
+    }
+}
+
+// Without branches and calls, so that the loops vectorise; `half` tests the processor's features at each call.
+
+const F32_INFINITY: u32 = 0x7f80_0000;
+
+#[inline(always)]
+fn bf16_bits(x: u32) -> u16 {
+    let rounded = x.wrapping_add(0x7fff + ((x >> 16) & 1)) >> 16;
+    let quiet_nan = (x >> 16) | 0x40;
+    (if x & 0x7fff_ffff > F32_INFINITY { quiet_nan } else { rounded }) as u16
+}
+
+#[inline(always)]
+fn f32_bits_of_f16(h: u16) -> u32 {
+    let magnitude = u32::from(h & 0x7fff);
+    let sign = u32::from(h & 0x8000) << 16;
+    // A subnormal is its integer value times 2^-24, which is exact.
+    let subnormal = (magnitude as f32 * f32::from_bits(0x3380_0000)).to_bits();
+    let normal = (magnitude << 13) + (112 << 23);
+    let special = (magnitude << 13) | F32_INFINITY;
+    let finite = if magnitude < 0x400 { subnormal } else { normal };
+    sign | if magnitude >= 0x7c00 { special } else { finite }
+}
+
+#[inline(always)]
+fn f16_bits(x: u32) -> u16 {
+    let magnitude = x & 0x7fff_ffff;
+    let sign = (x >> 16) & 0x8000;
+    // The unit of 0.5f32 is 2^-24, the smallest f16, so the addition rounds to it.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+    let normal = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
+    let quiet_nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let number = if magnitude >= 0x4780_0000 { 0x7c00 } else { finite };
+    (sign | if magnitude > F32_INFINITY { quiet_nan } else { number }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every 16-bit pattern widens as `half` widens it, and narrows back to itself.
+    #[test]
+    fn all_patterns_widen_exactly() {
+        for bits in 0..=u16::MAX {
+            let (b, h) = (bf16::from_bits(bits), f16::from_bits(bits));
+            assert_eq!(b.widen().is_nan(), b.is_nan());
+            assert_eq!(h.widen().is_nan(), h.is_nan());
+            if !b.is_nan() {
+                assert_eq!(b.widen().to_bits(), b.to_f32().to_bits());
+                assert_eq!(bf16::narrow(b.widen()), b);
+            }
+            if !h.is_nan() {
+                assert_eq!(h.widen().to_bits(), h.to_f32().to_bits(), "{bits:#x}");
+                assert_eq!(f16::narrow(h.widen()).to_bits(), bits);
+            }
+        }
+    }
+
+    fn check_narrowing(x: u32) {
+        let value = f32::from_bits(x);
+        if value.is_nan() {
+            assert!(bf16::narrow(value).is_nan() && f16::narrow(value).is_nan(), "{x:#x}");
+        } else {
+            assert_eq!(bf16::narrow(value).to_bits(), bf16::from_f32(value).to_bits(), "{x:#x}");
+            assert_eq!(f16::narrow(value).to_bits(), f16::from_f32(value).to_bits(), "{x:#x}");
+        }
+    }
+
+    /// Every tie between two neighbours of either type, and the values beside it, of both signs.
+    #[test]
+    fn all_ties_round_to_even() {
+        for bits in 0..=u16::MAX {
+            let bf16_tie = (u32::from(bits) << 16) | 0x8000;
+            // Between an f16 and the next one: their midpoint is exact in f32.
+            let (h, next) = (f16::from_bits(bits), f16::from_bits(bits.wrapping_add(1)));
+            let f16_tie = ((h.to_f32() + next.to_f32()) / 2.0).to_bits();
+            for tie in [bf16_tie, f16_tie] {
+                for x in [tie.wrapping_sub(1), tie, tie.wrapping_add(1)] {
+                    check_narrowing(x);
+                }
+            }
+        }
+    }
+
+    /// A stride through all of f32, and its edges.
+    #[test]
+    fn narrowing_agrees_with_half() {
+        for x in (0..=u32::MAX).step_by(if cfg!(miri) { 65_537 * 61 } else { 977 }) {
+            check_narrowing(x);
+        }
+        for edge in [65519.99_f32, 65520.0, 65536.0, f32::MAX, f32::INFINITY, f32::NAN, 2.0_f32.powi(-25), 0.0, 1e-45] {
+            check_narrowing(edge.to_bits());
+            check_narrowing((-edge).to_bits());
+        }
+    }
+}

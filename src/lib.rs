@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
+mod coeffs;
+mod config;
+pub mod cpu;
+mod dtype;
+mod error;
+pub mod reference;
+mod schedule;
+mod state;
+
+pub use coeffs::StepCoeffs;
+pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
+pub use dtype::{Dtype, Element, GradOf, HalfElement};
+pub use error::{Error, StateProblem};
+pub use half;
+pub use schedule::SwitchSchedule;
+pub use state::{FORMAT_VERSION, State, TensorState};
