@@ -96,7 +96,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_bits(bf16_bits(value.to_bits()))
+        Self::from_bits(bf16_bits(value))
     }
 }
 
@@ -110,7 +110,7 @@ impl Element for f16 {
     }
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_bits(f16_bits(value.to_bits()))
+        Self::from_bits(f16_bits(value))
     }
 }
 
@@ -119,10 +119,11 @@ impl Element for f16 {
 const F32_INFINITY: u32 = 0x7f80_0000;
 
 #[inline(always)]
-fn bf16_bits(x: u32) -> u16 {
+fn bf16_bits(value: f32) -> u16 {
+    let x = value.to_bits();
     let rounded = x.wrapping_add(0x7fff + ((x >> 16) & 1)) >> 16;
     let quiet_nan = (x >> 16) | 0x40;
-    (if x & 0x7fff_ffff > F32_INFINITY { quiet_nan } else { rounded }) as u16
+    (if value.is_nan() { quiet_nan } else { rounded }) as u16
 }
 
 #[inline(always)]
@@ -138,7 +139,8 @@ fn f32_bits_of_f16(h: u16) -> u32 {
 }
 
 #[inline(always)]
-fn f16_bits(x: u32) -> u16 {
+fn f16_bits(value: f32) -> u16 {
+    let x = value.to_bits();
     let magnitude = x & 0x7fff_ffff;
     let sign = (x >> 16) & 0x8000;
     // The unit of 0.5f32 is 2^-24, the smallest f16, so the addition rounds to it.
@@ -147,7 +149,7 @@ fn f16_bits(x: u32) -> u16 {
     let quiet_nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
     let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
     let number = if magnitude >= 0x4780_0000 { 0x7c00 } else { finite };
-    (sign | if magnitude > F32_INFINITY { quiet_nan } else { number }) as u16
+    (sign | if value.is_nan() { quiet_nan } else { number }) as u16
 }
 
 #[cfg(test)]

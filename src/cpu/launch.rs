@@ -97,30 +97,46 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
     }
 
     fn run_level<const DUAL: bool>(self, coeffs: &StepCoeffs, level: Level) {
+        let Self { params, grads, exp_avg, exp_avg_sq, copy } = self;
         match level {
-            Level::Portable => self.run_elements::<DUAL>(coeffs),
+            Level::Portable => elements::<DUAL, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Level::detect` returns this level only where the processor has AVX2 and FMA.
-            Level::Avx2Fma => unsafe { self.run_avx2_fma::<DUAL>(coeffs) },
+            Level::Avx2Fma => unsafe {
+                elements_avx2_fma::<DUAL, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
+            },
         }
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn run_avx2_fma<const DUAL: bool>(self, coeffs: &StepCoeffs) {
-        self.run_elements::<DUAL>(coeffs);
-    }
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn elements_avx2_fma<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
+    params: &mut [P],
+    grads: &[G],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    copy: &mut [C],
+    coeffs: &StepCoeffs,
+) {
+    elements::<DUAL, P, G, C>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
+}
 
-    /// The loop. It has no branch that depends on an element, so that it vectorises.
-    #[inline(always)]
-    fn run_elements<const DUAL: bool>(self, coeffs: &StepCoeffs) {
-        let coeffs = *coeffs;
-        let buffers = self.params.iter_mut().zip(self.grads).zip(self.exp_avg).zip(self.exp_avg_sq).zip(self.copy);
-        for ((((p, grad), m), v), copy) in buffers {
-            let new = update::<DUAL>(&coeffs, p.widen(), grad.widen(), m, v);
-            *p = P::narrow(new);
-            *copy = C::of(new);
-        }
+/// The loop. No branch depends on an element, and the buffers are arguments, known not to overlap: so it vectorises.
+#[inline(always)]
+fn elements<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
+    params: &mut [P],
+    grads: &[G],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    copy: &mut [C],
+    coeffs: &StepCoeffs,
+) {
+    let coeffs = *coeffs;
+    for ((((p, grad), m), v), copy) in params.iter_mut().zip(grads).zip(exp_avg).zip(exp_avg_sq).zip(copy) {
+        let new = update::<DUAL>(&coeffs, p.widen(), grad.widen(), m, v);
+        *p = P::narrow(new);
+        *copy = C::of(new);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::StepCoeffs;
 
-/// The rule that [`StepCoeffs`] states. `DUAL` is false where the caller knows that `inverse_scale` is 0.
+/// The rule that [`StepCoeffs`] states. `DUAL` says that `inverse_scale` is not 0: the caller has asked once for all elements.
 ///
 /// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated in place.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub(super) fn update<const DUAL: bool>(c: &StepCoeffs, p: f32, grad: f32, m: &mu
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let mut w = q;
-    if DUAL && c.inverse_scale != 0.0 {
+    if DUAL {
         w = c.inverse_scale.mul_add(s + c.inverse_eps, q);
     }
     let u = if c.decay == 0.0 { *m * w } else { m.mul_add(w, c.decay * p) };

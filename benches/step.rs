@@ -1,0 +1,35 @@
+//! criterion's view of the step and of the streams that bound it: `cargo bench --bench step`.
+//!
+//! Throughput is in bytes that the step must move; the unfused version is measured by the same bytes.
+
+mod workloads;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::time::Duration;
+use workloads::{NAMES, Workload, workload};
+
+fn step(criterion: &mut Criterion) {
+    for threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
+        for exponent in (12..=26).step_by(2) {
+            let mut group = criterion.benchmark_group(format!("{threads} threads, 2^{exponent} elements"));
+            for name in NAMES {
+                let Some(mut variant) = workload(name, 1 << exponent) else { continue };
+                group.throughput(Throughput::Bytes(variant.bytes()));
+                group.bench_function(name, |bencher| pool.install(|| bencher.iter(|| variant.run())));
+            }
+            group.finish();
+        }
+    }
+}
+
+fn settings() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(800))
+        .without_plots()
+}
+
+criterion_group!(name = benches; config = settings(); targets = step);
+criterion_main!(benches);

@@ -1,0 +1,107 @@
+//! Inputs for the comparisons: ordinary values, every special one, and configurations that take every branch of the rule.
+
+use dualadam::{DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+/// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
+pub(crate) const SPECIAL: [f32; 28] = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1.0e-39,
+    f32::MIN_POSITIVE,
+    -f32::MIN_POSITIVE,
+    5.960_464_5e-8,
+    2.980_232_2e-8,
+    6.103_515_6e-5,
+    1.0,
+    -1.0,
+    1.003_906_25,
+    1.011_718_75,
+    1.000_488_3,
+    1.001_464_8,
+    0.999_999_94,
+    65_504.0,
+    65_519.996,
+    65_520.0,
+    1e19,
+    -1e19,
+    f32::MAX,
+    f32::MIN,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+    -f32::NAN,
+];
+
+/// The sizes at which loops, vectors, chunks and threads have their edges.
+pub(crate) const SIZES: [usize; 20] =
+    [0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 4095, 4097, 32_767, 32_768, 32_769, 65_535, 65_537, 131_073, 1_000_003];
+
+/// The inputs of one tensor.
+#[derive(Clone)]
+pub(crate) struct Inputs {
+    pub(crate) p: Vec<f32>,
+    pub(crate) grad: Vec<f32>,
+    pub(crate) m: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+}
+
+impl Inputs {
+    /// Values of magnitudes from 1e-6 to 1e2 with signs; the second moment is not negative.
+    pub(crate) fn random(seed: u64, len: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut vector = |signed: bool| -> Vec<f32> {
+            let mut value = || {
+                let magnitude = 10.0_f32.powf(rng.random_range(-6.0..2.0));
+                if signed && rng.random() { -magnitude } else { magnitude }
+            };
+            (0..len).map(|_| value()).collect()
+        };
+        Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
+    }
+
+    /// Every special value as parameter, with every special value as gradient, and each of both as either moment.
+    pub(crate) fn special() -> Self {
+        let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
+        for (i, &a) in SPECIAL.iter().enumerate() {
+            for (j, &b) in SPECIAL.iter().enumerate() {
+                let (c, d) = (SPECIAL[(i + 7 * j) % SPECIAL.len()], SPECIAL[(5 * i + j) % SPECIAL.len()]);
+                inputs.p.extend([a, a, 1.0]);
+                inputs.grad.extend([b, 0.5, c]);
+                inputs.m.extend([0.25, b, a]);
+                inputs.v.extend([0.125, d.abs(), b.abs()]);
+            }
+        }
+        inputs
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.p.len()
+    }
+}
+
+/// The values narrowed to `T`.
+pub(crate) fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&value| T::narrow(value)).collect()
+}
+
+/// Configurations and steps that together take every branch of the rule.
+pub(crate) fn configs() -> Vec<(DualAdamConfig, u64)> {
+    let linear = |until| SwitchSchedule::linear_until(until);
+    vec![
+        (DualAdamConfig::default(), 1),
+        (DualAdamConfig::default().with_schedule(linear(100)).with_lr(1e-2), 60),
+        (DualAdamConfig::adam(), 1),
+        (DualAdamConfig::adamw(0.1).with_lr(1e-2), 1000),
+        (DualAdamConfig::inv_adam().with_maximize(true), 3),
+        (DualAdamConfig::authors_code().with_weight_decay(WeightDecay::Decoupled(0.05)), 10),
+        (DualAdamConfig::default().with_weight_decay(WeightDecay::L2(0.05)).with_schedule(linear(10)), 5),
+        (DualAdamConfig::adam().with_weight_decay(WeightDecay::L2(0.5)).with_maximize(true), 2),
+        (DualAdamConfig::default().with_inverse_term(InverseTerm::WithEps).with_eps(1e-2), 7),
+        (DualAdamConfig::default().with_betas(0.0, 0.0), 1),
+        (DualAdamConfig::default().with_betas(0.95, 0.9999).with_lr(0.0), 20_000),
+    ]
+}
