@@ -9,6 +9,7 @@ mod error;
 pub mod reference;
 mod schedule;
 mod state;
+mod state_file;
 
 pub use coeffs::StepCoeffs;
 pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
@@ -16,4 +17,5 @@ pub use dtype::{Dtype, Element, GradOf, HalfElement};
 pub use error::{Error, StateProblem};
 pub use half;
 pub use schedule::SwitchSchedule;
-pub use state::{FORMAT_VERSION, State, TensorState};
+pub use state::{State, TensorLayout, TensorState};
+pub use state_file::FORMAT_VERSION;

@@ -13,7 +13,7 @@ mod optimizer;
 mod tensor;
 mod update;
 
-pub use optimizer::{DualAdam, TensorLayout};
+pub use optimizer::DualAdam;
 pub use tensor::{CopyMut, Grads, ParamsMut, Tensor, step_list};
 
 use crate::dtype::{Element, GradOf, HalfElement};

@@ -5,42 +5,10 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::dtype::Element;
-use crate::state::{State, TensorState};
-use crate::{DualAdamConfig, Error, StateProblem, StepCoeffs};
+use crate::{DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
 use super::launch::SEQUENTIAL;
 use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
-
-/// What an optimizer must know of a tensor beforehand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TensorLayout {
-    /// Elements.
-    pub len: usize,
-    /// Index of the parameter group.
-    pub group: usize,
-    /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
-    pub master: bool,
-}
-
-impl TensorLayout {
-    /// A tensor of `len` elements in group 0, without masters.
-    #[must_use]
-    pub fn new(len: usize) -> Self {
-        Self { len, group: 0, master: false }
-    }
-
-    /// Puts the tensor into a group.
-    #[must_use]
-    pub fn in_group(self, group: usize) -> Self {
-        Self { group, ..self }
-    }
-
-    /// Keeps f32 masters of the tensor, whose parameters are then bf16 or f16.
-    #[must_use]
-    pub fn with_master(self) -> Self {
-        Self { master: true, ..self }
-    }
-}
 
 /// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and gradients for each step.
 ///
@@ -89,7 +57,7 @@ impl DualAdam {
     /// # Example
     ///
     /// ```
-    /// use dualadam::{DualAdamConfig, WeightDecay, cpu::{DualAdam, TensorLayout}};
+    /// use dualadam::{DualAdamConfig, TensorLayout, WeightDecay, cpu::DualAdam};
     ///
     /// let decayed = DualAdamConfig::default().with_weight_decay(WeightDecay::Decoupled(0.1));
     /// let layout = [TensorLayout::new(1024).with_master(), TensorLayout::new(32).in_group(1)];
@@ -97,21 +65,7 @@ impl DualAdam {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn with_groups(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
-        groups.iter().try_for_each(DualAdamConfig::validate)?;
-        for (tensor, layout) in layout.iter().enumerate() {
-            if layout.group >= groups.len() {
-                return Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group });
-            }
-        }
-        let tensors = layout.iter().map(|layout| TensorState {
-            group: layout.group,
-            step: 0,
-            exp_avg: vec![0.0; layout.len],
-            exp_avg_sq: vec![0.0; layout.len],
-            master: layout.master.then(|| vec![0.0; layout.len]),
-            master_is_set: false,
-        });
-        Ok(Self::from(State { groups: groups.to_vec(), tensors: tensors.collect() }))
+        Ok(Self::from(State::new(groups, layout)?))
     }
 
     /// One step of every tensor that has a gradient; the others stay as they are.
@@ -367,25 +321,5 @@ impl Grads<'_> {
             Self::Bf16(buffer) => Grads::Bf16(buffer),
             Self::F16(buffer) => Grads::F16(buffer),
         }
-    }
-}
-
-impl State {
-    /// Fails unless `found` has the same tensors as this state, in lengths, groups and masters.
-    pub(crate) fn check_layout(&self, found: &Self) -> Result<(), StateProblem> {
-        let same = |what: String, expected: String, found: String| {
-            if expected == found { Ok(()) } else { Err(StateProblem::Layout { what, expected, found }) }
-        };
-        let count = |count: usize| count.to_string();
-        same("the number of groups".into(), count(self.groups.len()), count(found.groups.len()))?;
-        same("the number of tensors".into(), count(self.tensors.len()), count(found.tensors.len()))?;
-        let describe = |tensor: &TensorState| {
-            let master = if tensor.master.is_some() { "with" } else { "without" };
-            format!("{} elements in group {} {master} masters", tensor.exp_avg.len(), tensor.group)
-        };
-        for (index, (own, other)) in self.tensors.iter().zip(&found.tensors).enumerate() {
-            same(format!("tensor {index}"), describe(own), describe(other))?;
-        }
-        Ok(())
     }
 }
