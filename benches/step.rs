@@ -6,9 +6,10 @@ mod workloads;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
-use workloads::{NAMES, Workload, workload};
+use workloads::{NAMES, verify, workload};
 
 fn step(criterion: &mut Criterion) {
+    verify();
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
         for exponent in (12..=26).step_by(2) {

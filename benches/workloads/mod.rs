@@ -56,6 +56,18 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Box<dyn Workload>> {
     })
 }
 
+/// Fails unless the step does what the unfused version does, so that no benchmark times a wrong result.
+pub(crate) fn verify() {
+    let len = 100_000;
+    let mut unfused = Unfused::new(len);
+    let mut fused = Step(Buffers::<f32, f32>::new(len), unfused.coeffs);
+    unfused.run();
+    fused.run();
+    for (unfused, fused) in unfused.buffers.params.iter().zip(&fused.0.params) {
+        assert!((unfused - fused).abs() <= 1e-6, "the fused step gives {fused}, the unfused one {unfused}");
+    }
+}
+
 /// Values between -1 and 1 that differ from element to element.
 fn ramp<T: Element>(len: usize) -> Vec<T> {
     (0..len).into_par_iter().map(|i| T::narrow((i % 8191) as f32 / 4096.0 - 1.0)).collect()
