@@ -8,7 +8,7 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 16;
 
 /// One thing to time, over buffers of its own.
-pub(crate) trait Workload {
+pub(crate) trait Workload: Send {
     /// Runs once.
     fn run(&mut self);
     /// Bytes that one run must move.
