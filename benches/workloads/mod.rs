@@ -1,5 +1,7 @@
 //! What is timed: the step in its variants, and the streams that bound it. All of them move the bytes that they report.
 
+use std::ops::{Deref, DerefMut};
+
 use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs, cpu};
 use half::bf16;
 use rayon::prelude::*;
@@ -43,7 +45,7 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Box<dyn Workload>> {
         config.coeffs(3).ok()
     };
     Some(match (kind, buffers) {
-        ("copy", _) => Box::new(Copy { from: ramp(len), to: vec![0.0; len] }),
+        ("copy", _) => Box::new(PlainCopy { from: ramp(len), to: Buffer::filled(0.0, len) }),
         ("triad", "f32") => Box::new(Triad(Buffers::<f32, f32>::new(len))),
         ("triad", "bf16") => Box::new(Triad(Buffers::<bf16, bf16>::new(len))),
         ("triad", "master") => Box::new(MasterTriad(MasterBuffers::new(len))),
@@ -63,28 +65,58 @@ pub(crate) fn verify() {
     let mut fused = Step(Buffers::<f32, f32>::new(len), unfused.coeffs);
     unfused.run();
     fused.run();
-    for (unfused, fused) in unfused.buffers.params.iter().zip(&fused.0.params) {
+    for (unfused, fused) in unfused.buffers.params.iter().zip(fused.0.params.iter()) {
         assert!((unfused - fused).abs() <= 1e-6, "the fused step gives {fused}, the unfused one {unfused}");
     }
 }
 
+/// A buffer that starts at a cache line, as the allocators of frameworks give them; `Vec`'s large ones start 16 bytes later.
+struct Buffer<T> {
+    storage: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Copy> Buffer<T> {
+    fn filled(value: T, len: usize) -> Self {
+        let storage = vec![value; len + 64];
+        Self { start: storage.as_ptr().align_offset(64), storage, len }
+    }
+}
+
+impl<T> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.storage[self.start..][..self.len]
+    }
+}
+
+impl<T> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.storage[self.start..][..self.len]
+    }
+}
+
 /// Values between -1 and 1 that differ from element to element.
-fn ramp<T: Element>(len: usize) -> Vec<T> {
-    (0..len).into_par_iter().map(|i| T::narrow((i % 8191) as f32 / 4096.0 - 1.0)).collect()
+fn ramp<T: Element>(len: usize) -> Buffer<T> {
+    let mut buffer = Buffer::filled(T::narrow(0.0), len);
+    let values = buffer.par_iter_mut().enumerate();
+    values.for_each(|(i, value)| *value = T::narrow((i % 8191) as f32 / 4096.0 - 0.9999));
+    buffer
 }
 
 /// A tensor's buffers.
 pub(crate) struct Buffers<P, G> {
-    params: Vec<P>,
-    grads: Vec<G>,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
+    params: Buffer<P>,
+    grads: Buffer<G>,
+    exp_avg: Buffer<f32>,
+    exp_avg_sq: Buffer<f32>,
 }
 
 impl<P: Element, G: Element> Buffers<P, G> {
     /// Buffers of `len` elements.
     pub(crate) fn new(len: usize) -> Self {
-        Self { params: ramp(len), grads: ramp(len), exp_avg: ramp(len), exp_avg_sq: vec![0.5; len] }
+        Self { params: ramp(len), grads: ramp(len), exp_avg: ramp(len), exp_avg_sq: Buffer::filled(0.5, len) }
     }
 
     fn bytes(&self) -> u64 {
@@ -95,8 +127,8 @@ impl<P: Element, G: Element> Buffers<P, G> {
 impl Buffers<f32, f32> {
     fn tensor(&mut self) -> cpu::Tensor<'_> {
         cpu::Tensor {
-            params: (&mut self.params).into(),
-            grads: (&self.grads).into(),
+            params: (&mut *self.params).into(),
+            grads: (&*self.grads).into(),
             exp_avg: &mut self.exp_avg,
             exp_avg_sq: &mut self.exp_avg_sq,
             copy: None,
@@ -107,12 +139,12 @@ impl Buffers<f32, f32> {
 
 struct MasterBuffers {
     buffers: Buffers<f32, bf16>,
-    copy: Vec<bf16>,
+    copy: Buffer<bf16>,
 }
 
 impl MasterBuffers {
     fn new(len: usize) -> Self {
-        Self { buffers: Buffers::new(len), copy: vec![bf16::ZERO; len] }
+        Self { buffers: Buffers::new(len), copy: Buffer::filled(bf16::ZERO, len) }
     }
 
     fn bytes(&self) -> u64 {
@@ -187,12 +219,12 @@ impl Workload for List {
     }
 }
 
-struct Copy {
-    from: Vec<f32>,
-    to: Vec<f32>,
+struct PlainCopy {
+    from: Buffer<f32>,
+    to: Buffer<f32>,
 }
 
-impl Workload for Copy {
+impl Workload for PlainCopy {
     fn run(&mut self) {
         let chunks = self.to.par_chunks_mut(CHUNK).zip(self.from.par_chunks(CHUNK));
         chunks.for_each(|(to, from)| to.copy_from_slice(from));
@@ -297,15 +329,15 @@ impl Workload for MasterTriad {
 /// DualAdam as a framework without a fused kernel runs it: one pass through memory per operation.
 struct Unfused {
     buffers: Buffers<f32, f32>,
-    root: Vec<f32>,
-    factor: Vec<f32>,
+    root: Buffer<f32>,
+    factor: Buffer<f32>,
     coeffs: StepCoeffs,
 }
 
 impl Unfused {
     fn new(len: usize) -> Self {
         let coeffs = DualAdamConfig::default().coeffs(3).expect("the defaults are valid");
-        Self { buffers: Buffers::new(len), root: vec![0.0; len], factor: vec![0.0; len], coeffs }
+        Self { buffers: Buffers::new(len), root: Buffer::filled(0.0, len), factor: Buffer::filled(0.0, len), coeffs }
     }
 }
 

@@ -1,12 +1,21 @@
 //! How a step runs over one tensor: split over the threads, then the widest vectors the processor has.
 
 use crate::dtype::{Element, HalfElement};
-use crate::{Error, StepCoeffs};
+use crate::{Dtype, Error, StepCoeffs};
 
 use super::update::update;
 
 /// Elements that one task takes: large enough that a steal costs nothing beside it, small enough to balance.
 const CHUNK: usize = 1 << 16;
+
+/// Elements whose new parameters wait, as f32, to be narrowed in a loop of their own.
+///
+/// In one loop, the dozen instructions of the narrowing wait for the division and fill the processor's queue, so that the next
+/// division starts late: 1.13 against 0.74 ns an element in bf16 on a Zen 3 core, with blocks of 512; of 64, 0.87.
+const BLOCK: usize = 512;
+
+/// Bytes to which the body of a step is aligned: a cache line.
+const ALIGNMENT: usize = 64;
 
 /// Up to here a step stays on the calling thread: waking another costs more than it saves.
 pub(super) const SEQUENTIAL: usize = 1 << 15;
@@ -57,10 +66,15 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
     /// One step over buffers that [`check`](Self::check) has passed.
     pub(super) fn run(self, coeffs: &StepCoeffs) {
         let level = Level::detect();
-        if self.params.len() <= SEQUENTIAL {
-            self.run_chunk(coeffs, level);
+        // Vectors that straddle cache lines cost a tenth of the speed. Large buffers come from the allocator 16 bytes off, and
+        // all alike, so one head aligns them all.
+        let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.params.len());
+        let (head, body) = self.split_at(head);
+        head.run_chunk(coeffs, level);
+        if body.params.len() <= SEQUENTIAL {
+            body.run_chunk(coeffs, level);
         } else {
-            self.run_parallel(coeffs, level);
+            body.run_parallel(coeffs, level);
         }
     }
 
@@ -68,13 +82,13 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
         if self.params.len() <= CHUNK {
             return self.run_chunk(coeffs, level);
         }
-        let (left, right) = self.halves();
+        // A multiple of 64 elements, so that both halves start aligned and share no cache line.
+        let middle = (self.params.len() / 2).next_multiple_of(64);
+        let (left, right) = self.split_at(middle);
         rayon::join(|| left.run_parallel(coeffs, level), || right.run_parallel(coeffs, level));
     }
 
-    fn halves(self) -> (Self, Self) {
-        // A multiple of 64 elements, so that two threads share no cache line of aligned buffers.
-        let middle = (self.params.len() / 2).next_multiple_of(64);
+    fn split_at(self, middle: usize) -> (Self, Self) {
         let (params, params_right) = self.params.split_at_mut(middle);
         let (grads, grads_right) = self.grads.split_at(middle);
         let (exp_avg, exp_avg_right) = self.exp_avg.split_at_mut(middle);
@@ -92,18 +106,28 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
         )
     }
 
+    /// Asks which terms are there once for all elements: the loop has no test left.
     fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
-        if coeffs.is_adam() { self.run_level::<false>(coeffs, level) } else { self.run_level::<true>(coeffs, level) }
+        match (coeffs.inverse_scale != 0.0, coeffs.l2 != 0.0, coeffs.decay != 0.0) {
+            (false, false, false) => self.run_level::<false, false, false>(coeffs, level),
+            (false, false, true) => self.run_level::<false, false, true>(coeffs, level),
+            (false, true, false) => self.run_level::<false, true, false>(coeffs, level),
+            (false, true, true) => self.run_level::<false, true, true>(coeffs, level),
+            (true, false, false) => self.run_level::<true, false, false>(coeffs, level),
+            (true, false, true) => self.run_level::<true, false, true>(coeffs, level),
+            (true, true, false) => self.run_level::<true, true, false>(coeffs, level),
+            (true, true, true) => self.run_level::<true, true, true>(coeffs, level),
+        }
     }
 
-    fn run_level<const DUAL: bool>(self, coeffs: &StepCoeffs, level: Level) {
+    fn run_level<const DUAL: bool, const L2: bool, const DECAY: bool>(self, coeffs: &StepCoeffs, level: Level) {
         let Self { params, grads, exp_avg, exp_avg_sq, copy } = self;
         match level {
-            Level::Portable => elements::<DUAL, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs),
+            Level::Portable => elements::<DUAL, L2, DECAY, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Level::detect` returns this level only where the processor has AVX2 and FMA.
             Level::Avx2Fma => unsafe {
-                elements_avx2_fma::<DUAL, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
+                elements_avx2_fma::<DUAL, L2, DECAY, _, _, _>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
             },
         }
     }
@@ -111,7 +135,7 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn elements_avx2_fma<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
+fn elements_avx2_fma<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: Element, C: CopyElement>(
     params: &mut [P],
     grads: &[G],
     exp_avg: &mut [f32],
@@ -119,12 +143,12 @@ fn elements_avx2_fma<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
     copy: &mut [C],
     coeffs: &StepCoeffs,
 ) {
-    elements::<DUAL, P, G, C>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
+    elements::<DUAL, L2, DECAY, P, G, C>(params, grads, exp_avg, exp_avg_sq, copy, coeffs);
 }
 
-/// The loop. No branch depends on an element, and the buffers are arguments, known not to overlap: so it vectorises.
+/// The loops. No branch depends on an element, and the buffers are arguments, known not to overlap: so they vectorise.
 #[inline(always)]
-fn elements<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
+fn elements<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: Element, C: CopyElement>(
     params: &mut [P],
     grads: &[G],
     exp_avg: &mut [f32],
@@ -133,10 +157,46 @@ fn elements<const DUAL: bool, P: Element, G: Element, C: CopyElement>(
     coeffs: &StepCoeffs,
 ) {
     let coeffs = *coeffs;
-    for ((((p, grad), m), v), copy) in params.iter_mut().zip(grads).zip(exp_avg).zip(exp_avg_sq).zip(copy) {
-        let new = update::<DUAL>(&coeffs, p.widen(), grad.widen(), m, v);
-        *p = P::narrow(new);
-        *copy = C::of(new);
+    if P::DTYPE == Dtype::F32 && size_of::<C>() == 0 {
+        return in_place::<DUAL, L2, DECAY, P, G>(params, grads, exp_avg, exp_avg_sq, &coeffs);
+    }
+    let mut new = [0.0; BLOCK];
+    let moments = exp_avg.chunks_mut(BLOCK).zip(exp_avg_sq.chunks_mut(BLOCK));
+    let values = params.chunks_mut(BLOCK).zip(grads.chunks(BLOCK));
+    // Chunks of `()` would not end by themselves, but the others do.
+    for (((params, grads), (exp_avg, exp_avg_sq)), copy) in values.zip(moments).zip(copy.chunks_mut(BLOCK)) {
+        let new = &mut new[..params.len()];
+        aside::<DUAL, L2, DECAY, P, G>(params, grads, exp_avg, exp_avg_sq, new, &coeffs);
+        params.iter_mut().zip(&*new).for_each(|(p, &new)| *p = P::narrow(new));
+        copy.iter_mut().zip(&*new).for_each(|(copy, &new)| *copy = C::of(new));
+    }
+}
+
+#[inline(always)]
+fn in_place<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: Element>(
+    params: &mut [P],
+    grads: &[G],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    coeffs: &StepCoeffs,
+) {
+    for (((p, grad), m), v) in params.iter_mut().zip(grads).zip(exp_avg).zip(exp_avg_sq) {
+        *p = P::narrow(update::<DUAL, L2, DECAY>(coeffs, p.widen(), grad.widen(), m, v));
+    }
+}
+
+/// Leaves the new parameters in `new`, as f32.
+#[inline(always)]
+fn aside<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: Element>(
+    params: &[P],
+    grads: &[G],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    new: &mut [f32],
+    coeffs: &StepCoeffs,
+) {
+    for ((((p, grad), m), v), new) in params.iter().zip(grads).zip(exp_avg).zip(exp_avg_sq).zip(new) {
+        *new = update::<DUAL, L2, DECAY>(coeffs, p.widen(), grad.widen(), m, v);
     }
 }
 

@@ -2,23 +2,25 @@
 
 use crate::StepCoeffs;
 
-/// The rule that [`StepCoeffs`] states. `DUAL` says that `inverse_scale` is not 0: the caller has asked once for all elements.
+/// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2` and `decay` are not 0: the
+/// caller has asked once for all elements.
 ///
 /// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated in place.
 #[inline(always)]
-pub(super) fn update<const DUAL: bool>(c: &StepCoeffs, p: f32, grad: f32, m: &mut f32, v: &mut f32) -> f32 {
-    let mut g = c.grad_scale * grad;
-    if c.l2 != 0.0 {
-        g = c.l2.mul_add(p, g);
-    }
+pub(super) fn update<const DUAL: bool, const L2: bool, const DECAY: bool>(
+    c: &StepCoeffs,
+    p: f32,
+    grad: f32,
+    m: &mut f32,
+    v: &mut f32,
+) -> f32 {
+    let g = c.grad_scale * grad;
+    let g = if !L2 { g } else { c.l2.mul_add(p, g) };
     *m = c.one_minus_beta1.mul_add(g - *m, *m);
     *v = c.one_minus_beta2.mul_add(g.mul_add(g, -*v), *v);
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
-    let mut w = q;
-    if DUAL {
-        w = c.inverse_scale.mul_add(s + c.inverse_eps, q);
-    }
-    let u = if c.decay == 0.0 { *m * w } else { m.mul_add(w, c.decay * p) };
+    let w = if !DUAL { q } else { c.inverse_scale.mul_add(s + c.inverse_eps, q) };
+    let u = if !DECAY { *m * w } else { m.mul_add(w, c.decay * p) };
     p - u
 }

@@ -49,7 +49,8 @@ def arrays(optimizer, params):
 def run(case, rng):
     kind = getattr(torch.optim, case.pop("optimizer"))
     grad = gradients(rng)
-    params = torch.nn.Parameter(torch.from_numpy(rng.normal(size=N)))
+    # Small ones too, beside which an update is large.
+    params = torch.nn.Parameter(torch.from_numpy(rng.normal(size=N) * 10.0 ** rng.uniform(-5, 0, N)))
     optimizer = kind([params], foreach=False, fused=False, **case)
     for t in range(START):
         step(optimizer, params, grad[t])
