@@ -211,7 +211,7 @@ fn kind() -> impl Strategy<Value = (Dtype, Dtype, Option<Dtype>)> {
 
 /// Mostly short: every remainder of the vector widths. Some lengths are beyond what one thread takes.
 fn len() -> impl Strategy<Value = usize> {
-    prop_oneof![1 => Just(0), 20 => 1..300_usize, 3 => 32_700..33_000_usize, 1 => 65_500..140_000_usize]
+    prop_oneof![1 => Just(0), 20 => 1..300_usize, 3 => 32_700..33_000_usize, 2 => 65_500..400_000_usize]
 }
 
 fn buffers() -> impl Strategy<Value = Buffers> {
