@@ -22,6 +22,9 @@ use crate::{DualAdamConfig, InverseTerm, WeightDecay};
 /// p = p - u
 /// ```
 ///
+/// The gradient and the parameter are first widened to f32, which is exact; the new parameter is narrowed to its own type once, to
+/// nearest even.
+///
 /// A term whose coefficient is 0 is absent, not multiplied by 0: 0·inf would be NaN.
 ///
 /// The layout is that of the kernels' argument: ten f32, 40 bytes, no padding. [`DualAdamConfig::coeffs`] makes valid ones;

@@ -209,14 +209,18 @@ impl DualAdamConfig {
     /// 0 and rounds to 0 or infinity as an f32.
     pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, Error> {
         self.validate()?;
-        finite_and_not_negative("grad_multiplier", grad_multiplier)?;
-        let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
-        require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)?;
+        check_grad_multiplier(grad_multiplier)?;
         if step == 0 {
             return Err(Error::StepZero);
         }
         Ok(StepCoeffs::new(self, step, grad_multiplier))
     }
+}
+
+pub(crate) fn check_grad_multiplier(grad_multiplier: f64) -> Result<(), Error> {
+    finite_and_not_negative("grad_multiplier", grad_multiplier)?;
+    let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
+    require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)
 }
 
 fn require(name: &'static str, requirement: &'static str, value: f64, holds: bool) -> Result<(), Error> {

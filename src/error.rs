@@ -6,7 +6,8 @@ use crate::Dtype;
 
 /// What can be wrong with a call. Every variant names the argument, what is required of it and what it was.
 ///
-/// A call that returns an error has written nothing.
+/// A call that returns an error has written nothing, except that [`State::save`](crate::State::save) may fail to make a finished
+/// file durable.
 ///
 /// # Example
 ///
@@ -33,7 +34,7 @@ pub enum Error {
     #[error("step must be at least 1, got 0")]
     StepZero,
     /// A tensor's step counter cannot grow further.
-    #[error("step of tensor {tensor} must be below {max}, it is the largest there is", max = u64::MAX)]
+    #[error("step of tensor {tensor} must be below {max} to be updated, got {max}", max = u64::MAX)]
     StepOverflow {
         /// Position of the tensor in the list.
         tensor: usize,

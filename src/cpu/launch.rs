@@ -5,8 +5,9 @@ use crate::{Dtype, Error, StepCoeffs};
 
 use super::update::update;
 
-/// Elements that one task takes: large enough that a steal costs nothing beside it, small enough to balance.
-const CHUNK: usize = 1 << 16;
+/// Elements that one task takes at most: large enough that a steal costs little beside it, small enough to balance. A step of up
+/// to so many elements stays on the calling thread, since waking another costs more than it saves.
+pub(super) const CHUNK: usize = 1 << 15;
 
 /// Elements whose new parameters wait, as f32, to be narrowed in a loop of their own.
 ///
@@ -17,9 +18,6 @@ const BLOCK: usize = 512;
 /// Bytes to which the body of a step is aligned: a cache line.
 const ALIGNMENT: usize = 64;
 
-/// Up to here a step stays on the calling thread: waking another costs more than it saves.
-pub(super) const SEQUENTIAL: usize = 1 << 15;
-
 /// The buffers of one tensor, all of one length. `copy` is a slice of `()` where there is no 16-bit copy.
 pub(super) struct Streams<'a, P, G, C> {
     pub(super) params: &'a mut [P],
@@ -28,6 +26,9 @@ pub(super) struct Streams<'a, P, G, C> {
     pub(super) exp_avg_sq: &'a mut [f32],
     pub(super) copy: &'a mut [C],
 }
+
+/// The copy that is not there, for any length: an array of `()` has no size.
+pub(super) const NO_COPY: [(); usize::MAX] = [(); usize::MAX];
 
 /// What is written into the copy: a 16-bit number or nothing.
 pub(super) trait CopyElement: Copy + Send {
@@ -66,16 +67,12 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
     /// One step over buffers that [`check`](Self::check) has passed.
     pub(super) fn run(self, coeffs: &StepCoeffs) {
         let level = Level::detect();
-        // Vectors that straddle cache lines cost a tenth of the speed. Large buffers come from the allocator 16 bytes off, and
-        // all alike, so one head aligns them all.
+        // Vectors that straddle cache lines are slower. Large buffers come from the allocator 16 bytes off, and all alike, so one
+        // head aligns those of f32, which are most of the traffic.
         let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.params.len());
         let (head, body) = self.split_at(head);
         head.run_chunk(coeffs, level);
-        if body.params.len() <= SEQUENTIAL {
-            body.run_chunk(coeffs, level);
-        } else {
-            body.run_parallel(coeffs, level);
-        }
+        body.run_parallel(coeffs, level);
     }
 
     fn run_parallel(self, coeffs: &StepCoeffs, level: Level) {
@@ -108,7 +105,7 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
 
     /// Asks which terms are there once for all elements: the loop has no test left.
     fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
-        match (coeffs.inverse_scale != 0.0, coeffs.l2 != 0.0, coeffs.decay != 0.0) {
+        match (!coeffs.is_adam(), coeffs.l2 != 0.0, coeffs.decay != 0.0) {
             (false, false, false) => self.run_level::<false, false, false>(coeffs, level),
             (false, false, true) => self.run_level::<false, false, true>(coeffs, level),
             (false, true, false) => self.run_level::<false, true, false>(coeffs, level),
@@ -163,7 +160,6 @@ fn elements<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: 
     let mut new = [0.0; BLOCK];
     let moments = exp_avg.chunks_mut(BLOCK).zip(exp_avg_sq.chunks_mut(BLOCK));
     let values = params.chunks_mut(BLOCK).zip(grads.chunks(BLOCK));
-    // Chunks of `()` would not end by themselves, but the others do.
     for (((params, grads), (exp_avg, exp_avg_sq)), copy) in values.zip(moments).zip(copy.chunks_mut(BLOCK)) {
         let new = &mut new[..params.len()];
         aside::<DUAL, L2, DECAY, P, G>(params, grads, exp_avg, exp_avg_sq, new, &coeffs);
@@ -224,44 +220,53 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::{DualAdamConfig, GradOf, WeightDecay};
+    use crate::{DualAdamConfig, GradOf};
 
     const LEN: usize = 1003;
 
     /// The bits of all that a step wrote, at one level. NaNs count as one value.
-    fn bits<P: Element, G: GradOf<P>>(level: Level, coeffs: &StepCoeffs) -> Vec<u32> {
+    fn bits<P: Element, G: GradOf<P>, C: CopyElement>(
+        level: Level,
+        coeffs: &StepCoeffs,
+        copy: &mut [C],
+        read: fn(C) -> f32,
+    ) -> Vec<u32> {
         // Bit patterns in steps through all of f32: normal and subnormal numbers, infinities and NaNs.
         let pattern = |i: usize, step: u32| f32::from_bits((i as u32).wrapping_mul(step));
         let mut params: Vec<_> = (0..LEN).map(|i| P::narrow(pattern(i, 4_282_663))).collect();
         let grads: Vec<_> = (0..LEN).map(|i| G::narrow(pattern(i, 2_654_435_761))).collect();
         let mut exp_avg: Vec<_> = (0..LEN).map(|i| pattern(i, 40_503)).collect();
         let mut exp_avg_sq: Vec<_> = (0..LEN).map(|i| pattern(i, 2_246_822_519).abs()).collect();
-        let mut copy = vec![bf16::ZERO; LEN];
-        let (params_, grads_) = (&mut params[..], &grads[..]);
-        Streams { params: params_, grads: grads_, exp_avg: &mut exp_avg, exp_avg_sq: &mut exp_avg_sq, copy: &mut copy }
-            .run_chunk(coeffs, level);
+        let streams = Streams {
+            params: params.as_mut_slice(),
+            grads: grads.as_slice(),
+            exp_avg: &mut exp_avg,
+            exp_avg_sq: &mut exp_avg_sq,
+            copy: &mut *copy,
+        };
+        streams.run_chunk(coeffs, level);
         let values = params.iter().map(|p| p.widen()).chain(exp_avg).chain(exp_avg_sq);
-        let values = values.chain(copy.iter().map(|c| c.widen()));
+        let values = values.chain(copy.iter().map(|&copy| read(copy)));
         values.map(|value| if value.is_nan() { u32::MAX } else { value.to_bits() }).collect()
     }
 
     fn same_bits<P: Element, G: GradOf<P>>(coeffs: &StepCoeffs) {
-        let portable = bits::<P, G>(Level::Portable, coeffs);
-        assert_eq!(
-            bits::<P, G>(Level::detect(), coeffs),
-            portable,
-            "{}/{} at {:?}",
-            P::DTYPE,
-            G::DTYPE,
-            Level::detect()
-        );
+        let (widest, what) = (Level::detect(), format!("{}/{} with {coeffs:?}", P::DTYPE, G::DTYPE));
+        let none = |level| bits::<P, G, ()>(level, coeffs, &mut [(); LEN], |()| 0.0);
+        assert_eq!(none(widest), none(Level::Portable), "{what}");
+        let copied = |level| bits::<P, G, bf16>(level, coeffs, &mut [bf16::ZERO; LEN], bf16::widen);
+        assert_eq!(copied(widest), copied(Level::Portable), "{what} and a bf16 copy");
+        let copied = |level| bits::<P, G, f16>(level, coeffs, &mut [f16::ZERO; LEN], f16::widen);
+        assert_eq!(copied(widest), copied(Level::Portable), "{what} and an f16 copy");
     }
 
     #[test]
     fn every_level_gives_the_same_bits() {
-        let dual = DualAdamConfig::default().with_weight_decay(WeightDecay::L2(0.1));
-        for config in [dual, DualAdamConfig::adamw(0.1), DualAdamConfig::authors_code()] {
-            let coeffs = config.coeffs(7).unwrap();
+        let dual = DualAdamConfig::authors_code().coeffs(7).unwrap();
+        for terms in 0..8 {
+            let present = |bit: u32, value| if terms >> bit & 1 == 1 { value } else { 0.0 };
+            let inverse_scale = present(0, dual.inverse_scale);
+            let coeffs = StepCoeffs { inverse_scale, l2: present(1, 0.1), decay: present(2, 1e-3), ..dual };
             same_bits::<f32, f32>(&coeffs);
             same_bits::<f32, bf16>(&coeffs);
             same_bits::<f32, f16>(&coeffs);

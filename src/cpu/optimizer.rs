@@ -4,10 +4,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::config::check_grad_multiplier;
 use crate::dtype::Element;
+use crate::state::check_second_moment;
 use crate::{DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
-use super::launch::SEQUENTIAL;
+use super::launch::CHUNK;
 use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
 
 /// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and gradients for each step.
@@ -88,12 +90,24 @@ impl DualAdam {
     ///
     /// As [`step`](Self::step), and [`Error::Value`] for a multiplier that
     /// [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # let mut optimizer = dualadam::cpu::DualAdam::new(dualadam::DualAdamConfig::adam(), &[1])?;
+    /// let (loss_scale, norm, max_norm) = (1024.0, 5.0, 1.0_f64); // the norm is that of the unscaled gradients
+    /// let clip = f64::min(1.0, max_norm / norm);
+    /// let (mut w, grads) = ([1.0_f32], [1024.0_f32]);
+    /// optimizer.step_scaled(&mut [(&mut w).into()], &[Some((&grads).into())], clip / loss_scale)?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn step_scaled(
         &mut self,
         params: &mut [ParamsMut<'_>],
         grads: &[Option<Grads<'_>>],
         grad_multiplier: f64,
     ) -> Result<(), Error> {
+        check_grad_multiplier(grad_multiplier)?;
         let elements = self.check(params, grads)?;
         self.form_sets(grads, grad_multiplier)?;
         let work = (params, grads, self.state.tensors.as_mut_slice(), self.sets.as_slice());
@@ -102,7 +116,7 @@ impl DualAdam {
                 state.update(params, grads, set);
             }
         };
-        if elements <= SEQUENTIAL {
+        if elements <= CHUNK {
             let (params, grads, states, sets) = work;
             let tensors = params.iter_mut().zip(grads).zip(states).zip(sets);
             tensors.for_each(|(((params, grads), state), set)| update((params, grads, state, set)));
@@ -161,6 +175,17 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # let mut optimizer = dualadam::cpu::DualAdam::new(dualadam::DualAdamConfig::adam(), &[1])?;
+    /// for step in 0..100 {
+    ///     optimizer.set_lr(0, 1e-3 * (1.0 - f64::from(step) / 100.0))?;
+    ///     // … and a step
+    /// }
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
         self.set_config(group, self.config(group)?.with_lr(lr))
     }
@@ -207,6 +232,16 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
     /// [`Error::Value`] if `exp_avg_sq` has a negative element.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # let mut optimizer = dualadam::cpu::DualAdam::new(dualadam::DualAdamConfig::adam(), &[2])?;
+    /// let (step, exp_avg, exp_avg_sq) = (100, [0.1, -0.2], [0.01, 0.04]); // of `torch_optimizer.state[parameter]`
+    /// optimizer.set_moments(0, step, &exp_avg, &exp_avg_sq)?;
+    /// assert_eq!(optimizer.step_of(0)?, 100);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
         let len = self.state.tensors.len();
         let state = self.state.tensors.get_mut(tensor);
@@ -217,10 +252,7 @@ impl DualAdam {
                 return Err(Error::Length { tensor, buffer, expected, actual });
             }
         }
-        if let Some(&value) = exp_avg_sq.iter().find(|&&v| v < 0.0) {
-            let value = f64::from(value);
-            return Err(Error::Value { name: "exp_avg_sq", requirement: "be at least 0 everywhere", value });
-        }
+        check_second_moment(exp_avg_sq)?;
         state.exp_avg.copy_from_slice(exp_avg);
         state.exp_avg_sq.copy_from_slice(exp_avg_sq);
         state.step = step;
@@ -250,6 +282,21 @@ impl DualAdam {
     ///
     /// As [`State::load`], and [`Error::State`] if the file's tensors are not this optimizer's: their number, lengths,
     /// groups and masters must agree. The optimizer stays as it was then.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("optimizer.safetensors");
+    /// use dualadam::{DualAdamConfig, cpu::DualAdam};
+    ///
+    /// let optimizer = DualAdam::new(DualAdamConfig::default(), &[1024, 16])?;
+    /// optimizer.save(&path)?;
+    /// let mut resumed = DualAdam::new(DualAdamConfig::default(), &[1024, 16])?;
+    /// resumed.load(&path)?;
+    /// assert_eq!(resumed.state(), optimizer.state());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let state = State::load(path)?;

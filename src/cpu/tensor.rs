@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::dtype::Element;
 use crate::{Dtype, Error, StepCoeffs};
 
-use super::launch::{SEQUENTIAL, Streams};
+use super::launch::{CHUNK, NO_COPY, Streams};
 
 /// Defines an enum of borrowed slices, one variant per element type, with conversions from slices, arrays and vectors.
 macro_rules! buffers {
@@ -103,8 +103,8 @@ impl Tensor<'_> {
 
     /// One step over a tensor that [`check`](Self::check) has passed.
     pub(super) fn run(&mut self, coeffs: &StepCoeffs) {
-        // A checked tensor runs without fail.
-        let _ = self.dispatch(Job::Run(coeffs));
+        let outcome = self.dispatch(Job::Run(coeffs));
+        debug_assert!(outcome.is_ok(), "the tensor was not checked: {outcome:?}");
     }
 
     fn dispatch(&mut self, job: Job<'_>) -> Result<(), Error> {
@@ -121,7 +121,8 @@ impl Tensor<'_> {
                 }
             }};
             ($params:expr, $grads:expr) => {{
-                let copy = &mut [(); usize::MAX][..$params.len()];
+                let mut copy = NO_COPY;
+                let copy = &mut copy[..$params.len()];
                 streams!($params, $grads, copy)
             }};
         }
@@ -198,7 +199,7 @@ pub fn step_list(tensors: &mut [Tensor<'_>], sets: &[StepCoeffs]) -> Result<(), 
         }
         elements = elements.saturating_add(tensor.params.len());
     }
-    if elements <= SEQUENTIAL {
+    if elements <= CHUNK {
         tensors.iter_mut().for_each(|tensor| tensor.run(&sets[tensor.set]));
     } else {
         tensors.par_iter_mut().for_each(|tensor| tensor.run(&sets[tensor.set]));

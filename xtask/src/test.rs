@@ -20,11 +20,7 @@ const STAGES: [Stage; 4] = [
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: None,
     },
-    Stage {
-        name: "the benchmarks run, with checked results",
-        command: "cargo bench --bench limit -- --quick",
-        needs: None,
-    },
+    Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
     Stage {
         name: "the library's unit tests under Miri",
         command: "cargo +nightly miri test --lib",
