@@ -70,6 +70,9 @@ impl<P: Element, G: Element, C: CopyElement> Streams<'_, P, G, C> {
         // Vectors that straddle cache lines are slower. Large buffers come from the allocator 16 bytes off, and all alike, so one
         // head aligns those of f32, which are most of the traffic.
         let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.params.len());
+        if head == 0 {
+            return self.run_parallel(coeffs, level);
+        }
         let (head, body) = self.split_at(head);
         head.run_chunk(coeffs, level);
         body.run_parallel(coeffs, level);
