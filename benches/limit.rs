@@ -9,12 +9,13 @@ mod workloads;
 use std::hint::black_box;
 use std::time::Instant;
 
-use workloads::{NAMES, Workload, workload};
+use workloads::{NAMES, Workload, verify, workload};
 
 /// A timing lasts at least this long, in seconds, by repeating short runs.
 const SHORTEST: f64 = 2e-3;
 
 fn main() {
+    verify();
     let quick = std::env::args().any(|argument| argument == "--quick");
     let rounds = if quick { 3 } else { 15 };
     let lens: &[usize] =

@@ -1,26 +1,40 @@
 //! criterion's view of the step and of the streams that bound it: `cargo bench --bench step`.
 //!
-//! Throughput is in bytes that the step must move; the unfused version is measured by the same bytes.
+//! Throughput is in bytes that the step must move, by which the unfused version is measured too, and in "elements", which here
+//! are floating-point operations.
 
 mod workloads;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use std::time::Duration;
-use workloads::{NAMES, Workload, workload};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+use workloads::{NAMES, Workload, verify, workload};
 
 fn step(criterion: &mut Criterion) {
+    verify();
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
         for exponent in (12..=26).step_by(2) {
             let mut group = criterion.benchmark_group(format!("{threads} threads, 2^{exponent} elements"));
             for name in NAMES {
                 let Some(mut variant) = workload(name, 1 << exponent) else { continue };
-                group.throughput(Throughput::Bytes(variant.bytes()));
-                group.bench_function(name, |bencher| pool.install(|| bencher.iter(|| variant.run())));
+                let (bytes, elements) = (variant.bytes(), variant.flops());
+                group.throughput(Throughput::ElementsAndBytes { elements, bytes });
+                group.bench_function(name, |bencher| {
+                    bencher.iter_custom(|iterations| pool.install(|| time(variant.as_mut(), iterations)));
+                });
             }
             group.finish();
         }
     }
+}
+
+fn time(variant: &mut dyn Workload, iterations: u64) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        black_box(&mut *variant).run();
+    }
+    start.elapsed()
 }
 
 fn settings() -> Criterion {

@@ -38,7 +38,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A type that a buffer's elements can have: `f32`, [`bf16`] or [`f16`]. Sealed.
+/// A type that a buffer's elements can have: `f32`, [`bf16`] or [`struct@f16`]. Sealed.
 ///
 /// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and keeps a NaN a NaN.
 pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
@@ -50,7 +50,7 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     fn narrow(value: f32) -> Self;
 }
 
-/// A 16-bit type that f32 masters can keep a copy of their parameter in: [`bf16`] or [`f16`].
+/// A 16-bit type that f32 masters can keep a copy of their parameter in: [`bf16`] or [`struct@f16`].
 pub trait HalfElement: Element {}
 
 /// A gradient type that parameters of type `P` take. Sealed through [`Element`].

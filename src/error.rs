@@ -20,7 +20,7 @@ use crate::Dtype;
 #[non_exhaustive]
 pub enum Error {
     /// A number is outside the range that its name allows, as an f64 or after rounding to f32.
-    #[error("{name} must {requirement}, got {value}")]
+    #[error("{name} must {requirement}, got {value:?}")]
     Value {
         /// The argument or the coefficient formed from it.
         name: &'static str,

@@ -66,12 +66,6 @@ impl State {
     ///
     /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there.
     pub fn new(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
-        groups.iter().try_for_each(DualAdamConfig::validate)?;
-        for (tensor, layout) in layout.iter().enumerate() {
-            if layout.group >= groups.len() {
-                return Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group });
-            }
-        }
         let tensors = layout.iter().map(|layout| TensorState {
             group: layout.group,
             step: 0,
@@ -80,7 +74,30 @@ impl State {
             master: layout.master.then(|| vec![0.0; layout.len]),
             master_is_set: false,
         });
-        Ok(Self { groups: groups.to_vec(), tensors: tensors.collect() })
+        let state = Self { groups: groups.to_vec(), tensors: tensors.collect() };
+        state.validate()?;
+        Ok(state)
+    }
+
+    /// Checks that the configs are valid, that each tensor's group is there, and that its arrays have one length.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`], [`Error::Index`] or [`Error::Length`] for the first that is not as it must be.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.groups.iter().try_for_each(DualAdamConfig::validate)?;
+        for (index, TensorState { group, exp_avg, exp_avg_sq, master, .. }) in self.tensors.iter().enumerate() {
+            if *group >= self.groups.len() {
+                return Err(Error::Index { tensor: index, index: "group", len: self.groups.len(), value: *group });
+            }
+            let expected = exp_avg.len();
+            for (buffer, array) in [("exp_avg_sq", Some(exp_avg_sq)), ("master", master.as_ref())] {
+                if let Some(actual) = array.map(Vec::len).filter(|&actual| actual != expected) {
+                    return Err(Error::Length { tensor: index, buffer, expected, actual });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Fails unless `found` has the same tensors as this state, in lengths, groups and masters.

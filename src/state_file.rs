@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use safetensors::{SafeTensors, View};
+use safetensors::{SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use crate::{DualAdamConfig, Error, State, StateProblem, TensorState};
@@ -100,7 +100,10 @@ impl State {
                 .collect(),
         };
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&header)?)]);
-        safetensors::serialize_to_file(self.arrays(), Some(metadata), path).map_err(std::io::Error::other)
+        safetensors::serialize_to_file(self.arrays(), Some(metadata), path).map_err(|error| match error {
+            SafeTensorError::IoError(error) => error,
+            other => std::io::Error::other(other),
+        })
     }
 
     fn arrays(&self) -> impl Iterator<Item = (String, Array<'_>)> {
@@ -128,27 +131,18 @@ impl State {
             return Err(StateProblem::Version { supported: FORMAT_VERSION, found: version });
         }
         let header: Header = serde_json::from_str(json).map_err(|error| malformed(&error))?;
-        for group in &header.groups {
-            group.validate().map_err(|error| malformed(&error))?;
-        }
         let tensors = header.tensors.iter().enumerate().map(|(index, tensor)| {
-            if tensor.group >= header.groups.len() {
-                let what = format!("group of tensor {index} is {}, of {}", tensor.group, header.groups.len());
-                return Err(StateProblem::Malformed(what));
-            }
             let array = |kind| read_f32(&file, &format!("{index}.{kind}"));
             let exp_avg = array("exp_avg")?;
             let exp_avg_sq = array("exp_avg_sq")?;
             let master = tensor.master.then(|| array("master")).transpose()?;
-            let len = exp_avg.len();
-            if exp_avg_sq.len() != len || master.as_ref().is_some_and(|master| master.len() != len) {
-                return Err(StateProblem::Malformed(format!("the arrays of tensor {index} differ in length")));
-            }
             let TensorHeader { group, step, master_is_set, .. } = *tensor;
             Ok(TensorState { group, step, exp_avg, exp_avg_sq, master, master_is_set })
         });
         let tensors = tensors.collect::<Result<_, _>>()?;
-        Ok(Self { groups: header.groups, tensors })
+        let state = Self { groups: header.groups, tensors };
+        state.validate().map_err(|error| malformed(&error))?;
+        Ok(state)
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 16;
 
 /// One thing to time, over buffers of its own.
-pub(crate) trait Workload {
+pub(crate) trait Workload: Send {
     /// Runs once.
     fn run(&mut self);
     /// Bytes that one run must move.
@@ -54,6 +54,18 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Box<dyn Workload>> {
         (_, "master") => Box::new(MasterStep(MasterBuffers::new(len), coeffs(kind)?)),
         _ => return None,
     })
+}
+
+/// Fails unless the step does what the unfused version does, so that no benchmark times a wrong result.
+pub(crate) fn verify() {
+    let len = 100_000;
+    let mut unfused = Unfused::new(len);
+    let mut fused = Step(Buffers::<f32, f32>::new(len), unfused.coeffs);
+    unfused.run();
+    fused.run();
+    for (unfused, fused) in unfused.buffers.params.iter().zip(&fused.0.params) {
+        assert!((unfused - fused).abs() <= 1e-6, "the fused step gives {fused}, the unfused one {unfused}");
+    }
 }
 
 /// Values between -1 and 1 that differ from element to element.

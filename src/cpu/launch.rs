@@ -158,3 +158,57 @@ impl Level {
         Self::Portable
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::{DualAdamConfig, GradOf, WeightDecay};
+
+    const LEN: usize = 1003;
+
+    /// The bits of all that a step wrote, at one level. NaNs count as one value.
+    fn bits<P: Element, G: GradOf<P>>(level: Level, coeffs: &StepCoeffs) -> Vec<u32> {
+        // Bit patterns in steps through all of f32: normal and subnormal numbers, infinities and NaNs.
+        let pattern = |i: usize, step: u32| f32::from_bits((i as u32).wrapping_mul(step));
+        let mut params: Vec<_> = (0..LEN).map(|i| P::narrow(pattern(i, 4_282_663))).collect();
+        let grads: Vec<_> = (0..LEN).map(|i| G::narrow(pattern(i, 2_654_435_761))).collect();
+        let mut exp_avg: Vec<_> = (0..LEN).map(|i| pattern(i, 40_503)).collect();
+        let mut exp_avg_sq: Vec<_> = (0..LEN).map(|i| pattern(i, 2_246_822_519).abs()).collect();
+        let mut copy = vec![bf16::ZERO; LEN];
+        let (params_, grads_) = (&mut params[..], &grads[..]);
+        Streams { params: params_, grads: grads_, exp_avg: &mut exp_avg, exp_avg_sq: &mut exp_avg_sq, copy: &mut copy }
+            .run_chunk(coeffs, level);
+        let values = params.iter().map(|p| p.widen()).chain(exp_avg).chain(exp_avg_sq);
+        let values = values.chain(copy.iter().map(|c| c.widen()));
+        values.map(|value| if value.is_nan() { u32::MAX } else { value.to_bits() }).collect()
+    }
+
+    fn same_bits<P: Element, G: GradOf<P>>(coeffs: &StepCoeffs) {
+        let portable = bits::<P, G>(Level::Portable, coeffs);
+        assert_eq!(
+            bits::<P, G>(Level::detect(), coeffs),
+            portable,
+            "{}/{} at {:?}",
+            P::DTYPE,
+            G::DTYPE,
+            Level::detect()
+        );
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits() {
+        let dual = DualAdamConfig::default().with_weight_decay(WeightDecay::L2(0.1));
+        for config in [dual, DualAdamConfig::adamw(0.1), DualAdamConfig::authors_code()] {
+            let coeffs = config.coeffs(7).unwrap();
+            same_bits::<f32, f32>(&coeffs);
+            same_bits::<f32, bf16>(&coeffs);
+            same_bits::<f32, f16>(&coeffs);
+            same_bits::<bf16, bf16>(&coeffs);
+            same_bits::<bf16, f32>(&coeffs);
+            same_bits::<f16, f16>(&coeffs);
+            same_bits::<f16, f32>(&coeffs);
+        }
+    }
+}

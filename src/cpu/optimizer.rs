@@ -65,7 +65,7 @@ impl DualAdam {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn with_groups(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
-        Ok(Self::from(State::new(groups, layout)?))
+        Self::try_from(State::new(groups, layout)?)
     }
 
     /// One step of every tensor that has a gradient; the others stay as they are.
@@ -254,15 +254,23 @@ impl DualAdam {
         let path = path.as_ref();
         let state = State::load(path)?;
         self.state.check_layout(&state).map_err(|problem| Error::State { path: path.to_owned(), problem })?;
-        *self = Self::from(state);
+        *self = Self::try_from(state)?;
         Ok(())
     }
 }
 
-impl From<State> for DualAdam {
-    fn from(state: State) -> Self {
+impl TryFrom<State> for DualAdam {
+    type Error = Error;
+
+    /// An optimizer that goes on from a state, wherever it is from.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::validate`].
+    fn try_from(state: State) -> Result<Self, Error> {
+        state.validate()?;
         let sets = vec![bytemuck::Zeroable::zeroed(); state.tensors.len()];
-        Self { state, sets }
+        Ok(Self { state, sets })
     }
 }
 

@@ -1,2 +1,25 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
+
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Development tasks of dualadam.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
+    Test,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Test => test::run(),
+    }
+}

@@ -1,0 +1,229 @@
+//! A step allocates nothing: counted by an allocator that stands in for the system's.
+//!
+//! What is called outside of a rayon worker and is large enough for several threads goes through the pool's queue of injected
+//! jobs, which takes a new block of memory for every 63 of them. That is rayon's, and the last test bounds it. A program that
+//! must not allocate at all steps inside `ThreadPool::install`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use dualadam::cpu::{self, DualAdam, Grads, ParamsMut, Tensor};
+use dualadam::half::bf16;
+use dualadam::{DualAdamConfig, StepCoeffs, TensorLayout};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// Counts what the threads under test allocate; the test harness has threads of its own.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count() {
+    // A thread that is ending has no thread-locals any more, and is not under test.
+    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's obligations are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's obligations are the system allocator's.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's obligations are the system allocator's.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's obligations are the system allocator's.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Steps before counting, in which threads meet for the first time.
+const WARM_UP: usize = 50;
+const STEPS: usize = 200;
+
+/// More than one thread's share, in a list also for its first tensor alone.
+const LARGE: usize = 150_000;
+
+/// To be held for a whole test: the count is shared.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Allocations that this thread and the pools' make in `STEPS` calls.
+fn allocations_of(mut step: impl FnMut()) -> usize {
+    let before = COUNTED.replace(true);
+    (0..WARM_UP).for_each(|_| step());
+    ALLOCATIONS.store(0, Ordering::Relaxed);
+    (0..STEPS).for_each(|_| step());
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+    COUNTED.set(before);
+    allocations
+}
+
+/// Pools of one, two and three threads. They stay, as threads that end allocate.
+fn pools() -> &'static [ThreadPool; 3] {
+    static POOLS: OnceLock<[ThreadPool; 3]> = OnceLock::new();
+    POOLS.get_or_init(|| [1, 2, 3].map(|threads| counted(threads).build().unwrap()).map(started))
+}
+
+fn counted(threads: usize) -> ThreadPoolBuilder {
+    ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| COUNTED.set(true))
+}
+
+/// The pool once each of its threads has run: on first taking work, a thread sets up data of its own.
+fn started(pool: ThreadPool) -> ThreadPool {
+    pool.broadcast(|_| ());
+    pool
+}
+
+/// The buffers of a flat f32 tensor.
+struct Flat {
+    params: Vec<f32>,
+    grads: Vec<f32>,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
+}
+
+impl Flat {
+    fn new(len: usize) -> Self {
+        Self { params: vec![1.0; len], grads: vec![0.5; len], exp_avg: vec![0.0; len], exp_avg_sq: vec![0.0; len] }
+    }
+
+    fn step(&mut self, coeffs: &StepCoeffs) {
+        cpu::step(&mut self.params, &self.grads, &mut self.exp_avg, &mut self.exp_avg_sq, coeffs).unwrap();
+    }
+
+    fn tensor(&mut self, set: usize) -> Tensor<'_> {
+        Tensor {
+            params: (&mut self.params).into(),
+            grads: (&self.grads).into(),
+            exp_avg: &mut self.exp_avg,
+            exp_avg_sq: &mut self.exp_avg_sq,
+            copy: None,
+            set,
+        }
+    }
+}
+
+fn sets() -> [StepCoeffs; 2] {
+    [1, 20_000].map(|step| DualAdamConfig::default().coeffs(step).unwrap())
+}
+
+/// Calls `measure` with one of each kind of step, over so many elements in all.
+///
+/// The caller's own lists are made beforehand: what is counted is the call alone.
+fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn FnMut() + Send))) {
+    let sets = sets();
+    let mut flat = Flat::new(elements);
+    measure("step", &mut || flat.step(&sets[0]));
+    measure("step after the switch", &mut || flat.step(&sets[1]));
+
+    let mut copy = vec![bf16::ONE; elements];
+    measure("step_with_copy", &mut || {
+        let Flat { params, grads, exp_avg, exp_avg_sq } = &mut flat;
+        cpu::step_with_copy(params, &mut copy, grads, exp_avg, exp_avg_sq, &sets[0]).unwrap();
+    });
+
+    // One large tensor, small ones and an empty one.
+    let lens = [elements / 2, elements / 4, 0, elements / 8, 1, elements / 8 - 1];
+    let mut buffers = lens.map(Flat::new);
+    let mut index = 0;
+    let mut tensors = buffers.each_mut().map(|buffers| {
+        index += 1;
+        buffers.tensor(index % 2)
+    });
+    measure("step_list", &mut || cpu::step_list(&mut tensors, &sets).unwrap());
+
+    let layout = lens.map(TensorLayout::new);
+    let layout: Vec<_> = layout.into_iter().chain([TensorLayout::new(9).with_master()]).collect();
+    let mut optimizer = DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+    let (mut params, grads) = (lens.map(|len| vec![1.0_f32; len]), lens.map(|len| vec![0.5_f32; len]));
+    let mut half = [bf16::ONE; 9];
+    let mut params: Vec<ParamsMut<'_>> = params.iter_mut().map(Into::into).chain([(&mut half).into()]).collect();
+    let grads: Vec<_> =
+        grads.iter().map(|grads| Some(Grads::from(grads))).chain([Some((&[1.0_f32; 9]).into())]).collect();
+    measure("DualAdam::step", &mut || optimizer.step(&mut params, &grads).unwrap());
+    measure("DualAdam::step_scaled", &mut || optimizer.step_scaled(&mut params, &grads, 0.5).unwrap());
+    // Steps of its own for each tensor, so that each needs its own coefficients; and a tensor without a gradient.
+    for (tensor, &len) in lens.iter().enumerate() {
+        optimizer.set_moments(tensor, 40 * tensor as u64, &vec![0.0; len], &vec![0.0; len]).unwrap();
+    }
+    let mut grads = grads;
+    grads[1] = None;
+    measure("DualAdam::step of uneven tensors", &mut || {
+        optimizer.set_lr(0, 1e-4).unwrap();
+        optimizer.step(&mut params, &grads).unwrap();
+    });
+}
+
+#[test]
+fn a_step_inside_a_pool_allocates_nothing() {
+    let _guard = one_at_a_time();
+    for pool in pools() {
+        for elements in [1_000, LARGE] {
+            each_kind_of_step(elements, &mut |name, step| {
+                let allocations = pool.install(|| allocations_of(step));
+                assert_eq!(allocations, 0, "{name} of {elements} elements on {} threads", pool.current_num_threads());
+            });
+        }
+    }
+}
+
+/// Small work stays on the calling thread, whichever that is.
+#[test]
+fn a_small_step_outside_of_a_pool_allocates_nothing() {
+    let _guard = one_at_a_time();
+    for elements in [1_000, 32_000] {
+        each_kind_of_step(elements, &mut |name, step| {
+            let allocations = allocations_of(step);
+            assert_eq!(allocations, 0, "{name} of {elements} elements");
+        });
+    }
+}
+
+/// A large step from any other thread is one injected job, so only every 63rd may bring one block.
+#[test]
+fn a_large_step_outside_of_a_pool_allocates_only_rayons_queue() {
+    let _guard = one_at_a_time();
+    counted(2).build_global().unwrap();
+    rayon::broadcast(|_| ());
+    each_kind_of_step(LARGE, &mut |name, step| {
+        let allocations = allocations_of(step);
+        assert!(allocations <= STEPS.div_ceil(63), "{name}: {allocations} allocations in {STEPS} steps");
+    });
+}
+
+/// The counter counts: without this, the tests above could pass because it does not.
+#[test]
+fn the_counter_sees_this_thread_and_the_pools() {
+    let _guard = one_at_a_time();
+    let allocate = || drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(allocations_of(allocate), STEPS);
+    for pool in pools() {
+        let on_every_thread = || drop(pool.broadcast(|_| allocate()));
+        assert!(allocations_of(on_every_thread) >= STEPS * pool.current_num_threads());
+    }
+}

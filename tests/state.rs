@@ -1,0 +1,961 @@
+//! What an optimizer remembers: resumed runs, state taken over from torch, damaged files, saves cut short.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use dualadam::cpu::{DualAdam, Grads, ParamsMut};
+use dualadam::half::{bf16, f16};
+use dualadam::{
+    DualAdamConfig, Error, FORMAT_VERSION, InverseTerm, State, StateProblem, SwitchSchedule, TensorLayout, TensorState,
+    WeightDecay,
+};
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+
+// A state compared by bits, so that -0, NaN and the last digit of a learning rate count.
+
+#[derive(Debug, PartialEq)]
+struct StateBits {
+    /// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
+    groups: Vec<String>,
+    tensors: Vec<TensorBits>,
+}
+
+#[derive(Debug, PartialEq)]
+struct TensorBits {
+    group: usize,
+    step: u64,
+    exp_avg: Vec<u32>,
+    exp_avg_sq: Vec<u32>,
+    master: Option<Vec<u32>>,
+    master_is_set: bool,
+}
+
+fn float_bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn state_bits(state: &State) -> StateBits {
+    let tensors = state.tensors.iter().map(|tensor| TensorBits {
+        group: tensor.group,
+        step: tensor.step,
+        exp_avg: float_bits(&tensor.exp_avg),
+        exp_avg_sq: float_bits(&tensor.exp_avg_sq),
+        master: tensor.master.as_deref().map(float_bits),
+        master_is_set: tensor.master_is_set,
+    });
+    StateBits { groups: state.groups.iter().map(|group| format!("{group:?}")).collect(), tensors: tensors.collect() }
+}
+
+// A model whose gradients depend on its parameters, so that one wrong bit grows.
+
+#[derive(Debug, Clone, PartialEq)]
+enum Params {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Params {
+    fn view(&mut self) -> ParamsMut<'_> {
+        match self {
+            Self::F32(values) => values.into(),
+            Self::Bf16(values) => values.into(),
+            Self::F16(values) => values.into(),
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        }
+    }
+}
+
+/// A number in -1..1 that looks random.
+fn noise(tensor: usize, step: u64, element: usize) -> f32 {
+    let mut x = (tensor as u64) << 48 ^ step << 24 ^ element as u64;
+    for multiplier in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+        x = (x ^ (x >> 33)).wrapping_mul(multiplier).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    }
+    (x >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+fn initial(tensor: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|element| noise(tensor, 0, element)).collect()
+}
+
+/// Tensors of every kind: both groups, 16 bits with and without masters, an empty one.
+fn layout() -> Vec<TensorLayout> {
+    vec![
+        TensorLayout::new(37),
+        TensorLayout::new(0),
+        TensorLayout::new(129).in_group(1),
+        TensorLayout::new(64),
+        TensorLayout::new(33).with_master(),
+        TensorLayout::new(20).with_master().in_group(1),
+        TensorLayout::new(9).with_master(),
+    ]
+}
+
+fn model() -> Vec<Params> {
+    let of = |tensor: usize| initial(tensor, layout()[tensor].len);
+    let bf16s = |tensor| Params::Bf16(of(tensor).into_iter().map(bf16::from_f32).collect());
+    let f16s = |tensor| Params::F16(of(tensor).into_iter().map(f16::from_f32).collect());
+    vec![Params::F32(of(0)), Params::F32(of(1)), Params::F32(of(2)), bf16s(3), bf16s(4), f16s(5), bf16s(6)]
+}
+
+/// Each tensor misses one step in five, so that steps differ. The last has its first gradient, which sets its masters, late.
+fn has_gradient(tensor: usize, t: u64) -> bool {
+    if tensor == 6 { t >= 12 } else { !(t + tensor as u64).is_multiple_of(5) }
+}
+
+fn train(optimizer: &mut DualAdam, model: &mut [Params], steps: std::ops::RangeInclusive<u64>) {
+    for t in steps {
+        if t == 5 {
+            optimizer.set_lr(0, 0.02 / 3.0).unwrap();
+        }
+        let grads: Vec<Option<Vec<f32>>> = model
+            .iter()
+            .enumerate()
+            .map(|(tensor, params)| {
+                let grad = |(i, p): (usize, &f32)| 0.5 * p + noise(tensor, t, i);
+                has_gradient(tensor, t).then(|| params.to_f32().iter().enumerate().map(grad).collect())
+            })
+            .collect();
+        let grads: Vec<Option<Grads<'_>>> = grads.iter().map(|grads| grads.as_ref().map(Grads::from)).collect();
+        let mut params: Vec<_> = model.iter_mut().map(Params::view).collect();
+        optimizer.step(&mut params, &grads).unwrap();
+    }
+}
+
+fn groups(schedule: SwitchSchedule) -> [DualAdamConfig; 2] {
+    let first = DualAdamConfig::default().with_lr(1e-2).with_weight_decay(WeightDecay::Decoupled(0.1));
+    let second = DualAdamConfig::default()
+        .with_lr(0.1 + 0.2)
+        .with_betas(0.8, 0.95)
+        .with_eps(1e-6)
+        .with_weight_decay(WeightDecay::L2(0.01))
+        .with_inverse_term(InverseTerm::WithEps)
+        .with_maximize(true);
+    [first.with_schedule(schedule), second.with_schedule(schedule)]
+}
+
+/// Saved after any step, before, at and after the switch, and resumed by an optimizer that was made with other configs.
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    const LAST: u64 = 22;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    for schedule in [
+        SwitchSchedule::linear_until(10),
+        SwitchSchedule::LinearEarlyDrop { switching_rate: 0.1 },
+        SwitchSchedule::Exponential { base: 0.7, period: 3, cutoff: 0.3 },
+        SwitchSchedule::Fixed { switching_step: 9 },
+        SwitchSchedule::Linear { switching_rate: 0.0 },
+        SwitchSchedule::Linear { switching_rate: 1.0 },
+    ] {
+        let mut whole = (DualAdam::with_groups(&groups(schedule), &layout()).unwrap(), model());
+        train(&mut whole.0, &mut whole.1, 1..=LAST);
+        for saved_after in 0..LAST {
+            let mut first = (DualAdam::with_groups(&groups(schedule), &layout()).unwrap(), model());
+            train(&mut first.0, &mut first.1, 1..=saved_after);
+            first.0.save(&path).unwrap();
+
+            let others = [DualAdamConfig::adam(), DualAdamConfig::inv_adam()];
+            let mut resumed = (DualAdam::with_groups(&others, &layout()).unwrap(), first.1);
+            resumed.0.load(&path).unwrap();
+            assert_eq!(state_bits(resumed.0.state()), state_bits(first.0.state()), "{schedule:?}, {saved_after}");
+            train(&mut resumed.0, &mut resumed.1, saved_after + 1..=LAST);
+            assert_eq!(state_bits(resumed.0.state()), state_bits(whole.0.state()), "{schedule:?}, {saved_after}");
+            assert_eq!(resumed.1, whole.1, "{schedule:?}, {saved_after}");
+        }
+        let steps: Vec<_> = (0..layout().len()).map(|tensor| whole.0.step_of(tensor).unwrap()).collect();
+        assert_eq!(steps, [18, 18, 18, 17, 17, 18, 11]);
+    }
+}
+
+/// Learning rates that decimal digits cut short would change, and every other field of a config.
+#[test]
+fn configs_keep_every_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let base = DualAdamConfig::default();
+    let configs = [
+        base.with_lr(0.1 + 0.2),
+        base.with_lr(1.0 / 3.0).with_betas(1.0 - f64::EPSILON, 0.999_999_999_999_999_9).with_eps(0.1 + 0.7),
+        base.with_lr(f64::from_bits(1)).with_betas(5e-324, -0.0),
+        base.with_lr(-0.0).with_eps(1e-45).with_weight_decay(WeightDecay::L2(2.0_f64.sqrt())),
+        base.with_weight_decay(WeightDecay::Decoupled(f64::MIN_POSITIVE)).with_inverse_term(InverseTerm::WithEps),
+        base.with_schedule(SwitchSchedule::Exponential { base: 1.0 / 7.0, period: u64::MAX, cutoff: 1e-300 }),
+        base.with_schedule(SwitchSchedule::Fixed { switching_step: u64::MAX }).with_maximize(true),
+        base.with_schedule(SwitchSchedule::LinearEarlyDrop { switching_rate: f64::from_bits(1) }),
+    ];
+    let state = State { groups: configs.to_vec(), tensors: vec![] };
+    state.save(&path).unwrap();
+    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+}
+
+#[test]
+fn special_values_and_the_largest_step_survive() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let special = [0x7fc0_1234, 0xffa0_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 1, 0x8000_0001, 0x7f7f_ffff];
+    let special = special.map(f32::from_bits).to_vec();
+    let tensor = TensorState {
+        group: 0,
+        step: u64::MAX,
+        exp_avg: special.clone(),
+        exp_avg_sq: special.clone(),
+        master: Some(special),
+        master_is_set: true,
+    };
+    let state = State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] };
+    state.save(&path).unwrap();
+    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+}
+
+#[test]
+fn no_tensors_and_empty_tensors_are_a_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    State::default().save(&path).unwrap();
+    assert_eq!(State::load(&path).unwrap(), State::default());
+
+    let config = DualAdamConfig::default().with_lr(0.25);
+    for layout in [vec![], vec![TensorLayout::new(0)], vec![TensorLayout::new(0).with_master(), TensorLayout::new(0)]] {
+        let optimizer = DualAdam::with_groups(&[config], &layout).unwrap();
+        optimizer.save(&path).unwrap();
+        let mut resumed = DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+        resumed.load(&path).unwrap();
+        assert_eq!(state_bits(resumed.state()), state_bits(optimizer.state()));
+    }
+}
+
+/// Names sort as text, "10" before "2": tensors must still come back in their places.
+#[test]
+fn many_tensors_keep_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let state = State { groups: vec![DualAdamConfig::default()], tensors: (0..120).map(numbered_tensor).collect() };
+    state.save(&path).unwrap();
+    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+}
+
+fn numbered_tensor(number: u64) -> TensorState {
+    let values = |offset: f32| vec![number as f32 + offset; number as usize % 3 + 1];
+    let master = number.is_multiple_of(2).then(|| values(0.5));
+    let master_is_set = number.is_multiple_of(4);
+    TensorState { group: 0, step: number, exp_avg: values(0.0), exp_avg_sq: values(0.25), master, master_is_set }
+}
+
+#[test]
+fn equal_states_give_equal_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, save_early: bool| {
+        let path = folder.path().join(name);
+        let (mut optimizer, mut model) =
+            (DualAdam::with_groups(&groups(SwitchSchedule::linear_until(4)), &layout()).unwrap(), model());
+        train(&mut optimizer, &mut model, 1..=3);
+        if save_early {
+            optimizer.save(&path).unwrap();
+            optimizer.load(&path).unwrap();
+        }
+        train(&mut optimizer, &mut model, 4..=6);
+        optimizer.save(&path).unwrap();
+        fs::read(path).unwrap()
+    };
+    assert!(file("one", false) == file("two", true));
+}
+
+/// Any safetensors reader finds the arrays under the names that the documentation gives.
+#[test]
+fn the_file_is_plain_safetensors() {
+    let saved = Saved::new();
+    let (_, metadata) = SafeTensors::read_metadata(&saved.bytes).unwrap();
+    let header: serde_json::Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["dualadam"]).unwrap();
+    assert_eq!(header["version"], FORMAT_VERSION);
+    assert_eq!(header["groups"][0]["lr"], 0.125);
+    assert_eq!(header["tensors"][2]["step"], 7);
+    assert_eq!(header["tensors"][2]["group"], 1);
+
+    let file = SafeTensors::deserialize(&saved.bytes).unwrap();
+    let mut names = file.names();
+    names.sort();
+    assert_eq!(
+        names,
+        ["0.exp_avg", "0.exp_avg_sq", "1.exp_avg", "1.exp_avg_sq", "2.exp_avg", "2.exp_avg_sq", "2.master", "crc32"]
+    );
+    let tensors = &saved.state.tensors;
+    for (name, values) in [
+        ("0.exp_avg", &tensors[0].exp_avg),
+        ("1.exp_avg_sq", &tensors[1].exp_avg_sq),
+        ("2.exp_avg_sq", &tensors[2].exp_avg_sq),
+        ("2.master", tensors[2].master.as_ref().unwrap()),
+    ] {
+        let array = file.tensor(name).unwrap();
+        assert_eq!((array.dtype(), array.shape()), (Dtype::F32, &[values.len()][..]), "{name}");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(array.data(), bytes, "{name}");
+    }
+    let (body, crc) = saved.bytes.split_last_chunk::<4>().unwrap();
+    let stored = file.tensor("crc32").unwrap();
+    assert_eq!((stored.dtype(), stored.shape(), stored.data()), (Dtype::U8, &[4][..], &crc[..]));
+    assert_eq!(u32::from_le_bytes(*crc), crc32fast::hash(body));
+}
+
+// Damaged files.
+
+/// A small state in a file, and an optimizer of the same layout that must not change when loading fails.
+struct Saved {
+    _folder: TempDir,
+    path: PathBuf,
+    state: State,
+    bytes: Vec<u8>,
+    optimizer: DualAdam,
+    optimizer_bits: StateBits,
+}
+
+impl Saved {
+    fn new() -> Self {
+        let tensor = |group, step, values: &[f32], master: Option<Vec<f32>>| TensorState {
+            group,
+            step,
+            exp_avg: values.to_vec(),
+            exp_avg_sq: values.iter().map(|value| value * value).collect(),
+            master_is_set: master.is_some(),
+            master,
+        };
+        let config = DualAdamConfig::default().with_lr(0.125);
+        let state = State {
+            groups: vec![config, config.with_schedule(SwitchSchedule::Fixed { switching_step: 3 })],
+            tensors: vec![
+                tensor(0, 5, &[1.5, -2.25], None),
+                tensor(0, 0, &[], None),
+                tensor(1, 7, &[0.0, 3e-39], Some(vec![4.0, -5.0])),
+            ],
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        state.save(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+
+        let mut other = state.clone();
+        other.groups[0].lr = 0.5;
+        other.tensors[0].exp_avg[0] = -9.0;
+        other.tensors[2].step = 1;
+        let optimizer = DualAdam::try_from(other).unwrap();
+        let optimizer_bits = state_bits(optimizer.state());
+        Self { _folder: folder, path, state, bytes, optimizer, optimizer_bits }
+    }
+
+    /// Loads these bytes as a file, into the optimizer; checks that a failure is a typed one and changes nothing.
+    fn load(&mut self, bytes: &[u8]) -> Result<(), StateProblem> {
+        write_in_place(&self.path, bytes);
+        let result = self.optimizer.load(&self.path);
+        if result.is_err() {
+            assert_eq!(state_bits(self.optimizer.state()), self.optimizer_bits);
+        }
+        result.map_err(|error| match error {
+            Error::State { path, problem } if path == self.path => problem,
+            other => panic!("{other:?}"),
+        })
+    }
+}
+
+/// `fs::write` empties the file first, which costs some file systems a wait for the disk each time.
+fn write_in_place(path: &Path, bytes: &[u8]) {
+    let mut file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all(bytes).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+}
+
+/// The same bytes with the checksum that they should have.
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let body = bytes.len() - 4;
+    let crc = crc32fast::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = bytes.to_vec();
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    bytes
+}
+
+/// A file with the right checksum around any metadata.
+fn file_with_metadata(json: &str) -> Vec<u8> {
+    let metadata = std::collections::HashMap::from([("dualadam".to_owned(), json.to_owned())]);
+    let crc = safetensors::tensor::TensorView::new(Dtype::U8, vec![4], &[0; 4]).unwrap();
+    sealed(safetensors::serialize([("crc32", crc)], Some(metadata)).unwrap())
+}
+
+#[test]
+fn a_file_cut_at_any_byte_is_refused() {
+    let mut saved = Saved::new();
+    let bytes = saved.bytes.clone();
+    for len in 0..bytes.len() {
+        match saved.load(&bytes[..len]) {
+            Err(StateProblem::TooShort { min: 4, actual }) if len < 4 => assert_eq!(actual, len),
+            Err(StateProblem::Checksum { .. }) if len >= 4 => {}
+            other => panic!("{len} bytes: {other:?}"),
+        }
+    }
+    saved.load(&bytes).unwrap();
+}
+
+#[test]
+fn a_file_with_any_bit_flipped_is_refused() {
+    let mut saved = Saved::new();
+    let mut bytes = saved.bytes.clone();
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let problem = saved.load(&bytes);
+        assert!(matches!(problem, Err(StateProblem::Checksum { .. })), "bit {bit}: {problem:?}");
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    saved.load(&bytes).unwrap();
+}
+
+/// The checksum keeps accidents out; what passes it must still be read with care.
+#[test]
+fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused() {
+    let mut saved = Saved::new();
+    let mut bytes = saved.bytes.clone();
+    let mut refused = 0;
+    for bit in 0..(bytes.len() - 4) * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let file = sealed(bytes.clone());
+        match saved.load(&file) {
+            Err(_) => refused += 1,
+            Ok(()) => {
+                saved.optimizer.state().groups.iter().for_each(|group| group.validate().unwrap());
+                saved.optimizer_bits = state_bits(saved.optimizer.state());
+            }
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(refused > bytes.len(), "{refused}");
+}
+
+#[test]
+fn files_that_are_something_else_are_refused() {
+    let mut saved = Saved::new();
+    let bytes = saved.bytes.clone();
+    for garbage in [vec![], vec![0; 3], vec![0; 4], vec![0; 1000], vec![0xff; 1000], b"not a state".repeat(9)] {
+        saved.load(&garbage).unwrap_err();
+        if garbage.len() >= 4 {
+            saved.load(&sealed(garbage)).unwrap_err();
+        }
+    }
+    saved.load(&[&bytes[..], &[0]].concat()).unwrap_err();
+    saved.load(&[&bytes[..], &bytes[..]].concat()).unwrap_err();
+    saved.load(&bytes[1..]).unwrap_err();
+
+    let crc = safetensors::tensor::TensorView::new(Dtype::U8, vec![4], &[0; 4]).unwrap();
+    let foreign = sealed(safetensors::serialize([("crc32", crc)], None).unwrap());
+    assert!(matches!(saved.load(&foreign), Err(StateProblem::Malformed(_))));
+}
+
+#[test]
+fn another_version_is_refused_by_its_number() {
+    let mut saved = Saved::new();
+    for found in [0, 2, 9] {
+        let to = format!(r#"\"version\":{found}"#);
+        let file = sealed(replaced(&saved.bytes, &format!(r#"\"version\":{FORMAT_VERSION}"#), &to));
+        assert_eq!(saved.load(&file), Err(StateProblem::Version { supported: FORMAT_VERSION, found }));
+    }
+    // Nothing but the version can be asked of a later format.
+    let later = file_with_metadata(r#"{"version":4000000000,"layers":{}}"#);
+    let problem = saved.load(&later).unwrap_err();
+    assert_eq!(problem, StateProblem::Version { supported: FORMAT_VERSION, found: 4_000_000_000 });
+    assert_eq!(problem.to_string(), "its format version must be 1, it is 4000000000");
+}
+
+/// Right checksum and version, wrong content: an invalid config, a group out of range, arrays missing or of other types.
+#[test]
+fn inconsistent_content_is_refused() {
+    let mut saved = Saved::new();
+    let bytes = saved.bytes.clone();
+    for (from, to) in [
+        (r#"\"lr\":0.125"#, r#"\"lr\":-1.25"#),
+        (r#"\"beta1\":0.9"#, r#"\"beta1\":1.9"#),
+        (r#"\"beta1\":0.9"#, r#"\"bETA1\":0.9"#),
+        (r#"\"group\":1"#, r#"\"group\":2"#),
+        (r#"\"step\":5"#, r#"\"step\":-"#),
+        ("\"dualadam\"", "\"dualadan\""),
+        ("0.exp_avg\"", "3.exp_avg\""),
+        ("2.exp_avg_sq", "2.exp_avg_Sq"),
+        ("2.master", "1.master"),
+        ("F32", "I32"),
+    ] {
+        let problem = saved.load(&sealed(replaced(&bytes, from, to)));
+        assert!(matches!(problem, Err(StateProblem::Malformed(_))), "{from} -> {to}: {problem:?}");
+    }
+    let tensor = r#"{"group":0,"step":0,"master":false,"master_is_set":false}"#;
+    let no_group = format!(r#"{{"version":1,"groups":[],"tensors":[{tensor}]}}"#);
+    let problem = saved.load(&file_with_metadata(&no_group)).unwrap_err();
+    assert!(matches!(problem, StateProblem::Malformed(_)), "{problem:?}");
+}
+
+#[test]
+fn arrays_of_unequal_lengths_are_refused() {
+    let mut saved = Saved::new();
+    let state = saved.state.clone();
+    let change: [fn(&mut TensorState); 3] = [
+        |tensor| tensor.exp_avg.push(1.0),
+        |tensor| tensor.exp_avg_sq.clear(),
+        |tensor| tensor.master = Some(vec![0.0; 3]),
+    ];
+    for change in change {
+        let mut other = state.clone();
+        change(&mut other.tensors[2]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        other.save(&path).unwrap();
+        let problem = saved.load(&fs::read(path).unwrap()).unwrap_err();
+        let StateProblem::Malformed(what) = &problem else { panic!("{problem:?}") };
+        assert!(what.contains("of tensor 2 must have"), "{what}");
+    }
+}
+
+#[test]
+fn another_models_state_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let config = DualAdamConfig::default();
+    let own = [TensorLayout::new(3), TensorLayout::new(4).in_group(1), TensorLayout::new(5).with_master()];
+    let mut optimizer = DualAdam::with_groups(&[config; 2], &own).unwrap();
+    optimizer.set_moments(0, 3, &[1.0; 3], &[2.0; 3]).unwrap();
+    let before = state_bits(optimizer.state());
+
+    let tensor = |index: usize, layout: TensorLayout| {
+        let mut other = own;
+        other[index] = layout;
+        other.to_vec()
+    };
+    let four = [own[0], own[1], own[2], own[0]];
+    for (groups, layout, message) in [
+        (2, own[..2].to_vec(), "the number of tensors must be 3, it is 2"),
+        (2, four.to_vec(), "the number of tensors must be 3, it is 4"),
+        (3, own.to_vec(), "the number of groups must be 2, it is 3"),
+        (
+            2,
+            tensor(0, TensorLayout::new(2)),
+            "tensor 0 must be 3 elements in group 0 without masters, it is 2 elements in group 0 without masters",
+        ),
+        (
+            2,
+            tensor(1, TensorLayout::new(4)),
+            "tensor 1 must be 4 elements in group 1 without masters, it is 4 elements in group 0 without masters",
+        ),
+        (
+            2,
+            tensor(1, own[1].with_master()),
+            "tensor 1 must be 4 elements in group 1 without masters, it is 4 elements in group 1 with masters",
+        ),
+        (
+            2,
+            tensor(2, TensorLayout::new(5)),
+            "tensor 2 must be 5 elements in group 0 with masters, it is 5 elements in group 0 without masters",
+        ),
+    ] {
+        DualAdam::with_groups(&vec![config; groups], &layout).unwrap().save(&path).unwrap();
+        let error = optimizer.load(&path).unwrap_err();
+        assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
+        assert!(error.to_string().contains(message), "{error}");
+        assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
+        assert_eq!(state_bits(optimizer.state()), before);
+    }
+}
+
+// Files that cannot be read or written.
+
+fn io_error(result: Result<(), Error>, expected: &Path) -> std::io::Error {
+    match result.unwrap_err() {
+        Error::Io { path, source, .. } if path == expected => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Each of these fails for every user, root included.
+#[test]
+fn a_path_that_cannot_be_written_is_an_io_error_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("directory")).unwrap();
+    fs::write(folder.path().join("file"), "content").unwrap();
+    let state = Saved::new().state;
+    for name in ["missing/state", "directory", "file/state"] {
+        let path = folder.path().join(name);
+        let error = state.save(&path).unwrap_err();
+        assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
+        io_error(Err(error), &path);
+        assert_eq!(names_in(folder.path()), ["directory", "file"], "{name}");
+        assert_eq!(names_in(&folder.path().join("directory")), [""; 0], "{name}");
+    }
+    assert_eq!(fs::read(folder.path().join("file")).unwrap(), b"content");
+    if cfg!(target_os = "linux") {
+        let path = Path::new("/proc/state");
+        io_error(state.save(path), path);
+    }
+}
+
+#[test]
+fn a_path_that_cannot_be_read_is_an_io_error_and_the_optimizer_stays() {
+    let mut saved = Saved::new();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let source = io_error(saved.optimizer.load(&missing), &missing);
+    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    io_error(saved.optimizer.load(folder.path()), folder.path());
+    assert_eq!(state_bits(saved.optimizer.state()), saved.optimizer_bits);
+}
+
+// Tests that need a process of their own run their own test again, with this variable set to the folder to work in.
+
+const CHILD_FOLDER: &str = "DUALADAM_TEST_CHILD_FOLDER";
+
+fn child_folder() -> Option<PathBuf> {
+    std::env::var_os(CHILD_FOLDER).map(PathBuf::from)
+}
+
+/// A command that runs one test of this binary in a process of its own, at work in `folder`. Its standard error is piped.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix has a shell to prepare the process"))]
+fn child(test: &str, folder: &Path, shell_preparation: &str) -> Command {
+    let program = std::env::current_exe().unwrap();
+    let mut command = if cfg!(unix) {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{shell_preparation} exec \"$0\" \"$@\"")).arg(program);
+        shell
+    } else {
+        Command::new(program)
+    };
+    command.args([test, "--exact", "--nocapture"]).env(CHILD_FOLDER, folder);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// Tells the parent that one more thing is done.
+fn report() {
+    std::io::stderr().write_all(b".").unwrap();
+}
+
+/// Runs a child to its end, which must report once: a name that matches no test would succeed as well.
+fn run_child(mut command: Command) {
+    let output = command.output().unwrap();
+    let reports = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && reports == ".", "{}: {reports}", output.status);
+}
+
+/// A state that no other number has, and whose files differ in length.
+fn numbered_state(number: u64) -> State {
+    let len = if number.is_multiple_of(2) { 20_000 } else { 50_000 };
+    let tensor = TensorState {
+        group: 0,
+        step: number,
+        exp_avg: vec![number as f32; len],
+        exp_avg_sq: vec![number as f32 + 0.5; len],
+        ..TensorState::default()
+    };
+    State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] }
+}
+
+fn save_until_killed(path: &Path) -> ! {
+    let first = State::load(path).unwrap().tensors[0].step + 1;
+    report();
+    for number in first.. {
+        numbered_state(number).save(path).unwrap();
+        report();
+    }
+    unreachable!("killed before the numbers end")
+}
+
+/// A process saves one state after the other and is killed at a random point. The file must then be the last state whose
+/// saving was done, or the one after it, and nothing that the dead process left behind may disturb the next.
+#[test]
+fn a_killed_writer_leaves_the_old_or_the_new_file() {
+    if let Some(folder) = child_folder() {
+        save_until_killed(&folder.join("state"));
+    }
+    const KILLS: u64 = 80;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    numbered_state(0).save(&path).unwrap();
+    let (mut last, mut replaced, mut leftovers) = (0, 0, 0);
+    for kill in 0..KILLS {
+        let mut writer = child("a_killed_writer_leaves_the_old_or_the_new_file", folder.path(), "").spawn().unwrap();
+        let mut reports = writer.stderr.take().unwrap();
+        reports.read_exact(&mut [0]).unwrap();
+        let microseconds = (noise(0, kill, 0) + 1.0) * 6_000.0;
+        std::thread::sleep(Duration::from_micros(microseconds as u64));
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+
+        let mut saves = vec![];
+        reports.read_to_end(&mut saves).unwrap();
+        let saves = saves.len() as u64;
+        let found = State::load(&path).unwrap();
+        let number = found.tensors[0].step;
+        assert!(number == last + saves || number == last + saves + 1, "{number} after {last} and {saves} saves");
+        assert_eq!(found, numbered_state(number));
+        replaced += u64::from(number > last);
+        last = number;
+        let left = names_in(folder.path()).len() - 1;
+        leftovers += u64::from(left > 0);
+        // Leave some of the dead processes' files to the following ones, but not all of them to the disk.
+        if kill % 10 == 9 {
+            remove_all_but(folder.path(), "state");
+        }
+    }
+    println!("{KILLS} kills: {last} saves, file replaced in {replaced} runs, files left behind after {leftovers}");
+    assert!(replaced > 0 && leftovers > 0, "no kill met a save: {replaced}, {leftovers}");
+}
+
+fn remove_all_but(folder: &Path, kept: &str) {
+    for name in names_in(folder).iter().filter(|name| *name != kept) {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+}
+
+/// A disk that is full, as a limit on the length of files: the write fails half way.
+#[cfg(unix)]
+#[test]
+fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind() {
+    if let Some(folder) = child_folder() {
+        let path = folder.join("state");
+        let old = fs::read(&path).unwrap();
+        let source = io_error(numbered_state(1).save(&path), &path);
+        assert_eq!(source.kind(), std::io::ErrorKind::FileTooLarge);
+        assert_eq!(fs::read(&path).unwrap(), old);
+        assert_eq!(names_in(&folder), ["state"]);
+        return report();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    Saved::new().state.save(folder.path().join("state")).unwrap();
+    let name = "a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind";
+    run_child(child(name, folder.path(), "trap '' XFSZ; ulimit -f 16;"));
+}
+
+/// The file has the permissions of any new file, not those of the temporary one.
+#[cfg(unix)]
+#[test]
+fn the_files_mode_is_that_of_a_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    if let Some(folder) = child_folder() {
+        let (state, ordinary) = (folder.join("state"), folder.join("ordinary"));
+        fs::File::create(&ordinary).unwrap();
+        for _new_then_replaced in 0..2 {
+            numbered_state(0).save(&state).unwrap();
+            assert_eq!(mode(&state), mode(&ordinary));
+        }
+        return report();
+    }
+    for umask in [0o000, 0o022, 0o027, 0o077] {
+        let folder = tempfile::tempdir().unwrap();
+        run_child(child("the_files_mode_is_that_of_a_new_file", folder.path(), &format!("umask {umask:03o};")));
+        assert_eq!(mode(&folder.path().join("state")), 0o666 & !umask);
+    }
+}
+
+/// A bare file name means the current folder.
+#[test]
+fn a_bare_file_name_works() {
+    if child_folder().is_some() {
+        numbered_state(1).save("state").unwrap();
+        assert_eq!(State::load("state").unwrap(), numbered_state(1));
+        return report();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = child("a_bare_file_name_works", folder.path(), "");
+    command.current_dir(folder.path());
+    run_child(command);
+    assert_eq!(names_in(folder.path()), ["state"]);
+}
+
+// torch's state.
+
+/// The unit of f32: rounding to nearest is off by at most this, relatively.
+const U: f64 = 1.0 / (1 << 24) as f64;
+
+/// An element's exact state, or bounds on how far an f32 state may be from it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Element {
+    p: f64,
+    m: f64,
+    v: f64,
+}
+
+/// How far one f32 step may be from the exact one that leads from `before` to `after`, if its start was off by `start`.
+///
+/// Each line is one operation of the rule: what it passes on of earlier errors, and U of the result for each rounding, of a
+/// coefficient or of the operation itself. Products of errors are left to the caller.
+fn error_of_step(
+    config: &DualAdamConfig,
+    t: i32,
+    grad: f64,
+    before: Element,
+    after: Element,
+    start: Element,
+) -> Element {
+    let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
+    let (l2, decay) = match config.weight_decay {
+        WeightDecay::None => (0.0, 0.0),
+        WeightDecay::Decoupled(weight_decay) => (0.0, lr * weight_decay),
+        WeightDecay::L2(weight_decay) => (weight_decay, 0.0),
+    };
+    let g = if config.maximize { -grad } else { grad } + l2 * before.p;
+    let error_g = if l2 == 0.0 { 0.0 } else { l2 * start.p + U * (l2 * before.p).abs() + U * g.abs() };
+    let m_change = (1.0 - beta1) * (g - before.m).abs();
+    let error_m = beta1 * start.m + (1.0 - beta1) * error_g + 2.0 * U * m_change + U * after.m.abs();
+    let v_change = (1.0 - beta2) * (g * g - before.v).abs();
+    let error_v = beta2 * start.v + (1.0 - beta2) * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
+
+    let s = (after.v / (1.0 - beta2.powi(t))).sqrt();
+    let error_s = if after.v == 0.0 { 0.0 } else { s * (error_v / (2.0 * after.v) + 3.0 * U) };
+    let error_denominator = error_s + U * eps + U * (s + eps);
+    let q = lr / (1.0 - beta1.powi(t)) / (s + eps);
+    let error_q = q * (error_denominator / (s + eps) + 2.0 * U);
+    let product = after.m * q;
+    let error_product = q * error_m + after.m.abs() * error_q + U * product.abs();
+    let error_decay =
+        if decay == 0.0 { 0.0 } else { 2.0 * U * (decay * before.p).abs() + U * (product + decay * before.p).abs() };
+    let error_p = (1.0 - decay) * start.p + error_product + error_decay + U * after.p.abs();
+    Element { p: error_p, m: error_m, v: error_v }
+}
+
+struct TorchCase<'a> {
+    file: SafeTensors<'a>,
+    name: &'a str,
+}
+
+impl TorchCase<'_> {
+    fn f32s(&self, array: &str) -> Vec<f32> {
+        let array = self.file.tensor(&format!("{}.{array}", self.name)).unwrap();
+        assert_eq!(array.dtype(), Dtype::F32);
+        array.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    fn f64s(&self, array: &str) -> Vec<f64> {
+        let array = self.file.tensor(&format!("{}.{array}", self.name)).unwrap();
+        assert_eq!(array.dtype(), Dtype::F64);
+        array.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+    }
+
+    /// The exact states of one recorded step.
+    fn elements(&self, row: usize, len: usize) -> Vec<Element> {
+        let columns = row * len..(row + 1) * len;
+        let [p, m, v] = ["params", "exp_avg", "exp_avg_sq"].map(|array| self.f64s(array)[columns.clone()].to_vec());
+        (0..len).map(|i| Element { p: p[i], m: m[i], v: v[i] }).collect()
+    }
+}
+
+fn torch_config(json: &serde_json::Value) -> DualAdamConfig {
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let weight_decay = number(&json["weight_decay"]);
+    DualAdamConfig::adam()
+        .with_lr(number(&json["lr"]))
+        .with_betas(number(&json["betas"][0]), number(&json["betas"][1]))
+        .with_eps(number(&json["eps"]))
+        .with_weight_decay(match json["optimizer"].as_str().unwrap() {
+            "AdamW" => WeightDecay::Decoupled(weight_decay),
+            "Adam" if weight_decay != 0.0 => WeightDecay::L2(weight_decay),
+            _ => WeightDecay::None,
+        })
+        .with_maximize(json["maximize"] == true)
+}
+
+/// Moments and step of torch's Adam and AdamW, taken over after step 10, go on as torch goes on in float64, within what the
+/// roundings of f32 allow.
+#[test]
+fn torchs_adam_is_continued() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_torch/torch_adam.safetensors");
+    let bytes = fs::read(path).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = metadata.metadata().as_ref().unwrap();
+    let start_step: u64 = metadata["step"].parse().unwrap();
+    for name in ["adam", "adam_l2", "adamw", "adam_maximize"] {
+        let config = torch_config(&serde_json::from_str(&metadata[name]).unwrap());
+        let case = TorchCase { file: SafeTensors::deserialize(&bytes).unwrap(), name };
+        let worst = continue_from_torch(&config, start_step, &case);
+        println!("{name}: worst error, of its bound: {worst:.2?}");
+    }
+}
+
+/// Returns the largest error of p, m and v as a fraction of its bound.
+fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCase<'_>) -> Element {
+    let [mut params, m, v] = ["start.params", "start.exp_avg", "start.exp_avg_sq"].map(|array| case.f32s(array));
+    let grads = case.f32s("grad");
+    let len = params.len();
+    let mut exact: Vec<_> = (0..len).map(|i| Element { p: params[i].into(), m: m[i].into(), v: v[i].into() }).collect();
+    let mut bounds = vec![Element::default(); len];
+    let mut worst = Element::default();
+
+    let mut optimizer = DualAdam::new(*config, &[len]).unwrap();
+    optimizer.set_moments(0, start_step, &m, &v).unwrap();
+    for (row, grads) in grads.chunks(len).enumerate() {
+        optimizer.step(&mut [(&mut params).into()], &[Some(grads.into())]).unwrap();
+        let t = start_step + row as u64 + 1;
+        assert_eq!(optimizer.step_of(0).unwrap(), t);
+        let tensor = &optimizer.state().tensors[0];
+        let after = case.elements(row, len);
+        for i in 0..len {
+            bounds[i] = error_of_step(config, t as i32, grads[i].into(), exact[i], after[i], bounds[i]);
+            for (what, actual, expected, bound, worst) in [
+                ("p", params[i], after[i].p, bounds[i].p, &mut worst.p),
+                ("m", tensor.exp_avg[i], after[i].m, bounds[i].m, &mut worst.m),
+                ("v", tensor.exp_avg_sq[i], after[i].v, bounds[i].v, &mut worst.v),
+            ] {
+                let error = (f64::from(actual) - expected).abs();
+                // A thousandth for products of errors, each below 1e-5; and float64's own roundings.
+                let bound = 1.001 * bound + 1e-14 * expected.abs();
+                assert!(
+                    error <= bound,
+                    "{}: {what}[{i}] of step {t}: {actual}, {expected}, {error:e} > {bound:e}",
+                    case.name
+                );
+                *worst = worst.max(error / bound.max(f64::MIN_POSITIVE));
+            }
+        }
+        exact = after;
+    }
+    worst
+}
+
+/// With masters, torch's moments go on from the 16-bit parameters, exactly as f32 parameters of those values would.
+#[test]
+fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() {
+    let config = DualAdamConfig::adam();
+    let mut model: Vec<bf16> = initial(1, 20).into_iter().map(bf16::from_f32).collect();
+    let mut params: Vec<f32> = model.iter().map(|value| value.to_f32()).collect();
+    let (m, v, grads) = (initial(2, 20), vec![0.5; 20], initial(3, 20));
+
+    let mut masters = DualAdam::with_groups(&[config], &[TensorLayout::new(20).with_master()]).unwrap();
+    let mut plain = DualAdam::new(config, &[20]).unwrap();
+    for optimizer in [&mut masters, &mut plain] {
+        optimizer.set_moments(0, 10, &m, &v).unwrap();
+    }
+    for _ in 0..3 {
+        masters.step(&mut [(&mut model).into()], &[Some((&grads).into())]).unwrap();
+        plain.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
+    }
+    let tensor = &masters.state().tensors[0];
+    assert_eq!(float_bits(tensor.master.as_ref().unwrap()), float_bits(&params));
+    assert_eq!(float_bits(&tensor.exp_avg), float_bits(&plain.state().tensors[0].exp_avg));
+    assert_eq!(model, params.iter().map(|&value| bf16::from_f32(value)).collect::<Vec<_>>());
+}

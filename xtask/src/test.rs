@@ -1,0 +1,84 @@
+//! `cargo xtask test`: all tests, and a table of what ran.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use comfy_table::Table;
+
+/// A group of tests that runs as one command.
+struct Stage {
+    name: &'static str,
+    command: &'static str,
+    /// A command that fails where the stage cannot run, and why it cannot.
+    needs: Option<(&'static str, &'static str)>,
+}
+
+const STAGES: [Stage; 4] = [
+    Stage { name: "unit, integration and documentation tests", command: "cargo test --workspace", needs: None },
+    Stage {
+        name: "the digits example, two epochs",
+        command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
+        needs: None,
+    },
+    Stage {
+        name: "the benchmarks run, with checked results",
+        command: "cargo bench --bench limit -- --quick",
+        needs: None,
+    },
+    Stage {
+        name: "the library's unit tests under Miri",
+        command: "cargo +nightly miri test --lib",
+        needs: Some(("cargo +nightly miri --version", "no nightly toolchain with the component miri")),
+    },
+];
+
+enum Outcome {
+    Passed(Duration),
+    Failed(Duration),
+    NotRun(&'static str),
+}
+
+/// Runs all stages, also after one that fails.
+///
+/// # Errors
+///
+/// Names the stages that failed.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let outcomes: Vec<_> = STAGES.iter().map(run_stage).collect::<Result<_, _>>()?;
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["what", "outcome", "seconds"]);
+    for (stage, outcome) in STAGES.iter().zip(&outcomes) {
+        let (outcome, seconds) = match outcome {
+            Outcome::Passed(time) => ("passed".to_owned(), format!("{:.0}", time.as_secs_f64())),
+            Outcome::Failed(time) => ("FAILED".to_owned(), format!("{:.0}", time.as_secs_f64())),
+            Outcome::NotRun(reason) => (format!("not run: {reason}"), String::new()),
+        };
+        table.add_row([stage.name, &outcome, &seconds]);
+    }
+    println!("\n{table}");
+    let failed = STAGES.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+    let failed: Vec<_> = failed.map(|(stage, _)| stage.name).collect();
+    anyhow::ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
+    Ok(())
+}
+
+fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some((probe, reason)) = stage.needs
+        && !command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    {
+        return Ok(Outcome::NotRun(reason));
+    }
+    println!("\n==> {}: {}", stage.name, stage.command);
+    let start = Instant::now();
+    let status = command(stage.command).status()?;
+    let time = start.elapsed();
+    Ok(if status.success() { Outcome::Passed(time) } else { Outcome::Failed(time) })
+}
+
+/// A command of words that hold no spaces, run at the repository's root.
+fn command(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}
