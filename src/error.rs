@@ -136,7 +136,9 @@ pub enum Error {
         align: usize,
     },
     /// A buffer would end beyond the last address.
-    #[error("{buffer} of tensor {tensor} must end within 2^64 bytes, got {len} elements of {size} bytes at {address:#x}")]
+    #[error(
+        "{buffer} of tensor {tensor} must end within 2^64 bytes, got {len} elements of {size} bytes at {address:#x}"
+    )]
     Extent {
         /// Position of the tensor in the list; 0 for a flat step.
         tensor: usize,
@@ -150,7 +152,9 @@ pub enum Error {
         size: usize,
     },
     /// Two buffers share memory, and at least one of them is written.
-    #[error("{buffer} of tensor {tensor} must not overlap {other_buffer} of tensor {other_tensor}, both have address {address:#x}")]
+    #[error(
+        "{buffer} of tensor {tensor} must not overlap {other_buffer} of tensor {other_tensor}, both have address {address:#x}"
+    )]
     Overlap {
         /// Position of the tensor in the list; 0 for a flat step.
         tensor: usize,
@@ -204,7 +208,7 @@ pub enum Error {
     /// A call of the CUDA driver failed. If it is not about this call, an earlier launch on the device failed.
     #[error("{call} failed with {name} ({code})")]
     Driver {
-        /// The driver's function.
+        /// The driver's function, or cudarc's around several.
         call: &'static str,
         /// The driver's code.
         code: i32,

@@ -47,7 +47,17 @@ const GRADS: usize = 1;
 
 impl RawTensor {
     pub(super) fn combination(&self, tensor: usize) -> Result<Combination, Error> {
-        Combination::of(tensor, self.params.dtype, self.grads.dtype, self.copy.map(|copy| copy.dtype))
+        let (params, grads, copy) = self.types();
+        Combination::of(tensor, params, grads, copy)
+    }
+
+    pub(super) fn types(&self) -> (Dtype, Dtype, Option<Dtype>) {
+        (self.params.dtype, self.grads.dtype, self.copy.map(|copy| copy.dtype))
+    }
+
+    /// Whether a list's step skips the tensor, or has nothing to do in it.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.len == 0 || self.grads.address == 0
     }
 
     /// The addresses in the order of the kernels' arguments; 0 where there is no copy.
@@ -67,17 +77,13 @@ impl RawTensor {
         let (len, copy) = (self.len, self.copy.is_some());
         let used = move |buffer: usize| len > 0 && (buffer != NAMES.len() - 1 || copy);
         let buffers = self.buffers().into_iter().enumerate();
-        buffers.filter(move |&(buffer, _)| used(buffer)).map(move |(buffer, (address, size))| {
-            Span::new(tensor, buffer, address, len, size)
-        })
+        buffers
+            .filter(move |&(buffer, _)| used(buffer))
+            .map(move |(buffer, (address, size))| Span::new(tensor, buffer, address, len, size))
     }
 
-    /// The bytes of the gradients, checked by themselves; none for a tensor that is left alone.
-    pub(super) fn grads_span(&self, tensor: usize) -> Result<Option<Span>, Error> {
-        if self.len == 0 || self.grads.address == 0 {
-            return Ok(None);
-        }
-        Span::new(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size()).map(Some)
+    fn grads_span(&self, tensor: usize) -> Result<Span, Error> {
+        Span::new(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
     }
 }
 
@@ -152,11 +158,9 @@ impl Written {
         let spans = &mut self.scratch;
         spans.clear();
         for (index, tensor) in tensors.iter().enumerate() {
-            let left_alone = tensor.grads.address == 0;
-            for span in tensor.spans(index) {
-                match span {
-                    Err(Error::Null { buffer, .. }) if left_alone && buffer == NAMES[GRADS] => {}
-                    span => spans.push(span?),
+            if !tensor.is_left_alone() {
+                for span in tensor.spans(index) {
+                    spans.push(span?);
                 }
             }
         }
@@ -181,9 +185,9 @@ impl Written {
         Ok(())
     }
 
-    /// Checks new gradients of one tensor against what the list writes. O(log n).
+    /// Checks new gradients of one tensor, which has some, against what the list writes. O(log n).
     pub(super) fn check_grads(&self, index: usize, tensor: &RawTensor) -> Result<(), Error> {
-        let Some(grads) = tensor.grads_span(index)? else { return Ok(()) };
+        let grads = tensor.grads_span(index)?;
         // What is written does not overlap itself, so its ends are in order as well.
         let next = self.spans.partition_point(|span| span.end <= grads.start);
         match self.spans.get(next).filter(|span| span.start < grads.end) {

@@ -77,7 +77,8 @@ impl Kernels {
             return Err(Error::Position { list: "device", len, value: ordinal });
         }
         keeping_current(|| {
-            let context = CudaContext::new(ordinal).map_err(|error| driver::failed("cuDevicePrimaryCtxRetain", error))?;
+            let context =
+                CudaContext::new(ordinal).map_err(|error| driver::failed("CudaContext::new", error))?;
             Self::load(Held::new(context))
         })
     }
@@ -146,8 +147,7 @@ impl Module {
     fn load(context: Held<CudaContext>) -> Result<Self, Error> {
         let _current = Current::enter(&context)?;
         let mut log = vec![0_u8; LOG_BYTES];
-        let mut options =
-            [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
         let mut handle = ptr::null_mut();
         // SAFETY: the text ends in a zero byte; each option has its value, of the type that the driver asks for (an address, and a

@@ -164,9 +164,10 @@ mod tests {
         let sources = concat!(include_str!("../../kernels/pack.cuh"), include_str!("../../kernels/step.cuh"));
         let value = |name: &str| {
             let start = format!("{name} = ");
-            let mut found = sources.split(start.as_str()).skip(1).filter_map(|rest| {
-                rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
-            });
+            let mut found = sources
+                .split(start.as_str())
+                .skip(1)
+                .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok());
             let first = found.next().unwrap();
             assert_eq!(found.next(), None, "{name} stands twice");
             first

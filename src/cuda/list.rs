@@ -18,7 +18,7 @@ use super::table::Tables;
 ///
 /// The tensors' descriptors lie in device memory. They are built once; when addresses or sets change, only the changed part travels,
 /// in the order of the step's stream and without waiting for it. A step is one launch per type combination in the list.
-/// Tensors may be empty, and one whose gradient has address 0 is left alone.
+/// Tensors may be empty. One whose gradient has address 0 is left alone, and its other addresses are not looked at.
 ///
 /// # Example
 ///
@@ -134,7 +134,8 @@ impl TensorList {
             if old.addresses() == new.addresses() {
                 continue;
             }
-            if RawTensor { grads: old.grads, set: old.set, ..*new } == *old {
+            let only_grads = RawTensor { grads: old.grads, set: old.set, ..*new } == *old;
+            if only_grads && !old.is_left_alone() && !new.is_left_alone() {
                 self.written.check_grads(index, new)?;
             } else {
                 all_grads = false;
@@ -147,6 +148,12 @@ impl TensorList {
             self.take_over(tensors);
         }
         Ok(())
+    }
+
+    /// Whether these are tensors that [`update`](Self::update) can take over.
+    pub(super) fn has_types_of(&self, tensors: &[RawTensor]) -> bool {
+        self.tensors.len() == tensors.len()
+            && self.tensors.iter().zip(tensors).all(|(old, new)| old.len == new.len && old.types() == new.types())
     }
 
     fn take_over(&mut self, tensors: &[RawTensor]) {
@@ -274,15 +281,15 @@ fn last_set(tensors: &[RawTensor]) -> usize {
 
 /// Fails if a list's tensor has another length or other types than before.
 fn check_fixed(index: usize, old: &RawTensor, new: &RawTensor) -> Result<(), Error> {
-    let types = |tensor: &RawTensor| (tensor.params.dtype, tensor.grads.dtype, tensor.copy.map(|copy| copy.dtype));
     let fixed = |what, expected: String, actual: String| Err(Error::Fixed { tensor: index, what, expected, actual });
     if old.len != new.len {
         return fixed("the length", old.len.to_string(), new.len.to_string());
     }
-    if types(old) != types(new) {
+    if old.types() != new.types() {
         let name = |tensor: &RawTensor| {
-            let copy = tensor.copy.map(|copy| format!(" and a {} copy", copy.dtype)).unwrap_or_default();
-            format!("{} parameters with {} gradients{copy}", tensor.params.dtype, tensor.grads.dtype)
+            let (params, grads, copy) = tensor.types();
+            let copy = copy.map(|copy| format!(" and a {copy} copy")).unwrap_or_default();
+            format!("{params} parameters with {grads} gradients{copy}")
         };
         return fixed("the types", name(old), name(new));
     }

@@ -29,6 +29,16 @@ impl DeviceMemory {
         Ok(Self { kernels: kernels.clone(), address })
     }
 
+    /// Fills the first bytes with zeros, in the order of `stream`. The context must be current.
+    ///
+    /// # Safety
+    ///
+    /// The stream must be live, and the memory must have that many bytes.
+    pub(super) unsafe fn clear(&self, bytes: usize, stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.address, 0, bytes, stream.cast()) })
+    }
+
     pub(super) fn address(&self) -> u64 {
         self.address
     }
@@ -109,9 +119,7 @@ pub(super) unsafe fn upload(to: u64, values: &[f32], stream: *mut c_void) -> Res
         return Ok(());
     }
     // SAFETY: as long as the values. They are not pinned, so that the driver takes them before it returns.
-    let answer = unsafe {
-        sys::cuMemcpyHtoDAsync_v2(to, values.as_ptr().cast(), size_of_val(values), stream.cast())
-    };
+    let answer = unsafe { sys::cuMemcpyHtoDAsync_v2(to, values.as_ptr().cast(), size_of_val(values), stream.cast()) };
     check("cuMemcpyHtoDAsync", answer)
 }
 

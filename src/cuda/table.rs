@@ -87,7 +87,7 @@ impl Tables {
             if old == new {
                 continue;
             }
-            *changed = if changed.is_empty() {
+            *changed = if changed.start == changed.end {
                 position..position + 1
             } else {
                 changed.start.min(position)..changed.end.max(position + 1)

@@ -13,7 +13,7 @@ use super::kernels::Kernels;
 macro_rules! views {
     (
         $(#[$doc:meta])* $name:ident of $view:ident, by $as_view:ident and $pointer:ident $(as $mut:tt)?:
-        $($variant:ident($element:ty)),+
+        $($variant:ident($element:ty, $($borrow:tt)+)),+
     ) => {
         $(#[$doc])*
         #[derive(Debug)]
@@ -65,8 +65,8 @@ macro_rules! views {
                 }
             }
 
-            impl<'a> From<&'a $($mut)? CudaSlice<$element>> for $name<'a> {
-                fn from(slice: &'a $($mut)? CudaSlice<$element>) -> Self {
+            impl<'a> From<$($borrow)+ CudaSlice<$element>> for $name<'a> {
+                fn from(slice: $($borrow)+ CudaSlice<$element>) -> Self {
                     Self::$variant(slice.$as_view())
                 }
             }
@@ -76,9 +76,10 @@ macro_rules! views {
 
 views! {
     /// The parameters of one tensor, borrowed for a step.
-    ParamsMut of CudaViewMut, by as_view_mut and device_ptr_mut as mut: F32(f32), Bf16(bf16), F16(f16)
+    ParamsMut of CudaViewMut, by as_view_mut and device_ptr_mut as mut:
+    F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)
 }
 views! {
     /// The gradients of one tensor, borrowed for a step.
-    Grads of CudaView, by as_view and device_ptr: F32(f32), Bf16(bf16), F16(f16)
+    Grads of CudaView, by as_view and device_ptr: F32(f32, &'a), Bf16(bf16, &'a), F16(f16, &'a)
 }
