@@ -77,8 +77,7 @@ impl Kernels {
             return Err(Error::Position { list: "device", len, value: ordinal });
         }
         keeping_current(|| {
-            let context =
-                CudaContext::new(ordinal).map_err(|error| driver::failed("CudaContext::new", error))?;
+            let context = CudaContext::new(ordinal).map_err(|error| driver::failed("CudaContext::new", error))?;
             Self::load(Held::new(context))
         })
     }
