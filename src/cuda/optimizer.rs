@@ -330,8 +330,9 @@ impl DualAdam {
         let tensors = &mut self.tensors;
         let count = |members: &[usize]| {
             for &member in members.iter().filter(|&&member| grads[member].is_some()) {
-                tensors[member].step += 1;
-                tensors[member].master_is_set = true;
+                let tensor = &mut tensors[member];
+                tensor.step += 1;
+                tensor.master_is_set |= tensor.master_at.is_some();
             }
         };
         // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
