@@ -6,8 +6,8 @@ use crate::Dtype;
 
 /// What can be wrong with a call. Every variant names the argument, what is required of it and what it was.
 ///
-/// A call that returns an error has written nothing, except that [`State::save`](crate::State::save) may fail to make a finished
-/// file durable.
+/// A call that returns an error has written nothing, unless the error is the driver's ([`Error::Driver`]), or
+/// [`State::save`](crate::State::save) only failed to make a finished file durable.
 ///
 /// # Example
 ///
@@ -99,6 +99,134 @@ pub enum Error {
         grads: Dtype,
         /// Element type of the copy.
         copy: Option<Dtype>,
+    },
+    /// A list that must have an entry has none.
+    #[error("{list} must have at least one entry, got none")]
+    Empty {
+        /// The list.
+        list: &'static str,
+    },
+    /// A list, or the work that it stands for, is longer than a launch can serve.
+    #[error("{list} must number at most {limit}, got {actual}")]
+    TooMany {
+        /// What is counted.
+        list: &'static str,
+        /// The most that there can be.
+        limit: u64,
+        /// How many there are.
+        actual: u64,
+    },
+    /// A buffer has no address, and its tensor is not empty.
+    #[error("{buffer} of tensor {tensor} must not be null")]
+    Null {
+        /// Position of the tensor in the list; 0 for a flat step.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+    },
+    /// A buffer's address is not a multiple of its element's size.
+    #[error("{buffer} of tensor {tensor} must be aligned to {align} bytes, got address {address:#x}")]
+    Misaligned {
+        /// Position of the tensor in the list; 0 for a flat step.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// Its address.
+        address: u64,
+        /// Bytes of its element.
+        align: usize,
+    },
+    /// A buffer would end beyond the last address.
+    #[error(
+        "{buffer} of tensor {tensor} must end within 2^64 bytes, got {len} elements of {size} bytes at {address:#x}"
+    )]
+    Extent {
+        /// Position of the tensor in the list; 0 for a flat step.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// Its address.
+        address: u64,
+        /// Its elements.
+        len: u64,
+        /// Bytes of an element.
+        size: usize,
+    },
+    /// Two buffers share memory, and at least one of them is written.
+    #[error(
+        "{buffer} of tensor {tensor} must not overlap {other_buffer} of tensor {other_tensor}, both have address {address:#x}"
+    )]
+    Overlap {
+        /// Position of the tensor in the list; 0 for a flat step.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// Position of the other buffer's tensor.
+        other_tensor: usize,
+        /// The other buffer.
+        other_buffer: &'static str,
+        /// The first address that both have.
+        address: u64,
+    },
+    /// A list's tensors keep the types and lengths that it was built with; only addresses and sets may change.
+    #[error("{what} of tensor {tensor} must stay {expected}, got {actual}")]
+    Fixed {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// What is fixed.
+        what: &'static str,
+        /// What it is.
+        expected: String,
+        /// What was given.
+        actual: String,
+    },
+    /// There is no CUDA driver on this machine.
+    #[error("no CUDA driver: libcuda cannot be opened; it comes with the NVIDIA driver")]
+    NoDriver,
+    /// The CUDA driver is older than any that is supported.
+    #[error(
+        "the CUDA driver must support CUDA {}.{}, it supports {}.{}",
+        required / 1000, required % 1000 / 10, found / 1000, found % 1000 / 10
+    )]
+    OldDriver {
+        /// The oldest version, as 11040 for 11.4.
+        required: i32,
+        /// The driver's.
+        found: i32,
+    },
+    /// The CUDA driver refused the kernels.
+    #[error("the CUDA driver refused the kernels ({origin}) with {name} ({code}): {log}")]
+    Ptx {
+        /// The driver's code.
+        code: i32,
+        /// The code's name.
+        name: String,
+        /// Where the kernels' PTX is from: the version of its compiler.
+        origin: &'static str,
+        /// What the driver's compiler said.
+        log: String,
+    },
+    /// A call of the CUDA driver failed. If it is not about this call, an earlier launch on the device failed.
+    #[error("{call} failed with {name} ({code})")]
+    Driver {
+        /// The driver's function, or cudarc's around several.
+        call: &'static str,
+        /// The driver's code.
+        code: i32,
+        /// The code's name.
+        name: String,
+    },
+    /// A stream or a buffer belongs to another CUDA context than the kernels.
+    #[error("{argument} must belong to the kernels' CUDA context, it belongs to another")]
+    Context {
+        /// The argument.
+        argument: &'static str,
+    },
+    /// The call would copy from memory that it uses again later, which a captured graph must not.
+    #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
+    Captured {
+        /// What the call would have to do.
+        what: &'static str,
     },
     /// A state file could not be read or written.
     #[error("cannot {action} {path}")]

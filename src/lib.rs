@@ -7,6 +7,8 @@
 mod coeffs;
 mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dtype;
 mod error;
 pub mod reference;

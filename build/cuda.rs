@@ -1,0 +1,113 @@
+//! The kernels as PTX, in `$OUT_DIR/dual_adam.ptx`.
+//!
+//! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in `kernels/prebuilt/` is taken, if it was
+//! made from these sources. `DUALADAM_PTX=prebuilt` asks for the snapshot.
+//!
+//! A compiler of another version than the snapshot's is used too: whoever edits the kernels has the compiler they have, and every
+//! rounding is spelled out in the source, so that no compiler changes a result. What one can change is registers, speed, and which
+//! drivers load the PTX. So it is never silent: the build warns, and the crate knows where its PTX is from (`DUALADAM_PTX_ORIGIN`).
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use super::ptx::{self, Compiler};
+
+const KERNELS: &str = "kernels";
+
+/// The variables that say where compilers are.
+const SEARCHED: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "VIRTUAL_ENV"];
+
+pub(crate) fn embed_ptx() -> ptx::Result<()> {
+    println!("cargo::rerun-if-changed={KERNELS}");
+    println!("cargo::rerun-if-env-changed=DUALADAM_PTX");
+    for variable in SEARCHED {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+
+    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
+    let kernels = Path::new(KERNELS);
+    let compiler = match env::var("DUALADAM_PTX").as_deref() {
+        Ok("prebuilt") => None,
+        Ok("") | Err(env::VarError::NotPresent) => find_compiler(),
+        Ok(other) => return Err(format!("DUALADAM_PTX={other}: it can only be `prebuilt`, or not be set")),
+        Err(error) => return Err(format!("DUALADAM_PTX: {error}")),
+    };
+    let (text, origin) = match compiler {
+        Some(compiler) => compiled(&compiler, kernels, Path::new(&out))?,
+        None => prebuilt(kernels)?,
+    };
+    let file = Path::new(&out).join("dual_adam.ptx");
+    fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    println!("cargo::rustc-env=DUALADAM_PTX_ORIGIN={origin}");
+    Ok(())
+}
+
+fn compiled(compiler: &Compiler, kernels: &Path, out: &Path) -> ptx::Result<(String, String)> {
+    println!("cargo::rerun-if-changed={}", compiler.path().display());
+    let text = compiler.compile(kernels, out).map_err(|error| {
+        format!("{error}\nDUALADAM_PTX=prebuilt builds without a CUDA compiler, from the PTX in {KERNELS}/prebuilt")
+    })?;
+    let version = ptx::compiler_version(&text);
+    let pinned = manifest_value(kernels, "compiler")?;
+    if version != pinned {
+        println!(
+            "cargo::warning=the kernels were compiled by {} ({version}), the tested PTX by version {pinned}; \
+             DUALADAM_PTX=prebuilt takes the tested PTX",
+            compiler.path().display(),
+        );
+    }
+    Ok((text, format!("compiled by {version}")))
+}
+
+fn prebuilt(kernels: &Path) -> ptx::Result<(String, String)> {
+    if ptx::source_hash(kernels)? != manifest_value(kernels, "source_sha256")? {
+        return Err(format!(
+            "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS}, and no CUDA compiler {}.\n\
+             To compile, activate a Python virtual environment with nvidia-cuda-nvrtc {} (needs no GPU), or set NVCC; \
+             then `cargo xtask prebuilt` makes the PTX anew.",
+            match env::var("DUALADAM_PTX").as_deref() {
+                Ok("prebuilt") => "may be used (DUALADAM_PTX=prebuilt)".to_owned(),
+                _ => format!("was found through {}", SEARCHED.join(", ")),
+            },
+            manifest_value(kernels, "compiler")?,
+        ));
+    }
+    let text = ptx::read(&kernels.join("prebuilt/dual_adam.ptx"))?;
+    let origin = format!("prebuilt by {}", ptx::compiler_version(&text));
+    Ok((text, origin))
+}
+
+/// A string of `prebuilt/MANIFEST.toml`, which is generated: one `key = "value"` a line.
+fn manifest_value(kernels: &Path, key: &str) -> ptx::Result<String> {
+    let file = kernels.join("prebuilt/MANIFEST.toml");
+    let text = ptx::read(&file)?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"'));
+    value.map(str::to_owned).ok_or_else(|| format!("{}: no {key}", file.display()))
+}
+
+/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is what the user means.
+fn find_compiler() -> Option<Compiler> {
+    if let Some(nvcc) = variable("NVCC") {
+        return Some(Compiler::Nvcc(nvcc)); // as asked: if there is nothing, the build should say so
+    }
+    let toolkits: Vec<_> = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable).collect();
+    let wheels = variable("VIRTUAL_ENV").map(|environment| ptx::wheels_in(&environment)).unwrap_or_default();
+    let path = variable("PATH").unwrap_or_default();
+
+    let mut programs: Vec<_> = toolkits.iter().map(|toolkit| toolkit.join("bin")).collect();
+    programs.extend(env::split_paths(&path));
+    programs.extend(wheels.iter().map(|wheel| wheel.join("bin")));
+    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
+    if let Some(nvcc) = programs.iter().map(|folder| folder.join(&name)).find(|file| file.is_file()) {
+        return Some(Compiler::Nvcc(nvcc));
+    }
+
+    let mut libraries: Vec<_> =
+        toolkits.iter().flat_map(|toolkit| [toolkit.join("lib64"), toolkit.join("lib")]).collect();
+    libraries.extend(wheels.iter().map(|wheel| wheel.join("lib")));
+    libraries.iter().find_map(|folder| ptx::nvrtc_in(folder))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

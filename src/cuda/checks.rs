@@ -1,0 +1,210 @@
+//! What must hold of addresses before anything is launched.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use cudarc::driver::sys;
+
+use crate::{Dtype, Error};
+
+use super::driver::check;
+use super::kernels::Kernels;
+use super::types::Combination;
+
+/// A buffer in device memory, by address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawBuffer {
+    /// The address of the first element; a multiple of the element's size.
+    pub address: u64,
+    /// The type of the elements.
+    pub dtype: Dtype,
+}
+
+/// One tensor's buffers in device memory, by address, all of one length.
+///
+/// Nothing is owned. An empty tensor's addresses are not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawTensor {
+    /// The parameters, read and written; the f32 masters where there is a copy.
+    pub params: RawBuffer,
+    /// The gradients, only read. In a list, address 0 leaves the tensor alone.
+    pub grads: RawBuffer,
+    /// The address of the first moment, f32, read and written.
+    pub exp_avg: u64,
+    /// The address of the second moment, f32, read and written.
+    pub exp_avg_sq: u64,
+    /// The 16-bit copy that f32 masters keep of the new parameters, only written.
+    pub copy: Option<RawBuffer>,
+    /// Elements.
+    pub len: u64,
+    /// Index of the tensor's coefficients in the list of sets; 0 for a flat step.
+    pub set: usize,
+}
+
+/// The names of a tensor's buffers, in the order of [`RawTensor::buffers`].
+const NAMES: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
+const GRADS: usize = 1;
+
+impl RawTensor {
+    pub(super) fn combination(&self, tensor: usize) -> Result<Combination, Error> {
+        let (params, grads, copy) = self.types();
+        Combination::of(tensor, params, grads, copy)
+    }
+
+    pub(super) fn types(&self) -> (Dtype, Dtype, Option<Dtype>) {
+        (self.params.dtype, self.grads.dtype, self.copy.map(|copy| copy.dtype))
+    }
+
+    /// Whether a list's step skips the tensor, or has nothing to do in it.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.len == 0 || self.grads.address == 0
+    }
+
+    /// The addresses in the order of the kernels' arguments; 0 where there is no copy.
+    pub(super) fn addresses(&self) -> [u64; 5] {
+        self.buffers().map(|(address, _)| address)
+    }
+
+    fn buffers(&self) -> [(u64, usize); 5] {
+        let raw = |buffer: RawBuffer| (buffer.address, buffer.dtype.size());
+        let moment = |address| (address, Dtype::F32.size());
+        let copy = self.copy.map_or((0, 0), raw);
+        [raw(self.params), raw(self.grads), moment(self.exp_avg), moment(self.exp_avg_sq), copy]
+    }
+
+    /// The bytes that a step reads or writes, each buffer checked by itself.
+    pub(super) fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span, Error>> {
+        let (len, copy) = (self.len, self.copy.is_some());
+        let used = move |buffer: usize| len > 0 && (buffer != NAMES.len() - 1 || copy);
+        let buffers = self.buffers().into_iter().enumerate();
+        buffers
+            .filter(move |&(buffer, _)| used(buffer))
+            .map(move |(buffer, (address, size))| Span::new(tensor, buffer, address, len, size))
+    }
+
+    fn grads_span(&self, tensor: usize) -> Result<Span, Error> {
+        Span::new(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
+    }
+}
+
+/// The bytes of one buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    start: u64,
+    end: u64,
+    tensor: usize,
+    buffer: usize,
+}
+
+impl Span {
+    fn new(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Self, Error> {
+        let name = NAMES[buffer];
+        if address == 0 {
+            return Err(Error::Null { tensor, buffer: name });
+        }
+        if !address.is_multiple_of(size as u64) {
+            return Err(Error::Misaligned { tensor, buffer: name, address, align: size });
+        }
+        let end = len.checked_mul(size as u64).and_then(|bytes| address.checked_add(bytes));
+        let end = end.ok_or(Error::Extent { tensor, buffer: name, address, len, size })?;
+        Ok(Self { start: address, end, tensor, buffer })
+    }
+
+    fn is_written(&self) -> bool {
+        self.buffer != GRADS
+    }
+
+    fn overlaps(&self, other: &Self) -> Error {
+        Error::Overlap {
+            tensor: self.tensor,
+            buffer: NAMES[self.buffer],
+            other_tensor: other.tensor,
+            other_buffer: NAMES[other.buffer],
+            address: self.start.max(other.start),
+        }
+    }
+}
+
+/// Checks one tensor by itself, without allocating.
+pub(super) fn check_one(tensor: &RawTensor) -> Result<(), Error> {
+    let mut seen = [None; NAMES.len()];
+    for (place, span) in tensor.spans(0).enumerate() {
+        let span = span?;
+        // A gradient is the only buffer that is not written, so any two that overlap are an error.
+        let other = seen.iter().flatten().find(|other: &&Span| other.start < span.end && span.start < other.end);
+        if let Some(other) = other {
+            return Err(span.overlaps(other));
+        }
+        seen[place] = Some(span);
+    }
+    Ok(())
+}
+
+/// The memory that a list of tensors writes, in the order of addresses.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    spans: Vec<Span>,
+    scratch: Vec<Span>,
+}
+
+impl Written {
+    pub(super) fn with_capacity(tensors: usize) -> Self {
+        let spans = || Vec::with_capacity(tensors * NAMES.len());
+        Self { spans: spans(), scratch: spans() }
+    }
+
+    /// Checks every buffer of a list and every pair of buffers; remembers them if all is well. O(n log n).
+    pub(super) fn check_all(&mut self, tensors: &[RawTensor]) -> Result<(), Error> {
+        let spans = &mut self.scratch;
+        spans.clear();
+        for (index, tensor) in tensors.iter().enumerate() {
+            if !tensor.is_left_alone() {
+                for span in tensor.spans(index) {
+                    spans.push(span?);
+                }
+            }
+        }
+        spans.sort_unstable_by_key(|span| span.start);
+        // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before the furthest end so far.
+        let (mut furthest, mut furthest_written): (Option<Span>, Option<Span>) = (None, None);
+        for &span in &*spans {
+            let before = if span.is_written() { furthest } else { furthest_written };
+            if let Some(other) = before.filter(|other| span.start < other.end) {
+                return Err(span.overlaps(&other));
+            }
+            let further = |other: Option<Span>| other.is_none_or(|other| span.end > other.end);
+            if further(furthest) {
+                furthest = Some(span);
+            }
+            if span.is_written() && further(furthest_written) {
+                furthest_written = Some(span);
+            }
+        }
+        spans.retain(Span::is_written);
+        std::mem::swap(&mut self.spans, &mut self.scratch);
+        Ok(())
+    }
+
+    /// Checks new gradients of one tensor, which has some, against what the list writes. O(log n).
+    pub(super) fn check_grads(&self, index: usize, tensor: &RawTensor) -> Result<(), Error> {
+        let grads = tensor.grads_span(index)?;
+        // What is written does not overlap itself, so its ends are in order as well.
+        let next = self.spans.partition_point(|span| span.end <= grads.start);
+        match self.spans.get(next).filter(|span| span.start < grads.end) {
+            Some(other) => Err(grads.overlaps(other)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Fails unless a stream belongs to the kernels' context, which must be current: it is that of the null stream then.
+///
+/// # Safety
+///
+/// `stream` must be a stream's handle, or null.
+pub(super) unsafe fn check_stream(kernels: &Kernels, stream: *mut c_void) -> Result<(), Error> {
+    let mut context = ptr::null_mut();
+    // SAFETY: the caller's stream, and a place for the answer.
+    check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.cast(), &mut context) })?;
+    if context == kernels.context().cu_ctx() { Ok(()) } else { Err(Error::Context { argument: "stream" }) }
+}

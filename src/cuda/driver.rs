@@ -1,0 +1,130 @@
+//! The driver's answers as errors, and which context is current.
+
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ops::Deref;
+use std::ptr;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUcontext, CUresult};
+use cudarc::driver::{CudaContext, DriverError};
+
+use crate::Error;
+
+/// The oldest driver, of CUDA 11.4: the oldest whose interface cudarc knows.
+const OLDEST_DRIVER: i32 = 11_040;
+
+/// An answer of the driver as a result.
+pub(super) fn check(call: &'static str, answer: CUresult) -> Result<(), Error> {
+    answer.result().map_err(|error| failed(call, error))
+}
+
+/// The error of a call of the driver that failed. The driver must be there.
+pub(super) fn failed(call: &'static str, error: DriverError) -> Error {
+    Error::Driver { call, code: error.0 as i32, name: name_of(error) }
+}
+
+pub(super) fn name_of(error: DriverError) -> String {
+    error.error_name().map_or_else(|_| "an unknown error".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Fails unless there is a driver that is new enough; initialises it.
+pub(super) fn start() -> Result<(), Error> {
+    // cudarc panics in any other call where there is no libcuda.
+    // SAFETY: opening the driver's library runs its initialisers only, which is what a program does that links it.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    let mut found = 0;
+    // SAFETY: `found` is where the driver may write the version.
+    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut found) })?;
+    if found < OLDEST_DRIVER {
+        return Err(Error::OldDriver { required: OLDEST_DRIVER, found });
+    }
+    // SAFETY: 0 are the only flags there are.
+    check("cuInit", unsafe { sys::cuInit(0) })
+}
+
+/// The devices that there are. The driver must be initialised.
+pub(super) fn device_count() -> Result<usize, Error> {
+    let mut count = 0;
+    // SAFETY: `count` is where the driver may write the number.
+    check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+fn current() -> Result<CUcontext, Error> {
+    let mut context = ptr::null_mut();
+    // SAFETY: `context` is where the driver may write the handle.
+    check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut context) })?;
+    Ok(context)
+}
+
+/// Makes a context current in the calling thread; when dropped, the one that was current before is so again.
+///
+/// While it lives, cudarc's own calls in this thread find the context current and leave it so.
+pub(super) struct Current {
+    pushed: bool,
+    /// It is about the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Current {
+    pub(super) fn enter(context: &CudaContext) -> Result<Self, Error> {
+        let pushed = current()? != context.cu_ctx();
+        if pushed {
+            // SAFETY: the handle is valid, since the caller holds the context.
+            check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(context.cu_ctx()) })?;
+        }
+        Ok(Self { pushed, _thread: PhantomData })
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if self.pushed {
+            let mut popped = MaybeUninit::uninit();
+            // SAFETY: the driver may write the handle there. If it fails, there is no context to restore either.
+            let _ = unsafe { sys::cuCtxPopCurrent_v2(popped.as_mut_ptr()) };
+        }
+    }
+}
+
+/// Does what may make another context current, such as making or dropping one, and restores the current one.
+pub(super) fn keeping_current<R>(work: impl FnOnce() -> R) -> R {
+    let before = current();
+    let result = work();
+    if let (Ok(before), Ok(after)) = (before, current())
+        && before != after
+    {
+        // SAFETY: the handle was current, so it is valid, unless it was the last holder's that `work` dropped. Then cudarc made it
+        // current too before the end, and there is nothing to restore.
+        let _ = unsafe { sys::cuCtxSetCurrent(before) };
+    }
+    result
+}
+
+/// Shares what may hold the last reference to a context, such as a stream, and leaves the current context as it is when it ends.
+#[derive(Debug)]
+pub(super) struct Held<T>(ManuallyDrop<Arc<T>>);
+
+impl<T> Held<T> {
+    pub(super) fn new(held: Arc<T>) -> Self {
+        Self(ManuallyDrop::new(held))
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = Arc<T>;
+
+    fn deref(&self) -> &Arc<T> {
+        &self.0
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        // SAFETY: this is the only place that drops it, and nothing uses it afterwards.
+        keeping_current(|| unsafe { ManuallyDrop::drop(&mut self.0) });
+    }
+}

@@ -1,0 +1,191 @@
+//! Launches: the grid for a length, and the arguments in the kernels' order.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use bytemuck::Zeroable;
+use cudarc::driver::sys::{self, CUfunction};
+
+use crate::{Error, StepCoeffs};
+
+use super::checks::{RawTensor, check_one, check_stream};
+use super::driver::check;
+use super::kernels::Kernels;
+
+// These mirror the enumerators of the same names in `kernels/`.
+
+/// Threads of a block.
+const BLOCK: u32 = 256;
+/// Elements that a thread handles together.
+const VEC: u32 = 4;
+/// Elements of a list that one block serves.
+pub(super) const CHUNK: u64 = 4096;
+/// Coefficient sets that fit beside the other arguments.
+pub(super) const MAX_SETS: usize = 96;
+
+/// The most blocks that a launch can have.
+pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
+
+/// Coefficient sets as an argument.
+#[repr(C)]
+struct StepSets([StepCoeffs; MAX_SETS]);
+
+impl Kernels {
+    /// One DualAdam step over one tensor's flat buffers, enqueued on `stream`. Arguments are plain numbers.
+    ///
+    /// The call does not allocate, wait or log, and can be captured in a CUDA graph, which keeps the coefficients as they are
+    /// now. Where [`StepCoeffs::is_adam`] holds, the specialised kernel runs; the bits are the same.
+    ///
+    /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Types`] for element types without a kernel; [`Error::Null`], [`Error::Misaligned`], [`Error::Extent`] or
+    /// [`Error::Overlap`] for buffers that cannot be right; [`Error::Index`] if `tensor.set` is not 0; [`Error::TooMany`] for
+    /// more elements than a launch can serve; [`Error::Context`] for a stream of another context. Nothing is launched then.
+    /// [`Error::Driver`] if the driver refuses the launch, or if earlier work on the device failed.
+    ///
+    /// # Safety
+    ///
+    /// - `stream` is null or a live stream.
+    /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context, of `tensor.len`
+    ///   elements of its type.
+    /// - What else uses that memory, on any stream, is ordered before or after this work.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use dualadam::cuda::{Kernels, RawBuffer, RawTensor};
+    /// use dualadam::{DualAdamConfig, Dtype};
+    ///
+    /// # let (params, grads, exp_avg, exp_avg_sq, stream) = (256, 512, 768, 1024, std::ptr::null_mut());
+    /// let kernels = Kernels::new(0)?;
+    /// let f32_at = |address| RawBuffer { address, dtype: Dtype::F32 };
+    /// let (params, grads) = (f32_at(params), f32_at(grads));
+    /// let tensor = RawTensor { params, grads, exp_avg, exp_avg_sq, copy: None, len: 16, set: 0 };
+    /// let coeffs = DualAdamConfig::default().coeffs(1)?;
+    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, which nothing else uses meanwhile.
+    /// unsafe { kernels.step_raw(&tensor, &coeffs, stream)? };
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub unsafe fn step_raw(&self, tensor: &RawTensor, coeffs: &StepCoeffs, stream: *mut c_void) -> Result<(), Error> {
+        let functions = self.functions(tensor.combination(0)?);
+        if tensor.set != 0 {
+            return Err(Error::Index { tensor: 0, index: "set", len: 1, value: tensor.set });
+        }
+        check_one(tensor)?;
+        let blocks = flat_blocks(tensor.len)?;
+        let _current = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { check_stream(self, stream) }?;
+        if tensor.len == 0 {
+            return Ok(());
+        }
+        let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
+        let [mut params, mut grads, mut exp_avg, mut exp_avg_sq, mut copy] = tensor.addresses();
+        let (mut len, mut coeffs) = (tensor.len, *coeffs);
+        let mut arguments = [
+            argument(&mut params),
+            argument(&mut grads),
+            argument(&mut exp_avg),
+            argument(&mut exp_avg_sq),
+            argument(&mut copy),
+            argument(&mut len),
+            argument(&mut coeffs),
+        ];
+        // SAFETY: the arguments are those of a flat kernel; the caller vouches for the memory behind the addresses.
+        unsafe { launch(function, blocks, &mut arguments, stream) }
+    }
+}
+
+/// The blocks of a flat launch: a thread for each group of elements, and one block for what a head and a tail add.
+fn flat_blocks(len: u64) -> Result<u32, Error> {
+    let per_block = u64::from(BLOCK * VEC);
+    let limit = (MAX_BLOCKS - 1) * per_block;
+    if len > limit {
+        return Err(Error::TooMany { list: "the elements of a flat step", limit, actual: len });
+    }
+    Ok((len.div_ceil(per_block) + 1) as u32)
+}
+
+/// Launches the list kernel: a block for each chunk of the table.
+///
+/// With `sets_device` 0 the sets travel as an argument; they may be no more than [`MAX_SETS`] then.
+///
+/// # Safety
+///
+/// The kernels' context must be current; `table` and the buffers that it names must be as the kernel expects them when it runs, and
+/// `sets_device`, if it is not 0, the address of the sets.
+pub(super) unsafe fn launch_list(
+    function: CUfunction,
+    chunks: u32,
+    (mut table, mut tensors): (u64, u32),
+    (mut sets_device, sets): (u64, &[StepCoeffs]),
+    stream: *mut c_void,
+) -> Result<(), Error> {
+    let mut by_value = StepSets([StepCoeffs::zeroed(); MAX_SETS]);
+    if sets_device == 0 {
+        by_value.0[..sets.len()].copy_from_slice(sets);
+    }
+    let mut arguments =
+        [argument(&mut table), argument(&mut tensors), argument(&mut sets_device), argument(&mut by_value)];
+    // SAFETY: the arguments are those of a list kernel; the caller vouches for the memory behind the addresses.
+    unsafe { launch(function, chunks, &mut arguments, stream) }
+}
+
+fn argument<T>(value: &mut T) -> *mut c_void {
+    ptr::from_mut(value).cast()
+}
+
+/// # Safety
+///
+/// The arguments must point to values of the types that the kernel takes, and the kernel must be safe to run with them.
+unsafe fn launch(
+    function: CUfunction,
+    blocks: u32,
+    arguments: &mut [*mut c_void],
+    stream: *mut c_void,
+) -> Result<(), Error> {
+    // SAFETY: the function is loaded in the current context; the driver copies the arguments during the call.
+    let answer = unsafe {
+        let (arguments, no_extra) = (arguments.as_mut_ptr(), ptr::null_mut());
+        sys::cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream.cast(), arguments, no_extra)
+    };
+    check("cuLaunchKernel", answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels and the host must agree on these numbers; nothing else would notice but a GPU.
+    #[test]
+    fn constants_are_those_of_the_kernels() {
+        let sources = concat!(include_str!("../../kernels/pack.cuh"), include_str!("../../kernels/step.cuh"));
+        let value = |name: &str| {
+            let start = format!("{name} = ");
+            let mut found = sources
+                .split(start.as_str())
+                .skip(1)
+                .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok());
+            let first = found.next().unwrap();
+            assert_eq!(found.next(), None, "{name} stands twice");
+            first
+        };
+        assert_eq!(value("BLOCK"), u64::from(BLOCK));
+        assert_eq!(value("VEC"), u64::from(VEC));
+        assert_eq!(value("CHUNK"), CHUNK);
+        assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
+        assert_eq!(size_of::<StepSets>(), 3840);
+    }
+
+    #[test]
+    fn flat_grids_cover_head_body_and_tail() {
+        for (len, blocks) in [(0, 1), (1, 2), (1024, 2), (1025, 3), ((1 << 32) + 5, (1 << 22) + 2)] {
+            assert_eq!(flat_blocks(len).unwrap(), blocks);
+        }
+        let most = (MAX_BLOCKS - 1) * 1024;
+        assert_eq!(u64::from(flat_blocks(most).unwrap()), MAX_BLOCKS);
+        assert!(matches!(flat_blocks(most + 1), Err(Error::TooMany { .. })));
+    }
+}

@@ -1,0 +1,618 @@
+//! The optimizer that owns its moments, in device memory, and counts its tensors' steps.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use half::{bf16, f16};
+
+use crate::dtype::Element;
+use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
+
+use super::checks::{RawBuffer, RawTensor, check_stream};
+use super::driver::{self, Held};
+use super::kernels::Kernels;
+use super::list::TensorList;
+use super::memory::{DeviceMemory, download, upload};
+use super::tensor::{Grads, ParamsMut};
+
+/// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an allocation does.
+const ALIGN: usize = 64;
+
+/// DualAdam over a model's tensors in device memory: owns the moments, steps and masters, also there, and borrows parameters and
+/// gradients for each step.
+///
+/// Each tensor counts its own updates: one without a gradient is left alone, moments, step and all. A step is enqueued on the
+/// optimizer's stream and returns at once; only a tensor's masters, before its first update, are made by waiting for its parameters.
+/// Methods, results and files are those of [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
+///
+/// # Example
+///
+/// ```no_run
+/// use dualadam::DualAdamConfig;
+/// use dualadam::cuda::{DualAdam, Kernels};
+///
+/// let kernels = Kernels::new(0)?;
+/// let stream = kernels.context().default_stream();
+/// let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default().with_lr(0.1), &[2, 1])?;
+/// let (mut w, mut b) = (stream.clone_htod(&[3.0_f32, -4.0])?, stream.clone_htod(&[1.0_f32])?);
+/// for _ in 0..200 {
+///     let grads = stream.clone_dtod(&w)?; // of (w0² + w1²)/2
+///     optimizer.step(&mut [(&mut w).into(), (&mut b).into()], &[Some((&grads).into()), None])?;
+/// }
+/// optimizer.save("optimizer.safetensors")?; // resumes on the CPU, too
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct DualAdam {
+    /// The tensors as their last step had them. Dropped before the memory that it names.
+    list: Option<TensorList>,
+    /// The same tensors as the step under way has them.
+    next: Vec<RawTensor>,
+    groups: Vec<DualAdamConfig>,
+    tensors: Vec<Tensor>,
+    moments: Moments,
+    sets: Sets,
+    raw_params: Vec<RawBuffer>,
+    raw_grads: Vec<Option<RawBuffer>>,
+    kernels: Kernels,
+    stream: Held<CudaStream>,
+}
+
+/// What is known of a tensor on the host.
+#[derive(Debug)]
+struct Tensor {
+    len: usize,
+    group: usize,
+    step: u64,
+    /// Where its arrays begin, in bytes after the moments' and the masters' start.
+    moments_at: u64,
+    master_at: Option<u64>,
+    master_is_set: bool,
+}
+
+/// The device memory of all tensors' arrays.
+#[derive(Debug)]
+struct Moments {
+    exp_avg: DeviceMemory,
+    exp_avg_sq: DeviceMemory,
+    masters: DeviceMemory,
+}
+
+/// The coefficient sets of the step under way: one for each group and step that its tensors have.
+#[derive(Debug, Default)]
+struct Sets {
+    coeffs: Vec<StepCoeffs>,
+    found: HashMap<(usize, u64), usize>,
+    last: Option<((usize, u64), usize)>,
+}
+
+impl Sets {
+    fn clear(&mut self) {
+        self.coeffs.clear();
+        self.found.clear();
+        self.last = None;
+    }
+
+    /// The set of a group's `step`.
+    fn index(&mut self, groups: &[DualAdamConfig], group: usize, step: u64, multiplier: f64) -> Result<usize, Error> {
+        let key = (group, step);
+        // Neighbours mostly share group and step.
+        if let Some((_, index)) = self.last.filter(|(last, _)| *last == key) {
+            return Ok(index);
+        }
+        let index = match self.found.get(&key) {
+            Some(&index) => index,
+            None => {
+                self.coeffs.push(groups[group].coeffs_scaled(step, multiplier)?);
+                self.found.insert(key, self.coeffs.len() - 1);
+                self.coeffs.len() - 1
+            }
+        };
+        self.last = Some((key, index));
+        Ok(index)
+    }
+}
+
+impl DualAdam {
+    /// An optimizer with one parameter group, for tensors of these lengths, whose work goes to `stream`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`with_groups`](Self::with_groups).
+    pub fn new(
+        kernels: &Kernels,
+        stream: &Arc<CudaStream>,
+        config: DualAdamConfig,
+        lens: &[usize],
+    ) -> Result<Self, Error> {
+        let layout: Vec<_> = lens.iter().map(|&len| TensorLayout::new(len)).collect();
+        Self::with_groups(kernels, stream, &[config], &layout)
+    }
+
+    /// An optimizer with several parameter groups, or with f32 masters, whose work goes to `stream`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there;
+    /// [`Error::Context`] if the stream belongs to another context than the kernels; [`Error::TooMany`] or [`Error::Driver`] if
+    /// there is not enough memory, and [`Error::Driver`] for whatever else the driver reports.
+    pub fn with_groups(
+        kernels: &Kernels,
+        stream: &Arc<CudaStream>,
+        groups: &[DualAdamConfig],
+        layout: &[TensorLayout],
+    ) -> Result<Self, Error> {
+        let stream = Held::new(stream.clone());
+        groups.iter().try_for_each(DualAdamConfig::validate)?;
+        for (tensor, layout) in layout.iter().enumerate() {
+            if layout.group >= groups.len() {
+                return Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group });
+            }
+        }
+        if stream.context().cu_ctx() != kernels.context().cu_ctx() {
+            return Err(Error::Context { argument: "stream" });
+        }
+        let (mut moments, mut masters) = (Arena::default(), Arena::default());
+        let tensor = |layout: &TensorLayout| {
+            Ok(Tensor {
+                len: layout.len,
+                group: layout.group,
+                step: 0,
+                moments_at: moments.add(layout.len)?,
+                master_at: if layout.master { Some(masters.add(layout.len)?) } else { None },
+                master_is_set: false,
+            })
+        };
+        let tensors = layout.iter().map(tensor).collect::<Result<Vec<_>, Error>>()?;
+        let moments = Moments {
+            exp_avg: zeros(kernels, &stream, moments.bytes)?,
+            exp_avg_sq: zeros(kernels, &stream, moments.bytes)?,
+            masters: zeros(kernels, &stream, masters.bytes)?,
+        };
+        Ok(Self {
+            list: None,
+            next: vec![],
+            groups: groups.to_vec(),
+            tensors,
+            moments,
+            sets: Sets::default(),
+            raw_params: vec![],
+            raw_grads: vec![],
+            kernels: kernels.clone(),
+            stream,
+        })
+    }
+
+    /// An optimizer that goes on from a state, wherever it is from.
+    ///
+    /// Needs no more device memory than the optimizer itself, unlike [`load`](Self::load).
+    ///
+    /// # Errors
+    ///
+    /// As [`State::validate`] and [`with_groups`](Self::with_groups).
+    pub fn from_state(kernels: &Kernels, stream: &Arc<CudaStream>, state: &State) -> Result<Self, Error> {
+        state.validate()?;
+        let layout = |tensor: &TensorState| TensorLayout {
+            len: tensor.exp_avg.len(),
+            group: tensor.group,
+            master: tensor.master.is_some(),
+        };
+        let layout: Vec<_> = state.tensors.iter().map(layout).collect();
+        let mut made = Self::with_groups(kernels, stream, &state.groups, &layout)?;
+        let _current = kernels.enter()?;
+        for (tensor, from) in made.tensors.iter_mut().zip(&state.tensors) {
+            made.moments.upload(tensor, &from.exp_avg, &from.exp_avg_sq, raw(&made.stream))?;
+            if let (Some(at), Some(master)) = (tensor.master_at, &from.master) {
+                // SAFETY: the tensor's masters have that place and length.
+                unsafe { upload(made.moments.masters.address() + at, master, raw(&made.stream)) }?;
+            }
+            tensor.step = from.step;
+            tensor.master_is_set = from.master_is_set;
+        }
+        Ok(made)
+    }
+
+    /// One step of every tensor that has a gradient; the others stay as they are.
+    ///
+    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
+    /// masters are set from them before its first update and rule from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Count`], [`Error::Length`], [`Error::Types`] or [`Error::Overlap`] for lists or buffers that don't fit,
+    /// [`Error::Context`] for buffers of another context, [`Error::Value`] for a config that is not valid. Nothing is launched then,
+    /// and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
+    pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
+        self.step_scaled(params, grads, 1.0)
+    }
+
+    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the inverse of a loss
+    /// scale, or their product.
+    ///
+    /// # Errors
+    ///
+    /// As [`step`](Self::step), and [`Error::Value`] for a multiplier that
+    /// [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    pub fn step_scaled(
+        &mut self,
+        params: &mut [ParamsMut<'_>],
+        grads: &[Option<Grads<'_>>],
+        grad_multiplier: f64,
+    ) -> Result<(), Error> {
+        self.check_views(params, grads)?;
+        let _current = self.kernels.enter()?;
+        let stream = self.stream.clone();
+        let (mut raw_params, mut raw_grads) =
+            (std::mem::take(&mut self.raw_params), std::mem::take(&mut self.raw_grads));
+        raw_params.clear();
+        raw_grads.clear();
+        // When these are dropped, after the launch, cudarc notes what later uses of the buffers must wait for.
+        let mut guards = Vec::with_capacity(2 * params.len());
+        for (params, grads) in params.iter_mut().zip(grads) {
+            let Some(grads) = grads else {
+                // Left alone, so that nothing need wait for it.
+                raw_params.push(RawBuffer { address: 0, dtype: params.dtype() });
+                raw_grads.push(None);
+                continue;
+            };
+            let (params, guard) = params.raw(&stream);
+            guards.push(guard);
+            let (grads, guard) = grads.raw(&stream);
+            guards.push(guard);
+            raw_params.push(params);
+            raw_grads.push(Some(grads));
+        }
+        // What could not be ordered is only noted there.
+        let ordered = stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error));
+        // SAFETY: the views are buffers of their types and of the tensors' lengths in the kernels' context. They are borrowed now, and
+        // cudarc orders later uses after this work, and their end as well.
+        let stepped = ordered.and_then(|()| unsafe { self.step_raw(&raw_params, &raw_grads, grad_multiplier) });
+        drop(guards);
+        (self.raw_params, self.raw_grads) = (raw_params, raw_grads);
+        stepped
+    }
+
+    fn check_views(&self, params: &[ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
+        self.check_counts(params.len(), grads.len())?;
+        for (tensor, ((own, params), grads)) in self.tensors.iter().zip(params).zip(grads).enumerate() {
+            let lens = [("params", Some(params.len())), ("grads", grads.as_ref().map(Grads::len))];
+            for (buffer, len) in lens {
+                if let Some(actual) = len.filter(|&len| len != own.len) {
+                    return Err(Error::Length { tensor, buffer, expected: own.len, actual });
+                }
+            }
+            params.check_context(&self.kernels, "params")?;
+            grads.as_ref().map_or(Ok(()), |grads| grads.check_context(&self.kernels, "grads"))?;
+        }
+        Ok(())
+    }
+
+    fn check_counts(&self, params: usize, grads: usize) -> Result<(), Error> {
+        let expected = self.tensors.len();
+        for (list, actual) in [("params", params), ("grads", grads)] {
+            if actual != expected {
+                return Err(Error::Count { list, expected, actual });
+            }
+        }
+        Ok(())
+    }
+
+    /// [`step_scaled`](Self::step_scaled) over addresses, on the optimizer's stream. Only the type of `params` is looked at where there
+    /// is no gradient.
+    ///
+    /// # Errors
+    ///
+    /// As [`step_scaled`](Self::step_scaled), and what [`TensorList`] refuses of addresses.
+    ///
+    /// # Safety
+    ///
+    /// - From now until the work has run, `params` and `grads` of each tensor that has a gradient are device memory of the kernels'
+    ///   context, of the tensor's length and of their types.
+    /// - What else uses that memory, on any stream, is ordered before or after this work.
+    pub unsafe fn step_raw(
+        &mut self,
+        params: &[RawBuffer],
+        grads: &[Option<RawBuffer>],
+        grad_multiplier: f64,
+    ) -> Result<(), Error> {
+        self.check_counts(params.len(), grads.len())?;
+        self.prepare(params, grads, grad_multiplier)?;
+        if self.sets.coeffs.is_empty() {
+            return Ok(());
+        }
+        let stream = raw(&self.stream);
+        // SAFETY: the stream lives as long as the optimizer.
+        unsafe { self.set_masters(params, grads, stream) }?;
+        let Some(list) = &mut self.list else { return Ok(()) };
+        let tensors = &mut self.tensors;
+        let count = |members: &[usize]| {
+            for &member in members.iter().filter(|&&member| grads[member].is_some()) {
+                let tensor = &mut tensors[member];
+                tensor.step += 1;
+                tensor.master_is_set |= tensor.master_at.is_some();
+            }
+        };
+        // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
+        // one stream.
+        unsafe { list.step_groups(&self.sets.coeffs, stream, count) }
+    }
+
+    /// Checks everything and brings the list up to date. Nothing is launched, and the host's state stays as it is.
+    fn prepare(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>], multiplier: f64) -> Result<(), Error> {
+        self.sets.clear();
+        if self.next.is_empty() {
+            self.next = self.tensors.iter().zip(params).map(|(tensor, params)| tensor.left_alone(*params)).collect();
+        }
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let next = &mut self.next[index];
+            match grads[index] {
+                Some(grads) => *next = self.moments.describe(tensor, index, params[index], grads)?,
+                // What is left alone keeps its place in the list, and its types, lest the list be built anew.
+                None => (next.grads.address, next.set) = (0, 0),
+            }
+        }
+        for ((tensor, next), grads) in self.tensors.iter().zip(&mut self.next).zip(grads) {
+            if grads.is_some() {
+                next.set = self.sets.index(&self.groups, tensor.group, tensor.step + 1, multiplier)?;
+            }
+        }
+        if self.sets.coeffs.is_empty() {
+            return Ok(());
+        }
+        match &mut self.list {
+            Some(list) if list.has_types_of(&self.next) => list.update(&self.next),
+            list => {
+                *list = Some(TensorList::new(&self.kernels, &self.next)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets the masters that were never set from the parameters, on the host: waits for what is before on the stream.
+    ///
+    /// # Safety
+    ///
+    /// The stream must be live, and the parameters buffers of the tensors' lengths.
+    unsafe fn set_masters(
+        &self,
+        params: &[RawBuffer],
+        grads: &[Option<RawBuffer>],
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        for ((tensor, params), grads) in self.tensors.iter().zip(params).zip(grads) {
+            let (Some(at), false, Some(_)) = (tensor.master_at, tensor.master_is_set, grads) else { continue };
+            let _current = self.kernels.enter()?;
+            // SAFETY: the caller's promise, and the masters' place and length.
+            unsafe {
+                let wide = match params.dtype {
+                    Dtype::F32 => download::<f32>(params.address, tensor.len, stream)?,
+                    Dtype::Bf16 => widen(&download::<bf16>(params.address, tensor.len, stream)?),
+                    Dtype::F16 => widen(&download::<f16>(params.address, tensor.len, stream)?),
+                };
+                upload(self.moments.masters.address() + at, &wide, stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the learning rate of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
+        self.set_config(group, self.config(group)?.with_lr(lr))
+    }
+
+    /// Sets the whole config of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
+    pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
+        self.config(group)?;
+        config.validate()?;
+        self.groups[group] = config;
+        Ok(())
+    }
+
+    /// The config of a group.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such group.
+    pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
+        let found = self.groups.get(group).copied();
+        found.ok_or(Error::Position { list: "group", len: self.groups.len(), value: group })
+    }
+
+    /// The updates that a tensor has had.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such tensor.
+    pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
+        let found = self.tensors.get(tensor).map(|tensor| tensor.step);
+        found.ok_or(Error::Position { list: "tensor", len: self.tensors.len(), value: tensor })
+    }
+
+    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
+    /// Adam or AdamW, which mean the same. The moments are given on the host.
+    ///
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
+    /// [`Error::Value`] if `exp_avg_sq` has a negative element. [`Error::Driver`] for what the driver reports; the tensor's moments
+    /// may be those of before or the new ones then, and its step is that of before.
+    pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
+        let len = self.tensors.len();
+        let state = self.tensors.get_mut(tensor);
+        let state = state.ok_or(Error::Position { list: "tensor", len, value: tensor })?;
+        let expected = state.len;
+        for (buffer, actual) in [("exp_avg", exp_avg.len()), ("exp_avg_sq", exp_avg_sq.len())] {
+            if actual != expected {
+                return Err(Error::Length { tensor, buffer, expected, actual });
+            }
+        }
+        if let Some(&value) = exp_avg_sq.iter().find(|&&v| v < 0.0) {
+            let value = f64::from(value);
+            return Err(Error::Value { name: "exp_avg_sq", requirement: "be at least 0 everywhere", value });
+        }
+        let _current = self.kernels.enter()?;
+        self.moments.upload(state, exp_avg, exp_avg_sq, raw(&self.stream))?;
+        state.step = step;
+        Ok(())
+    }
+
+    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads it from the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] for what the driver reports, also of the steps before.
+    pub fn state(&self) -> Result<State, Error> {
+        let _current = self.kernels.enter()?;
+        let stream = raw(&self.stream);
+        let read = |memory: &DeviceMemory, at: u64, len: usize| {
+            // SAFETY: the tensor's arrays have that place and length, and the stream lives.
+            unsafe { download::<f32>(memory.address() + at, len, stream) }
+        };
+        let tensor = |tensor: &Tensor| {
+            let master = tensor.master_at.map(|at| read(&self.moments.masters, at, tensor.len));
+            Ok(TensorState {
+                group: tensor.group,
+                step: tensor.step,
+                exp_avg: read(&self.moments.exp_avg, tensor.moments_at, tensor.len)?,
+                exp_avg_sq: read(&self.moments.exp_avg_sq, tensor.moments_at, tensor.len)?,
+                master: master.transpose()?,
+                master_is_set: tensor.master_is_set,
+            })
+        };
+        let tensors = self.tensors.iter().map(tensor).collect::<Result<_, Error>>()?;
+        Ok(State { groups: self.groups.clone(), tensors })
+    }
+
+    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes there too.
+    ///
+    /// # Errors
+    ///
+    /// As [`state`](Self::state) and [`State::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.state()?.save(path)
+    }
+
+    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the file.
+    ///
+    /// A resumed run goes on bit for bit as the one that was saved would have. The parameters are the caller's to restore.
+    /// The new moments are allocated before the old ones are freed; [`State::load`] and [`from_state`](Self::from_state) avoid that.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::load`], [`Error::State`] if the file's tensors are not this optimizer's: their number, lengths,
+    /// groups and masters must agree, and [`Error::Driver`] for what the driver reports. The optimizer stays as it was then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let state = State::load(path)?;
+        let own = State::new(&self.groups, &self.layout())?;
+        own.check_layout(&state).map_err(|problem| Error::State { path: path.to_owned(), problem })?;
+        *self = Self::from_state(&self.kernels, &self.stream, &state)?;
+        Ok(())
+    }
+
+    fn layout(&self) -> Vec<TensorLayout> {
+        let layout =
+            |tensor: &Tensor| TensorLayout { len: tensor.len, group: tensor.group, master: tensor.master_at.is_some() };
+        self.tensors.iter().map(layout).collect()
+    }
+}
+
+impl Tensor {
+    /// A place in the list for a tensor that never had a gradient, of whose type there can only be a guess.
+    fn left_alone(&self, params: RawBuffer) -> RawTensor {
+        let at = |dtype| RawBuffer { address: 0, dtype };
+        let copy = (self.master_at.is_some() && params.dtype != Dtype::F32).then_some(at(params.dtype));
+        let updated = if copy.is_some() { Dtype::F32 } else { params.dtype };
+        let (params, grads) = (at(updated), at(params.dtype));
+        RawTensor { params, grads, exp_avg: 0, exp_avg_sq: 0, copy, len: self.len as u64, set: 0 }
+    }
+}
+
+impl Moments {
+    /// A tensor with its moments, for a step that is not checked yet but for what only the owner knows.
+    fn describe(&self, tensor: &Tensor, index: usize, params: RawBuffer, grads: RawBuffer) -> Result<RawTensor, Error> {
+        if tensor.step == u64::MAX {
+            return Err(Error::StepOverflow { tensor: index });
+        }
+        if tensor.len > 0 && grads.address == 0 {
+            return Err(Error::Null { tensor: index, buffer: "grads" });
+        }
+        let (updated, copy) = match tensor.master_at {
+            None => (params, None),
+            Some(at) => (RawBuffer { address: self.masters.address() + at, dtype: Dtype::F32 }, Some(params)),
+        };
+        let described = RawTensor {
+            params: updated,
+            grads,
+            exp_avg: self.exp_avg.address() + tensor.moments_at,
+            exp_avg_sq: self.exp_avg_sq.address() + tensor.moments_at,
+            copy,
+            len: tensor.len as u64,
+            set: 0,
+        };
+        described.combination(index)?;
+        Ok(described)
+    }
+
+    /// Fills a tensor's moments, in the order of the stream. The context must be current.
+    fn upload(&self, tensor: &Tensor, exp_avg: &[f32], exp_avg_sq: &[f32], stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: the tensor's moments have these places and lengths, and the stream is the optimizer's.
+        unsafe {
+            upload(self.exp_avg.address() + tensor.moments_at, exp_avg, stream)?;
+            upload(self.exp_avg_sq.address() + tensor.moments_at, exp_avg_sq, stream)
+        }
+    }
+}
+
+/// The places of arrays of f32 in one piece of memory.
+#[derive(Debug, Default)]
+struct Arena {
+    bytes: usize,
+}
+
+impl Arena {
+    fn add(&mut self, len: usize) -> Result<u64, Error> {
+        let at = self.bytes as u64;
+        let bytes = len.checked_next_multiple_of(ALIGN).and_then(|len| len.checked_mul(size_of::<f32>()));
+        let end = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
+        let limit = usize::MAX as u64;
+        self.bytes = end.ok_or(Error::TooMany { list: "the bytes of the moments", limit, actual: limit })?;
+        Ok(at)
+    }
+}
+
+/// New memory of zeros, for work on the stream.
+fn zeros(kernels: &Kernels, stream: &CudaStream, bytes: usize) -> Result<DeviceMemory, Error> {
+    let memory = DeviceMemory::new(kernels, bytes)?;
+    if bytes > 0 {
+        let _current = kernels.enter()?;
+        let stream = stream.cu_stream();
+        // SAFETY: the stream is live, and the memory has these bytes.
+        unsafe {
+            check_stream(kernels, stream.cast())?;
+            memory.clear(bytes, stream.cast())?;
+        }
+    }
+    Ok(memory)
+}
+
+fn raw(stream: &CudaStream) -> *mut c_void {
+    stream.cu_stream().cast()
+}
+
+fn widen<T: Element>(values: &[T]) -> Vec<f32> {
+    values.iter().map(|value| value.widen()).collect()
+}

@@ -1,0 +1,47 @@
+//! Which combinations of element types have kernels.
+
+use crate::{Dtype, Error};
+
+use Dtype::{Bf16, F16, F32};
+
+/// The types of parameters, gradients and copy, and the kernels' name for them.
+const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>, &str); 11] = [
+    (F32, F32, None, "f32_f32"),
+    (F32, Bf16, None, "f32_bf16"),
+    (F32, F16, None, "f32_f16"),
+    (Bf16, Bf16, None, "bf16_bf16"),
+    (Bf16, F32, None, "bf16_f32"),
+    (F16, F16, None, "f16_f16"),
+    (F16, F32, None, "f16_f32"),
+    (F32, F32, Some(Bf16), "f32_f32_bf16"),
+    (F32, Bf16, Some(Bf16), "f32_bf16_bf16"),
+    (F32, F32, Some(F16), "f32_f32_f16"),
+    (F32, F16, Some(F16), "f32_f16_f16"),
+];
+
+/// A combination of element types that has kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Combination(usize);
+
+impl Combination {
+    pub(super) const COUNT: usize = COMBINATIONS.len();
+
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(Self)
+    }
+
+    /// The combination of a tensor's types, if there is one.
+    pub(super) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
+        let found = COMBINATIONS.iter().position(|&(p, g, c, _)| (p, g, c) == (params, grads, copy));
+        found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        COMBINATIONS[self.0].3
+    }
+
+    /// Position among [`all`](Self::all).
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}

@@ -1,0 +1,198 @@
+//! Tensors whose types are known at run time, on the host, and their twins on the device.
+
+use std::ops::Range;
+
+use dualadam::cpu;
+use dualadam::cuda::{RawBuffer, RawTensor};
+use dualadam::half::{bf16, f16};
+use dualadam::{Dtype, Element, StepCoeffs};
+
+use crate::common::contract::same;
+use crate::common::data::{Inputs, narrow};
+use crate::gpu::{Gpu, Memory};
+
+/// Parameters, gradients and copy of every combination that there is.
+pub(crate) const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>); 11] = {
+    use Dtype::{Bf16, F16, F32};
+    [
+        (F32, F32, None),
+        (F32, Bf16, None),
+        (F32, F16, None),
+        (Bf16, Bf16, None),
+        (Bf16, F32, None),
+        (F16, F16, None),
+        (F16, F32, None),
+        (F32, F32, Some(Bf16)),
+        (F32, Bf16, Some(Bf16)),
+        (F32, F32, Some(F16)),
+        (F32, F16, Some(F16)),
+    ]
+};
+
+/// What stands around a buffer's elements.
+const FILL: f32 = 77.0;
+/// Elements of it behind a buffer.
+const BEHIND: usize = 5;
+
+#[derive(Debug, Clone)]
+pub(crate) enum Buffer {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+macro_rules! each {
+    ($buffer:expr, $values:ident => $result:expr) => {
+        match $buffer {
+            Buffer::F32($values) => $result,
+            Buffer::Bf16($values) => $result,
+            Buffer::F16($values) => $result,
+        }
+    };
+}
+
+impl Buffer {
+    pub(crate) fn new(dtype: Dtype, values: &[f32]) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(values.to_vec()),
+            Dtype::Bf16 => Self::Bf16(narrow(values)),
+            Dtype::F16 => Self::F16(narrow(values)),
+        }
+    }
+
+    /// Values with some of the filling before and behind.
+    fn padded(dtype: Dtype, before: usize, values: &[f32]) -> Self {
+        Self::new(dtype, &[&vec![FILL; before], values, &[FILL; BEHIND]].concat())
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::Bf16(_) => Dtype::Bf16,
+            Self::F16(_) => Dtype::F16,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        each!(self, values => bytemuck::cast_slice(values))
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        each!(self, values => bytemuck::cast_slice_mut(values))
+    }
+
+    pub(crate) fn wide(&self) -> Vec<f32> {
+        each!(self, values => values.iter().map(|value| value.widen()).collect())
+    }
+
+    pub(crate) fn params(&mut self, range: Range<usize>) -> cpu::ParamsMut<'_> {
+        each!(self, values => (&mut values[range]).into())
+    }
+
+    pub(crate) fn grads(&self, range: Range<usize>) -> cpu::Grads<'_> {
+        each!(self, values => (&values[range]).into())
+    }
+
+    fn copy(&mut self, range: Range<usize>) -> cpu::CopyMut<'_> {
+        match self {
+            Self::F32(_) => panic!("a copy has 16 bits"),
+            Self::Bf16(values) => (&mut values[range]).into(),
+            Self::F16(values) => (&mut values[range]).into(),
+        }
+    }
+
+    fn floats(&mut self) -> &mut [f32] {
+        match self {
+            Self::F32(values) => values,
+            _ => panic!("a moment has 32 bits"),
+        }
+    }
+
+    pub(crate) fn assert_same(&self, other: &Self, what: &str) {
+        for (i, (a, b)) in self.wide().into_iter().zip(other.wide()).enumerate() {
+            assert!(same(a, b), "{what}[{i}]: {a:e} on the device, {b:e} on the CPU");
+        }
+    }
+}
+
+/// One tensor on the host: p, grad, m, v, copy, each with filling around.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    pub(crate) buffers: [Buffer; 5],
+    pub(crate) has_copy: bool,
+    pub(crate) offsets: [usize; 5],
+    pub(crate) len: usize,
+    pub(crate) set: usize,
+}
+
+impl Host {
+    pub(crate) fn new(
+        (params, grads, copy): (Dtype, Dtype, Option<Dtype>),
+        inputs: &Inputs,
+        offsets: [usize; 5],
+        set: usize,
+    ) -> Self {
+        let [p, g, m, v, c] = offsets;
+        let buffers = [
+            Buffer::padded(params, p, &inputs.p),
+            Buffer::padded(grads, g, &inputs.grad),
+            Buffer::padded(Dtype::F32, m, &inputs.m),
+            Buffer::padded(Dtype::F32, v, &inputs.v),
+            Buffer::padded(copy.unwrap_or(Dtype::F32), c, &inputs.p),
+        ];
+        Self { buffers, has_copy: copy.is_some(), offsets, len: inputs.len(), set }
+    }
+
+    /// The step on the CPU.
+    pub(crate) fn step(&mut self, sets: &[StepCoeffs]) {
+        let [p, g, m, v, c] = self.offsets.map(|offset| offset..offset + self.len);
+        let [params, grads, exp_avg, exp_avg_sq, copy] = &mut self.buffers;
+        let tensor = cpu::Tensor {
+            params: params.params(p),
+            grads: grads.grads(g),
+            exp_avg: &mut exp_avg.floats()[m],
+            exp_avg_sq: &mut exp_avg_sq.floats()[v],
+            copy: self.has_copy.then(|| copy.copy(c)),
+            set: self.set,
+        };
+        cpu::step_list(&mut [tensor], sets).unwrap();
+    }
+
+    pub(crate) fn upload(&self, gpu: &Gpu) -> Device {
+        let memory = self.buffers.each_ref().map(|buffer| gpu.memory(buffer.bytes()));
+        assert!(gpu.stand_in.set_read_only(memory[1].address, self.buffers[1].bytes().len(), true));
+        Device { memory }
+    }
+}
+
+/// The same tensor on the device.
+pub(crate) struct Device {
+    pub(crate) memory: [Memory; 5],
+}
+
+impl Device {
+    pub(crate) fn raw(&self, host: &Host) -> RawTensor {
+        let at = |i: usize| {
+            let dtype = host.buffers[i].dtype();
+            RawBuffer { address: self.memory[i].address + (host.offsets[i] * dtype.size()) as u64, dtype }
+        };
+        RawTensor {
+            params: at(0),
+            grads: at(1),
+            exp_avg: at(2).address,
+            exp_avg_sq: at(3).address,
+            copy: host.has_copy.then(|| at(4)),
+            len: host.len as u64,
+            set: host.set,
+        }
+    }
+
+    /// Compares everything, the filling as well.
+    pub(crate) fn assert_same(&self, gpu: &Gpu, expected: &Host, what: &str) {
+        for ((memory, expected), name) in self.memory.iter().zip(&expected.buffers).zip(["p", "g", "m", "v", "copy"]) {
+            let mut found = expected.clone();
+            gpu.read(memory, found.bytes_mut());
+            found.assert_same(expected, &format!("{what}, {name}"));
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! A driver that fails: at each call in turn, for good, or before anything could start.
+
+use dualadam::cuda::{DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
+use dualadam::{Dtype, DualAdamConfig, Error};
+
+use std::ptr;
+
+use crate::buffers::{COMBINATIONS, Device, Host};
+use crate::common::data::Inputs;
+use crate::gpu::{Gpu, Memory, set_current, start};
+use crate::owner::{self, Model};
+
+/// Launch failed.
+const CODE: i32 = 719;
+
+fn is_of_the_driver(error: &Error) -> bool {
+    let (code, name) = match error {
+        Error::Driver { code, name, .. } | Error::Ptx { code, name, .. } => (code, name),
+        _ => return false,
+    };
+    *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
+}
+
+/// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
+fn at_each_call<W>(
+    mut prepare: impl FnMut() -> W,
+    gpu: impl Fn(&W) -> &Gpu,
+    mut work: impl FnMut(&mut W) -> Result<(), Error>,
+    mut verify: impl FnMut(W, Result<(), Error>),
+) {
+    for nth in 1.. {
+        let mut world = prepare();
+        let before = gpu(&world).stand_in.calls("*");
+        gpu(&world).stand_in.fail("*", nth, CODE);
+        let result = work(&mut world);
+        let happened = gpu(&world).stand_in.calls("*") - before >= nth;
+        if let Err(error) = &result {
+            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
+        }
+        // The failure cannot be called off, and must not meet the test's own calls.
+        if !happened {
+            return;
+        }
+        verify(world, result);
+    }
+}
+
+#[test]
+fn kernels_fail_with_the_drivers_code_at_every_call() {
+    let mut failures = 0;
+    for nth in 1.. {
+        let stand_in = start();
+        stand_in.fail("*", nth, CODE);
+        let result = Kernels::new(0);
+        let happened = stand_in.calls("*") >= nth;
+        if let Err(error) = &result {
+            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
+            failures += 1;
+        }
+        drop(result);
+        if !happened {
+            break;
+        }
+        assert!(stand_in.violations().is_empty(), "call {nth}: {:#?}", stand_in.violations());
+    }
+    assert!(failures > 2 * 33, "each kernel was looked up: {failures}");
+}
+
+#[test]
+fn flat_steps_fail_with_the_drivers_code_at_every_call() {
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    let prepare = || {
+        let gpu = Gpu::new();
+        let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
+        let device = host.upload(&gpu);
+        set_current(ptr::null_mut());
+        (device, host, gpu)
+    };
+    let work = |(device, host, gpu): &mut (Device, Host, Gpu)| {
+        // SAFETY: the stand-in checks each access.
+        unsafe { gpu.kernels.step_raw(&device.raw(host), &coeffs, gpu.raw_stream()) }
+    };
+    let mut failures = 0;
+    let verify = |(device, mut host, gpu): (Device, Host, Gpu), result: Result<(), Error>| {
+        gpu.context.bind_to_thread().unwrap();
+        match result {
+            Ok(()) => host.step(&[coeffs]),
+            Err(_) => failures += 1,
+        }
+        device.assert_same(&gpu, &host, "after a failure");
+    };
+    at_each_call(prepare, |(_, _, gpu)| gpu, work, verify);
+    // Which is current, push, the stream's context, the launch; not the pop.
+    assert_eq!(failures, 4);
+}
+
+/// Tensors of two combinations, with more sets than fit in an argument.
+struct ListWorld {
+    list: Option<TensorList>,
+    devices: Vec<Device>,
+    hosts: Vec<Host>,
+    spare: Memory,
+    gpu: Gpu,
+}
+
+impl ListWorld {
+    fn new() -> Self {
+        let gpu = Gpu::new();
+        let types = [COMBINATIONS[0], COMBINATIONS[8]];
+        let host = |i: usize| Host::new(types[i % 2], &Inputs::random(i as u64, i % 9), [0; 5], i);
+        let hosts: Vec<_> = (0..100).map(host).collect();
+        let devices = hosts.iter().map(|host| host.upload(&gpu)).collect();
+        let spare = gpu.memory(&[0; 64]);
+        Self { list: None, devices, hosts, spare, gpu }
+    }
+}
+
+/// A list's step that sends everything it can: new addresses, new sets, more than fit in an argument.
+#[test]
+fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
+    let config = DualAdamConfig::default();
+    let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
+    let work = |world: &mut ListWorld| {
+        let ListWorld { list, devices, hosts, spare, gpu } = world;
+        let mut raw: Vec<_> = devices.iter().zip(&*hosts).map(|(device, host)| device.raw(host)).collect();
+        let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
+        // Tensor 7 gets zeros for a gradient, elsewhere, and another set.
+        raw[7].grads.address = spare.address;
+        raw[7].set = 3;
+        hosts[7].buffers[1].bytes_mut().fill(0);
+        hosts[7].set = 3;
+        list.update(&raw)?;
+        // SAFETY: the stand-in checks each access.
+        unsafe { list.step_raw(&sets, gpu.raw_stream()) }
+    };
+    let mut recovered = 0;
+    let verify = |world: ListWorld, result: Result<(), Error>| {
+        let ListWorld { list, devices, mut hosts, spare: _spare, gpu } = world;
+        gpu.context.synchronize().unwrap();
+        let launched = gpu.stand_in.launches().len();
+        assert_eq!(result.is_ok(), launched == 2);
+        // The combinations are launched in their order.
+        hosts.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, host)| host.step(&sets));
+        if let (Some(mut list), Err(_)) = (list, result) {
+            // What failed was not forgotten: this step sends it.
+            // SAFETY: the stand-in checks each access.
+            unsafe { list.step_raw(&sets, gpu.raw_stream()) }.unwrap();
+            hosts.iter_mut().for_each(|host| host.step(&sets));
+            recovered += 1;
+        }
+        hosts[7].buffers[1] = Host::new(COMBINATIONS[8], &Inputs::random(7, 7), [0; 5], 7).buffers[1].clone();
+        for (i, (device, host)) in devices.iter().zip(&hosts).enumerate() {
+            device.assert_same(&gpu, host, &format!("tensor {i}"));
+        }
+        gpu.assert_clean();
+    };
+    at_each_call(ListWorld::new, |world| &world.gpu, work, verify);
+    // Which is current, the stream's context, capturing, copies of addresses and of two kinds of sets, the event, two launches.
+    assert_eq!(recovered, 9);
+}
+
+/// After a failure the owner's steps and moments are those of a step that was made or was not, tensor by tensor.
+#[test]
+fn the_owner_stays_consistent_at_every_failing_call() {
+    // The calls of the test itself, which uploads gradients in each step, are not to fail: the failure comes by function.
+    let functions = [
+        "cuCtxGetCurrent",
+        "cuStreamGetCtx",
+        "cuMemAlloc_v2",
+        "cuMemHostAlloc",
+        "cuEventCreate",
+        "cuMemcpyHtoD_v2",
+        "cuCtxSynchronize",
+        "cuMemcpyDtoHAsync_v2",
+        "cuStreamSynchronize",
+        "cuMemcpyHtoDAsync_v2",
+        "cuLaunchKernel",
+        "cuMemsetD8Async",
+    ];
+    for function in functions {
+        let mut failed = 0;
+        for nth in 1.. {
+            let gpu = Gpu::new();
+            let lens = [300, 20];
+            let layout = lens.map(|len| dualadam::TensorLayout::new(len).with_master());
+            let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+            let params = lens.map(|len| Inputs::random(9, len).p);
+            let (mut p, mut q) = (
+                crate::common::data::narrow::<dualadam::half::bf16>(&params[0]),
+                crate::common::data::narrow::<dualadam::half::f16>(&params[1]),
+            );
+            let (mut device_p, mut device_q) = (gpu.stream.clone_htod(&p).unwrap(), gpu.stream.clone_htod(&q).unwrap());
+            let grads = lens.map(|len| Inputs::random(10, len).grad);
+            let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
+            gpu.context.synchronize().unwrap();
+
+            let before = gpu.stand_in.calls(function);
+            gpu.stand_in.fail(function, nth, CODE);
+            let made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);
+            let mut optimizer = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
+                    failed += 1;
+                    continue;
+                }
+            };
+            let mut errors = 0;
+            for _ in 0..3 {
+                let on_device = device_grads.each_ref().map(|grads| Some(grads.into()));
+                let result = optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &on_device);
+                let steps = [0, 1].map(|tensor| optimizer.step_of(tensor).unwrap());
+                let done = [0, 1].map(|tensor| steps[tensor] > on_cpu.step_of(tensor).unwrap());
+                match result {
+                    Ok(()) => assert_eq!(done, [true, true]),
+                    Err(error) => {
+                        assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
+                        errors += 1;
+                    }
+                }
+                let on_host = [0, 1].map(|tensor| done[tensor].then(|| (&grads[tensor]).into()));
+                on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
+            }
+            let happened = gpu.stand_in.calls(function) - before >= nth;
+            failed += errors;
+            if !happened {
+                break;
+            }
+            let state = optimizer.state().unwrap();
+            for (tensor, (found, expected)) in state.tensors.iter().zip(&on_cpu.state().tensors).enumerate() {
+                if found.step > 0 {
+                    assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
+                }
+            }
+            assert_eq!(gpu.stream.clone_dtoh(&device_p).unwrap(), p);
+            assert_eq!(gpu.stream.clone_dtoh(&device_q).unwrap(), q);
+            gpu.assert_clean();
+        }
+        assert!(failed > 0, "no {function} failed");
+    }
+}
+
+#[test]
+fn a_lost_device_stays_an_error() {
+    let gpu = Gpu::new();
+    let mut model = Model::new(&gpu);
+    let mut optimizer = owner::optimizer(&gpu).unwrap();
+    model.step(&gpu, &mut optimizer, 1, |_| false).unwrap();
+    gpu.context.synchronize().unwrap();
+    let tensor = |address| RawTensor {
+        params: RawBuffer { address, dtype: Dtype::F32 },
+        grads: RawBuffer { address: address + 64, dtype: Dtype::F32 },
+        exp_avg: address + 128,
+        exp_avg_sq: address + 192,
+        copy: None,
+        len: 4,
+        set: 0,
+    };
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    // SAFETY: nobody else would; the stand-in notices that there is no memory.
+    let launch = unsafe { gpu.kernels.step_raw(&tensor(0x100), &coeffs, gpu.raw_stream()) };
+    launch.unwrap();
+    let lost = |result: Result<(), Error>| match result {
+        Err(Error::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        result => panic!("{result:?}"),
+    };
+    lost(optimizer.state().map(|_| ()));
+    // SAFETY: as above.
+    lost(unsafe { gpu.kernels.step_raw(&tensor(0x100), &coeffs, gpu.raw_stream()) });
+    lost(TensorList::new(&gpu.kernels, &[tensor(0x100)]).map(|_| ()));
+    lost(optimizer.set_moments(0, 1, &vec![0.0; 5000], &vec![0.0; 5000]));
+    assert_eq!(optimizer.step_of(0).unwrap(), 1);
+}
+
+#[test]
+fn drivers_that_cannot_do_it_are_refused() {
+    let stand_in = start();
+    stand_in.set_driver_version(11_030);
+    let error = Kernels::new(0).unwrap_err();
+    assert!(matches!(error, Error::OldDriver { required: 11_040, found: 11_030 }));
+    assert_eq!(error.to_string(), "the CUDA driver must support CUDA 11.4, it supports 11.3");
+    stand_in.set_driver_version(11_040);
+    drop(Kernels::new(0).unwrap());
+
+    assert!(matches!(Kernels::new(5), Err(Error::Position { list: "device", value: 5, .. })));
+    assert!(matches!(Kernels::new(1 << 32), Err(Error::Position { list: "device", .. })));
+
+    // Compute capability 7.0.
+    stand_in.set_attribute(75, 7);
+    stand_in.set_attribute(76, 0);
+    match Kernels::new(0) {
+        Err(Error::Ptx { code: 209, name, origin, log }) => {
+            assert_eq!(name, "CUDA_ERROR_NO_BINARY_FOR_GPU");
+            assert!(origin.contains("13.0") && log.contains("sm_75"), "{origin}: {log}");
+        }
+        result => panic!("{result:?}"),
+    }
+    stand_in.set("devices", 0);
+    assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));
+}
+
+/// What copies from memory that is used again must not become part of a graph.
+#[test]
+fn only_unchanged_lists_can_be_captured() {
+    use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+    let gpu = Gpu::new();
+    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
+    let device = host.upload(&gpu);
+    let mut raw = device.raw(&host);
+    let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    let flat_coeffs = DualAdamConfig::adam().coeffs(2).unwrap();
+
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    // SAFETY: the stand-in checks each access.
+    unsafe {
+        list.step_raw(&[coeffs], gpu.raw_stream()).unwrap();
+        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
+    }
+    raw.set = 1;
+    list.update(&[raw]).unwrap();
+    // SAFETY: as above.
+    let refused = unsafe { list.step_raw(&[coeffs; 2], gpu.raw_stream()) };
+    assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
+    let flags =
+        dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = gpu.stream.end_capture(flags).unwrap().unwrap();
+    for _ in 0..2 {
+        graph.launch().unwrap();
+        host.step(&[coeffs]);
+        host.step(&[flat_coeffs]);
+    }
+    device.assert_same(&gpu, &host, "replayed");
+    gpu.assert_clean();
+}

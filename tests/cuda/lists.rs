@@ -1,0 +1,220 @@
+//! Lists of tensors.
+
+use dualadam::cuda::{RawTensor, TensorList};
+use dualadam::{DualAdamConfig, StepCoeffs};
+
+use crate::buffers::{COMBINATIONS, Device, Host};
+use crate::common::data::{Inputs, configs};
+use crate::gpu::Gpu;
+
+/// Tensors of all combinations, some of them empty, on host and device.
+struct Model {
+    hosts: Vec<Host>,
+    devices: Vec<Device>,
+}
+
+impl Model {
+    /// One tensor of each size, with types in turns and each with the set that `set` names.
+    fn new(gpu: &Gpu, sizes: &[usize], set: impl Fn(usize) -> usize) -> Self {
+        let host = |(i, &size): (usize, &usize)| {
+            let offsets = [i % 3, i % 4, i % 2, 0, i % 5];
+            Host::new(COMBINATIONS[i % COMBINATIONS.len()], &Inputs::random(i as u64, size), offsets, set(i))
+        };
+        let hosts: Vec<_> = sizes.iter().enumerate().map(host).collect();
+        let devices = hosts.iter().map(|host| host.upload(gpu)).collect();
+        Self { hosts, devices }
+    }
+
+    fn raw(&self) -> Vec<RawTensor> {
+        self.devices.iter().zip(&self.hosts).map(|(device, host)| device.raw(host)).collect()
+    }
+
+    fn step(&mut self, sets: &[StepCoeffs]) {
+        self.hosts.iter_mut().for_each(|host| host.step(sets));
+    }
+
+    fn assert_same(&self, gpu: &Gpu, what: &str) {
+        for (i, (device, host)) in self.devices.iter().zip(&self.hosts).enumerate() {
+            device.assert_same(gpu, host, &format!("{what}, tensor {i}"));
+        }
+    }
+}
+
+fn step(gpu: &Gpu, list: &mut TensorList, sets: &[StepCoeffs]) {
+    // SAFETY: the stand-in checks each access.
+    unsafe { list.step_raw(sets, gpu.raw_stream()) }.unwrap();
+}
+
+fn all_sets() -> Vec<StepCoeffs> {
+    configs().iter().map(|(config, step)| config.coeffs(*step).unwrap()).collect()
+}
+
+/// Sizes around every edge, several chunks, and empty tensors everywhere.
+const SIZES: [usize; 40] = [
+    0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 8192, 8193, 0, 0, 12289, 1, 2, 3,
+    4, 5, 6, 7, 8, 9, 10, 0, 5000, 100, 0, 33, 64, 0,
+];
+
+#[test]
+fn a_list_of_everything_has_the_bits_of_the_cpu() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    let mut model = Model::new(&gpu, &SIZES, |i| i % sets.len());
+    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    assert_eq!(list.len(), SIZES.len());
+    for round in 0..2 {
+        step(&gpu, &mut list, &sets);
+        model.step(&sets);
+        model.assert_same(&gpu, &format!("round {round}"));
+    }
+    gpu.assert_clean();
+    let lists = gpu.stand_in.launches();
+    assert_eq!(lists.len(), 2 * COMBINATIONS.len(), "one launch for each combination: {lists:?}");
+}
+
+/// Every combination alone, over sizes, with special values.
+#[test]
+fn lists_of_special_values_have_the_bits_of_the_cpu() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    for types in COMBINATIONS {
+        let special = Inputs::special();
+        let mut hosts: Vec<_> =
+            (0..sets.len()).map(|set| Host::new(types, &special, [set % 4, 0, 0, 0, 1], set)).collect();
+        let devices: Vec<_> = hosts.iter().map(|host| host.upload(&gpu)).collect();
+        let raw: Vec<_> = devices.iter().zip(&hosts).map(|(device, host)| device.raw(host)).collect();
+        step(&gpu, &mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets);
+        for (device, host) in devices.iter().zip(&mut hosts) {
+            host.step(&sets);
+            device.assert_same(&gpu, host, &format!("{types:?}, set {}", host.set));
+        }
+    }
+    gpu.assert_clean();
+}
+
+#[test]
+fn more_sets_than_fit_in_an_argument() {
+    let gpu = Gpu::new();
+    for count in [95, 96, 97, 200] {
+        let sizes: Vec<_> = (0..count).map(|i| i % 7).collect();
+        let mut model = Model::new(&gpu, &sizes, |i| count - 1 - i);
+        let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+        for round in 1..=6 {
+            let config = |i: usize| DualAdamConfig::default().with_lr(1e-3 * (i + 1) as f64);
+            let sets: Vec<_> = (0..count).map(|i| config(i).coeffs(round).unwrap()).collect();
+            step(&gpu, &mut list, &sets);
+            model.step(&sets);
+        }
+        model.assert_same(&gpu, &format!("{count} sets"));
+    }
+    gpu.assert_clean();
+}
+
+/// New gradients, new parameters and new sets in each step, while none of the steps before has run.
+#[test]
+fn changes_travel_in_order_and_late() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    let mut model = Model::new(&gpu, &SIZES, |_| 0);
+    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    let mut retired = vec![];
+    for round in 0..12_usize {
+        // Every third tensor gets a gradient elsewhere, every fifth a set.
+        for i in 0..model.hosts.len() {
+            let host = &mut model.hosts[i];
+            if (i + round) % 3 == 0 {
+                let fresh = Inputs::random((1000 * round + i) as u64, host.len);
+                let types = COMBINATIONS[i % COMBINATIONS.len()];
+                let gradient = Host::new(types, &fresh, host.offsets, 0).buffers[1].clone();
+                let moved = crate::gpu::Memory { address: late_memory(&gpu, gradient.bytes()) };
+                retired.push(std::mem::replace(&mut model.devices[i].memory[1], moved));
+                host.buffers[1] = gradient;
+            }
+            if (i + round) % 5 == 0 {
+                host.set = round % sets.len();
+            }
+        }
+        list.update(&model.raw()).unwrap();
+        step(&gpu, &mut list, &sets);
+        model.step(&sets);
+    }
+    assert!(gpu.stand_in.pending() > 3 * COMBINATIONS.len() as u64, "steps were enqueued, and have not run");
+    model.assert_same(&gpu, "changing");
+    gpu.assert_clean();
+}
+
+/// Memory filled in the order of the stream, without a wait that would let earlier steps run.
+fn late_memory(gpu: &Gpu, content: &[u8]) -> u64 {
+    use dualadam::cuda::cudarc::driver::result;
+    // SAFETY: a context is current, and the memory is as long as the content.
+    unsafe {
+        let address = result::malloc_sync(content.len().max(1)).unwrap();
+        if !content.is_empty() {
+            result::memcpy_htod_async(address, content, gpu.stream.cu_stream()).unwrap();
+        }
+        address
+    }
+}
+
+#[test]
+fn tensors_without_gradients_are_left_alone() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    let mut model = Model::new(&gpu, &SIZES, |i| i % 3);
+    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    for round in 0..5 {
+        let mut raw = model.raw();
+        for (i, tensor) in raw.iter_mut().enumerate() {
+            if (i + round) % 2 == 0 {
+                tensor.grads.address = 0;
+            } else {
+                model.hosts[i].step(&sets);
+            }
+        }
+        list.update(&raw).unwrap();
+        step(&gpu, &mut list, &sets);
+    }
+    model.assert_same(&gpu, "partly");
+    gpu.assert_clean();
+}
+
+#[test]
+fn unchanged_lists_only_launch() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    let mut model = Model::new(&gpu, &[5000, 0, 17], |i| i);
+    let raw = model.raw();
+    let mut list = TensorList::new(&gpu.kernels, &raw).unwrap();
+    let before = gpu.stand_in.call_list();
+    for _ in 0..3 {
+        list.update(&raw).unwrap();
+        step(&gpu, &mut list, &sets);
+        model.step(&sets);
+    }
+    let mut calls = gpu.stand_in.call_list();
+    calls.retain(|name, count| before.get(name) != Some(count));
+    let calls: Vec<_> =
+        calls.iter().map(|(name, count)| (name.as_str(), count - before.get(name).unwrap_or(&0))).collect();
+    // Of three combinations one has an empty tensor only.
+    assert_eq!(calls, [("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3)]);
+    assert_eq!(gpu.stand_in.pending(), 6);
+    model.assert_same(&gpu, "unchanged");
+    gpu.assert_clean();
+}
+
+#[test]
+fn gradients_may_share_memory() {
+    let gpu = Gpu::new();
+    let sets = all_sets();
+    let inputs = Inputs::random(1, 300);
+    let mut hosts = [0, 1].map(|set| Host::new(COMBINATIONS[0], &inputs, [0; 5], set));
+    let devices = hosts.each_ref().map(|host| host.upload(&gpu));
+    let mut raw = [0, 1].map(|i| devices[i].raw(&hosts[i]));
+    raw[1].grads = raw[0].grads;
+    step(&gpu, &mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets);
+    for (host, device) in hosts.iter_mut().zip(&devices) {
+        host.step(&sets);
+        device.assert_same(&gpu, host, "shared");
+    }
+    gpu.assert_clean();
+}

@@ -1,0 +1,237 @@
+//! The owning optimizer against the CPU's.
+
+use dualadam::cuda::{DualAdam, cudarc};
+use dualadam::half::{bf16, f16};
+use dualadam::{DualAdamConfig, Element, Error, State, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+
+use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
+
+use crate::common::data::{Inputs, narrow};
+use crate::gpu::Gpu;
+
+const LENS: [usize; 5] = [5000, 0, 33, 1030, 7];
+
+fn groups() -> [DualAdamConfig; 2] {
+    let schedule = SwitchSchedule::linear_until(4);
+    let decayed = DualAdamConfig::default().with_lr(1e-2).with_weight_decay(WeightDecay::Decoupled(0.1));
+    [decayed.with_schedule(schedule), DualAdamConfig::adam().with_lr(1e-3)]
+}
+
+/// f32 alone, empty, bf16 alone, bf16 with masters, f16 with masters.
+fn layout() -> [TensorLayout; 5] {
+    let [a, b, c, d, e] = LENS.map(TensorLayout::new);
+    [a, b, c.in_group(1), d.with_master(), e.in_group(1).with_master()]
+}
+
+/// A buffer on the device with these values. Where there is none, the buffer has an element nevertheless, since CUDA has no empty ones.
+fn device<T: Copy + DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
+    if values.is_empty() { gpu.stream.alloc_zeros(1).unwrap() } else { gpu.stream.clone_htod(values).unwrap() }
+}
+
+/// The parameters of the model, on the CPU and on the device, and the CPU's optimizer.
+pub(crate) struct Model {
+    f32s: [Vec<f32>; 2],
+    bf16s: [Vec<bf16>; 2],
+    f16s: Vec<f16>,
+    device_f32s: [CudaSlice<f32>; 2],
+    device_bf16s: [CudaSlice<bf16>; 2],
+    device_f16s: CudaSlice<f16>,
+    pub(crate) cpu: cpu::DualAdam,
+}
+
+impl Model {
+    pub(crate) fn new(gpu: &Gpu) -> Self {
+        let values = LENS.map(|len| Inputs::random(len as u64, len).p);
+        let f32s = [values[0].clone(), values[1].clone()];
+        let bf16s = [narrow::<bf16>(&values[2]), narrow::<bf16>(&values[3])];
+        let f16s = narrow::<f16>(&values[4]);
+        Self {
+            device_f32s: f32s.each_ref().map(|values| device(gpu, values)),
+            device_bf16s: bf16s.each_ref().map(|values| device(gpu, values)),
+            device_f16s: device(gpu, &f16s),
+            f32s,
+            bf16s,
+            f16s,
+            cpu: cpu::DualAdam::with_groups(&groups(), &layout()).unwrap(),
+        }
+    }
+
+    /// One step of both optimizers. Tensor i has no gradient in the rounds that `missing` says.
+    pub(crate) fn step(
+        &mut self,
+        gpu: &Gpu,
+        optimizer: &mut DualAdam,
+        round: u64,
+        missing: impl Fn(usize) -> bool,
+    ) -> Result<(), Error> {
+        let grads = LENS.map(|len| Inputs::random(1000 + 7 * round + len as u64, len).grad);
+        let half = narrow::<bf16>(&grads[2]);
+        let (device_half, device) = (device(gpu, &half), grads.each_ref().map(|grads| device(gpu, grads)));
+        let on_cpu: [cpu::Grads<'_>; 5] =
+            [(&grads[0]).into(), (&grads[1]).into(), (&half).into(), (&grads[3]).into(), (&grads[4]).into()];
+        let on_device: [dualadam::cuda::Grads<'_>; 5] = [
+            (&device[0]).into(),
+            device[1].slice(..0).into(),
+            (&device_half).into(),
+            (&device[3]).into(),
+            (&device[4]).into(),
+        ];
+        let mut tensors = 0..;
+        let on_cpu = on_cpu.map(|grads| (!missing(tensors.next().unwrap())).then_some(grads));
+        let mut tensors = 0..;
+        let on_device = on_device.map(|grads| (!missing(tensors.next().unwrap())).then_some(grads));
+
+        let [a, b] = &mut self.device_f32s;
+        let [c, d] = &mut self.device_bf16s;
+        let empty = b.slice_mut(..0).into();
+        let mut params = [a.into(), empty, c.into(), d.into(), (&mut self.device_f16s).into()];
+        optimizer.step_scaled(&mut params, &on_device, 0.5)?;
+
+        let [a, b] = &mut self.f32s;
+        let [c, d] = &mut self.bf16s;
+        let mut params = [a.into(), b.into(), c.into(), d.into(), (&mut self.f16s).into()];
+        self.cpu.step_scaled(&mut params, &on_cpu, 0.5).unwrap();
+        Ok(())
+    }
+
+    pub(crate) fn assert_same(&self, gpu: &Gpu, optimizer: &DualAdam) {
+        let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
+        assert_eq!(found.groups, expected.groups);
+        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
+            assert_same(&format!("exp_avg of {i}"), &found.exp_avg, &expected.exp_avg);
+            assert_same(&format!("exp_avg_sq of {i}"), &found.exp_avg_sq, &expected.exp_avg_sq);
+            let [found_master, expected_master] =
+                [found, expected].map(|tensor| tensor.master.as_deref().unwrap_or(&[]));
+            assert_same(&format!("masters of {i}"), found_master, expected_master);
+            assert_eq!((found.step, found.master_is_set), (expected.step, expected.master_is_set), "tensor {i}");
+        }
+        for (device, host) in self.device_f32s.iter().zip(&self.f32s) {
+            assert_eq!(gpu.stream.clone_dtoh(device).unwrap()[..host.len()], *host);
+        }
+        for (device, host) in self.device_bf16s.iter().zip(&self.bf16s) {
+            assert_eq!(gpu.stream.clone_dtoh(device).unwrap(), *host);
+        }
+        assert_eq!(gpu.stream.clone_dtoh(&self.device_f16s).unwrap(), self.f16s);
+    }
+}
+
+/// Without printing thousands of numbers.
+fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let differs = |(_, (a, b)): &(usize, (&f32, &f32))| a.to_bits() != b.to_bits();
+    let first = found.iter().zip(expected).enumerate().find(differs);
+    assert!(first.is_none(), "{what}: {first:?}");
+}
+
+pub(crate) fn optimizer(gpu: &Gpu) -> Result<DualAdam, Error> {
+    DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout())
+}
+
+/// Ten steps through the switch, with gradients missing here and there, saved and resumed on the other backend in between.
+#[test]
+fn a_run_has_the_bits_of_the_cpu_across_backends() {
+    let gpu = Gpu::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (from_cpu, from_device) = (folder.path().join("cpu"), folder.path().join("device"));
+    let mut model = Model::new(&gpu);
+    let mut optimizer = optimizer(&gpu).unwrap();
+    for round in 0..10 {
+        model.step(&gpu, &mut optimizer, round, |tensor| round != 3 && (tensor as u64 + round) % 4 == 0).unwrap();
+        model.assert_same(&gpu, &optimizer);
+        if round == 5 {
+            model.cpu.save(&from_cpu).unwrap();
+            optimizer.save(&from_device).unwrap();
+            assert_eq!(std::fs::read(&from_cpu).unwrap(), std::fs::read(&from_device).unwrap());
+            let mut resumed = self::optimizer(&gpu).unwrap();
+            resumed.load(&from_cpu).unwrap();
+            optimizer = resumed;
+            model.cpu.load(&from_device).unwrap();
+        }
+        if round == 7 {
+            let state = State::load(&from_cpu).unwrap();
+            let resumed = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
+            assert_eq!(resumed.state().unwrap(), state);
+        }
+    }
+    assert!(optimizer.step_of(0).unwrap() > 5 && optimizer.step_of(0).unwrap() < 10);
+    gpu.assert_clean();
+}
+
+#[test]
+fn schedulers_and_foreign_moments_work_as_on_the_cpu() {
+    let gpu = Gpu::new();
+    let mut model = Model::new(&gpu);
+    let mut optimizer = optimizer(&gpu).unwrap();
+    let moments = Inputs::random(5, LENS[3]);
+    optimizer.set_moments(3, 41, &moments.m, &moments.v).unwrap();
+    model.cpu.set_moments(3, 41, &moments.m, &moments.v).unwrap();
+    for round in 0..4 {
+        for group in 0..2 {
+            let config = optimizer.config(group).unwrap().with_lr(0.01 * round as f64).with_betas(0.8, 0.99);
+            optimizer.set_config(group, config).unwrap();
+            model.cpu.set_config(group, config).unwrap();
+        }
+        optimizer.set_lr(1, 0.5).unwrap();
+        model.cpu.set_lr(1, 0.5).unwrap();
+        model.step(&gpu, &mut optimizer, round, |tensor| tensor == 4 && round < 2).unwrap();
+    }
+    model.assert_same(&gpu, &optimizer);
+    gpu.assert_clean();
+}
+
+/// After the first step, a step with the same buffers allocates nothing, waits for nothing and launches only.
+#[test]
+fn steps_over_the_same_buffers_only_launch() {
+    let gpu = Gpu::new();
+    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[3000, 1, 100]).unwrap();
+    let values = |len| vec![0.5_f32; len];
+    let mut params = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
+    let grads = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
+    let mut calls = vec![];
+    for _ in 0..4 {
+        let before = gpu.stand_in.call_list();
+        let mut params = params.each_mut().map(|params| params.into());
+        optimizer.step(&mut params, &grads.each_ref().map(|grads| Some(grads.into()))).unwrap();
+        let mut after = gpu.stand_in.call_list();
+        after.retain(|name, count| before.get(name) != Some(count));
+        calls.push(after.into_keys().collect::<Vec<_>>());
+    }
+    assert_eq!(calls[3], ["cuCtxGetCurrent", "cuLaunchKernel", "cuStreamGetCtx"]);
+    assert_eq!(optimizer.step_of(2).unwrap(), 4);
+    gpu.assert_clean();
+}
+
+/// Masters are the exact values of their parameters, the rarest ones too.
+#[test]
+fn masters_are_widened_exactly() {
+    let gpu = Gpu::new();
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    let lr_0 = DualAdamConfig::default().with_lr(0.0);
+    let layout = [TensorLayout::new(all.len()).with_master(); 2];
+    let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[lr_0], &layout).unwrap();
+    let b: Vec<_> = all.iter().map(|&bits| bf16::from_bits(bits)).collect();
+    let h: Vec<_> = all.iter().map(|&bits| f16::from_bits(bits)).collect();
+    let (mut device_b, mut device_h) = (gpu.stream.clone_htod(&b).unwrap(), gpu.stream.clone_htod(&h).unwrap());
+    let grads = gpu.stream.alloc_zeros::<f32>(all.len()).unwrap();
+    let grads = [Some((&grads).into()), Some((&grads).into())];
+    optimizer.step(&mut [(&mut device_b).into(), (&mut device_h).into()], &grads).unwrap();
+    let state = optimizer.state().unwrap();
+    let check = |masters: &[f32], expected: Vec<f32>| {
+        for (a, b) in masters.iter().zip(expected) {
+            // lr 0 still takes 0·inf from infinity, and that is NaN on both.
+            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && !b.is_finite()), "{a:e} {b:e}");
+        }
+    };
+    check(state.tensors[0].master.as_ref().unwrap(), b.iter().map(|x| x.widen()).collect());
+    check(state.tensors[1].master.as_ref().unwrap(), h.iter().map(|x| x.widen()).collect());
+    gpu.assert_clean();
+}
+
+#[test]
+fn an_optimizer_of_nothing_works() {
+    let gpu = Gpu::new();
+    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[]).unwrap();
+    optimizer.step(&mut [], &[]).unwrap();
+    assert!(optimizer.state().unwrap().tensors.is_empty());
+    gpu.assert_clean();
+}

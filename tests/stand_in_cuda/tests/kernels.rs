@@ -1,0 +1,623 @@
+//! The project's own PTX against a transcription of the update rule, bit for bit.
+
+use stand_in_cuda::Kernel;
+use stand_in_cuda::exec::{Launch, Stats, run};
+use stand_in_cuda::memory::Memory;
+use stand_in_cuda::ptx::Module;
+use std::path::Path;
+
+const BLOCK: u32 = 256;
+const MAX_SETS: usize = 96;
+
+/// The rule's scalars, in the order of the kernel's struct.
+#[derive(Clone, Copy, Debug)]
+struct Coeffs {
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+    inv_sqrt_bc2: f32,
+    eps: f32,
+    inverse_eps: f32,
+    inverse_scale: f32,
+    adam_scale: f32,
+    decay: f32,
+    l2: f32,
+    grad_scale: f32,
+}
+
+impl Coeffs {
+    fn bytes(&self) -> Vec<u8> {
+        let fields = [
+            self.one_minus_beta1,
+            self.one_minus_beta2,
+            self.inv_sqrt_bc2,
+            self.eps,
+            self.inverse_eps,
+            self.inverse_scale,
+            self.adam_scale,
+            self.decay,
+            self.l2,
+            self.grad_scale,
+        ];
+        fields.iter().flat_map(|field| field.to_le_bytes()).collect()
+    }
+}
+
+/// One element of the rule: g, m, v, s, q, w, u, p.
+fn update(c: &Coeffs, grad: f32, p: f32, m: f32, v: f32) -> (f32, f32, f32) {
+    let g = c.grad_scale * grad;
+    let g = if c.l2 == 0.0 { g } else { c.l2.mul_add(p, g) };
+    let m = c.one_minus_beta1.mul_add(g - m, m);
+    let v = c.one_minus_beta2.mul_add(g.mul_add(g, -v), v);
+    let s = v.sqrt() * c.inv_sqrt_bc2;
+    let q = c.adam_scale / (s + c.eps);
+    let w = if c.inverse_scale == 0.0 { q } else { c.inverse_scale.mul_add(s + c.inverse_eps, q) };
+    let u = if c.decay == 0.0 { m * w } else { m.mul_add(w, c.decay * p) };
+    (p - u, m, v)
+}
+
+fn dual() -> Coeffs {
+    Coeffs {
+        one_minus_beta1: 0.1,
+        one_minus_beta2: 0.001,
+        inv_sqrt_bc2: 7.1,
+        eps: 1e-8,
+        inverse_eps: 0.0,
+        inverse_scale: 2e-3,
+        adam_scale: 3e-3,
+        decay: 1e-5,
+        l2: 0.0,
+        grad_scale: 0.5,
+    }
+}
+
+fn adam() -> Coeffs {
+    Coeffs { inverse_scale: 0.0, decay: 0.0, l2: 0.01, grad_scale: -1.0, ..dual() }
+}
+
+/// Each of the three uniform tests of the rule, both ways: a compiler makes a loop of its own for some combinations. The steps
+/// are as large as the parameters, so that a 16-bit parameter does not round away what is wrong with them.
+fn all_kinds() -> Vec<Coeffs> {
+    let large = Coeffs { adam_scale: 0.9, eps: 0.25, inverse_eps: 0.5, ..dual() };
+    let pick = |set: bool, value: f32| if set { value } else { 0.0 };
+    let kind = |bits: u32| Coeffs {
+        inverse_scale: pick(bits & 1 != 0, 1.7),
+        decay: pick(bits & 2 != 0, 0.3),
+        l2: pick(bits & 4 != 0, 0.4),
+        ..large
+    };
+    (0..8).map(kind).collect()
+}
+
+/// The three formats of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Format {
+    fn parse(name: &str) -> Self {
+        match name {
+            "f32" => Self::F32,
+            "bf16" => Self::Bf16,
+            "f16" => Self::F16,
+            other => panic!("unknown format {other}"),
+        }
+    }
+
+    fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    fn encode(self, x: f32) -> Vec<u8> {
+        match self {
+            Self::F32 => x.to_le_bytes().to_vec(),
+            Self::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+            Self::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let pair = |two: &[u8]| [two[0], two[1]];
+        match self {
+            Self::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Self::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes(pair(b)).to_f32()).collect(),
+            Self::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes(pair(b)).to_f32()).collect(),
+        }
+    }
+
+    /// All values as this format has them.
+    fn round(self, values: &[f32]) -> Vec<f32> {
+        values.iter().flat_map(|&x| self.decode(&self.encode(x))).collect()
+    }
+}
+
+/// A combination of types as the entries' names have it.
+#[derive(Clone, Copy, Debug)]
+struct Combo {
+    name: &'static str,
+    param: Format,
+    grad: Format,
+    copy: Option<Format>,
+}
+
+fn combos() -> Vec<Combo> {
+    let names = [
+        "f32_f32",
+        "f32_bf16",
+        "f32_f16",
+        "bf16_bf16",
+        "bf16_f32",
+        "f16_f16",
+        "f16_f32",
+        "f32_f32_bf16",
+        "f32_bf16_bf16",
+        "f32_f32_f16",
+        "f32_f16_f16",
+    ];
+    let parse = |name: &'static str| {
+        let parts: Vec<Format> = name.split('_').map(Format::parse).collect();
+        Combo { name, param: parts[0], grad: parts[1], copy: parts.get(2).copied() }
+    };
+    names.into_iter().map(parse).collect()
+}
+
+/// The values of one tensor, each as its format holds it.
+#[derive(Clone)]
+struct Tensor {
+    param: Vec<f32>,
+    grad: Vec<f32>,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
+}
+
+/// Numbers over many magnitudes, with a few special values among them.
+fn tensor(combo: Combo, len: usize, seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let fraction = (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
+        fraction * ((state & 15) as f32 - 12.0).exp2()
+    };
+    let mut list = |specials: &[f32]| -> Vec<f32> {
+        (0..len).map(|i| if i % 13 == 11 { specials[i % specials.len()] } else { random() }).collect()
+    };
+    let param = list(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0, f32::NAN, f32::INFINITY, 65520.0, -3.0e38]);
+    let grad = list(&[0.0, -0.0, 1e-42, f32::NEG_INFINITY, f32::NAN, 65504.0, 1e30]);
+    let exp_avg = list(&[0.0, 1e-40, -1.0]);
+    let exp_avg_sq = list(&[0.0, 1e-44, 1e20]).iter().map(|x| x.abs()).collect();
+    Tensor { param: combo.param.round(&param), grad: combo.grad.round(&grad), exp_avg, exp_avg_sq }
+}
+
+/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the copy, as bits of their formats.
+fn expected(combo: Combo, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
+    let mut out = [const { Vec::new() }; 4];
+    for i in 0..t.param.len() {
+        let (p, m, v) = update(c, t.grad[i], t.param[i], t.exp_avg[i], t.exp_avg_sq[i]);
+        out[0].extend(combo.param.encode(p));
+        out[1].extend(m.to_le_bytes());
+        out[2].extend(v.to_le_bytes());
+        if let Some(copy) = combo.copy {
+            out[3].extend(copy.encode(p));
+        }
+    }
+    out
+}
+
+/// A buffer on the device that holds nothing else, so that one byte too far is out of bounds: `shift` bytes are left out in front.
+fn upload(memory: &mut Memory, bytes: &[u8], shift: usize) -> u64 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    let address = memory.allocate(bytes.len() + shift, 0) + shift as u64;
+    memory.write(address, bytes).expect("fits");
+    address
+}
+
+/// The buffers of a tensor on the device.
+struct Buffers {
+    param: u64,
+    grad: u64,
+    exp_avg: u64,
+    exp_avg_sq: u64,
+    copy: u64,
+    len: usize,
+}
+
+/// `shifts`: how many elements each buffer lies after an aligned address.
+fn place(memory: &mut Memory, combo: Combo, t: &Tensor, shifts: [usize; 5]) -> Buffers {
+    let encode = |format: Format, values: &[f32]| values.iter().flat_map(|&x| format.encode(x)).collect::<Vec<u8>>();
+    let param = upload(memory, &encode(combo.param, &t.param), shifts[0] * combo.param.size());
+    let grad_bytes = encode(combo.grad, &t.grad);
+    let grad = upload(memory, &grad_bytes, shifts[1] * combo.grad.size());
+    if !grad_bytes.is_empty() {
+        memory.set_read_only(grad, grad_bytes.len(), true).expect("live");
+    }
+    let exp_avg = upload(memory, &encode(Format::F32, &t.exp_avg), shifts[2] * 4);
+    let exp_avg_sq = upload(memory, &encode(Format::F32, &t.exp_avg_sq), shifts[3] * 4);
+    let copy = match combo.copy {
+        // Never written before, so that reading it is an error.
+        Some(format) if !t.param.is_empty() => {
+            memory.allocate((t.param.len() + shifts[4]) * format.size(), 0) + (shifts[4] * format.size()) as u64
+        }
+        _ => 0,
+    };
+    Buffers { param, grad, exp_avg, exp_avg_sq, copy, len: t.param.len() }
+}
+
+/// As the entries want it.
+fn flat_blocks(len: usize) -> u32 {
+    len.div_ceil(BLOCK as usize * 4) as u32 + 1
+}
+
+fn launch(memory: &mut Memory, module: &Module, name: &str, blocks: u32, params: &[u8]) -> Stats {
+    let kernel = module.kernel(name).unwrap_or_else(|| panic!("no entry {name}"));
+    let launch = Launch { kernel, grid: [blocks, 1, 1], block: [BLOCK, 1, 1], params, owner: Some(0) };
+    run(memory, &launch).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+fn run_flat(memory: &mut Memory, module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Stats {
+    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
+    let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    params.extend(c.bytes());
+    let size = module.kernel(name).map_or(0, |kernel| kernel.param_bytes());
+    params.resize(size, 0);
+    launch(memory, module, name, flat_blocks(b.len), &params)
+}
+
+/// Equal bits, or both NaN.
+fn assert_same(memory: &Memory, address: u64, format: Format, want: &[u8], what: &str) {
+    if want.is_empty() {
+        return;
+    }
+    let got = memory.read(address, want.len()).expect("written");
+    if got == want {
+        return;
+    }
+    let (a, b) = (format.decode(got), format.decode(want));
+    for i in 0..a.len() {
+        let size = format.size();
+        let same = got[i * size..][..size] == want[i * size..][..size] || (a[i].is_nan() && b[i].is_nan());
+        assert!(same, "{what}: element {i} of {} is {:e}, not {:e}", a.len(), a[i], b[i]);
+    }
+}
+
+fn check(memory: &Memory, combo: Combo, b: &Buffers, want: &[Vec<u8>; 4], what: &str) {
+    assert_same(memory, b.param, combo.param, &want[0], &format!("{what} param"));
+    assert_same(memory, b.exp_avg, Format::F32, &want[1], &format!("{what} exp_avg"));
+    assert_same(memory, b.exp_avg_sq, Format::F32, &want[2], &format!("{what} exp_avg_sq"));
+    assert_same(memory, b.copy, combo.copy.unwrap_or(Format::F32), &want[3], &format!("{what} copy"));
+}
+
+fn kernels_folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+}
+
+fn module() -> Module {
+    let path = kernels_folder().join("prebuilt/dual_adam.ptx");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// `CHUNK = …` of the kernel sources.
+fn chunk() -> usize {
+    let files = std::fs::read_dir(kernels_folder()).expect("the kernels").map(|file| file.expect("a file").path());
+    let sources = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).expect("text"));
+    let text = sources.into_iter().find(|text| text.contains("CHUNK = ")).expect("CHUNK");
+    let after = text.split("CHUNK = ").nth(1).expect("a value");
+    let digits: String =
+        after.chars().take_while(|c| c.is_ascii_digit() || *c == '\'').filter(|c| *c != '\'').collect();
+    digits.parse().expect("a number")
+}
+
+#[test]
+fn flat_kernels_follow_the_rule_bit_for_bit() {
+    let module = module();
+    for combo in combos() {
+        for len in [1, 3, 4, 5, 16, 17, 255, 1023, 1025, 4097] {
+            let kinds = all_kinds().into_iter().map(|c| ("dual_adam", c));
+            let plain = all_kinds().into_iter().filter(|c| c.inverse_scale == 0.0).map(|c| ("adam", c));
+            for (kind, c) in kinds.chain(plain).chain([("dual_adam", dual()), ("adam", adam())]) {
+                let mut memory = Memory::new();
+                let t = tensor(combo, len, len as u64);
+                let b = place(&mut memory, combo, &t, [0; 5]);
+                let name = format!("{kind}_{}", combo.name);
+                run_flat(&mut memory, &module, &name, &b, &c);
+                check(&memory, combo, &b, &expected(combo, &t, &c), &format!("{name} len {len}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_misalignment_gives_the_same_bits() {
+    let module = module();
+    for combo in combos() {
+        for case in 0..64usize {
+            let shifts = [case % 4, case / 4 % 4, case / 16 % 4, (case + 1) % 4, (case * 3 + case / 16) % 4];
+            // All alike too: the case where one head aligns all buffers.
+            for shifts in [shifts, [case % 8; 5]] {
+                let mut memory = Memory::new();
+                let len = 37 + case * 5;
+                let t = tensor(combo, len, case as u64);
+                let b = place(&mut memory, combo, &t, shifts);
+                let name = format!("dual_adam_{}", combo.name);
+                run_flat(&mut memory, &module, &name, &b, &dual());
+                check(&memory, combo, &b, &expected(combo, &t, &dual()), &format!("{name} shifts {shifts:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_aligned_body_moves_16_bytes_at_a_time_and_each_byte_once() {
+    let module = module();
+    let combo = combos()[0];
+    let len = 64 * 1024;
+    let mut memory = Memory::new();
+    let t = tensor(combo, len, 1);
+    let b = place(&mut memory, combo, &t, [0; 5]);
+    let stats = run_flat(&mut memory, &module, "dual_adam_f32_f32", &b, &dual());
+    assert_eq!(stats.bytes(), 28 * len as u64);
+    assert_eq!(stats.loads, [0, 0, 0, 0, 4 * len as u64 / 4]);
+    assert_eq!(stats.stores, [0, 0, 0, 0, 3 * len as u64 / 4]);
+    println!("{:.1} instructions an element", stats.instructions as f64 / len as f64);
+}
+
+#[test]
+fn lists_follow_the_rule_bit_for_bit() {
+    let (module, chunk) = (module(), chunk());
+    let sets: Vec<Coeffs> = vec![dual(), adam(), Coeffs { decay: 0.0, ..dual() }];
+    for combo in combos() {
+        for from_device in [false, true] {
+            let mut memory = Memory::new();
+            // Empty tensors among others, one without a gradient, two of several chunks.
+            let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33];
+            let tensors: Vec<Tensor> =
+                lens.iter().enumerate().map(|(i, &len)| tensor(combo, len, i as u64 + 7)).collect();
+            let mut placed: Vec<Buffers> = Vec::new();
+            for (i, t) in tensors.iter().enumerate() {
+                placed.push(place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
+            }
+            placed[3].grad = 0;
+            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, from_device, chunk);
+            assert_eq!(blocks, 7 - 2 + 1 + 1);
+            for (i, b) in placed.iter().enumerate() {
+                let what = format!("list_{} tensor {i}", combo.name);
+                if b.grad == 0 && b.len > 0 {
+                    let t = &tensors[i];
+                    let as_it_was: Vec<u8> = t.param.iter().flat_map(|&x| combo.param.encode(x)).collect();
+                    assert_same(&memory, b.param, combo.param, &as_it_was, &what);
+                    continue;
+                }
+                check(&memory, combo, b, &expected(combo, &tensors[i], &sets[i % 3]), &what);
+            }
+        }
+    }
+}
+
+/// Builds the table as the entries want it and launches one block a chunk. Returns the number of blocks.
+fn run_list(
+    memory: &mut Memory,
+    module: &Module,
+    combo: Combo,
+    placed: &[Buffers],
+    sets: &[Coeffs],
+    from_device: bool,
+    chunk: usize,
+) -> u32 {
+    let mut chunk_tensor: Vec<u32> = Vec::new();
+    let mut first_chunk = Vec::new();
+    for (i, b) in placed.iter().enumerate() {
+        first_chunk.push(chunk_tensor.len() as u32);
+        chunk_tensor.extend(std::iter::repeat_n(i as u32, b.len.div_ceil(chunk)));
+    }
+    let fields: [fn(&Buffers) -> u64; 6] =
+        [|b| b.param, |b| b.grad, |b| b.exp_avg, |b| b.exp_avg_sq, |b| b.copy, |b| b.len as u64];
+    let mut table: Vec<u8> =
+        fields.iter().flat_map(|field| placed.iter().flat_map(|b| field(b).to_le_bytes())).collect();
+    table.extend(first_chunk.iter().flat_map(|first| first.to_le_bytes()));
+    table.extend((0..placed.len() as u32).flat_map(|i| (i % sets.len() as u32).to_le_bytes()));
+    table.extend(chunk_tensor.iter().flat_map(|tensor| tensor.to_le_bytes()));
+    let table_address = upload(memory, &table, 0);
+    memory.set_read_only(table_address, table.len(), true).expect("live");
+
+    let mut packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
+    let device_sets = if from_device { upload(memory, &packed, 0) } else { 0 };
+    packed.resize(MAX_SETS * 40, 0xff);
+    let by_value = if from_device { vec![0xff; MAX_SETS * 40] } else { packed };
+
+    let mut params = table_address.to_le_bytes().to_vec();
+    params.extend((placed.len() as u32).to_le_bytes());
+    params.extend([0; 4]);
+    params.extend(device_sets.to_le_bytes());
+    params.extend(by_value);
+    let name = format!("list_{}", combo.name);
+    launch(memory, module, &name, chunk_tensor.len() as u32, &params);
+    chunk_tensor.len() as u32
+}
+
+#[test]
+fn rounding_ties_to_16_bits_go_to_even() {
+    // exp_avg 0 and gradient 0 leave p - 0 = p: the narrowing of every kind of f32 is then seen alone, in the copy.
+    let module = module();
+    let still = Coeffs { grad_scale: 1.0, decay: 0.0, ..adam() };
+    for (name, format) in [("f32_f32_bf16", Format::Bf16), ("f32_f32_f16", Format::F16)] {
+        let combo = combos().into_iter().find(|combo| combo.name == name).expect("a combination");
+        let mut param = Vec::new();
+        for high in (0..=u16::MAX).step_by(7) {
+            for low in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                param.push(f32::from_bits((u32::from(high) << 16) | low));
+            }
+        }
+        let len = param.len();
+        let zeros = vec![0.0; len];
+        let t = Tensor { param, grad: zeros.clone(), exp_avg: zeros.clone(), exp_avg_sq: zeros };
+        let still = Coeffs { l2: 0.0, ..still };
+        let mut memory = Memory::new();
+        let b = place(&mut memory, combo, &t, [0; 5]);
+        run_flat(&mut memory, &module, &format!("dual_adam_{name}"), &b, &still);
+        let want: Vec<u8> = t.param.iter().flat_map(|&p| format.encode(p)).collect();
+        assert_same(&memory, b.copy, format, &want, name);
+    }
+}
+
+/// One instruction changed: the line, what it was and what it is.
+fn mutants(text: &str) -> Vec<(usize, String)> {
+    let rules = [
+        ("add.rn.f32", "sub.rn.f32"),
+        ("sub.rn.f32", "add.rn.f32"),
+        ("mul.rn.f32", "add.rn.f32"),
+        ("div.rn.f32", "mul.rn.f32"),
+        ("sqrt.rn.f32", "neg.f32"),
+        ("neg.f32", "mov.f32"),
+        ("setp.lt.", "setp.le."),
+        ("setp.gt.", "setp.ge."),
+        ("setp.ge.", "setp.gt."),
+        ("setp.eq.", "setp.ne."),
+        ("setp.ne.", "setp.eq."),
+        ("setp.neu.", "setp.equ."),
+        ("shl.b32", "shr.b32"),
+        ("shl.b64", "shr.b64"),
+        ("add.s64", "sub.s64"),
+        ("sub.s64", "add.s64"),
+        ("@%p", "@!%p"),
+        ("@!%p", "@%p"),
+    ];
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for (from, to) in rules {
+            if line.contains(from) {
+                found.push((number, line.replacen(from, to, 1)));
+            }
+        }
+        if let Some((head, operands)) = line.split_once("fma.rn.f32").filter(|_| line.contains("fma.rn.f32")) {
+            let parts: Vec<&str> = operands.trim().trim_end_matches(';').split(", ").collect();
+            found.push((number, format!("{head}fma.rn.f32 {}, {}, {}, {};", parts[0], parts[2], parts[2], parts[3])));
+            found.push((number, format!("{head}fma.rn.f32 {}, {}, {}, {};", parts[0], parts[1], parts[2], parts[2])));
+        }
+        if let Some((head, offset)) = line.rsplit_once('+').filter(|_| line.contains("ld.param.f32")) {
+            let offset: u32 = offset.trim_end_matches("];").parse().expect("an offset");
+            found.push((number, format!("{head}+{}];", offset ^ 4)));
+        }
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    found.retain(|(number, line)| line.split_whitespace().ne(lines[*number].split_whitespace()));
+    found
+}
+
+/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them.
+const CASES: [(usize, [usize; 5]); 11] = [
+    (1, [0; 5]),
+    (6, [3; 5]),
+    (13, [2; 5]),
+    (1030, [0; 5]),
+    (37, [0, 1, 2, 3, 0]),
+    (38, [2, 0, 1, 3, 1]),
+    (39, [1, 0, 0, 0, 0]),
+    (39, [0, 1, 0, 0, 0]),
+    (39, [0, 0, 1, 0, 0]),
+    (39, [0, 0, 0, 1, 0]),
+    (39, [0, 0, 0, 0, 1]),
+];
+
+/// What a kernel leaves in memory and how it moves it.
+type Outcome = (Vec<Vec<f32>>, Stats);
+
+fn settings() -> impl Iterator<Item = (usize, [usize; 5], Coeffs)> {
+    CASES.iter().flat_map(|(len, shifts)| all_kinds().into_iter().map(|c| (*len, *shifts, c)))
+}
+
+/// `None`: a fault.
+fn outcome(kernel: &Kernel, combo: Combo, len: usize, shifts: [usize; 5], c: &Coeffs) -> Option<Outcome> {
+    let mut memory = Memory::new();
+    let b = place(&mut memory, combo, &tensor(combo, len, 5), shifts);
+    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
+    let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    params.extend(c.bytes());
+    let grid = [flat_blocks(len), 1, 1];
+    let launch = Launch { kernel, grid, block: [BLOCK, 1, 1], params: &params, owner: None };
+    let stats = run(&mut memory, &launch).ok()?;
+    let mut left = Vec::new();
+    for (address, format) in [(b.param, combo.param), (b.exp_avg, Format::F32), (b.exp_avg_sq, Format::F32)] {
+        left.push(format.decode(memory.read(address, len * format.size()).ok()?));
+    }
+    if let Some(format) = combo.copy {
+        left.push(format.decode(memory.read(b.copy, len * format.size()).ok()?));
+    }
+    Some((left, Stats { instructions: 0, ..stats }))
+}
+
+/// Equal bits, NaNs as a class, and the same traffic.
+fn same_outcome(a: &Outcome, b: &Outcome) -> bool {
+    let same_value = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    a.1 == b.1 && a.0.iter().flatten().zip(b.0.iter().flatten()).all(same_value)
+}
+
+/// Whether a text does in every setting what the right one does.
+fn survives(text: &str, name: &str, combo: Combo, right: &[Outcome]) -> bool {
+    let module = Module::parse(text).ok();
+    let kernel = module.as_ref().and_then(|module| module.kernel(name));
+    kernel.is_some_and(|kernel| {
+        settings().zip(right).all(|((len, shifts, c), right)| {
+            outcome(kernel, combo, len, shifts, &c).is_some_and(|outcome| same_outcome(&outcome, right))
+        })
+    })
+}
+
+#[test]
+fn a_kernel_with_one_wrong_instruction_is_caught() {
+    let text = std::fs::read_to_string(kernels_folder().join("prebuilt/dual_adam.ptx")).expect("the kernels");
+    for name in ["f32_bf16_bf16", "f16_f32"] {
+        let combo = combos().into_iter().find(|combo| combo.name == name).expect("a combination");
+        let entry_name = format!("dual_adam_{name}");
+        // The header and this one entry.
+        let header: String = text.lines().take_while(|line| !line.contains(".entry")).flat_map(|l| [l, "\n"]).collect();
+        let start = text.find(&format!(".entry {entry_name}(")).expect("the entry");
+        let end = start + text[start..].find("\n}").expect("its end") + 2;
+        let alone = format!("{header}{}\n", &text[start..end]);
+        // That the kernel itself is right is for the other tests to say.
+        let module = Module::parse(&alone).expect("PTX");
+        let kernel = module.kernel(&entry_name).expect("the entry");
+        let right: Vec<Outcome> =
+            settings().map(|(len, shifts, c)| outcome(kernel, combo, len, shifts, &c).expect("no fault")).collect();
+
+        let mutants = mutants(&alone);
+        let with = |number: usize, line: &str| {
+            let lines = alone.lines().enumerate().map(|(n, old)| if n == number { line } else { old });
+            lines.flat_map(|line| [line, "\n"]).collect::<String>()
+        };
+        let survivors: Vec<&(usize, String)> = mutants
+            .iter()
+            .filter(|(number, line)| survives(&with(*number, line), &entry_name, combo, &right))
+            .collect();
+        println!("{name}: {} of {} survive: {survivors:#?}", survivors.len(), mutants.len());
+        // Some change nothing, as the sign of a multiple of the alignment.
+        assert!(survivors.len() * 20 <= mutants.len(), "{} of {} survive", survivors.len(), mutants.len());
+    }
+}
+
+/// Prints what a million elements cost; run with `--release --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let module = module();
+    let combo = combos()[0];
+    let len = 1_000_003;
+    let t = tensor(combo, len, 1);
+    for shifts in [[0; 5], [0, 1, 2, 3, 0]] {
+        let mut memory = Memory::new();
+        let b = place(&mut memory, combo, &t, shifts);
+        let start = std::time::Instant::now();
+        let stats = run_flat(&mut memory, &module, "dual_adam_f32_f32", &b, &dual());
+        let seconds = start.elapsed().as_secs_f64();
+        let per_second = stats.instructions as f64 / seconds / 1e6;
+        println!("shifts {shifts:?}: {} instructions, {seconds:.3} s, {per_second:.0} M/s", stats.instructions);
+        let again = std::time::Instant::now();
+        run_flat(&mut memory, &module, "dual_adam_f32_f32", &b, &dual());
+        println!("again: {:.3} s", again.elapsed().as_secs_f64());
+    }
+}
