@@ -1,5 +1,6 @@
 //! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
 
+mod prebuilt;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -16,10 +17,17 @@ struct Arguments {
 enum Task {
     /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
     Test,
+    /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`.
+    Prebuilt {
+        /// Only compare with what is there.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
+        Task::Prebuilt { check } => prebuilt::run(check),
     }
 }
