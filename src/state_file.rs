@@ -48,7 +48,8 @@ impl State {
     /// Writes the state to `path`, replacing what is there.
     ///
     /// A temporary file in the same folder is written, synced and renamed, so that a crash at any point leaves the old or
-    /// the new file whole.
+    /// the new file whole. A process that is killed meanwhile leaves its temporary file (`.dualadam-*.tmp` or `.tmp*`) behind; a
+    /// symbolic link at `path` is replaced, not followed.
     ///
     /// # Errors
     ///
