@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 /// Elements that a task takes in the streams that are compared with the step, which splits its work alike.
-const CHUNK: usize = 1 << 16;
+const CHUNK: usize = 1 << 15;
 
 /// One thing to time, over buffers of its own.
 pub(crate) trait Workload: Send {
