@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUstreamCaptureStatus};
 
 use crate::{Dtype, Error};
 
@@ -207,4 +207,19 @@ pub(super) unsafe fn check_stream(kernels: &Kernels, stream: *mut c_void) -> Res
     // SAFETY: the caller's stream, and a place for the answer.
     check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.cast(), &mut context) })?;
     if context == kernels.context().cu_ctx() { Ok(()) } else { Err(Error::Context { argument: "stream" }) }
+}
+
+/// Fails if what is enqueued on a stream would go into a graph.
+///
+/// # Safety
+///
+/// `stream` must be live, and its context current.
+pub(super) unsafe fn refuse_capture(stream: *mut c_void, what: &'static str) -> Result<(), Error> {
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the caller's stream, and a place for the answer.
+    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
+    match status {
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+        _ => Err(Error::Captured { what }),
+    }
 }

@@ -24,6 +24,8 @@ const LOG_BYTES: usize = 16 << 10;
 /// They are loaded once per context: the driver compiles them when the first [`Kernels`] of a context is made, which may take a
 /// moment, and unloads them with the last clone. No later call loads anything, so that all can be captured in a CUDA graph.
 ///
+/// A graph that was captured needs a clone to live as long as it is launched.
+///
 /// Every call leaves the calling thread's current context as it found it.
 ///
 /// # Example
@@ -185,8 +187,11 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if let Ok(_current) = Current::enter(&self.context) {
-            // SAFETY: the module was loaded into this context, and those that launch its functions have ended.
-            let _ = unsafe { sys::cuModuleUnload(self.handle) };
+            // SAFETY: the module was loaded into this context; what was launched from it is waited for, and no more will be.
+            unsafe {
+                let _ = sys::cuCtxSynchronize();
+                let _ = sys::cuModuleUnload(self.handle);
+            }
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{self, CUstreamCaptureStatus};
+use cudarc::driver::sys;
 
 use crate::{Error, StepCoeffs};
 
-use super::checks::{RawTensor, Written, check_stream};
+use super::checks::{RawTensor, Written, check_stream, refuse_capture};
 use super::driver::check;
 use super::kernels::Kernels;
 use super::launch::{MAX_SETS, launch_list};
@@ -248,7 +248,7 @@ impl TensorList {
             return Ok(0);
         }
         // SAFETY: the caller's promise.
-        unsafe { refuse_capture(stream) }?;
+        unsafe { refuse_capture(stream, "a list's step with new addresses or sets, or with more than 96 sets,") }?;
         let (tables, tensors, memory) = (&self.tables, &self.tensors, self.memory.address());
         let copy = |from: &[u8], to: usize| {
             // SAFETY: the memory has room there, and the slot is kept as it is until the copy has ended.
@@ -294,19 +294,4 @@ fn check_fixed(index: usize, old: &RawTensor, new: &RawTensor) -> Result<(), Err
         return fixed("the types", name(old), name(new));
     }
     Ok(())
-}
-
-/// Fails if what is enqueued on a stream would go into a graph.
-///
-/// # Safety
-///
-/// `stream` must be live, and its context current.
-unsafe fn refuse_capture(stream: *mut c_void) -> Result<(), Error> {
-    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the caller's stream, and a place for the answer.
-    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
-    match status {
-        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
-        _ => Err(Error::Captured { what: "a list's step with new addresses or sets, or with more than 96 sets," }),
-    }
 }

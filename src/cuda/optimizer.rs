@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use crate::dtype::Element;
 use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
-use super::checks::{RawBuffer, RawTensor, check_stream};
+use super::checks::{RawBuffer, RawTensor, check_stream, refuse_capture};
 use super::driver::{self, Held};
 use super::kernels::Kernels;
 use super::list::TensorList;
@@ -365,6 +365,9 @@ impl DualAdam {
         match &mut self.list {
             Some(list) if list.has_types_of(&self.next) => list.update(&self.next),
             list => {
+                let _current = self.kernels.enter()?;
+                // SAFETY: the stream lives as long as the optimizer.
+                unsafe { refuse_capture(raw(&self.stream), "an optimizer's first step, or one with new types,") }?;
                 *list = Some(TensorList::new(&self.kernels, &self.next)?);
                 Ok(())
             }
@@ -387,6 +390,7 @@ impl DualAdam {
             let _current = self.kernels.enter()?;
             // SAFETY: the caller's promise, and the masters' place and length.
             unsafe {
+                refuse_capture(stream, "the first update of a tensor with masters")?;
                 let wide = match params.dtype {
                     Dtype::F32 => download::<f32>(params.address, tensor.len, stream)?,
                     Dtype::Bf16 => widen(&download::<bf16>(params.address, tensor.len, stream)?),

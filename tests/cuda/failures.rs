@@ -66,6 +66,12 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
     assert!(failures > 2 * 33, "each kernel was looked up: {failures}");
 }
 
+struct FlatWorld {
+    device: Device,
+    host: Host,
+    gpu: Gpu,
+}
+
 #[test]
 fn flat_steps_fail_with_the_drivers_code_at_every_call() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
@@ -74,14 +80,16 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
         let device = host.upload(&gpu);
         set_current(ptr::null_mut());
-        (device, host, gpu)
+        FlatWorld { device, host, gpu }
     };
-    let work = |(device, host, gpu): &mut (Device, Host, Gpu)| {
+    let work = |FlatWorld { device, host, gpu }: &mut FlatWorld| {
         // SAFETY: the stand-in checks each access.
         unsafe { gpu.kernels.step_raw(&device.raw(host), &coeffs, gpu.raw_stream()) }
     };
     let mut failures = 0;
-    let verify = |(device, mut host, gpu): (Device, Host, Gpu), result: Result<(), Error>| {
+    let verify = |world: FlatWorld, result: Result<(), Error>| {
+        // Dropped in the opposite order: the stand-in last.
+        let FlatWorld { gpu, device, mut host } = world;
         gpu.context.bind_to_thread().unwrap();
         match result {
             Ok(()) => host.step(&[coeffs]),
@@ -89,7 +97,7 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         }
         device.assert_same(&gpu, &host, "after a failure");
     };
-    at_each_call(prepare, |(_, _, gpu)| gpu, work, verify);
+    at_each_call(prepare, |world| &world.gpu, work, verify);
     // Which is current, push, the stream's context, the launch; not the pop.
     assert_eq!(failures, 4);
 }
@@ -135,7 +143,8 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     };
     let mut recovered = 0;
     let verify = |world: ListWorld, result: Result<(), Error>| {
-        let ListWorld { list, devices, mut hosts, spare: _spare, gpu } = world;
+        // Dropped in the opposite order: the stand-in last.
+        let ListWorld { gpu, list, devices, mut hosts, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
         let launched = gpu.stand_in.launches().len();
         assert_eq!(result.is_ok(), launched == 2);

@@ -1,11 +1,12 @@
 //! Lists of tensors.
 
+use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::{RawTensor, TensorList};
 use dualadam::{DualAdamConfig, StepCoeffs};
 
 use crate::buffers::{COMBINATIONS, Device, Host};
 use crate::common::data::{Inputs, configs};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Memory};
 
 /// Tensors of all combinations, some of them empty, on host and device.
 struct Model {
@@ -126,7 +127,7 @@ fn changes_travel_in_order_and_late() {
                 let fresh = Inputs::random((1000 * round + i) as u64, host.len);
                 let types = COMBINATIONS[i % COMBINATIONS.len()];
                 let gradient = Host::new(types, &fresh, host.offsets, 0).buffers[1].clone();
-                let moved = crate::gpu::Memory { address: late_memory(&gpu, gradient.bytes()) };
+                let moved = Memory { address: late_memory(&gpu, gradient.bytes()) };
                 retired.push(std::mem::replace(&mut model.devices[i].memory[1], moved));
                 host.buffers[1] = gradient;
             }
@@ -145,7 +146,6 @@ fn changes_travel_in_order_and_late() {
 
 /// Memory filled in the order of the stream, without a wait that would let earlier steps run.
 fn late_memory(gpu: &Gpu, content: &[u8]) -> u64 {
-    use dualadam::cuda::cudarc::driver::result;
     // SAFETY: a context is current, and the memory is as long as the content.
     unsafe {
         let address = result::malloc_sync(content.len().max(1)).unwrap();

@@ -1,9 +1,11 @@
 //! The owning optimizer against the CPU's.
 
-use dualadam::cuda::{DualAdam, cudarc};
+use dualadam::cuda::{DualAdam, Kernels, TensorList, cudarc};
 use dualadam::half::{bf16, f16};
 use dualadam::{DualAdamConfig, Element, Error, State, SwitchSchedule, TensorLayout, WeightDecay, cpu};
 
+use cudarc::driver::sys::CUgraphInstantiate_flags;
+use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 
 use crate::common::data::{Inputs, narrow};
@@ -136,7 +138,9 @@ fn a_run_has_the_bits_of_the_cpu_across_backends() {
     let mut model = Model::new(&gpu);
     let mut optimizer = optimizer(&gpu).unwrap();
     for round in 0..10 {
-        model.step(&gpu, &mut optimizer, round, |tensor| round != 3 && (tensor as u64 + round) % 4 == 0).unwrap();
+        model
+            .step(&gpu, &mut optimizer, round, |tensor| round != 3 && (tensor as u64 + round).is_multiple_of(4))
+            .unwrap();
         model.assert_same(&gpu, &optimizer);
         if round == 5 {
             model.cpu.save(&from_cpu).unwrap();
@@ -201,6 +205,38 @@ fn steps_over_the_same_buffers_only_launch() {
     gpu.assert_clean();
 }
 
+/// What an optimizer does but once cannot become part of a graph; its other steps can.
+#[test]
+fn steps_after_the_first_can_be_captured() {
+    let gpu = Gpu::new();
+    let layout = [TensorLayout::new(40).with_master()];
+    let mut optimizer =
+        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    let mut params = device(&gpu, &[bf16::ONE; 40]);
+    let grads = device(&gpu, &[1.0_f32; 40]);
+    let mut step = || optimizer.step(&mut [(&mut params).into()], &[Some((&grads).into())]);
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    assert!(matches!(step(), Err(Error::Captured { .. })));
+    let _ = gpu.stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
+    step().unwrap();
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    step().unwrap();
+    let graph = gpu
+        .stream
+        .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+        .unwrap()
+        .unwrap();
+    graph.launch().unwrap();
+    drop(graph);
+    let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+    let mut expected = [bf16::ONE; 40];
+    for _ in 0..2 {
+        on_cpu.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32; 40]).into())]).unwrap();
+    }
+    assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
+    gpu.assert_clean();
+}
+
 /// Masters are the exact values of their parameters, the rarest ones too.
 #[test]
 fn masters_are_widened_exactly() {
@@ -225,6 +261,14 @@ fn masters_are_widened_exactly() {
     check(state.tensors[0].master.as_ref().unwrap(), b.iter().map(|x| x.widen()).collect());
     check(state.tensors[1].master.as_ref().unwrap(), h.iter().map(|x| x.widen()).collect());
     gpu.assert_clean();
+}
+
+#[test]
+fn what_is_owned_can_move_to_another_thread() {
+    fn check<T: Send + Sync>() {}
+    check::<Kernels>();
+    check::<TensorList>();
+    check::<DualAdam>();
 }
 
 #[test]
