@@ -18,8 +18,11 @@ fn main() {
     verify();
     let quick = std::env::args().any(|argument| argument == "--quick");
     let rounds = if quick { 5 } else { 15 };
-    let lens: &[usize] =
-        if quick { &[1 << 16, 300_000] } else { &[1 << 12, 1 << 14, 1 << 16, 300_000, 1 << 20, 1 << 22, 1 << 24, 1 << 26] };
+    let lens: &[usize] = if quick {
+        &[1 << 16, 300_000]
+    } else {
+        &[1 << 12, 1 << 14, 1 << 16, 300_000, 1 << 20, 1 << 22, 1 << 24, 1 << 26]
+    };
     println!("| threads | elements | what | ms | GB/s | GFLOP/s | of the triad | time of dual f32 |");
     println!("| ---: | ---: | :--- | ---: | ---: | ---: | ---: | ---: |");
     for threads in [1, 2] {
