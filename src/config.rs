@@ -5,6 +5,16 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, StepCoeffs, SwitchSchedule};
 
 /// How weights decay.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, WeightDecay};
+///
+/// let coeffs = DualAdamConfig::default().with_lr(0.5).with_weight_decay(WeightDecay::Decoupled(0.25)).coeffs(1)?;
+/// assert_eq!((coeffs.decay, coeffs.l2), (0.125, 0.0));
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightDecay {
@@ -17,6 +27,16 @@ pub enum WeightDecay {
 }
 
 /// What the inverse branch multiplies the corrected first moment by.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, InverseTerm};
+///
+/// let coeffs = DualAdamConfig::default().with_inverse_term(InverseTerm::WithEps).coeffs(1)?;
+/// assert_eq!(coeffs.inverse_eps, coeffs.eps);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InverseTerm {
@@ -85,6 +105,13 @@ impl Default for DualAdamConfig {
 
 impl DualAdamConfig {
     /// Plain Adam: ξ = 1, so α is 0 from the first step.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// assert!(dualadam::DualAdamConfig::adam().coeffs(1)?.is_adam());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[must_use]
     pub fn adam() -> Self {
         Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1.0 })
@@ -97,12 +124,26 @@ impl DualAdamConfig {
     }
 
     /// Inverse Adam alone: ξ = 0, so α stays 1.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// assert_eq!(dualadam::DualAdamConfig::inv_adam().coeffs(1_000_000)?.adam_scale, 0.0);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[must_use]
     pub fn inv_adam() -> Self {
         Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 0.0 })
     }
 
     /// The behaviour of the authors' published code: ε in the inverse branch as well, and the early drop of α.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let config = dualadam::DualAdamConfig::authors_code();
+    /// assert_eq!(config.inverse_term, dualadam::InverseTerm::WithEps);
+    /// ```
     #[must_use]
     pub fn authors_code() -> Self {
         Self {
@@ -207,6 +248,14 @@ impl DualAdamConfig {
     ///
     /// As [`coeffs`](Self::coeffs), and [`Error::Value`] for a multiplier that is NaN, infinite or negative, or that is above
     /// 0 and rounds to 0 or infinity as an f32.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let coeffs = dualadam::DualAdamConfig::default().with_maximize(true).coeffs_scaled(1, 0.25)?;
+    /// assert_eq!(coeffs.grad_scale, -0.25);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, Error> {
         self.validate()?;
         check_grad_multiplier(grad_multiplier)?;

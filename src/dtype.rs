@@ -3,6 +3,14 @@
 use half::{bf16, f16};
 
 /// An element type of parameters or gradients.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::Dtype;
+///
+/// assert_eq!((Dtype::Bf16.size(), Dtype::Bf16.to_string()), (2, "bf16".to_owned()));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 binary32.
@@ -41,6 +49,15 @@ mod sealed {
 /// A type that a buffer's elements can have: `f32`, [`bf16`] or [`struct@f16`]. Sealed.
 ///
 /// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and keeps a NaN a NaN.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{Element, half::bf16};
+///
+/// let tie = 1.0 + 1.0 / 256.0; // between 1 and the next bf16
+/// assert_eq!(bf16::narrow(tie).widen(), 1.0);
+/// ```
 pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The type at run time.
     const DTYPE: Dtype;

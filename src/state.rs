@@ -3,6 +3,15 @@
 use crate::{DualAdamConfig, Error, StateProblem};
 
 /// What an optimizer must know of a tensor beforehand.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::TensorLayout;
+///
+/// let layout = TensorLayout::new(1024).in_group(1).with_master();
+/// assert_eq!((layout.len, layout.group, layout.master), (1024, 1, true));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorLayout {
     /// Elements.
@@ -34,6 +43,17 @@ impl TensorLayout {
 }
 
 /// The state of an optimizer: its groups and its tensors' moments and steps. Every backend saves and resumes this.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, State, TensorLayout};
+///
+/// let state = State::new(&[DualAdamConfig::default()], &[TensorLayout::new(3)])?;
+/// assert_eq!((state.tensors[0].step, &state.tensors[0].exp_avg), (0, &vec![0.0; 3]));
+/// let optimizer = dualadam::cpu::DualAdam::try_from(state)?;
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     /// The parameter groups.

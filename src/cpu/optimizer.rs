@@ -207,6 +207,15 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Position`] if there is no such group.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # let mut optimizer = dualadam::cpu::DualAdam::new(dualadam::DualAdamConfig::adam(), &[1])?;
+    /// let halved = optimizer.config(0)?.lr / 2.0;
+    /// optimizer.set_config(0, optimizer.config(0)?.with_lr(halved))?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
         let groups = &self.state.groups;
         groups.get(group).copied().ok_or(Error::Position { list: "group", len: groups.len(), value: group })

@@ -61,14 +61,41 @@ macro_rules! buffers {
 
 buffers! {
     /// The parameters of one tensor, borrowed for a step.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{Dtype, cpu::ParamsMut};
+    ///
+    /// let mut weights = vec![0.5_f32; 8];
+    /// let params = ParamsMut::from(&mut weights);
+    /// assert_eq!((params.len(), params.dtype()), (8, Dtype::F32));
+    /// ```
     ParamsMut: F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)
 }
 buffers! {
     /// The gradients of one tensor, borrowed for a step.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{Dtype, cpu::Grads, half::bf16};
+    ///
+    /// assert_eq!(Grads::from(&[bf16::ONE; 4]).dtype(), Dtype::Bf16);
+    /// ```
     Grads: F32(f32, &'a), Bf16(bf16, &'a), F16(f16, &'a)
 }
 buffers! {
     /// The 16-bit copy of f32 masters, written by a step.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{cpu::CopyMut, half::f16};
+    ///
+    /// let mut model = [f16::ZERO; 4];
+    /// assert_eq!(CopyMut::from(&mut model).len(), 4);
+    /// ```
     CopyMut: Bf16(bf16, &'a mut), F16(f16, &'a mut)
 }
 
