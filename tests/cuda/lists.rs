@@ -183,8 +183,14 @@ fn unchanged_lists_only_launch() {
     let gpu = Gpu::new();
     let sets = all_sets();
     let mut model = Model::new(&gpu, &[5000, 0, 17], |i| i);
+    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    // A change is sent once.
+    model.hosts[2].set = 5;
     let raw = model.raw();
-    let mut list = TensorList::new(&gpu.kernels, &raw).unwrap();
+    list.update(&raw).unwrap();
+    step(&gpu, &mut list, &sets);
+    model.step(&sets);
+    gpu.context.synchronize().unwrap();
     let before = gpu.stand_in.call_list();
     for _ in 0..3 {
         list.update(&raw).unwrap();
