@@ -1,13 +1,15 @@
 //! Trains a small network on real handwritten digits with Adam, AdamW, InvAdam and DualAdam, and compares them.
 
+mod backend;
 mod data;
 mod network;
+#[cfg(feature = "cuda")]
+mod on_cuda;
 mod optimizers;
 mod plot;
 mod report;
 mod train;
 
-use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,8 +19,9 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
+use crate::backend::{Backend, Error};
 use crate::data::Digits;
-use crate::optimizers::{Backend, Contender, contenders, switch_step};
+use crate::optimizers::{Contender, contenders, switch_step};
 use crate::train::{Dtype, Run, Setting, train};
 
 /// Trains a 64-128-10 network on 8×8 handwritten digits with six optimizers and a control, prints a table and draws the curves.
@@ -56,9 +59,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare(args: &Args) -> Result<(), Box<dyn Error>> {
+fn compare(args: &Args) -> Result<(), Error> {
     let Args { epochs, dtype, backend, .. } = *args;
-    let setting = Setting { digits: Digits::bundled(), epochs, dtype, backend };
+    let setting = Setting { digits: Digits::bundled(), epochs, dtype, device: backend.open()? };
     let switch = switch_step(setting.steps());
     let contenders = contenders(args.lr, switch);
 
@@ -76,7 +79,7 @@ fn compare(args: &Args) -> Result<(), Box<dyn Error>> {
 }
 
 /// The runs of each contender, in the order of the seeds. Whole runs are spread over the threads.
-fn run_all(setting: &Setting, contenders: &[Contender], seeds: u64) -> Result<Vec<Vec<Run>>, dualadam::Error> {
+fn run_all(setting: &Setting, contenders: &[Contender], seeds: u64) -> Result<Vec<Vec<Run>>, Error> {
     let jobs: Vec<(&Contender, u64)> =
         contenders.iter().flat_map(|contender| (0..seeds).map(move |seed| (contender, seed))).collect();
     // It hides itself where stderr is not a terminal.
@@ -84,7 +87,7 @@ fn run_all(setting: &Setting, contenders: &[Contender], seeds: u64) -> Result<Ve
         ProgressStyle::with_template("training {wide_bar} {pos}/{len} epochs, {eta} left")
             .expect("the template is valid"),
     );
-    let runs: Result<Vec<Run>, _> =
+    let runs: Result<Vec<Run>, Error> =
         jobs.into_par_iter().map(|(contender, seed)| train(setting, contender, seed, &bar)).collect();
     bar.finish_and_clear();
     let mut runs = runs?.into_iter();
@@ -150,7 +153,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (seeds, epochs, dtype) in [(1, 1, Dtype::F32), (2, 2, Dtype::Bf16)] {
             let png = folder.path().join(format!("{seeds}.png"));
-            let args = Args { seeds, epochs, lr: 1e-2, dtype, backend: Backend::Auto, png };
+            let args = Args { seeds, epochs, lr: 1e-2, dtype, backend: Backend::Cpu, png };
             compare(&args).unwrap();
             assert!(std::fs::read(&args.png).unwrap().starts_with(b"\x89PNG"));
         }

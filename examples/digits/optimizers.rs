@@ -1,32 +1,6 @@
-//! The optimizers that are compared, and where their steps run.
+//! The optimizers that are compared.
 
-use clap::ValueEnum;
-use dualadam::cpu::DualAdam;
-use dualadam::{DualAdamConfig, Error, SwitchSchedule, TensorLayout};
-
-/// Where the optimizer's steps run. The network itself always runs on the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Backend {
-    /// The best one there is
-    Auto,
-    /// The CPU
-    Cpu,
-}
-
-impl Backend {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Auto | Self::Cpu => "CPU",
-        }
-    }
-
-    /// An optimizer for tensors of this layout.
-    pub(crate) fn optimizer(self, config: DualAdamConfig, layout: &[TensorLayout]) -> Result<DualAdam, Error> {
-        match self {
-            Self::Auto | Self::Cpu => DualAdam::with_groups(&[config], layout),
-        }
-    }
-}
+use dualadam::{DualAdamConfig, SwitchSchedule};
 
 /// One of the optimizers that are compared.
 pub(crate) struct Contender {

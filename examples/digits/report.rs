@@ -61,7 +61,7 @@ fn heading(setting: &Setting, seeds: usize, lr: f64, switch: u64) -> String {
          switch    DualAdam is plain Adam after step {switch}",
         images - train,
         setting.dtype.name(),
-        setting.backend.name(),
+        setting.device.name(),
         setting.epochs,
         setting.steps(),
     )

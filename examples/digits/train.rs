@@ -1,19 +1,20 @@
 //! One training run.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::ValueEnum;
-use dualadam::cpu::{DualAdam, ParamsMut};
+use dualadam::cpu::{Grads, ParamsMut};
 use dualadam::half::bf16;
-use dualadam::{Element, Error, TensorLayout};
+use dualadam::{Element, TensorLayout};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
+use crate::backend::{Device, Error, Optimizer};
 use crate::data::{Digits, train_len};
 use crate::network::Tensors;
-use crate::optimizers::{Backend, Contender};
+use crate::optimizers::Contender;
 
 /// Images of one step.
 pub(crate) const BATCH: usize = 128;
@@ -41,7 +42,7 @@ pub(crate) struct Setting {
     pub(crate) digits: Digits,
     pub(crate) epochs: u64,
     pub(crate) dtype: Dtype,
-    pub(crate) backend: Backend,
+    pub(crate) device: Device,
 }
 
 impl Setting {
@@ -70,7 +71,7 @@ pub(crate) fn train(setting: &Setting, contender: &Contender, seed: u64, bar: &P
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let (train, test) = setting.digits.split(&mut rng);
     let mut model = Model::new(Tensors::random(&mut rng), setting.dtype);
-    let mut optimizer = setting.backend.optimizer(contender.config, &model.layout())?;
+    let mut optimizer = setting.device.optimizer(contender.config, &model.layout())?;
     let mut grads = Tensors::zeros();
     let mut run = Run { losses: Vec::new(), accuracies: Vec::new(), step_times: Vec::new() };
     let mut order: Vec<usize> = (0..train.len()).collect();
@@ -80,8 +81,8 @@ pub(crate) fn train(setting: &Setting, contender: &Contender, seed: u64, bar: &P
         order.shuffle(&mut rng);
         for rows in order.chunks(BATCH) {
             model.network.gradients(&train.select(rows), &mut grads);
-            optimizer.set_lr(0, contender.lr(run.step_times.len() as u64 + 1))?;
-            run.step_times.push(model.step(&mut optimizer, &grads)?);
+            optimizer.set_lr(contender.lr(run.step_times.len() as u64 + 1))?;
+            run.step_times.push(model.step(&mut *optimizer, &grads)?);
         }
         run.record(&model.network, &train, &test);
         bar.inc(1);
@@ -127,16 +128,13 @@ impl Model {
     }
 
     /// One step of the optimizer; returns what it alone took.
-    fn step(&mut self, optimizer: &mut DualAdam, grads: &Tensors) -> Result<Duration, Error> {
+    fn step(&mut self, optimizer: &mut dyn Optimizer, grads: &Tensors) -> Result<Duration, Error> {
         let Some(half) = &mut self.half else {
-            let grads = grads.slices().map(|grads| Some(grads.into()));
-            let mut params = self.network.slices_mut().map(ParamsMut::from);
-            return timed(|| optimizer.step(&mut params, &grads));
+            return optimizer.step(self.network.slices_mut().map(ParamsMut::from), grads.slices().map(Grads::from));
         };
         half.grads = narrowed(grads);
-        let grads = half.grads.each_ref().map(|grads| Some(grads.into()));
-        let mut params = half.params.each_mut().map(ParamsMut::from);
-        let time = timed(|| optimizer.step(&mut params, &grads))?;
+        let grads = half.grads.each_ref().map(Grads::from);
+        let time = optimizer.step(half.params.each_mut().map(ParamsMut::from), grads)?;
         half.widen_into(&mut self.network);
         Ok(time)
     }
@@ -154,19 +152,13 @@ fn narrowed(tensors: &Tensors) -> [Vec<bf16>; 4] {
     tensors.slices().map(|slice| slice.iter().map(|&value| bf16::narrow(value)).collect())
 }
 
-fn timed(job: impl FnOnce() -> Result<(), Error>) -> Result<Duration, Error> {
-    let start = Instant::now();
-    job()?;
-    Ok(start.elapsed())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::optimizers::contenders;
 
     fn runs(dtype: Dtype, lr: f64, seed: u64) -> Vec<Run> {
-        let setting = Setting { digits: Digits::bundled(), epochs: 5, dtype, backend: Backend::Cpu };
+        let setting = Setting { digits: Digits::bundled(), epochs: 5, dtype, device: Device::Cpu };
         let contenders = contenders(lr, 10);
         contenders.iter().map(|contender| train(&setting, contender, seed, &ProgressBar::hidden()).unwrap()).collect()
     }

@@ -1,0 +1,97 @@
+//! Where the optimizers' steps run. The network itself always runs on the CPU.
+
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use dualadam::cpu::{self, Grads, ParamsMut};
+use dualadam::{DualAdamConfig, TensorLayout};
+
+#[cfg(feature = "cuda")]
+use crate::on_cuda;
+
+/// Whatever can go wrong in a run.
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where the optimizer's steps run. The network itself always runs on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// CUDA where there is a device, else the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+    /// The first CUDA device
+    Cuda,
+}
+
+/// A device that is there.
+#[derive(Debug)]
+pub(crate) enum Device {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(on_cuda::Cuda),
+}
+
+impl Backend {
+    /// The device; fails where it is not there.
+    pub(crate) fn open(self) -> Result<Device, Error> {
+        match self {
+            Self::Auto => Ok(cuda().unwrap_or(Device::Cpu)),
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda => cuda(),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Device, Error> {
+    Ok(Device::Cuda(on_cuda::Cuda::open()?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Device, Error> {
+    Err("the backend cuda needs the feature cuda, which this program was built without".into())
+}
+
+impl Device {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Cpu => "CPU",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.name(),
+        }
+    }
+
+    /// An optimizer for tensors of this layout.
+    pub(crate) fn optimizer(
+        &self,
+        config: DualAdamConfig,
+        layout: &[TensorLayout],
+    ) -> Result<Box<dyn Optimizer>, Error> {
+        Ok(match self {
+            Self::Cpu => Box::new(cpu::DualAdam::with_groups(&[config], layout)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Box::new(cuda.optimizer(config, layout)?),
+        })
+    }
+}
+
+/// An optimizer of a network whose parameters are on the CPU.
+pub(crate) trait Optimizer {
+    fn set_lr(&mut self, lr: f64) -> Result<(), Error>;
+
+    /// One step; returns what it took without the copies to a device and back.
+    fn step(&mut self, params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error>;
+}
+
+impl Optimizer for cpu::DualAdam {
+    fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        Ok(Self::set_lr(self, 0, lr)?)
+    }
+
+    fn step(&mut self, mut params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error> {
+        let grads = grads.map(Some);
+        let start = Instant::now();
+        Self::step(self, &mut params, &grads)?;
+        Ok(start.elapsed())
+    }
+}
