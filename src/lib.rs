@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
+mod owner;
 pub mod reference;
 mod schedule;
 mod state;

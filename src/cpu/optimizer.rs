@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::config::check_grad_multiplier;
 use crate::dtype::Element;
-use crate::state::check_second_moment;
+use crate::owner;
 use crate::{DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
 use super::launch::CHUNK;
@@ -128,12 +128,7 @@ impl DualAdam {
 
     /// Checks everything but the coefficients; returns the elements that have a gradient.
     fn check(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<usize, Error> {
-        let expected = self.state.tensors.len();
-        for (list, actual) in [("params", params.len()), ("grads", grads.len())] {
-            if actual != expected {
-                return Err(Error::Count { list, expected, actual });
-            }
-        }
+        owner::check_counts(self.state.tensors.len(), params.len(), grads.len())?;
         let mut elements = 0_usize;
         for (index, ((params, grads), state)) in params.iter_mut().zip(grads).zip(&mut self.state.tensors).enumerate() {
             if params.len() != state.exp_avg.len() {
@@ -196,10 +191,7 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
-        self.config(group)?;
-        config.validate()?;
-        self.state.groups[group] = config;
-        Ok(())
+        owner::set_config(&mut self.state.groups, group, config)
     }
 
     /// The config of a group.
@@ -217,8 +209,7 @@ impl DualAdam {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
-        let groups = &self.state.groups;
-        groups.get(group).copied().ok_or(Error::Position { list: "group", len: groups.len(), value: group })
+        owner::at("group", &self.state.groups, group).copied()
     }
 
     /// The updates that a tensor has had.
@@ -227,9 +218,7 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such tensor.
     pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
-        let tensors = &self.state.tensors;
-        let found = tensors.get(tensor).map(|tensor| tensor.step);
-        found.ok_or(Error::Position { list: "tensor", len: tensors.len(), value: tensor })
+        owner::at("tensor", &self.state.tensors, tensor).map(|tensor| tensor.step)
     }
 
     /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
@@ -252,16 +241,9 @@ impl DualAdam {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
-        let len = self.state.tensors.len();
-        let state = self.state.tensors.get_mut(tensor);
-        let state = state.ok_or(Error::Position { list: "tensor", len, value: tensor })?;
-        let expected = state.exp_avg.len();
-        for (buffer, actual) in [("exp_avg", exp_avg.len()), ("exp_avg_sq", exp_avg_sq.len())] {
-            if actual != expected {
-                return Err(Error::Length { tensor, buffer, expected, actual });
-            }
-        }
-        check_second_moment(exp_avg_sq)?;
+        let len = owner::at("tensor", &self.state.tensors, tensor)?.exp_avg.len();
+        owner::check_moments(tensor, len, exp_avg, exp_avg_sq)?;
+        let state = &mut self.state.tensors[tensor];
         state.exp_avg.copy_from_slice(exp_avg);
         state.exp_avg_sq.copy_from_slice(exp_avg_sq);
         state.step = step;

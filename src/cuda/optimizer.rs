@@ -9,6 +9,7 @@ use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use crate::dtype::Element;
+use crate::owner;
 use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
 use super::checks::{RawBuffer, RawTensor, check_stream, refuse_capture};
@@ -276,7 +277,7 @@ impl DualAdam {
     }
 
     fn check_views(&self, params: &[ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
-        self.check_counts(params.len(), grads.len())?;
+        owner::check_counts(self.tensors.len(), params.len(), grads.len())?;
         for (tensor, ((own, params), grads)) in self.tensors.iter().zip(params).zip(grads).enumerate() {
             let lens = [("params", Some(params.len())), ("grads", grads.as_ref().map(Grads::len))];
             for (buffer, len) in lens {
@@ -286,16 +287,6 @@ impl DualAdam {
             }
             params.check_context(&self.kernels, "params")?;
             grads.as_ref().map_or(Ok(()), |grads| grads.check_context(&self.kernels, "grads"))?;
-        }
-        Ok(())
-    }
-
-    fn check_counts(&self, params: usize, grads: usize) -> Result<(), Error> {
-        let expected = self.tensors.len();
-        for (list, actual) in [("params", params), ("grads", grads)] {
-            if actual != expected {
-                return Err(Error::Count { list, expected, actual });
-            }
         }
         Ok(())
     }
@@ -318,7 +309,7 @@ impl DualAdam {
         grads: &[Option<RawBuffer>],
         grad_multiplier: f64,
     ) -> Result<(), Error> {
-        self.check_counts(params.len(), grads.len())?;
+        owner::check_counts(self.tensors.len(), params.len(), grads.len())?;
         self.prepare(params, grads, grad_multiplier)?;
         if self.sets.coeffs.is_empty() {
             return Ok(());
@@ -417,10 +408,7 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
-        self.config(group)?;
-        config.validate()?;
-        self.groups[group] = config;
-        Ok(())
+        owner::set_config(&mut self.groups, group, config)
     }
 
     /// The config of a group.
@@ -429,8 +417,7 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such group.
     pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
-        let found = self.groups.get(group).copied();
-        found.ok_or(Error::Position { list: "group", len: self.groups.len(), value: group })
+        owner::at("group", &self.groups, group).copied()
     }
 
     /// The updates that a tensor has had.
@@ -439,8 +426,7 @@ impl DualAdam {
     ///
     /// [`Error::Position`] if there is no such tensor.
     pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
-        let found = self.tensors.get(tensor).map(|tensor| tensor.step);
-        found.ok_or(Error::Position { list: "tensor", len: self.tensors.len(), value: tensor })
+        owner::at("tensor", &self.tensors, tensor).map(|tensor| tensor.step)
     }
 
     /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
@@ -454,19 +440,9 @@ impl DualAdam {
     /// [`Error::Value`] if `exp_avg_sq` has a negative element. [`Error::Driver`] for what the driver reports; the tensor's moments
     /// may be those of before or the new ones then, and its step is that of before.
     pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
-        let len = self.tensors.len();
-        let state = self.tensors.get_mut(tensor);
-        let state = state.ok_or(Error::Position { list: "tensor", len, value: tensor })?;
-        let expected = state.len;
-        for (buffer, actual) in [("exp_avg", exp_avg.len()), ("exp_avg_sq", exp_avg_sq.len())] {
-            if actual != expected {
-                return Err(Error::Length { tensor, buffer, expected, actual });
-            }
-        }
-        if let Some(&value) = exp_avg_sq.iter().find(|&&v| v < 0.0) {
-            let value = f64::from(value);
-            return Err(Error::Value { name: "exp_avg_sq", requirement: "be at least 0 everywhere", value });
-        }
+        let len = owner::at("tensor", &self.tensors, tensor)?.len;
+        owner::check_moments(tensor, len, exp_avg, exp_avg_sq)?;
+        let state = &mut self.tensors[tensor];
         let _current = self.kernels.enter()?;
         self.moments.upload(state, exp_avg, exp_avg_sq, raw(&self.stream))?;
         state.step = step;
