@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use crate::dtype::Element;
 use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
-use super::checks::{RawBuffer, RawTensor, check_stream, refuse_capture};
+use super::checks::{RawBuffer, RawTensor, check_own_stream, check_stream, refuse_capture};
 use super::driver::{self, Held};
 use super::kernels::Kernels;
 use super::list::TensorList;
@@ -223,7 +223,8 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Count`], [`Error::Length`], [`Error::Types`] or [`Error::Overlap`] for lists or buffers that don't fit,
-    /// [`Error::Context`] for buffers of another context, [`Error::Value`] for a config that is not valid. Nothing is launched then,
+    /// [`Error::Context`] for buffers of another context, [`Error::Unordered`] for buffers of another `CudaContext` value than the
+    /// stream's, [`Error::Value`] for a config that is not valid. Nothing is launched then,
     /// and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
     pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
         self.step_scaled(params, grads, 1.0)
@@ -284,8 +285,9 @@ impl DualAdam {
                     return Err(Error::Length { tensor, buffer, expected: own.len, actual });
                 }
             }
-            params.check_context(&self.kernels, "params")?;
-            grads.as_ref().map_or(Ok(()), |grads| grads.check_context(&self.kernels, "grads"))?;
+            let check = |own, argument| check_own_stream(&self.kernels, &self.stream, own, argument);
+            check(params.own_stream(), "params")?;
+            grads.as_ref().map_or(Ok(()), |grads| check(grads.own_stream(), "grads"))?;
         }
         Ok(())
     }

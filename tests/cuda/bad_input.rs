@@ -237,6 +237,35 @@ fn streams_and_buffers_of_other_contexts_are_refused() {
     assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 0);
 }
 
+/// cudarc orders work only among the streams of one of its values for a context, so that a step over buffers of another would race.
+#[test]
+fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused() {
+    let gpu = Gpu::new();
+    let other = CudaContext::new(0).unwrap();
+    assert_eq!(other.cu_ctx(), gpu.context.cu_ctx());
+    let mut buffers = [(); 4].map(|()| other.new_stream().unwrap().alloc_zeros::<f32>(4).unwrap());
+    let mut own = gpu.stream.alloc_zeros::<f32>(4).unwrap();
+    let [p, g, m, v] = &mut buffers;
+    let (stream, coeffs) = (&gpu.stream, &coeffs());
+    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
+    let step = cuda::step(&gpu.kernels, stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs);
+    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    let step = cuda::step(&gpu.kernels, stream, &mut own.as_view_mut(), &g.as_view(), m, v, coeffs);
+    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+
+    let mut owner = DualAdam::new(&gpu.kernels, stream, DualAdamConfig::default(), &[4]).unwrap();
+    let step = owner.step(&mut [(&mut *p).into()], &[None]);
+    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    let step = owner.step(&mut [(&mut own).into()], &[Some((&*g).into())]);
+    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+    assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 0);
+
+    // The kernels themselves may be of another value than stream and buffers.
+    let stream = p.stream().clone();
+    cuda::step(&gpu.kernels, &stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs).unwrap();
+    gpu.assert_clean();
+}
+
 #[test]
 fn the_owner_refuses_what_the_cpu_refuses() {
     let gpu = Gpu::new();
