@@ -231,6 +231,9 @@ pub enum Error {
         /// The argument.
         argument: &'static str,
     },
+    /// The per-thread default stream is another stream in each thread, so that nothing orders an optimizer's steps on it.
+    #[error("an optimizer's stream must be the same in every thread, got the per-thread default stream")]
+    PerThreadStream,
     /// The call would copy from memory that it uses again later, which a captured graph must not.
     #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
     Captured {

@@ -18,6 +18,9 @@ use super::list::TensorList;
 use super::memory::{DeviceMemory, download, upload};
 use super::tensor::{Grads, ParamsMut};
 
+/// The handle of the per-thread default stream, `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
+
 /// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an allocation does.
 const ALIGN: usize = 64;
 
@@ -137,7 +140,8 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there;
-    /// [`Error::Context`] if the stream belongs to another context than the kernels; [`Error::TooMany`] or [`Error::Driver`] if
+    /// [`Error::Context`] if the stream belongs to another context than the kernels; [`Error::PerThreadStream`] for a stream that is
+    /// another one in each thread; [`Error::TooMany`] or [`Error::Driver`] if
     /// there is not enough memory, and [`Error::Driver`] for whatever else the driver reports.
     pub fn with_groups(
         kernels: &Kernels,
@@ -154,6 +158,9 @@ impl DualAdam {
         }
         if stream.context().cu_ctx() != kernels.context().cu_ctx() {
             return Err(Error::Context { argument: "stream" });
+        }
+        if stream.cu_stream().addr() == PER_THREAD {
+            return Err(Error::PerThreadStream);
         }
         let (mut moments, mut masters) = (Arena::default(), Arena::default());
         let tensor = |layout: &TensorLayout| {

@@ -224,6 +224,9 @@ fn streams_and_buffers_of_other_contexts_are_refused() {
     assert!(matches!(list, Err(Error::Context { argument: "stream" })), "{list:?}");
     let owner = DualAdam::new(&gpu.kernels, &stream, DualAdamConfig::default(), &[1]);
     assert!(matches!(owner, Err(Error::Context { argument: "stream" })), "{owner:?}");
+    let per_thread = gpu.context.per_thread_stream();
+    let owner = DualAdam::new(&gpu.kernels, &per_thread, DualAdamConfig::default(), &[1]);
+    assert!(matches!(owner, Err(Error::PerThreadStream)), "{owner:?}");
 
     let mut foreign = stream.alloc_zeros::<f32>(4).unwrap();
     let mut own = [(); 3].map(|()| gpu.stream.alloc_zeros::<f32>(4).unwrap());
