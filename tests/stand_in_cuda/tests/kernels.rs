@@ -473,7 +473,7 @@ fn run_list(
 fn offsets_and_lengths_have_64_bits() {
     let (module, chunk) = (module(), chunk());
     // The elements before the window, in it, and behind.
-    for (before, len, behind) in [(1 << 35, chunk + 5, 0), (0, chunk, (1 << 32) + 5)] {
+    for (before, len, behind) in [(1 << 35, chunk + 5, 0), (0, chunk, (1 << 32) + 5 - chunk)] {
         for combo in combos() {
             for shifts in [[0; 5], [1, 2, 0, 3, 1]] {
                 let t = tensor(combo, len, 3);
