@@ -224,6 +224,9 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
+    /// A CUDA graph that captured the step keeps its coefficients and counts no steps. It may be launched only while the optimizer and
+    /// the buffers live, which cudarc does not see to.
+    ///
     /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
     /// masters are set from them before its first update and rule from then on.
     ///
