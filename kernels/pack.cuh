@@ -78,6 +78,20 @@ struct alignas(N * sizeof(T)) Piece {
     T at[N];
 };
 
+// A piece of a 16-bit format as a number.
+template <u32 N>
+struct Word;
+
+template <>
+struct Word<2> {
+    using Type = u32;
+};
+
+template <>
+struct Word<4> {
+    using Type = u64;
+};
+
 // Moves COUNT elements in pieces of N.
 template <u32 N, u32 COUNT, typename T>
 __device__ __forceinline__ void load_pieces(const T *from, T (&to)[COUNT]) {
@@ -93,10 +107,19 @@ template <u32 N, u32 COUNT, typename T>
 __device__ __forceinline__ void store_pieces(T *to, const T (&from)[COUNT]) {
 #pragma unroll
     for (u32 k = 0; k < COUNT; k += N) {
-        Piece<N, T> piece;
+        if constexpr (sizeof(T) == 2 && N > 1) {
+            // The compiler splits a piece into its elements where the memory is only written.
+            using Bits = typename Word<N>::Type;
+            Bits word = 0;
 #pragma unroll
-        for (u32 j = 0; j < N; ++j) piece.at[j] = from[k + j];
-        *reinterpret_cast<Piece<N, T> *>(to + k) = piece;
+            for (u32 j = 0; j < N; ++j) word |= Bits(from[k + j].bits) << (16 * j);
+            *reinterpret_cast<Bits *>(to + k) = word;
+        } else {
+            Piece<N, T> piece;
+#pragma unroll
+            for (u32 j = 0; j < N; ++j) piece.at[j] = from[k + j];
+            *reinterpret_cast<Piece<N, T> *>(to + k) = piece;
+        }
     }
 }
 

@@ -222,6 +222,18 @@ pub enum Error {
         /// The argument.
         argument: &'static str,
     },
+    /// A buffer belongs to another of cudarc's `CudaContext` values than the stream. Both stand for one CUDA context, but cudarc orders
+    /// no work across them.
+    #[error(
+        "{argument} must belong to the same CudaContext value as the stream: cudarc orders no work across two of them"
+    )]
+    Unordered {
+        /// The argument.
+        argument: &'static str,
+    },
+    /// The per-thread default stream is another stream in each thread, so that nothing orders an optimizer's steps on it.
+    #[error("an optimizer's stream must be the same in every thread, got the per-thread default stream")]
+    PerThreadStream,
     /// The call would copy from memory that it uses again later, which a captured graph must not.
     #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
     Captured {

@@ -2,7 +2,9 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
+use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUstreamCaptureStatus};
 
 use crate::{Dtype, Error};
@@ -195,6 +197,22 @@ impl Written {
             None => Ok(()),
         }
     }
+}
+
+/// Fails unless a buffer of cudarc's is memory of the kernels' context that cudarc orders with the work of `stream`.
+///
+/// `own` is the stream that the buffer belongs to. cudarc notes for each `CudaContext` value by itself whether there are streams to
+/// order, and there may be several values for one context.
+pub(super) fn check_own_stream(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    own: &CudaStream,
+    argument: &'static str,
+) -> Result<(), Error> {
+    if own.context().cu_ctx() != kernels.context().cu_ctx() {
+        return Err(Error::Context { argument });
+    }
+    if Arc::ptr_eq(own.context(), stream.context()) { Ok(()) } else { Err(Error::Unordered { argument }) }
 }
 
 /// Fails unless a stream belongs to the kernels' context, which must be current: it is that of the null stream then.

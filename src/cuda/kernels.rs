@@ -122,7 +122,8 @@ impl Kernels {
         Ok(Self { inner })
     }
 
-    /// The context that the kernels are loaded into.
+    /// The context that the kernels are loaded into: the `CudaContext` value that they were first loaded with, where there are several for
+    /// one context.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.inner.module.context

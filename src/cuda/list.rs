@@ -170,7 +170,8 @@ impl TensorList {
     ///
     /// The call does not allocate or log. It does not wait for the device either, unless the addresses of the four steps before
     /// have all changed and none of these changes has reached the device yet. A step of unchanged addresses and sets, with up to 96
-    /// coefficient sets, can be captured in a CUDA graph, which keeps the coefficients as they are now.
+    /// coefficient sets, can be captured in a CUDA graph, which keeps the coefficients as they are now, but reads the descriptors, with
+    /// the addresses and sets that later steps have sent.
     ///
     /// # Errors
     ///
@@ -186,6 +187,7 @@ impl TensorList {
     ///   of the tensor's length.
     /// - What else uses that memory, on any stream, is ordered before or after this work. That holds for the steps of this list too,
     ///   if their streams differ.
+    /// - A graph that captured this step is launched only while the list lives, and while no tensor has a set that was not there then.
     pub unsafe fn step_raw(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.step_groups(sets, stream, |_| ()) }

@@ -12,12 +12,15 @@ use crate::dtype::Element;
 use crate::owner;
 use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
-use super::checks::{RawBuffer, RawTensor, check_stream, refuse_capture};
+use super::checks::{RawBuffer, RawTensor, check_own_stream, check_stream, refuse_capture};
 use super::driver::{self, Held};
 use super::kernels::Kernels;
 use super::list::TensorList;
 use super::memory::{DeviceMemory, download, upload};
 use super::tensor::{Grads, ParamsMut};
+
+/// The handle of the per-thread default stream, `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
 
 /// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an allocation does.
 const ALIGN: usize = 64;
@@ -138,7 +141,8 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there;
-    /// [`Error::Context`] if the stream belongs to another context than the kernels; [`Error::TooMany`] or [`Error::Driver`] if
+    /// [`Error::Context`] if the stream belongs to another context than the kernels; [`Error::PerThreadStream`] for a stream that is
+    /// another one in each thread; [`Error::TooMany`] or [`Error::Driver`] if
     /// there is not enough memory, and [`Error::Driver`] for whatever else the driver reports.
     pub fn with_groups(
         kernels: &Kernels,
@@ -155,6 +159,9 @@ impl DualAdam {
         }
         if stream.context().cu_ctx() != kernels.context().cu_ctx() {
             return Err(Error::Context { argument: "stream" });
+        }
+        if stream.cu_stream().addr() == PER_THREAD {
+            return Err(Error::PerThreadStream);
         }
         let (mut moments, mut masters) = (Arena::default(), Arena::default());
         let tensor = |layout: &TensorLayout| {
@@ -218,13 +225,17 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
+    /// A CUDA graph that captured the step keeps its coefficients and counts no steps. It may be launched only while the optimizer and
+    /// the buffers live, which cudarc does not see to.
+    ///
     /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
     /// masters are set from them before its first update and rule from then on.
     ///
     /// # Errors
     ///
     /// [`Error::Count`], [`Error::Length`], [`Error::Types`] or [`Error::Overlap`] for lists or buffers that don't fit,
-    /// [`Error::Context`] for buffers of another context, [`Error::Value`] for a config that is not valid. Nothing is launched then,
+    /// [`Error::Context`] for buffers of another context, [`Error::Unordered`] for buffers of another `CudaContext` value than the
+    /// stream's, [`Error::Value`] for a config that is not valid. Nothing is launched then,
     /// and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
     pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
         self.step_scaled(params, grads, 1.0)
@@ -285,8 +296,9 @@ impl DualAdam {
                     return Err(Error::Length { tensor, buffer, expected: own.len, actual });
                 }
             }
-            params.check_context(&self.kernels, "params")?;
-            grads.as_ref().map_or(Ok(()), |grads| grads.check_context(&self.kernels, "grads"))?;
+            let check = |own, argument| check_own_stream(&self.kernels, &self.stream, own, argument);
+            check(params.own_stream(), "params")?;
+            grads.as_ref().map_or(Ok(()), |grads| check(grads.own_stream(), "grads"))?;
         }
         Ok(())
     }

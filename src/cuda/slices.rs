@@ -5,7 +5,7 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
 use crate::dtype::{Element, GradOf, HalfElement};
 use crate::{Error, StepCoeffs};
 
-use super::checks::{RawBuffer, RawTensor};
+use super::checks::{RawBuffer, RawTensor, check_own_stream};
 use super::driver;
 use super::kernels::Kernels;
 
@@ -17,7 +17,7 @@ use super::kernels::Kernels;
 /// # Errors
 ///
 /// [`Error::Length`] if a buffer's length differs from the parameters', [`Error::Context`] if the stream or a buffer belongs to
-/// another context than the kernels, and what [`Kernels::step_raw`] refuses; nothing is launched then. [`Error::Driver`] for what
+/// another context than the kernels, [`Error::Unordered`] if a buffer belongs to another `CudaContext` value than the stream, and what [`Kernels::step_raw`] refuses; nothing is launched then. [`Error::Driver`] for what
 /// the driver reports.
 ///
 /// # Example
@@ -80,16 +80,16 @@ fn flat<P: Element, G: Element, C: Element>(
     (exp_avg, exp_avg_sq): (&mut CudaViewMut<'_, f32>, &mut CudaViewMut<'_, f32>),
     coeffs: &StepCoeffs,
 ) -> Result<(), Error> {
-    let expected = params.len();
-    check_view(kernels, "params", params, expected)?;
-    check_view(kernels, "grads", grads, expected)?;
-    check_view(kernels, "exp_avg", exp_avg, expected)?;
-    check_view(kernels, "exp_avg_sq", exp_avg_sq, expected)?;
-    if let Some(copy) = &copy {
-        check_view(kernels, "copy", *copy, expected)?;
-    }
     if stream.context().cu_ctx() != kernels.context().cu_ctx() {
         return Err(Error::Context { argument: "stream" });
+    }
+    let expected = params.len();
+    check_view(kernels, stream, "params", params, expected)?;
+    check_view(kernels, stream, "grads", grads, expected)?;
+    check_view(kernels, stream, "exp_avg", exp_avg, expected)?;
+    check_view(kernels, stream, "exp_avg_sq", exp_avg_sq, expected)?;
+    if let Some(copy) = &copy {
+        check_view(kernels, stream, "copy", *copy, expected)?;
     }
     let _current = kernels.enter()?;
     // Until these are dropped, after the launch, cudarc knows that the work is to come.
@@ -114,9 +114,10 @@ fn flat<P: Element, G: Element, C: Element>(
     unsafe { kernels.step_raw(&tensor, coeffs, stream.cu_stream().cast()) }
 }
 
-/// Fails unless a view has the length and is memory of the kernels' context.
-pub(super) fn check_view<T>(
+/// Fails unless a view has the length and is memory of the kernels' context that cudarc orders with the work of `stream`.
+fn check_view<T>(
     kernels: &Kernels,
+    stream: &CudaStream,
     buffer: &'static str,
     view: &impl DeviceSlice<T>,
     expected: usize,
@@ -124,8 +125,5 @@ pub(super) fn check_view<T>(
     if view.len() != expected {
         return Err(Error::Length { tensor: 0, buffer, expected, actual: view.len() });
     }
-    if view.stream().context().cu_ctx() != kernels.context().cu_ctx() {
-        return Err(Error::Context { argument: buffer });
-    }
-    Ok(())
+    check_own_stream(kernels, stream, view.stream(), buffer)
 }

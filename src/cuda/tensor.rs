@@ -3,11 +3,10 @@
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use half::{bf16, f16};
 
+use crate::Dtype;
 use crate::dtype::Element;
-use crate::{Dtype, Error};
 
 use super::checks::RawBuffer;
-use super::kernels::Kernels;
 
 /// Defines an enum of views, one variant per element type, with conversions from views and slices.
 macro_rules! views {
@@ -40,14 +39,9 @@ macro_rules! views {
                 match self { $(Self::$variant(_) => <$element>::DTYPE,)+ }
             }
 
-            /// Fails unless the view is memory of the kernels' context.
-            pub(super) fn check_context(&self, kernels: &Kernels, argument: &'static str) -> Result<(), Error> {
-                let stream = match self { $(Self::$variant(view) => view.stream(),)+ };
-                if stream.context().cu_ctx() == kernels.context().cu_ctx() {
-                    Ok(())
-                } else {
-                    Err(Error::Context { argument })
-                }
+            /// The stream that the view's memory belongs to.
+            pub(super) fn own_stream(&self) -> &CudaStream {
+                match self { $(Self::$variant(view) => view.stream(),)+ }
             }
 
             /// The address, and what tells cudarc when it is dropped that the work has been enqueued.

@@ -224,6 +224,9 @@ fn streams_and_buffers_of_other_contexts_are_refused() {
     assert!(matches!(list, Err(Error::Context { argument: "stream" })), "{list:?}");
     let owner = DualAdam::new(&gpu.kernels, &stream, DualAdamConfig::default(), &[1]);
     assert!(matches!(owner, Err(Error::Context { argument: "stream" })), "{owner:?}");
+    let per_thread = gpu.context.per_thread_stream();
+    let owner = DualAdam::new(&gpu.kernels, &per_thread, DualAdamConfig::default(), &[1]);
+    assert!(matches!(owner, Err(Error::PerThreadStream)), "{owner:?}");
 
     let mut foreign = stream.alloc_zeros::<f32>(4).unwrap();
     let mut own = [(); 3].map(|()| gpu.stream.alloc_zeros::<f32>(4).unwrap());
@@ -235,6 +238,35 @@ fn streams_and_buffers_of_other_contexts_are_refused() {
     let step = cuda::step(&gpu.kernels, &gpu.stream, m, &short.slice(1..), &mut g.as_view_mut(), v, &coeffs());
     assert!(matches!(step, Err(Error::Length { buffer: "grads", expected: 4, actual: 3, .. })), "{step:?}");
     assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 0);
+}
+
+/// cudarc orders work only among the streams of one of its values for a context, so that a step over buffers of another would race.
+#[test]
+fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused() {
+    let gpu = Gpu::new();
+    let other = CudaContext::new(0).unwrap();
+    assert_eq!(other.cu_ctx(), gpu.context.cu_ctx());
+    let mut buffers = [(); 4].map(|()| other.new_stream().unwrap().alloc_zeros::<f32>(4).unwrap());
+    let mut own = gpu.stream.alloc_zeros::<f32>(4).unwrap();
+    let [p, g, m, v] = &mut buffers;
+    let (stream, coeffs) = (&gpu.stream, &coeffs());
+    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
+    let step = cuda::step(&gpu.kernels, stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs);
+    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    let step = cuda::step(&gpu.kernels, stream, &mut own.as_view_mut(), &g.as_view(), m, v, coeffs);
+    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+
+    let mut owner = DualAdam::new(&gpu.kernels, stream, DualAdamConfig::default(), &[4]).unwrap();
+    let step = owner.step(&mut [(&mut *p).into()], &[None]);
+    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    let step = owner.step(&mut [(&mut own).into()], &[Some((&*g).into())]);
+    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+    assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 0);
+
+    // The kernels themselves may be of another value than stream and buffers.
+    let stream = p.stream().clone();
+    cuda::step(&gpu.kernels, &stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs).unwrap();
+    gpu.assert_clean();
 }
 
 #[test]

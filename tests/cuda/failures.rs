@@ -1,12 +1,13 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
-use dualadam::cuda::{DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
+use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Error};
 
 use std::ptr;
 
 use crate::buffers::{COMBINATIONS, Device, Host};
 use crate::common::data::Inputs;
+use crate::flat::upload;
 use crate::gpu::{Gpu, Memory, set_current, start};
 use crate::owner::{self, Model};
 
@@ -247,6 +248,47 @@ fn the_owner_stays_consistent_at_every_failing_call() {
         }
         assert!(failed > 0, "no {function} failed");
     }
+}
+
+/// cudarc only notes that a stream could not be made to wait; the step must not run then.
+#[test]
+fn steps_that_cannot_be_ordered_are_not_launched() {
+    let gpu = Gpu::new();
+    // SAFETY: nothing was allocated while it was off.
+    unsafe { gpu.context.enable_event_tracking() };
+    let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu, &[1.0_f32; 4]));
+    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+
+    gpu.stand_in.fail("cuStreamWaitEvent", 1, CODE);
+    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
+    let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut p.as_view_mut(), &g.as_view(), m, v, &coeffs);
+    assert!(matches!(flat, Err(Error::Driver { code: CODE, .. })), "{flat:?}");
+    gpu.stand_in.fail("cuStreamWaitEvent", 1, CODE);
+    let owned = optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]);
+    assert!(matches!(owned, Err(Error::Driver { code: CODE, .. })), "{owned:?}");
+    assert_eq!((gpu.stand_in.calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
+
+    optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]).unwrap();
+    assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 1);
+    gpu.assert_clean();
+}
+
+/// Code that still runs must not be unloaded.
+#[test]
+fn the_last_kernels_wait_for_their_launches() {
+    let gpu = Gpu::new();
+    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
+    let device = host.upload(&gpu);
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    // SAFETY: the stand-in checks each access.
+    unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
+    assert_eq!(gpu.stand_in.pending(), 1);
+    // Dropped in the opposite order: the stand-in last.
+    let Gpu { stand_in, context: _context, stream: _stream, kernels } = gpu;
+    drop(kernels);
+    assert_eq!((stand_in.pending(), stand_in.live("module")), (0, 0));
+    drop(device);
 }
 
 #[test]

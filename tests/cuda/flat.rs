@@ -88,7 +88,7 @@ fn special_values_have_the_bits_of_the_cpu() {
     gpu.assert_clean();
 }
 
-/// Safe steps over cudarc's slices, with cudarc's own ordering between two streams.
+/// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between them.
 fn check_slices<P, G>(gpu: &Gpu)
 where
     P: bytemuck::Pod + DeviceRepr + dualadam::Element + PartialEq + std::fmt::Debug,
@@ -99,18 +99,19 @@ where
     let (mut p, g) = (narrow::<P>(&inputs.p), narrow::<G>(&inputs.grad));
     let (mut m, mut v) = (inputs.m, inputs.v);
 
-    let other = gpu.context.new_stream().unwrap();
-    let mut device_p = other.clone_htod(&p).unwrap();
-    let device_g = other.clone_htod(&g).unwrap();
-    let (mut device_m, mut device_v) = (other.clone_htod(&m).unwrap(), other.clone_htod(&v).unwrap());
+    let mut device_p = upload(gpu, &p);
+    let mut device_g = upload(gpu, &g);
+    let (mut device_m, mut device_v) = (upload(gpu, &m), upload(gpu, &v));
     let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
     let params = &mut device_p.as_view_mut();
     cuda::step(&gpu.kernels, &gpu.stream, params, &device_g.as_view(), views_m, views_v, &coeffs).unwrap();
+    device_g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), &mut device_g).unwrap();
+    let found = (copied(&device_p), copied(&device_m), copied(&device_v));
     cpu::step(&mut p, &g, &mut m, &mut v, &coeffs).unwrap();
 
-    assert_eq!(read(&other, &device_p), p);
-    assert_eq!(read(&other, &device_m), m);
-    assert_eq!(read(&other, &device_v), v);
+    assert_eq!(read(&found.0), p);
+    assert_eq!(read(&found.1), m);
+    assert_eq!(read(&found.2), v);
 }
 
 fn check_slices_with_copy<C, G>(gpu: &Gpu)
@@ -123,22 +124,33 @@ where
     let (mut p, g, mut c) = (inputs.p.clone(), narrow::<G>(&inputs.grad), narrow::<C>(&inputs.p));
     let (mut m, mut v) = (inputs.m, inputs.v);
 
-    let other = gpu.context.new_stream().unwrap();
-    let (mut device_p, mut device_c) = (other.clone_htod(&p).unwrap(), other.clone_htod(&c).unwrap());
-    let device_g = other.clone_htod(&g).unwrap();
-    let (mut device_m, mut device_v) = (other.clone_htod(&m).unwrap(), other.clone_htod(&v).unwrap());
+    let (mut device_p, mut device_c) = (upload(gpu, &p), upload(gpu, &c));
+    let device_g = upload(gpu, &g);
+    let (mut device_m, mut device_v) = (upload(gpu, &m), upload(gpu, &v));
     let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
     let (masters, copy, grads) = (&mut device_p.as_view_mut(), &mut device_c.as_view_mut(), &device_g.as_view());
     cuda::step_with_copy(&gpu.kernels, &gpu.stream, masters, copy, grads, views_m, views_v, &coeffs).unwrap();
+    let found = (copied(&device_p), copied(&device_c), copied(&device_m), copied(&device_v));
     cpu::step_with_copy(&mut p, &mut c, &g, &mut m, &mut v, &coeffs).unwrap();
 
-    assert_eq!(read(&other, &device_p), p);
-    assert_eq!(read(&other, &device_c), c);
-    assert_eq!(read(&other, &device_m), m);
-    assert_eq!(read(&other, &device_v), v);
+    assert_eq!(read(&found.0), p);
+    assert_eq!(read(&found.1), c);
+    assert_eq!(read(&found.2), m);
+    assert_eq!(read(&found.3), v);
 }
 
-fn read<T: DeviceRepr>(stream: &std::sync::Arc<cudarc::driver::CudaStream>, slice: &CudaSlice<T>) -> Vec<T> {
+/// A slice on a stream of its own.
+pub(crate) fn upload<T: DeviceRepr>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
+    gpu.context.new_stream().unwrap().clone_htod(values).unwrap()
+}
+
+/// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it after a step.
+pub(crate) fn copied<T: DeviceRepr>(slice: &CudaSlice<T>) -> CudaSlice<T> {
+    slice.try_clone().unwrap()
+}
+
+pub(crate) fn read<T: DeviceRepr>(slice: &CudaSlice<T>) -> Vec<T> {
+    let stream = slice.stream();
     let values = stream.clone_dtoh(slice).unwrap();
     stream.synchronize().unwrap();
     values

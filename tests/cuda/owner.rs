@@ -9,6 +9,7 @@ use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCA
 use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 
 use crate::common::data::{Inputs, narrow};
+use crate::flat::{copied, read, upload};
 use crate::gpu::Gpu;
 
 const LENS: [usize; 5] = [5000, 0, 33, 1030, 7];
@@ -260,6 +261,34 @@ fn masters_are_widened_exactly() {
     };
     check(state.tensors[0].master.as_ref().unwrap(), b.iter().map(|x| x.widen()).collect());
     check(state.tensors[1].master.as_ref().unwrap(), h.iter().map(|x| x.widen()).collect());
+    gpu.assert_clean();
+}
+
+/// Buffers of other streams, one each, which only cudarc's events order with the optimizer's.
+#[test]
+fn steps_are_ordered_with_the_buffers_streams() {
+    let gpu = Gpu::new();
+    // SAFETY: nothing was allocated while it was off.
+    unsafe { gpu.context.enable_event_tracking() };
+    let layout = [TensorLayout::new(300), TensorLayout::new(40).with_master()];
+    let mut optimizer =
+        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+    let (mut p, mut q) = (Inputs::random(1, 300).p, narrow::<bf16>(&Inputs::random(2, 40).p));
+    let (mut device_p, mut device_q) = (upload(&gpu, &p), upload(&gpu, &q));
+    for round in 0..3 {
+        let grads = [300, 40].map(|len| Inputs::random(10 + round, len).grad);
+        let mut device_grads = grads.each_ref().map(|grads| upload(&gpu, grads));
+        let given = device_grads.each_ref().map(|grads| Some(grads.into()));
+        optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &given).unwrap();
+        for grads in &mut device_grads {
+            grads.stream().clone().memset_zeros(grads).unwrap();
+        }
+        let found = (copied(&device_p), copied(&device_q));
+        let given = grads.each_ref().map(|grads| Some(grads.into()));
+        on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &given).unwrap();
+        assert_eq!((read(&found.0), read(&found.1)), (p.clone(), q.clone()), "round {round}");
+    }
     gpu.assert_clean();
 }
 

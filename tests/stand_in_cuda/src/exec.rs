@@ -4,6 +4,7 @@
 //! every byte on which two threads of a launch meet, unless both only read it.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::memory::{Hint, Memory, MemoryFault, Owner, Request, Wrong};
 use crate::op::{Access, Compare, GENERIC_PARAM_BASE, Kernel, Op, PARAM_BASE, PARAM_MASK, Slot, Space};
@@ -136,8 +137,18 @@ impl std::error::Error for Fault {}
 ///
 /// The first fault; what was written before it stays written.
 pub fn run(memory: &mut Memory, launch: &Launch<'_>) -> Result<Stats, Box<Fault>> {
+    run_blocks(memory, launch, 0..launch.grid[0])
+}
+
+/// Runs only the blocks of a launch that have these indices in x.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub fn run_blocks(memory: &mut Memory, launch: &Launch<'_>, range: Range<u32>) -> Result<Stats, Box<Fault>> {
     let kernel = launch.kernel;
-    let blocks = launch.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+    let [_, y, z] = launch.grid;
+    let blocks = [range.len() as u64, u64::from(y), u64::from(z)].iter().product::<u64>();
     let threads_per_block = launch.block.iter().map(|&n| u64::from(n)).product::<u64>();
     let bad = |what: String| {
         Box::new(Fault {
@@ -161,7 +172,7 @@ pub fn run(memory: &mut Memory, launch: &Launch<'_>) -> Result<Stats, Box<Fault>
     }
     let mut machine =
         Machine { memory, launch, hints: vec![0; kernel.accesses.len()], stats: Stats::default(), first: 0 };
-    machine.run_all()?;
+    machine.run_all(range)?;
     Ok(machine.stats)
 }
 
@@ -256,13 +267,14 @@ fn indices(extent: [u32; 3]) -> impl Iterator<Item = [u32; 3]> {
 }
 
 impl Machine<'_> {
-    fn run_all(&mut self) -> Result<(), Box<Fault>> {
+    fn run_all(&mut self, range: Range<u32>) -> Result<(), Box<Fault>> {
         let Launch { kernel, grid, block, .. } = *self.launch;
         let ready: Vec<Mask> = kernel.ready.iter().map(|&ready| if ready { Mask::MAX } else { 0 }).collect();
         let values = kernel.initial.iter().map(|&value| [value; LANES]).collect();
         let mut file = File { values, ready: ready.clone() };
         let threads: Vec<[u32; 3]> = indices(block).collect();
-        for block_index in indices(grid) {
+        let extent = [range.len() as u32, grid[1], grid[2]];
+        for block_index in indices(extent).map(|[x, y, z]| [range.start + x, y, z]) {
             for (slot, value) in [block_index, block, grid].as_flattened().iter().enumerate() {
                 file.values[3 + slot] = [u64::from(*value); LANES];
             }

@@ -1,9 +1,10 @@
 //! The project's own PTX against a transcription of the update rule, bit for bit.
 
 use stand_in_cuda::Kernel;
-use stand_in_cuda::exec::{Launch, Stats, run};
+use stand_in_cuda::exec::{Launch, Stats, run, run_blocks};
 use stand_in_cuda::memory::Memory;
 use stand_in_cuda::ptx::Module;
+use std::ops::Range;
 use std::path::Path;
 
 const BLOCK: u32 = 256;
@@ -254,17 +255,34 @@ fn flat_blocks(len: usize) -> u32 {
 }
 
 fn launch(memory: &mut Memory, module: &Module, name: &str, blocks: u32, params: &[u8]) -> Stats {
-    let kernel = module.kernel(name).unwrap_or_else(|| panic!("no entry {name}"));
-    let launch = Launch { kernel, grid: [blocks, 1, 1], block: [BLOCK, 1, 1], params, owner: Some(0) };
-    run(memory, &launch).unwrap_or_else(|fault| panic!("{fault}"))
+    launch_blocks(memory, module, name, blocks, 0..blocks, params)
 }
 
-fn run_flat(memory: &mut Memory, module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Stats {
+/// Runs some of the blocks of a launch.
+fn launch_blocks(
+    memory: &mut Memory,
+    module: &Module,
+    name: &str,
+    blocks: u32,
+    range: Range<u32>,
+    params: &[u8],
+) -> Stats {
+    let kernel = module.kernel(name).unwrap_or_else(|| panic!("no entry {name}"));
+    let launch = Launch { kernel, grid: [blocks, 1, 1], block: [BLOCK, 1, 1], params, owner: Some(0) };
+    run_blocks(memory, &launch, range).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+fn flat_params(module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Vec<u8> {
     let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     params.extend(c.bytes());
     let size = module.kernel(name).map_or(0, |kernel| kernel.param_bytes());
     params.resize(size, 0);
+    params
+}
+
+fn run_flat(memory: &mut Memory, module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Stats {
+    let params = flat_params(module, name, b, c);
     launch(memory, module, name, flat_blocks(b.len), &params)
 }
 
@@ -353,18 +371,28 @@ fn every_misalignment_gives_the_same_bits() {
 }
 
 #[test]
-fn an_aligned_body_moves_16_bytes_at_a_time_and_each_byte_once() {
+fn an_aligned_body_moves_groups_whole_and_each_byte_once() {
     let module = module();
-    let combo = combos()[0];
-    let len = 64 * 1024;
-    let mut memory = Memory::new();
-    let t = tensor(combo, len, 1);
-    let b = place(&mut memory, combo, &t, [0; 5]);
-    let stats = run_flat(&mut memory, &module, "dual_adam_f32_f32", &b, &dual());
-    assert_eq!(stats.bytes(), 28 * len as u64);
-    assert_eq!(stats.loads, [0, 0, 0, 0, 4 * len as u64 / 4]);
-    assert_eq!(stats.stores, [0, 0, 0, 0, 3 * len as u64 / 4]);
-    println!("{:.1} instructions an element", stats.instructions as f64 / len as f64);
+    for combo in combos() {
+        let len = 4096;
+        let mut memory = Memory::new();
+        let t = tensor(combo, len, 1);
+        let b = place(&mut memory, combo, &t, [0; 5]);
+        let stats = run_flat(&mut memory, &module, &format!("dual_adam_{}", combo.name), &b, &dual());
+        // A group of four elements is one access of 16 bytes, or of 8 in a 16-bit format.
+        let widths = |formats: &[Format]| {
+            let mut counts = [0; 5];
+            for format in formats {
+                counts[if *format == Format::F32 { 4 } else { 3 }] += len as u64 / 4;
+            }
+            counts
+        };
+        let moments = [Format::F32; 2];
+        let written: Vec<_> = [combo.param].into_iter().chain(combo.copy).chain(moments).collect();
+        assert_eq!(stats.loads, widths(&[combo.param, combo.grad, moments[0], moments[1]]), "{}, loads", combo.name);
+        assert_eq!(stats.stores, widths(&written), "{}, stores", combo.name);
+        println!("{}: {:.1} instructions an element", combo.name, stats.instructions as f64 / len as f64);
+    }
 }
 
 #[test]
@@ -438,6 +466,58 @@ fn run_list(
     let name = format!("list_{}", combo.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
     chunk_tensor.len() as u32
+}
+
+/// Tensors of more than 2^32 elements, of which only a window has memory: an offset or a length cut to 32 bits misses it.
+#[test]
+fn offsets_and_lengths_have_64_bits() {
+    let (module, chunk) = (module(), chunk());
+    // The elements before the window, in it, and behind.
+    for (before, len, behind) in [(1 << 35, chunk + 5, 0), (0, chunk, (1 << 32) + 5 - chunk)] {
+        for combo in combos() {
+            for shifts in [[0; 5], [1, 2, 0, 3, 1]] {
+                let t = tensor(combo, len, 3);
+                let want = expected(combo, &t, &dual());
+                let far = |b: &Buffers| {
+                    let copy = combo.copy.map_or(0, |copy| b.copy - (before * copy.size()) as u64);
+                    Buffers {
+                        param: b.param - (before * combo.param.size()) as u64,
+                        grad: b.grad - (before * combo.grad.size()) as u64,
+                        exp_avg: b.exp_avg - 4 * before as u64,
+                        exp_avg_sq: b.exp_avg_sq - 4 * before as u64,
+                        copy,
+                        len: before + len + behind,
+                    }
+                };
+                let what = format!("{} elements, {} of them before, shifts {shifts:?}", len + before + behind, before);
+
+                let mut memory = Memory::new();
+                let b = place(&mut memory, combo, &t, shifts);
+                let name = format!("dual_adam_{}", combo.name);
+                let params = flat_params(&module, &name, &far(&b), &dual());
+                let first = (before / (4 * BLOCK as usize)) as u32;
+                let blocks = first..first + len.div_ceil(4 * BLOCK as usize) as u32;
+                launch_blocks(&mut memory, &module, &name, flat_blocks(far(&b).len), blocks, &params);
+                check(&memory, combo, &b, &want, &format!("{name}, {what}"));
+
+                // Its first block is the first of the window's: the chunks before count from below 0.
+                let mut memory = Memory::new();
+                let b = place(&mut memory, combo, &t, shifts);
+                let name = format!("list_{}", combo.name);
+                let Buffers { param, grad, exp_avg, exp_avg_sq, copy, len: all } = far(&b);
+                let words = [param, grad, exp_avg, exp_avg_sq, copy, all as u64];
+                let mut table: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                let first_chunk = 0_u32.wrapping_sub((before / chunk) as u32);
+                table.extend([first_chunk, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+                let mut params = upload(&mut memory, &table, 0).to_le_bytes().to_vec();
+                params.extend([1_u64, 0].iter().flat_map(|word| word.to_le_bytes()));
+                params.extend(dual().bytes());
+                params.resize(params.len() + (MAX_SETS - 1) * 40, 0xff);
+                launch(&mut memory, &module, &name, len.div_ceil(chunk) as u32, &params);
+                check(&memory, combo, &b, &want, &format!("{name}, {what}"));
+            }
+        }
+    }
 }
 
 #[test]
