@@ -1,14 +1,42 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
+use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam::cuda::{DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Error};
 
 use std::ptr;
 
-use crate::buffers::{COMBINATIONS, Device, Host};
+use stand_in_cuda::client::StandIn;
+
+use crate::bodies::bad_input;
+use crate::bodies::buffers::{COMBINATIONS, Device, Host};
+use crate::bodies::gpu::{Gpu, Memory, set_current};
+use crate::bodies::owner::{self, Model};
 use crate::common::data::Inputs;
-use crate::gpu::{Gpu, Memory, set_current, start};
-use crate::owner::{self, Model};
+
+pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
+    kernels_fail_with_the_drivers_code_at_every_call,
+    flat_steps_fail_with_the_drivers_code_at_every_call,
+    lists_fail_with_the_drivers_code_at_every_call_and_recover,
+    the_owner_stays_consistent_at_every_failing_call,
+    a_lost_device_stays_an_error,
+    drivers_that_cannot_do_it_are_refused,
+    the_current_context_is_restored_when_all_is_dropped,
+];
+
+/// The stand-in, reset, for one test.
+fn start() -> StandIn {
+    StandIn::start().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The stand-in's first device.
+pub(crate) fn gpu() -> Gpu {
+    Gpu::new(Some(start()))
+}
+
+fn stand_in(gpu: &Gpu) -> &StandIn {
+    gpu.stand_in.as_ref().unwrap()
+}
 
 /// Launch failed.
 const CODE: i32 = 719;
@@ -24,16 +52,16 @@ fn is_of_the_driver(error: &Error) -> bool {
 /// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
 fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
-    gpu: impl Fn(&W) -> &Gpu,
+    of: impl Fn(&W) -> &Gpu,
     mut work: impl FnMut(&mut W) -> Result<(), Error>,
     mut verify: impl FnMut(W, Result<(), Error>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
-        let before = gpu(&world).stand_in.calls("*");
-        gpu(&world).stand_in.fail("*", nth, CODE);
+        let before = stand_in(of(&world)).calls("*");
+        stand_in(of(&world)).fail("*", nth, CODE);
         let result = work(&mut world);
-        let happened = gpu(&world).stand_in.calls("*") - before >= nth;
+        let happened = stand_in(of(&world)).calls("*") - before >= nth;
         if let Err(error) = &result {
             assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
         }
@@ -45,7 +73,6 @@ fn at_each_call<W>(
     }
 }
 
-#[test]
 fn kernels_fail_with_the_drivers_code_at_every_call() {
     let mut failures = 0;
     for nth in 1.. {
@@ -72,11 +99,10 @@ struct FlatWorld {
     gpu: Gpu,
 }
 
-#[test]
 fn flat_steps_fail_with_the_drivers_code_at_every_call() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let prepare = || {
-        let gpu = Gpu::new();
+        let gpu = self::gpu();
         let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
         let device = host.upload(&gpu);
         set_current(ptr::null_mut());
@@ -113,7 +139,7 @@ struct ListWorld {
 
 impl ListWorld {
     fn new() -> Self {
-        let gpu = Gpu::new();
+        let gpu = self::gpu();
         let types = [COMBINATIONS[0], COMBINATIONS[8]];
         let host = |i: usize| Host::new(types[i % 2], &Inputs::random(i as u64, i % 9), [0; 5], i);
         let hosts: Vec<_> = (0..100).map(host).collect();
@@ -124,7 +150,6 @@ impl ListWorld {
 }
 
 /// A list's step that sends everything it can: new addresses, new sets, more than fit in an argument.
-#[test]
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     let config = DualAdamConfig::default();
     let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
@@ -146,7 +171,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         // Dropped in the opposite order: the stand-in last.
         let ListWorld { gpu, list, devices, mut hosts, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
-        let launched = gpu.stand_in.launches().len();
+        let launched = stand_in(&gpu).launches().len();
         assert_eq!(result.is_ok(), launched == 2);
         // The combinations are launched in their order.
         hosts.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, host)| host.step(&sets));
@@ -169,7 +194,6 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
 }
 
 /// After a failure the owner's steps and moments are those of a step that was made or was not, tensor by tensor.
-#[test]
 fn the_owner_stays_consistent_at_every_failing_call() {
     // The calls of the test itself, which uploads gradients in each step, are not to fail: the failure comes by function.
     let functions = [
@@ -189,7 +213,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
     for function in functions {
         let mut failed = 0;
         for nth in 1.. {
-            let gpu = Gpu::new();
+            let gpu = self::gpu();
             let lens = [300, 20];
             let layout = lens.map(|len| dualadam::TensorLayout::new(len).with_master());
             let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
@@ -203,8 +227,8 @@ fn the_owner_stays_consistent_at_every_failing_call() {
             let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
             gpu.context.synchronize().unwrap();
 
-            let before = gpu.stand_in.calls(function);
-            gpu.stand_in.fail(function, nth, CODE);
+            let before = stand_in(&gpu).calls(function);
+            stand_in(&gpu).fail(function, nth, CODE);
             let made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);
             let mut optimizer = match made {
                 Ok(made) => made,
@@ -230,7 +254,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                 let on_host = [0, 1].map(|tensor| done[tensor].then(|| (&grads[tensor]).into()));
                 on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
             }
-            let happened = gpu.stand_in.calls(function) - before >= nth;
+            let happened = stand_in(&gpu).calls(function) - before >= nth;
             failed += errors;
             if !happened {
                 break;
@@ -249,9 +273,8 @@ fn the_owner_stays_consistent_at_every_failing_call() {
     }
 }
 
-#[test]
 fn a_lost_device_stays_an_error() {
-    let gpu = Gpu::new();
+    let gpu = self::gpu();
     let mut model = Model::new(&gpu);
     let mut optimizer = owner::optimizer(&gpu).unwrap();
     model.step(&gpu, &mut optimizer, 1, |_| false).unwrap();
@@ -281,7 +304,6 @@ fn a_lost_device_stays_an_error() {
     assert_eq!(optimizer.step_of(0).unwrap(), 1);
 }
 
-#[test]
 fn drivers_that_cannot_do_it_are_refused() {
     let stand_in = start();
     stand_in.set_driver_version(11_030);
@@ -308,37 +330,11 @@ fn drivers_that_cannot_do_it_are_refused() {
     assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));
 }
 
-/// What copies from memory that is used again must not become part of a graph.
-#[test]
-fn only_unchanged_lists_can_be_captured() {
-    use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-    let gpu = Gpu::new();
-    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-    let device = host.upload(&gpu);
-    let mut raw = device.raw(&host);
-    let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
-    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    let flat_coeffs = DualAdamConfig::adam().coeffs(2).unwrap();
-
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
-    // SAFETY: the stand-in checks each access.
-    unsafe {
-        list.step_raw(&[coeffs], gpu.raw_stream()).unwrap();
-        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
-    }
-    raw.set = 1;
-    list.update(&[raw]).unwrap();
-    // SAFETY: as above.
-    let refused = unsafe { list.step_raw(&[coeffs; 2], gpu.raw_stream()) };
-    assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
-    let flags =
-        dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = gpu.stream.end_capture(flags).unwrap().unwrap();
-    for _ in 0..2 {
-        graph.launch().unwrap();
-        host.step(&[coeffs]);
-        host.step(&[flat_coeffs]);
-    }
-    device.assert_same(&gpu, &host, "replayed");
-    gpu.assert_clean();
+fn the_current_context_is_restored_when_all_is_dropped() {
+    let stand_in = start();
+    stand_in.set("devices", 2);
+    let other = CudaContext::new(1).unwrap();
+    bad_input::check_current_context(&other, || Kernels::new(0).unwrap());
+    assert_eq!(["module", "memory", "pinned"].map(|kind| stand_in.live(kind)), [0; 3]);
+    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
 }
