@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
+use super::require::is_required;
+
 /// A test's name and what it does with the device. It fails by panicking.
 pub(crate) type DeviceTest<D> = (&'static str, fn(&D));
 
@@ -44,8 +46,4 @@ pub(crate) fn trial<D: Send + Sync + 'static>(
 /// Runs the tests that the command line asks for.
 pub(crate) fn conclude(trials: Vec<Trial>) -> Conclusion {
     libtest_mimic::run(&Arguments::from_args(), trials)
-}
-
-fn is_required(backend: &str) -> bool {
-    std::env::var("DUALADAM_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name.trim() == backend))
 }
