@@ -80,7 +80,7 @@ const WITH_HOST_TIMES: [&str; 3] = ["2^16", "300 tensors", "10,000 x 1,000"];
 fn run(device: &Device, arguments: &Arguments) -> Report {
     let rounds = if arguments.quick { 3 } else { 21 };
     let mut report = Report::new(device, &arguments.build);
-    let timer = Timer::new(device, if arguments.quick { 1 << 20 } else { 512 << 20 });
+    let timer = Timer::new(device, arguments.quick);
     for shape in shapes::all(arguments.quick) {
         for types in TYPES {
             match Group::new(device, &shape, types) {

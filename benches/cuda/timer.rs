@@ -7,9 +7,6 @@ use dualadam::cuda::cudarc::driver::sys::{self, CUevent_flags::CU_EVENT_DEFAULT}
 
 use crate::device::{Device, Memory};
 
-/// A timing lasts at least this long, in seconds, by repeating short work: events tell half a microsecond, and what the plug has left in
-/// the cache is written back meanwhile.
-const SHORTEST: f64 = 1e-3;
 const MOST_REPEATS: usize = 300;
 const MOST_PLUGS: usize = 100;
 
@@ -26,17 +23,21 @@ pub(crate) struct Timer<'a> {
     /// What a plug fills.
     memory: Memory,
     bytes: usize,
+    /// A timing lasts at least so many seconds, by repeating short work.
+    shortest: f64,
     plug_seconds: f64,
     start: CudaEvent,
     end: CudaEvent,
 }
 
 impl<'a> Timer<'a> {
-    /// A timer whose plugs fill so many bytes.
-    pub(crate) fn new(device: &'a Device, bytes: usize) -> Self {
+    /// A timer, or with `quick` one that only goes through the motions.
+    pub(crate) fn new(device: &'a Device, quick: bool) -> Self {
+        // Events tell half a microsecond, and what the plug has left in the cache is written back meanwhile.
+        let (bytes, shortest) = if quick { (1 << 12, 0.0) } else { (512 << 20, 1e-3) };
         let memory = device.memory(bytes).expect("there is memory for the timer");
         let event = || device.context.new_event(Some(CU_EVENT_DEFAULT)).expect("an event can be made");
-        let mut timer = Self { device, memory, bytes, plug_seconds: 0.0, start: event(), end: event() };
+        let mut timer = Self { device, memory, bytes, shortest, plug_seconds: 0.0, start: event(), end: event() };
         timer.plug();
         timer.plug_seconds = timer.elapsed(1, || timer.plug());
         timer
@@ -65,7 +66,7 @@ impl<'a> Timer<'a> {
         // The first calls may load and fault in.
         self.elapsed(3, &mut enqueue);
         let seconds = self.seconds(&Plan { repeats: 1, plugs: 1 }, &mut enqueue);
-        let repeats = ((SHORTEST / seconds.max(1e-7)).ceil() as usize).clamp(1, MOST_REPEATS);
+        let repeats = ((self.shortest / seconds.max(1e-7)).ceil() as usize).clamp(1, MOST_REPEATS);
         self.device.synchronize();
         let start = Instant::now();
         (0..repeats).for_each(|_| enqueue());
