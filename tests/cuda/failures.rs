@@ -1,15 +1,45 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
+use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Error};
 
 use std::ptr;
 
-use crate::buffers::{COMBINATIONS, Device, Host};
+use stand_in_cuda::client::StandIn;
+
+use crate::bodies::bad_input;
+use crate::bodies::buffers::{COMBINATIONS, Device, Host};
+use crate::bodies::flat::upload;
+use crate::bodies::gpu::{Gpu, Memory, set_current};
+use crate::bodies::owner::{self, Model};
 use crate::common::data::Inputs;
-use crate::flat::upload;
-use crate::gpu::{Gpu, Memory, set_current, start};
-use crate::owner::{self, Model};
+
+pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
+    kernels_fail_with_the_drivers_code_at_every_call,
+    flat_steps_fail_with_the_drivers_code_at_every_call,
+    lists_fail_with_the_drivers_code_at_every_call_and_recover,
+    the_owner_stays_consistent_at_every_failing_call,
+    steps_that_cannot_be_ordered_are_not_launched,
+    the_last_kernels_wait_for_their_launches,
+    a_lost_device_stays_an_error,
+    drivers_that_cannot_do_it_are_refused,
+    the_current_context_is_restored_when_all_is_dropped,
+];
+
+/// The stand-in, reset, for one test.
+fn start() -> StandIn {
+    StandIn::start().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The stand-in's first device.
+pub(crate) fn gpu() -> Gpu {
+    Gpu::new(Some(start()))
+}
+
+fn stand_in(gpu: &Gpu) -> &StandIn {
+    gpu.stand_in.as_ref().unwrap()
+}
 
 /// Launch failed.
 const CODE: i32 = 719;
@@ -25,16 +55,16 @@ fn is_of_the_driver(error: &Error) -> bool {
 /// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
 fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
-    gpu: impl Fn(&W) -> &Gpu,
+    of: impl Fn(&W) -> &Gpu,
     mut work: impl FnMut(&mut W) -> Result<(), Error>,
     mut verify: impl FnMut(W, Result<(), Error>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
-        let before = gpu(&world).stand_in.calls("*");
-        gpu(&world).stand_in.fail("*", nth, CODE);
+        let before = stand_in(of(&world)).calls("*");
+        stand_in(of(&world)).fail("*", nth, CODE);
         let result = work(&mut world);
-        let happened = gpu(&world).stand_in.calls("*") - before >= nth;
+        let happened = stand_in(of(&world)).calls("*") - before >= nth;
         if let Err(error) = &result {
             assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
         }
@@ -46,7 +76,6 @@ fn at_each_call<W>(
     }
 }
 
-#[test]
 fn kernels_fail_with_the_drivers_code_at_every_call() {
     let mut failures = 0;
     for nth in 1.. {
@@ -73,11 +102,10 @@ struct FlatWorld {
     gpu: Gpu,
 }
 
-#[test]
 fn flat_steps_fail_with_the_drivers_code_at_every_call() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let prepare = || {
-        let gpu = Gpu::new();
+        let gpu = self::gpu();
         let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
         let device = host.upload(&gpu);
         set_current(ptr::null_mut());
@@ -114,7 +142,7 @@ struct ListWorld {
 
 impl ListWorld {
     fn new() -> Self {
-        let gpu = Gpu::new();
+        let gpu = self::gpu();
         let types = [COMBINATIONS[0], COMBINATIONS[8]];
         let host = |i: usize| Host::new(types[i % 2], &Inputs::random(i as u64, i % 9), [0; 5], i);
         let hosts: Vec<_> = (0..100).map(host).collect();
@@ -125,7 +153,6 @@ impl ListWorld {
 }
 
 /// A list's step that sends everything it can: new addresses, new sets, more than fit in an argument.
-#[test]
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     let config = DualAdamConfig::default();
     let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
@@ -147,7 +174,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         // Dropped in the opposite order: the stand-in last.
         let ListWorld { gpu, list, devices, mut hosts, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
-        let launched = gpu.stand_in.launches().len();
+        let launched = stand_in(&gpu).launches().len();
         assert_eq!(result.is_ok(), launched == 2);
         // The combinations are launched in their order.
         hosts.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, host)| host.step(&sets));
@@ -170,7 +197,6 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
 }
 
 /// After a failure the owner's steps and moments are those of a step that was made or was not, tensor by tensor.
-#[test]
 fn the_owner_stays_consistent_at_every_failing_call() {
     // The calls of the test itself, which uploads gradients in each step, are not to fail: the failure comes by function.
     let functions = [
@@ -190,7 +216,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
     for function in functions {
         let mut failed = 0;
         for nth in 1.. {
-            let gpu = Gpu::new();
+            let gpu = self::gpu();
             let lens = [300, 20];
             let layout = lens.map(|len| dualadam::TensorLayout::new(len).with_master());
             let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
@@ -204,8 +230,8 @@ fn the_owner_stays_consistent_at_every_failing_call() {
             let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
             gpu.context.synchronize().unwrap();
 
-            let before = gpu.stand_in.calls(function);
-            gpu.stand_in.fail(function, nth, CODE);
+            let before = stand_in(&gpu).calls(function);
+            stand_in(&gpu).fail(function, nth, CODE);
             let made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);
             let mut optimizer = match made {
                 Ok(made) => made,
@@ -231,7 +257,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                 let on_host = [0, 1].map(|tensor| done[tensor].then(|| (&grads[tensor]).into()));
                 on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
             }
-            let happened = gpu.stand_in.calls(function) - before >= nth;
+            let happened = stand_in(&gpu).calls(function) - before >= nth;
             failed += errors;
             if !happened {
                 break;
@@ -251,49 +277,47 @@ fn the_owner_stays_consistent_at_every_failing_call() {
 }
 
 /// cudarc only notes that a stream could not be made to wait; the step must not run then.
-#[test]
 fn steps_that_cannot_be_ordered_are_not_launched() {
-    let gpu = Gpu::new();
+    let gpu = self::gpu();
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
-    let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu, &[1.0_f32; 4]));
+    let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
     let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
 
-    gpu.stand_in.fail("cuStreamWaitEvent", 1, CODE);
+    stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
     let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
     let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut p.as_view_mut(), &g.as_view(), m, v, &coeffs);
     assert!(matches!(flat, Err(Error::Driver { code: CODE, .. })), "{flat:?}");
-    gpu.stand_in.fail("cuStreamWaitEvent", 1, CODE);
+    stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
     let owned = optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]);
     assert!(matches!(owned, Err(Error::Driver { code: CODE, .. })), "{owned:?}");
-    assert_eq!((gpu.stand_in.calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
+    assert_eq!((stand_in(&gpu).calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
 
     optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]).unwrap();
-    assert_eq!(gpu.stand_in.calls("cuLaunchKernel"), 1);
+    assert_eq!(stand_in(&gpu).calls("cuLaunchKernel"), 1);
     gpu.assert_clean();
 }
 
 /// Code that still runs must not be unloaded.
-#[test]
 fn the_last_kernels_wait_for_their_launches() {
-    let gpu = Gpu::new();
+    let gpu = self::gpu();
     let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
     let device = host.upload(&gpu);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     // SAFETY: the stand-in checks each access.
     unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
-    assert_eq!(gpu.stand_in.pending(), 1);
+    assert_eq!(stand_in(&gpu).pending(), 1);
     // Dropped in the opposite order: the stand-in last.
     let Gpu { stand_in, context: _context, stream: _stream, kernels } = gpu;
     drop(kernels);
+    let stand_in = stand_in.unwrap();
     assert_eq!((stand_in.pending(), stand_in.live("module")), (0, 0));
     drop(device);
 }
 
-#[test]
 fn a_lost_device_stays_an_error() {
-    let gpu = Gpu::new();
+    let gpu = self::gpu();
     let mut model = Model::new(&gpu);
     let mut optimizer = owner::optimizer(&gpu).unwrap();
     model.step(&gpu, &mut optimizer, 1, |_| false).unwrap();
@@ -323,7 +347,6 @@ fn a_lost_device_stays_an_error() {
     assert_eq!(optimizer.step_of(0).unwrap(), 1);
 }
 
-#[test]
 fn drivers_that_cannot_do_it_are_refused() {
     let stand_in = start();
     stand_in.set_driver_version(11_030);
@@ -350,37 +373,11 @@ fn drivers_that_cannot_do_it_are_refused() {
     assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));
 }
 
-/// What copies from memory that is used again must not become part of a graph.
-#[test]
-fn only_unchanged_lists_can_be_captured() {
-    use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-    let gpu = Gpu::new();
-    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-    let device = host.upload(&gpu);
-    let mut raw = device.raw(&host);
-    let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
-    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    let flat_coeffs = DualAdamConfig::adam().coeffs(2).unwrap();
-
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
-    // SAFETY: the stand-in checks each access.
-    unsafe {
-        list.step_raw(&[coeffs], gpu.raw_stream()).unwrap();
-        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
-    }
-    raw.set = 1;
-    list.update(&[raw]).unwrap();
-    // SAFETY: as above.
-    let refused = unsafe { list.step_raw(&[coeffs; 2], gpu.raw_stream()) };
-    assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
-    let flags =
-        dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = gpu.stream.end_capture(flags).unwrap().unwrap();
-    for _ in 0..2 {
-        graph.launch().unwrap();
-        host.step(&[coeffs]);
-        host.step(&[flat_coeffs]);
-    }
-    device.assert_same(&gpu, &host, "replayed");
-    gpu.assert_clean();
+fn the_current_context_is_restored_when_all_is_dropped() {
+    let stand_in = start();
+    stand_in.set("devices", 2);
+    let other = CudaContext::new(1).unwrap();
+    bad_input::check_current_context(&other, || Kernels::new(0).unwrap());
+    assert_eq!(["module", "memory", "pinned"].map(|kind| stand_in.live(kind)), [0; 3]);
+    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
 }

@@ -1,17 +1,40 @@
-//! The CUDA backend, whole: the host layer through cudarc into a stand-in driver, which runs the embedded kernels on the CPU.
+//! The CUDA backend, whole, without a GPU: the host layer through cudarc into a stand-in driver, which runs the embedded kernels on the
+//! CPU.
 //!
-//! All results are compared with the CPU backend, bit for bit. The stand-in checks every access of the kernels and every order between
-//! streams, and runs work as late as it may.
+//! The stand-in checks every access of the kernels and every order between streams, and runs work as late as it may. The tests in
+//! `bodies` also run on a real device, in `tests/cuda_device.rs`; those in `failures` need a driver that fails when it is told to.
 
-#![cfg(all(feature = "cuda", target_os = "linux"))]
-
+#[cfg(target_os = "linux")]
+#[macro_use]
+mod bodies;
+#[cfg(target_os = "linux")]
 #[path = "../common/mod.rs"]
 mod common;
-
-mod bad_input;
-mod buffers;
+#[cfg(target_os = "linux")]
 mod failures;
-mod flat;
-mod gpu;
-mod lists;
-mod owner;
+
+#[cfg(target_os = "linux")]
+fn main() {
+    use libtest_mimic::{Arguments, Trial};
+
+    let on_the_stand_in = |(name, body): bodies::Body| {
+        Trial::test(name, move || {
+            let gpu = failures::gpu();
+            body(&gpu);
+            gpu.assert_clean();
+            Ok(())
+        })
+    };
+    let failing = |&(name, test): &(&'static str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let trials = bodies::all().into_iter().map(on_the_stand_in).chain(failures::TESTS.iter().map(failing));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// The stand-in takes libcuda's place as only Linux lets it.
+#[cfg(not(target_os = "linux"))]
+fn main() {}

@@ -1,5 +1,6 @@
 //! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
 
+mod bundle;
 mod prebuilt;
 mod test;
 
@@ -23,11 +24,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without Rust.
+    Bundle,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
+        Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
     }
 }

@@ -13,7 +13,7 @@ struct Stage {
     needs: Option<(&'static str, &'static str)>,
 }
 
-const STAGES: [Stage; 4] = [
+const STAGES: [Stage; 6] = [
     Stage { name: "unit, integration and documentation tests", command: "cargo test --workspace", needs: None },
     Stage {
         name: "the digits example, two epochs",
@@ -21,6 +21,16 @@ const STAGES: [Stage; 4] = [
         needs: None,
     },
     Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
+    Stage {
+        name: "the CUDA benchmark on the stand-in driver, a quick round",
+        command: "cargo bench --bench cuda -- --quick --stand-in",
+        needs: None,
+    },
+    Stage {
+        name: "the CUDA tests on a real device",
+        command: "env DUALADAM_REQUIRE=cuda cargo test --release --test cuda_device",
+        needs: Some(("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")),
+    },
     Stage {
         name: "the library's unit tests under Miri",
         command: "cargo +nightly miri test --lib",

@@ -9,7 +9,8 @@ use dualadam::{Dtype, Element, StepCoeffs};
 
 use crate::common::contract::same;
 use crate::common::data::{Inputs, narrow};
-use crate::gpu::{Gpu, Memory};
+
+use super::gpu::{Gpu, Memory};
 
 /// Parameters, gradients and copy of every combination that there is.
 pub(crate) const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>); 11] = {
@@ -160,7 +161,9 @@ impl Host {
 
     pub(crate) fn upload(&self, gpu: &Gpu) -> Device {
         let memory = self.buffers.each_ref().map(|buffer| gpu.memory(buffer.bytes()));
-        assert!(gpu.stand_in.set_read_only(memory[1].address, self.buffers[1].bytes().len(), true));
+        if let Some(stand_in) = &gpu.stand_in {
+            assert!(stand_in.set_read_only(memory[1].address, self.buffers[1].bytes().len(), true));
+        }
         Device { memory }
     }
 }

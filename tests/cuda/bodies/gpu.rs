@@ -1,4 +1,4 @@
-//! The stand-in device: a context, a stream that waits for nobody, and memory.
+//! The device: a context, a stream that waits for nobody, and memory. It is real, or the stand-in.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -9,20 +9,19 @@ use dualadam::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
 use stand_in_cuda::client::StandIn;
 
 /// Fields are dropped in this order: the stand-in last.
+///
+/// One test uses the device at a time: a test waits for the whole context, and captures.
 pub(crate) struct Gpu {
     pub(crate) kernels: Kernels,
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) context: Arc<CudaContext>,
-    pub(crate) stand_in: StandIn,
-}
-
-pub(crate) fn start() -> StandIn {
-    StandIn::start().unwrap_or_else(|error| panic!("{error}"))
+    /// What watches and steers the device, if it is not real.
+    pub(crate) stand_in: Option<StandIn>,
 }
 
 impl Gpu {
-    pub(crate) fn new() -> Self {
-        let stand_in = start();
+    /// The first device of the driver that is loaded: the stand-in, if it was started.
+    pub(crate) fn new(stand_in: Option<StandIn>) -> Self {
         let kernels = Kernels::new(0).unwrap();
         let context = kernels.context().clone();
         context.bind_to_thread().unwrap();
@@ -35,6 +34,16 @@ impl Gpu {
 
     pub(crate) fn raw_stream(&self) -> *mut c_void {
         self.stream.cu_stream().cast()
+    }
+
+    /// Another context of the same device, as a program has it that does not use the primary one. What was current stays so.
+    pub(crate) fn other_context(&self) -> Arc<CudaContext> {
+        let other = CudaContext::new_non_primary(0, 0).unwrap();
+        let mut made = ptr::null_mut();
+        // SAFETY: a place for the answer. Making a context has put it on top of those of this thread.
+        let answer = unsafe { sys::cuCtxPopCurrent_v2(&mut made) };
+        assert_eq!((answer, made), (sys::CUresult::CUDA_SUCCESS, other.cu_ctx()));
+        other
     }
 
     /// Memory with this content; at least one byte of it. The content has arrived.
@@ -63,10 +72,32 @@ impl Gpu {
         }
     }
 
-    /// Nothing was wrong with any access or order.
+    /// All work has ended well; and the stand-in has found nothing wrong with any access or order.
     pub(crate) fn assert_clean(&self) {
+        self.context.bind_to_thread().unwrap();
         self.context.synchronize().unwrap();
-        assert!(self.stand_in.violations().is_empty(), "{:#?}", self.stand_in.violations());
+        if let Some(stand_in) = &self.stand_in {
+            assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+        }
+    }
+
+    /// Does `work`, in which these driver functions are called, so often, and no others, as far as the stand-in sees.
+    pub(crate) fn calling_only(&self, expected: &[(&str, u64)], work: impl FnOnce()) {
+        let Some(stand_in) = &self.stand_in else { return work() };
+        let before = stand_in.call_list();
+        work();
+        let mut calls = stand_in.call_list();
+        calls.iter_mut().for_each(|(name, count)| *count -= before.get(name).unwrap_or(&0));
+        calls.retain(|_, count| *count > 0);
+        let calls: Vec<_> = calls.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        assert_eq!(calls, expected);
+    }
+
+    /// Nothing was launched so far, as far as the stand-in saw.
+    pub(crate) fn assert_nothing_launched(&self) {
+        if let Some(stand_in) = &self.stand_in {
+            assert_eq!(stand_in.calls("cuLaunchKernel"), 0);
+        }
     }
 }
 

@@ -1,0 +1,132 @@
+//! The device, its memory, and what is known of it.
+
+use std::sync::Arc;
+
+use dualadam::Error;
+use dualadam::cuda::Kernels;
+use dualadam::cuda::cudarc::driver::sys::CUdevice_attribute as Attribute;
+use dualadam::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
+use serde::Serialize;
+
+pub(crate) struct Device {
+    pub(crate) kernels: Kernels,
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) stream: Arc<CudaStream>,
+    pub(crate) facts: Facts,
+}
+
+/// What the driver says of the device.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Facts {
+    pub(crate) name: String,
+    compute_capability: String,
+    /// The CUDA version that the driver supports, 12080 for 12.8.
+    driver_cuda: i32,
+    memory_bytes: usize,
+    pub(crate) l2_bytes: usize,
+    multiprocessors: i32,
+    clock_khz: i32,
+    memory_clock_khz: i32,
+    memory_bus_bits: i32,
+}
+
+impl Device {
+    /// The first device, or why there is none. A device that is there and does not work fails.
+    pub(crate) fn find() -> Result<Self, String> {
+        let kernels = match Kernels::new(0) {
+            Ok(kernels) => kernels,
+            Err(error @ (Error::NoDriver | Error::OldDriver { .. } | Error::Driver { call: "cuInit", .. })) => {
+                return Err(error.to_string());
+            }
+            Err(Error::Position { .. }) => return Err("the CUDA driver finds no device".to_owned()),
+            Err(error) => panic!("{error}"),
+        };
+        let context = kernels.context().clone();
+        context.bind_to_thread().expect("the context can be used");
+        // SAFETY: all work goes to one stream, or is waited for.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().expect("a stream can be made");
+        let facts = Facts::of(&context);
+        Ok(Self { kernels, context, stream, facts })
+    }
+
+    /// Device memory of undefined content, or how much is free if that is too little.
+    pub(crate) fn memory(&self, bytes: usize) -> Result<Memory, String> {
+        let (free, _) = self.context.mem_get_info().expect("the driver knows its memory");
+        // The driver wants some for itself.
+        if bytes + (256 << 20) > free {
+            return Err(format!("{bytes} bytes of device memory needed, {free} free"));
+        }
+        // SAFETY: a context is current.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| error.to_string())?;
+        Ok(Memory { address })
+    }
+
+    pub(crate) fn synchronize(&self) {
+        self.context.synchronize().expect("the work succeeds");
+    }
+}
+
+impl Facts {
+    fn of(context: &CudaContext) -> Self {
+        let attribute = |attribute| context.attribute(attribute).expect("the driver knows its device");
+        let (major, minor) = context.compute_capability().expect("the driver knows its device");
+        let mut driver_cuda = 0;
+        // SAFETY: a place for the answer.
+        let answer = unsafe { sys::cuDriverGetVersion(&mut driver_cuda) };
+        answer.result().expect("the driver has a version");
+        Self {
+            name: context.name().expect("the device has a name"),
+            compute_capability: format!("{major}.{minor}"),
+            driver_cuda,
+            memory_bytes: context.total_mem().expect("the driver knows its memory"),
+            l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) as usize,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+            clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
+            memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),
+            memory_bus_bits: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
+        }
+    }
+}
+
+/// Device memory, freed when dropped.
+pub(crate) struct Memory {
+    pub(crate) address: u64,
+}
+
+impl Memory {
+    /// Fills the first bytes with repetitions of a pattern.
+    pub(crate) fn repeat(&self, pattern: &[u8], bytes: usize) {
+        let mut done = pattern.len().min(bytes);
+        // SAFETY: all is within the memory, and what is copied does not overlap.
+        unsafe {
+            result::memcpy_htod_sync(self.address, &pattern[..done]).expect("the memory can be written");
+            while done < bytes {
+                let more = done.min(bytes - done);
+                result::memcpy_dtod_sync(self.address + done as u64, self.address, more)
+                    .expect("the memory can be copied");
+                done += more;
+            }
+        }
+    }
+
+    pub(crate) fn read(&self, from: usize, bytes: usize) -> Vec<u8> {
+        let mut values = vec![0; bytes];
+        if bytes > 0 {
+            // SAFETY: within the memory.
+            unsafe { result::memcpy_dtoh_sync(&mut values, self.address + from as u64) }
+                .expect("the memory can be read");
+        }
+        values
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated by the driver; it waits for what uses the memory.
+        let _ = unsafe {
+            let _ = result::ctx::synchronize();
+            result::free_sync(self.address)
+        };
+    }
+}

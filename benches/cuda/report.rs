@@ -1,0 +1,133 @@
+//! The results, as tables and as JSON. `peers.py` adds its own to the JSON, in the same form.
+
+use std::fmt;
+use std::path::Path;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::device::{Device, Facts};
+use crate::group::{Group, VARIANTS, Variant};
+use crate::timer::{median, quantile};
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    program: String,
+    build: String,
+    device: Facts,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) host: Vec<HostRow>,
+    /// What did not run, and why.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// One variant's time on the device.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    shape: String,
+    tensors: usize,
+    elements: usize,
+    types: &'static str,
+    variant: &'static str,
+    /// Microseconds of a step: the median over the rounds, and the quartiles.
+    us: f64,
+    us_low: f64,
+    us_high: f64,
+    /// Bytes that must be moved for an element.
+    bytes_per_element: usize,
+    gb_per_s: f64,
+    /// The copy's time over this one's, the median of the rounds' ratios.
+    of_copy: f64,
+    gflop_per_s: f64,
+    /// This time over plain Adam's, likewise.
+    over_adam: f64,
+    /// Buffers that were used in turns.
+    replicas: usize,
+}
+
+/// The host's time for one way to make a step.
+#[derive(Debug, Serialize)]
+pub(crate) struct HostRow {
+    pub(crate) shape: String,
+    pub(crate) tensors: usize,
+    pub(crate) call: String,
+    /// Microseconds: the median, and the quartiles.
+    pub(crate) us: f64,
+    pub(crate) us_low: f64,
+    pub(crate) us_high: f64,
+}
+
+/// The rows of a group from the seconds of each variant in each round.
+pub(crate) fn rows(group: &Group<'_>, rounds: &[[f64; VARIANTS.len()]]) -> Vec<Row> {
+    let position = |wanted: Variant| VARIANTS.iter().position(|&variant| variant == wanted).unwrap_or(0);
+    let (copy, adam) = (position(Variant::Copy), position(Variant::Adam));
+    let row = |(i, &variant): (usize, &Variant)| {
+        let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
+        let per_second = |amount: usize| amount as f64 / us(0.5) * 1e-3;
+        Row {
+            shape: group.shape.clone(),
+            tensors: group.lens().len(),
+            elements: group.elements(),
+            types: group.types.name,
+            variant: variant.name(),
+            us: us(0.5),
+            us_low: us(0.25),
+            us_high: us(0.75),
+            bytes_per_element: group.types.bytes_moved(),
+            gb_per_s: per_second(group.bytes()),
+            of_copy: median(rounds.iter().map(|round| round[copy] / round[i])),
+            gflop_per_s: per_second(variant.flops() * group.elements()),
+            over_adam: median(rounds.iter().map(|round| round[i] / round[adam])),
+            replicas: group.replicas(),
+        }
+    };
+    VARIANTS.iter().enumerate().map(row).collect()
+}
+
+impl Report {
+    pub(crate) fn new(device: &Device, build: &str) -> Self {
+        Self {
+            program: format!("dualadam {}", env!("CARGO_PKG_VERSION")),
+            build: build.to_owned(),
+            device: device.facts.clone(),
+            rows: vec![],
+            host: vec![],
+            skipped: vec![],
+        }
+    }
+
+    pub(crate) fn write(&self, file: &Path) {
+        let text = serde_json::to_string_pretty(self).expect("the report is plain data");
+        std::fs::write(file, text + "\n").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} on {}, compared with the CPU backend before it was timed\n", self.program, self.device.name)?;
+        let mut table = Table::new();
+        let header = ["shape", "types", "what", "µs", "GB/s", "of the copy", "GFLOP/s", "over Adam"];
+        table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+        for row in &self.rows {
+            table.add_row([
+                row.shape.clone(),
+                row.types.to_owned(),
+                row.variant.to_owned(),
+                format!("{:.1}", row.us),
+                format!("{:.0}", row.gb_per_s),
+                format!("{:.3}", row.of_copy),
+                format!("{:.0}", row.gflop_per_s),
+                format!("{:.3}", row.over_adam),
+            ]);
+        }
+        writeln!(f, "{table}\n")?;
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN).set_header(["shape", "tensors", "the host's time of a step", "µs"]);
+        for row in &self.host {
+            let (tensors, us) = (row.tensors.to_string(), format!("{:.1}", row.us));
+            table.add_row([&row.shape, &tensors, &row.call, &us]);
+        }
+        writeln!(f, "{table}")?;
+        self.skipped.iter().try_for_each(|skipped| writeln!(f, "did not run: {skipped}"))
+    }
+}

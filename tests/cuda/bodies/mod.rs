@@ -1,0 +1,40 @@
+//! Tests of the CUDA backend, the host layer through cudarc into the driver and the embedded kernels behind it. Each takes a [`Gpu`],
+//! which is a real device or the stand-in. All results are compared with the CPU backend, bit for bit.
+
+/// The tests of a file, by name.
+macro_rules! bodies {
+    ($file:literal: $($test:ident),* $(,)?) => {
+        &[$((concat!($file, "::", stringify!($test)), $test)),*]
+    };
+}
+
+pub(crate) mod bad_input;
+pub(crate) mod buffers;
+pub(crate) mod flat;
+pub(crate) mod gpu;
+pub(crate) mod large;
+mod lists;
+pub(crate) mod owner;
+mod repeats;
+mod streams;
+mod tour;
+
+use gpu::Gpu;
+
+/// A test's name and what it does. It fails by panicking.
+pub(crate) type Body = (&'static str, fn(&Gpu));
+
+/// Every test that makes sense on both kinds of device.
+pub(crate) fn all() -> Vec<Body> {
+    let files = [
+        tour::TESTS,
+        flat::TESTS,
+        lists::TESTS,
+        owner::TESTS,
+        streams::TESTS,
+        repeats::TESTS,
+        large::TESTS,
+        bad_input::TESTS,
+    ];
+    files.concat()
+}
