@@ -311,7 +311,7 @@ fn the_last_kernels_wait_for_their_launches() {
     // Dropped in the opposite order: the stand-in last.
     let Gpu { stand_in, context: _context, stream: _stream, kernels } = gpu;
     drop(kernels);
-    let stand_in = stand_in.unwrap();
+    let stand_in = stand_in.as_ref().unwrap();
     assert_eq!((stand_in.pending(), stand_in.live("module")), (0, 0));
     drop(device);
 }
