@@ -52,7 +52,7 @@ fn check(joined: &Joined, types: &str, coeffs: &str) -> Result<(), String> {
 
 fn at(joined: &Joined, span: Span, message: &str) -> String {
     if !span.is_defined() {
-        return format!("shaders: {message}");
+        return format!("{SHADERS}, at a place that naga does not tell: {message}");
     }
     let location = span.location(&joined.text);
     let place = joined.place(location.line_number as usize, location.line_position as usize);

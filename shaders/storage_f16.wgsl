@@ -12,11 +12,11 @@ fn widen_f16(quad: QuadF16) -> vec4<f32> {
     let magnitude = h & vec4(0x7fffu);
     let sign = (h & vec4(0x8000u)) << vec4(16u);
     // A subnormal is its integer value times 2^-24, which is exact, and normal in f32.
-    let subnormal = bitcast<vec4<u32>>(vec4<f32>(magnitude) * 0x1p-24f);
-    let normal = (magnitude << vec4(13u)) + (112u << 23);
-    let special = (magnitude << vec4(13u)) | vec4(0x7f800000u);
-    let finite = select(normal, subnormal, magnitude < vec4(0x400u));
-    return bitcast<vec4<f32>>(sign | select(finite, special, magnitude >= vec4(0x7c00u)));
+    let subnormal = bitcast<vec4<u32>>(vec4<f32>(vec4<i32>(magnitude)) * 0x1p-24f);
+    // Infinity and NaN go from the highest exponent to the highest exponent.
+    let exponent = select(vec4(112u << 23), vec4(224u << 23), magnitude >= vec4(0x7c00u));
+    let other = (magnitude << vec4(13u)) + exponent;
+    return bitcast<vec4<f32>>(sign | select(other, subnormal, magnitude < vec4(0x400u)));
 }
 
 // To nearest even; overflows to infinity; a NaN becomes a quiet NaN.
@@ -24,16 +24,15 @@ fn narrow_f16(x: vec4<f32>) -> QuadF16 {
     let bits = bitcast<vec4<u32>>(x);
     let magnitude = bits & vec4(0x7fffffffu);
     let sign = (bits >> vec4(16u)) & vec4(0x8000u);
-    // The f32's whole fraction in units of 2^-24, the smallest f16. Shifted by 25 or more, nothing is left of it.
+    // What is subnormal in f16 is its whole fraction in units of 2^-24; shifted by 25 or more, nothing is left of it.
+    let is_subnormal = magnitude < vec4(0x38800000u);
     let fraction = (magnitude & vec4(0x7fffffu)) | vec4(0x800000u);
-    let shift = min(126u - min(magnitude >> vec4(23u), vec4(112u)), vec4(25u));
-    let half = (vec4(1u) << (shift - 1u)) - 1u;
-    let subnormal = (fraction + half + ((fraction >> shift) & vec4(1u))) >> shift;
-    let normal = (magnitude + 0xfffu + ((magnitude >> vec4(13u)) & vec4(1u)) - (112u << 23)) >> vec4(13u);
+    let unrounded = select(magnitude - (112u << 23), fraction, is_subnormal);
+    let shift = select(vec4(13u), min(126u - (magnitude >> vec4(23u)), vec4(25u)), is_subnormal);
+    let odd = (unrounded >> shift) & vec4(1u);
+    let rounded = (unrounded + ((vec4(1u) << (shift - 1u)) - 1u) + odd) >> shift;
     let quiet_nan = ((magnitude >> vec4(13u)) & vec4(0x3ffu)) | vec4(0x7e00u);
-    let finite = select(normal, subnormal, magnitude < vec4(0x38800000u));
-    let number = select(finite, vec4(0x7c00u), magnitude >= vec4(0x47800000u));
-    let h = sign | select(number, quiet_nan, magnitude > vec4(0x7f800000u));
+    let h = sign | select(min(rounded, vec4(0x7c00u)), quiet_nan, magnitude > vec4(0x7f800000u));
     return h.xz | (h.yw << vec2(16u));
 }
 

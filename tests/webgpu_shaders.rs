@@ -98,8 +98,9 @@ fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file());
     if found.is_none() {
-        // Not through println!, which the harness keeps to itself where a test passes.
-        writeln!(std::io::stderr(), "not checked by {program}: it is not on the path").unwrap();
+        // Not through eprintln!, which the harness keeps to itself where a test passes.
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "not checked by {program}: it is not on the path").unwrap();
     }
     found
 }

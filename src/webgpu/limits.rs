@@ -18,9 +18,10 @@ const MOST_ELEMENTS: u64 = 1 << 31;
 /// # Example
 ///
 /// ```
-/// let needed = dualadam::webgpu::required_limits();
-/// assert!(needed.check_limits(&wgpu::Limits::default()));
-/// # use dualadam::webgpu::wgpu;
+/// use dualadam::webgpu::{required_limits, wgpu};
+///
+/// let descriptor = wgpu::DeviceDescriptor { required_limits: required_limits(), ..Default::default() };
+/// assert!(descriptor.required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
 /// ```
 #[must_use]
 pub fn required_limits() -> wgpu::Limits {

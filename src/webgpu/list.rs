@@ -120,6 +120,17 @@ impl TensorList {
     ///
     /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for another length or another type of parameters or copy, and
     /// what [`new`](Self::new) refuses. The list stays as it was then.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use dualadam::webgpu::{BufferView, Tensor, TensorList};
+    ///
+    /// # fn example(list: &mut TensorList, tensor: Tensor<'_>, grads: BufferView<'_>) -> Result<(), dualadam::Error> {
+    /// list.update(&[Tensor { grads: Some(grads), ..tensor }])?; // the next backward pass wrote elsewhere
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn update(&mut self, tensors: &[Tensor<'_>]) -> Result<(), Error> {
         let (expected, actual) = (self.tensors.len(), tensors.len());
         if actual != expected {

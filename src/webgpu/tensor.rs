@@ -5,6 +5,18 @@ use crate::{Dtype, Error};
 use crate::combination::Combination;
 
 /// The elements of a parameter, a gradient or a copy in a buffer of the caller's.
+///
+/// # Example
+///
+/// ```no_run
+/// use dualadam::Dtype;
+/// use dualadam::webgpu::{BufferView, wgpu};
+///
+/// # fn example(buffer: &wgpu::Buffer) {
+/// let whole = BufferView::new(buffer, Dtype::Bf16);
+/// let behind = BufferView { offset: 4096, ..whole };
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BufferView<'a> {
     /// The buffer, with [`wgpu::BufferUsages::STORAGE`].
@@ -24,6 +36,17 @@ impl<'a> BufferView<'a> {
 }
 
 /// The f32 elements of a moment in a buffer of the caller's.
+///
+/// # Example
+///
+/// ```no_run
+/// use dualadam::webgpu::{Moment, wgpu};
+///
+/// # fn example(moments: &wgpu::Buffer) {
+/// let exp_avg = Moment::new(moments);
+/// let exp_avg_sq = Moment { buffer: moments, offset: moments.size() / 2 };
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment<'a> {
     /// The buffer, with [`wgpu::BufferUsages::STORAGE`].
@@ -46,6 +69,30 @@ impl<'a> Moment<'a> {
 /// is. An empty tensor's buffers are not looked at, nor are those of a tensor without a gradient.
 ///
 /// Two tensors, or several buffers of one, may lie in one [`wgpu::Buffer`], if they do not overlap.
+///
+/// # Example
+///
+/// f32 masters with bf16 gradients and a bf16 copy, all in one buffer:
+///
+/// ```no_run
+/// use dualadam::Dtype;
+/// use dualadam::webgpu::{BufferView, Moment, Tensor, wgpu};
+///
+/// # fn example(buffer: &wgpu::Buffer) {
+/// let len = 1024;
+/// let view = |offset, dtype| BufferView { buffer, offset, dtype };
+/// let moment = |offset| Moment { buffer, offset };
+/// let tensor = Tensor {
+///     params: view(0, Dtype::F32),
+///     exp_avg: moment(4 * len),
+///     exp_avg_sq: moment(8 * len),
+///     grads: Some(view(12 * len, Dtype::Bf16)),
+///     copy: Some(view(14 * len, Dtype::Bf16)),
+///     len,
+///     set: 0,
+/// };
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'a> {
     /// The parameters, read and written; the f32 masters where there is a copy.
