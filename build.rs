@@ -1,4 +1,4 @@
-//! With the feature `cuda`: the kernels as PTX. Writes nothing outside `OUT_DIR`.
+//! With the feature `cuda`: the kernels as PTX. With the feature `webgpu`: the shaders, checked. Writes nothing outside `OUT_DIR`.
 
 #[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]
@@ -6,16 +6,31 @@ mod cuda;
 #[cfg(feature = "cuda")]
 #[path = "build/ptx.rs"]
 mod ptx;
+#[cfg(feature = "webgpu")]
+#[path = "build/webgpu.rs"]
+mod webgpu;
+#[cfg(feature = "webgpu")]
+#[path = "build/wgsl.rs"]
+mod wgsl;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    #[cfg(feature = "cuda")]
-    if let Err(message) = cuda::embed_ptx() {
-        eprintln!("error: {message}");
-        return ExitCode::FAILURE;
+    match embed() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
+}
+
+fn embed() -> Result<(), String> {
+    #[cfg(feature = "cuda")]
+    cuda::embed_ptx()?;
+    #[cfg(feature = "webgpu")]
+    webgpu::embed_shaders()?;
+    Ok(())
 }

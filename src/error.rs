@@ -240,6 +240,74 @@ pub enum Error {
         /// What the call would have to do.
         what: &'static str,
     },
+    /// A wgpu device cannot do what is asked of it.
+    #[error("{needed_by} needs a device with {limit} of at least {required}, it has {actual}")]
+    Limit {
+        /// What needs it.
+        needed_by: &'static str,
+        /// The field of `wgpu::Limits`.
+        limit: &'static str,
+        /// The least value.
+        required: u64,
+        /// The device's value.
+        actual: u64,
+    },
+    /// A wgpu buffer was made without the usage that a step needs.
+    #[error("{buffer} of tensor {tensor} must be in a buffer with the usage STORAGE, it has {actual}")]
+    Usage {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// The usages that it has.
+        actual: String,
+    },
+    /// A view of a wgpu buffer does not begin where one can be bound.
+    #[error(
+        "{buffer} of tensor {tensor} must begin at a multiple of {align} bytes \
+         (the device's min_storage_buffer_offset_alignment), got offset {offset}"
+    )]
+    Offset {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// The device's alignment.
+        align: u64,
+        /// The offset, in bytes.
+        offset: u64,
+    },
+    /// A wgpu buffer ends before its tensor does.
+    #[error(
+        "{buffer} of tensor {tensor} must be in a buffer of at least {required} bytes \
+         ({len} elements of {dtype} from byte {offset} on, up to a multiple of 4 bytes), it has {actual}"
+    )]
+    BufferSize {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// The buffer.
+        buffer: &'static str,
+        /// The tensor's elements.
+        len: u64,
+        /// Their type.
+        dtype: Dtype,
+        /// Where they begin, in bytes.
+        offset: u64,
+        /// Bytes required of the whole buffer.
+        required: u128,
+        /// Bytes of the whole buffer.
+        actual: u64,
+    },
+    /// A call of wgpu failed.
+    #[error("{call} of wgpu failed{}: {problem}", tensor.map(|tensor| format!(" for tensor {tensor}")).unwrap_or_default())]
+    Wgpu {
+        /// wgpu's function.
+        call: &'static str,
+        /// Position of the tensor that it was about, if it was about one.
+        tensor: Option<usize>,
+        /// What wgpu reported.
+        problem: WgpuProblem,
+    },
     /// A state file could not be read or written.
     #[error("cannot {action} {path}")]
     Io {
@@ -258,6 +326,24 @@ pub enum Error {
         /// What is wrong with it.
         problem: StateProblem,
     },
+}
+
+/// What wgpu reported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WgpuProblem {
+    /// The device has no memory left for it.
+    #[error("the device is out of memory")]
+    OutOfMemory,
+    /// The device is lost, or was destroyed.
+    #[error("the device is lost")]
+    DeviceLost,
+    /// The arguments do not fit, such as a buffer that was destroyed or is another device's.
+    #[error("{0}")]
+    Validation(String),
+    /// The driver failed, such as by refusing a shader.
+    #[error("{0}")]
+    Internal(String),
 }
 
 /// What is wrong with the content of a state file.

@@ -5,22 +5,28 @@
 )]
 
 mod coeffs;
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+mod combination;
 mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dtype;
 mod error;
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+mod overlap;
 mod owner;
 pub mod reference;
 mod schedule;
 mod state;
 mod state_file;
+#[cfg(feature = "webgpu")]
+pub mod webgpu;
 
 pub use coeffs::StepCoeffs;
 pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
 pub use dtype::{Dtype, Element, GradOf, HalfElement};
-pub use error::{Error, StateProblem};
+pub use error::{Error, StateProblem, WgpuProblem};
 pub use half;
 pub use schedule::SwitchSchedule;
 pub use state::{State, TensorLayout, TensorState};

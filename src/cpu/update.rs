@@ -1,4 +1,4 @@
-//! The update rule of one element. `kernels/update.cuh` says the same, name for name.
+//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same, name for name.
 
 use crate::StepCoeffs;
 

@@ -8,9 +8,9 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction, CUjit_option, CUmodule};
 
 use crate::Error;
+use crate::combination::Combination;
 
 use super::driver::{self, Current, Held, check, keeping_current};
-use super::types::Combination;
 
 /// The text that the build embedded. The driver compiles it for the device.
 const PTX: &str = concat!(include_str!(concat!(env!("OUT_DIR"), "/dual_adam.ptx")), "\0");

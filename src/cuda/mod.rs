@@ -22,7 +22,6 @@ mod slices;
 mod staging;
 mod table;
 mod tensor;
-mod types;
 
 pub use checks::{RawBuffer, RawTensor};
 pub use cudarc;

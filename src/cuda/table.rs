@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Error;
+use crate::combination::Combination;
 
 use super::checks::RawTensor;
 use super::launch::{CHUNK, MAX_BLOCKS};
-use super::types::Combination;
 
 /// What may change from step to step: five addresses and the coefficient set.
 const FIELDS: usize = 6;

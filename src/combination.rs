@@ -1,4 +1,4 @@
-//! Which combinations of element types have kernels.
+//! Which combinations of element types have kernels, on CUDA and WebGPU alike.
 
 use crate::{Dtype, Error};
 
@@ -21,27 +21,34 @@ const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>, &str); 11] = [
 
 /// A combination of element types that has kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Combination(usize);
+pub(crate) struct Combination(usize);
 
 impl Combination {
-    pub(super) const COUNT: usize = COMBINATIONS.len();
+    pub(crate) const COUNT: usize = COMBINATIONS.len();
 
-    pub(super) fn all() -> impl Iterator<Item = Self> {
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
     }
 
     /// The combination of a tensor's types, if there is one.
-    pub(super) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
+    pub(crate) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
         let found = COMBINATIONS.iter().position(|&(p, g, c, _)| (p, g, c) == (params, grads, copy));
         found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
     }
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         COMBINATIONS[self.0].3
     }
 
+    /// Whether a 16-bit copy of f32 masters is written.
+    #[cfg(feature = "webgpu")]
+    pub(crate) fn has_copy(self) -> bool {
+        COMBINATIONS[self.0].2.is_some()
+    }
+
     /// Position among [`all`](Self::all).
-    pub(super) fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 }

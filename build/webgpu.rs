@@ -1,0 +1,220 @@
+//! The shaders' variants, joined, checked and written to `$OUT_DIR/shaders/<types>_<coeffs>.wgsl`.
+//!
+//! naga parses and validates each variant; then its bindings, entry points and coefficients are compared with what the host expects. An
+//! error names the file and the line that it is in.
+
+#[path = "../src/webgpu/layout.rs"]
+mod layout;
+
+use std::error::Error;
+use std::path::Path;
+use std::{env, fs};
+
+use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, GlobalVariable, Handle, Module, ScalarKind, Span, StorageAccess, TypeInner};
+
+use super::wgsl::{self, Joined};
+
+const SHADERS: &str = "shaders";
+
+pub(crate) fn embed_shaders() -> Result<(), String> {
+    println!("cargo::rerun-if-changed={SHADERS}");
+    println!("cargo::rerun-if-changed=src/webgpu/layout.rs");
+
+    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
+    let out = Path::new(&out).join("shaders");
+    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    for types in wgsl::TYPES {
+        for coeffs in wgsl::COEFFS {
+            let joined = wgsl::join(Path::new(SHADERS), types, coeffs)?;
+            check(&joined, types, coeffs)?;
+            let file = out.join(format!("{types}_{coeffs}.wgsl"));
+            fs::write(&file, joined.text).map_err(|error| format!("{}: {error}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn check(joined: &Joined, types: &str, coeffs: &str) -> Result<(), String> {
+    let module = naga::front::wgsl::parse_str(&joined.text).map_err(|error| {
+        let span = error.labels().next().map_or(Span::UNDEFINED, |(span, _)| span);
+        let labels = error.labels().map(|(_, label)| label).filter(|label| !label.is_empty());
+        let details: String = labels.chain(error.notes()).map(|detail| format!("\n  {detail}")).collect();
+        at(joined, span, &format!("{}{details}", error.message()))
+    })?;
+    let capabilities = if coeffs == "immediate" { Capabilities::IMMEDIATES } else { Capabilities::empty() };
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|error| {
+        let span = error.spans().next().map_or(Span::UNDEFINED, |(span, _)| *span);
+        at(joined, span, &causes(error.as_inner()))
+    })?;
+    Reflection { joined, module: &module, info: &info, types: types.split('_').collect(), coeffs }.check()
+}
+
+fn at(joined: &Joined, span: Span, message: &str) -> String {
+    if !span.is_defined() {
+        return format!("{SHADERS}, at a place that naga does not tell: {message}");
+    }
+    let location = span.location(&joined.text);
+    let place = joined.place(location.line_number as usize, location.line_position as usize);
+    format!("{place}: {message}")
+}
+
+fn causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message += &format!("\n  {error}");
+        cause = error.source();
+    }
+    message
+}
+
+/// A valid variant, to be compared with what the host expects.
+struct Reflection<'a> {
+    joined: &'a Joined,
+    module: &'a Module,
+    info: &'a ModuleInfo,
+    /// Of parameters, gradients and, if there is one, the copy.
+    types: Vec<&'a str>,
+    coeffs: &'a str,
+}
+
+impl Reflection<'_> {
+    fn check(&self) -> Result<(), String> {
+        let mut found: Vec<_> = self.module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        let mut expected = [layout::QUADS, layout::TAILS].concat();
+        found.sort_unstable();
+        expected.sort_unstable();
+        if found != expected {
+            return Err(format!("the entry points must be {expected:?}, they are {found:?}"));
+        }
+        for index in 0..self.module.entry_points.len() {
+            self.check_entry_point(index)?;
+        }
+        self.check_coeffs()
+    }
+
+    fn check_entry_point(&self, index: usize) -> Result<(), String> {
+        let entry = &self.module.entry_points[index];
+        let quads = layout::QUADS.contains(&entry.name.as_str());
+        let workgroup = if quads { layout::WORKGROUP } else { 1 };
+        if entry.workgroup_size != [workgroup, 1, 1] {
+            return Err(format!(
+                "{}: its workgroup must be [{workgroup}, 1, 1], it is {:?}",
+                entry.name, entry.workgroup_size
+            ));
+        }
+        let uses = self.info.get_entry_point(index);
+        let mut bindings = vec![];
+        for (handle, global) in self.module.global_variables.iter() {
+            let access = uses[handle];
+            if !access.is_empty() && global.space != AddressSpace::Immediate {
+                bindings.push(self.check_binding(handle, global, access, quads)?);
+            }
+        }
+        bindings.sort_unstable();
+        let buffers = if self.types.len() > 2 { 5 } else { 4 };
+        let mut expected: Vec<_> = (0..buffers).map(|binding| (layout::TENSOR_GROUP, binding)).collect();
+        if self.coeffs == "uniform" {
+            expected.push((layout::COEFFS_GROUP, 0));
+        }
+        if bindings != expected {
+            return Err(format!("{}: its bindings must be {expected:?}, they are {bindings:?}", entry.name));
+        }
+        Ok(())
+    }
+
+    /// The group and number of a binding, which must be a buffer of the type that the host binds there.
+    fn check_binding(
+        &self,
+        handle: Handle<GlobalVariable>,
+        global: &GlobalVariable,
+        access: GlobalUse,
+        quads: bool,
+    ) -> Result<(u32, u32), String> {
+        let name = global.name.as_deref().unwrap_or("a variable without a name");
+        let fail = |what: String| {
+            Err(at(self.joined, self.module.global_variables.get_span(handle), &format!("{name}: {what}")))
+        };
+        let Some(binding) = &global.binding else {
+            return fail("it must have a binding".to_owned());
+        };
+        let place = (binding.group, binding.binding);
+        if place == (layout::COEFFS_GROUP, 0) {
+            return if global.space == AddressSpace::Uniform {
+                Ok(place)
+            } else {
+                fail("it must be uniform".to_owned())
+            };
+        }
+        let Some(expected) = layout::BUFFERS.get(binding.binding as usize) else {
+            return fail(format!("the host has no buffer {}", binding.binding));
+        };
+        if name.strip_suffix("_parts").unwrap_or(name) != *expected {
+            return fail(format!("the host binds {expected} as {}", binding.binding));
+        }
+        let read_write = AddressSpace::Storage { access: StorageAccess::LOAD | StorageAccess::STORE };
+        if global.space != read_write {
+            return fail("the host binds it as read_write".to_owned());
+        }
+        if *expected == "grads" && access.contains(GlobalUse::WRITE) {
+            return fail("it must not be written".to_owned());
+        }
+        let stride = self.expected_stride(expected, quads);
+        match self.module.types[global.ty].inner {
+            TypeInner::Array { stride: found, .. } if found == stride => Ok(place),
+            TypeInner::Array { stride: found, .. } => {
+                fail(format!("its elements must have {stride} bytes, they have {found}"))
+            }
+            _ => fail("it must be an array".to_owned()),
+        }
+    }
+
+    /// The bytes of four elements of a buffer, or of a part of them.
+    fn expected_stride(&self, buffer: &str, quads: bool) -> u32 {
+        let dtype = match buffer {
+            "params" => self.types[0],
+            "grads" => self.types[1],
+            "copy" => self.types[2],
+            _ => "f32",
+        };
+        match (quads, dtype) {
+            (true, "f32") => 16,
+            (true, _) => 8,
+            (false, _) => 4,
+        }
+    }
+
+    fn check_coeffs(&self) -> Result<(), String> {
+        let (handle, global) = self
+            .module
+            .global_variables
+            .iter()
+            .find(|(_, global)| global.name.as_deref() == Some("coeffs"))
+            .ok_or("the shaders must have a variable coeffs")?;
+        let fail = |what: String| Err(at(self.joined, self.module.global_variables.get_span(handle), &what));
+        let TypeInner::Struct { members, span } = &self.module.types[global.ty].inner else {
+            return fail("coeffs must be a struct".to_owned());
+        };
+        let fail = |what: String| Err(at(self.joined, self.module.types.get_span(global.ty), &what));
+        if *span != layout::COEFFS_BYTES {
+            return fail(format!("StepCoeffs must have {} bytes, it has {span}", layout::COEFFS_BYTES));
+        }
+        let f32_at = |(place, name): (usize, &&'static str)| (*name, 4 * place as u32);
+        let expected: Vec<_> = layout::COEFFS.iter().enumerate().map(f32_at).collect();
+        let found: Vec<_> =
+            members.iter().map(|member| (member.name.as_deref().unwrap_or_default(), member.offset)).collect();
+        if found != expected {
+            return fail(format!(
+                "the fields of StepCoeffs and their offsets must be {expected:?}, they are {found:?}"
+            ));
+        }
+        let is_f32 = |inner: &TypeInner| matches!(inner, TypeInner::Scalar(scalar) if scalar.kind == ScalarKind::Float && scalar.width == 4);
+        match members.iter().find(|member| !is_f32(&self.module.types[member.ty].inner)) {
+            Some(member) => {
+                fail(format!("{} of StepCoeffs must be an f32", member.name.as_deref().unwrap_or_default()))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Lists of tensors: bound once, stepped in the caller's pass.
+
+use crate::combination::Combination;
+use crate::{Dtype, Error, StepCoeffs};
+
+use super::capture::capture;
+use super::checks::{bound_bytes, check_all};
+use super::coeffs::check_not_lost;
+use super::layout::TENSOR_GROUP;
+use super::limits::DeviceLimits;
+use super::pipelines::{Kind, Pipelines, Stage};
+use super::tensor::{BufferView, Tensor};
+
+/// A list of tensors that are stepped together, of any sizes and type combinations, each with its own coefficient set.
+///
+/// The buffers are bound once; when some change, only their tensors' bindings are made anew. The list keeps its buffers alive.
+/// Tensors may be empty, and so may the list. One without a gradient is left alone, and its other buffers are not looked at.
+///
+/// # Example
+///
+/// ```no_run
+/// use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+/// use dualadam::{DualAdamConfig, Dtype};
+///
+/// # fn example(device: &wgpu::Device, queue: &wgpu::Queue, buffers: [wgpu::Buffer; 4]) -> Result<(), dualadam::Error> {
+/// let [params, grads, exp_avg, exp_avg_sq] = buffers; // of 1,000 f32 each
+/// let list = TensorList::new(&Pipelines::new(device)?, &[Tensor {
+///     params: BufferView::new(&params, Dtype::F32),
+///     grads: Some(BufferView::new(&grads, Dtype::F32)),
+///     exp_avg: Moment::new(&exp_avg),
+///     exp_avg_sq: Moment::new(&exp_avg_sq),
+///     copy: None,
+///     len: 1000,
+///     set: 0,
+/// }])?;
+///
+/// let mut encoder = device.create_command_encoder(&Default::default());
+/// let mut pass = encoder.begin_compute_pass(&Default::default());
+/// let config = DualAdamConfig::default();
+/// for step in 1..=3 {
+///     list.encode(&mut pass, &[config.coeffs(step)?])?;
+/// }
+/// drop(pass);
+/// queue.submit([encoder.finish()]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TensorList {
+    pipelines: Pipelines,
+    tensors: Vec<Bound>,
+    plan: Plan,
+}
+
+/// A tensor with its bind groups.
+#[derive(Debug)]
+struct Bound {
+    /// None if nothing is done.
+    combination: Option<Combination>,
+    params: Dtype,
+    copy: Option<Dtype>,
+    len: u64,
+    set: usize,
+    /// What is bound, and from which byte on; in the order of the bindings.
+    places: [Option<(wgpu::Buffer, u64)>; 5],
+    windows: Vec<wgpu::BindGroup>,
+}
+
+/// The dispatches of a step, ordered so that the pipeline changes rarely.
+#[derive(Debug)]
+struct Plan {
+    stages: Vec<Stage>,
+    dispatches: Vec<Dispatch>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dispatch {
+    stage: usize,
+    tensor: usize,
+    window: usize,
+    grid: [u32; 2],
+}
+
+impl TensorList {
+    /// Checks and binds these tensors, and compiles the shaders for their types if that was not done before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Types`] for a type combination without a shader; [`Error::Usage`], [`Error::Offset`] or [`Error::BufferSize`] for a
+    /// buffer that cannot be bound; [`Error::Overlap`] for two that share bytes, unless both are gradients; [`Error::Limit`] for a copy
+    /// on a device that cannot bind five buffers; [`Error::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
+    /// another device's.
+    pub fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, Error> {
+        check_all(pipelines.limits(), tensors)?;
+        check_not_lost(pipelines.device())?;
+        let plan = Plan::new(pipelines, tensors)?;
+        let bound = tensors.iter().enumerate().map(|(index, tensor)| Bound::new(pipelines, index, tensor));
+        let tensors = bound.collect::<Result<_, _>>()?;
+        Ok(Self { pipelines: pipelines.clone(), tensors, plan })
+    }
+
+    /// How many tensors there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there is no tensor.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Takes over other buffers, offsets and sets of the same tensors.
+    ///
+    /// Bindings are made only for tensors of which a buffer or an offset changed; where none did, the call only compares. A gradient may
+    /// come, go, or change its type. What was encoded before is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for another length or another type of parameters or copy, and
+    /// what [`new`](Self::new) refuses. The list stays as it was then.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use dualadam::webgpu::{BufferView, Tensor, TensorList};
+    ///
+    /// # fn example(list: &mut TensorList, tensor: Tensor<'_>, grads: BufferView<'_>) -> Result<(), dualadam::Error> {
+    /// list.update(&[Tensor { grads: Some(grads), ..tensor }])?; // the next backward pass wrote elsewhere
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn update(&mut self, tensors: &[Tensor<'_>]) -> Result<(), Error> {
+        let (expected, actual) = (self.tensors.len(), tensors.len());
+        if actual != expected {
+            return Err(Error::Count { list: "tensors", expected, actual });
+        }
+        let (mut changed, mut replan) = (vec![], false);
+        for (index, (old, new)) in self.tensors.iter().zip(tensors).enumerate() {
+            old.check_fixed(index, new)?;
+            let combination = new.combination(index)?;
+            replan |= combination != old.combination;
+            if combination != old.combination || (combination.is_some() && !old.binds(new)) {
+                changed.push(index);
+            }
+        }
+        if !changed.is_empty() {
+            check_all(self.pipelines.limits(), tensors)?;
+            check_not_lost(self.pipelines.device())?;
+        }
+        let plan = if replan { Some(Plan::new(&self.pipelines, tensors)?) } else { None };
+        let bound = changed.iter().map(|&index| Bound::new(&self.pipelines, index, &tensors[index]));
+        let bound: Vec<_> = bound.collect::<Result<_, _>>()?;
+
+        if let Some(plan) = plan {
+            self.plan = plan;
+        }
+        for (index, bound) in changed.into_iter().zip(bound) {
+            self.tensors[index] = bound;
+        }
+        for (old, new) in self.tensors.iter_mut().zip(tensors) {
+            old.set = new.set;
+        }
+        Ok(())
+    }
+
+    /// Encodes one DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`, into `pass`.
+    ///
+    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit. Where [`StepCoeffs::is_adam`] holds,
+    /// the specialised pipeline runs. Nothing is submitted or waited for. Where the device has no immediates, a uniform buffer for the
+    /// coefficients is made; nothing else is. The pass is left with another pipeline and other bind groups 0 and 1, or immediates.
+    ///
+    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass ends, and a buffer that has been
+    /// destroyed since it was bound, or is mapped, with the submit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Index`] for a tensor whose set is not there, [`Error::TooMany`] for more sets than fit in a buffer, [`Error::Wgpu`] if
+    /// the uniform buffer cannot be made, such as on a lost device. Nothing is encoded then.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, sets: &[StepCoeffs]) -> Result<(), Error> {
+        let mut indices = self.tensors.iter().map(|tensor| tensor.set).enumerate();
+        if let Some((tensor, value)) = indices.find(|&(_, set)| set >= sets.len()) {
+            return Err(Error::Index { tensor, index: "set", len: sets.len(), value });
+        }
+        if self.plan.dispatches.is_empty() {
+            return Ok(());
+        }
+        let coeffs = self.pipelines.coeffs().sets(self.pipelines.device(), self.pipelines.limits(), sets)?;
+
+        let (mut current_pipeline, mut current_set) = (None, None);
+        for &Dispatch { stage, tensor, window, grid: [columns, rows] } in &self.plan.dispatches {
+            let Bound { set, windows, .. } = &self.tensors[tensor];
+            let is_adam = sets[*set].is_adam();
+            if current_pipeline != Some((stage, is_adam)) {
+                let Stage { dual_adam, adam } = &self.plan.stages[stage];
+                pass.set_pipeline(if is_adam { adam } else { dual_adam });
+                // Another layout forgets the immediates.
+                (current_pipeline, current_set) = (Some((stage, is_adam)), None);
+            }
+            if current_set != Some(*set) {
+                coeffs.bind(pass, *set);
+                current_set = Some(*set);
+            }
+            pass.set_bind_group(TENSOR_GROUP, &windows[window], &[]);
+            pass.dispatch_workgroups(columns, rows, 1);
+        }
+        Ok(())
+    }
+}
+
+impl Bound {
+    fn new(pipelines: &Pipelines, index: usize, tensor: &Tensor<'_>) -> Result<Self, Error> {
+        let combination = tensor.combination(index)?;
+        let mut places = [const { None }; 5];
+        let mut windows = vec![];
+        if let Some(combination) = combination {
+            let views = tensor.views();
+            places = views.map(|view| view.map(|view| (view.buffer.clone(), view.offset)));
+            let layout = pipelines.tensor_layout(combination.has_copy())?;
+            let bind = |window| bind(pipelines.device(), layout, index, views, window);
+            windows = pipelines.limits().windows(tensor.len).map(bind).collect::<Result<_, _>>()?;
+        }
+        let &Tensor { params, copy, len, set, .. } = tensor;
+        Ok(Self { combination, params: params.dtype, copy: copy.map(|copy| copy.dtype), len, set, places, windows })
+    }
+
+    /// Whether these buffers and offsets are bound.
+    fn binds(&self, tensor: &Tensor<'_>) -> bool {
+        let same = |(place, view): (&Option<(wgpu::Buffer, u64)>, Option<BufferView<'_>>)| match (place, view) {
+            (Some((buffer, offset)), Some(view)) => buffer == view.buffer && *offset == view.offset,
+            (place, view) => place.is_none() && view.is_none(),
+        };
+        self.places.iter().zip(tensor.views()).all(same)
+    }
+
+    fn check_fixed(&self, tensor: usize, new: &Tensor<'_>) -> Result<(), Error> {
+        let name = |copy: Option<Dtype>| copy.map_or("absent".to_owned(), |dtype| dtype.to_string());
+        let copy = new.copy.map(|copy| copy.dtype);
+        let (what, expected, actual) = if self.len != new.len {
+            ("the length", self.len.to_string(), new.len.to_string())
+        } else if self.params != new.params.dtype {
+            ("the type of params", self.params.to_string(), new.params.dtype.to_string())
+        } else if self.copy != copy {
+            ("the type of copy", name(self.copy), name(copy))
+        } else {
+            return Ok(());
+        };
+        Err(Error::Fixed { tensor, what, expected, actual })
+    }
+}
+
+/// Binds a window, from an element on so many, of a tensor's buffers.
+fn bind<'a>(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    tensor: usize,
+    views: [Option<BufferView<'a>>; 5],
+    (start, elements): (u64, u64),
+) -> Result<wgpu::BindGroup, Error> {
+    let resource = |BufferView { buffer, offset, dtype }: BufferView<'a>| {
+        let size = dtype.size();
+        let (offset, size) = (offset + start * size as u64, wgpu::BufferSize::new(bound_bytes(elements, size)));
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+    };
+    let entry = |(binding, view): (u32, Option<BufferView<'a>>)| {
+        Some(wgpu::BindGroupEntry { binding, resource: resource(view?) })
+    };
+    let entries: Vec<_> = (0..).zip(views).filter_map(entry).collect();
+    capture(device, "create_bind_group", Some(tensor), || {
+        device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("dualadam"), layout, entries: &entries })
+    })
+}
+
+impl Plan {
+    fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, Error> {
+        let limits = pipelines.limits();
+        let mut found = vec![];
+        for (index, tensor) in tensors.iter().enumerate() {
+            let Some(combination) = tensor.combination(index)? else { continue };
+            for (window, (_, elements)) in limits.windows(tensor.len).enumerate() {
+                let dispatch = |grid| Dispatch { stage: 0, tensor: index, window, grid };
+                if let Some(grid) = limits.grid(elements) {
+                    found.push(((combination, Kind::Quads), dispatch(grid)));
+                }
+                if DeviceLimits::has_tail(elements) {
+                    found.push(((combination, Kind::Tail), dispatch([1, 1])));
+                }
+            }
+        }
+        found.sort_by_key(|(key, _)| *key);
+
+        let mut plan = Self { stages: vec![], dispatches: Vec::with_capacity(found.len()) };
+        let mut last = None;
+        for (key @ (combination, kind), dispatch) in found {
+            if last != Some(key) {
+                plan.stages.push(pipelines.stage(combination, kind)?.clone());
+                last = Some(key);
+            }
+            plan.dispatches.push(Dispatch { stage: plan.stages.len() - 1, ..dispatch });
+        }
+        Ok(plan)
+    }
+}

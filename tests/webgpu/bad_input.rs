@@ -1,0 +1,192 @@
+//! What is refused before anything is encoded, and what is not.
+
+use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
+use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
+
+use crate::common::data::Inputs;
+use crate::gpu::{Device, Gpu, STORAGE};
+use crate::host::{COMBINATIONS, Host, Uploaded};
+
+fn uploaded(device: &Device, len: usize) -> Uploaded {
+    Host::new(COMBINATIONS[0], &Inputs::random(1, len), 0).upload(device)
+}
+
+fn refused(device: &Device, tensors: &[Tensor<'_>]) -> Error {
+    TensorList::new(&Pipelines::new(&device.device).unwrap(), tensors).unwrap_err()
+}
+
+pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
+    let device = &gpu.device;
+    let good = uploaded(device, 64);
+    let tensor = good.tensor();
+    let short = device.buffer(&[0; 252]);
+    let error = refused(device, &[tensor, Tensor { exp_avg: Moment::new(&short), ..tensor }]);
+    assert_eq!(
+        error.to_string(),
+        "exp_avg of tensor 1 must be in a buffer of at least 256 bytes \
+         (64 elements of f32 from byte 0 on, up to a multiple of 4 bytes), it has 252"
+    );
+    let error = refused(device, &[Tensor { grads: Some(BufferView { offset: 4, ..tensor.params }), ..tensor }]);
+    assert!(matches!(error, Error::Offset { buffer: "grads", align: 256, offset: 4, .. }), "{error:?}");
+    let usage = wgpu::BufferUsages::COPY_DST;
+    let no_storage = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
+    let no_storage = device.device.create_buffer(&no_storage);
+    let error = refused(device, &[Tensor { exp_avg_sq: Moment::new(&no_storage), ..tensor }]);
+    assert!(matches!(error, Error::Usage { buffer: "exp_avg_sq", .. }), "{error:?}");
+    let error = refused(device, &[Tensor { len: u64::MAX, ..tensor }]);
+    assert!(matches!(error, Error::BufferSize { buffer: "params", .. }), "{error:?}");
+    let error = refused(
+        device,
+        &[Tensor {
+            params: BufferView { dtype: Dtype::Bf16, ..tensor.params },
+            len: 3,
+            copy: Some(tensor.params),
+            ..tensor
+        }],
+    );
+    assert!(matches!(error, Error::Types { .. }), "{error:?}");
+}
+
+pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
+    let device = &gpu.device;
+    let good = uploaded(device, 3);
+    // wgpu takes any size for a buffer, but binds whole words.
+    let descriptor = wgpu::BufferDescriptor { label: None, size: 6, usage: STORAGE, mapped_at_creation: false };
+    let odd = device.device.create_buffer(&descriptor);
+    let error = refused(device, &[Tensor { params: BufferView::new(&odd, Dtype::Bf16), ..good.tensor() }]);
+    assert!(matches!(error, Error::BufferSize { buffer: "params", required: 8, actual: 6, .. }), "{error:?}");
+}
+
+pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
+    let device = &gpu.device;
+    let (a, b) = (uploaded(device, 64), uploaded(device, 64));
+    let (a, b) = (a.tensor(), b.tensor());
+    let error = refused(device, &[Tensor { exp_avg: a.exp_avg_sq, ..a }]);
+    assert!(matches!(error, Error::Overlap { tensor: 0, other_tensor: 0, .. }), "{error:?}");
+    let error = refused(device, &[Tensor { grads: Some(a.params), ..a }]);
+    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
+    let error = refused(device, &[a, Tensor { grads: Some(a.params), ..b }]);
+    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    TensorList::new(&pipelines, &[a, Tensor { grads: a.grads, ..b }]).unwrap();
+}
+
+pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
+    let device = &gpu.device;
+    let inputs = Inputs::random(1, 64);
+    let mut host = Host::new(COMBINATIONS[0], &inputs, 0);
+    let arena = device.buffer(&[host.p.bytes(), host.grad.bytes(), host.m.bytes(), host.v.bytes()].concat());
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let view = |offset| BufferView { buffer: &arena, offset, dtype: Dtype::F32 };
+    let tensor = Tensor {
+        params: view(0),
+        grads: Some(view(256)),
+        exp_avg: Moment { buffer: &arena, offset: 512 },
+        exp_avg_sq: Moment { buffer: &arena, offset: 768 },
+        copy: None,
+        len: 64,
+        set: 0,
+    };
+    let list = TensorList::new(&pipelines, &[tensor]).unwrap();
+    let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
+    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
+    let apart = host.upload(device);
+    let list = TensorList::new(&pipelines, &[apart.tensor()]).unwrap();
+    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
+    host = apart.download(device, &host);
+    assert_eq!(device.read(&arena), [host.p.bytes(), host.grad.bytes(), host.m.bytes(), host.v.bytes()].concat());
+}
+
+pub(crate) fn sets_out_of_range(gpu: &Gpu) {
+    let device = &gpu.device;
+    let buffers = uploaded(device, 64);
+    let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &[Tensor { set: 1, ..buffers.tensor() }]);
+    let (list, coeffs) = (list.unwrap(), DualAdamConfig::default().coeffs(1).unwrap());
+    device.submit(|pass| {
+        let error = list.encode(pass, &[coeffs]).unwrap_err();
+        assert!(matches!(error, Error::Index { tensor: 0, index: "set", len: 1, value: 1 }), "{error:?}");
+    });
+}
+
+pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
+    let device = &gpu.device;
+    let (good, other) = (uploaded(device, 64), gpu.open(wgpu::Features::empty(), required_limits()));
+    let foreign = uploaded(&other, 64);
+    let check = |wrong: &Uploaded, reason: &str| {
+        let error = refused(device, &[good.tensor(), wrong.tensor()]);
+        let problem = match &error {
+            Error::Wgpu { call: "create_bind_group", tensor: Some(1), problem: WgpuProblem::Validation(problem) } => {
+                problem
+            }
+            _ => panic!("{error:?}"),
+        };
+        assert!(problem.contains(reason), "{problem}");
+    };
+    check(&foreign, "match Device");
+    let destroyed = uploaded(device, 64);
+    destroyed.grads.0.destroy();
+    check(&destroyed, "destroyed");
+}
+
+pub(crate) fn a_lost_device(gpu: &Gpu) {
+    let is_lost = |error: &Error| matches!(error, Error::Wgpu { problem: WgpuProblem::DeviceLost, .. });
+    let device = gpu.open(wgpu::Features::empty(), required_limits());
+    let (buffers, others) = (uploaded(&device, 64), uploaded(&device, 64));
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let mut list = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap();
+    device.device.destroy();
+    let error = Pipelines::new(&device.device).unwrap_err();
+    assert!(is_lost(&error), "{error:?}");
+    let error = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap_err();
+    assert!(is_lost(&error), "{error:?}");
+    let error = list.update(&[others.tensor()]).unwrap_err();
+    assert!(is_lost(&error), "{error:?}");
+    let mut encoder = device.device.create_command_encoder(&Default::default());
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    let error = list.encode(&mut pass, &[DualAdamConfig::default().coeffs(1).unwrap()]).unwrap_err();
+    assert!(is_lost(&error), "{error:?}");
+}
+
+pub(crate) fn small_devices(gpu: &Gpu) {
+    let device = gpu.open(wgpu::Features::empty(), required_limits());
+    assert_eq!(device.device.limits().max_storage_buffers_per_shader_stage, 4);
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), 0);
+    TensorList::new(&pipelines, &[host.upload(&device).tensor()]).unwrap();
+    let masters = Host::new(COMBINATIONS[7], &Inputs::random(1, 100), 0).upload(&device);
+    let error = TensorList::new(&pipelines, &[masters.tensor()]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "masters with a copy needs a device with max_storage_buffers_per_shader_stage of at least 5, it has 4"
+    );
+    let limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 3, ..required_limits() };
+    let error = Pipelines::new(&gpu.open(wgpu::Features::empty(), limits).device).unwrap_err();
+    assert!(matches!(error, Error::Limit { required: 4, actual: 3, .. }), "{error:?}");
+}
+
+/// Windows of 128 elements, whose workgroups stand in rows of at most two.
+pub(crate) fn windows_and_rows(gpu: &Gpu) {
+    let of = |binding, workgroups| {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: binding,
+            max_compute_workgroups_per_dimension: workgroups,
+            ..wgpu::Limits::default()
+        };
+        gpu.open(wgpu::Features::empty(), limits)
+    };
+    let coeffs = [DualAdamConfig::default().coeffs(3).unwrap()];
+    for types in COMBINATIONS {
+        let host = Host::new(types, &Inputs::random(3, 9 * 1024 + 131), 0);
+        let step = |device: &Device| {
+            let uploaded = host.upload(device);
+            let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &[uploaded.tensor()]).unwrap();
+            device.submit(|pass| list.encode(pass, &coeffs).unwrap());
+            uploaded.download(device, &host)
+        };
+        let whole = step(&gpu.device);
+        for device in [of(512, 65535), of(1 << 20, 4), of(128 << 20, 1)] {
+            let parts = step(&device);
+            assert_eq!((&parts.p, &parts.m, &parts.v, &parts.copy), (&whole.p, &whole.m, &whole.v, &whole.copy));
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The WebGPU backend on a device: the shaders through wgpu, beside the CPU backend.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod gpu;
+mod host;
+mod smoke;
+mod storage;
+
+use common::device::{self, DeviceTest};
+use gpu::Gpu;
+
+const TESTS: &[DeviceTest<Gpu>] = &[
+    ("uniform_coefficients", smoke::uniform_coefficients),
+    ("immediate_coefficients", smoke::immediate_coefficients),
+    ("many_steps_in_one_submit", smoke::many_steps_in_one_submit),
+    ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
+    ("ties_and_extremes_store", storage::ties_and_extremes_store),
+    ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
+    ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
+    ("overlaps_are_refused", bad_input::overlaps_are_refused),
+    ("one_buffer_may_hold_everything", bad_input::one_buffer_may_hold_everything),
+    ("sets_out_of_range", bad_input::sets_out_of_range),
+    ("what_wgpu_refuses", bad_input::what_wgpu_refuses),
+    ("a_lost_device", bad_input::a_lost_device),
+    ("small_devices", bad_input::small_devices),
+    ("windows_and_rows", bad_input::windows_and_rows),
+];
+
+fn main() {
+    device::run("webgpu", Gpu::new(), TESTS).exit();
+}

@@ -1,0 +1,141 @@
+//! Every variant of the shaders, translated for the drivers that are not here, and checked by the tools that are.
+
+#[path = "../build/wgsl.rs"]
+mod wgsl;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{Module, ShaderStage};
+use wgsl::{COEFFS, TYPES, join};
+
+fn shaders() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
+}
+
+/// Each variant's name and text.
+fn variants() -> impl Iterator<Item = (String, String)> {
+    let of = |types: &'static str| COEFFS.map(|coeffs| (types, coeffs));
+    TYPES.into_iter().flat_map(of).map(|(types, coeffs)| {
+        let joined = join(&shaders(), types, coeffs).unwrap();
+        (format!("{types}_{coeffs}"), joined.text)
+    })
+}
+
+fn validated(text: &str) -> (Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(text).unwrap();
+    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES).validate(&module).unwrap();
+    (module, info)
+}
+
+/// Hands each entry point, alone in its module, to a writer.
+fn for_each_entry_point(mut write: impl FnMut(&str, &Module, &ModuleInfo, &str)) {
+    let mut count = 0;
+    for (variant, text) in variants() {
+        let (module, info) = validated(&text);
+        for entry in &module.entry_points {
+            let only = Some((ShaderStage::Compute, entry.name.as_str()));
+            let (module, info) =
+                naga::back::pipeline_constants::process_overrides(&module, &info, only, &Default::default()).unwrap();
+            write(&format!("{variant}, {}", entry.name), &module, &info, &entry.name);
+            count += 1;
+        }
+    }
+    assert_eq!(count, 11 * 2 * 4);
+}
+
+#[test]
+fn spirv_is_written_and_valid() {
+    let validator = find("spirv-val");
+    for_each_entry_point(|what, module, info, entry_point| {
+        let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry_point.to_owned() };
+        let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+        let words = spv::write_vec(module, info, &options, Some(&pipeline)).unwrap();
+        assert_eq!(words[0], 0x0723_0203, "{what}");
+        if let Some(validator) = &validator {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            run(Command::new(validator).args(["--target-env", "vulkan1.1"]), &bytes, ".spv", what);
+        }
+    });
+}
+
+#[test]
+fn msl_is_written() {
+    for_each_entry_point(|what, module, info, entry_point| {
+        let options = msl::Options { lang_version: (2, 0), fake_missing_bindings: true, ..Default::default() };
+        let (text, _) = msl::write_string(module, info, &options, &Default::default()).unwrap();
+        assert!(text.contains(&format!("kernel void {entry_point}")), "{what}: {text}");
+    });
+}
+
+#[test]
+fn hlsl_is_written() {
+    for_each_entry_point(|what, module, info, entry_point| {
+        let immediates_target = Some(hlsl::BindTarget { register: 9, ..Default::default() });
+        let options = hlsl::Options { fake_missing_bindings: true, immediates_target, ..Default::default() };
+        let mut text = String::new();
+        hlsl::Writer::new(&mut text, &options, &Default::default()).write(module, info, None).unwrap();
+        assert!(text.contains(&format!("void {entry_point}(")), "{what}: {text}");
+        // The other view of a buffer would claim the same register.
+        assert_eq!(text.contains("params_parts"), entry_point.ends_with("tail"), "{what}: {text}");
+    });
+}
+
+/// Tint is the compiler of Chromium.
+#[test]
+fn tint_accepts_all() {
+    let Some(tint) = find("tint") else { return };
+    for (variant, text) in variants() {
+        run(Command::new(&tint).args(["--format", "wgsl", "-o", "/dev/null"]), text.as_bytes(), ".wgsl", &variant);
+    }
+}
+
+/// A program on the path; its absence is said aloud.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file());
+    if found.is_none() {
+        // Not through eprintln!, which the harness keeps to itself where a test passes.
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "not checked by {program}: it is not on the path").unwrap();
+    }
+    found
+}
+
+/// Runs a checker on a file with this content.
+fn run(command: &mut Command, content: &[u8], suffix: &str, what: &str) {
+    let mut file = tempfile::Builder::new().suffix(suffix).tempfile().unwrap();
+    file.write_all(content).unwrap();
+    let output = command.arg(file.path()).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn lines_are_those_of_their_files() {
+    let joined = join(&shaders(), "f32_bf16_bf16", "uniform").unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, line) in joined.text.lines().enumerate() {
+        let place = joined.place(index + 1, 7);
+        assert_eq!(place.column, 7);
+        if let Some(name) = place.file.strip_prefix("shaders/") {
+            let text = std::fs::read_to_string(shaders().join(name)).unwrap();
+            assert_eq!(text.lines().nth(place.line - 1), Some(line), "{place}");
+        }
+        seen.insert(place.file);
+    }
+    let files = [
+        "shaders/coeffs_uniform.wgsl",
+        "shaders/copy.wgsl",
+        "shaders/dual_adam.wgsl",
+        "shaders/storage_bf16.wgsl",
+        "shaders/storage_f32.wgsl",
+        "shaders/tail.wgsl",
+        "shaders/update.wgsl",
+        "the lines generated for f32_bf16_bf16",
+    ];
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), files);
+}
