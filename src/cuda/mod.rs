@@ -12,6 +12,8 @@
 //! says that the device is lost, such as an illegal address, every later call fails in the same way, as the driver lays down.
 
 mod checks;
+mod control;
+mod controlled;
 mod driver;
 mod kernels;
 mod launch;
@@ -25,6 +27,8 @@ mod tensor;
 mod types;
 
 pub use checks::{RawBuffer, RawTensor};
+pub use control::{Control, ControlGroup, ControlSet, RawLr, RawScalars, SetReport, SkipReason};
+pub use controlled::Scalars;
 pub use cudarc;
 pub use kernels::Kernels;
 pub use list::TensorList;

@@ -11,9 +11,9 @@ use crate::gpu::{Gpu, Memory, set_current, start};
 use crate::owner::{self, Model};
 
 /// Launch failed.
-const CODE: i32 = 719;
+pub(crate) const CODE: i32 = 719;
 
-fn is_of_the_driver(error: &Error) -> bool {
+pub(crate) fn is_of_the_driver(error: &Error) -> bool {
     let (code, name) = match error {
         Error::Driver { code, name, .. } | Error::Ptx { code, name, .. } => (code, name),
         _ => return false,
@@ -22,7 +22,7 @@ fn is_of_the_driver(error: &Error) -> bool {
 }
 
 /// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
-fn at_each_call<W>(
+pub(crate) fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
     gpu: impl Fn(&W) -> &Gpu,
     mut work: impl FnMut(&mut W) -> Result<(), Error>,

@@ -202,7 +202,10 @@ fn unchanged_lists_only_launch() {
     let calls: Vec<_> =
         calls.iter().map(|(name, count)| (name.as_str(), count - before.get(name).unwrap_or(&0))).collect();
     // Of three combinations one has an empty tensor only.
-    assert_eq!(calls, [("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3)]);
+    assert_eq!(
+        calls,
+        [("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3), ("cuStreamIsCapturing", 3)]
+    );
     assert_eq!(gpu.stand_in.pending(), 6);
     model.assert_same(&gpu, "unchanged");
     gpu.assert_clean();

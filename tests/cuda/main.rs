@@ -10,8 +10,11 @@ mod common;
 
 mod bad_input;
 mod buffers;
+mod control;
 mod failures;
 mod flat;
 mod gpu;
+mod graphs;
+mod interrupted;
 mod lists;
 mod owner;

@@ -200,7 +200,7 @@ fn steps_over_the_same_buffers_only_launch() {
         after.retain(|name, count| before.get(name) != Some(count));
         calls.push(after.into_keys().collect::<Vec<_>>());
     }
-    assert_eq!(calls[3], ["cuCtxGetCurrent", "cuLaunchKernel", "cuStreamGetCtx"]);
+    assert_eq!(calls[3], ["cuCtxGetCurrent", "cuLaunchKernel", "cuStreamGetCtx", "cuStreamIsCapturing"]);
     assert_eq!(optimizer.step_of(2).unwrap(), 4);
     gpu.assert_clean();
 }
