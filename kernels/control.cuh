@@ -61,12 +61,15 @@ struct ControlState {
     u32 masters;
 };
 
-// What steers all sets, by address; null where there is nothing.
+// What steers all sets.
 struct Scalars {
-    const float *loss_scale;
-    const float *clip_factor;
-    const float *found_inf;
+    float loss_scale;
+    float clip_factor;
+    float found_inf;
 };
+
+// A scalar by its address, or what it is where that is null.
+__device__ __forceinline__ float scalar_or(const float *address, float otherwise) { return address != nullptr ? *address : otherwise; }
 
 __device__ __forceinline__ bool is_finite(float not_negative) { return not_negative <= 3.402823466e38f; }
 
@@ -110,12 +113,10 @@ __device__ __forceinline__ bool is_valid_lr(const ControlGroup &group, double lr
 
 // The clip factor over the loss scale, or why there is none.
 __device__ __forceinline__ Skip multiplier_of(const Scalars &scalars, double &multiplier) {
-    if (scalars.found_inf != nullptr && !(*scalars.found_inf == 0.0f)) return SKIP_FOUND_INF;
-    const float loss_scale = scalars.loss_scale != nullptr ? *scalars.loss_scale : 1.0f;
-    const float clip_factor = scalars.clip_factor != nullptr ? *scalars.clip_factor : 1.0f;
-    if (!(loss_scale > 0.0f && is_finite(loss_scale))) return SKIP_LOSS_SCALE;
-    if (!(clip_factor >= 0.0f && is_finite(clip_factor))) return SKIP_CLIP_FACTOR;
-    multiplier = __ddiv_rn(double(clip_factor), double(loss_scale));
+    if (!(scalars.found_inf == 0.0f)) return SKIP_FOUND_INF;
+    if (!(scalars.loss_scale > 0.0f && is_finite(scalars.loss_scale))) return SKIP_LOSS_SCALE;
+    if (!(scalars.clip_factor >= 0.0f && is_finite(scalars.clip_factor))) return SKIP_CLIP_FACTOR;
+    multiplier = __ddiv_rn(double(scalars.clip_factor), double(scalars.loss_scale));
     const float rounded = __double2float_rn(multiplier);
     const bool vanished = multiplier > 0.0 && rounded == 0.0f;
     return !is_finite(rounded) || vanished ? SKIP_MULTIPLIER : NOT_SKIPPED;
@@ -144,16 +145,17 @@ __device__ __forceinline__ StepCoeffs coeffs_of(const ControlGroup &group, u64 s
 }
 
 // One set a thread: its coefficients and its counter advanced, or the reason why its tensors and its counter are left alone.
-__device__ __forceinline__ void prepare_set(const ControlGroup *groups, const ControlSet &set, const Scalars &scalars,
+// Copies, not references: what is loaded together waits for the memory once.
+__device__ __forceinline__ void prepare_set(const ControlGroup *groups, const ControlSet &set, const Scalars scalars,
                                             ControlState &state, StepCoeffs &coeffs, u32 &skip_word) {
     // The step before has set them.
     u32 masters = state.masters == MASTERS_BEING_SET ? MASTERS_SET : state.masters;
     u32 skip = WITHOUT_GRADIENT;
     if (set.active) {
-        const ControlGroup &group = groups[set.group];
         u64 *const counter = load_address<u64>(&set.step);
+        const ControlGroup group = groups[set.group];
         const u64 step = *counter + 1;
-        const double lr = lr_of(group);
+        const double lr = lr_of(groups[set.group]); // not of the copy, whose address the compiler would take as generic
         double multiplier = 1.0;
         skip = multiplier_of(scalars, multiplier);
         if (skip == NOT_SKIPPED && !is_valid_lr(group, lr)) skip = SKIP_LR;

@@ -42,7 +42,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
                  const float *loss_scale, const float *clip_factor, const float *found_inf) {
     const u32 set = blockIdx.x * BLOCK + threadIdx.x;
     if (set < count) {
-        prepare_set(groups, sets[set], {loss_scale, clip_factor, found_inf}, states[set], coeffs[set], skips[set]);
+        const Scalars scalars = {scalar_or(loss_scale, 1.0f), scalar_or(clip_factor, 1.0f), scalar_or(found_inf, 0.0f)};
+        prepare_set(groups, sets[set], scalars, states[set], coeffs[set], skips[set]);
     }
 }
 

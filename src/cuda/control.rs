@@ -197,8 +197,8 @@ const MASTERS_UNSET: u32 = 1;
 /// A set belongs to a group, which has a config and a learning rate, and counts its own steps. [`TensorList::step_controlled`]
 /// takes its coefficients from here. A control serves one list.
 ///
-/// Learning rates and counters may lie in memory of the caller's; what does not lies in the control's. A graph that captured steps may outlive the control: memory
-/// that was captured once is never freed.
+/// Learning rates and counters may lie in memory of the caller's; what does not lies in the control's. A graph that captured steps
+/// may outlive the control: memory that was captured once is never freed.
 ///
 /// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
 ///
@@ -385,7 +385,8 @@ impl Control {
     ///
     /// # Safety
     ///
-    /// `stream` is null or a live stream, and steps with this control on other streams, or of graphs there, are ordered before or after.
+    /// `stream` is null or a live stream, and steps with this control on other streams, or of graphs there, are ordered before or
+    /// after.
     pub unsafe fn set_lr(&mut self, group: usize, lr: f64, stream: *mut c_void) -> Result<(), Error> {
         let ControlGroup { config, lr: callers } = *self.group(group)?;
         let config = config.with_lr(lr);

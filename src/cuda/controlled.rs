@@ -85,9 +85,10 @@ impl DualAdam {
     /// Moves step counters and learning rates to the device, where each step's coefficients are then formed and advanced, with the
     /// same bits. So steps can be captured in a CUDA graph that goes on counting, and be skipped by the device.
     ///
-    /// [`set_lr`](Self::set_lr) and [`set_config`](Self::set_config) write device memory in the order of the optimizer's stream: launches of a graph there after them see
-    /// them. [`step_of`](Self::step_of), [`state`](Self::state) and [`save`](Self::save) wait for the steps before and read the counters;
-    /// the file is the same. [`step_scaled`](Self::step_scaled) takes no multiplier but 1.
+    /// [`set_lr`](Self::set_lr) and [`set_config`](Self::set_config) write device memory in the order of the optimizer's stream:
+    /// launches of a graph there after them see them. [`step_of`](Self::step_of), [`state`](Self::state) and [`save`](Self::save)
+    /// wait for the steps before and read the counters; the file is the same. [`step_scaled`](Self::step_scaled) takes no
+    /// multiplier but 1.
     ///
     /// A CUDA graph that captured a step has the parameters' addresses, and works on the optimizer's own memory, which is
     /// never freed then, even if the optimizer is dropped. [`load`](Self::load) gives the optimizer new memory: capture anew after it.
@@ -148,12 +149,13 @@ impl DualAdam {
     /// [`step`](Self::step), steered by scalars in device memory. The optimizer must have device control.
     ///
     /// Tensors whose step cannot be made are skipped, as [`SkipReason`](super::SkipReason) lists: their parameters, moments,
-    /// masters and steps stay as they were. [`report`](Self::report) tells. Nothing waits for the device; a tensor's masters are also set there
-    /// before its first update. Until [`state`](Self::state), [`save`](Self::save) or a resumed file has told the host
-    /// that all masters are set, each step asks the device with a small launch more.
+    /// masters and steps stay as they were. [`report`](Self::report) tells. Nothing waits for the device; a tensor's masters are
+    /// also set there before its first update. Until [`state`](Self::state), [`save`](Self::save) or a resumed file has told the
+    /// host that all masters are set, each step asks the device with a small launch more.
     ///
-    /// A step can be captured in a CUDA graph as long as the tensors' buffers, and which of them have gradients, are those of the step or
-    /// [`prepare`](Self::prepare) before. Launches of the graph must be ordered with the optimizer's other work: best on its stream.
+    /// A step can be captured in a CUDA graph as long as the tensors' buffers, and which of them have gradients, are those of the
+    /// step or [`prepare`](Self::prepare) before. Launches of the graph must be ordered with the optimizer's other work: best on
+    /// its stream.
     ///
     /// # Errors
     ///

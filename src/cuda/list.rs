@@ -234,8 +234,9 @@ impl TensorList {
     /// clip factor / loss scale. A set whose step cannot be made is skipped instead: no byte of its tensors nor its counter
     /// changes, and [`Control::report`] says why. [`SkipReason`](super::SkipReason) lists the reasons.
     ///
-    /// The call does not read from the device or allocate, and waits only as [`step_raw`](Self::step_raw) does. A step of unchanged addresses and sets can be captured in a CUDA graph, whose
-    /// launches go on counting. The graph keeps the addresses in `scalars`; lr, configs and counters it reads when it is launched.
+    /// The call does not read from the device or allocate, and waits only as [`step_raw`](Self::step_raw) does. A step of unchanged
+    /// addresses and sets can be captured in a CUDA graph, whose launches go on counting. The graph keeps the addresses in
+    /// `scalars`; lr, configs and counters it reads when it is launched.
     ///
     /// # Errors
     ///

@@ -455,7 +455,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config. With device
+    /// control, [`Error::Captured`] and [`Error::Driver`], as for [`Control::set_lr`](super::Control::set_lr).
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
         self.set_config(group, self.config(group)?.with_lr(lr))
     }
@@ -464,7 +465,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid. With device control,
+    /// [`Error::Captured`] and [`Error::Driver`], as for [`Control::set_config`](super::Control::set_config).
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
         self.config(group)?;
         config.validate()?;
@@ -486,11 +488,12 @@ impl DualAdam {
         found.ok_or(Error::Position { list: "group", len: self.groups.len(), value: group })
     }
 
-    /// The updates that a tensor has had.
+    /// The updates that a tensor has had. With device control this waits for the steps so far.
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such tensor.
+    /// [`Error::Position`] if there is no such tensor. With device control, [`Error::Captured`], [`Error::Interrupted`] and
+    /// [`Error::Driver`], as for [`Control::steps`](super::Control::steps).
     pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
         let found = self.tensors.get(tensor).map(|tensor| tensor.step);
         let step = found.ok_or(Error::Position { list: "tensor", len: self.tensors.len(), value: tensor })?;
@@ -509,7 +512,8 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
-    /// [`Error::Value`] if `exp_avg_sq` has a negative element. [`Error::Driver`] for what the driver reports; the tensor's moments
+    /// [`Error::Value`] if `exp_avg_sq` has a negative element; [`Error::Captured`] if the optimizer's stream is being captured.
+    /// [`Error::Driver`] for what the driver reports; the tensor's moments
     /// may be those of before or the new ones then, and its step is that of before.
     pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
         let len = self.tensors.len();
@@ -544,7 +548,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`] for what the driver reports, also of the steps before.
+    /// [`Error::Driver`] for what the driver reports, also of the steps before; [`Error::Captured`] if the optimizer's stream is being
+    /// captured; [`Error::Interrupted`] if a controlled step failed in the middle.
     pub fn state(&self) -> Result<State, Error> {
         let _current = self.kernels.enter()?;
         let stream = raw(&self.stream);

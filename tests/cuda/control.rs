@@ -112,6 +112,33 @@ fn coefficients_of_huge_steps_have_the_bits_of_the_host() {
     gpu.assert_clean();
 }
 
+/// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would switch at another step.
+#[test]
+fn schedules_of_many_rates_switch_at_the_steps_of_the_host() {
+    let gpu = Gpu::new();
+    let config = DualAdamConfig::default();
+    let linear = (1..3000).map(|k| (k, SwitchSchedule::linear_until(k)));
+    let early = (1..3000).map(|k| (k, SwitchSchedule::LinearEarlyDrop { switching_rate: 1.0 / k as f64 }));
+    let cases: Vec<_> = linear.chain(early).collect();
+    let groups: Vec<_> = cases.iter().map(|&(_, schedule)| group(config.with_schedule(schedule))).collect();
+    let near = [-1, 0, 1, 2];
+    let sets: Vec<_> = (0..groups.len()).flat_map(|group| [set(group); 4]).collect();
+    let before = cases.iter().flat_map(|&(k, _)| near.map(|off| (k + 1_u64).saturating_add_signed(off - 2)));
+    let before: Vec<_> = before.collect();
+    let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
+    let tensors: Vec<_> = (0..sets.len()).map(empty).collect();
+    let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
+    // SAFETY: the stream lives.
+    unsafe { control.set_steps(&before, gpu.raw_stream()) }.unwrap();
+    step(&gpu, &mut list, &mut control, RawScalars::default());
+    for ((set, before), found) in sets.iter().zip(before).zip(report(&gpu, &control)) {
+        let config = groups[set.group].config;
+        let expected = config.coeffs(before + 1).unwrap();
+        assert!(same_bits(&found.coeffs, &expected), "{config:?}, step {}: {found:?} {expected:?}", before + 1);
+    }
+    gpu.assert_clean();
+}
+
 /// What the host's rules say of a multiplier.
 fn expected_skip(loss_scale: f32, clip_factor: f32, found_inf: f32) -> Option<SkipReason> {
     if found_inf != 0.0 {
