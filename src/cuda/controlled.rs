@@ -231,15 +231,21 @@ impl DualAdam {
     ///
     /// As [`step_controlled`](Self::step_controlled).
     pub fn prepare(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
-        self.with_addresses(params, grads, Self::prepare_raw)
+        // SAFETY: the addresses are those of the views; what is launched with them later has its own promises.
+        self.with_addresses(params, grads, |optimizer, params, grads| unsafe { optimizer.prepare_raw(params, grads) })
     }
 
-    /// [`prepare`](Self::prepare) over addresses, of which nothing is read or written.
+    /// [`prepare`](Self::prepare) over addresses.
     ///
     /// # Errors
     ///
     /// As [`prepare`](Self::prepare), and what [`TensorList`](super::TensorList) refuses of addresses.
-    pub fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
+    ///
+    /// # Safety
+    ///
+    /// Nothing is read or written there now. But graphs that captured a step before use these buffers from now on: when they are
+    /// launched, all must be as for [`step_controlled_raw`](Self::step_controlled_raw).
+    pub unsafe fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
         if !self.describe_controlled("prepare", params, grads)? {
             return Ok(());
         }

@@ -602,7 +602,8 @@ fn only_optimizers_with_device_control_take_its_calls() {
     // SAFETY: refused before anything is launched.
     let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars::default()) };
     is_refused(step, "step_controlled");
-    is_refused(optimizer.prepare_raw(&params, &grads), "prepare");
+    // SAFETY: as above.
+    is_refused(unsafe { optimizer.prepare_raw(&params, &grads) }, "prepare");
     is_refused(optimizer.report().map(|_| ()), "report");
 
     optimizer.enable_device_control().unwrap();
