@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The translation unit and what it includes, in the order of the source hash.
-const SOURCES: [&str; 4] = ["dual_adam.cu", "pack.cuh", "step.cuh", "update.cuh"];
+const SOURCES: [&str; 5] = ["dual_adam.cu", "control.cuh", "pack.cuh", "step.cuh", "update.cuh"];
 
 /// The oldest architecture of the current compilers. Its PTX becomes the same loop on newer ones.
 pub(crate) const FLAGS: [&str; 2] = ["-std=c++17", "-arch=compute_75"];

@@ -1,5 +1,6 @@
 // The entry points: for each combination of types a flat DualAdam step, a flat plain-Adam step, and a DualAdam step over a list of
 // tensors. <params>_<grads> or, with a 16-bit copy of the new parameters, <params>_<grads>_<copy>.
+// And what runs before lists whose steps are controlled on the device.
 
 #include "step.cuh"
 
@@ -11,10 +12,12 @@
     }
 
 // The sets are read from device memory if sets_device is not null, else from the argument, in place in the constant bank.
+// skips is null where no device control says which sets to leave alone.
 #define LIST_ENTRY(NAME, P, G, C)                                                                                                \
     extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS_PER_SM)                                                           \
-        NAME(const u64 *table, u32 tensors, const StepCoeffs *sets_device, const __grid_constant__ StepSets sets) {              \
-        step_list<P, G, C>(table, tensors, sets_device, sets);                                                                   \
+        NAME(const u64 *table, u32 tensors, const StepCoeffs *sets_device, const u32 *skips,                                     \
+             const __grid_constant__ StepSets sets) {                                                                            \
+        step_list<P, G, C>(table, tensors, sets_device, skips, sets);                                                            \
     }
 
 #define ENTRIES(TYPES, P, G, C)                                                                                                  \
@@ -33,3 +36,21 @@ ENTRIES(f32_f32_bf16, float, float, Bf16)
 ENTRIES(f32_bf16_bf16, float, Bf16, Bf16)
 ENTRIES(f32_f32_f16, float, float, F16)
 ENTRIES(f32_f16_f16, float, F16, F16)
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    prepare_sets(const ControlGroup *groups, const ControlSet *sets, ControlState *states, StepCoeffs *coeffs, u32 *skips, u32 count,
+                 const float *loss_scale, const float *clip_factor, const float *found_inf) {
+    const u32 set = blockIdx.x * BLOCK + threadIdx.x;
+    if (set < count) {
+        const Scalars scalars = {scalar_or(loss_scale, 1.0f), scalar_or(clip_factor, 1.0f), scalar_or(found_inf, 0.0f)};
+        prepare_set(groups, sets[set], scalars, states[set], coeffs[set], skips[set]);
+    }
+}
+
+#define SET_MASTERS_ENTRY(NAME, C)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(BLOCK) NAME(const u64 *table, u32 tensors, const ControlState *states) {        \
+        set_masters<C>(table, tensors, states);                                                                                  \
+    }
+
+SET_MASTERS_ENTRY(set_masters_bf16, Bf16)
+SET_MASTERS_ENTRY(set_masters_f16, F16)

@@ -3,14 +3,16 @@
 
 #pragma once
 
+#include "control.cuh"
 #include "pack.cuh"
 #include "update.cuh"
 
 enum : u32 {
-    BLOCK = 256,       // threads
-    BLOCKS_PER_SM = 6, // at least: 1,536 threads of 40 registers have enough loads in flight; 8 blocks would spill
-    CHUNK = 4096,      // elements of a list that one block serves; a multiple of BLOCK * VEC
-    MAX_SETS = 96,     // coefficient sets that fit beside the other arguments in 4,096 bytes
+    BLOCK = 256,         // threads
+    BLOCKS_PER_SM = 6,   // at least: 1,536 threads of 40 registers have enough loads in flight; 8 blocks would spill
+    CHUNK = 4096,        // elements of a list that one block serves; a multiple of BLOCK * VEC
+    MAX_SETS = 96,       // coefficient sets that fit beside the other arguments in 4,096 bytes
+    MASTERS_BLOCKS = 16, // that set one tensor's masters, once; not tuned on any GPU
 };
 
 struct StepSets {
@@ -143,9 +145,12 @@ __device__ __forceinline__ Buffers<P, G, C> chunk_of(const u64 *table, u64 n, u3
 
 // One chunk a block, blocks = all chunks.
 template <typename P, typename G, typename C>
-__device__ __forceinline__ void step_list(const u64 *table, u32 tensors, const StepCoeffs *sets_device, const StepSets &sets) {
+__device__ __forceinline__ void step_list(const u64 *table, u32 tensors, const StepCoeffs *sets_device, const u32 *skips,
+                                          const StepSets &sets) {
     u32 set;
     const Buffers<P, G, C> b = chunk_of<P, G, C>(table, tensors, set);
+    // Not an empty chunk as well: on sm_75 that takes 20 registers more.
+    if (skips != nullptr && skips[set] != NOT_SKIPPED) return;
     const Layout layout = layout_of(b);
 
     // Not by the choice of an address: the argument would be copied to memory to have one.
@@ -157,4 +162,21 @@ __device__ __forceinline__ void step_list(const u64 *table, u32 tensors, const S
     }
 #pragma unroll 1
     for (u32 unit = threadIdx.x; unit < layout.units; unit += BLOCK) step_unit<true>(b, layout, unit, coeffs);
+}
+
+// Sets the masters of a table's tensors whose first update this is: `param` there, from the parameters, which are `copy`.
+// MASTERS_BLOCKS blocks a tensor.
+template <typename C>
+__device__ __forceinline__ void set_masters(const u64 *table, u64 n, const ControlState *states) {
+    const u32 tensor = blockIdx.x / MASTERS_BLOCKS;
+    const u32 set = reinterpret_cast<const u32 *>(table + 6 * n)[n + tensor];
+    if (states[set].masters != MASTERS_BEING_SET) return;
+
+    const u64 *const field = table + tensor;
+    float *const master = load_address<float>(field);
+    const C *const param = load_address<const C>(field + 4 * n);
+    const u64 len = field[5 * n];
+    const u64 first = u64(blockIdx.x % MASTERS_BLOCKS) * BLOCK + threadIdx.x;
+#pragma unroll 1
+    for (u64 k = first; k < len; k += MASTERS_BLOCKS * BLOCK) master[k] = widen(param[k]);
 }

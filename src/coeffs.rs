@@ -1,4 +1,4 @@
-//! The scalars of one step: the only place where f64 becomes f32.
+//! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device, `kernels/control.cuh`.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -37,6 +37,11 @@ impl Combination {
         found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
     }
 
+    /// The type of the copy that masters keep of the parameters.
+    pub(crate) fn copy(self) -> Option<Dtype> {
+        COMBINATIONS[self.0].2
+    }
+
     pub(crate) fn name(self) -> &'static str {
         COMBINATIONS[self.0].3
     }

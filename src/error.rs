@@ -240,6 +240,34 @@ pub enum Error {
         /// What the call would have to do.
         what: &'static str,
     },
+    /// An address that device control was given is null, misaligned, or overlaps another.
+    #[error("{argument} must {requirement}, got address {address:#x}")]
+    Address {
+        /// What should be there, such as `step of set 3`.
+        argument: String,
+        /// The requirement that failed.
+        requirement: String,
+        /// The address.
+        address: u64,
+    },
+    /// A learning rate lies in the caller's memory, which the library only reads.
+    #[error("the lr of group {group} must not be set here: it is read from the caller's memory, write it there")]
+    CallersLr {
+        /// Position of the group.
+        group: usize,
+    },
+    /// The call is for optimizers whose steps are controlled on the device.
+    #[error("{call} must be called on an optimizer with device control, see enable_device_control")]
+    NoDeviceControl {
+        /// The method.
+        call: &'static str,
+    },
+    /// The driver failed after the step counters on the device had advanced and before all tensors were stepped.
+    #[error(
+        "device control must be set anew before its next use: the driver failed in the middle of a step, and its step \
+         counters no longer fit the tensors"
+    )]
+    Interrupted,
     /// A wgpu device cannot do what is asked of it.
     #[error("{needed_by} needs a device with {limit} of at least {required}, it has {actual}")]
     Limit {

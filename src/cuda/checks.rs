@@ -188,17 +188,24 @@ pub(super) unsafe fn check_stream(kernels: &Kernels, stream: *mut c_void) -> Res
     if context == kernels.context().cu_ctx() { Ok(()) } else { Err(Error::Context { argument: "stream" }) }
 }
 
+/// Whether what is enqueued on a stream goes into a graph.
+///
+/// # Safety
+///
+/// `stream` must be live, and its context current.
+pub(super) unsafe fn is_captured(stream: *mut c_void) -> Result<bool, Error> {
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the caller's stream, and a place for the answer.
+    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
 /// Fails if what is enqueued on a stream would go into a graph.
 ///
 /// # Safety
 ///
 /// `stream` must be live, and its context current.
 pub(super) unsafe fn refuse_capture(stream: *mut c_void, what: &'static str) -> Result<(), Error> {
-    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the caller's stream, and a place for the answer.
-    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
-    match status {
-        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
-        _ => Err(Error::Captured { what }),
-    }
+    // SAFETY: the caller's promise.
+    if unsafe { is_captured(stream) }? { Err(Error::Captured { what }) } else { Ok(()) }
 }

@@ -45,7 +45,16 @@ pub struct Kernels {
 #[derive(Debug)]
 struct Inner {
     functions: [Functions; Combination::COUNT],
+    control: ControlFunctions,
     module: Module,
+}
+
+/// The kernels that run before lists whose steps are controlled on the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ControlFunctions {
+    pub(super) prepare_sets: CUfunction,
+    pub(super) set_masters_bf16: CUfunction,
+    pub(super) set_masters_f16: CUfunction,
 }
 
 /// The kernels of one combination of element types.
@@ -117,7 +126,12 @@ impl Kernels {
         for combination in Combination::all() {
             functions[combination.index()] = module.functions(combination)?;
         }
-        let inner = Arc::new(Inner { functions, module });
+        let control = ControlFunctions {
+            prepare_sets: module.function("prepare_sets")?,
+            set_masters_bf16: module.function("set_masters_bf16")?,
+            set_masters_f16: module.function("set_masters_f16")?,
+        };
+        let inner = Arc::new(Inner { functions, control, module });
         loaded.push(Arc::downgrade(&inner));
         Ok(Self { inner })
     }
@@ -131,6 +145,10 @@ impl Kernels {
 
     pub(super) fn functions(&self, combination: Combination) -> &Functions {
         &self.inner.functions[combination.index()]
+    }
+
+    pub(super) fn control_functions(&self) -> &ControlFunctions {
+        &self.inner.control
     }
 
     /// Makes the kernels' context current for as long as the result lives.

@@ -23,6 +23,9 @@ pub(super) const CHUNK: u64 = 4096;
 /// Coefficient sets that fit beside the other arguments.
 pub(super) const MAX_SETS: usize = 96;
 
+/// Blocks that set one tensor's masters.
+const MASTERS_BLOCKS: u32 = 16;
+
 /// The most blocks that a launch can have.
 pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
 
@@ -108,29 +111,92 @@ fn flat_blocks(len: u64) -> Result<u32, Error> {
     Ok((len.div_ceil(per_block) + 1) as u32)
 }
 
+/// The address of a table and how many tensors it has.
+pub(super) type TableArguments = (u64, u32);
+
+/// Where a list's launches find their coefficient sets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SetsArguments<'a> {
+    /// The sets in device memory; with 0 they travel as an argument, and may be no more than [`MAX_SETS`].
+    pub(super) device: u64,
+    pub(super) by_value: &'a [StepCoeffs],
+    /// The words that say which sets to leave alone, in device memory; 0 for none.
+    pub(super) skips: u64,
+}
+
 /// Launches the list kernel: a block for each chunk of the table.
-///
-/// With `sets_device` 0 the sets travel as an argument; they may be no more than [`MAX_SETS`] then.
 ///
 /// # Safety
 ///
 /// The kernels' context must be current; `table` and the buffers that it names must be as the kernel expects them when it runs, and
-/// `sets_device`, if it is not 0, the address of the sets.
+/// the sets' addresses, where they are not 0, those of the sets and of a word for each.
 pub(super) unsafe fn launch_list(
     function: CUfunction,
     chunks: u32,
-    (mut table, mut tensors): (u64, u32),
-    (mut sets_device, sets): (u64, &[StepCoeffs]),
+    (mut table, mut tensors): TableArguments,
+    mut sets: SetsArguments<'_>,
     stream: *mut c_void,
 ) -> Result<(), Error> {
     let mut by_value = StepSets([StepCoeffs::zeroed(); MAX_SETS]);
-    if sets_device == 0 {
-        by_value.0[..sets.len()].copy_from_slice(sets);
+    if sets.device == 0 {
+        by_value.0[..sets.by_value.len()].copy_from_slice(sets.by_value);
     }
-    let mut arguments =
-        [argument(&mut table), argument(&mut tensors), argument(&mut sets_device), argument(&mut by_value)];
+    let mut arguments = [
+        argument(&mut table),
+        argument(&mut tensors),
+        argument(&mut sets.device),
+        argument(&mut sets.skips),
+        argument(&mut by_value),
+    ];
     // SAFETY: the arguments are those of a list kernel; the caller vouches for the memory behind the addresses.
     unsafe { launch(function, chunks, &mut arguments, stream) }
+}
+
+/// Launches the kernel that prepares the coefficient sets: a thread for each. The addresses are in its arguments' order: the groups,
+/// the sets, their states, their coefficients, their skip words; then loss scale, clip factor and found-inf, 0 for none.
+///
+/// # Safety
+///
+/// The kernels' context must be current, and the memory as the kernel expects it when it runs.
+pub(super) unsafe fn launch_prepare_sets(
+    function: CUfunction,
+    mut memory: [u64; 5],
+    mut count: u32,
+    mut scalars: [u64; 3],
+    stream: *mut c_void,
+) -> Result<(), Error> {
+    let [groups, sets, states, coeffs, skips] = memory.each_mut().map(argument);
+    let [loss_scale, clip_factor, found_inf] = scalars.each_mut().map(argument);
+    let blocks = count.div_ceil(BLOCK);
+    let mut arguments = [groups, sets, states, coeffs, skips, argument(&mut count), loss_scale, clip_factor, found_inf];
+    // SAFETY: the arguments are those of the kernel; the caller vouches for the memory behind the addresses.
+    unsafe { launch(function, blocks, &mut arguments, stream) }
+}
+
+/// Launches the kernel that sets the masters of a table's tensors whose first update this is.
+///
+/// # Safety
+///
+/// As for [`launch_list`]; `states` must be the address of the sets' states.
+pub(super) unsafe fn launch_set_masters(
+    function: CUfunction,
+    (mut table, mut tensors): TableArguments,
+    mut states: u64,
+    stream: *mut c_void,
+) -> Result<(), Error> {
+    let blocks = masters_blocks(tensors)?;
+    let mut arguments = [argument(&mut table), argument(&mut tensors), argument(&mut states)];
+    // SAFETY: as for the other launches.
+    unsafe { launch(function, blocks, &mut arguments, stream) }
+}
+
+/// The blocks that set the masters of so many tensors.
+pub(super) fn masters_blocks(tensors: u32) -> Result<u32, Error> {
+    let limit = MAX_BLOCKS / u64::from(MASTERS_BLOCKS);
+    if u64::from(tensors) > limit {
+        return Err(Error::TooMany { list: "tensors with masters", limit, actual: tensors.into() });
+    }
+    Ok(tensors * MASTERS_BLOCKS)
 }
 
 fn argument<T>(value: &mut T) -> *mut c_void {
@@ -176,6 +242,7 @@ mod tests {
         assert_eq!(value("VEC"), u64::from(VEC));
         assert_eq!(value("CHUNK"), CHUNK);
         assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
+        assert_eq!(value("MASTERS_BLOCKS"), u64::from(MASTERS_BLOCKS));
         assert_eq!(size_of::<StepSets>(), 3840);
     }
 

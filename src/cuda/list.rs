@@ -4,21 +4,25 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
-use crate::{Error, StepCoeffs};
+use crate::{Dtype, Error, StepCoeffs};
 
-use super::checks::{RawTensor, Written, check_stream, refuse_capture};
+use super::checks::{RawTensor, Written, check_stream, is_captured};
+use super::control::{Control, RawScalars};
 use super::driver::check;
 use super::kernels::Kernels;
-use super::launch::{MAX_SETS, launch_list};
+use super::launch::{MAX_SETS, SetsArguments, TableArguments, launch_list, launch_set_masters, masters_blocks};
 use super::memory::DeviceMemory;
 use super::staging::Staging;
-use super::table::Tables;
+use super::table::{Table, Tables};
 
 /// A list of tensors that are stepped together, of any sizes and type combinations, each with its own coefficient set.
 ///
 /// The tensors' descriptors lie in device memory. They are built once; when addresses or sets change, only the changed part travels,
 /// in the order of the step's stream and without waiting for it. A step is one launch per type combination in the list.
 /// Tensors may be empty. One whose gradient has address 0 is left alone, and its other addresses are not looked at.
+///
+/// A CUDA graph that captured a step of the list reads the descriptors when it is launched: it steps the tensors as the device's
+/// descriptors have them then. It may outlive the list: what was captured once is never freed, nor are the kernels unloaded.
 ///
 /// # Example
 ///
@@ -204,37 +208,208 @@ impl TensorList {
         stream: *mut c_void,
         mut launched: impl FnMut(&[usize]),
     ) -> Result<(), Error> {
-        self.check_sets(sets)?;
+        if sets.len() > self.most_sets {
+            let (limit, actual) = (self.most_sets as u64, sets.len() as u64);
+            return Err(Error::TooMany { list: "sets", limit, actual });
+        }
+        self.check_sets(sets.len())?;
         let _current = self.kernels.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { check_stream(&self.kernels, stream) }?;
+        let is_captured = unsafe { self.check_stream(stream) }?;
         // SAFETY: the caller's promise.
-        let sets_device = unsafe { self.send_changes(sets, stream) }?;
+        let device = unsafe { self.send_changes(sets, stream, is_captured) }?;
+        self.keep_if(is_captured);
+        let sets = SetsArguments { device, by_value: sets, skips: 0 };
         for table in &self.tables.tables {
-            if table.chunks > 0 {
-                let function = self.kernels.functions(table.combination).list;
-                let descriptors = (self.memory.address() + table.start as u64, table.members.len() as u32);
-                // SAFETY: the table is as the kernel expects it once the copies before have run; the caller vouches for the buffers.
-                unsafe { launch_list(function, table.chunks, descriptors, (sets_device, sets), stream) }?;
-            }
+            // SAFETY: the table is as the kernel expects it once the copies before have run; the caller vouches for the buffers.
+            unsafe { self.launch(table, sets, stream) }?;
             launched(&table.members);
         }
         Ok(())
     }
 
-    fn check_sets(&self, sets: &[StepCoeffs]) -> Result<(), Error> {
-        if sets.len() > self.most_sets {
-            let (limit, actual) = (self.most_sets as u64, sets.len() as u64);
-            return Err(Error::TooMany { list: "sets", limit, actual });
+    /// One DualAdam step whose coefficients, counters and skipping are the device's affair, enqueued on `stream`: `control` has the
+    /// sets that the tensors name, `scalars` is what else steers the step.
+    ///
+    /// A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the
+    /// bits of [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled), where the multiplier is
+    /// clip factor / loss scale. A set whose step cannot be made is skipped instead: no byte of its tensors nor its counter
+    /// changes, and [`Control::report`] says why. [`SkipReason`](super::SkipReason) lists the reasons.
+    ///
+    /// The call does not read from the device or allocate, and waits only as [`step_raw`](Self::step_raw) does. A step of unchanged
+    /// addresses and sets can be captured in a CUDA graph, whose launches go on counting. The graph keeps the addresses in
+    /// `scalars`; lr, configs and counters it reads when it is launched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Index`] for a tensor whose set is not in `control`, [`Error::Context`] for a control or a stream of another context,
+    /// [`Error::Address`] for a scalar that is not aligned to 4 bytes, [`Error::Interrupted`], [`Error::Captured`] for what cannot
+    /// be captured. Nothing is launched then.
+    /// [`Error::Driver`] if the driver refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were
+    /// prepared by then, counters have advanced of tensors that were not stepped, and `control` refuses to go on with
+    /// [`Error::Interrupted`] until [`Control::set_steps`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`step_raw`](Self::step_raw), also for each time that a graph with this step is launched; and
+    ///
+    /// - the addresses in `scalars`, and those that `control` was given, are device memory of the kernels' context until the work has
+    ///   run, which nothing in the list writes.
+    /// - The uses of one control are ordered among each other. One list has it at a time: a step advances all its counters.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels, RawScalars, RawTensor, TensorList};
+    /// # use dualadam::DualAdamConfig;
+    /// # fn example(kernels: Kernels, tensors: [RawTensor; 2], found_inf: u64) -> Result<(), dualadam::Error> {
+    /// let stream = std::ptr::null_mut();
+    /// let mut list = TensorList::new(&kernels, &tensors)?; // of sets 0 and 1
+    /// let group = ControlGroup { config: DualAdamConfig::default(), lr: None };
+    /// let set = ControlSet { group: 0, step: None };
+    /// let mut control = Control::new(&kernels, &[group], &[set; 2])?;
+    /// let scalars = RawScalars { found_inf, ..RawScalars::default() };
+    /// // SAFETY: the addresses are live memory of their types, which nothing else uses meanwhile.
+    /// unsafe {
+    ///     list.step_controlled(&mut control, &scalars, stream)?;
+    ///     assert_eq!(control.report(stream)?[0].step, 1);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub unsafe fn step_controlled(
+        &mut self,
+        control: &mut Control,
+        scalars: &RawScalars,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        self.check_control(control, scalars)?;
+        let has_gradient = |tensor: &&RawTensor| tensor.grads.address != 0;
+        control.set_active(self.tensors.iter().filter(has_gradient).map(|tensor| tensor.set));
+        // SAFETY: the caller's promise.
+        unsafe { self.step_active(control, scalars, false, stream) }
+    }
+
+    /// Checks all that [`step_active`](Self::step_active) relies on, but for the stream.
+    pub(super) fn check_control(&self, control: &Control, scalars: &RawScalars) -> Result<(), Error> {
+        control.check(&self.kernels)?;
+        scalars.check()?;
+        self.check_sets(control.len())
+    }
+
+    /// [`step_controlled`](Self::step_controlled) of the control's active sets. With `set_masters`, the masters of tensors whose
+    /// states say so are set first.
+    ///
+    /// # Safety
+    ///
+    /// As for [`step_controlled`](Self::step_controlled), and [`check_control`](Self::check_control) must have been passed.
+    pub(super) unsafe fn step_active(
+        &mut self,
+        control: &mut Control,
+        scalars: &RawScalars,
+        set_masters: bool,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        let _current = self.kernels.enter()?;
+        // SAFETY: the caller's promise.
+        let is_captured = unsafe { self.send_active(control, stream) }?;
+        if set_masters {
+            self.tables.tables.iter().try_for_each(|table| masters_blocks(table.members.len() as u32).map(|_| ()))?;
         }
-        if self.last_set < sets.len() {
+        self.keep_if(is_captured);
+        control.keep_if(is_captured);
+        // SAFETY: the caller's promise.
+        unsafe { control.launch(scalars, stream) }?;
+        // SAFETY: the caller's promise; the sets are prepared by then.
+        let launched = unsafe { self.launch_prepared(control, set_masters, stream) };
+        if launched.is_err() && !is_captured {
+            control.interrupt();
+        }
+        launched
+    }
+
+    /// Sends what the device lacks of the list and of the control. Returns whether the stream is being captured.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be live, and the kernels' context current.
+    pub(super) unsafe fn send_active(&mut self, control: &mut Control, stream: *mut c_void) -> Result<bool, Error> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let is_captured = self.check_stream(stream)?;
+            control.send_active(stream, is_captured)?;
+            self.send_changes(&[], stream, is_captured)?;
+            Ok(is_captured)
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`step_active`](Self::step_active).
+    unsafe fn launch_prepared(&self, control: &Control, set_masters: bool, stream: *mut c_void) -> Result<(), Error> {
+        let functions = self.kernels.control_functions();
+        for table in self.tables.tables.iter().filter(|table| set_masters && table.chunks > 0) {
+            let function = match table.combination.copy() {
+                Some(Dtype::Bf16) => functions.set_masters_bf16,
+                Some(Dtype::F16) => functions.set_masters_f16,
+                Some(Dtype::F32) | None => continue,
+            };
+            // SAFETY: as below.
+            unsafe { launch_set_masters(function, self.descriptors(table), control.states(), stream) }?;
+        }
+        let sets = SetsArguments { device: control.coeffs(), by_value: &[], skips: control.skips() };
+        // SAFETY: the tables are as the kernels expect them once the copies before have run, and so are the sets; the caller vouches
+        // for the buffers.
+        self.tables.tables.iter().try_for_each(|table| unsafe { self.launch(table, sets, stream) })
+    }
+
+    /// # Safety
+    ///
+    /// As for [`launch_list`].
+    unsafe fn launch(&self, table: &Table, sets: SetsArguments<'_>, stream: *mut c_void) -> Result<(), Error> {
+        if table.chunks == 0 {
             return Ok(());
         }
-        let mut found = self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.set >= sets.len());
+        let function = self.kernels.functions(table.combination).list;
+        // SAFETY: the caller's promise.
+        unsafe { launch_list(function, table.chunks, self.descriptors(table), sets, stream) }
+    }
+
+    fn descriptors(&self, table: &Table) -> TableArguments {
+        (self.memory.address() + table.start as u64, table.members.len() as u32)
+    }
+
+    /// Checks that the stream is of the kernels' context, which must be current. Returns whether it is being captured.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be live.
+    unsafe fn check_stream(&self, stream: *mut c_void) -> Result<bool, Error> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            check_stream(&self.kernels, stream)?;
+            is_captured(stream)
+        }
+    }
+
+    fn keep_if(&mut self, is_captured: bool) {
+        if is_captured {
+            self.memory.keep();
+        }
+    }
+
+    /// Whether a graph may have captured a step of the list.
+    pub(super) fn was_captured(&self) -> bool {
+        self.memory.is_kept()
+    }
+
+    fn check_sets(&self, len: usize) -> Result<(), Error> {
+        if self.last_set < len {
+            return Ok(());
+        }
+        let mut found = self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.set >= len);
         match found.next() {
-            Some((tensor, &RawTensor { set, .. })) => {
-                Err(Error::Index { tensor, index: "set", len: sets.len(), value: set })
-            }
+            Some((tensor, &RawTensor { set, .. })) => Err(Error::Index { tensor, index: "set", len, value: set }),
             None => Ok(()),
         }
     }
@@ -244,13 +419,20 @@ impl TensorList {
     /// # Safety
     ///
     /// `stream` must be live, and the kernels' context current.
-    unsafe fn send_changes(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<u64, Error> {
+    unsafe fn send_changes(
+        &mut self,
+        sets: &[StepCoeffs],
+        stream: *mut c_void,
+        is_captured: bool,
+    ) -> Result<u64, Error> {
         let too_many = sets.len() > MAX_SETS;
         if !too_many && !self.tables.have_changes() {
             return Ok(0);
         }
-        // SAFETY: the caller's promise.
-        unsafe { refuse_capture(stream, "a list's step with new addresses or sets, or with more than 96 sets,") }?;
+        if is_captured {
+            let what = "a list's step with new addresses or sets, or with more than 96 sets,";
+            return Err(Error::Captured { what });
+        }
         let (tables, tensors, memory) = (&self.tables, &self.tensors, self.memory.address());
         let copy = |from: &[u8], to: usize| {
             // SAFETY: the memory has room there, and the slot is kept as it is until the copy has ended.

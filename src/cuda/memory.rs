@@ -10,11 +10,12 @@ use crate::Error;
 use super::driver::check;
 use super::kernels::Kernels;
 
-/// Memory on the device, freed when dropped. No bytes are no memory: the address is 0 then.
+/// Memory on the device, freed when dropped, unless a graph may use it. No bytes are no memory: the address is 0 then.
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     kernels: Kernels,
     address: u64,
+    is_kept: bool,
 }
 
 impl DeviceMemory {
@@ -26,7 +27,20 @@ impl DeviceMemory {
             // SAFETY: `address` is where the driver may write the address.
             check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, bytes) })?;
         }
-        Ok(Self { kernels: kernels.clone(), address })
+        Ok(Self { kernels: kernels.clone(), address, is_kept: false })
+    }
+
+    /// Never frees it, nor unloads the kernels: a graph that was captured with its address may be launched at any later time.
+    pub(super) fn keep(&mut self) {
+        if !self.is_kept {
+            self.is_kept = true;
+            std::mem::forget(self.kernels.clone());
+        }
+    }
+
+    /// Whether [`keep`](Self::keep) was called.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// Fills the first bytes with zeros, in the order of `stream`. The context must be current.
@@ -46,7 +60,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        if self.address != 0 {
+        if self.address != 0 && !self.is_kept {
             finish_and(&self.kernels, || {
                 // SAFETY: allocated in this context, and nothing uses it any more.
                 let _ = unsafe { sys::cuMemFree_v2(self.address) };
@@ -114,7 +128,7 @@ fn finish_and(kernels: &Kernels, free: impl FnOnce()) {
 /// # Safety
 ///
 /// The context and the stream must be the kernels', and `to` must have room for the values.
-pub(super) unsafe fn upload(to: u64, values: &[f32], stream: *mut c_void) -> Result<(), Error> {
+pub(super) unsafe fn upload<T: bytemuck::Pod>(to: u64, values: &[T], stream: *mut c_void) -> Result<(), Error> {
     if values.is_empty() {
         return Ok(());
     }

@@ -3,15 +3,36 @@
 //! - [`step`] and [`step_with_copy`] take one tensor's flat buffers as cudarc's views, [`Kernels::step_raw`] as plain addresses.
 //! - [`TensorList`] serves any number of tensors of mixed types, each with its own coefficient set, in one launch per type combination.
 //! - [`DualAdam`] owns the moments and counts the steps.
+//! - [`Control`] keeps learning rates and step counters in device memory, for steps that the device steers: see below.
 //!
 //! A step is enqueued on a stream, the caller's, and returns at once: nothing waits for the device. The result has the bits of the
 //! [`cpu`](crate::cpu) backend (NaNs as a class), whatever the grouping into lists, the alignment or the launch.
+//!
+//! # Control on the device
+//!
+//! With mixed precision, or in a CUDA graph, the host does not know what the step will be: the loss scale, the clip factor and whether
+//! the gradients are finite are computed on the device, and a graph is launched many times with the arguments of its capture. So
+//! [`TensorList::step_controlled`] and [`DualAdam::step_controlled`] let the device form the coefficients. A kernel with one thread for
+//! each coefficient set reads the set's counter, its group's hyperparameters and lr, and the caller's scalars; it does in f64 what
+//! [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) does, checks included, with the same operations in the same
+//! order, so that the bits are the same. It writes the coefficients that the list kernels read, and advances the counter; or it
+//! writes that the set is skipped, and leaves the counter. Nothing is read back, and nothing waits. [`Control::report`], or
+//! [`DualAdam::report`], tells afterwards what was skipped, and why.
+//!
+//! - The scalars are the caller's, such as torch's `grad_scale` and `found_inf`; any may be missing. Counters (u64) and learning rates
+//!   (f32 or f64) may lie in memory of the caller's too. The library does not look for infinities itself.
+//! - A graph keeps addresses, not values: new values are written into device memory between its launches, with [`Control::set_lr`]
+//!   or by the caller.
+//! - Memory that was captured is never freed, and the kernels stay loaded until the process ends: a graph may outlive the list, the
+//!   control or the optimizer. What it does to the caller's buffers is the caller's to order, as for any step.
 //!
 //! Nothing is needed to build this but Rust; libcuda is looked for when [`Kernels`] are made, and its absence is
 //! [`Error::NoDriver`](crate::Error::NoDriver). Every failure of the driver is an [`Error`](crate::Error) with its code. After one that
 //! says that the device is lost, such as an illegal address, every later call fails in the same way, as the driver lays down.
 
 mod checks;
+mod control;
+mod controlled;
 mod driver;
 mod kernels;
 mod launch;
@@ -24,6 +45,8 @@ mod table;
 mod tensor;
 
 pub use checks::{RawBuffer, RawTensor};
+pub use control::{Control, ControlGroup, ControlSet, RawLr, RawScalars, SetReport, SkipReason};
+pub use controlled::Scalars;
 pub use cudarc;
 pub use kernels::Kernels;
 pub use list::TensorList;

@@ -13,6 +13,8 @@ use crate::owner;
 use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
 
 use super::checks::{RawBuffer, RawTensor, check_own_stream, check_stream, refuse_capture};
+use super::control::RawScalars;
+use super::controlled::DeviceControl;
 use super::driver::{self, Held};
 use super::kernels::Kernels;
 use super::list::TensorList;
@@ -52,34 +54,36 @@ const ALIGN: usize = 64;
 #[derive(Debug)]
 pub struct DualAdam {
     /// The tensors as their last step had them. Dropped before the memory that it names.
-    list: Option<TensorList>,
+    pub(super) list: Option<TensorList>,
     /// The same tensors as the step under way has them.
-    next: Vec<RawTensor>,
-    groups: Vec<DualAdamConfig>,
-    tensors: Vec<Tensor>,
-    moments: Moments,
+    pub(super) next: Vec<RawTensor>,
+    pub(super) groups: Vec<DualAdamConfig>,
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) moments: Moments,
+    /// What counts the steps in place of the tensors, where that is the device's affair.
+    pub(super) control: Option<DeviceControl>,
     sets: Sets,
     raw_params: Vec<RawBuffer>,
     raw_grads: Vec<Option<RawBuffer>>,
-    kernels: Kernels,
-    stream: Held<CudaStream>,
+    pub(super) kernels: Kernels,
+    pub(super) stream: Held<CudaStream>,
 }
 
-/// What is known of a tensor on the host.
+/// What is known of a tensor on the host. With device control, the step and whether the masters are set are only known there.
 #[derive(Debug)]
-struct Tensor {
+pub(super) struct Tensor {
     len: usize,
-    group: usize,
-    step: u64,
+    pub(super) group: usize,
+    pub(super) step: u64,
     /// Where its arrays begin, in bytes after the moments' and the masters' start.
     moments_at: u64,
-    master_at: Option<u64>,
-    master_is_set: bool,
+    pub(super) master_at: Option<u64>,
+    pub(super) master_is_set: bool,
 }
 
 /// The device memory of all tensors' arrays.
 #[derive(Debug)]
-struct Moments {
+pub(super) struct Moments {
     exp_avg: DeviceMemory,
     exp_avg_sq: DeviceMemory,
     masters: DeviceMemory,
@@ -186,6 +190,7 @@ impl DualAdam {
             groups: groups.to_vec(),
             tensors,
             moments,
+            control: None,
             sets: Sets::default(),
             raw_params: vec![],
             raw_grads: vec![],
@@ -254,6 +259,20 @@ impl DualAdam {
         grads: &[Option<Grads<'_>>],
         grad_multiplier: f64,
     ) -> Result<(), Error> {
+        // SAFETY: that is what the addresses are made for.
+        self.with_addresses(params, grads, |optimizer, params, grads| unsafe {
+            optimizer.step_raw(params, grads, grad_multiplier)
+        })
+    }
+
+    /// Does something with the buffers' addresses: enqueues on the optimizer's stream what updates these parameters with these
+    /// gradients, or nothing.
+    pub(super) fn with_addresses(
+        &mut self,
+        params: &mut [ParamsMut<'_>],
+        grads: &[Option<Grads<'_>>],
+        work: impl FnOnce(&mut Self, &[RawBuffer], &[Option<RawBuffer>]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.check_views(params, grads)?;
         let _current = self.kernels.enter()?;
         let stream = self.stream.clone();
@@ -279,9 +298,9 @@ impl DualAdam {
         }
         // What could not be ordered is only noted there.
         let ordered = stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error));
-        // SAFETY: the views are buffers of their types and of the tensors' lengths in the kernels' context. They are borrowed now, and
+        // The views are buffers of their types and of the tensors' lengths in the kernels' context. They are borrowed now, and
         // cudarc orders later uses after this work, and their end as well.
-        let stepped = ordered.and_then(|()| unsafe { self.step_raw(&raw_params, &raw_grads, grad_multiplier) });
+        let stepped = ordered.and_then(|()| work(self, &raw_params, &raw_grads));
         drop(guards);
         (self.raw_params, self.raw_grads) = (raw_params, raw_grads);
         stepped
@@ -321,8 +340,16 @@ impl DualAdam {
         grads: &[Option<RawBuffer>],
         grad_multiplier: f64,
     ) -> Result<(), Error> {
+        if self.control.is_some() {
+            if grad_multiplier != 1.0 {
+                let requirement = "be 1 with device control, which takes loss scale and clip factor from the device";
+                return Err(Error::Value { name: "grad_multiplier", requirement, value: grad_multiplier });
+            }
+            // SAFETY: the caller's promise.
+            return unsafe { self.step_controlled_raw(params, grads, &RawScalars::default()) };
+        }
         owner::check_counts(self.tensors.len(), params.len(), grads.len())?;
-        self.prepare(params, grads, grad_multiplier)?;
+        self.prepare_step(params, grads, grad_multiplier)?;
         if self.sets.coeffs.is_empty() {
             return Ok(());
         }
@@ -340,12 +367,37 @@ impl DualAdam {
         };
         // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
         // one stream.
-        unsafe { list.step_groups(&self.sets.coeffs, stream, count) }
+        let stepped = unsafe { list.step_groups(&self.sets.coeffs, stream, count) };
+        self.keep_what_was_captured();
+        stepped
+    }
+
+    /// Never frees the moments if a graph may use them.
+    pub(super) fn keep_what_was_captured(&mut self) {
+        if self.list.as_ref().is_some_and(TensorList::was_captured) {
+            self.moments.keep();
+        }
     }
 
     /// Checks everything and brings the list up to date. Nothing is launched, and the host's state stays as it is.
-    fn prepare(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>], multiplier: f64) -> Result<(), Error> {
+    fn prepare_step(
+        &mut self,
+        params: &[RawBuffer],
+        grads: &[Option<RawBuffer>],
+        multiplier: f64,
+    ) -> Result<(), Error> {
         self.sets.clear();
+        self.describe(params, grads)?;
+        for ((tensor, next), grads) in self.tensors.iter().zip(&mut self.next).zip(grads) {
+            if grads.is_some() {
+                next.set = self.sets.index(&self.groups, tensor.group, tensor.step + 1, multiplier)?;
+            }
+        }
+        if self.sets.coeffs.is_empty() { Ok(()) } else { self.update_list() }
+    }
+
+    /// Describes the tensors as the step under way has them, but for the sets of those that have a gradient.
+    pub(super) fn describe(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
         if self.next.is_empty() {
             self.next = self.tensors.iter().zip(params).map(|(tensor, params)| tensor.left_alone(*params)).collect();
         }
@@ -357,14 +409,11 @@ impl DualAdam {
                 None => (next.grads.address, next.set) = (0, 0),
             }
         }
-        for ((tensor, next), grads) in self.tensors.iter().zip(&mut self.next).zip(grads) {
-            if grads.is_some() {
-                next.set = self.sets.index(&self.groups, tensor.group, tensor.step + 1, multiplier)?;
-            }
-        }
-        if self.sets.coeffs.is_empty() {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Makes the list that of the tensors as they are described.
+    pub(super) fn update_list(&mut self) -> Result<(), Error> {
         match &mut self.list {
             Some(list) if list.has_types_of(&self.next) => list.update(&self.next),
             list => {
@@ -409,7 +458,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config. With device
+    /// control, [`Error::Captured`] and [`Error::Driver`], as for [`Control::set_lr`](super::Control::set_lr).
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
         self.set_config(group, self.config(group)?.with_lr(lr))
     }
@@ -418,8 +468,15 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
+    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid. With device control,
+    /// [`Error::Captured`] and [`Error::Driver`], as for [`Control::set_config`](super::Control::set_config).
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
+        owner::at("group", &self.groups, group)?;
+        config.validate()?;
+        if let Some(control) = &mut self.control {
+            // SAFETY: the stream lives as long as the optimizer, whose work is all there.
+            unsafe { control.set_config(group, config, raw(&self.stream)) }?;
+        }
         owner::set_config(&mut self.groups, group, config)
     }
 
@@ -432,13 +489,19 @@ impl DualAdam {
         owner::at("group", &self.groups, group).copied()
     }
 
-    /// The updates that a tensor has had.
+    /// The updates that a tensor has had. With device control this waits for the steps so far.
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such tensor.
+    /// [`Error::Position`] if there is no such tensor. With device control, [`Error::Captured`], [`Error::Interrupted`] and
+    /// [`Error::Driver`], as for [`Control::steps`](super::Control::steps).
     pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
-        owner::at("tensor", &self.tensors, tensor).map(|tensor| tensor.step)
+        let step = owner::at("tensor", &self.tensors, tensor)?.step;
+        match &self.control {
+            // SAFETY: the stream lives as long as the optimizer.
+            Some(control) => Ok(unsafe { control.steps(raw(&self.stream)) }?[tensor]),
+            None => Ok(step),
+        }
     }
 
     /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
@@ -449,42 +512,64 @@ impl DualAdam {
     /// # Errors
     ///
     /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
-    /// [`Error::Value`] if `exp_avg_sq` has a negative element. [`Error::Driver`] for what the driver reports; the tensor's moments
+    /// [`Error::Value`] if `exp_avg_sq` has a negative element; [`Error::Captured`] if the optimizer's stream is being captured.
+    /// [`Error::Driver`] for what the driver reports; the tensor's moments
     /// may be those of before or the new ones then, and its step is that of before.
     pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
         let len = owner::at("tensor", &self.tensors, tensor)?.len;
         owner::check_moments(tensor, len, exp_avg, exp_avg_sq)?;
         let state = &mut self.tensors[tensor];
         let _current = self.kernels.enter()?;
-        self.moments.upload(state, exp_avg, exp_avg_sq, raw(&self.stream))?;
-        state.step = step;
-        Ok(())
+        let stream = raw(&self.stream);
+        // SAFETY: the stream lives as long as the optimizer.
+        unsafe { refuse_capture(stream, "new moments") }?;
+        self.moments.upload(state, exp_avg, exp_avg_sq, stream)?;
+        match &mut self.control {
+            // SAFETY: as above, and the optimizer's work is all there.
+            Some(control) => unsafe { control.set_step(tensor, step, stream) },
+            None => {
+                state.step = step;
+                Ok(())
+            }
+        }
     }
 
     /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads it from the device.
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`] for what the driver reports, also of the steps before.
+    /// [`Error::Driver`] for what the driver reports, also of the steps before; [`Error::Captured`] if the optimizer's stream is being
+    /// captured; [`Error::Interrupted`] if a controlled step failed in the middle.
     pub fn state(&self) -> Result<State, Error> {
         let _current = self.kernels.enter()?;
         let stream = raw(&self.stream);
+        // SAFETY: the stream lives as long as the optimizer.
+        unsafe { refuse_capture(stream, "reading the state") }?;
+        let counted = match &self.control {
+            // SAFETY: as above.
+            Some(control) => Some(unsafe { control.steps_and_masters(stream) }?),
+            None => None,
+        };
         let read = |memory: &DeviceMemory, at: u64, len: usize| {
             // SAFETY: the tensor's arrays have that place and length, and the stream lives.
             unsafe { download::<f32>(memory.address() + at, len, stream) }
         };
-        let tensor = |tensor: &Tensor| {
+        let tensor = |(index, tensor): (usize, &Tensor)| {
+            let (step, master_is_set) = match &counted {
+                Some(counted) => (counted[index].0, tensor.master_at.is_some() && counted[index].1),
+                None => (tensor.step, tensor.master_is_set),
+            };
             let master = tensor.master_at.map(|at| read(&self.moments.masters, at, tensor.len));
             Ok(TensorState {
                 group: tensor.group,
-                step: tensor.step,
+                step,
                 exp_avg: read(&self.moments.exp_avg, tensor.moments_at, tensor.len)?,
                 exp_avg_sq: read(&self.moments.exp_avg_sq, tensor.moments_at, tensor.len)?,
                 master: master.transpose()?,
-                master_is_set: tensor.master_is_set,
+                master_is_set,
             })
         };
-        let tensors = self.tensors.iter().map(tensor).collect::<Result<_, Error>>()?;
+        let tensors = self.tensors.iter().enumerate().map(tensor).collect::<Result<_, Error>>()?;
         Ok(State { groups: self.groups.clone(), tensors })
     }
 
@@ -511,7 +596,11 @@ impl DualAdam {
         let state = State::load(path)?;
         let own = State::new(&self.groups, &self.layout())?;
         own.check_layout(&state).map_err(|problem| Error::State { path: path.to_owned(), problem })?;
-        *self = Self::from_state(&self.kernels, &self.stream, &state)?;
+        let mut loaded = Self::from_state(&self.kernels, &self.stream, &state)?;
+        if self.control.is_some() {
+            loaded.enable_device_control()?;
+        }
+        *self = loaded;
         Ok(())
     }
 
@@ -559,6 +648,11 @@ impl Moments {
         Ok(described)
     }
 
+    /// Never frees the memory: a graph may use it.
+    fn keep(&mut self) {
+        [&mut self.exp_avg, &mut self.exp_avg_sq, &mut self.masters].into_iter().for_each(DeviceMemory::keep);
+    }
+
     /// Fills a tensor's moments, in the order of the stream. The context must be current.
     fn upload(&self, tensor: &Tensor, exp_avg: &[f32], exp_avg_sq: &[f32], stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: the tensor's moments have these places and lengths, and the stream is the optimizer's.
@@ -601,7 +695,7 @@ fn zeros(kernels: &Kernels, stream: &CudaStream, bytes: usize) -> Result<DeviceM
     Ok(memory)
 }
 
-fn raw(stream: &CudaStream) -> *mut c_void {
+pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
     stream.cu_stream().cast()
 }
 

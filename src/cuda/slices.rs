@@ -115,7 +115,7 @@ fn flat<P: Element, G: Element, C: Element>(
 }
 
 /// Fails unless a view has the length and is memory of the kernels' context that cudarc orders with the work of `stream`.
-fn check_view<T>(
+pub(super) fn check_view<T>(
     kernels: &Kernels,
     stream: &CudaStream,
     buffer: &'static str,

@@ -1,7 +1,8 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Error};
 
 use std::ptr;
@@ -10,8 +11,10 @@ use stand_in_cuda::client::StandIn;
 
 use crate::bodies::bad_input;
 use crate::bodies::buffers::{COMBINATIONS, Device, Host};
+use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;
 use crate::bodies::gpu::{Gpu, Memory, set_current};
+use crate::bodies::graphs::{capture, step_on};
 use crate::bodies::owner::{self, Model};
 use crate::common::data::Inputs;
 
@@ -22,6 +25,7 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     the_owner_stays_consistent_at_every_failing_call,
     steps_that_cannot_be_ordered_are_not_launched,
     the_last_kernels_wait_for_their_launches,
+    kernels_in_a_graph_stay_loaded,
     a_lost_device_stays_an_error,
     drivers_that_cannot_do_it_are_refused,
     the_current_context_is_restored_when_all_is_dropped,
@@ -37,14 +41,14 @@ pub(crate) fn gpu() -> Gpu {
     Gpu::new(Some(start()))
 }
 
-fn stand_in(gpu: &Gpu) -> &StandIn {
+pub(crate) fn stand_in(gpu: &Gpu) -> &StandIn {
     gpu.stand_in.as_ref().unwrap()
 }
 
 /// Launch failed.
-const CODE: i32 = 719;
+pub(crate) const CODE: i32 = 719;
 
-fn is_of_the_driver(error: &Error) -> bool {
+pub(crate) fn is_of_the_driver(error: &Error) -> bool {
     let (code, name) = match error {
         Error::Driver { code, name, .. } | Error::Ptx { code, name, .. } => (code, name),
         _ => return false,
@@ -53,7 +57,7 @@ fn is_of_the_driver(error: &Error) -> bool {
 }
 
 /// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
-fn at_each_call<W>(
+pub(crate) fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
     of: impl Fn(&W) -> &Gpu,
     mut work: impl FnMut(&mut W) -> Result<(), Error>,
@@ -314,6 +318,20 @@ fn the_last_kernels_wait_for_their_launches() {
     let stand_in = stand_in.as_ref().unwrap();
     assert_eq!((stand_in.pending(), stand_in.live("module")), (0, 0));
     drop(device);
+}
+
+/// Nor must code that a graph may run again.
+fn kernels_in_a_graph_stay_loaded() {
+    let gpu = self::gpu();
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+    });
+    drop(run);
+    let Gpu { stand_in, context: _context, stream: _stream, kernels } = gpu;
+    drop(kernels);
+    assert_eq!(stand_in.as_ref().unwrap().live("module"), 1);
+    drop(graph);
 }
 
 fn a_lost_device_stays_an_error() {

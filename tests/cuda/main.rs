@@ -12,6 +12,8 @@ mod bodies;
 mod common;
 #[cfg(target_os = "linux")]
 mod failures;
+#[cfg(target_os = "linux")]
+mod interrupted;
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -31,7 +33,8 @@ fn main() {
             Ok(())
         })
     };
-    let trials = bodies::all().into_iter().map(on_the_stand_in).chain(failures::TESTS.iter().map(failing));
+    let with_failures = failures::TESTS.iter().chain(interrupted::TESTS);
+    let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.map(failing));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 

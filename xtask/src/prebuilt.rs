@@ -24,7 +24,9 @@ const WHEELS: [&str; 6] = [
 ];
 const COMPILER: &str = "13.0.88";
 const ARCHITECTURES: [&str; 4] = ["sm_75", "sm_80", "sm_90", "sm_100"];
-const ENTRIES: usize = 33;
+const ENTRIES: usize = 36;
+/// Entries that step no tensor, and have nothing to move in 16-byte pieces.
+const WITHOUT_STEP: [&str; 3] = ["prepare_sets", "set_masters_bf16", "set_masters_f16"];
 const MOST_REGISTERS: u32 = 64;
 
 /// Makes the PTX and its manifest, and writes them or, with `check`, compares them with those that are there.
@@ -143,7 +145,8 @@ impl Entry {
             loads_128: count(" LDG.E.128"),
             stores_128: count(" STG.E.128"),
         };
-        ensure!(entry.loads_128 > 0 && entry.stores_128 > 0, "{name} has no 16-byte loads or stores");
+        let steps = !WITHOUT_STEP.contains(&name);
+        ensure!(!steps || entry.loads_128 > 0 && entry.stores_128 > 0, "{name} has no 16-byte loads or stores");
         ensure!(
             count(" LDL") + count(" STL") + count(" LD.E") + count(" ST.E") == 0,
             "{name} has local or generic accesses"

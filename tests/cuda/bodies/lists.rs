@@ -195,13 +195,16 @@ fn unchanged_lists_only_launch(gpu: &Gpu) {
     model.step(&sets);
     gpu.context.synchronize().unwrap();
     // Of three combinations one has an empty tensor only.
-    gpu.calling_only(&[("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3)], || {
-        for _ in 0..3 {
-            list.update(&raw).unwrap();
-            step(gpu, &mut list, &sets);
-            model.step(&sets);
-        }
-    });
+    gpu.calling_only(
+        &[("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3), ("cuStreamIsCapturing", 3)],
+        || {
+            for _ in 0..3 {
+                list.update(&raw).unwrap();
+                step(gpu, &mut list, &sets);
+                model.step(&sets);
+            }
+        },
+    );
     if let Some(stand_in) = &gpu.stand_in {
         assert_eq!(stand_in.pending(), 6);
     }

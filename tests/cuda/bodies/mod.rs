@@ -10,8 +10,10 @@ macro_rules! bodies {
 
 pub(crate) mod bad_input;
 pub(crate) mod buffers;
+pub(crate) mod control;
 pub(crate) mod flat;
 pub(crate) mod gpu;
+pub(crate) mod graphs;
 pub(crate) mod large;
 mod lists;
 pub(crate) mod owner;
@@ -33,6 +35,8 @@ pub(crate) fn all() -> Vec<Body> {
         owner::TESTS,
         streams::TESTS,
         repeats::TESTS,
+        control::TESTS,
+        graphs::TESTS,
         large::TESTS,
         bad_input::TESTS,
     ];

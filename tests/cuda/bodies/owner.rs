@@ -203,7 +203,10 @@ fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
     };
     (0..3).for_each(|_| step());
     // The entries' context is current already, and is only asked for.
-    gpu.calling_only(&[("cuCtxGetCurrent", 2), ("cuLaunchKernel", 1), ("cuStreamGetCtx", 1)], step);
+    gpu.calling_only(
+        &[("cuCtxGetCurrent", 2), ("cuLaunchKernel", 1), ("cuStreamGetCtx", 1), ("cuStreamIsCapturing", 1)],
+        step,
+    );
     assert_eq!(optimizer.step_of(2).unwrap(), 4);
 }
 

@@ -228,6 +228,37 @@ fn float_arithmetic_rounds_once_to_nearest_even() {
     assert_eq!(eval_f64("add.rn.f64 %g7, %g0, 0d3FF0000000000000;", &[d(2.0)]), d(3.0));
 }
 
+/// Results that lie between two doubles, next to a tie or at one, by their exact bits.
+#[test]
+fn double_precision_is_rounded_to_nearest_even() {
+    let near_1 = |ulps: i64| 0x3ff0_0000_0000_0000_u64.wrapping_add_signed(ulps);
+    // (1 + 2^-52)² = 1 + 2^-51 + 2^-104; (1 + 2^-52)(1 - 2^-53) = 1 + 2^-53 - 2^-105, just below a tie.
+    assert_eq!(eval_f64("mul.rn.f64 %g7, %g0, %g1;", &[near_1(1), near_1(1)]), near_1(2));
+    assert_eq!(eval_f64("mul.rn.f64 %g7, %g0, %g1;", &[near_1(1), near_1(-1)]), near_1(0));
+    assert_eq!(eval_f64("add.rn.f64 %g7, %g0, %g1;", &[near_1(0), d(2f64.powi(-53))]), near_1(0));
+    assert_eq!(eval_f64("add.rn.f64 %g7, %g0, %g1;", &[near_1(1), d(2f64.powi(-53))]), near_1(2));
+    // Below 1 the doubles are half as far apart.
+    assert_eq!(eval_f64("sub.rn.f64 %g7, %g0, %g1;", &[near_1(0), d(2f64.powi(-54))]), near_1(0));
+    assert_eq!(eval_f64("sub.rn.f64 %g7, %g0, %g1;", &[near_1(-1), d(2f64.powi(-54))]), near_1(-2));
+    assert_eq!(eval_f64("div.rn.f64 %g7, %g0, %g1;", &[d(1.0), d(3.0)]), 0x3fd5_5555_5555_5555);
+    assert_eq!(eval_f64("div.rn.f64 %g7, %g0, %g1;", &[d(1.0), near_1(-1)]), near_1(1));
+    assert_eq!(eval_f64("sqrt.rn.f64 %g7, %g0;", &[d(2.0)]), 0x3ff6_a09e_667f_3bcd);
+    assert_eq!(eval_f64("neg.f64 %g7, %g0;", &[d(2.5)]), d(-2.5));
+    // Subnormals are kept.
+    assert_eq!(eval_f64("mul.rn.f64 %g7, %g0, %g1;", &[d(f64::MIN_POSITIVE), d(0.5)]), 1 << 51);
+    assert_eq!(eval_f32("cvt.rn.f32.f64 %f7, %g0;", &[d(1.0 + 2f64.powi(-24))]), f(1.0));
+    assert_eq!(
+        eval_f32("cvt.rn.f32.f64 %f7, %g0;", &[d(1.0 + 2f64.powi(-24) + 2f64.powi(-50))]),
+        f(1.0 + f32::EPSILON)
+    );
+    assert_eq!(eval_f32("cvt.rn.f32.f64 %f7, %g0;", &[d(1e39)]), f(f32::INFINITY));
+    assert_eq!(eval_f32("cvt.rn.f32.f64 %f7, %g0;", &[d(1e-45)]), 1);
+    let two_53 = 1_u64 << 53;
+    for (integer, expected) in [(two_53 + 1, two_53), (two_53 + 3, two_53 + 4), (u64::MAX - 1024, u64::MAX - 2047)] {
+        assert_eq!(eval_f64("cvt.rn.f64.u64 %g7, %d0;", &[integer]), d(expected as f64));
+    }
+}
+
 #[test]
 fn subnormals_are_not_flushed() {
     let tiny = f32::from_bits(3);

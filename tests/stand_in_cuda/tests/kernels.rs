@@ -400,7 +400,8 @@ fn lists_follow_the_rule_bit_for_bit() {
     let (module, chunk) = (module(), chunk());
     let sets: Vec<Coeffs> = vec![dual(), adam(), Coeffs { decay: 0.0, ..dual() }];
     for combo in combos() {
-        for from_device in [false, true] {
+        // By value; from device memory; and from there with a set that is skipped.
+        for (from_device, skips) in [(false, None), (true, Some([0; 3])), (true, Some([0, 7, 0]))] {
             let mut memory = Memory::new();
             // Empty tensors among others, one without a gradient, two of several chunks.
             let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33];
@@ -411,11 +412,12 @@ fn lists_follow_the_rule_bit_for_bit() {
                 placed.push(place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
             }
             placed[3].grad = 0;
-            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, from_device, chunk);
+            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), chunk);
             assert_eq!(blocks, 7 - 2 + 1 + 1);
             for (i, b) in placed.iter().enumerate() {
                 let what = format!("list_{} tensor {i}", combo.name);
-                if b.grad == 0 && b.len > 0 {
+                let is_skipped = skips.is_some_and(|skips| skips[i % 3] != 0);
+                if (b.grad == 0 || is_skipped) && b.len > 0 {
                     let t = &tensors[i];
                     let as_it_was: Vec<u8> = t.param.iter().flat_map(|&x| combo.param.encode(x)).collect();
                     assert_same(&memory, b.param, combo.param, &as_it_was, &what);
@@ -434,7 +436,7 @@ fn run_list(
     combo: Combo,
     placed: &[Buffers],
     sets: &[Coeffs],
-    from_device: bool,
+    (from_device, skips): (bool, Option<[u32; 3]>),
     chunk: usize,
 ) -> u32 {
     let mut chunk_tensor: Vec<u32> = Vec::new();
@@ -461,7 +463,10 @@ fn run_list(
     let mut params = table_address.to_le_bytes().to_vec();
     params.extend((placed.len() as u32).to_le_bytes());
     params.extend([0; 4]);
+    let skips = skips.map(|skips| skips.iter().flat_map(|skip| skip.to_le_bytes()).collect::<Vec<_>>());
+    let skips = skips.map_or(0, |skips| upload(memory, &skips, 0));
     params.extend(device_sets.to_le_bytes());
+    params.extend(skips.to_le_bytes());
     params.extend(by_value);
     let name = format!("list_{}", combo.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
