@@ -195,7 +195,7 @@ impl TensorList {
             if current_pipeline != Some((stage, is_adam)) {
                 let Stage { dual_adam, adam } = &self.plan.stages[stage];
                 pass.set_pipeline(if is_adam { adam } else { dual_adam });
-                // Another layout forgets the immediates.
+                // With another layout a driver may forget the immediates.
                 (current_pipeline, current_set) = (Some((stage, is_adam)), None);
             }
             if current_set != Some(*set) {

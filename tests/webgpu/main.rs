@@ -6,6 +6,7 @@ mod common;
 mod bad_input;
 mod gpu;
 mod host;
+mod lists;
 mod smoke;
 mod storage;
 
@@ -18,6 +19,9 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("many_steps_in_one_submit", smoke::many_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
     ("ties_and_extremes_store", storage::ties_and_extremes_store),
+    ("mixed_types_and_sets", lists::mixed_types_and_sets),
+    ("nothing_to_do", lists::nothing_to_do),
+    ("updates", lists::updates),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),
