@@ -4,6 +4,8 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
 )]
 
+#[cfg(feature = "capi")]
+pub mod capi;
 mod coeffs;
 mod config;
 pub mod cpu;
@@ -11,6 +13,8 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
+#[cfg(any(feature = "cuda", feature = "capi"))]
+mod overlap;
 mod owner;
 pub mod reference;
 mod schedule;

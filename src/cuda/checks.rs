@@ -5,6 +5,7 @@ use std::ptr;
 
 use cudarc::driver::sys::{self, CUstreamCaptureStatus};
 
+use crate::overlap::{self, BUFFERS, GRADS};
 use crate::{Dtype, Error};
 
 use super::driver::check;
@@ -41,9 +42,8 @@ pub struct RawTensor {
     pub set: usize,
 }
 
-/// The names of a tensor's buffers, in the order of [`RawTensor::buffers`].
-const NAMES: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
-const GRADS: usize = 1;
+/// The bytes of one buffer, all of them in one memory.
+type Span = overlap::Span<()>;
 
 impl RawTensor {
     pub(super) fn combination(&self, tensor: usize) -> Result<Combination, Error> {
@@ -75,65 +75,27 @@ impl RawTensor {
     /// The bytes that a step reads or writes, each buffer checked by itself.
     pub(super) fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span, Error>> {
         let (len, copy) = (self.len, self.copy.is_some());
-        let used = move |buffer: usize| len > 0 && (buffer != NAMES.len() - 1 || copy);
+        let used = move |buffer: usize| len > 0 && (buffer != BUFFERS.len() - 1 || copy);
         let buffers = self.buffers().into_iter().enumerate();
         buffers
             .filter(move |&(buffer, _)| used(buffer))
-            .map(move |(buffer, (address, size))| Span::new(tensor, buffer, address, len, size))
+            .map(move |(buffer, (address, size))| Span::at(tensor, buffer, address, len, size))
     }
 
     fn grads_span(&self, tensor: usize) -> Result<Span, Error> {
-        Span::new(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
-    }
-}
-
-/// The bytes of one buffer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
-    start: u64,
-    end: u64,
-    tensor: usize,
-    buffer: usize,
-}
-
-impl Span {
-    fn new(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Self, Error> {
-        let name = NAMES[buffer];
-        if address == 0 {
-            return Err(Error::Null { tensor, buffer: name });
-        }
-        if !address.is_multiple_of(size as u64) {
-            return Err(Error::Misaligned { tensor, buffer: name, address, align: size });
-        }
-        let end = len.checked_mul(size as u64).and_then(|bytes| address.checked_add(bytes));
-        let end = end.ok_or(Error::Extent { tensor, buffer: name, address, len, size })?;
-        Ok(Self { start: address, end, tensor, buffer })
-    }
-
-    fn is_written(&self) -> bool {
-        self.buffer != GRADS
-    }
-
-    fn overlaps(&self, other: &Self) -> Error {
-        Error::Overlap {
-            tensor: self.tensor,
-            buffer: NAMES[self.buffer],
-            other_tensor: other.tensor,
-            other_buffer: NAMES[other.buffer],
-            address: self.start.max(other.start),
-        }
+        Span::at(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
     }
 }
 
 /// Checks one tensor by itself, without allocating.
 pub(super) fn check_one(tensor: &RawTensor) -> Result<(), Error> {
-    let mut seen = [None; NAMES.len()];
+    let mut seen = [None; BUFFERS.len()];
     for (place, span) in tensor.spans(0).enumerate() {
         let span = span?;
         // A gradient is the only buffer that is not written, so any two that overlap are an error.
         let other = seen.iter().flatten().find(|other: &&Span| other.start < span.end && span.start < other.end);
         if let Some(other) = other {
-            return Err(span.overlaps(other));
+            return Err(span.overlap(other));
         }
         seen[place] = Some(span);
     }
@@ -149,7 +111,7 @@ pub(super) struct Written {
 
 impl Written {
     pub(super) fn with_capacity(tensors: usize) -> Self {
-        let spans = || Vec::with_capacity(tensors * NAMES.len());
+        let spans = || Vec::with_capacity(tensors * BUFFERS.len());
         Self { spans: spans(), scratch: spans() }
     }
 
@@ -164,22 +126,7 @@ impl Written {
                 }
             }
         }
-        spans.sort_unstable_by_key(|span| span.start);
-        // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before the furthest end so far.
-        let (mut furthest, mut furthest_written): (Option<Span>, Option<Span>) = (None, None);
-        for &span in &*spans {
-            let before = if span.is_written() { furthest } else { furthest_written };
-            if let Some(other) = before.filter(|other| span.start < other.end) {
-                return Err(span.overlaps(&other));
-            }
-            let further = |other: Option<Span>| other.is_none_or(|other| span.end > other.end);
-            if further(furthest) {
-                furthest = Some(span);
-            }
-            if span.is_written() && further(furthest_written) {
-                furthest_written = Some(span);
-            }
-        }
+        overlap::check(spans)?;
         spans.retain(Span::is_written);
         std::mem::swap(&mut self.spans, &mut self.scratch);
         Ok(())
@@ -191,7 +138,7 @@ impl Written {
         // What is written does not overlap itself, so its ends are in order as well.
         let next = self.spans.partition_point(|span| span.end <= grads.start);
         match self.spans.get(next).filter(|span| span.start < grads.end) {
-            Some(other) => Err(grads.overlaps(other)),
+            Some(other) => Err(grads.overlap(other)),
             None => Ok(()),
         }
     }
