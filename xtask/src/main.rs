@@ -1,7 +1,12 @@
 //! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
 
+mod c_programs;
+mod header;
+mod install;
 mod prebuilt;
 mod test;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -23,11 +28,33 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Build the C library and install it with its header and pkg-config file.
+    Install {
+        /// The folder below which `lib` and `include` are, or are made.
+        #[arg(long)]
+        prefix: PathBuf,
+    },
+    /// Install the C library and build and run the C programs with it, with every compiler and checker that is there.
+    CPrograms,
+    /// Make `include/dualadam.h` from `src/capi/`.
+    Header {
+        /// Only compare with what is there.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
+        Task::Install { prefix } => install::run(&prefix),
+        Task::CPrograms => c_programs::run(),
+        Task::Header { check } => header::run(check),
     }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).to_owned()
 }
