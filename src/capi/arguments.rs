@@ -144,8 +144,7 @@ pub(super) unsafe fn collect<T: Versioned, U>(
     // SAFETY: the caller's promise.
     let all = unsafe { read_all(name, from, count) }?;
     let mut converted = Vec::new();
-    let too_many = |_| Error::TooMany { list: name, limit: 0, actual: count as u64 };
-    converted.try_reserve_exact(count).map_err(too_many)?;
+    converted.try_reserve_exact(count).map_err(|_| Failure::Memory { name, count })?;
     for (entry, value) in all.enumerate() {
         converted.push(convert(entry, Place::entry(name, entry), value?)?);
     }

@@ -210,6 +210,8 @@ pub(super) enum Failure {
     StaleHandle { place: Place, handle: u64 },
     #[error("{place} must be a handle of {expected}, got {handle:#x}, which is one of {actual}")]
     HandleKind { place: Place, handle: u64, expected: &'static str, actual: &'static str },
+    #[error("memory for {count} {name} must be there, it is not")]
+    Memory { name: &'static str, count: usize },
     #[cfg(not(feature = "cuda"))]
     #[error("the library must be built with the feature {feature}, it is built without")]
     Unsupported { feature: &'static str },
@@ -229,6 +231,7 @@ impl Failure {
             Self::Utf8 { .. } => DUALADAM_STATUS_UTF8,
             Self::StaleHandle { .. } => DUALADAM_STATUS_STALE_HANDLE,
             Self::HandleKind { .. } => DUALADAM_STATUS_HANDLE_KIND,
+            Self::Memory { .. } => DUALADAM_STATUS_MEMORY,
             #[cfg(not(feature = "cuda"))]
             Self::Unsupported { .. } => DUALADAM_STATUS_UNSUPPORTED,
             Self::Panic(_) => DUALADAM_STATUS_PANIC,
