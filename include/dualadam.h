@@ -513,7 +513,7 @@ dualadam_status dualadam_cpu_step(const struct dualadam_tensor *tensor,
  * Threads: any, at the same time too, if no buffer that one call writes is used by another. The structs are only read.
  *
  * Errors: as dualadam_cpu_step, for the first tensor with one; DUALADAM_STATUS_INDEX for a set that is not there;
- * DUALADAM_STATUS_TOO_MANY for arrays beyond all memory. Nothing is written then.
+ * DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for arrays beyond all memory. Nothing is written then.
  *
  * Required:
  *

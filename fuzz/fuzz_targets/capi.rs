@@ -3,11 +3,18 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::ffi::c_char;
 
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../tests/capi/surface.rs"]
 mod surface;
+
+/// An allocation that is too large fails, as it does without the sanitizer.
+#[unsafe(no_mangle)]
+extern "C" fn __asan_default_options() -> *const c_char {
+    c"allocator_may_return_null=1".as_ptr()
+}
 
 thread_local! {
     static SURFACE: RefCell<surface::Surface> = RefCell::new(surface::Surface::new());

@@ -56,7 +56,7 @@ const MOST_BYTES: usize = 4096;
 ///
 /// # Safety
 ///
-/// It is `repr(C)`, has no padding, and any bits are a value of it, 0 being the one that older versions meant.
+/// It is `repr(C)`, and any bits are a value of it, 0 in a field being what older versions without it meant.
 pub(super) unsafe trait Versioned: Copy {
     /// The sizes of its versions, the newest last.
     const SIZES: &[usize];

@@ -193,8 +193,7 @@ pub struct dualadam_tensor_state {
     pub master_is_set: u32,
 }
 
-// SAFETY: these are repr(C) with all fields in their natural places and no padding on targets of 64 and of 32 bits, of numbers and
-// pointers only, and 0 of a pointer is null.
+// SAFETY: these are repr(C) and have numbers and pointers only; there is no older version yet.
 unsafe impl Versioned for dualadam_config {
     const SIZES: &[usize] = &[size_of::<Self>()];
 }

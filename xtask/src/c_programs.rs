@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 
-use crate::{install, root};
+use crate::{install, root, stand_in};
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 /// A compiler, and the options that choose its language.
@@ -85,13 +85,7 @@ impl Programs {
         let folder = root().canonicalize()?.join("target/c-programs");
         let (prefix, driver) = (folder.join("installed"), folder.join("stand-in"));
         install::run(&prefix)?;
-        let built = Command::new("cargo")
-            .args(["build", "--release", "--package", "stand_in_cuda", "--message-format", "json-render-diagnostics"])
-            .current_dir(root())
-            .stderr(Stdio::inherit())
-            .output()?;
-        ensure!(built.status.success(), "the stand-in for the CUDA driver does not build");
-        let library = install::with_extension(&install::artifacts(&built.stdout)?, "so")?;
+        let library = stand_in::build()?;
         fs::create_dir_all(&driver)?;
         for name in ["libcuda.so", "libcuda.so.1"] {
             fs::copy(&library, driver.join(name))?;

@@ -1,9 +1,11 @@
 //! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
 
 mod c_programs;
+mod fuzz;
 mod header;
 mod install;
 mod prebuilt;
+mod stand_in;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,12 @@ enum Task {
     },
     /// Install the C library and build and run the C programs with it, with every compiler and checker that is there.
     CPrograms,
+    /// Call the whole C library with made-up arguments, under the address sanitizer.
+    Fuzz {
+        /// For how long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Make `include/dualadam.h` from `src/capi/`.
     Header {
         /// Only compare with what is there.
@@ -50,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Task::Prebuilt { check } => prebuilt::run(check),
         Task::Install { prefix } => install::run(&prefix),
         Task::CPrograms => c_programs::run(),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Header { check } => header::run(check),
     }
 }

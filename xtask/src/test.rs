@@ -27,7 +27,7 @@ const STAGES: [Stage; 6] = [
     Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: None },
     Stage {
         name: "the C library, a minute of fuzzing",
-        command: "cargo +nightly fuzz run capi -- -max_total_time=60",
+        command: "cargo xtask fuzz --seconds 60",
         needs: Some(("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz")),
     },
     Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
