@@ -46,12 +46,6 @@ impl Combination {
         COMBINATIONS[self.0].3
     }
 
-    /// Whether a 16-bit copy of f32 masters is written.
-    #[cfg(feature = "webgpu")]
-    pub(crate) fn has_copy(self) -> bool {
-        COMBINATIONS[self.0].2.is_some()
-    }
-
     /// Position among [`all`](Self::all).
     pub(crate) fn index(self) -> usize {
         self.0

@@ -116,6 +116,14 @@ pub enum Error {
         /// How many there are.
         actual: u64,
     },
+    /// The machine has not the memory that an optimizer's state takes.
+    #[error("memory for {elements} elements of tensor {tensor} must be there, it is not")]
+    Memory {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// Elements of each of its arrays.
+        elements: usize,
+    },
     /// A buffer has no address, and its tensor is not empty.
     #[error("{buffer} of tensor {tensor} must not be null")]
     Null {

@@ -4,6 +4,8 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
 )]
 
+#[cfg(feature = "capi")]
+pub mod capi;
 mod coeffs;
 #[cfg(any(feature = "cuda", feature = "webgpu"))]
 mod combination;
@@ -13,7 +15,7 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
-#[cfg(any(feature = "cuda", feature = "webgpu"))]
+#[cfg(any(feature = "cuda", feature = "webgpu", feature = "capi"))]
 mod overlap;
 mod owner;
 pub mod reference;

@@ -18,6 +18,23 @@ pub(crate) struct Span<M> {
     pub(crate) buffer: usize,
 }
 
+#[cfg(any(feature = "cuda", feature = "capi"))]
+impl Span<()> {
+    /// The bytes of a buffer by address, if there can be such a buffer.
+    pub(crate) fn at(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Self, Error> {
+        let name = BUFFERS[buffer];
+        if address == 0 {
+            return Err(Error::Null { tensor, buffer: name });
+        }
+        if !address.is_multiple_of(size as u64) {
+            return Err(Error::Misaligned { tensor, buffer: name, address, align: size });
+        }
+        let end = len.checked_mul(size as u64).and_then(|bytes| address.checked_add(bytes));
+        let end = end.ok_or(Error::Extent { tensor, buffer: name, address, len, size })?;
+        Ok(Self { memory: (), start: address, end, tensor, buffer })
+    }
+}
+
 impl<M: Copy + Ord> Span<M> {
     pub(crate) fn is_written(&self) -> bool {
         self.buffer != GRADS

@@ -84,17 +84,24 @@ impl State {
     ///
     /// # Errors
     ///
-    /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there.
+    /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there; [`Error::Memory`]
+    /// if the machine has not the memory for it.
     pub fn new(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
-        let tensors = layout.iter().map(|layout| TensorState {
-            group: layout.group,
-            step: 0,
-            exp_avg: vec![0.0; layout.len],
-            exp_avg_sq: vec![0.0; layout.len],
-            master: layout.master.then(|| vec![0.0; layout.len]),
-            master_is_set: false,
+        let tensors = layout.iter().enumerate().map(|(tensor, layout)| {
+            let zeros = || {
+                let elements = layout.len;
+                bytemuck::allocation::try_zeroed_vec(elements).map_err(|()| Error::Memory { tensor, elements })
+            };
+            Ok(TensorState {
+                group: layout.group,
+                step: 0,
+                exp_avg: zeros()?,
+                exp_avg_sq: zeros()?,
+                master: layout.master.then(zeros).transpose()?,
+                master_is_set: false,
+            })
         });
-        let state = Self { groups: groups.to_vec(), tensors: tensors.collect() };
+        let state = Self { groups: groups.to_vec(), tensors: tensors.collect::<Result<_, Error>>()? };
         state.validate()?;
         Ok(state)
     }

@@ -81,26 +81,12 @@ impl RawTensor {
         let buffers = self.buffers().into_iter().enumerate();
         buffers
             .filter(move |&(buffer, _)| used(buffer))
-            .map(move |(buffer, (address, size))| span_of(tensor, buffer, address, len, size))
+            .map(move |(buffer, (address, size))| Span::at(tensor, buffer, address, len, size))
     }
 
     fn grads_span(&self, tensor: usize) -> Result<Span, Error> {
-        span_of(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
+        Span::at(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
     }
-}
-
-/// The bytes of a buffer, if there can be such a buffer.
-fn span_of(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Span, Error> {
-    let name = BUFFERS[buffer];
-    if address == 0 {
-        return Err(Error::Null { tensor, buffer: name });
-    }
-    if !address.is_multiple_of(size as u64) {
-        return Err(Error::Misaligned { tensor, buffer: name, address, align: size });
-    }
-    let end = len.checked_mul(size as u64).and_then(|bytes| address.checked_add(bytes));
-    let end = end.ok_or(Error::Extent { tensor, buffer: name, address, len, size })?;
-    Ok(Span { memory: (), start: address, end, tensor, buffer })
 }
 
 /// Checks one tensor by itself, without allocating.

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUcontext, CUresult};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 
 use crate::Error;
@@ -53,11 +53,28 @@ pub(super) fn device_count() -> Result<usize, Error> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-fn current() -> Result<CUcontext, Error> {
+/// The current context, or null.
+pub(super) fn current() -> Result<CUcontext, Error> {
     let mut context = ptr::null_mut();
     // SAFETY: `context` is where the driver may write the handle.
     check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut context) })?;
     Ok(context)
+}
+
+/// The device of the current context.
+pub(super) fn current_device() -> Result<CUdevice, Error> {
+    let mut device = 0;
+    // SAFETY: `device` is where the driver may write the device.
+    check("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
+    Ok(device)
+}
+
+/// Whether anybody holds the primary context of a device.
+pub(super) fn primary_is_active(device: CUdevice) -> Result<bool, Error> {
+    let (mut flags, mut active) = (0, 0);
+    // SAFETY: the device is there, and both are places for the answer.
+    check("cuDevicePrimaryCtxGetState", unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut active) })?;
+    Ok(active != 0)
 }
 
 /// Makes a context current in the calling thread; when dropped, the one that was current before is so again.

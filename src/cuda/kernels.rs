@@ -113,6 +113,49 @@ impl Kernels {
         Self::load(Held::new(context.clone()))
     }
 
+    /// The kernels in the context that is current in the calling thread, whoever made it. The context stays its owner's.
+    ///
+    /// A current context that is the primary one of its device is retained, as by [`new`](Self::new). Of any other the kernels keep
+    /// the handle only.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::Driver`] with `CUDA_ERROR_INVALID_CONTEXT` where no context is current.
+    ///
+    /// # Safety
+    ///
+    /// A current context that is not a primary one must not be destroyed before all clones of these kernels, and all that was made
+    /// from them, are dropped.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use dualadam::cuda::Kernels;
+    ///
+    /// // SAFETY: the program that embeds this one makes its context current, and keeps it to its end.
+    /// let kernels = unsafe { Kernels::in_current_context()? };
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub unsafe fn in_current_context() -> Result<Self, Error> {
+        driver::start()?;
+        let current = driver::current()?;
+        let device = driver::current_device()?;
+        let failed = |error| driver::failed("CudaContext::from_raw_context", error);
+        keeping_current(|| {
+            if driver::primary_is_active(device)? {
+                let kernels = Self::new(device as usize)?;
+                if kernels.context().cu_ctx() == current {
+                    return Ok(kernels);
+                }
+            }
+            // SAFETY: the context is valid, since it is current, and of this device. That it is not destroyed while it is in use is
+            // the caller's promise, and that it is never destroyed by cudarc is what the reference that is never dropped is for.
+            let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
+            std::mem::forget(context.clone());
+            Self::load(Held::new(context))
+        })
+    }
+
     fn load(context: Held<CudaContext>) -> Result<Self, Error> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|inner| inner.strong_count() > 0);

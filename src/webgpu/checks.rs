@@ -14,7 +14,7 @@ pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result
     let mut spans = Vec::with_capacity(tensors.len() * BUFFERS.len());
     for (index, tensor) in tensors.iter().enumerate() {
         let Some(combination) = tensor.combination(index)? else { continue };
-        if combination.has_copy() && !limits.has_copy() {
+        if combination.copy().is_some() && !limits.has_copy() {
             return Err(limits.missing_copy());
         }
         for (buffer, view) in tensor.views().into_iter().enumerate() {

@@ -217,7 +217,7 @@ impl Bound {
         if let Some(combination) = combination {
             let views = tensor.views();
             places = views.map(|view| view.map(|view| (view.buffer.clone(), view.offset)));
-            let layout = pipelines.tensor_layout(combination.has_copy())?;
+            let layout = pipelines.tensor_layout(combination.copy().is_some())?;
             let bind = |window| bind(pipelines.device(), layout, index, views, window);
             windows = pipelines.limits().windows(tensor.len).map(bind).collect::<Result<_, _>>()?;
         }

@@ -134,7 +134,7 @@ impl Pipelines {
 
     fn compile(&self, combination: Combination, kind: Kind) -> Result<Stage, Error> {
         let Inner { device, coeffs, compiled, .. } = &*self.inner;
-        let layout = &self.layout(combination.has_copy())?.pipeline;
+        let layout = &self.layout(combination.copy().is_some())?.pipeline;
         let text = shaders::text(combination, coeffs.is_immediate());
         let module = &compiled[combination.index()].module;
         let module = match module.get() {

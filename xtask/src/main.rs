@@ -1,8 +1,15 @@
 //! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
 
 mod bundle;
+mod c_programs;
+mod fuzz;
+mod header;
+mod install;
 mod prebuilt;
+mod stand_in;
 mod test;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +33,26 @@ enum Task {
     },
     /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without Rust.
     Bundle,
+    /// Build the C library and install it with its header and pkg-config file.
+    Install {
+        /// The folder below which `lib` and `include` are, or are made.
+        #[arg(long)]
+        prefix: PathBuf,
+    },
+    /// Install the C library and build and run the C programs with it, with every compiler and checker that is there.
+    CPrograms,
+    /// Call the whole C library with made-up arguments, under the address sanitizer.
+    Fuzz {
+        /// For how long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Make `include/dualadam.h` from `src/capi/`.
+    Header {
+        /// Only compare with what is there.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,5 +60,14 @@ fn main() -> anyhow::Result<()> {
         Task::Test => test::run(),
         Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
+        Task::Install { prefix } => install::run(&prefix),
+        Task::CPrograms => c_programs::run(),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Header { check } => header::run(check),
     }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).to_owned()
 }

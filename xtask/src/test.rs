@@ -13,12 +13,22 @@ struct Stage {
     needs: Option<(&'static str, &'static str)>,
 }
 
-const STAGES: [Stage; 6] = [
-    Stage { name: "unit, integration and documentation tests", command: "cargo test --workspace", needs: None },
+const STAGES: [Stage; 8] = [
+    Stage {
+        name: "unit, integration and documentation tests",
+        command: "cargo test --workspace --all-features",
+        needs: None,
+    },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: None,
+    },
+    Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: None },
+    Stage {
+        name: "the C library, a minute of fuzzing",
+        command: "cargo xtask fuzz --seconds 60",
+        needs: Some(("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz")),
     },
     Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
     Stage {

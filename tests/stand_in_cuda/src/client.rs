@@ -61,8 +61,15 @@ struct Control {
     run_pending: extern "C" fn(),
 }
 
+/// The environment variable with the path of the cdylib, for a program that was built in another way than it: a fuzzer's build of it
+/// does not load.
+pub const LIBRARY: &str = "STAND_IN_CUDA_LIBRARY";
+
 /// Where cargo puts the cdylib of a package that a test depends on: beside the test, or one folder up or across.
 fn places() -> Vec<PathBuf> {
+    if let Some(given) = std::env::var_os(LIBRARY) {
+        return vec![given.into()];
+    }
     let name = "libstand_in_cuda.so";
     let test = std::env::current_exe().unwrap_or_default();
     let folder = test.parent().unwrap_or(Path::new("."));

@@ -1,0 +1,361 @@
+//! Steps over buffers in a CUDA device's memory, enqueued on the caller's streams.
+
+use std::ffi::c_void;
+
+#[cfg(feature = "cuda")]
+pub(super) use work::List;
+
+use super::handles::{dualadam_cuda_kernels, dualadam_cuda_list};
+use super::status::{border, dualadam_status};
+use super::types::{dualadam_coeffs, dualadam_tensor};
+
+/// Loads the kernels into the primary context of a device, numbered from 0: the context that the CUDA runtime, PyTorch and most other
+/// programs use. The first load in a context takes a moment; later ones share it. libcuda is opened by the first call.
+///
+/// `kernels` gets the handle, which is to be given back with `dualadam_cuda_kernels_free`. This and every other call leaves the thread's
+/// current context as it found it.
+///
+/// Threads: any.
+///
+/// Errors: `DUALADAM_STATUS_CUDA_NO_DRIVER`, `DUALADAM_STATUS_CUDA_OLD_DRIVER`, `DUALADAM_STATUS_CUDA_PTX`,
+/// `DUALADAM_STATUS_CUDA_DRIVER`; `DUALADAM_STATUS_POSITION` if there is no such device; `DUALADAM_STATUS_NULL` or
+/// `DUALADAM_STATUS_MISALIGNED` for `kernels`; `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+///
+/// # Safety
+///
+/// `kernels` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_kernels_new(
+    device: usize,
+    kernels: *mut dualadam_cuda_kernels,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::kernels_new(device, kernels) })
+}
+
+/// Loads the kernels into the context that is current in the calling thread. The context stays its owner's.
+///
+/// `kernels` gets the handle, which is to be given back with `dualadam_cuda_kernels_free`.
+///
+/// Threads: any.
+///
+/// Errors: as `dualadam_cuda_kernels_new`, but for the device; `DUALADAM_STATUS_CUDA_DRIVER` where no context is current.
+///
+/// # Safety
+///
+/// `kernels` can be written. A context that is not a device's primary one is not destroyed before the kernels, and all lists made from
+/// them, are freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
+    kernels: *mut dualadam_cuda_kernels,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::kernels_in_current_context(kernels) })
+}
+
+/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of lists made
+/// from them, are freed; that waits for the work in the context. A CUDA graph that was captured needs them as long as it is launched.
+///
+/// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, also for one that was freed before; `DUALADAM_STATUS_HANDLE_KIND`;
+/// `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+#[unsafe(no_mangle)]
+pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> dualadam_status {
+    border(|| work::kernels_free(kernels))
+}
+
+/// One DualAdam step over one tensor in device memory, enqueued on `stream`; returns at once. The call does not allocate or wait, and can
+/// be captured in a CUDA graph, which keeps the coefficients as they are now. The bits are those of `dualadam_cpu_step`.
+///
+/// The pointers in `tensor` are device addresses; a CUdeviceptr is one as well. `stream` is a CUstream or a cudaStream_t; null is the
+/// default stream.
+///
+/// Threads: any, at the same time too. The structs are only read.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED` or
+/// `DUALADAM_STATUS_SIZE` for a struct; `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types; `DUALADAM_STATUS_NULL`,
+/// `DUALADAM_STATUS_MISALIGNED`, `DUALADAM_STATUS_EXTENT`, `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_OVERLAP` for the buffers;
+/// `DUALADAM_STATUS_INDEX` for a set that is not 0; `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context. Nothing is enqueued
+/// then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses the launch, or if earlier work on the device failed.
+/// `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+///
+/// # Safety
+///
+/// The structs can be read for as many bytes as their sizes say. `stream` is null or live. From now until the work has run, each buffer is
+/// device memory of the kernels' context, of `len` elements of its type, and what else uses it is ordered before or after this work.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_step(
+    kernels: dualadam_cuda_kernels,
+    tensor: *const dualadam_tensor,
+    coeffs: *const dualadam_coeffs,
+    stream: *mut c_void,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::step(kernels, tensor, coeffs, stream) })
+}
+
+/// Makes a list of tensors that are stepped together, in one launch per combination of types. Puts their descriptors into device memory
+/// and waits until they are there.
+///
+/// `tensors` is an array of `count` structs, their sizes alike, of device addresses. A null gradient leaves its tensor alone, and its other
+/// addresses are not looked at. `list` gets the handle, which is to be given back with `dualadam_cuda_list_free`. The list keeps the
+/// kernels.
+///
+/// Threads: any; the structs are only read.
+///
+/// Errors: as `dualadam_cuda_step`, but that two gradients may share memory; `DUALADAM_STATUS_EMPTY` for no tensor at all;
+/// `DUALADAM_STATUS_TOO_MANY` for more than a launch can serve; `DUALADAM_STATUS_NULL` or `DUALADAM_STATUS_MISALIGNED` for `list`.
+///
+/// # Safety
+///
+/// Each struct can be read for as many bytes as its size says; `list` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_list_new(
+    kernels: dualadam_cuda_kernels,
+    tensors: *const dualadam_tensor,
+    count: usize,
+    list: *mut dualadam_cuda_list,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::list_new(kernels, tensors, count, list) })
+}
+
+/// Takes over new addresses and sets of the same tensors, such as of new gradients. The device gets what changed with the next step. The
+/// call does not allocate or wait for the device.
+///
+/// Threads: any; waits for other calls with the same list. The structs are only read.
+///
+/// Errors: as `dualadam_cuda_list_new`; `DUALADAM_STATUS_COUNT` for another number of tensors, `DUALADAM_STATUS_FIXED` for other lengths or
+/// types. The list stays as it was then.
+///
+/// # Safety
+///
+/// Each struct can be read for as many bytes as its size says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_list_update(
+    list: dualadam_cuda_list,
+    tensors: *const dualadam_tensor,
+    count: usize,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::list_update(list, tensors, count) })
+}
+
+/// One DualAdam step of every tensor of a list that has a gradient, with the coefficients `sets[tensor.set]`, enqueued on `stream`.
+///
+/// `sets` is an array of `count` structs, their sizes alike: at most as many as the list has tensors, or 96 if that is more. The call does
+/// not allocate; it waits for the device only where the addresses of the four steps before have all changed and no change has reached the
+/// device yet. A step of unchanged addresses and sets, with up to 96 sets, can be captured in a CUDA graph.
+///
+/// Threads: any; waits for other calls with the same list.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED` or
+/// `DUALADAM_STATUS_SIZE` for the sets; `DUALADAM_STATUS_INDEX` for a tensor whose set is not there; `DUALADAM_STATUS_TOO_MANY`;
+/// `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context; `DUALADAM_STATUS_CUDA_CAPTURED` for what cannot be captured. Nothing is
+/// enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses a copy or a launch, or if earlier work on the device failed: the
+/// launches for some of the combinations of types may have been made. `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+///
+/// # Safety
+///
+/// Each struct can be read for as many bytes as its size says. `stream` is null or live. From now until the work has run, each buffer of
+/// each tensor that has a gradient is device memory of the kernels' context, of the tensor's length, and what else uses it, other steps of
+/// the list too, is ordered before or after this work.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_list_step(
+    list: dualadam_cuda_list,
+    sets: *const dualadam_coeffs,
+    count: usize,
+    stream: *mut c_void,
+) -> dualadam_status {
+    // SAFETY: the caller's promise.
+    border(|| unsafe { work::list_step(list, sets, count, stream) })
+}
+
+/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps must not be
+/// launched any more.
+///
+/// Threads: any; a call with the same list that is under way in another thread goes on to its end.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, also for one that was freed before; `DUALADAM_STATUS_HANDLE_KIND`;
+/// `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+#[unsafe(no_mangle)]
+pub extern "C" fn dualadam_cuda_list_free(list: dualadam_cuda_list) -> dualadam_status {
+    border(|| work::list_free(list))
+}
+
+#[cfg(feature = "cuda")]
+mod work {
+    use std::ffi::c_void;
+    use std::sync::{Arc, Mutex};
+
+    use crate::capi::arguments::{Out, Place, collect, read, read_all};
+    use crate::capi::handles::{self, Object, lock};
+    use crate::capi::status::Failure;
+    use crate::capi::types::{dualadam_coeffs, dualadam_tensor};
+    use crate::cuda::{Kernels, RawBuffer, RawTensor, TensorList};
+    use crate::{Error, StepCoeffs};
+
+    /// A list, and room for what calls read, so that they need not allocate.
+    pub(in crate::capi) struct List {
+        list: TensorList,
+        tensors: Vec<RawTensor>,
+        sets: Vec<StepCoeffs>,
+    }
+
+    impl dualadam_tensor {
+        fn raw(&self, place: Place) -> Result<RawTensor, Failure> {
+            let (params, grads, copy) = self.types(place)?;
+            Ok(RawTensor {
+                params: RawBuffer { address: self.params.addr() as u64, dtype: params },
+                grads: RawBuffer { address: self.grads.addr() as u64, dtype: grads },
+                exp_avg: self.exp_avg.addr() as u64,
+                exp_avg_sq: self.exp_avg_sq.addr() as u64,
+                copy: copy.map(|dtype| RawBuffer { address: self.copy.addr() as u64, dtype }),
+                len: self.len,
+                set: self.set as usize,
+            })
+        }
+    }
+
+    pub(super) unsafe fn kernels_new(device: usize, kernels: *mut u64) -> Result<(), Failure> {
+        let out = Out::new("kernels", kernels)?;
+        let made = Kernels::new(device)?;
+        // SAFETY: the caller's promise.
+        unsafe { out.write(handles::insert(Object::Kernels(made))) };
+        Ok(())
+    }
+
+    pub(super) unsafe fn kernels_in_current_context(kernels: *mut u64) -> Result<(), Failure> {
+        let out = Out::new("kernels", kernels)?;
+        // SAFETY: the caller's promise.
+        let made = unsafe { Kernels::in_current_context() }?;
+        // SAFETY: the caller's promise.
+        unsafe { out.write(handles::insert(Object::Kernels(made))) };
+        Ok(())
+    }
+
+    pub(super) fn kernels_free(kernels: u64) -> Result<(), Failure> {
+        handles::remove::<Kernels>("kernels", kernels)
+    }
+
+    pub(super) unsafe fn step(
+        kernels: u64,
+        tensor: *const dualadam_tensor,
+        coeffs: *const dualadam_coeffs,
+        stream: *mut c_void,
+    ) -> Result<(), Failure> {
+        let kernels: Kernels = handles::get("kernels", kernels)?;
+        // SAFETY: the caller's promise.
+        let (tensor, coeffs) = unsafe { (read("tensor", tensor)?, read("coeffs", coeffs)?) };
+        let tensor = tensor.raw("tensor".into())?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { kernels.step_raw(&tensor, &coeffs.into(), stream) }?)
+    }
+
+    pub(super) unsafe fn list_new(
+        kernels: u64,
+        tensors: *const dualadam_tensor,
+        count: usize,
+        list: *mut u64,
+    ) -> Result<(), Failure> {
+        let kernels: Kernels = handles::get("kernels", kernels)?;
+        let out = Out::new("list", list)?;
+        // SAFETY: the caller's promise.
+        let tensors =
+            unsafe { collect("tensors", tensors, count, |_, place, tensor| dualadam_tensor::raw(&tensor, place)) }?;
+        let list = TensorList::new(&kernels, &tensors)?;
+        let sets = Vec::with_capacity(list.most_sets());
+        let object = Object::List(Arc::new(Mutex::new(List { list, tensors, sets })));
+        // SAFETY: the caller's promise.
+        unsafe { out.write(handles::insert(object)) };
+        Ok(())
+    }
+
+    pub(super) unsafe fn list_update(list: u64, tensors: *const dualadam_tensor, count: usize) -> Result<(), Failure> {
+        let list: Arc<Mutex<List>> = handles::get("list", list)?;
+        let List { list, tensors: room, .. } = &mut *lock(&list);
+        if count != list.len() {
+            return Err(Error::Count { list: "tensors", expected: list.len(), actual: count }.into());
+        }
+        room.clear();
+        // SAFETY: the caller's promise.
+        for (index, tensor) in unsafe { read_all("tensors", tensors, count) }?.enumerate() {
+            room.push(tensor?.raw(Place::entry("tensors", index))?);
+        }
+        Ok(list.update(room)?)
+    }
+
+    pub(super) unsafe fn list_step(
+        list: u64,
+        sets: *const dualadam_coeffs,
+        count: usize,
+        stream: *mut c_void,
+    ) -> Result<(), Failure> {
+        let list: Arc<Mutex<List>> = handles::get("list", list)?;
+        let List { list, sets: room, .. } = &mut *lock(&list);
+        if count > list.most_sets() {
+            let (limit, actual) = (list.most_sets() as u64, count as u64);
+            return Err(Error::TooMany { list: "sets", limit, actual }.into());
+        }
+        room.clear();
+        // SAFETY: the caller's promise.
+        for coeffs in unsafe { read_all("sets", sets, count) }? {
+            room.push(coeffs?.into());
+        }
+        // SAFETY: the caller's promise.
+        Ok(unsafe { list.step_raw(room, stream) }?)
+    }
+
+    pub(super) fn list_free(list: u64) -> Result<(), Failure> {
+        handles::remove::<Arc<Mutex<List>>>("list", list)
+    }
+}
+
+/// The header is the same for every build, so that the functions are there without CUDA too.
+#[cfg(not(feature = "cuda"))]
+mod work {
+    use std::ffi::c_void;
+
+    use crate::capi::status::Failure;
+    use crate::capi::types::{dualadam_coeffs, dualadam_tensor};
+
+    const UNSUPPORTED: Result<(), Failure> = Err(Failure::Unsupported { feature: "cuda" });
+
+    pub(super) unsafe fn kernels_new(_: usize, _: *mut u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn kernels_in_current_context(_: *mut u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) fn kernels_free(_: u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn step(
+        _: u64,
+        _: *const dualadam_tensor,
+        _: *const dualadam_coeffs,
+        _: *mut c_void,
+    ) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn list_new(_: u64, _: *const dualadam_tensor, _: usize, _: *mut u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn list_update(_: u64, _: *const dualadam_tensor, _: usize) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn list_step(_: u64, _: *const dualadam_coeffs, _: usize, _: *mut c_void) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) fn list_free(_: u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+}

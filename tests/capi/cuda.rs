@@ -1,0 +1,312 @@
+//! The CUDA functions on the stand-in driver.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use dualadam::capi::*;
+use dualadam::cuda::cudarc::driver::{CudaContext, result, sys};
+use stand_in_cuda::client::StandIn;
+
+use crate::calls::*;
+
+fn start() -> StandIn {
+    StandIn::start().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn kernels() -> dualadam_cuda_kernels {
+    let mut kernels = 0;
+    // SAFETY: a place for the handle.
+    ok(unsafe { dualadam_cuda_kernels_new(0, &mut kernels) });
+    kernels
+}
+
+/// A tensor's buffers in device memory. A context must be current.
+struct OnDevice {
+    addresses: [u64; 4],
+    len: usize,
+}
+
+impl OnDevice {
+    fn new(buffers: &Buffers) -> Self {
+        let addresses = [&buffers.p, &buffers.g, &buffers.m, &buffers.v].map(|buffer| {
+            // SAFETY: a context is current; the memory is as long.
+            unsafe {
+                let address = result::malloc_sync(size_of_val(buffer.as_slice())).unwrap();
+                result::memcpy_htod_sync(address, buffer).unwrap();
+                address
+            }
+        });
+        // SAFETY: a context is current.
+        unsafe { sys::cuCtxSynchronize() }.result().unwrap();
+        Self { addresses, len: buffers.p.len() }
+    }
+
+    fn tensor(&self) -> dualadam_tensor {
+        let [params, grads, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
+            self.addresses.map(|address| ptr::without_provenance_mut(address as usize));
+        let (exp_avg, exp_avg_sq) = (exp_avg.cast(), exp_avg_sq.cast());
+        dualadam_tensor { params, grads, exp_avg, exp_avg_sq, len: self.len as u64, ..tensor() }
+    }
+
+    /// Waits for everything and reads.
+    fn read(&self) -> Buffers {
+        // SAFETY: a context is current; the memory is as long.
+        let [p, g, m, v] = self.addresses.map(|address| unsafe {
+            let mut content = vec![0.0; self.len];
+            sys::cuCtxSynchronize().result().unwrap();
+            result::memcpy_dtoh_sync(&mut content, address).unwrap();
+            content
+        });
+        Buffers { p, g, m, v }
+    }
+}
+
+impl Drop for OnDevice {
+    fn drop(&mut self) {
+        // SAFETY: a context is current, and nothing uses the memory any more.
+        self.addresses.iter().for_each(|&address| unsafe { result::free_sync(address) }.unwrap());
+    }
+}
+
+#[test]
+fn steps_have_the_bits_of_the_cpu() {
+    let stand_in = start();
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    let raw: *mut c_void = stream.cu_stream().cast();
+    let kernels = kernels();
+    let mut host = [Buffers::new(0, 1000), Buffers::new(1, 37)];
+    let device = host.each_ref().map(OnDevice::new);
+    let mut host_tensors = host.each_mut().map(Buffers::tensor);
+    let mut tensors = device.each_ref().map(OnDevice::tensor);
+    (tensors[1].set, host_tensors[1].set) = (1, 1);
+
+    let mut list = 0;
+    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    unsafe {
+        ok(dualadam_cuda_list_new(kernels, tensors.as_ptr(), 2, &mut list));
+        ok(dualadam_cuda_kernels_free(kernels)); // the list keeps them
+        for step in 1..=3 {
+            if step == 2 {
+                (tensors[1].grads, host_tensors[1].grads) = (ptr::null(), ptr::null());
+                ok(dualadam_cuda_list_update(list, tensors.as_ptr(), 2));
+            }
+            let sets = [coeffs(&config(), step, 1.0), coeffs(&config(), step + 7, 0.5)];
+            ok(dualadam_cuda_list_step(list, sets.as_ptr(), 2, raw));
+            ok(dualadam_cpu_step_list(host_tensors.as_ptr(), 2, sets.as_ptr(), 2));
+        }
+        let kernels = self::kernels();
+        let set = coeffs(&config(), 4, 1.0);
+        ok(dualadam_cuda_step(kernels, &tensors[0], &set, raw));
+        ok(dualadam_cpu_step(&host_tensors[0], &set));
+        ok(dualadam_cuda_kernels_free(kernels));
+    }
+    assert_eq!(device.each_ref().map(OnDevice::read), host);
+    ok(dualadam_cuda_list_free(list));
+    drop((device, stream, context));
+    assert_eq!((stand_in.live("module"), stand_in.live("memory"), stand_in.live("pinned")), (0, 0, 0));
+    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let stand_in = start();
+    let context = CudaContext::new(0).unwrap();
+    let kernels = kernels();
+    let set = coeffs(&config(), 1, 1.0);
+    let host = Buffers::new(0, 16);
+    let device = OnDevice::new(&host);
+    let good = device.tensor();
+    let stream = context.new_stream().unwrap();
+    let raw: *mut c_void = stream.cu_stream().cast();
+    let mut list = 0;
+    // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
+    unsafe {
+        let step = |tensor: dualadam_tensor| dualadam_cuda_step(kernels, &tensor, &set, raw);
+        assert_eq!(step(dualadam_tensor { params: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL);
+        let odd = good.exp_avg.wrapping_byte_add(2);
+        assert_eq!(step(dualadam_tensor { exp_avg: odd, ..good }), DUALADAM_STATUS_MISALIGNED);
+        assert_eq!(step(dualadam_tensor { exp_avg: good.exp_avg_sq, ..good }), DUALADAM_STATUS_OVERLAP);
+        assert_eq!(step(dualadam_tensor { len: u64::MAX, ..good }), DUALADAM_STATUS_EXTENT);
+        assert_eq!(step(dualadam_tensor { params_dtype: 9, ..good }), DUALADAM_STATUS_ENUM);
+        assert_eq!(step(dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..good }), DUALADAM_STATUS_TYPES);
+        assert_eq!(step(dualadam_tensor { set: 1, ..good }), DUALADAM_STATUS_INDEX);
+        assert_eq!(step(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
+        assert_eq!(step(dualadam_tensor { grads: ptr::null(), ..good }), DUALADAM_STATUS_NULL);
+        assert_eq!(dualadam_cuda_step(kernels, ptr::null(), &set, raw), DUALADAM_STATUS_NULL);
+        assert_eq!(dualadam_cuda_list_new(kernels, &good, 0, &mut list), DUALADAM_STATUS_EMPTY);
+        assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, ptr::null_mut()), DUALADAM_STATUS_NULL);
+        ok(dualadam_cuda_list_new(kernels, &good, 1, &mut list));
+        let update = |tensor: dualadam_tensor| dualadam_cuda_list_update(list, &tensor, 1);
+        assert_eq!(dualadam_cuda_list_update(list, &good, 2), DUALADAM_STATUS_COUNT);
+        assert_eq!(update(dualadam_tensor { len: 15, ..good }), DUALADAM_STATUS_FIXED);
+        assert_eq!(update(dualadam_tensor { grads: good.params, ..good }), DUALADAM_STATUS_OVERLAP);
+        assert_eq!(dualadam_cuda_list_step(list, &set, 0, raw), DUALADAM_STATUS_INDEX);
+        assert_eq!(dualadam_cuda_list_step(list, &set, 97, raw), DUALADAM_STATUS_TOO_MANY);
+        assert_eq!(dualadam_cuda_list_step(list, ptr::null(), 1, raw), DUALADAM_STATUS_NULL);
+
+        let text = format!("kernels must be a handle of CUDA kernels, got {list:#x}, which is one of a CUDA list");
+        fails(dualadam_cuda_step(list, &good, &set, raw), DUALADAM_STATUS_HANDLE_KIND, &text);
+        fails(dualadam_cuda_kernels_free(list), DUALADAM_STATUS_HANDLE_KIND, &text);
+        assert_eq!(dualadam_cuda_list_free(kernels), DUALADAM_STATUS_HANDLE_KIND);
+        assert_eq!(dualadam_state_free(kernels), DUALADAM_STATUS_HANDLE_KIND);
+        assert!(last_error().ends_with("which is one of CUDA kernels"), "{}", last_error());
+
+        // A change cannot be captured, a step can.
+        ok(dualadam_cuda_list_update(list, &dualadam_tensor { grads: ptr::null(), ..good }, 1));
+        sys::cuStreamBeginCapture_v2(stream.cu_stream(), sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        assert_eq!(dualadam_cuda_list_step(list, &set, 1, raw), DUALADAM_STATUS_CUDA_CAPTURED);
+        let mut graph = ptr::null_mut();
+        sys::cuStreamEndCapture(stream.cu_stream(), &mut graph).result().unwrap();
+        sys::cuGraphDestroy(graph).result().unwrap();
+
+        stand_in.set("devices", 2);
+        let other = CudaContext::new(1).unwrap().new_stream().unwrap();
+        context.bind_to_thread().unwrap();
+        let foreign = other.cu_stream().cast();
+        let text = "stream must belong to the kernels' CUDA context, it belongs to another";
+        fails(dualadam_cuda_step(kernels, &good, &set, foreign), DUALADAM_STATUS_CUDA_CONTEXT, text);
+        drop(other);
+        context.bind_to_thread().unwrap();
+
+        stand_in.fail("cuLaunchKernel", 1, 719);
+        assert_eq!(step(good), DUALADAM_STATUS_CUDA_DRIVER);
+        assert_eq!(last_error(), "cuLaunchKernel failed with CUDA_ERROR_LAUNCH_FAILED (719)");
+    }
+    assert_eq!(device.read(), host);
+    ok(dualadam_cuda_list_free(list));
+    ok(dualadam_cuda_kernels_free(kernels));
+    assert_eq!(dualadam_cuda_list_free(list), DUALADAM_STATUS_STALE_HANDLE);
+    assert_eq!(dualadam_cuda_kernels_free(kernels), DUALADAM_STATUS_STALE_HANDLE);
+    // SAFETY: the structs are there; both handles are stale.
+    unsafe {
+        assert_eq!(dualadam_cuda_step(kernels, &good, &set, raw), DUALADAM_STATUS_STALE_HANDLE);
+        assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, &mut list), DUALADAM_STATUS_STALE_HANDLE);
+        assert_eq!(dualadam_cuda_list_update(list, &good, 1), DUALADAM_STATUS_STALE_HANDLE);
+        assert_eq!(dualadam_cuda_list_step(list, &set, 1, raw), DUALADAM_STATUS_STALE_HANDLE);
+    }
+}
+
+#[test]
+fn drivers_and_devices_that_do_not_do() {
+    let stand_in = start();
+    stand_in.set("devices", 1);
+    let mut handle = 9;
+    // SAFETY: a place for the handle.
+    let mut new = |device| unsafe { dualadam_cuda_kernels_new(device, &mut handle) };
+    fails(new(7), DUALADAM_STATUS_POSITION, "device must be below 1, got 7");
+    stand_in.set_driver_version(11_030);
+    let text = "the CUDA driver must support CUDA 11.4, it supports 11.3";
+    fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, text);
+    stand_in.set_driver_version(12_080);
+    stand_in.fail("cuModuleLoadDataEx", 1, 218);
+    assert_eq!(new(0), DUALADAM_STATUS_CUDA_PTX);
+    assert!(last_error().contains("CUDA_ERROR_INVALID_PTX (218)"), "{}", last_error());
+    assert_eq!(handle, 9);
+    // SAFETY: null and misaligned places are refused.
+    unsafe {
+        assert_eq!(dualadam_cuda_kernels_new(0, ptr::null_mut()), DUALADAM_STATUS_NULL);
+        assert_eq!(
+            dualadam_cuda_kernels_in_current_context(ptr::without_provenance_mut(9)),
+            DUALADAM_STATUS_MISALIGNED
+        );
+    }
+}
+
+/// The kernels go where the caller is: into a primary context, which they hold, or into any other, which they leave alone.
+#[test]
+fn kernels_in_the_current_context() {
+    let stand_in = start();
+    let set = coeffs(&config(), 1, 1.0);
+    let mut kernels = 9;
+    let mut none = ptr::null_mut();
+    // SAFETY: places for the handles; a null context is none.
+    unsafe {
+        sys::cuInit(0).result().unwrap();
+        sys::cuCtxSetCurrent(ptr::null_mut()).result().unwrap();
+        let text = "cuCtxGetDevice failed with CUDA_ERROR_INVALID_CONTEXT (201)";
+        fails(dualadam_cuda_kernels_in_current_context(&mut kernels), DUALADAM_STATUS_CUDA_DRIVER, text);
+        assert_eq!(kernels, 9);
+        sys::cuCtxGetCurrent(&mut none).result().unwrap();
+    }
+    assert!(none.is_null());
+    for primary in [true, false] {
+        let context = if primary {
+            let context = CudaContext::new(0).unwrap();
+            context.bind_to_thread().unwrap();
+            (context.cu_ctx(), Some(context))
+        } else {
+            let mut context = ptr::null_mut();
+            // SAFETY: a place for the context, which becomes current.
+            unsafe { sys::cuCtxCreate_v2(&mut context, 0, 0) }.result().unwrap();
+            (context, None)
+        };
+        let live = stand_in.live("context");
+        let mut host = Buffers::new(0, 100);
+        let device = OnDevice::new(&host);
+        let mut current = ptr::null_mut();
+        // SAFETY: the structs and the buffers are there.
+        unsafe {
+            ok(dualadam_cuda_kernels_in_current_context(&mut kernels));
+            ok(dualadam_cuda_step(kernels, &device.tensor(), &set, ptr::null_mut()));
+            ok(dualadam_cpu_step(&host.tensor(), &set));
+            assert_eq!(device.read(), host);
+            drop(device);
+            ok(dualadam_cuda_kernels_free(kernels));
+            sys::cuCtxGetCurrent(&mut current).result().unwrap();
+        }
+        assert_eq!(current, context.0, "{primary}");
+        assert_eq!((stand_in.live("module"), stand_in.live("context")), (0, live), "{primary}");
+        if !primary {
+            // SAFETY: the context is this test's own.
+            unsafe { sys::cuCtxDestroy_v2(context.0) }.result().unwrap();
+        }
+    }
+    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+}
+
+/// Two threads step the same list and use the same kernels.
+#[test]
+fn threads_share_kernels_and_lists() {
+    let stand_in = start();
+    let context = CudaContext::new(0).unwrap();
+    let kernels = kernels();
+    let mut host = [Buffers::new(0, 50), Buffers::new(1, 60), Buffers::new(2, 70)];
+    let device = host.each_ref().map(OnDevice::new);
+    let addresses = device.each_ref().map(|device| device.addresses);
+    let lens = device.each_ref().map(|device| device.len);
+    let mut list = 0;
+    // SAFETY: the structs and the place are there.
+    ok(unsafe { dualadam_cuda_list_new(kernels, &device[0].tensor(), 1, &mut list) });
+    std::thread::scope(|scope| {
+        for thread in 1..3 {
+            let on_device = OnDevice { addresses: addresses[thread], len: lens[thread] };
+            scope.spawn(move || {
+                let tensor = on_device.tensor();
+                std::mem::forget(on_device); // it is not this thread's to free
+                for step in 1..=10 {
+                    let set = coeffs(&config(), step, 1.0);
+                    // SAFETY: the structs and the buffers are there; all is in the order of the default stream.
+                    unsafe {
+                        ok(dualadam_cuda_step(kernels, &tensor, &set, ptr::null_mut()));
+                        ok(dualadam_cuda_list_step(list, &coeffs(&config(), 1, 1.0), 1, ptr::null_mut()));
+                    }
+                }
+            });
+        }
+    });
+    for step in 1..=10 {
+        // SAFETY: the structs and the buffers are there.
+        unsafe {
+            host[1..].iter_mut().for_each(|host| ok(dualadam_cpu_step(&host.tensor(), &coeffs(&config(), step, 1.0))));
+            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
+            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
+        }
+    }
+    context.bind_to_thread().unwrap();
+    assert_eq!(device.each_ref().map(OnDevice::read), host);
+    ok(dualadam_cuda_list_free(list));
+    ok(dualadam_cuda_kernels_free(kernels));
+    drop(device);
+    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+}

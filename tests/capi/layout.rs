@@ -1,0 +1,97 @@
+//! The structs have the layout that they were published with, and C and C++ see the same.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use dualadam::capi::*;
+
+/// The layout of structs: a line for each, with its size, its alignment and its fields' offsets; and the same as assertions in C.
+macro_rules! layouts {
+    ($($name:ident { $($field:ident),+ })+) => {{
+        let (mut lines, mut assertions) = (String::new(), String::new());
+        $(
+            let (size, align) = (size_of::<$name>(), align_of::<$name>());
+            write!(lines, "{} {size} {align}:", stringify!($name)).unwrap();
+            writeln!(assertions, "CHECK(sizeof({0}) == {size});\nCHECK(ALIGN({0}) == {align});", stringify!($name)).unwrap();
+            $(
+                let offset = std::mem::offset_of!($name, $field);
+                write!(lines, " {} {offset}", stringify!($field)).unwrap();
+                writeln!(assertions, "CHECK(offsetof({}, {}) == {offset});", stringify!($name), stringify!($field)).unwrap();
+            )+
+            // All fields are named: this does not compile otherwise.
+            let _ = |value: $name| { let $name { $($field: _),+ } = value; };
+            lines.push('\n');
+        )+
+        (lines, assertions)
+    }};
+}
+
+fn all() -> (String, String) {
+    layouts! {
+        dualadam_config {
+            size, lr, beta1, beta2, eps, weight_decay, weight_decay_kind, inverse_term, maximize, schedule, switching_rate, base, period,
+            cutoff, switching_step
+        }
+        dualadam_coeffs {
+            size, one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, inverse_scale, adam_scale, decay, l2, grad_scale
+        }
+        dualadam_tensor {
+            size, params, grads, exp_avg, exp_avg_sq, copy, len, params_dtype, grads_dtype, copy_dtype, set
+        }
+        dualadam_tensor_layout { size, len, group, has_master }
+        dualadam_tensor_state { size, len, step, exp_avg, exp_avg_sq, master, group, master_is_set }
+    }
+}
+
+/// Programs that were compiled against this layout exist: it grows at the ends of the structs only.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn the_layout_is_the_published_one() {
+    assert_eq!(
+        all().0,
+        "dualadam_config 104 8: size 0 lr 8 beta1 16 beta2 24 eps 32 weight_decay 40 weight_decay_kind 48 inverse_term 52 maximize 56 \
+         schedule 60 switching_rate 64 base 72 period 80 cutoff 88 switching_step 96\n\
+         dualadam_coeffs 48 8: size 0 one_minus_beta1 8 one_minus_beta2 12 inv_sqrt_bc2 16 eps 20 inverse_eps 24 inverse_scale 28 \
+         adam_scale 32 decay 36 l2 40 grad_scale 44\n\
+         dualadam_tensor 72 8: size 0 params 8 grads 16 exp_avg 24 exp_avg_sq 32 copy 40 len 48 params_dtype 56 grads_dtype 60 \
+         copy_dtype 64 set 68\n\
+         dualadam_tensor_layout 24 8: size 0 len 8 group 16 has_master 20\n\
+         dualadam_tensor_state 56 8: size 0 len 8 step 16 exp_avg 24 exp_avg_sq 32 master 40 group 48 master_is_set 52\n"
+    );
+}
+
+/// The C compiler that Rust links with sees the same; and the constants, which the header has as macros, are those of the sources.
+#[test]
+fn c_sees_the_layout_of_rust() {
+    let (_, mut assertions) = all();
+    let constants = [
+        ("DUALADAM_STATUS_PANIC", DUALADAM_STATUS_PANIC as u32),
+        ("DUALADAM_STATUS_CUDA_CAPTURED", DUALADAM_STATUS_CUDA_CAPTURED as u32),
+        ("DUALADAM_DTYPE_F16", DUALADAM_DTYPE_F16),
+        ("DUALADAM_DECAY_L2", DUALADAM_DECAY_L2),
+        ("DUALADAM_INVERSE_TERM_WITH_EPS", DUALADAM_INVERSE_TERM_WITH_EPS),
+        ("DUALADAM_SCHEDULE_FIXED", DUALADAM_SCHEDULE_FIXED),
+    ];
+    for (name, value) in constants {
+        writeln!(assertions, "CHECK({name} == {value});").unwrap();
+    }
+    let c = "#define CHECK(x) _Static_assert(x, #x)\n#define ALIGN(x) _Alignof(x)\n";
+    let cpp = "#define CHECK(x) static_assert(x, #x)\n#define ALIGN(x) alignof(x)\n";
+    let folder = tempfile::tempdir().unwrap();
+    for (language, standard, macros) in [("c", "-std=c11", c), ("c++", "-std=c++17", cpp)] {
+        if language == "c++" && Command::new("c++").arg("--version").output().is_err() {
+            println!("not compiled as C++: there is no C++ compiler");
+            continue;
+        }
+        let source = folder.path().join("layout.c");
+        std::fs::write(&source, format!("#include \"dualadam.h\"\n{macros}{assertions}")).unwrap();
+        let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/include");
+        let compiler = if language == "c" { "cc" } else { "c++" };
+        let output = Command::new(compiler)
+            .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include, "-x", language])
+            .arg(&source)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -1,0 +1,299 @@
+//! What the functions do is what the Rust functions do.
+
+use std::ffi::{CStr, CString};
+use std::ptr;
+
+use dualadam::capi::*;
+use dualadam::half::bf16;
+use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+
+use crate::calls::*;
+use crate::common::data::configs;
+
+/// The config as C has it.
+fn in_c(config: &DualAdamConfig) -> dualadam_config {
+    let mut c = config_of(config.schedule);
+    (c.lr, c.beta1, c.beta2, c.eps) = (config.lr, config.beta1, config.beta2, config.eps);
+    (c.weight_decay_kind, c.weight_decay) = match config.weight_decay {
+        WeightDecay::None => (DUALADAM_DECAY_NONE, 0.0),
+        WeightDecay::Decoupled(weight_decay) => (DUALADAM_DECAY_DECOUPLED, weight_decay),
+        WeightDecay::L2(weight_decay) => (DUALADAM_DECAY_L2, weight_decay),
+    };
+    c.inverse_term = u32::from(config.inverse_term == InverseTerm::WithEps);
+    c.maximize = config.maximize.into();
+    c
+}
+
+fn config_of(schedule: SwitchSchedule) -> dualadam_config {
+    let mut c = config();
+    match schedule {
+        SwitchSchedule::Linear { switching_rate } => {
+            (c.schedule, c.switching_rate) = (DUALADAM_SCHEDULE_LINEAR, switching_rate);
+        }
+        SwitchSchedule::LinearEarlyDrop { switching_rate } => {
+            (c.schedule, c.switching_rate) = (DUALADAM_SCHEDULE_LINEAR_EARLY_DROP, switching_rate);
+        }
+        SwitchSchedule::Exponential { base, period, cutoff } => {
+            (c.schedule, c.base, c.period, c.cutoff) = (DUALADAM_SCHEDULE_EXPONENTIAL, base, period, cutoff);
+        }
+        SwitchSchedule::Fixed { switching_step } => {
+            (c.schedule, c.switching_step) = (DUALADAM_SCHEDULE_FIXED, switching_step);
+        }
+    }
+    c
+}
+
+fn in_rust(c: &dualadam_coeffs) -> StepCoeffs {
+    StepCoeffs {
+        one_minus_beta1: c.one_minus_beta1,
+        one_minus_beta2: c.one_minus_beta2,
+        inv_sqrt_bc2: c.inv_sqrt_bc2,
+        eps: c.eps,
+        inverse_eps: c.inverse_eps,
+        inverse_scale: c.inverse_scale,
+        adam_scale: c.adam_scale,
+        decay: c.decay,
+        l2: c.l2,
+        grad_scale: c.grad_scale,
+    }
+}
+
+#[test]
+fn defaults_coefficients_and_schedules_are_those_of_rust() {
+    // SAFETY: a C string that stays.
+    let version = unsafe { CStr::from_ptr(dualadam_version()) };
+    assert_eq!(version.to_str().unwrap(), env!("CARGO_PKG_VERSION"));
+    assert_eq!(in_rust(&coeffs(&config(), 3, 0.5)), DualAdamConfig::default().coeffs_scaled(3, 0.5).unwrap());
+    for (config, step) in configs() {
+        assert_eq!(
+            in_rust(&coeffs(&in_c(&config), step, 0.25)),
+            config.coeffs_scaled(step, 0.25).unwrap(),
+            "{config:?}"
+        );
+    }
+    for schedule in [
+        SwitchSchedule::linear_until(160),
+        SwitchSchedule::LinearEarlyDrop { switching_rate: 0.01 },
+        SwitchSchedule::Exponential { base: 0.5, period: 10, cutoff: 0.25 },
+        SwitchSchedule::Exponential { base: 1.0, period: 1, cutoff: 0.5 },
+        SwitchSchedule::Fixed { switching_step: 20 },
+    ] {
+        let c = config_of(schedule);
+        let (mut step, mut exists, mut alpha) = (7, 7, 7.0);
+        // SAFETY: the struct and the places are there.
+        unsafe {
+            ok(dualadam_config_validate(&c));
+            ok(dualadam_config_first_adam_step(&c, &mut step, &mut exists));
+            ok(dualadam_config_alpha(&c, 15, &mut alpha));
+        }
+        assert_eq!((exists == 1).then_some(step), schedule.first_adam_step());
+        assert_eq!(step == 0, exists == 0);
+        assert_eq!(alpha, schedule.alpha(15));
+    }
+}
+
+#[test]
+fn a_step_has_the_bits_of_rusts() {
+    let (mut c, mut rust) = (Buffers::new(1, 1000), Buffers::new(1, 1000));
+    for step in 1..=5 {
+        let set = coeffs(&config(), step, 1.0);
+        // SAFETY: the structs and the buffers are there.
+        ok(unsafe { dualadam_cpu_step(&c.tensor(), &set) });
+        cpu::step(&mut rust.p, &rust.g, &mut rust.m, &mut rust.v, &in_rust(&set)).unwrap();
+    }
+    assert_eq!(c, rust);
+    // SAFETY: the structs are there; an empty tensor has no buffers.
+    ok(unsafe { dualadam_cpu_step(&tensor(), &coeffs(&config(), 1, 1.0)) });
+}
+
+/// Every combination of types that there is, in one list, with a tensor that is left alone and an empty one.
+#[test]
+fn a_list_has_the_bits_of_rusts() {
+    const LEN: usize = 37;
+    let set = |set: u64| coeffs(&config(), set + 1, 1.0);
+    let sets = [set(0), set(1)];
+    let (f32s, halves) = (DUALADAM_DTYPE_F32, [DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_F16]);
+    let mut types = vec![(f32s, f32s, DUALADAM_DTYPE_NONE)];
+    for half in halves {
+        types.extend([
+            (f32s, half, DUALADAM_DTYPE_NONE),
+            (half, half, DUALADAM_DTYPE_NONE),
+            (half, f32s, DUALADAM_DTYPE_NONE),
+        ]);
+        types.extend([(f32s, f32s, half), (f32s, half, half)]);
+    }
+    assert_eq!(types.len(), 11);
+    // Any 16 bits are a bf16 and an f16; these are all finite, in both.
+    let bits: Vec<u16> = (0..LEN as u16).map(|i| 0x3c00 + i * 7).collect();
+    let start = Buffers::new(2, LEN);
+    let mut floats: Vec<_> = types.iter().map(|_| start.clone()).collect();
+    let mut shorts: Vec<_> = types.iter().map(|_| [bits.clone(), bits.clone(), vec![0; LEN]]).collect();
+    let mut tensors = Vec::new();
+    for (index, &(params, grads, copy)) in types.iter().enumerate() {
+        let (floats, shorts) = (&mut floats[index], &mut shorts[index]);
+        let mut tensor = floats.tensor();
+        (tensor.params_dtype, tensor.grads_dtype, tensor.copy_dtype, tensor.set) =
+            (params, grads, copy, index as u32 % 2);
+        if params != f32s {
+            tensor.params = shorts[0].as_mut_ptr().cast();
+        }
+        if grads != f32s {
+            tensor.grads = shorts[1].as_ptr().cast();
+        }
+        if copy != DUALADAM_DTYPE_NONE {
+            tensor.copy = shorts[2].as_mut_ptr().cast();
+        }
+        tensors.push(tensor);
+    }
+    let mut alone = start.clone();
+    tensors.push(dualadam_tensor { grads: ptr::null(), ..alone.tensor() });
+    tensors.push(tensor());
+    // SAFETY: the structs and the buffers are there.
+    ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), tensors.len(), sets.as_ptr(), sets.len()) });
+    assert_eq!(alone, start);
+
+    for (index, &(params, grads, copy)) in types.iter().enumerate() {
+        use dualadam::half::f16;
+        let (mut p, g, mut c) = (bits.clone(), bits.clone(), vec![0_u16; LEN]);
+        let mut rust = start.clone();
+        let half_params = match params {
+            DUALADAM_DTYPE_BF16 => Some(cpu::ParamsMut::from(bytemuck::cast_slice_mut::<_, bf16>(&mut p))),
+            DUALADAM_DTYPE_F16 => Some(cpu::ParamsMut::from(bytemuck::cast_slice_mut::<_, f16>(&mut p))),
+            _ => None,
+        };
+        let tensor = cpu::Tensor {
+            params: half_params.unwrap_or_else(|| (&mut rust.p).into()),
+            grads: match grads {
+                DUALADAM_DTYPE_BF16 => bytemuck::cast_slice::<_, bf16>(&g).into(),
+                DUALADAM_DTYPE_F16 => bytemuck::cast_slice::<_, f16>(&g).into(),
+                _ => (&rust.g).into(),
+            },
+            exp_avg: &mut rust.m,
+            exp_avg_sq: &mut rust.v,
+            copy: match copy {
+                DUALADAM_DTYPE_BF16 => Some(bytemuck::cast_slice_mut::<_, bf16>(&mut c).into()),
+                DUALADAM_DTYPE_F16 => Some(bytemuck::cast_slice_mut::<_, f16>(&mut c).into()),
+                _ => None,
+            },
+            set: index % 2,
+        };
+        cpu::step_list(&mut [tensor], &sets.map(|set| in_rust(&set))).unwrap();
+        assert_eq!(floats[index], rust, "{index}");
+        assert_eq!(shorts[index], [p, g, c], "{index}");
+    }
+    // SAFETY: nothing is looked at.
+    ok(unsafe { dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 0) });
+}
+
+#[test]
+fn states_are_those_of_rust() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("zustände.safetensors");
+    let file = CString::new(path.to_str().unwrap()).unwrap();
+    let groups = [config(), in_c(&DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5)))];
+    let layouts = [layout(3), dualadam_tensor_layout { group: 1, has_master: 1, ..layout(2) }, layout(0)];
+    let mut handle = 0;
+    // SAFETY: the structs and the place are there.
+    ok(unsafe { dualadam_state_new(groups.as_ptr(), 2, layouts.as_ptr(), 3, &mut handle) });
+    let mut expected = State::new(
+        &[DualAdamConfig::default(), DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5))],
+        &[TensorLayout::new(3), TensorLayout::new(2).in_group(1).with_master(), TensorLayout::new(0)],
+    )
+    .unwrap();
+    let values = state_tensor(handle, 1);
+    assert_eq!((values.len, values.step, values.group, values.master_is_set), (2, 0, 1, 0));
+    // SAFETY: the state's arrays have two elements.
+    unsafe {
+        values.exp_avg.write(1.5);
+        values.exp_avg_sq.add(1).write(2.5);
+        values.master.add(1).write(-3.5);
+    }
+    ok(dualadam_state_set_step(handle, 1, 77, 1));
+    let tensor = &mut expected.tensors[1];
+    (tensor.exp_avg[0], tensor.exp_avg_sq[1], tensor.step, tensor.master_is_set) = (1.5, 2.5, 77, true);
+    tensor.master.as_mut().unwrap()[1] = -3.5;
+    assert!(state_tensor(handle, 0).master.is_null());
+    // SAFETY: the path is a C string.
+    ok(unsafe { dualadam_state_save(handle, file.as_ptr()) });
+    assert_eq!(State::load(&path).unwrap(), expected);
+
+    let config =
+        in_c(&DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 }));
+    let (mut loaded, mut groups, mut tensors, mut back) = (0, 0, 0, config_of(SwitchSchedule::linear_until(1)));
+    // SAFETY: the path, the structs and the places are there.
+    unsafe {
+        ok(dualadam_state_load(file.as_ptr(), &mut loaded));
+        ok(dualadam_state_counts(loaded, &mut groups, &mut tensors));
+        ok(dualadam_state_set_config(loaded, 0, &config));
+        ok(dualadam_state_config(loaded, 0, &mut back, size_of_val(&back)));
+        ok(dualadam_state_save(loaded, file.as_ptr()));
+    }
+    assert_eq!((groups, tensors), (2, 3));
+    assert_eq!((back.lr, back.schedule, back.switching_step), (0.5, DUALADAM_SCHEDULE_FIXED, 9));
+    expected.groups[0] =
+        DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 });
+    assert_eq!(State::load(&path).unwrap(), expected);
+    assert_eq!(state_tensor(loaded, 1).step, 77);
+    ok(dualadam_state_free(handle));
+    ok(dualadam_state_free(loaded));
+}
+
+/// A program that was compiled with a header of a later version passes larger structs, with zeros where it wants nothing new.
+#[test]
+fn larger_structs_with_zeros_are_fine() {
+    #[repr(C)]
+    struct Later<T> {
+        known: T,
+        more: [u64; 2],
+    }
+    let size = size_of::<Later<dualadam_config>>();
+    let mut later = Later { known: config(), more: [7; 2] };
+    // SAFETY: the struct has that size.
+    unsafe {
+        ok(dualadam_config_init((&raw mut later).cast(), size));
+        assert_eq!((later.known.size, later.known.lr, later.more), (size, 1e-3, [0; 2]));
+        ok(dualadam_config_validate((&raw const later).cast()));
+    }
+    later.more[1] = 1;
+    // SAFETY: as above.
+    let status = unsafe { dualadam_config_validate((&raw const later).cast()) };
+    fails(status, DUALADAM_STATUS_SIZE, "the size of config must be 104, or more with zeros beyond that, got 120");
+
+    let mut buffers = [Buffers::new(3, 4), Buffers::new(4, 4)];
+    let mut before = buffers.clone();
+    let size = size_of::<Later<dualadam_tensor>>();
+    let mut tensors = buffers.each_mut().map(|buffers| Later { known: buffers.tensor(), more: [0; 2] });
+    tensors.iter_mut().for_each(|tensor| tensor.known.size = size);
+    let set = coeffs(&config(), 1, 1.0);
+    // SAFETY: the structs and the buffers are there.
+    ok(unsafe { dualadam_cpu_step_list((&raw const tensors).cast(), 2, &set, 1) });
+    for buffers in &mut before {
+        cpu::step(&mut buffers.p, &buffers.g, &mut buffers.m, &mut buffers.v, &in_rust(&set)).unwrap();
+    }
+    assert_eq!(buffers, before);
+}
+
+#[test]
+fn the_last_error_is_copied_out_and_cut_at_a_character() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = CString::new(folder.path().join("ä").to_str().unwrap()).unwrap();
+    let mut state = 0;
+    // SAFETY: the path and the place are there.
+    assert_eq!(unsafe { dualadam_state_load(file.as_ptr(), &mut state) }, DUALADAM_STATUS_IO);
+    let text = last_error();
+    assert!(text.starts_with("cannot read /") && text.contains("ä: No such file"), "{text}");
+    let umlaut = text.find('ä').unwrap();
+    for len in 1..text.len() + 3 {
+        let (mut buffer, mut needed) = (vec![0xff_u8; text.len() + 3], 0);
+        // SAFETY: the buffer is longer.
+        ok(unsafe { dualadam_last_error(buffer.as_mut_ptr().cast(), len, &mut needed) });
+        assert_eq!(needed, text.len() + 1);
+        let kept = (len - 1).min(text.len());
+        let kept = if kept == umlaut + 1 { umlaut } else { kept };
+        assert_eq!((&buffer[..kept], buffer[kept]), (&text.as_bytes()[..kept], 0));
+        assert!(buffer[kept + 1..].iter().all(|&byte| byte == 0xff), "written past the end");
+    }
+    // A thread of its own has no error.
+    std::thread::spawn(|| assert_eq!(last_error(), "")).join().unwrap();
+    assert_eq!(last_error(), text);
+}
