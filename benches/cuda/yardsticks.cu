@@ -3,6 +3,7 @@
 
 #include "../../kernels/pack.cuh"
 
+// As the step's.
 enum : u32 { BLOCK = 256 };
 
 // One multiply and add for each written value. It bounds the step: the same bytes, hardly an instruction beside.
