@@ -59,9 +59,10 @@ impl Variant {
         matches!(self, Self::Dual | Self::Adam | Self::MostSets | Self::SetEach)
     }
 
-    /// The coefficients of a set: those of different steps, so that no set passes for another.
+    /// The coefficients of a set: those of different steps, so that no set passes for another, and all before the switch at 12,500 but
+    /// far from the first step, so that both branches count in the result.
     pub(crate) fn coeffs(self, set: usize) -> StepCoeffs {
         let config = if self == Self::Adam { DualAdamConfig::adam() } else { DualAdamConfig::default() };
-        config.coeffs(3 + set as u64).expect("the configurations are valid")
+        config.coeffs(2000 + set as u64).expect("the configurations are valid")
     }
 }
