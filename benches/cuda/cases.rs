@@ -30,8 +30,7 @@ pub(crate) struct Alignment {
 
 const ALIGNED: Alignment = Alignment { name: "aligned", offsets: [0; 5] };
 
-/// With a common head, and without one: with pieces of half the width, of one stream, of those that the step shares with its caller, and
-/// of nearly all.
+/// All alike, which one head aligns; then the caller's buffers against the moments, one stream against the others, and all mixed.
 const MISALIGNED: [Alignment; 6] = [
     Alignment { name: "all off by one", offsets: [1; 5] },
     Alignment { name: "params, grads, copy off by two", offsets: [2, 2, 0, 0, 2] },
@@ -43,7 +42,7 @@ const MISALIGNED: [Alignment; 6] = [
 
 /// The types of plain, of 16-bit and of mixed training; the others are timed at a few shapes.
 const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "f32_bf16_bf16"];
-/// One flat shape about the size of a large layer and one that fills the device, where all types are timed.
+/// Where all types are timed: a flat shape of the size of a large layer, one that fills the device, and a list.
 const SHAPES_OF_ALL_TYPES: [&str; 3] = ["2^24", "2^28", "gpt2"];
 const SHAPE_OF_ALIGNMENTS: &str = "2^28";
 
