@@ -44,7 +44,7 @@ pub(crate) fn embed_ptx() -> ptx::Result<()> {
 
 fn compiled(compiler: &Compiler, kernels: &Path, out: &Path) -> ptx::Result<(String, String)> {
     println!("cargo::rerun-if-changed={}", compiler.path().display());
-    let text = compiler.compile(kernels, out).map_err(|error| {
+    let text = compiler.compile(kernels, &ptx::SOURCES, out).map_err(|error| {
         format!("{error}\nDUALADAM_PTX=prebuilt builds without a CUDA compiler, from the PTX in {KERNELS}/prebuilt")
     })?;
     let version = ptx::compiler_version(&text);
@@ -60,7 +60,7 @@ fn compiled(compiler: &Compiler, kernels: &Path, out: &Path) -> ptx::Result<(Str
 }
 
 fn prebuilt(kernels: &Path) -> ptx::Result<(String, String)> {
-    if ptx::source_hash(kernels)? != manifest_value(kernels, "source_sha256")? {
+    if ptx::source_hash(kernels, &ptx::SOURCES)? != manifest_value(kernels, "source_sha256")? {
         return Err(format!(
             "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS}, and no CUDA compiler {}.\n\
              To compile, activate a Python virtual environment with nvidia-cuda-nvrtc {} (needs no GPU), or set NVCC; \

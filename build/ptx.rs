@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-/// The translation unit and what it includes, in the order of the source hash.
-const SOURCES: [&str; 5] = ["dual_adam.cu", "control.cuh", "pack.cuh", "step.cuh", "update.cuh"];
+/// The kernels' translation unit and what it includes, in the order of the source hash.
+pub(crate) const SOURCES: [&str; 5] = ["dual_adam.cu", "control.cuh", "pack.cuh", "step.cuh", "update.cuh"];
 
 /// The oldest architecture of the current compilers. Its PTX becomes the same loop on newer ones.
 pub(crate) const FLAGS: [&str; 2] = ["-std=c++17", "-arch=compute_75"];
@@ -24,11 +24,11 @@ pub(crate) fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// SHA-256 of the sources one after the other, whatever line ends a checkout gave them.
-pub(crate) fn source_hash(kernels: &Path) -> Result<String> {
+/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them.
+pub(crate) fn source_hash(folder: &Path, sources: &[&str]) -> Result<String> {
     let mut hash = Sha256::new();
-    for name in SOURCES {
-        hash.update(read(&kernels.join(name))?.replace("\r\n", "\n"));
+    for name in sources {
+        hash.update(read(&folder.join(name))?.replace("\r\n", "\n"));
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -69,13 +69,13 @@ impl Compiler {
         path
     }
 
-    /// The PTX of the sources in `kernels`. Temporary files go into `scratch`.
-    pub(crate) fn compile(&self, kernels: &Path, scratch: &Path) -> Result<String> {
+    /// The PTX of the first of a folder's sources, which may include the others. Temporary files go into `scratch`.
+    pub(crate) fn compile(&self, folder: &Path, sources: &[&str], scratch: &Path) -> Result<String> {
         let ptx = match self {
-            Self::Nvcc(nvcc) => run_nvcc(nvcc, kernels, scratch)?,
+            Self::Nvcc(nvcc) => run_nvcc(nvcc, &folder.join(sources[0]), scratch)?,
             Self::Nvrtc(library) => {
-                let sources = SOURCES.map(|name| read(&kernels.join(name)).map(|text| (name, text)));
-                let sources = sources.into_iter().collect::<Result<Vec<_>>>()?;
+                let sources = sources.iter().map(|&name| read(&folder.join(name)).map(|text| (name, text)));
+                let sources = sources.collect::<Result<Vec<_>>>()?;
                 nvrtc::compile(library, &sources, &FLAGS)?
             }
         };
@@ -83,11 +83,11 @@ impl Compiler {
     }
 }
 
-fn run_nvcc(nvcc: &Path, kernels: &Path, scratch: &Path) -> Result<String> {
+fn run_nvcc(nvcc: &Path, source: &Path, scratch: &Path) -> Result<String> {
     let out = scratch.join("compiled.ptx");
     let _ = fs::remove_file(&out); // an old one would pass for the result
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("-ptx").arg("-o").arg(&out).arg(kernels.join(SOURCES[0])).env("TMPDIR", scratch);
+    command.args(FLAGS).arg("-ptx").arg("-o").arg(&out).arg(source).env("TMPDIR", scratch);
     let shown = format!("{command:?}");
     let failed =
         |what: &str, stderr: &str| format!("the CUDA compiler failed: {what}\ncommand: {shown}\nstderr:\n{stderr}");

@@ -8,11 +8,19 @@
 #include "update.cuh"
 
 enum : u32 {
-    BLOCK = 256,         // threads
-    BLOCKS_PER_SM = 6,   // at least: 1,536 threads of 40 registers have enough loads in flight; 8 blocks would spill
-    CHUNK = 4096,        // elements of a list that one block serves; a multiple of BLOCK * VEC
-    MAX_SETS = 96,       // coefficient sets that fit beside the other arguments in 4,096 bytes
-    MASTERS_BLOCKS = 16, // that set one tensor's masters, once; not tuned on any GPU
+    // Threads. Tuned on nothing: no GPU has run it.
+    BLOCK = 256,
+    // At least. Reckoned: 1,536 threads of 40 registers have enough loads in flight, and with 8 blocks ptxas spills. Tuned on
+    // nothing: no GPU has run it.
+    BLOCKS_PER_SM = 6,
+    // Elements of a list that one block serves; a multiple of BLOCK * VEC. Reckoned in docs/performance.md. Tuned on nothing: no
+    // GPU has run it.
+    CHUNK = 4096,
+    // Coefficient sets that fit beside the other arguments in 4,096 bytes, CUDA's limit; what they cost against sets in device
+    // memory was tuned on nothing: no GPU has run it.
+    MAX_SETS = 96,
+    // Blocks that set one tensor's masters, once. Tuned on nothing: no GPU has run it.
+    MASTERS_BLOCKS = 16,
 };
 
 struct StepSets {

@@ -8,8 +8,11 @@ use dualadam::cuda::cudarc::driver::sys::CUdevice_attribute as Attribute;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
 use serde::Serialize;
 
+use crate::yardsticks::Yardsticks;
+
 pub(crate) struct Device {
     pub(crate) kernels: Kernels,
+    pub(crate) yardsticks: Yardsticks,
     pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) facts: Facts,
@@ -47,7 +50,7 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().expect("a stream can be made");
         let facts = Facts::of(&context);
-        Ok(Self { kernels, context, stream, facts })
+        Ok(Self { kernels, yardsticks: Yardsticks::load(), context, stream, facts })
     }
 
     /// Device memory of undefined content, or how much is free if that is too little.
@@ -95,16 +98,15 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Fills the first bytes with repetitions of a pattern.
-    pub(crate) fn repeat(&self, pattern: &[u8], bytes: usize) {
-        let mut done = pattern.len().min(bytes);
+    /// Fills bytes with repetitions of a pattern.
+    pub(crate) fn repeat(&self, pattern: &[u8], from: usize, bytes: usize) {
+        let (start, mut done) = (self.address + from as u64, pattern.len().min(bytes));
         // SAFETY: all is within the memory, and what is copied does not overlap.
         unsafe {
-            result::memcpy_htod_sync(self.address, &pattern[..done]).expect("the memory can be written");
+            result::memcpy_htod_sync(start, &pattern[..done]).expect("the memory can be written");
             while done < bytes {
                 let more = done.min(bytes - done);
-                result::memcpy_dtod_sync(self.address + done as u64, self.address, more)
-                    .expect("the memory can be copied");
+                result::memcpy_dtod_sync(start + done as u64, start, more).expect("the memory can be copied");
                 done += more;
             }
         }

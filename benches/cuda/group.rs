@@ -1,119 +1,124 @@
-//! The tensors of one shape with one combination of types, in as many replicas as outgrow the cache, and the variants that are timed.
+//! The buffers of a case, in as many replicas as outgrow the cache, and the work that is enqueued on them.
 
 use dualadam::cuda::cudarc::driver::sys;
 use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, StepCoeffs};
+use dualadam::{Dtype, StepCoeffs};
 
+use crate::cases::{Alignment, Case};
 use crate::device::{Device, Memory};
-use crate::shapes::Shape;
-use crate::values::{PERIOD, Pattern, Types};
+use crate::values::{Pattern, Types};
+use crate::variant::Variant;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Variant {
-    /// Moves as many bytes as the step.
-    Copy,
-    Dual,
-    Adam,
-}
-
-pub(crate) const VARIANTS: [Variant; 3] = [Variant::Copy, Variant::Dual, Variant::Adam];
-
-impl Variant {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Copy => "copy",
-            Self::Dual => "dual",
-            Self::Adam => "adam",
-        }
-    }
-
-    /// Floating-point operations of an element, as the paper counts them.
-    pub(crate) fn flops(self) -> usize {
-        match self {
-            Self::Copy => 0,
-            Self::Dual => 18,
-            Self::Adam => 14,
-        }
-    }
-
-    fn coeffs(self) -> StepCoeffs {
-        let config = if self == Self::Dual { DualAdamConfig::default() } else { DualAdamConfig::adam() };
-        config.coeffs(3).expect("the configurations are valid")
-    }
-}
-
-/// Together the replicas have so many times the size of the cache.
+/// Together the replicas have so many times the size of the cache,
 const TIMES_CACHE: usize = 4;
-/// Each tensor begins at a multiple of so many elements, as an allocation does.
-const ALIGN: usize = 128;
+/// but are no more than this, which `peers.py` can hold too: below 2^14 elements, all that counts is the launch.
+const MOST_REPLICAS: usize = 256;
+/// Each tensor begins so many elements, or a multiple, after the first, as allocations do.
+pub(crate) const ALIGN: usize = 128;
 
 pub(crate) struct Group<'a> {
     device: &'a Device,
     pub(crate) shape: String,
     pub(crate) types: Types,
+    pub(crate) alignment: Alignment,
+    pub(crate) variants: Vec<Variant>,
     lens: Vec<usize>,
     /// Elements of a replica, those between tensors too.
     stride: usize,
     replicas: Vec<Replica>,
     memory: [Memory; 5],
     copies: [Memory; 2],
+    /// What the unfused step keeps between its operations.
+    between: [Memory; 2],
     next: usize,
 }
 
 struct Replica {
-    tensors: Vec<RawTensor>,
-    /// Where there is more than one tensor.
-    list: Option<TensorList>,
+    flat: RawTensor,
+    /// Where there is more than one tensor, those of the variants that take them one by one, with their coefficient sets.
+    lists: Vec<(Variant, TensorList, Vec<StepCoeffs>)>,
 }
 
 impl<'a> Group<'a> {
     /// The buffers with their content, or why they cannot be had.
-    pub(crate) fn new(device: &'a Device, shape: &Shape, types: Types) -> Result<Self, String> {
-        let lens = shape.lens();
+    pub(crate) fn new(device: &'a Device, case: &Case) -> Result<Self, String> {
+        let Case { shape, types, alignment, variants } = case;
+        let (types, lens) = (*types, shape.lens.clone());
         let stride: usize = lens.iter().map(|len| len.next_multiple_of(ALIGN)).sum();
         let sizes = types.sizes();
         let replicas = (TIMES_CACHE * device.facts.l2_bytes).div_ceil(stride * sizes.iter().sum::<usize>());
-        let elements = replicas * stride;
-        let allocate = |i: usize| device.memory(elements * sizes[i]);
+        let replicas = replicas.min(MOST_REPLICAS);
+        // One part of the alignment more, for offsets.
+        let allocate = |i: usize| device.memory((replicas * stride + ALIGN) * sizes[i]);
         let memory = [allocate(0)?, allocate(1)?, allocate(2)?, allocate(3)?, allocate(4)?];
-        let moved = lens.iter().sum::<usize>() * types.bytes_moved();
-        let copies = [device.memory(replicas * moved / 2)?, device.memory(replicas * moved / 2)?];
-        copies[0].repeat(&[1; 1 << 16], replicas * moved / 2);
-        let pattern = Pattern::new(&types);
-        for ((memory, bytes), size) in memory.iter().zip(pattern.bytes()).zip(sizes) {
-            memory.repeat(bytes, elements * size);
-        }
-        device.synchronize();
-        let mut group =
-            Self { device, shape: shape.name.clone(), types, lens, stride, replicas: vec![], memory, copies, next: 0 };
+        let moved = replicas * lens.iter().sum::<usize>() * types.bytes_moved();
+        let copies = [device.memory(moved / 2)?, device.memory(moved / 2)?];
+        copies[0].repeat(&[1; 1 << 16], 0, moved / 2);
+        let bytes = if variants.contains(&Variant::Unfused) { replicas * stride * 4 } else { 0 };
+        let between = [device.memory(bytes)?, device.memory(bytes)?];
+        let mut group = Self {
+            device,
+            shape: shape.name.clone(),
+            types,
+            alignment: *alignment,
+            variants: variants.clone(),
+            lens,
+            stride,
+            replicas: vec![],
+            memory,
+            copies,
+            between,
+            next: 0,
+        };
+        group.fill(replicas * stride, group.alignment.offsets);
         group.replicas = (0..replicas).map(|replica| group.replica(replica)).collect();
         Ok(group)
     }
 
-    fn replica(&self, replica: usize) -> Replica {
-        let tensors = self.tensors(replica);
-        let list = || TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
-        let list = (tensors.len() > 1).then(list);
-        Replica { tensors, list }
+    /// Gives the first elements their content, with the first of all at these offsets.
+    pub(crate) fn fill(&self, elements: usize, offsets: [usize; 5]) {
+        let pattern = Pattern::new(&self.types);
+        for (i, size) in self.types.sizes().into_iter().enumerate() {
+            self.memory[i].repeat(pattern.bytes()[i], offsets[i] * size, elements * size);
+        }
+        self.device.synchronize();
     }
 
-    /// The tensors of a replica, by address.
-    pub(crate) fn tensors(&self, replica: usize) -> Vec<RawTensor> {
+    fn replica(&self, replica: usize) -> Replica {
+        let flat = self.tensor(self.alignment.offsets, replica * self.stride, self.elements());
+        let lists = self.variants.iter().filter(|variant| variant.is_list() && self.lens.len() > 1);
+        let list = |&variant: &Variant| {
+            let sets = variant.sets(self.lens.len());
+            let mut tensors = self.tensors(replica);
+            tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.set = i % sets);
+            let list = TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
+            (variant, list, (0..sets).map(|set| variant.coeffs(set)).collect())
+        };
+        Replica { flat, lists: lists.map(list).collect() }
+    }
+
+    /// A tensor by address, from one of all replicas' elements on.
+    fn tensor(&self, offsets: [usize; 5], start: usize, len: usize) -> RawTensor {
         let sizes = self.types.sizes();
-        let mut element = replica * self.stride;
+        let at = |i: usize| self.memory[i].address + ((offsets[i] + start) * sizes[i]) as u64;
+        let buffer = |i: usize, dtype: Dtype| RawBuffer { address: at(i), dtype };
+        RawTensor {
+            params: buffer(0, self.types.params),
+            grads: buffer(1, self.types.grads),
+            exp_avg: at(2),
+            exp_avg_sq: at(3),
+            copy: self.types.copy.map(|dtype| buffer(4, dtype)),
+            len: len as u64,
+            set: 0,
+        }
+    }
+
+    /// The tensors of a replica.
+    pub(crate) fn tensors(&self, replica: usize) -> Vec<RawTensor> {
+        let mut start = replica * self.stride;
         let tensor = |&len: &usize| {
-            let at = |i: usize| self.memory[i].address + (element * sizes[i]) as u64;
-            let buffer = |i: usize, dtype: Dtype| RawBuffer { address: at(i), dtype };
-            let tensor = RawTensor {
-                params: buffer(0, self.types.params),
-                grads: buffer(1, self.types.grads),
-                exp_avg: at(2),
-                exp_avg_sq: at(3),
-                copy: self.types.copy.map(|dtype| buffer(4, dtype)),
-                len: len as u64,
-                set: 0,
-            };
-            element += len.next_multiple_of(ALIGN);
+            let tensor = self.tensor(self.alignment.offsets, start, len);
+            start += len.next_multiple_of(ALIGN);
             tensor
         };
         self.lens.iter().map(tensor).collect()
@@ -121,6 +126,10 @@ impl<'a> Group<'a> {
 
     pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
+    }
+
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
     }
 
     pub(crate) fn lens(&self) -> &[usize] {
@@ -131,71 +140,79 @@ impl<'a> Group<'a> {
         self.lens.iter().sum()
     }
 
-    /// Bytes that each variant moves.
+    /// Bytes that each variant must move; the unfused step moves more.
     pub(crate) fn bytes(&self) -> usize {
         self.elements() * self.types.bytes_moved()
     }
 
-    /// Enqueues a variant over the next replica.
+    /// The lengths that a variant takes one by one.
+    pub(crate) fn lens_of(&self, variant: Variant) -> Vec<usize> {
+        if variant.is_list() { self.lens.clone() } else { vec![self.elements()] }
+    }
+
+    /// Where a variant finds the first element.
+    pub(crate) fn offsets_of(&self, variant: Variant) -> [usize; 5] {
+        if variant == Variant::Triad { [0; 5] } else { self.alignment.offsets }
+    }
+
+    /// Elements of a buffer from an offset on, once all work has ended.
+    pub(crate) fn read(&self, buffer: usize, start: usize, len: usize) -> Vec<u8> {
+        let size = self.types.sizes()[buffer];
+        self.memory[buffer].read(start * size, len * size)
+    }
+
+    /// Enqueues a variant over the next replica. The triad leaves the values as they are.
     pub(crate) fn enqueue(&mut self, variant: Variant) {
         let replica = self.next;
         self.next = (self.next + 1) % self.replicas.len();
-        self.enqueue_on(replica, variant);
+        self.enqueue_on(replica, variant, 0.0);
     }
 
-    fn enqueue_on(&mut self, replica: usize, variant: Variant) {
-        let stream = self.device.stream.cu_stream();
-        if variant == Variant::Copy {
-            let bytes = self.bytes() / 2;
-            let [from, to] = self.copies.each_ref().map(|memory| memory.address + (replica * bytes) as u64);
-            // SAFETY: both parts are within their memory, which lives until the work has ended.
-            let answer = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
-            return answer.result().expect("the copy can be enqueued");
+    /// `factor` is the triad's.
+    pub(crate) fn enqueue_on(&mut self, replica: usize, variant: Variant, factor: f32) {
+        let (device, stream, start) = (self.device, &self.device.stream, replica * self.stride);
+        let len = self.elements() as u64;
+        let [params, grads, exp_avg, exp_avg_sq, copy] = std::array::from_fn(|i| {
+            self.memory[i].address + (start * self.types.sizes()[i]) as u64 // aligned
+        });
+        match variant {
+            Variant::Copy => self.enqueue_copy(replica),
+            Variant::Triad => {
+                let addresses = [params, grads, exp_avg, exp_avg_sq, copy];
+                // SAFETY: the buffers have more elements; all work is in one stream.
+                unsafe { device.yardsticks.triad(&self.types, addresses, len, factor, stream) };
+            }
+            Variant::Unfused => {
+                let [root, scale] = self.between.each_ref().map(|memory| memory.address + 4 * start as u64);
+                let addresses = [params, grads, exp_avg, exp_avg_sq, root, scale];
+                // SAFETY: as above; only aligned f32 buffers have this variant.
+                unsafe { device.yardsticks.unfused(addresses, len, &variant.coeffs(0), stream) };
+            }
+            Variant::Dual | Variant::Adam | Variant::Flat | Variant::MostSets | Variant::SetEach => {
+                self.enqueue_step(replica, variant);
+            }
         }
-        let coeffs = variant.coeffs();
-        let Replica { tensors, list } = &mut self.replicas[replica];
+    }
+
+    fn enqueue_copy(&self, replica: usize) {
+        let bytes = self.bytes() / 2;
+        let [from, to] = self.copies.each_ref().map(|memory| memory.address + (replica * bytes) as u64);
+        // SAFETY: both parts are within their memory, which lives until the work has ended.
+        let answer = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.device.stream.cu_stream()) };
+        answer.result().expect("the copy can be enqueued");
+    }
+
+    fn enqueue_step(&mut self, replica: usize, variant: Variant) {
+        let stream = self.device.stream.cu_stream().cast();
+        let Replica { flat, lists } = &mut self.replicas[replica];
         // SAFETY: the buffers are as long as the tensors and live until the work has ended; all work is in one stream.
         let stepped = unsafe {
-            match list {
-                Some(list) => list.step_raw(&[coeffs], stream.cast()),
-                None => self.device.kernels.step_raw(&tensors[0], &coeffs, stream.cast()),
+            match lists.iter_mut().find(|(of, ..)| *of == variant) {
+                Some((_, list, coeffs)) => list.step_raw(coeffs, stream),
+                None => self.device.kernels.step_raw(flat, &variant.coeffs(0), stream),
             }
         };
         stepped.expect("the step can be enqueued");
-    }
-
-    /// Fails unless a step of each kind does what the CPU backend does, to the bit, in the first replica's tensors and not beside them.
-    /// Must come before any other step.
-    pub(crate) fn verify(&mut self) {
-        let mut pattern = Pattern::new(&self.types);
-        let before = pattern.bytes().map(<[u8]>::to_vec);
-        for variant in [Variant::Dual, Variant::Adam] {
-            self.enqueue_on(0, variant);
-            pattern.step(&variant.coeffs());
-        }
-        self.device.synchronize();
-        let before = before.each_ref().map(Vec::as_slice);
-        let mut start = 0;
-        for (i, &len) in self.lens.iter().enumerate() {
-            let end = start + len;
-            // Some of many tensors, and the ends of long ones.
-            if i < 8 || i + 8 > self.lens.len() {
-                self.verify_range(start..end.min(start + PERIOD), pattern.bytes());
-                self.verify_range(start.max(end.saturating_sub(PERIOD))..end, pattern.bytes());
-                self.verify_range(end..end.next_multiple_of(ALIGN), before);
-            }
-            start = end.next_multiple_of(ALIGN);
-        }
-    }
-
-    /// Compares elements of the first replica with a repeated pattern.
-    fn verify_range(&self, range: std::ops::Range<usize>, expected: [&[u8]; 5]) {
-        for ((memory, expected), size) in self.memory.iter().zip(expected).zip(self.types.sizes()) {
-            let found = memory.read(range.start * size, range.len() * size);
-            let pattern = expected.iter().cycle().skip(range.start % PERIOD * size);
-            let same = found.iter().zip(pattern).all(|(a, b)| a == b);
-            assert!(same, "{} {}: the step is wrong in elements {range:?}", self.shape, self.types.name);
-        }
     }
 }
 

@@ -5,18 +5,19 @@ use std::time::Instant;
 use dualadam::cuda::{DualAdam, RawTensor, TensorList};
 use dualadam::{DualAdamConfig, StepCoeffs};
 
+use crate::cases::Case;
 use crate::device::Device;
 use crate::group::Group;
 use crate::report::HostRow;
 use crate::shapes::Shape;
 use crate::timer::{median, quantile};
-use crate::values::TYPES;
 
 /// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two replicas of them.
 pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRow> {
-    let Ok(group) = Group::new(device, shape, TYPES[0]) else { return vec![] };
+    let case = Case::buffers(shape);
+    let Ok(group) = Group::new(device, &case) else { return vec![] };
     // A second one for other addresses.
-    let Ok(other) = Group::new(device, shape, TYPES[0]) else { return vec![] };
+    let Ok(other) = Group::new(device, &case) else { return vec![] };
     let tensors = [group.tensors(0), other.tensors(0)];
     let other_grads = |i: usize| RawTensor { grads: tensors[1][i].grads, ..tensors[0][i] };
     let grads_change = [tensors[0].clone(), (0..tensors[0].len()).map(other_grads).collect()];

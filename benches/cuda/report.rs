@@ -7,8 +7,9 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::device::{Device, Facts};
-use crate::group::{Group, VARIANTS, Variant};
+use crate::group::Group;
 use crate::timer::{median, quantile};
+use crate::variant::Variant;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -28,6 +29,7 @@ pub(crate) struct Row {
     tensors: usize,
     elements: usize,
     types: &'static str,
+    alignment: &'static str,
     variant: &'static str,
     /// Microseconds of a step: the median over the rounds, and the quartiles.
     us: f64,
@@ -37,10 +39,14 @@ pub(crate) struct Row {
     bytes_per_element: usize,
     gb_per_s: f64,
     /// The copy's time over this one's, the median of the rounds' ratios.
-    of_copy: f64,
+    of_copy: Option<f64>,
+    /// The triad's likewise.
+    of_triad: Option<f64>,
+    /// That of the step of as many elements as one flat buffer, where the tensors are a list.
+    of_flat: Option<f64>,
     gflop_per_s: f64,
     /// This time over plain Adam's, likewise.
-    over_adam: f64,
+    over_adam: Option<f64>,
     /// Buffers that were used in turns.
     replicas: usize,
 }
@@ -58,30 +64,36 @@ pub(crate) struct HostRow {
 }
 
 /// The rows of a group from the seconds of each variant in each round.
-pub(crate) fn rows(group: &Group<'_>, rounds: &[[f64; VARIANTS.len()]]) -> Vec<Row> {
-    let position = |wanted: Variant| VARIANTS.iter().position(|&variant| variant == wanted).unwrap_or(0);
-    let (copy, adam) = (position(Variant::Copy), position(Variant::Adam));
+pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
     let row = |(i, &variant): (usize, &Variant)| {
         let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
         let per_second = |amount: usize| amount as f64 / us(0.5) * 1e-3;
+        // Another variant's time over this one's.
+        let of = |wanted| {
+            let other = group.variants.iter().position(|&variant| variant == wanted)?;
+            Some(median(rounds.iter().map(|round| round[other] / round[i])))
+        };
         Row {
             shape: group.shape.clone(),
             tensors: group.lens().len(),
             elements: group.elements(),
             types: group.types.name,
+            alignment: group.alignment.name,
             variant: variant.name(),
             us: us(0.5),
             us_low: us(0.25),
             us_high: us(0.75),
             bytes_per_element: group.types.bytes_moved(),
             gb_per_s: per_second(group.bytes()),
-            of_copy: median(rounds.iter().map(|round| round[copy] / round[i])),
+            of_copy: of(Variant::Copy),
+            of_triad: of(Variant::Triad),
+            of_flat: of(Variant::Flat),
             gflop_per_s: per_second(variant.flops() * group.elements()),
-            over_adam: median(rounds.iter().map(|round| round[i] / round[adam])),
+            over_adam: of(Variant::Adam).map(|ratio| 1.0 / ratio),
             replicas: group.replicas(),
         }
     };
-    VARIANTS.iter().enumerate().map(row).collect()
+    group.variants.iter().enumerate().map(row).collect()
 }
 
 impl Report {
@@ -106,18 +118,34 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {}, compared with the CPU backend before it was timed\n", self.program, self.device.name)?;
         let mut table = Table::new();
-        let header = ["shape", "types", "what", "µs", "GB/s", "of the copy", "GFLOP/s", "over Adam"];
+        let header = [
+            "shape",
+            "types",
+            "alignment",
+            "what",
+            "µs",
+            "GB/s",
+            "of the copy",
+            "of the triad",
+            "of flat",
+            "GFLOP/s",
+            "over Adam",
+        ];
         table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+        let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.3}")).unwrap_or_default();
         for row in &self.rows {
             table.add_row([
                 row.shape.clone(),
                 row.types.to_owned(),
+                row.alignment.to_owned(),
                 row.variant.to_owned(),
                 format!("{:.1}", row.us),
                 format!("{:.0}", row.gb_per_s),
-                format!("{:.3}", row.of_copy),
+                ratio(row.of_copy),
+                ratio(row.of_triad),
+                ratio(row.of_flat),
                 format!("{:.0}", row.gflop_per_s),
-                format!("{:.3}", row.over_adam),
+                ratio(row.over_adam),
             ]);
         }
         writeln!(f, "{table}\n")?;

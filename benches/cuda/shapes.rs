@@ -1,32 +1,51 @@
-//! The lengths that are timed. `shapes.json` is also read by `peers.py`.
+//! The lengths that are timed. `shapes.json` and `models.json` are also read by `peers.py`.
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 /// Tensors that are stepped together; one alone is a flat buffer.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) name: String,
-    /// How often the lengths occur, one after the other.
+    pub(crate) lens: Vec<usize>,
+}
+
+/// Lengths that occur again and again.
+#[derive(Deserialize)]
+struct Pattern {
+    name: String,
     repeat: usize,
     lens: Vec<usize>,
 }
 
+/// A network's parameters, in its order.
+#[derive(Deserialize)]
+struct Model {
+    elements: usize,
+    tensors: Vec<usize>,
+}
+
 impl Shape {
-    pub(crate) fn lens(&self) -> Vec<usize> {
-        self.lens.repeat(self.repeat)
+    /// The same cut to what an interpreter can run, with too many tensors for the coefficient sets to be an argument.
+    pub(crate) fn cut(mut self) -> Self {
+        let most = if self.lens.len() == 1 { 5003 } else { 50 };
+        self.name += ", cut";
+        self.lens.truncate(100);
+        self.lens.iter_mut().for_each(|len| *len = (*len).min(most));
+        self
     }
 }
 
-/// All shapes; with `quick` cut to what an interpreter can run.
-pub(crate) fn all(quick: bool) -> Vec<Shape> {
-    let mut shapes: Vec<Shape> = serde_json::from_str(include_str!("../shapes.json")).expect("the file is valid");
-    if quick {
-        shapes.retain(|shape| shape.lens.iter().sum::<usize>() * shape.repeat < 1 << 18 || shape.repeat > 1);
-        for shape in &mut shapes {
-            shape.name += ", cut";
-            shape.repeat = shape.repeat.min(3);
-            shape.lens.iter_mut().for_each(|len| *len = (*len).min(5003));
-        }
-    }
-    shapes
+/// All shapes, flat ones and lists.
+pub(crate) fn all() -> Vec<Shape> {
+    let patterns: Vec<Pattern> = serde_json::from_str(include_str!("../shapes.json")).expect("the file is valid");
+    let models: BTreeMap<String, Model> =
+        serde_json::from_str(include_str!("../models.json")).expect("the file is valid");
+    let patterns = patterns.into_iter().map(|Pattern { name, repeat, lens }| Shape { name, lens: lens.repeat(repeat) });
+    let models = models.into_iter().map(|(name, Model { elements, tensors })| {
+        assert_eq!(tensors.iter().sum::<usize>(), elements, "the tensors of {name}");
+        Shape { name, lens: tensors }
+    });
+    patterns.chain(models).collect()
 }

@@ -12,7 +12,7 @@ use super::checks::{RawTensor, check_one, check_stream};
 use super::driver::check;
 use super::kernels::Kernels;
 
-// These mirror the enumerators of the same names in `kernels/`.
+// These mirror the enumerators of the same names in `kernels/`, where it stands what they were tuned on.
 
 /// Threads of a block.
 const BLOCK: u32 = 256;

@@ -25,7 +25,7 @@ struct Arguments {
 enum Task {
     /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
     Test,
-    /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`.
+    /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and `benches/cuda/prebuilt/`.
     Prebuilt {
         /// Only compare with what is there.
         #[arg(long)]

@@ -1,0 +1,86 @@
+//! Which shapes are timed with which types, alignments and variants. Not all with all: each group answers a question.
+
+use crate::shapes::{self, Shape};
+use crate::values::{TYPES, Types};
+use crate::variant::Variant;
+
+use Variant::{Adam, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused};
+
+/// What is timed in turns, over one set of buffers.
+pub(crate) struct Case {
+    pub(crate) shape: Shape,
+    pub(crate) types: Types,
+    pub(crate) alignment: Alignment,
+    pub(crate) variants: Vec<Variant>,
+}
+
+impl Case {
+    /// The aligned f32 buffers of a shape, without work of their own.
+    pub(crate) fn buffers(shape: &Shape) -> Self {
+        Self { shape: shape.clone(), types: TYPES[0], alignment: ALIGNED, variants: vec![] }
+    }
+}
+
+/// Where the buffers begin: elements after an aligned address, in the order of [`Types::sizes`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Alignment {
+    pub(crate) name: &'static str,
+    pub(crate) offsets: [usize; 5],
+}
+
+const ALIGNED: Alignment = Alignment { name: "aligned", offsets: [0; 5] };
+
+/// All alike, which one head aligns; then the caller's buffers against the moments, one stream against the others, and all mixed.
+const MISALIGNED: [Alignment; 6] = [
+    Alignment { name: "all off by one", offsets: [1; 5] },
+    Alignment { name: "params, grads, copy off by two", offsets: [2, 2, 0, 0, 2] },
+    Alignment { name: "params, grads, copy off by one", offsets: [1, 1, 0, 0, 1] },
+    Alignment { name: "grads off by one", offsets: [0, 1, 0, 0, 0] },
+    Alignment { name: "exp_avg_sq off by one", offsets: [0, 0, 0, 1, 0] },
+    Alignment { name: "all differ", offsets: [1, 2, 0, 3, 1] },
+];
+
+/// The types of plain, of 16-bit and of mixed training; the others are timed at a few shapes.
+const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "f32_bf16_bf16"];
+/// Where all types are timed: a flat shape of the size of a large layer, one that fills the device, and a list.
+const SHAPES_OF_ALL_TYPES: [&str; 3] = ["2^24", "2^28", "gpt2"];
+const SHAPE_OF_ALIGNMENTS: &str = "2^28";
+
+/// All cases. With `quick` each kind of them, of shapes that an interpreter can run.
+pub(crate) fn all(quick: bool) -> Vec<Case> {
+    let shapes = shapes::all();
+    let mut cases: Vec<_> =
+        shapes.iter().flat_map(|shape| TYPES.into_iter().flat_map(|types| of(shape, types))).collect();
+    if quick {
+        // Cut, most flat shapes are alike, and most lists.
+        cases.retain(|case| match &case.shape {
+            Shape { name, lens } if lens.len() == 1 => name == "2^10" || name == SHAPE_OF_ALIGNMENTS,
+            Shape { name, .. } => name == "gpt2",
+        });
+        cases.iter_mut().for_each(|case| case.shape = case.shape.clone().cut());
+    }
+    cases
+}
+
+/// The cases of a shape with a combination of types.
+fn of(shape: &Shape, types: Types) -> Vec<Case> {
+    let is_main = MAIN.contains(&types.name);
+    let mut cases = vec![];
+    let case = |alignment, variants: &[&[Variant]]| Case {
+        shape: shape.clone(),
+        types,
+        alignment,
+        variants: variants.concat(),
+    };
+    if is_main || SHAPES_OF_ALL_TYPES.contains(&shape.name.as_str()) {
+        let is_f32 = types.name == "f32_f32";
+        cases.push(match shape.lens.len() {
+            1 => case(ALIGNED, &[&[Copy, Triad, Dual, Adam], if is_f32 { &[Unfused] } else { &[] }]),
+            _ => case(ALIGNED, &[&[Copy, Triad, Flat, Dual, Adam], if is_f32 { &[MostSets, SetEach] } else { &[] }]),
+        });
+    }
+    if is_main && shape.name == SHAPE_OF_ALIGNMENTS {
+        cases.extend(MISALIGNED.map(|alignment| case(alignment, &[&[Copy, Triad, Dual]])));
+    }
+    cases
+}

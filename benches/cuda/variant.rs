@@ -1,0 +1,68 @@
+//! What is timed over one set of buffers.
+
+use dualadam::{DualAdamConfig, StepCoeffs};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// A device-to-device copy that moves as many bytes as the step.
+    Copy,
+    /// A multiply and an add for each written value, over the step's streams as one flat buffer.
+    Triad,
+    /// The step with a kernel for each operation, over flat f32 buffers.
+    Unfused,
+    /// The step, of a flat buffer or of a list with one coefficient set.
+    Dual,
+    /// Plain Adam likewise.
+    Adam,
+    /// The step of a list's elements as one flat buffer.
+    Flat,
+    /// The step of a list with the most coefficient sets that travel as an argument.
+    MostSets,
+    /// The step of a list with a set for each tensor, from device memory.
+    SetEach,
+}
+
+impl Variant {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Triad => "triad",
+            Self::Unfused => "unfused",
+            Self::Dual => "dual",
+            Self::Adam => "adam",
+            Self::Flat => "dual, flat",
+            Self::MostSets => "dual, 96 sets",
+            Self::SetEach => "dual, a set each",
+        }
+    }
+
+    /// Floating-point operations of an element, as the paper counts them.
+    pub(crate) fn flops(self) -> usize {
+        match self {
+            Self::Copy | Self::Triad => 0,
+            Self::Adam => 14,
+            _ => 18,
+        }
+    }
+
+    /// The coefficient sets that the tensors of a list take in turns.
+    pub(crate) fn sets(self, tensors: usize) -> usize {
+        match self {
+            Self::MostSets => 96,
+            Self::SetEach => tensors,
+            _ => 1,
+        }
+    }
+
+    /// Whether the tensors of a list are taken one by one.
+    pub(crate) fn is_list(self) -> bool {
+        matches!(self, Self::Dual | Self::Adam | Self::MostSets | Self::SetEach)
+    }
+
+    /// The coefficients of a set: those of different steps, so that no set passes for another, and all before the switch at 12,500 but
+    /// far from the first step, so that both branches count in the result.
+    pub(crate) fn coeffs(self, set: usize) -> StepCoeffs {
+        let config = if self == Self::Adam { DualAdamConfig::adam() } else { DualAdamConfig::default() };
+        config.coeffs(2000 + set as u64).expect("the configurations are valid")
+    }
+}
