@@ -7,7 +7,6 @@
 #[cfg(feature = "capi")]
 pub mod capi;
 mod coeffs;
-#[cfg(any(feature = "cuda", feature = "webgpu"))]
 mod combination;
 mod config;
 pub mod cpu;
@@ -15,9 +14,9 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
-#[cfg(any(feature = "cuda", feature = "webgpu", feature = "capi"))]
 mod overlap;
 mod owner;
+mod raw;
 pub mod reference;
 mod schedule;
 mod state;
@@ -30,6 +29,7 @@ pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
 pub use dtype::{Dtype, Element, GradOf, HalfElement};
 pub use error::{Error, StateProblem, WgpuProblem};
 pub use half;
+pub use raw::{RawBuffer, RawTensor};
 pub use schedule::SwitchSchedule;
 pub use state::{State, TensorLayout, TensorState};
 pub use state_file::FORMAT_VERSION;

@@ -18,7 +18,6 @@ pub(crate) struct Span<M> {
     pub(crate) buffer: usize,
 }
 
-#[cfg(any(feature = "cuda", feature = "capi"))]
 impl Span<()> {
     /// The bytes of a buffer by address, if there can be such a buffer.
     pub(crate) fn at(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Self, Error> {

@@ -10,10 +10,12 @@
 //! Special values follow IEEE 754: a NaN or infinite gradient makes its own element NaN or infinite and touches no other.
 
 mod launch;
+mod list;
 mod optimizer;
 mod tensor;
 mod update;
 
+pub use list::TensorList;
 pub use optimizer::DualAdam;
 pub use tensor::{CopyMut, Grads, ParamsMut, Tensor, step_list};
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::{CudaView, DevicePtr};
 
 use crate::owner;
-use crate::{DualAdamConfig, Error};
+use crate::{DualAdamConfig, Error, RawBuffer};
 
-use super::checks::{RawBuffer, refuse_capture};
+use super::checks::refuse_capture;
 use super::control::{Control, ControlGroup, ControlSet, RawScalars, SetReport, SetStart};
 use super::optimizer::{DualAdam, raw};
 use super::slices::check_view;

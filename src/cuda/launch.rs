@@ -6,9 +6,10 @@ use std::ptr;
 use bytemuck::Zeroable;
 use cudarc::driver::sys::{self, CUfunction};
 
-use crate::{Error, StepCoeffs};
+use crate::raw::check_one;
+use crate::{Error, RawTensor, StepCoeffs};
 
-use super::checks::{RawTensor, check_one, check_stream};
+use super::checks::check_stream;
 use super::driver::check;
 use super::kernels::Kernels;
 

@@ -4,9 +4,10 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
-use crate::{Dtype, Error, StepCoeffs};
+use crate::raw::Tensors;
+use crate::{Dtype, Error, RawTensor, StepCoeffs};
 
-use super::checks::{RawTensor, Written, check_stream, is_captured};
+use super::checks::{check_stream, is_captured};
 use super::control::{Control, RawScalars};
 use super::driver::check;
 use super::kernels::Kernels;
@@ -45,10 +46,7 @@ use super::table::{Table, Tables};
 #[derive(Debug)]
 pub struct TensorList {
     kernels: Kernels,
-    tensors: Vec<RawTensor>,
-    written: Written,
-    /// The largest `set` of all tensors.
-    last_set: usize,
+    tensors: Tensors,
     tables: Tables,
     /// The tables and, if there can be more than fit in an argument, the sets after them.
     memory: DeviceMemory,
@@ -68,17 +66,14 @@ impl TensorList {
         if tensors.is_empty() {
             return Err(Error::Empty { list: "tensors" });
         }
-        let mut written = Written::with_capacity(tensors.len());
-        written.check_all(tensors)?;
+        let checked = Tensors::new(tensors)?;
         let tables = Tables::new(tensors)?;
         let most_sets = tensors.len().max(MAX_SETS);
         let sets_bytes = if most_sets > MAX_SETS { most_sets * size_of::<StepCoeffs>() } else { 0 };
         let memory = DeviceMemory::new(kernels, tables.bytes + sets_bytes)?;
         let staging = Staging::new(kernels, tables.staged_bytes + sets_bytes)?;
-        let last_set = last_set(tensors);
-        let tensors = tensors.to_vec();
         let kernels = kernels.clone();
-        let list = Self { kernels, tensors, written, last_set, tables, memory, most_sets, staging };
+        let list = Self { kernels, tensors: checked, tables, memory, most_sets, staging };
         list.upload_tables()?;
         Ok(list)
     }
@@ -86,7 +81,7 @@ impl TensorList {
     fn upload_tables(&self) -> Result<(), Error> {
         let _current = self.kernels.enter()?;
         for table in &self.tables.tables {
-            let bytes = table.build(&self.tensors);
+            let bytes = table.build(self.tensors.as_slice());
             let to = self.memory.address() + table.start as u64;
             // SAFETY: the memory has room for all tables.
             check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(to, bytes.as_ptr().cast(), bytes.len()) })?;
@@ -99,13 +94,13 @@ impl TensorList {
     /// How many tensors there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.tensors.len()
+        self.tensors.as_slice().len()
     }
 
     /// Whether there is no tensor, which [`new`](Self::new) refuses.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
+        self.tensors.as_slice().is_empty()
     }
 
     /// The most coefficient sets that a step can have: one per tensor, and 96 in any case.
@@ -124,50 +119,13 @@ impl TensorList {
     /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for other lengths or types, and what
     /// [`new`](Self::new) refuses of addresses. The list stays as it was then.
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), Error> {
-        let (expected, actual) = (self.tensors.len(), tensors.len());
-        if actual != expected {
-            return Err(Error::Count { list: "tensors", expected, actual });
-        }
-        let (mut any, mut all_grads) = (false, true);
-        for (index, (old, new)) in self.tensors.iter().zip(tensors).enumerate() {
-            if old == new {
-                continue;
-            }
-            any = true;
-            check_fixed(index, old, new)?;
-            if old.addresses() == new.addresses() {
-                continue;
-            }
-            let only_grads = RawTensor { grads: old.grads, set: old.set, ..*new } == *old;
-            if only_grads && !old.is_left_alone() && !new.is_left_alone() {
-                self.written.check_grads(index, new)?;
-            } else {
-                all_grads = false;
-            }
-        }
-        if !all_grads {
-            self.written.check_all(tensors)?;
-        }
-        if any {
-            self.take_over(tensors);
-        }
-        Ok(())
+        let tables = &mut self.tables;
+        self.tensors.update(tensors, |index, old, new| tables.mark_changes(index, old, new))
     }
 
     /// Whether these are tensors that [`update`](Self::update) can take over.
     pub(super) fn has_types_of(&self, tensors: &[RawTensor]) -> bool {
-        self.tensors.len() == tensors.len()
-            && self.tensors.iter().zip(tensors).all(|(old, new)| old.len == new.len && old.types() == new.types())
-    }
-
-    fn take_over(&mut self, tensors: &[RawTensor]) {
-        for (index, (old, new)) in self.tensors.iter_mut().zip(tensors).enumerate() {
-            if old != new {
-                self.tables.mark_changes(index, old, new);
-                *old = *new;
-            }
-        }
-        self.last_set = last_set(tensors);
+        self.tensors.has_types_of(tensors)
     }
 
     /// One DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`, enqueued on `stream`.
@@ -212,7 +170,7 @@ impl TensorList {
             let (limit, actual) = (self.most_sets as u64, sets.len() as u64);
             return Err(Error::TooMany { list: "sets", limit, actual });
         }
-        self.check_sets(sets.len())?;
+        self.tensors.check_sets(sets.len())?;
         let _current = self.kernels.enter()?;
         // SAFETY: the caller's promise.
         let is_captured = unsafe { self.check_stream(stream) }?;
@@ -285,7 +243,7 @@ impl TensorList {
     ) -> Result<(), Error> {
         self.check_control(control, scalars)?;
         let has_gradient = |tensor: &&RawTensor| tensor.grads.address != 0;
-        control.set_active(self.tensors.iter().filter(has_gradient).map(|tensor| tensor.set));
+        control.set_active(self.tensors.as_slice().iter().filter(has_gradient).map(|tensor| tensor.set));
         // SAFETY: the caller's promise.
         unsafe { self.step_active(control, scalars, false, stream) }
     }
@@ -294,7 +252,7 @@ impl TensorList {
     pub(super) fn check_control(&self, control: &Control, scalars: &RawScalars) -> Result<(), Error> {
         control.check(&self.kernels)?;
         scalars.check()?;
-        self.check_sets(control.len())
+        self.tensors.check_sets(control.len())
     }
 
     /// [`step_controlled`](Self::step_controlled) of the control's active sets. With `set_masters`, the masters of tensors whose
@@ -403,17 +361,6 @@ impl TensorList {
         self.memory.is_kept()
     }
 
-    fn check_sets(&self, len: usize) -> Result<(), Error> {
-        if self.last_set < len {
-            return Ok(());
-        }
-        let mut found = self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.set >= len);
-        match found.next() {
-            Some((tensor, &RawTensor { set, .. })) => Err(Error::Index { tensor, index: "set", len, value: set }),
-            None => Ok(()),
-        }
-    }
-
     /// Sends what the device does not have yet. Returns the address of the sets, or 0 if they fit in an argument.
     ///
     /// # Safety
@@ -433,7 +380,7 @@ impl TensorList {
             let what = "a list's step with new addresses or sets, or with more than 96 sets,";
             return Err(Error::Captured { what });
         }
-        let (tables, tensors, memory) = (&self.tables, &self.tensors, self.memory.address());
+        let (tables, tensors, memory) = (&self.tables, self.tensors.as_slice(), self.memory.address());
         let copy = |from: &[u8], to: usize| {
             // SAFETY: the memory has room there, and the slot is kept as it is until the copy has ended.
             let answer = unsafe {
@@ -457,25 +404,4 @@ impl TensorList {
         self.tables.mark_sent();
         Ok(if too_many { memory + self.tables.bytes as u64 } else { 0 })
     }
-}
-
-fn last_set(tensors: &[RawTensor]) -> usize {
-    tensors.iter().map(|tensor| tensor.set).max().unwrap_or(0)
-}
-
-/// Fails if a list's tensor has another length or other types than before.
-fn check_fixed(index: usize, old: &RawTensor, new: &RawTensor) -> Result<(), Error> {
-    let fixed = |what, expected: String, actual: String| Err(Error::Fixed { tensor: index, what, expected, actual });
-    if old.len != new.len {
-        return fixed("the length", old.len.to_string(), new.len.to_string());
-    }
-    if old.types() != new.types() {
-        let name = |tensor: &RawTensor| {
-            let (params, grads, copy) = tensor.types();
-            let copy = copy.map(|copy| format!(" and a {copy} copy")).unwrap_or_default();
-            format!("{params} parameters with {grads} gradients{copy}")
-        };
-        return fixed("the types", name(old), name(new));
-    }
-    Ok(())
 }

@@ -44,7 +44,7 @@ mod staging;
 mod table;
 mod tensor;
 
-pub use checks::{RawBuffer, RawTensor};
+pub use crate::{RawBuffer, RawTensor};
 pub use control::{Control, ControlGroup, ControlSet, RawLr, RawScalars, SetReport, SkipReason};
 pub use controlled::Scalars;
 pub use cudarc;

@@ -10,9 +10,9 @@ use half::{bf16, f16};
 
 use crate::dtype::Element;
 use crate::owner;
-use crate::{Dtype, DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
+use crate::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, State, StepCoeffs, TensorLayout, TensorState};
 
-use super::checks::{RawBuffer, RawTensor, check_own_stream, check_stream, refuse_capture};
+use super::checks::{check_own_stream, check_stream, refuse_capture};
 use super::control::RawScalars;
 use super::controlled::DeviceControl;
 use super::driver::{self, Held};

@@ -3,9 +3,9 @@
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use crate::dtype::{Element, GradOf, HalfElement};
-use crate::{Error, StepCoeffs};
+use crate::{Error, RawBuffer, RawTensor, StepCoeffs};
 
-use super::checks::{RawBuffer, RawTensor, check_own_stream};
+use super::checks::check_own_stream;
 use super::driver;
 use super::kernels::Kernels;
 

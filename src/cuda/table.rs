@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::Error;
+use crate::{Error, RawTensor};
 use crate::combination::Combination;
 
-use super::checks::RawTensor;
 use super::launch::{CHUNK, MAX_BLOCKS};
 
 /// What may change from step to step: five addresses and the coefficient set.

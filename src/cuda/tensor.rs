@@ -3,10 +3,8 @@
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use half::{bf16, f16};
 
-use crate::Dtype;
 use crate::dtype::Element;
-
-use super::checks::RawBuffer;
+use crate::{Dtype, RawBuffer};
 
 /// Defines an enum of views, one variant per element type, with conversions from views and slices.
 macro_rules! views {

@@ -1,0 +1,534 @@
+"""DualAdam as an optimizer of PyTorch."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from dualadam._dualadam import Config, Schedule, Stepper
+
+__all__ = ["DualAdam"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MASTER = "master_param"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The first number whose successor float32 does not have.
+_FLOAT32_END = 2**24 - 1
+
+_HOW_TO_CHOOSE = (
+    "DualAdam must be told when it becomes Adam. Give one of: switching_steps, the step by which it is Adam (the paper takes 16% of the "
+    "run: 160 of 1,000 steps); switching_rate, 1/switching_steps (the paper's own 8e-5 suits runs of some 78,000 steps, and leaves a "
+    "short one in inverse Adam); schedule, a dualadam.Schedule for other shapes"
+)
+_REFUSED = {
+    "amsgrad": "the rule has no maximum of second moments",
+    "foreach": "all tensors are stepped in one call as it is",
+    "differentiable": "the step is made in place, by a kernel without a gradient",
+}
+# What each group has beside its parameters, in state dicts too.
+_OPTIONS = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "schedule",
+    "decoupled_weight_decay",
+    "inverse_term",
+    "maximize",
+    "capturable",
+    "master_weights",
+)
+
+
+class DualAdam(Optimizer):
+    r"""DualAdam: Adam that begins as a blend with inverse Adam.
+
+    Per tensor, with t its own count of updates:
+
+    .. math::
+        \begin{aligned}
+        m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, &
+        v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \\
+        \hat m_t &= m_t / (1-\beta_1^t), &
+        \hat v_t &= v_t / (1-\beta_2^t), \\
+        \alpha_t &= \max(0, 1 - t\,\xi), &
+        \theta_t &= \theta_{t-1} - \eta \lambda \theta_{t-1}
+            - \eta \Bigl( (1-\alpha_t) \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+            + \alpha_t\, \hat m_t \sqrt{\hat v_t} \Bigr)
+        \end{aligned}
+
+    This is Algorithm 1 of T. Shi, L. Chen, L. Jin, M. Zhou, "Combining Adam and its Inverse Counterpart to Enhance Generalization of Deep
+    Learning Optimizers", arXiv 2603.07122 (2026).
+
+    All tensors of a device are stepped in one call, in one pass through memory, on the CPU or on CUDA. The moments are float32. Parameters
+    are float32, bfloat16 or float16, of any layout without gaps.
+
+    Args:
+        params: parameters, named parameters or groups of them, as for any optimizer. The options below may differ from group to group.
+        lr: η, a number or a tensor with one.
+        betas: β1 and β2.
+        eps: ε.
+        weight_decay: λ.
+        switching_rate: ξ of the formula, per step.
+        switching_steps: the step by which α is 0: ξ = 1/switching_steps.
+        schedule: any other course of α. One of these three must be given.
+        decoupled_weight_decay: False adds λθ to the gradient instead, as Adam does (L2).
+        inverse_term: "paper" is the formula; "with_eps" multiplies by √v̂ + ε, as the authors' published code does.
+        maximize: go up, not down.
+        capturable: the steps are counted on the CUDA device, so that a CUDA graph can have captured them.
+        master_weights: bfloat16 and float16 parameters have a float32 master in the state (`master_param`), which is what is updated;
+            they get its value, rounded. Without, most small updates of a bfloat16 parameter are lost.
+        fused: None or True: there is no other kind.
+        amsgrad, foreach, differentiable: not supported; here so that their use is refused by name.
+
+    The state of each parameter is that of torch's Adam, and each loads the other's state dicts: `step`, `exp_avg`, `exp_avg_sq`.
+    With `torch.amp.GradScaler` on CUDA, the gradients are unscaled and steps skipped on the device; nothing waits for it.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        switching_rate: float | None = None,
+        switching_steps: int | None = None,
+        schedule: Schedule | None = None,
+        decoupled_weight_decay: bool = True,
+        inverse_term: str = "paper",
+        maximize: bool = False,
+        capturable: bool = False,
+        master_weights: bool = False,
+        fused: bool | None = None,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        if fused is not None and not fused:
+            raise ValueError("fused must be None or True, got False: DualAdam has no other kind of step")
+        _refuse({"amsgrad": amsgrad, "foreach": foreach, "differentiable": differentiable})
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "schedule": _schedule_of(switching_rate, switching_steps, schedule),
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "inverse_term": inverse_term,
+            "maximize": maximize,
+            "capturable": capturable,
+            "master_weights": master_weights,
+        }
+        if defaults["schedule"] is None:
+            params = list(params)
+            if not (params and all(isinstance(group, dict) and _has_schedule(group) for group in params)):
+                raise ValueError(_HOW_TO_CHOOSE)
+            del defaults["schedule"]
+        self._forget()
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Drops what is only kept for speed."""
+        self._stepper: Stepper | None = None
+        self._configs: dict[int, tuple[tuple[Any, ...], Config]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters. It is checked wholly, and not added if it is wrong."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        group = dict(param_group)
+        _refuse(group)
+        group_schedule = _schedule_of(
+            group.pop("switching_rate", None), group.pop("switching_steps", None), group.get("schedule")
+        )
+        if group_schedule is not None:
+            group["schedule"] = group_schedule
+        elif "schedule" not in self.defaults:
+            raise ValueError(_HOW_TO_CHOOSE)
+        unknown = set(group) - set(_OPTIONS) - {"params", "param_names", "initial_lr"}
+        if unknown:
+            raise ValueError(f"a parameter group must have only options of DualAdam, got {', '.join(sorted(unknown))}")
+        _config_of({**self.defaults, **group})
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = list(group["params"])
+            given = [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
+            names = [entry[0] if isinstance(entry, tuple) else None for entry in group["params"]]
+        elif isinstance(group["params"], Tensor):
+            given, names = [group["params"]], [None]
+        else:
+            given, names = [], []  # refused by the base class
+        seen: set[int] = set()
+        for index, (param, name) in enumerate(zip(given, names)):
+            place = f"parameter '{name}'" if name is not None else f"parameter {index} of group {len(self.param_groups)}"
+            if id(param) in seen:
+                raise ValueError(f"{place} must appear once, it is in the group twice")
+            seen.add(id(param))
+            if isinstance(param, Tensor) and not isinstance(param, torch.nn.parameter.UninitializedTensorMixin):
+                _check_param(place, param)
+        super().add_param_group(group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Makes one step of every parameter that has a gradient.
+
+        A parameter without one is left alone, its count of steps too. If an exception is raised, nothing was stepped.
+
+        Args:
+            closure: evaluates the model anew, and returns the loss, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        groups = []
+        is_controlled = False
+        for index, group in enumerate(self.param_groups):
+            lr = group["lr"]
+            device_lr = lr if isinstance(lr, Tensor) and lr.is_cuda else None
+            config = self._config(index, group, device_lr is not None)
+            groups.append((group["params"], group.get("param_names"), config, group["master_weights"], device_lr))
+            is_controlled = is_controlled or group["capturable"] or device_lr is not None
+
+        multiplier: float = 1.0
+        scalars: list[tuple[int, Tensor | None, Tensor | None]] = []
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if grad_scale is not None or found_inf is not None:
+            kinds = {param.device for group in self.param_groups for param in group["params"]}
+            if any(device.type == "cpu" for device in kinds):
+                if found_inf is not None and float(found_inf) != 0:
+                    return loss
+                multiplier = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+            on_cuda = [device for device in kinds if device.type == "cuda"]
+            scalars = [(device.index, _on(device, grad_scale), _on(device, found_inf)) for device in on_cuda]
+            is_controlled = is_controlled or bool(on_cuda)
+        if torch.cuda.is_initialized() and not is_controlled and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("capturable must be True for a DualAdam whose step is captured in a CUDA graph")
+
+        if self._stepper is None:
+            self._stepper = Stepper([Tensor, torch.nn.Parameter], _plain)
+        odd = self._stepper.step(self.state, groups, None, multiplier, is_controlled, scalars)
+        if odd:
+            self._step_with_repairs(odd, groups, multiplier, is_controlled, scalars)
+        return loss
+
+    def _step_with_repairs(
+        self,
+        odd: list[tuple[int, int]],
+        groups: list[tuple[list[Any], list[str] | None, Config, bool, Any | None]],
+        multiplier: float,
+        is_controlled: bool,
+        scalars: list[tuple[int, Tensor | None, Tensor | None]],
+    ) -> None:
+        """The step where some parameters were not in order: new ones, those whose layout changed, or wrong ones."""
+        places = [(self._name(*place), self.param_groups[place[0]], groups[place[0]][0][place[1]]) for place in odd]
+        for name, group, param in places:
+            _check_param(name, param)
+            _check_grad(name, param, param.grad)
+            _check_state(name, param, self.state.get(param, {}))
+        before = {param: dict(self.state[param]) if param in self.state else None for _, _, param in places}
+        grads: dict[int, Tensor] = {}
+        counting = {param.device for param, state in self.state.items() if _is_on_device(state.get("step"))}
+        assert self._stepper is not None
+        try:
+            with torch.no_grad():
+                for _, group, param in places:
+                    on_device = param.is_cuda and (is_controlled or param.device in counting)
+                    self.state[param] = _repaired(param, self.state.get(param, {}), group["master_weights"], on_device)
+                    like, grad = _plain(param), _plain(param.grad)
+                    assert like is not None and grad is not None
+                    if grad.is_neg() or not _same_strides(grad, like):
+                        grads[id(param)] = torch.empty_like(like, dtype=grad.dtype).copy_(grad)
+            still_odd = self._stepper.step(self.state, groups, grads, multiplier, is_controlled, scalars)
+            if still_odd:
+                names = ", ".join(self._name(*place) for place in still_odd)
+                raise RuntimeError(f"{names}: the tensors of a step must stay as they are while it is prepared")
+        except BaseException:
+            for param, state in before.items():
+                if state is None:
+                    self.state.pop(param, None)
+                else:
+                    self.state[param] = state
+            raise
+
+    def _config(self, index: int, group: dict[str, Any], lr_is_on_device: bool) -> Config:
+        """The group's hyperparameters, checked anew only when one has changed."""
+        lr = group["lr"]
+        key = (
+            0.0 if lr_is_on_device else float(lr),
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            group["schedule"],
+            group["decoupled_weight_decay"],
+            group["inverse_term"],
+            group["maximize"],
+        )
+        cached = self._configs.get(index)
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        config = _config_of({**group, "lr": key[0]})
+        self._configs[index] = (key, config)
+        return config
+
+    def _name(self, group: int, index: int) -> str:
+        names = self.param_groups[group].get("param_names")
+        return f"parameter '{names[index]}'" if names else f"parameter {index} of group {group}"
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Takes over a state dict, of a DualAdam or of torch's Adam or AdamW.
+
+        It is checked wholly first: if an exception is raised, the optimizer is as before. What a dict of Adam's does not have (the
+        schedule and other options of DualAdam) stays as it is here.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            hook_result = pre_hook(self, state_dict)
+            if hook_result is not None:
+                state_dict = hook_result
+        groups = self._loaded_groups(state_dict["param_groups"])
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        places = dict(zip(saved, self._places()))
+        state: defaultdict[Tensor, Any] = defaultdict(dict)
+        with torch.no_grad():
+            for key, value in state_dict["state"].items():
+                if key not in places:
+                    state[key] = value
+                    continue
+                group, index = places[key]
+                param, name = self.param_groups[group]["params"][index], self._name(group, index)
+                if value:
+                    _check_loaded(name, param, value)
+                    on_device = param.is_cuda and groups[group]["capturable"]
+                    state[param] = _repaired(param, value, groups[group]["master_weights"], on_device, copies=True)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        for group_index, group in enumerate(self.param_groups):
+            for index in range(len(group["params"])):
+                yield group_index, index
+
+    def _loaded_groups(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups as they will be: the saved options, where there are, over those of now."""
+        if len(saved) != len(self.param_groups):
+            text = f"the state dict must have {len(self.param_groups)} parameter groups, it has {len(saved)}"
+            raise ValueError(text)
+        loaded = []
+        for index, (own, other) in enumerate(zip(self.param_groups, saved)):
+            if len(own["params"]) != len(other["params"]):
+                expected, actual = len(own["params"]), len(other["params"])
+                text = f"group {index} of the state dict must have {expected} parameters, it has {actual}"
+                raise ValueError(text)
+            _refuse({key: other.get(key) for key in ("amsgrad",)})
+            # Options of Adam's that say how it computes, not what.
+            ignored = {"params", "amsgrad", "foreach", "differentiable", "fused"}
+            options = {key: deepcopy(value) for key, value in other.items() if key not in ignored}
+            if isinstance(options.get("betas"), list):
+                options["betas"] = tuple(options["betas"])
+            if "schedule" in options:
+                options["schedule"] = Schedule.from_tuple(options["schedule"]).as_tuple()
+            group = {**own, **options, "params": own["params"]}
+            _config_of(group)
+            loaded.append(group)
+        return loaded
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    for name, reason in _REFUSED.items():
+        if options.get(name):
+            raise ValueError(f"{name} must not be set: {reason}")
+
+
+def _has_schedule(group: dict[str, Any]) -> bool:
+    return any(group.get(name) is not None for name in ("switching_rate", "switching_steps", "schedule"))
+
+
+def _schedule_of(rate: float | None, steps: int | None, schedule: Any | None) -> tuple[str | float, ...] | None:
+    """The schedule as a group has it: plain values, which every kind of checkpoint can keep."""
+    given = [name for name, value in (("rate", rate), ("steps", steps), ("schedule", schedule)) if value is not None]
+    if len(given) > 1:
+        raise ValueError("only one of switching_rate, switching_steps and schedule must be given")
+    if rate is not None:
+        return Schedule.linear(rate).as_tuple()
+    if steps is not None:
+        return Schedule.linear_until(steps).as_tuple()
+    if schedule is None:
+        return None
+    return (schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)).as_tuple()
+
+
+def _config_of(group: dict[str, Any]) -> Config:
+    """A group's hyperparameters, checked by the library."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr must have one element, it has {lr.numel()}")
+        # What lies on a device is read there, in the step.
+        lr = 0.0 if lr.is_cuda else float(lr)
+    return Config(
+        lr,
+        tuple(group["betas"]),
+        group["eps"],
+        group["weight_decay"],
+        Schedule.from_tuple(group["schedule"]),
+        decoupled=group["decoupled_weight_decay"],
+        inverse_term=group["inverse_term"],
+        maximize=group["maximize"],
+    )
+
+
+def _plain(tensor: Any) -> Tensor | None:
+    """The tensor whose memory an object stands for: of a DTensor, the part on this process; None where there is none."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor  # type: ignore[no-any-return]
+    if not isinstance(tensor, Tensor):
+        return None
+    if hasattr(tensor, "to_local"):
+        with torch.no_grad():
+            return _plain(tensor.to_local())
+    # A subclass that changes no operation is a tensor with its own memory.
+    has_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return tensor if has_memory else None
+
+
+def _same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether elements have the same places; a stride along one element, or none, means nothing."""
+    if a.numel() == 0:
+        return True
+    return all(x == y for x, y, size in zip(a.stride(), b.stride(), a.shape) if size != 1)
+
+
+def _check_dense(what: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{what} must be dense, its layout is {tensor.layout}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{what} must be float32, bfloat16 or float16, it is {tensor.dtype}")
+
+
+def _check_param(name: str, param: Tensor) -> None:
+    _check_dense(name, param)
+    plain = _plain(param)
+    if plain is None:
+        raise TypeError(f"{name} must be a tensor with memory, it is a {torch.typename(param)}")
+    if plain.is_neg():
+        raise ValueError(f"{name} must have its own values in memory, it is a negated view")
+    # A copy has the same strides exactly if the tensor has neither gaps nor overlap.
+    if not _same_strides(torch.empty_like(plain, device="meta"), plain):
+        text = f"{name} must fill its memory without gaps or overlap, its shape is {tuple(plain.shape)} and its strides are"
+        raise ValueError(f"{text} {plain.stride()}")
+
+
+def _check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
+    _check_dense(f"the gradient of {name}", grad) if grad is not None else None
+    like, plain = _plain(param), _plain(grad)
+    if like is None or plain is None:
+        raise TypeError(f"the gradient of {name} must be a tensor with memory, it is a {torch.typename(grad)}")
+    if plain.shape != like.shape:
+        raise ValueError(f"the gradient of {name} must have the shape {tuple(like.shape)}, it has {tuple(plain.shape)}")
+    if plain.device != like.device:
+        raise ValueError(f"the gradient of {name} must be on {like.device}, it is on {plain.device}")
+    for what, tensor in ((name, like), (f"the gradient of {name}", plain)):
+        if tensor.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{what} must be on the CPU or on CUDA, it is on {tensor.device}")
+        if tensor.numel() > 0 and tensor.data_ptr() == 0:
+            raise ValueError(f"{what} must have memory, its storage was freed")
+
+
+def _check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
+    """Fails for what cannot be a parameter's state. What is missing, or of another type or layout, is no failure."""
+    if not state:
+        return
+    for key in ("step", *_MOMENTS):
+        if key not in state:
+            raise ValueError(f"the state of {name} must have {key}, it has {', '.join(map(str, state))}")
+    tensors = [key for key in (*_MOMENTS, _MASTER) if key in state]
+    for key in tensors:
+        value = state[key]
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            raise TypeError(f"{key} of {name} must be a dense floating-point tensor, it is {_kind(value)}")
+        if value.shape != param.shape:
+            raise ValueError(f"{key} of {name} must have the shape {tuple(param.shape)}, it has {tuple(value.shape)}")
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"step of {name} must be one number, it has the shape {tuple(step.shape)}")
+    if not _is_on_device(step):
+        number = float(step)
+        if not (number >= 0 and number.is_integer()):
+            raise ValueError(f"step of {name} must be a whole number of at least 0, it is {number}")
+
+
+def _check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
+    if not isinstance(state, dict):
+        raise TypeError(f"the state of {name} must be a dict, it is {_kind(state)}")
+    unknown = set(state) - {"step", *_MOMENTS, _MASTER}
+    if unknown:
+        raise ValueError(f"the state of {name} must be that of DualAdam or Adam, it has {', '.join(sorted(unknown))}")
+    _check_state(name, param, state)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else torch.typename(value)
+
+
+def _repaired(
+    param: Tensor, state: dict[str, Any], master_weights: bool, on_device: bool, copies: bool = False
+) -> dict[str, Any]:
+    """The state of a parameter as the kernels need it: made where there is none; what already fits stays the same tensor."""
+
+    def fitting(value: Tensor | None, start: Callable[[], Tensor]) -> Tensor:
+        if value is None:
+            return start()
+        plain, like = _plain(value), _plain(param)
+        fits = plain is not None and like is not None and plain.dtype == torch.float32 and plain.device == like.device
+        if fits and not copies and plain is not None and like is not None and _same_strides(plain, like):
+            return value
+        return torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(value)
+
+    repaired: dict[str, Any] = {"step": _counter(state.get("step", 0), param.device, on_device, copies)}
+    for key in _MOMENTS:
+        repaired[key] = fitting(state.get(key), lambda: torch.zeros_like(param, dtype=torch.float32, requires_grad=False))
+    if master_weights and param.dtype != torch.float32:
+        repaired[_MASTER] = fitting(
+            state.get(_MASTER),
+            lambda: torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(param.detach()),
+        )
+    return repaired
+
+
+def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> Tensor:
+    """A step counter: float32 on the CPU, as torch has it, float64 beyond float32's whole numbers; int64 on the device."""
+    if on_device or (_is_on_device(step) and not copies):
+        if isinstance(step, Tensor):
+            return step.detach().reshape(()).to(device=device, dtype=torch.int64, copy=copies)
+        return torch.tensor(int(step), dtype=torch.int64, device=device)
+    number = float(step)
+    dtype = torch.float32 if number < _FLOAT32_END else torch.float64
+    if isinstance(step, Tensor) and not copies and step.dtype == dtype and step.device.type == "cpu":
+        return step
+    return torch.tensor(number, dtype=dtype)
+
+
+def _is_on_device(step: Any) -> bool:
+    return isinstance(step, Tensor) and step.is_cuda
+
+
+def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
+    return None if scalar is None else scalar.detach().to(device=device, dtype=torch.float32, non_blocking=True)

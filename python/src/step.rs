@@ -1,0 +1,167 @@
+//! One step of one tensor that came through DLPack.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use dualadam::cuda::Kernels;
+use dualadam::{Dtype, RawBuffer, RawTensor, cpu};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::config::Config;
+use crate::dlpack::{self, CPU, CUDA, Device, Imported};
+use crate::errors::plain;
+use crate::layout::{is_dense, is_same};
+
+/// DLPack's number for CUDA's legacy default stream, whose handle is null.
+const LEGACY_STREAM: i64 = 1;
+
+/// The kernels in a device's primary context, loaded once in a process.
+pub(crate) fn kernels(device: i32) -> PyResult<Kernels> {
+    static LOADED: Mutex<Option<HashMap<i32, Kernels>>> = Mutex::new(None);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded = loaded.get_or_insert_default();
+    if let Some(kernels) = loaded.get(&device) {
+        return Ok(kernels.clone());
+    }
+    let ordinal = usize::try_from(device).map_err(|_| PyValueError::new_err(format!("there is no cuda:{device}")))?;
+    let kernels = Kernels::new(ordinal).map_err(plain)?;
+    loaded.insert(device, kernels.clone());
+    Ok(kernels)
+}
+
+/// One DualAdam step of one tensor, in place, in one pass over its memory.
+///
+/// Each array is any object with `__dlpack__`: of NumPy, PyTorch, JAX, CuPy and others. With `t` = `step`, counted from 1 by the caller:
+///
+///     g = ±grad_multiplier·grad (+ weight_decay·p for L2)
+///     m = β1·m + (1-β1)·g
+///     v = β2·v + (1-β2)·g²
+///     m̂ = m/(1-β1^t),  v̂ = v/(1-β2^t),  α = schedule(t)
+///     p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) (- lr·weight_decay·p)
+///
+/// which is Algorithm 1 of arXiv 2603.07122. `param` is float32, bfloat16 or float16; `grad` is float32 or of `param`'s type, or of any of
+/// the three beside a float32 `param`; `exp_avg` (m) and `exp_avg_sq` (v) are float32. With `master`, a float32 array that a bfloat16 or
+/// float16 `param` is a copy of, the step is made on `master`, and `param` gets its new values. All have one shape, one device and the
+/// same strides, without gaps.
+///
+/// On the CPU the step is done when the call returns. On a CUDA device it is enqueued: on `stream`, a CUDA stream's handle as an
+/// integer, or on the legacy default stream where that is None. The producers order their own work before it; the arrays must live, and
+/// be left alone on other streams, until it has run.
+///
+/// Raises TypeError or ValueError for arrays that do not fit, are read-only or overlap, BufferError for what cannot be exported, and
+/// RuntimeError for failures of the CUDA driver. Nothing is written then.
+#[pyfunction]
+#[pyo3(signature = (param, grad, exp_avg, exp_avg_sq, *, config, step, master = None, grad_multiplier = 1.0, stream = None))]
+#[expect(clippy::too_many_arguments, reason = "they are the caller's keywords")]
+pub(crate) fn step(
+    py: Python<'_>,
+    param: &Bound<'_, PyAny>,
+    grad: &Bound<'_, PyAny>,
+    exp_avg: &Bound<'_, PyAny>,
+    exp_avg_sq: &Bound<'_, PyAny>,
+    config: &Config,
+    step: u64,
+    master: Option<&Bound<'_, PyAny>>,
+    grad_multiplier: f64,
+    stream: Option<usize>,
+) -> PyResult<()> {
+    let coeffs = config.inner.coeffs_scaled(step, grad_multiplier).map_err(plain)?;
+    let device = device_of(param)?;
+    let consumer = match (device.kind, stream) {
+        (CPU, None) => None,
+        (CUDA, None | Some(0)) => Some(LEGACY_STREAM),
+        (CUDA, Some(handle)) => Some(handle as i64),
+        (CPU, Some(_)) => return Err(PyValueError::new_err("stream must be None for arrays on the CPU")),
+        _ => return Err(PyValueError::new_err(format!("param must be on the CPU or on CUDA, it is on {device}"))),
+    };
+    let import = |object, name| dlpack::import(object, name, consumer).map(|imported| (name, imported));
+    let param = import(param, "param")?;
+    let grad = import(grad, "grad")?;
+    let exp_avg = import(exp_avg, "exp_avg")?;
+    let exp_avg_sq = import(exp_avg_sq, "exp_avg_sq")?;
+    let master = master.map(|master| import(master, "master")).transpose()?;
+    for array in [&param, &grad, &exp_avg, &exp_avg_sq].into_iter().chain(&master) {
+        check_like(array, &param.1, device)?;
+    }
+    for (name, array) in [&param, &exp_avg, &exp_avg_sq].into_iter().chain(&master) {
+        if array.is_read_only {
+            return Err(PyValueError::new_err(format!("{name} must be writable, it is read-only")));
+        }
+    }
+    for (name, array) in [&exp_avg, &exp_avg_sq].into_iter().chain(&master) {
+        if array.tensor.dtype() != Some(Dtype::F32) {
+            let text = format!("{name} must be float32, it is {}", array.tensor.dtype_name());
+            return Err(PyTypeError::new_err(text));
+        }
+    }
+    let (params, copy) = match &master {
+        Some(master) => (buffer(master)?, Some(buffer(&param)?)),
+        None => (buffer(&param)?, None),
+    };
+    let tensor = RawTensor {
+        params,
+        grads: buffer(&grad)?,
+        exp_avg: exp_avg.1.tensor.address(),
+        exp_avg_sq: exp_avg_sq.1.tensor.address(),
+        copy,
+        len: param.1.tensor.len(),
+        set: 0,
+    };
+    if device.kind == CPU {
+        let mut list = cpu::TensorList::new(&[tensor]).map_err(plain)?;
+        // SAFETY: the arrays are alive, of these types and lengths, and writable where they are written. That nothing else uses them
+        // meanwhile is the caller's to see to, as for any function that releases the interpreter's lock.
+        return py.detach(|| unsafe { list.step_raw(&[coeffs]) }).map_err(plain);
+    }
+    let kernels = kernels(device.id)?;
+    let stream = stream.unwrap_or(0);
+    py.detach(|| {
+        let stream: *mut c_void = ptr::with_exposed_provenance_mut(stream);
+        // SAFETY: the producers say that this is memory of the device, of these types and lengths. That it lives until the work has run,
+        // that it is left alone until then, and that the stream is one, is the caller's promise.
+        unsafe { kernels.step_raw(&tensor, &coeffs, stream) }
+    })
+    .map_err(plain)
+}
+
+type Named<'py> = (&'static str, Imported<'py>);
+
+fn device_of(object: &Bound<'_, PyAny>) -> PyResult<Device> {
+    let missing = |_| PyTypeError::new_err(format!("param must have __dlpack_device__, got {}", object.get_type()));
+    let (kind, id): (i32, i32) = object.getattr("__dlpack_device__").map_err(missing)?.call0()?.extract()?;
+    Ok(Device { kind, id })
+}
+
+/// Fails unless an array lies where the parameter does, and in the same way.
+fn check_like((name, array): &Named<'_>, param: &Imported<'_>, device: Device) -> PyResult<()> {
+    let (array, param) = (&array.tensor, &param.tensor);
+    if array.device != device {
+        return Err(PyValueError::new_err(format!("{name} must be on {device}, it is on {}", array.device)));
+    }
+    if array.shape() != param.shape() {
+        let text = format!("{name} must have param's shape {:?}, it has {:?}", param.shape(), array.shape());
+        return Err(PyValueError::new_err(text));
+    }
+    if !is_dense(array) {
+        let text = format!("{name} must fill its memory without gaps or overlap, its strides are {:?}", array.strides());
+        return Err(PyValueError::new_err(text));
+    }
+    if !is_same(array, param) {
+        let (expected, actual) = (param.strides(), array.strides());
+        let text = format!("{name} must have param's strides {expected:?}, it has {actual:?}");
+        return Err(PyValueError::new_err(text));
+    }
+    Ok(())
+}
+
+fn buffer((name, array): &Named<'_>) -> PyResult<RawBuffer> {
+    let tensor = &array.tensor;
+    let dtype = tensor.dtype().ok_or_else(|| {
+        let text = format!("{name} must be float32, bfloat16 or float16, it is {}", tensor.dtype_name());
+        PyTypeError::new_err(text)
+    })?;
+    Ok(RawBuffer { address: tensor.address(), dtype })
+}
