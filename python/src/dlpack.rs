@@ -4,7 +4,7 @@
 //! through the table of functions that a type may have (`__dlpack_c_exchange_api__`), which costs a call in C and makes no object.
 
 use std::ffi::{CStr, c_int, c_void};
-use std::slice;
+use std::{ptr, slice};
 
 use dualadam::Dtype;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError};
@@ -64,12 +64,12 @@ pub(crate) struct Tensor {
 
 impl Tensor {
     const EMPTY: Self = Self {
-        data: std::ptr::null_mut(),
+        data: ptr::null_mut(),
         device: Device::HOST,
         ndim: 0,
         dtype: DataType { code: 0, bits: 0, lanes: 0 },
-        shape: std::ptr::null(),
-        strides: std::ptr::null(),
+        shape: ptr::null(),
+        strides: ptr::null(),
         byte_offset: 0,
     };
 
@@ -164,15 +164,37 @@ struct Functions {
     version: Version,
     previous: *const c_void,
     allocate: *const c_void,
-    managed_from_object: *const c_void,
+    managed_from_object: Option<unsafe extern "C" fn(*mut c_void, *mut *mut Managed) -> c_int>,
     managed_to_object: *const c_void,
     tensor_from_object: Option<unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int>,
     current_stream: Option<unsafe extern "C" fn(i32, i32, *mut *mut c_void) -> c_int>,
 }
 
+/// A tensor's memory, held.
+pub(crate) struct Held(ptr::NonNull<Managed>);
+
+impl Held {
+    pub(crate) fn tensor(&self) -> &Tensor {
+        // SAFETY: it lives until it is dropped.
+        unsafe { &self.0.as_ref().tensor }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: it is dropped once, with what its maker gave for that.
+        unsafe {
+            if let Some(deleter) = self.0.as_ref().deleter {
+                deleter(self.0.as_ptr());
+            }
+        }
+    }
+}
+
 /// The table of functions through which the tensors of one type are seen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exchange {
+    managed_from_object: unsafe extern "C" fn(*mut c_void, *mut *mut Managed) -> c_int,
     tensor_from_object: unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int,
     current_stream: unsafe extern "C" fn(i32, i32, *mut *mut c_void) -> c_int,
 }
@@ -200,8 +222,10 @@ impl Exchange {
             }
             &*functions
         };
-        match (functions.tensor_from_object, functions.current_stream) {
-            (Some(tensor_from_object), Some(current_stream)) => Ok(Self { tensor_from_object, current_stream }),
+        match (functions.managed_from_object, functions.tensor_from_object, functions.current_stream) {
+            (Some(managed_from_object), Some(tensor_from_object), Some(current_stream)) => {
+                Ok(Self { managed_from_object, tensor_from_object, current_stream })
+            }
             _ => Err(PyTypeError::new_err(format!("DLPack's table of {kind} lacks a function"))),
         }
     }
@@ -224,9 +248,25 @@ impl Exchange {
         None
     }
 
+    /// A tensor's memory as it is at this moment, which stays there as long as the answer does.
+    ///
+    /// # Safety
+    ///
+    /// `object` is a live object of the type that the table is of.
+    pub(crate) unsafe fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
+        let mut managed = ptr::null_mut();
+        // SAFETY: the caller's promise, and a place for the answer.
+        if unsafe { (self.managed_from_object)(object.cast(), &mut managed) } == 0 {
+            return ptr::NonNull::new(managed).map(Held);
+        }
+        // SAFETY: the interpreter is attached, as the caller has objects.
+        unsafe { ffi::PyErr_Clear() };
+        None
+    }
+
     /// The stream on which the framework works at this moment.
     pub(crate) fn current_stream(&self, py: Python<'_>, device: Device) -> PyResult<*mut c_void> {
-        let mut stream = std::ptr::null_mut();
+        let mut stream = ptr::null_mut();
         // SAFETY: a place for the answer.
         if unsafe { (self.current_stream)(device.kind, device.id, &mut stream) } == 0 {
             return Ok(stream);

@@ -9,11 +9,11 @@ use dualadam::cuda::{self, Control, ControlGroup, ControlSet, RawLr, RawScalars}
 use dualadam::{Dtype, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyType};
-use pyo3::{ffi, intern};
+use pyo3::ffi;
+use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 use crate::config::Config;
-use crate::dlpack::{CPU, CUDA, Device, Exchange, Tensor};
+use crate::dlpack::{CPU, CUDA, Device, Exchange, Held, Tensor};
 use crate::errors::{exception, plain, tensor_of};
 use crate::layout::{is_dense, is_same};
 use crate::step::kernels;
@@ -47,7 +47,78 @@ impl Hasher for AddressHasher {
     }
 }
 
-type States = HashMap<usize, Py<PyAny>, BuildHasherDefault<AddressHasher>>;
+/// The parameters' states, by the parameters' identity. To ask for hashes would cost more: they are made in Python.
+struct States<'a, 'py> {
+    dict: &'a Bound<'py, PyDict>,
+    /// Where the dict is read next: mostly it has the order of the parameters.
+    position: ffi::Py_ssize_t,
+    next: Option<(usize, Bound<'py, PyAny>)>,
+    /// Filled when the order is another.
+    others: Option<HashMap<usize, Bound<'py, PyAny>, BuildHasherDefault<AddressHasher>>>,
+}
+
+impl<'a, 'py> States<'a, 'py> {
+    fn new(dict: &'a Bound<'py, PyDict>) -> Self {
+        let mut states = Self { dict, position: 0, next: None, others: None };
+        states.next = states.read();
+        states
+    }
+
+    fn read(&mut self) -> Option<(usize, Bound<'py, PyAny>)> {
+        let (mut key, mut value) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: a live dict.
+        let found = unsafe { ffi::PyDict_Next(self.dict.as_ptr(), &mut self.position, &mut key, &mut value) };
+        // SAFETY: a live object, borrowed from the dict.
+        (found != 0).then(|| (key as usize, unsafe { Bound::from_borrowed_ptr(self.dict.py(), value) }))
+    }
+
+    fn of(&mut self, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let wanted = param.as_ptr() as usize;
+        if let Some((_, state)) = self.next.take_if(|(key, _)| *key == wanted) {
+            self.next = self.read();
+            return Some(state);
+        }
+        if self.others.is_none() {
+            let entries = self.dict.iter().map(|(key, state)| (key.as_ptr() as usize, state));
+            self.others = Some(entries.collect());
+        }
+        self.others.as_ref()?.get(&wanted).cloned()
+    }
+}
+
+/// Attributes and state entries, in the order of [`Stepper::names`].
+const NAMES: [&str; 5] = ["exp_avg", "exp_avg_sq", "step", "master_param", "grad"];
+const STEP: usize = 2;
+const MASTER: usize = 3;
+const STATE: usize = 4;
+const GRAD: usize = 4;
+
+/// The objects in a parameter's state when it was last looked at, kept alive.
+#[derive(Default)]
+struct Seen {
+    objects: [Option<Py<PyAny>>; STATE],
+    /// The memory of `step`, if that is on the host. Only another tensor in the state is noticed, not other memory given to the same
+    /// one: that is looked for in what is large.
+    counter: Option<Held>,
+}
+
+impl Seen {
+    fn objects(&self) -> [*mut ffi::PyObject; STATE] {
+        self.objects.each_ref().map(|object| object.as_ref().map_or(ptr::null_mut(), Py::as_ptr))
+    }
+
+    fn keep(&mut self, py: Python<'_>, found: [*mut ffi::PyObject; STATE]) {
+        for (index, (kept, found)) in self.objects.iter_mut().zip(found).enumerate() {
+            if kept.as_ref().map_or(ptr::null_mut(), Py::as_ptr) != found {
+                // SAFETY: a live object, or null.
+                *kept = unsafe { Bound::from_borrowed_ptr_or_opt(py, found) }.map(Bound::unbind);
+                if index == STEP {
+                    self.counter = None;
+                }
+            }
+        }
+    }
+}
 
 /// A step counter: a scalar tensor in the parameter's state.
 #[derive(Debug, Clone, Copy)]
@@ -136,18 +207,13 @@ struct List {
     places: Vec<Place>,
     counters: Vec<Counter>,
     sets: Vec<StepCoeffs>,
-    /// What the sets are of: the group and the step.
-    set_keys: Vec<(usize, u64)>,
     backend: Option<Backend>,
-    /// What each tensor of the last step was, for those that have no gradient in this one.
-    before: Vec<RawTensor>,
 }
 
 impl List {
     fn new(device: Device) -> Self {
         let (tensors, places, counters) = (Vec::new(), Vec::new(), Vec::new());
-        let (sets, set_keys, before) = (Vec::new(), Vec::new(), Vec::new());
-        Self { device, tensors, places, counters, sets, set_keys, backend: None, before }
+        Self { device, tensors, places, counters, sets: Vec::new(), backend: None }
     }
 
     fn clear(&mut self) {
@@ -155,7 +221,6 @@ impl List {
         self.places.clear();
         self.counters.clear();
         self.sets.clear();
-        self.set_keys.clear();
     }
 
     fn push(&mut self, place: Place, tensor: RawTensor, counter: Counter) {
@@ -167,7 +232,12 @@ impl List {
     /// A tensor without a gradient: it stays in the list, so that this does not become another.
     fn push_left_alone(&mut self, place: Place, params: Dtype, copy: Option<Dtype>, len: u64) {
         let of = |dtype| RawBuffer { address: 0, dtype };
-        let before = self.before.get(self.tensors.len()).filter(|before| before.len == len);
+        let before = match &self.backend {
+            Some(Backend::Cpu(list)) => list.tensors(),
+            Some(Backend::Cuda { list, .. }) => list.tensors(),
+            None => &[],
+        };
+        let before = before.get(self.tensors.len()).filter(|before| before.len == len);
         let grads = before.map_or(copy.unwrap_or(params), |before| before.grads.dtype);
         let tensor = RawTensor {
             params: of(params),
@@ -229,10 +299,7 @@ impl List {
         match updated {
             Err(Error::Empty { .. } | Error::Count { .. } | Error::Fixed { .. }) => {}
             Err(error) => return Ok(Err(error)),
-            Ok(()) => {
-                self.before.clone_from(tensors);
-                return Ok(Ok(()));
-            }
+            Ok(()) => return Ok(Ok(())),
         }
         let made = if self.device.kind == CPU {
             cpu::TensorList::new(tensors).map(Backend::Cpu)
@@ -240,10 +307,7 @@ impl List {
             let kernels = kernels(self.device.id)?;
             cuda::TensorList::new(&kernels, tensors).map(|list| Backend::Cuda { list, control: None })
         };
-        Ok(made.map(|made| {
-            self.backend = Some(made);
-            self.before.clone_from(&self.tensors);
-        }))
+        Ok(made.map(|made| self.backend = Some(made)))
     }
 }
 
@@ -263,8 +327,12 @@ pub(crate) struct Stepper {
     plain: Vec<Py<PyType>>,
     /// Gives the plain tensor behind any other object.
     unwrap: Py<PyAny>,
+    /// The attribute `grad` of tensors, and the function that reads it.
+    grad: Py<PyAny>,
+    grad_getter: Option<ffi::descrgetfunc>,
+    names: [Py<PyString>; NAMES.len()],
     lists: Vec<List>,
-    states: States,
+    seen: Vec<Seen>,
     /// Objects that the addresses belong to, alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
@@ -281,8 +349,15 @@ impl Stepper {
     fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
         let first = plain.first().ok_or_else(|| PyValueError::new_err("plain must name a type"))?;
         let exchange = Exchange::of(first.bind(py))?;
-        let (lists, states, kept) = (Vec::new(), States::default(), Vec::new());
-        Ok(Self { exchange, plain, unwrap, lists, states, kept })
+        let grad = first.bind(py).getattr("grad")?;
+        // SAFETY: a live type; a slot of this number has this type.
+        let grad_getter = unsafe {
+            let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(grad.as_ptr()), ffi::Py_tp_descr_get);
+            std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
+        };
+        let names = NAMES.map(|name| PyString::intern(py, name).unbind());
+        let (grad, lists, seen, kept) = (grad.unbind(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { exchange, plain, unwrap, grad, grad_getter, names, lists, seen, kept })
     }
 
     /// One step of every parameter that has a gradient. `state` is the optimizer's; `grads` has gradients that take the place of those
@@ -305,7 +380,6 @@ impl Stepper {
             if odd.is_empty() { self.run(py, &groups, multiplier, is_controlled, &scalars).map(|()| None) } else { Ok(Some(odd)) }
         });
         self.kept.clear();
-        self.states.clear();
         outcome
     }
 }
@@ -321,19 +395,20 @@ impl Stepper {
         is_controlled: bool,
     ) -> PyResult<Vec<Place>> {
         self.lists.iter_mut().for_each(List::clear);
-        self.read_states(state);
-        let mut odd = Vec::new();
+        self.seen.resize_with(groups.iter().map(|group| group.0.len()).sum(), Seen::default);
+        let mut states = States::new(state);
+        let (mut odd, mut flat) = (Vec::new(), 0);
         for (group_index, group) in groups.iter().enumerate() {
             for index in 0..group.0.len() {
                 let param = group.0.get_item(index)?;
                 let place = (group_index, index);
-                let grad = match grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten() {
-                    Some(grad) => grad,
-                    None => param.getattr(intern!(py, "grad"))?,
-                };
-                if !self.gather_one(py, place, &param, grad, group.3)? {
+                let state = states.of(&param);
+                let replaced = grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten();
+                let grad = replaced.map_or_else(|| self.grad_of(&param), Ok)?;
+                if !self.gather_one(py, place, flat, &param, grad, state, group.3)? {
                     odd.push(place);
                 }
+                flat += 1;
             }
         }
         for list in self.lists.iter().filter(|list| list.device.kind == CUDA) {
@@ -346,25 +421,16 @@ impl Stepper {
         Ok(odd)
     }
 
-    /// The state of each parameter, by the parameter's identity: cheaper than asking for hashes, which are made in Python.
-    fn read_states(&mut self, state: &Bound<'_, PyDict>) {
-        self.states.clear();
-        let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
-        // SAFETY: a live dict, which nothing changes meanwhile.
-        while unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
-            // SAFETY: a live object, borrowed from the dict.
-            let value = unsafe { Bound::from_borrowed_ptr(state.py(), value) };
-            self.states.insert(key as usize, value.unbind());
-        }
-    }
-
     /// Whether the parameter is in order; if so, it stands in its device's list.
-    fn gather_one(
+    #[expect(clippy::too_many_arguments, reason = "all that is known of one parameter")]
+    fn gather_one<'py>(
         &mut self,
-        py: Python<'_>,
+        py: Python<'py>,
         place: Place,
-        param: &Bound<'_, PyAny>,
-        grad: Bound<'_, PyAny>,
+        flat: usize,
+        param: &Bound<'py, PyAny>,
+        grad: Bound<'py, PyAny>,
+        state: Option<Bound<'py, PyAny>>,
         with_masters: bool,
     ) -> PyResult<bool> {
         let params = self.look(py, param.as_ptr())?;
@@ -376,27 +442,25 @@ impl Stepper {
             }
             return Ok(true);
         }
-        let Some(params) = params else { return Ok(false) };
         let grads = self.look(py, grad.as_ptr())?;
         self.kept.push(grad.unbind());
-        let state = self.states.get(&(param.as_ptr() as usize)).map(|state| state.as_ptr());
-        let Some(state) = state else { return Ok(false) };
-        let (Some(params_dtype), Some(grads)) = (params.dtype(), grads) else { return Ok(false) };
-        let Some(grads_dtype) = grads.dtype() else { return Ok(false) };
+        let (Some(params), Some(grads), Some(state)) = (params, grads, state) else { return Ok(false) };
+        let (Some(params_dtype), Some(grads_dtype)) = (params.dtype(), grads.dtype()) else { return Ok(false) };
+        if !self.see(py, flat, &state)? {
+            return Ok(false);
+        }
         let has_master = with_masters && params_dtype != Dtype::F32;
-        let exp_avg = self.entry(py, state, intern!(py, "exp_avg").as_ptr())?;
-        let exp_avg_sq = self.entry(py, state, intern!(py, "exp_avg_sq").as_ptr())?;
-        let step = self.entry(py, state, intern!(py, "step").as_ptr())?;
-        let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(false) };
+        let [exp_avg, exp_avg_sq, _, master] = self.seen[flat].objects();
+        let exp_avg = self.look(py, exp_avg)?;
+        let exp_avg_sq = self.look(py, exp_avg_sq)?;
+        let (Some(exp_avg), Some(exp_avg_sq)) = (exp_avg, exp_avg_sq) else { return Ok(false) };
         let is_like = |tensor: &Tensor| tensor.device == params.device && is_same(tensor, &params);
         let is_moment = |tensor: &Tensor| tensor.dtype() == Some(Dtype::F32) && is_like(tensor);
-        if !(is_dense(&params) && is_like(&grads) && is_moment(&exp_avg) && is_moment(&exp_avg_sq)) {
+        let is_known_device = matches!(params.device.kind, CPU | CUDA);
+        if !(is_known_device && is_dense(&params) && is_like(&grads) && is_moment(&exp_avg) && is_moment(&exp_avg_sq)) {
             return Ok(false);
         }
-        let Some(counter) = Counter::of(&step, params.device) else { return Ok(false) };
-        if !matches!(params.device.kind, CPU | CUDA) {
-            return Ok(false);
-        }
+        let Some(counter) = self.counter(py, flat, params.device)? else { return Ok(false) };
         let buffer = |tensor: &Tensor, dtype| RawBuffer { address: tensor.address(), dtype };
         let mut tensor = RawTensor {
             params: buffer(&params, params_dtype),
@@ -408,10 +472,8 @@ impl Stepper {
             set: 0,
         };
         if has_master {
-            let Some(master) = self.entry(py, state, intern!(py, "master_param").as_ptr())? else { return Ok(false) };
-            if !is_moment(&master) {
-                return Ok(false);
-            }
+            let master = if master.is_null() { None } else { self.look(py, master)? };
+            let Some(master) = master.filter(is_moment) else { return Ok(false) };
             tensor.copy = Some(tensor.params);
             tensor.params = buffer(&master, Dtype::F32);
         }
@@ -432,36 +494,78 @@ impl Stepper {
         &mut self.lists[index]
     }
 
-    /// A tensor in a parameter's state, as it is now.
-    fn entry(&mut self, py: Python<'_>, state: *mut ffi::PyObject, key: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
-        // SAFETY: `state` is alive, as `states` has it; the answer is borrowed from it.
-        let value = unsafe {
-            if ffi::PyDict_Check(state) == 0 {
-                return Ok(None);
+    /// The gradient of a parameter, or None.
+    fn grad_of<'py>(&self, param: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = param.py();
+        match self.grad_getter {
+            // What the attribute's lookup ends in, where no subclass can have its own.
+            Some(getter) if self.is_plain(param.as_ptr()) => {
+                // SAFETY: a descriptor's getter, with the descriptor, an object and its type.
+                let grad = unsafe { getter(self.grad.as_ptr(), param.as_ptr(), ffi::Py_TYPE(param.as_ptr()).cast()) };
+                // SAFETY: a new reference, or null with an exception.
+                unsafe { Bound::from_owned_ptr_or_err(py, grad) }
             }
-            ffi::PyDict_GetItemWithError(state, key)
-        };
-        if value.is_null() {
-            return PyErr::take(py).map_or(Ok(None), Err);
+            _ => param.getattr(&*self.names[GRAD].bind(py)),
         }
+    }
+
+    /// Remembers the objects in a parameter's state; whether there are all that must be.
+    fn see(&mut self, py: Python<'_>, flat: usize, state: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let Ok(state) = state.cast::<PyDict>() else { return Ok(false) };
+        let mut found = [ptr::null_mut(); STATE];
+        let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
+        // SAFETY: a live dict, which nothing changes meanwhile; what is found is borrowed from it.
+        while unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
+            // The keys that this package writes are the very objects that are compared with.
+            if let Some(index) = self.names[..STATE].iter().position(|name| name.as_ptr() == key) {
+                found[index] = value;
+            }
+        }
+        for (name, found) in self.names[..STATE].iter().zip(&mut found).filter(|(_, found)| found.is_null()) {
+            if state.len() > 3 || *name.bind(py) != "master_param" {
+                // SAFETY: a live dict and key; the answer is borrowed.
+                *found = unsafe { ffi::PyDict_GetItemWithError(state.as_ptr(), name.as_ptr()) };
+                if found.is_null() && PyErr::occurred(py) {
+                    return Err(PyErr::fetch(py));
+                }
+            }
+        }
+        self.seen[flat].keep(py, found);
+        Ok(found[..MASTER].iter().all(|found| !found.is_null()))
+    }
+
+    /// The step counter of a parameter that was seen.
+    fn counter(&mut self, py: Python<'_>, flat: usize, device: Device) -> PyResult<Option<Counter>> {
+        let step = self.seen[flat].objects()[STEP];
+        if self.seen[flat].counter.is_none() && self.is_plain(step) {
+            // SAFETY: a live tensor of a type that the table is of.
+            let held = unsafe { self.exchange.hold(step) };
+            self.seen[flat].counter = held.filter(|held| held.tensor().device.kind == CPU);
+        }
+        Ok(match &self.seen[flat].counter {
+            Some(held) => Counter::of(held.tensor(), device),
+            None => self.look(py, step)?.and_then(|tensor| Counter::of(&tensor, device)),
+        })
+    }
+
+    fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
         // SAFETY: a live object.
-        self.kept.push(unsafe { Bound::from_borrowed_ptr(py, value) }.unbind());
-        self.look(py, value)
+        let kind = unsafe { ffi::Py_TYPE(object) };
+        self.plain.iter().any(|plain| plain.as_ptr() == kind.cast())
     }
 
     /// What a tensor object is at this moment; None for what is none, or cannot be seen.
     fn look(&mut self, py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
-        // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
-        unsafe {
-            let kind = ffi::Py_TYPE(object);
-            if self.plain.iter().any(|plain| plain.as_ptr() == kind.cast()) {
-                return Ok(self.exchange.look(object));
-            }
-            let unwrapped = self.unwrap.bind(py).call1((Bound::from_borrowed_ptr(py, object),))?;
-            let tensor = if unwrapped.is_none() { None } else { self.exchange.look(unwrapped.as_ptr()) };
-            self.kept.push(unwrapped.unbind());
-            Ok(tensor)
+        if self.is_plain(object) {
+            // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
+            return Ok(unsafe { self.exchange.look(object) });
         }
+        // SAFETY: a live object.
+        let unwrapped = self.unwrap.bind(py).call1((unsafe { Bound::from_borrowed_ptr(py, object) },))?;
+        // SAFETY: as above; what is unwrapped is a tensor.
+        let tensor = if unwrapped.is_none() { None } else { unsafe { self.exchange.look(unwrapped.as_ptr()) } };
+        self.kept.push(unwrapped.unbind());
+        Ok(tensor)
     }
 
     /// A scalar tensor on a CUDA device, by address: whether it is an f64, and where it lies.

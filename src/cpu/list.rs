@@ -74,6 +74,12 @@ impl TensorList {
         self.tensors.as_slice().is_empty()
     }
 
+    /// The tensors as they were taken over last.
+    #[must_use]
+    pub fn tensors(&self) -> &[RawTensor] {
+        self.tensors.as_slice()
+    }
+
     /// Takes over new addresses and sets of the same tensors.
     ///
     /// The call does not allocate. Where nothing changed it only compares; new gradients are checked one by one against what the

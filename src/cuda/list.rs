@@ -109,6 +109,12 @@ impl TensorList {
         self.most_sets
     }
 
+    /// The tensors as they were taken over last.
+    #[must_use]
+    pub fn tensors(&self) -> &[RawTensor] {
+        self.tensors.as_slice()
+    }
+
     /// Takes over new addresses and sets of the same tensors. The device gets what has changed in the next step.
     ///
     /// The call does not allocate. Where nothing changed it only compares; new gradients are checked one by one against what the
