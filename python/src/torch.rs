@@ -521,8 +521,10 @@ impl Stepper {
                 found[index] = value;
             }
         }
-        for (name, found) in self.names[..STATE].iter().zip(&mut found).filter(|(_, found)| found.is_null()) {
-            if state.len() > 3 || *name.bind(py) != "master_param" {
+        // Other strings with the same letters, or fewer entries.
+        let is_whole = found[..MASTER].iter().all(|found| !found.is_null()) && (state.len() == MASTER || !found[MASTER].is_null());
+        if !is_whole {
+            for (name, found) in self.names[..STATE].iter().zip(&mut found).filter(|(_, found)| found.is_null()) {
                 // SAFETY: a live dict and key; the answer is borrowed.
                 *found = unsafe { ffi::PyDict_GetItemWithError(state.as_ptr(), name.as_ptr()) };
                 if found.is_null() && PyErr::occurred(py) {
