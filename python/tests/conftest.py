@@ -1,0 +1,58 @@
+"""What several tests need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from dualadam.torch import DualAdam
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor's elements, for comparison."""
+    kinds = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+    return tensor.detach().contiguous().view(kinds[tensor.dtype]).clone()
+
+
+def everything(optimizer: DualAdam) -> list[Any]:
+    """All that a step or a load can change, by its bits."""
+    seen: list[Any] = []
+    for group in optimizer.param_groups:
+        seen.append({key: value for key, value in group.items() if key != "params"})
+        for param in group["params"]:
+            seen.append(bits(param) if param.layout == torch.strided and param.dtype != torch.complex64 else None)
+            state = optimizer.state.get(param, {})
+            seen.append({key: bits(value) if value.is_floating_point() else value.clone() for key, value in state.items()})
+    return seen
+
+
+def assert_same(before: list[Any], after: list[Any]) -> None:
+    assert len(before) == len(after)
+    for one, other in zip(before, after):
+        if isinstance(one, dict):
+            assert list(one) == list(other)
+            assert all(map(is_same, one.values(), other.values())), (one, other)
+        else:
+            assert is_same(one, other)
+
+
+def is_same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+@pytest.fixture
+def unchanged() -> Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]:
+    """A call raises, its text matches, and the optimizer is as it was."""
+
+    def check(optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str) -> None:
+        before = everything(optimizer)
+        with pytest.raises(kind, match=text):
+            call()
+        assert_same(before, everything(optimizer))
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
