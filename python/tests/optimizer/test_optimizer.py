@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dualadam
-from conftest import assert_same, bits, everything
+from helpers import assert_same, bits, everything
 from dualadam.torch import DualAdam
 
 

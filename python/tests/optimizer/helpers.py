@@ -1,9 +1,7 @@
 """What several tests need."""
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from dualadam.torch import DualAdam
 
@@ -38,21 +36,3 @@ def assert_same(before: list[Any], after: list[Any]) -> None:
 
 def is_same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
-
-
-@pytest.fixture
-def unchanged() -> Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]:
-    """A call raises, its text matches, and the optimizer is as it was."""
-
-    def check(optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str) -> None:
-        before = everything(optimizer)
-        with pytest.raises(kind, match=text):
-            call()
-        assert_same(before, everything(optimizer))
-
-    return check
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)

@@ -11,10 +11,10 @@ from reference import HALF_ULP, Rule, step
 from safetensors import safe_open
 
 import dualadam
-from conftest import bits
+from helpers import bits
 from dualadam.torch import DualAdam
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+GOLDEN = Path(__file__).parents[3] / "tests" / "golden"
 
 RULES = {
     "adam": (Rule(), {}),

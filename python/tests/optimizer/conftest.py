@@ -1,0 +1,26 @@
+"""What the tests are given."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from dualadam.torch import DualAdam
+from helpers import assert_same, everything
+
+
+@pytest.fixture
+def unchanged() -> Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]:
+    """A call raises, its text matches, and the optimizer is as it was."""
+
+    def check(optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str) -> None:
+        before = everything(optimizer)
+        with pytest.raises(kind, match=text):
+            call()
+        assert_same(before, everything(optimizer))
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

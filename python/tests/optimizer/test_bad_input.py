@@ -1,0 +1,259 @@
+"""Wrong input, one by one: a clear exception, and optimizer and parameters as before."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+
+from dualadam.torch import DualAdam
+
+Unchanged = Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]
+
+
+def param(*shape: int, kind: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(shape).to(kind))
+
+
+def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
+    """An optimizer that has made a step, its parameters called a, b and so on."""
+    optimizer = DualAdam(list(zip("abcdef", params)), switching_steps=9, **options)
+    for each in params:
+        each.grad = torch.randn_like(each)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "must be told when it becomes Adam.*switching_steps.*16%.*switching_rate.*schedule"),
+        ({"switching_rate": 0.1, "switching_steps": 10}, "only one of switching_rate, switching_steps and schedule"),
+        ({"switching_steps": 0}, "switching_steps must be at least 1"),
+        ({"switching_rate": 1.5}, "switching_rate must lie in 0..=1, got 1.5"),
+        ({"switching_rate": float("nan")}, "switching_rate must lie in 0..=1, got NaN"),
+        ({"switching_rate": 1, "schedule": ("cosine", 1)}, "only one of"),
+        ({"schedule": ("cosine", 1)}, "schedule must be a dualadam.Schedule"),
+        ({"schedule": 7}, "schedule must be a dualadam.Schedule"),
+        ({"switching_rate": 1, "lr": float("nan")}, "lr must be finite and at least 0, got NaN"),
+        ({"switching_rate": 1, "lr": -1.0}, "lr must be finite and at least 0"),
+        ({"switching_rate": 1, "lr": torch.tensor([1.0, 2.0])}, "lr must have one element"),
+        ({"switching_rate": 1, "betas": (1.0, 0.9)}, "beta1 must be at least 0 and below 1"),
+        ({"switching_rate": 1, "betas": (0.9, float("nan"))}, "beta2 must be at least 0 and below 1"),
+        ({"switching_rate": 1, "eps": 0.0}, "eps must be finite and above 0"),
+        ({"switching_rate": 1, "weight_decay": float("inf")}, "weight_decay must be finite"),
+        ({"switching_rate": 1, "inverse_term": "other"}, "inverse_term must be 'paper' or 'with_eps', got 'other'"),
+        ({"switching_rate": 1, "amsgrad": True}, "amsgrad must not be set"),
+        ({"switching_rate": 1, "foreach": True}, "foreach must not be set"),
+        ({"switching_rate": 1, "differentiable": True}, "differentiable must not be set"),
+        ({"switching_rate": 1, "fused": False}, "fused must be None or True"),
+    ],
+)
+def test_options(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        DualAdam([param(2)], **options)
+
+
+def test_an_option_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match="momentum"):
+        DualAdam([param(2)], switching_rate=1.0, momentum=0.9)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="must have only options of DualAdam, got momentum"):
+        DualAdam([{"params": [param(2)], "momentum": 0.9}], switching_rate=1.0)
+
+
+def test_parameters_that_cannot_be_stepped() -> None:
+    gapped = torch.nn.Parameter(torch.randn(4, 6)[:, ::2])
+    overlapping = torch.nn.Parameter(torch.randn(1, 3).expand(4, 3))
+    for bad, kind, text in [
+        (gapped, ValueError, "'w' must fill its memory without gaps or overlap"),
+        (overlapping, ValueError, "'w' must fill its memory without gaps or overlap"),
+        (torch.nn.Parameter(torch.eye(3).to_sparse()), ValueError, "'w' must be dense, its layout is torch.sparse_coo"),
+        (torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64)), TypeError, "'w' must be float32.*it is torch.complex64"),
+        (torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)), TypeError, "'w' must be float32.*it is torch.float64"),
+        (torch.nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False), TypeError, "torch.int32"),
+    ]:
+        with pytest.raises(kind, match=text):
+            DualAdam([("w", bad)], switching_rate=1.0)
+        with pytest.raises(kind, match=text.replace("'w'", "1 of group 0")):
+            DualAdam([param(2), bad], switching_rate=1.0)
+
+
+def test_a_parameter_that_appears_twice(unchanged: Unchanged) -> None:
+    p, q = param(2), param(2)
+    with pytest.raises(ValueError, match="parameter 2 of group 0 must appear once"):
+        DualAdam([p, q, p], switching_rate=1.0)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        DualAdam([{"params": [p]}, {"params": [p]}], switching_rate=1.0)
+    optimizer = DualAdam([p], switching_rate=1.0)
+    unchanged(optimizer, lambda: optimizer.add_param_group({"params": [p]}), ValueError, "more than one parameter group")
+    unchanged(optimizer, lambda: optimizer.add_param_group({"params": [q], "lr": -1.0}), ValueError, "lr must be finite")
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("lr", float("nan"), "lr must be finite"),
+        ("betas", (0.9, 1.0), "beta2 must be"),
+        ("eps", -1.0, "eps must be"),
+        ("weight_decay", float("nan"), "weight_decay must be"),
+        ("schedule", ("linear", 2.0), "switching_rate must lie"),
+    ],
+)
+def test_options_that_become_wrong(unchanged: Unchanged, option: str, value: object, text: str) -> None:
+    optimizer = stepped(param(3), param(4))
+    kept = optimizer.param_groups[0][option]
+
+    def step() -> None:
+        optimizer.param_groups[0][option] = value
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups[0][option] = kept
+
+    unchanged(optimizer, step, ValueError, text)
+
+
+def test_sparse_gradients(unchanged: Unchanged) -> None:
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    p = param(3)
+    optimizer = DualAdam([("p", p), *embedding.named_parameters()], switching_steps=3)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    p.grad = torch.ones(3)
+    unchanged(optimizer, optimizer.step, ValueError, "the gradient of parameter 'weight' must be dense")
+    assert len(optimizer.state) == 0
+
+
+def test_gradients_of_types_without_a_kernel(unchanged: Unchanged) -> None:
+    p = param(3, kind=torch.bfloat16)
+    optimizer = stepped(p, param(2))
+    p.grad_dtype = None
+    p.grad = torch.ones(3, dtype=torch.float16)
+    unchanged(optimizer, optimizer.step, TypeError, "parameter 'a'.*bf16 parameters with f16 gradients")
+    p.grad = torch.ones(3, dtype=torch.float64)
+    unchanged(optimizer, optimizer.step, TypeError, "the gradient of parameter 'a' must be float32.*torch.float64")
+
+
+def test_freed_memory(unchanged: Unchanged) -> None:
+    p, q = param(3), param(4)
+    optimizer = stepped(p, q)
+    assert q.grad is not None
+    q.grad.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="the gradient of parameter 'b' must have memory"):
+        optimizer.step()
+    q.grad = torch.ones(4)
+    optimizer.state[q]["exp_avg"].untyped_storage().resize_(0)
+    kept = p.detach().clone()
+    with pytest.raises(ValueError, match="exp_avg of.* must not be null"):
+        optimizer.step()
+    assert torch.equal(kept, p) and optimizer.state[p]["step"] == 1
+
+
+def test_shared_memory(unchanged: Unchanged) -> None:
+    p, q = param(8), param(4)
+    optimizer = stepped(p, q)
+    q.data = p.data[2:6]
+    unchanged(optimizer, optimizer.step, ValueError, "parameter '[ab]'.*must not overlap params")
+    q.data = torch.ones(4)
+    q.grad = p.data[:4]
+    unchanged(optimizer, optimizer.step, ValueError, "parameter '[ab]'.*must not overlap")
+    q.grad = torch.ones(4)
+    optimizer.step()
+
+
+def test_a_parameter_becomes_another(unchanged: Unchanged) -> None:
+    p, q = param(8), param(4)
+    optimizer = stepped(p, q)
+    p.grad = None
+    p.data = torch.ones(9)
+    p.grad = torch.ones(9)
+    unchanged(optimizer, optimizer.step, ValueError, r"exp_avg of parameter 'a' must have the shape \(9,\), it has \(8,\)")
+    p.grad = None
+    p.data = torch.ones(8, 2)[:, 0]
+    p.grad = torch.ones(8)
+    unchanged(optimizer, optimizer.step, ValueError, "parameter 'a' must fill its memory without gaps")
+
+
+def test_states_that_are_none(unchanged: Unchanged) -> None:
+    p, q = param(8), param(4)
+    optimizer = stepped(p, q)
+    good = dict(optimizer.state[q])
+    for bad, kind, text in [
+        ({**good, "exp_avg": torch.ones(5)}, ValueError, "exp_avg of parameter 'b' must have the shape"),
+        ({**good, "exp_avg": torch.ones(4, dtype=torch.int32)}, TypeError, "exp_avg of parameter 'b' must be a dense floating"),
+        ({**good, "step": torch.tensor(-1.0)}, ValueError, "step of parameter 'b' must be a whole number"),
+        ({**good, "step": torch.tensor(1.5)}, ValueError, "step of parameter 'b' must be a whole number"),
+        ({**good, "step": torch.tensor(float("nan"))}, ValueError, "step of parameter 'b' must be a whole number"),
+        ({**good, "step": torch.ones(2)}, ValueError, "step of parameter 'b' must be one number"),
+        ({"step": good["step"], "exp_avg": good["exp_avg"]}, ValueError, "the state of parameter 'b' must have exp_avg_sq"),
+    ]:
+        optimizer.state[q] = bad
+        kept = p.detach().clone()
+        with pytest.raises(kind, match=text):
+            optimizer.step()
+        assert torch.equal(kept, p) and optimizer.state[p]["step"] == 1
+    optimizer.state[q] = good
+    optimizer.step()
+
+
+def saved_by_another(*shapes: tuple[int, ...]) -> dict[str, Any]:
+    return stepped(*(param(*shape) for shape in shapes)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "text"),
+    [
+        (lambda saved: saved_by_another((3,)), ValueError, "group 0 of the state dict must have 2 parameters, it has 1"),
+        (lambda saved: saved_by_another((3,), (5,)), ValueError, r"parameter 'b' must have the shape \(4,\), it has \(5,\)"),
+        (lambda saved: {**saved, "param_groups": saved["param_groups"] * 2}, ValueError, "must have 1 parameter groups"),
+        (lambda saved: saved["param_groups"][0].update(lr=float("nan")) or saved, ValueError, "lr must be finite"),
+        (lambda saved: saved["param_groups"][0].update(amsgrad=True) or saved, ValueError, "amsgrad must not be set"),
+        (lambda saved: saved["param_groups"][0].update(schedule=("x", 1)) or saved, ValueError, "schedule must be"),
+        (lambda saved: saved["state"][1].pop("exp_avg") is None or saved, ValueError, "must have exp_avg"),
+        (lambda saved: saved["state"][1].update(step=-3) or saved, ValueError, "step of parameter 'b'"),
+        (lambda saved: saved["state"][1].update(max_exp_avg_sq=1) or saved, ValueError, "it has max_exp_avg_sq"),
+        (lambda saved: saved["state"].update({1: 7}) or saved, TypeError, "the state of parameter 'b' must be a dict"),
+        (lambda saved: {"state": saved["state"]}, KeyError, "param_groups"),
+    ],
+)
+def test_state_dicts(
+    unchanged: Unchanged, spoil: Callable[[dict[str, Any]], dict[str, Any]], kind: type[BaseException], text: str
+) -> None:
+    optimizer = stepped(param(3), param(4))
+    saved = spoil(saved_by_another((3,), (4,)))
+    unchanged(optimizer, lambda: optimizer.load_state_dict(saved), kind, text)
+
+
+def test_an_interrupted_load(unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = stepped(param(3), param(4))
+    saved = saved_by_another((3,), (4,))
+    calls = []
+
+    def interrupted(*arguments: object, **options: object) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return empty_like(*arguments, **options)  # type: ignore[arg-type]
+
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", interrupted)
+    unchanged(optimizer, lambda: optimizer.load_state_dict(saved), KeyboardInterrupt, "^$")
+
+
+def test_a_closure_that_raises(unchanged: Unchanged) -> None:
+    optimizer = stepped(param(3))
+
+    def closure() -> float:
+        raise RuntimeError("no loss")
+
+    unchanged(optimizer, lambda: optimizer.step(closure), RuntimeError, "no loss")
+
+
+def test_devices_without_kernels() -> None:
+    p = torch.nn.Parameter(torch.ones(2, device="meta"))
+    optimizer = DualAdam([("w", p)], switching_steps=3)
+    p.grad = torch.ones(2, device="meta")
+    with pytest.raises(ValueError, match="'w' must be on the CPU or on CUDA, it is on meta"):
+        optimizer.step()
+    assert len(optimizer.state) == 0
