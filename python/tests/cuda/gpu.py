@@ -1,0 +1,184 @@
+"""The stand-in for the CUDA driver, its memory as arrays, and objects that pose as torch's tensors there.
+
+The stand-in must be opened before anything looks for libcuda: the dynamic linker then answers with it. torch is not imported beside it.
+"""
+
+import ctypes
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRIVER = ctypes.CDLL(os.environ["STAND_IN_CUDA_LIBRARY"], mode=ctypes.RTLD_GLOBAL)
+CPU, CUDA = 1, 2
+
+
+def call(name: str, *arguments: Any) -> None:
+    code = getattr(DRIVER, name)(*arguments)
+    assert code == 0, f"{name}: {code}"
+
+
+def start() -> None:
+    """A driver without a history, whose primary context is current here."""
+    DRIVER.stand_in_reset()
+    context = ctypes.c_void_p()
+    call("cuInit", 0)
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+    call("cuCtxSetCurrent", context)
+
+
+def text(name: str) -> str:
+    function = getattr(DRIVER, name)
+    function.restype = ctypes.c_size_t
+    buffer = ctypes.create_string_buffer(1 << 16)
+    length = function(buffer, ctypes.c_size_t(len(buffer)))
+    return buffer.raw[:length].decode()
+
+
+def calls(name: str) -> int:
+    function = DRIVER.stand_in_calls
+    function.restype = ctypes.c_uint64
+    return int(function(name.encode()))
+
+
+class Device(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int32), ("id", ctypes.c_int32)]
+
+
+class DataType(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class DlTensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", DataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class Managed(ctypes.Structure):
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", DlTensor),
+    ]
+
+
+TYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64)}
+
+
+class Tensor:
+    """An array in device memory, or with `on_host` in the host's: what the native module asks of a torch tensor, and DLPack of any."""
+
+    __slots__ = ("grad", "array", "address", "managed", "keep", "on_host", "fields")
+
+    def __init__(self, array: NDArray[Any], on_host: bool = False) -> None:
+        self.grad: Tensor | None = None
+        self.on_host = on_host
+        self.array = np.array(array, order="C")
+        if on_host:
+            self.address = self.array.ctypes.data
+        else:
+            address = ctypes.c_uint64()
+            call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(self.array.nbytes, 1)))
+            self.address = address.value
+            self.write(self.array)
+        ndim = self.array.ndim
+        shape = (ctypes.c_int64 * ndim)(*self.array.shape)
+        strides = (ctypes.c_int64 * ndim)(*(stride // self.array.itemsize for stride in self.array.strides))
+        self.keep = (shape, strides)
+        code, bits = TYPES[self.array.dtype.name]
+        device = Device(CPU if on_host else CUDA, 0)
+        self.managed = Managed(1, 0, None, None, 0)
+        self.managed.tensor = DlTensor(self.address, device, ndim, DataType(code, bits, 1), shape, strides, 0)
+
+    def write(self, array: NDArray[Any]) -> None:
+        array = np.array(array, order="C")
+        call("cuMemcpyHtoD_v2", ctypes.c_uint64(self.address), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
+        call("cuCtxSynchronize")
+
+    def read(self) -> NDArray[Any]:
+        if self.on_host:
+            return self.array.copy()
+        call("cuCtxSynchronize")
+        out = np.empty_like(self.array)
+        call("cuMemcpyDtoH_v2", ctypes.c_void_p(out.ctypes.data), ctypes.c_uint64(self.address), ctypes.c_size_t(out.nbytes))
+        return out
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (CPU if self.on_host else CUDA, 0)
+
+    def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, copy: Any = None) -> Any:
+        STREAMS.append(stream)
+        return new_capsule(ctypes.addressof(self.managed), NAMES[1], None)
+
+
+STREAMS: list[int | None] = []
+CURRENT_STREAM = ctypes.c_void_p(None)
+
+new_capsule = ctypes.pythonapi.PyCapsule_New
+new_capsule.restype = ctypes.py_object
+new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DlTensor))
+def tensor_from_object(tensor: Tensor, out: Any) -> int:
+    out[0] = tensor.managed.tensor
+    return 0
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes.c_void_p))
+def managed_from_object(tensor: Tensor, out: Any) -> int:
+    out[0] = ctypes.addressof(tensor.managed)
+    return 0
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+def current_stream(kind: int, device: int, out: Any) -> int:
+    out[0] = CURRENT_STREAM.value
+    return 0
+
+
+class Functions(ctypes.Structure):
+    _fields_ = [
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("managed_from_object", ctypes.c_void_p),
+        ("managed_to_object", ctypes.c_void_p),
+        ("tensor_from_object", ctypes.c_void_p),
+        ("current_stream", ctypes.c_void_p),
+    ]
+
+
+FUNCTIONS = Functions(
+    1,
+    3,
+    None,
+    None,
+    ctypes.cast(managed_from_object, ctypes.c_void_p),
+    None,
+    ctypes.cast(tensor_from_object, ctypes.c_void_p),
+    ctypes.cast(current_stream, ctypes.c_void_p),
+)
+
+
+# A capsule keeps no copy of its name.
+NAMES = b"dlpack_exchange_api", b"dltensor_versioned"
+
+
+class Posing(Tensor):
+    """With the table of functions."""
+
+    __slots__ = ()
+    __dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(FUNCTIONS), NAMES[0], None)
