@@ -129,9 +129,10 @@ class DualAdam(Optimizer):
             "master_weights": master_weights,
         }
         if defaults["schedule"] is None:
-            params = list(params)
-            if not (params and all(isinstance(group, dict) and _has_schedule(group) for group in params)):
+            given: list[Any] = list(params)
+            if not (given and all(isinstance(group, dict) and _has_schedule(group) for group in given)):
                 raise ValueError(_HOW_TO_CHOOSE)
+            params = given
             del defaults["schedule"]
         self._forget()
         super().__init__(params, defaults)
@@ -176,7 +177,7 @@ class DualAdam(Optimizer):
             if id(param) in seen:
                 raise ValueError(f"{place} must appear once, it is in the group twice")
             seen.add(id(param))
-            if isinstance(param, Tensor) and not isinstance(param, torch.nn.parameter.UninitializedTensorMixin):
+            if isinstance(param, Tensor) and not torch.nn.parameter.is_lazy(param):
                 _check_param(place, param)
         super().add_param_group(group)
 
@@ -218,7 +219,7 @@ class DualAdam(Optimizer):
             on_cuda = [device for device in kinds if device.type == "cuda"]
             scalars = [(device.index, _on(device, grad_scale), _on(device, found_inf)) for device in on_cuda]
             is_controlled = is_controlled or bool(on_cuda)
-        if torch.cuda.is_initialized() and not is_controlled and torch.cuda.is_current_stream_capturing():
+        if not is_controlled and _is_capturing():
             raise RuntimeError("capturable must be True for a DualAdam whose step is captured in a CUDA graph")
 
         if self._stepper is None:
@@ -349,6 +350,11 @@ class DualAdam(Optimizer):
             _config_of(group)
             loaded.append(group)
         return loaded
+
+
+def _is_capturing() -> bool:
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()
 
 
 def _refuse(options: dict[str, Any]) -> None:

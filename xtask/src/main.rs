@@ -6,6 +6,7 @@ mod fuzz;
 mod header;
 mod install;
 mod prebuilt;
+mod python;
 mod stand_in;
 mod test;
 
@@ -47,6 +48,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Install the Python package into an environment below `target/`, and run its tests.
+    Python,
     /// Make `include/dualadam.h` from `src/capi/`.
     Header {
         /// Only compare with what is there.
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Task::Install { prefix } => install::run(&prefix),
         Task::CPrograms => c_programs::run(),
         Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Python => python::run(),
         Task::Header { check } => header::run(check),
     }
 }

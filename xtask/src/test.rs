@@ -9,14 +9,34 @@ use comfy_table::Table;
 struct Stage {
     name: &'static str,
     command: &'static str,
-    /// A command that fails where the stage cannot run, and why it cannot.
-    needs: Option<(&'static str, &'static str)>,
+    /// What must hold for the stage to run, and what is said where it does not.
+    needs: Option<(Need, &'static str)>,
 }
 
-const STAGES: [Stage; 8] = [
+enum Need {
+    /// This command succeeds.
+    Command(&'static str),
+    /// The environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name.
+    Required(&'static str),
+}
+
+impl Need {
+    fn holds(&self) -> bool {
+        match *self {
+            Self::Command(probe) => {
+                let probe = command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
+                probe.is_ok_and(|status| status.success())
+            }
+            Self::Required(wanted) => std::env::var("DUALADAM_REQUIRE")
+                .is_ok_and(|list| list.split(',').any(|name| name.trim() == wanted)),
+        }
+    }
+}
+
+const STAGES: [Stage; 9] = [
     Stage {
         name: "unit, integration and documentation tests",
-        command: "cargo test --workspace --all-features",
+        command: "cargo test --workspace --exclude dualadam-python --all-features",
         needs: None,
     },
     Stage {
@@ -28,7 +48,12 @@ const STAGES: [Stage; 8] = [
     Stage {
         name: "the C library, a minute of fuzzing",
         command: "cargo xtask fuzz --seconds 60",
-        needs: Some(("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz")),
+        needs: Some((Need::Command("cargo +nightly fuzz --version"), "no nightly toolchain with cargo-fuzz")),
+    },
+    Stage {
+        name: "the Python package, against torch and NumPy",
+        command: "cargo xtask python",
+        needs: Some((Need::Required("python"), "DUALADAM_REQUIRE does not name python; it installs 3 GB, once")),
     },
     Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
     Stage {
@@ -39,12 +64,12 @@ const STAGES: [Stage; 8] = [
     Stage {
         name: "the CUDA tests on a real device",
         command: "env DUALADAM_REQUIRE=cuda cargo test --release --test cuda_device",
-        needs: Some(("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")),
+        needs: Some((Need::Command("nvidia-smi"), "no NVIDIA driver with a device (nvidia-smi)")),
     },
     Stage {
         name: "the library's unit tests under Miri",
         command: "cargo +nightly miri test --lib",
-        needs: Some(("cargo +nightly miri --version", "no nightly toolchain with the component miri")),
+        needs: Some((Need::Command("cargo +nightly miri --version"), "no nightly toolchain with the component miri")),
     },
 ];
 
@@ -79,8 +104,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
-    if let Some((probe, reason)) = stage.needs
-        && !command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    if let Some((need, reason)) = &stage.needs
+        && !need.holds()
     {
         return Ok(Outcome::NotRun(reason));
     }

@@ -1,0 +1,65 @@
+//! `cargo xtask python`: the Python package, installed with pip as users install it, and its tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{root, stand_in};
+
+/// What the tests run with.
+const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
+
+/// Folders of tests that each run in a process of their own: torch must not see the stand-in driver.
+const TESTS: [&str; 3] = ["optimizer", "arrays", "cuda"];
+
+/// Installs the package into an environment below `target/`, checks its types and runs its tests.
+pub(crate) fn run() -> Result<()> {
+    let environment = environment()?;
+    let tool = |name: &str| environment.join("bin").join(name);
+    // As from a clone: pip finds maturin by itself, maturin finds cargo.
+    let pip = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"];
+    succeed(Command::new(tool("pip")).args(pip).arg(root().join("python")))?;
+    let driver = stand_in::build()?;
+    for tests in TESTS {
+        println!("\n{tests}:");
+        let mut pytest = Command::new(tool("pytest"));
+        pytest.args(["-q", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
+        if tests == "cuda" {
+            pytest.env("STAND_IN_CUDA_LIBRARY", &driver);
+        }
+        succeed(pytest.current_dir(root().join("python")))?;
+    }
+    // The installed package: its stubs and py.typed are in the wheel.
+    let mypy = Command::new(tool("mypy")).args(["--strict", "-p", "dualadam"]).current_dir(&environment).status()?;
+    ensure!(mypy.success(), "mypy finds errors in the package");
+    Ok(())
+}
+
+/// A virtual environment with the packages, kept until they change.
+fn environment() -> Result<PathBuf> {
+    let folder = root().join("target/python");
+    let (environment, mark) = (folder.join("venv"), folder.join("requirements.txt"));
+    if fs::read_to_string(&mark).is_ok_and(|kept| kept == PACKAGES) {
+        return Ok(environment);
+    }
+    println!("installing torch and the other packages of the tests: some 3 GB, once");
+    if environment.exists() {
+        fs::remove_dir_all(&environment).with_context(|| environment.display().to_string())?;
+    }
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    succeed(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    let requirements = root().join("python/tests/requirements.txt");
+    let pip = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    succeed(Command::new(environment.join("bin/pip")).args(pip).arg(&requirements))?;
+    fs::write(&mark, PACKAGES).with_context(|| mark.display().to_string())?;
+    Ok(environment)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let name = Path::new(command.get_program()).display().to_string();
+    let status = command.status().with_context(|| name.clone())?;
+    ensure!(status.success(), "{name} failed: {status}");
+    Ok(())
+}
