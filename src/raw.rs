@@ -136,7 +136,6 @@ impl Written {
     }
 }
 
-
 /// Tensors of a list, checked together; later only what changes of them.
 #[derive(Debug)]
 pub(crate) struct Tensors {

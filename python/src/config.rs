@@ -69,7 +69,9 @@ impl Schedule {
         let kind: String = parts.get_item(0).and_then(|kind| kind.extract()).map_err(|_| wrong())?;
         let inner = match (kind.as_str(), parts.len()?) {
             ("linear", 2) => SwitchSchedule::Linear { switching_rate: parts.get_item(1)?.extract()? },
-            ("linear_early_drop", 2) => SwitchSchedule::LinearEarlyDrop { switching_rate: parts.get_item(1)?.extract()? },
+            ("linear_early_drop", 2) => {
+                SwitchSchedule::LinearEarlyDrop { switching_rate: parts.get_item(1)?.extract()? }
+            }
             ("exponential", 4) => SwitchSchedule::Exponential {
                 base: parts.get_item(1)?.extract()?,
                 period: parts.get_item(2)?.extract()?,
@@ -85,7 +87,9 @@ impl Schedule {
     fn as_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self.inner {
             SwitchSchedule::Linear { switching_rate } => ("linear", switching_rate).into_pyobject(py),
-            SwitchSchedule::LinearEarlyDrop { switching_rate } => ("linear_early_drop", switching_rate).into_pyobject(py),
+            SwitchSchedule::LinearEarlyDrop { switching_rate } => {
+                ("linear_early_drop", switching_rate).into_pyobject(py)
+            }
             SwitchSchedule::Exponential { base, period, cutoff } => {
                 ("exponential", base, period, cutoff).into_pyobject(py)
             }

@@ -217,7 +217,8 @@ impl Exchange {
         // SAFETY: that is what a capsule of this name points to, until the process ends; its first fields are those of all versions.
         let functions = unsafe {
             if (*functions).version.major != MAJOR {
-                let text = format!("DLPack's table must be of version 1, {kind}'s is of {}", (*functions).version.major);
+                let text =
+                    format!("DLPack's table must be of version 1, {kind}'s is of {}", (*functions).version.major);
                 return Err(PyTypeError::new_err(text));
             }
             &*functions

@@ -146,7 +146,8 @@ fn check_like((name, array): &Named<'_>, param: &Imported<'_>, device: Device) -
         return Err(PyValueError::new_err(text));
     }
     if !is_dense(array) {
-        let text = format!("{name} must fill its memory without gaps or overlap, its strides are {:?}", array.strides());
+        let text =
+            format!("{name} must fill its memory without gaps or overlap, its strides are {:?}", array.strides());
         return Err(PyValueError::new_err(text));
     }
     if !is_same(array, param) {

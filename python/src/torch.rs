@@ -8,8 +8,8 @@ use std::ptr;
 use dualadam::cuda::{self, Control, ControlGroup, ControlSet, RawLr, RawScalars};
 use dualadam::{Dtype, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
-use pyo3::prelude::*;
 use pyo3::ffi;
+use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 use crate::config::Config;
@@ -20,8 +20,7 @@ use crate::step::kernels;
 
 /// A parameter group in one step: its parameters, their names if they have any, its hyperparameters, whether 16-bit parameters have f32
 /// masters, and the learning rate as a scalar tensor on a CUDA device, if it is one.
-type Group<'py> =
-    (Bound<'py, PyList>, Option<Bound<'py, PyList>>, Bound<'py, Config>, bool, Option<Bound<'py, PyAny>>);
+type Group<'py> = (Bound<'py, PyList>, Option<Bound<'py, PyList>>, Bound<'py, Config>, bool, Option<Bound<'py, PyAny>>);
 
 /// Where a parameter stands: its group, and its position there.
 type Place = (usize, usize);
@@ -377,7 +376,11 @@ impl Stepper {
         scalars: Vec<(i32, Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>)>,
     ) -> PyResult<Option<Vec<Place>>> {
         let outcome = self.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
-            if odd.is_empty() { self.run(py, &groups, multiplier, is_controlled, &scalars).map(|()| None) } else { Ok(Some(odd)) }
+            if odd.is_empty() {
+                self.run(py, &groups, multiplier, is_controlled, &scalars).map(|()| None)
+            } else {
+                Ok(Some(odd))
+            }
         });
         self.kept.clear();
         outcome
@@ -522,7 +525,8 @@ impl Stepper {
             }
         }
         // Other strings with the same letters, or fewer entries.
-        let is_whole = found[..MASTER].iter().all(|found| !found.is_null()) && (state.len() == MASTER || !found[MASTER].is_null());
+        let is_whole =
+            found[..MASTER].iter().all(|found| !found.is_null()) && (state.len() == MASTER || !found[MASTER].is_null());
         if !is_whole {
             for (name, found) in self.names[..STATE].iter().zip(&mut found).filter(|(_, found)| found.is_null()) {
                 // SAFETY: a live dict and key; the answer is borrowed.
@@ -604,7 +608,8 @@ impl Stepper {
                         raw = self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?;
                     }
                 } else {
-                    list.form_sets(&configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+                    list.form_sets(&configs, multiplier)
+                        .map_err(|(index, error)| named(groups, list, index, &error))?;
                 }
                 list.take_over()?.map_err(|error| match tensor_of(&error) {
                     Some(index) => named(groups, list, index, &error),
@@ -616,9 +621,11 @@ impl Stepper {
         };
         let prepared = prepare();
         let stepped = prepared.and_then(|()| {
-            lists.iter_mut().zip(&steering).filter(|(list, _)| list.has_gradients()).try_for_each(|(list, steering)| {
-                self.run_one(py, groups, &configs, list, *steering)
-            })
+            lists
+                .iter_mut()
+                .zip(&steering)
+                .filter(|(list, _)| list.has_gradients())
+                .try_for_each(|(list, steering)| self.run_one(py, groups, &configs, list, *steering))
         });
         self.lists = lists;
         stepped
@@ -664,13 +671,16 @@ impl Stepper {
                         lrs.push(lr.map(|lr| self.scalar(py, "lr", lr, list.device)).transpose()?);
                     }
                     let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
-                    let control = match control_for(list.device, groups, control, &list.places, &list.counters, stream)? {
+                    let control = match control_for(list.device, groups, control, &list.places, &list.counters, stream)?
+                    {
                         Some(made) => control.insert(made),
                         None => control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?,
                     };
                     // SAFETY: as below; the counters and scalars are tensors on the device too.
-                    py.detach(|| unsafe { own.step_controlled(&mut control.control, &steering.scalars, pointer(stream)) })
-                        .map_err(plain)?;
+                    py.detach(|| unsafe {
+                        own.step_controlled(&mut control.control, &steering.scalars, pointer(stream))
+                    })
+                    .map_err(plain)?;
                 } else {
                     // SAFETY: as above. torch's allocator gives memory that is freed only to later work on the same stream, and this
                     // is the stream on which torch works.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::{Error, RawTensor};
 use crate::combination::Combination;
+use crate::{Error, RawTensor};
 
 use super::launch::{CHUNK, MAX_BLOCKS};
 

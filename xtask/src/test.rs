@@ -27,8 +27,9 @@ impl Need {
                 let probe = command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
                 probe.is_ok_and(|status| status.success())
             }
-            Self::Required(wanted) => std::env::var("DUALADAM_REQUIRE")
-                .is_ok_and(|list| list.split(',').any(|name| name.trim() == wanted)),
+            Self::Required(wanted) => {
+                std::env::var("DUALADAM_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name.trim() == wanted))
+            }
         }
     }
 }
