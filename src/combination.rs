@@ -1,4 +1,4 @@
-//! Which combinations of element types have kernels, on CUDA and WebGPU alike.
+//! Which combinations of element types have kernels, on every backend alike.
 
 use crate::{Dtype, Error};
 
@@ -24,17 +24,20 @@ const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>, &str); 11] = [
 pub(crate) struct Combination(usize);
 
 impl Combination {
+    /// The combination of a tensor's types, if there is one.
+    pub(crate) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
+        let found = COMBINATIONS.iter().position(|&(p, g, c, _)| (p, g, c) == (params, grads, copy));
+        found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+impl Combination {
     pub(crate) const COUNT: usize = COMBINATIONS.len();
 
     #[cfg(any(feature = "cuda", test))]
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
-    }
-
-    /// The combination of a tensor's types, if there is one.
-    pub(crate) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
-        let found = COMBINATIONS.iter().position(|&(p, g, c, _)| (p, g, c) == (params, grads, copy));
-        found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
     }
 
     /// The type of the copy that masters keep of the parameters.

@@ -35,7 +35,7 @@ pub struct RawTensor {
 }
 
 /// The bytes of one buffer, all of them in one memory.
-type Span = overlap::Span<()>;
+pub(crate) type Span = overlap::Span<()>;
 
 impl RawTensor {
     pub(crate) fn combination(&self, tensor: usize) -> Result<Combination, Error> {
@@ -77,21 +77,6 @@ impl RawTensor {
     fn grads_span(&self, tensor: usize) -> Result<Span, Error> {
         Span::at(tensor, GRADS, self.grads.address, self.len, self.grads.dtype.size())
     }
-}
-
-/// Checks one tensor by itself, without allocating.
-pub(crate) fn check_one(tensor: &RawTensor) -> Result<(), Error> {
-    let mut seen = [None; BUFFERS.len()];
-    for (place, span) in tensor.spans(0).enumerate() {
-        let span = span?;
-        // A gradient is the only buffer that is not written, so any two that overlap are an error.
-        let other = seen.iter().flatten().find(|other: &&Span| other.start < span.end && span.start < other.end);
-        if let Some(other) = other {
-            return Err(span.overlap(other));
-        }
-        seen[place] = Some(span);
-    }
-    Ok(())
 }
 
 /// The memory that a list of tensors writes, in the order of addresses.
@@ -202,12 +187,6 @@ impl Tensors {
             self.last_set = last_set(tensors);
         }
         Ok(())
-    }
-
-    /// Whether these are tensors that [`update`](Self::update) can take over.
-    pub(crate) fn has_types_of(&self, tensors: &[RawTensor]) -> bool {
-        self.tensors.len() == tensors.len()
-            && self.tensors.iter().zip(tensors).all(|(old, new)| old.len == new.len && old.types() == new.types())
     }
 
     /// Fails for the first tensor whose set is beyond `len` sets.

@@ -7,10 +7,27 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUstreamCaptureStatus};
 
-use crate::Error;
+use crate::overlap::BUFFERS;
+use crate::raw::Span;
+use crate::{Error, RawTensor};
 
 use super::driver::check;
 use super::kernels::Kernels;
+
+/// Checks one tensor by itself, without allocating.
+pub(super) fn check_one(tensor: &RawTensor) -> Result<(), Error> {
+    let mut seen = [None; BUFFERS.len()];
+    for (place, span) in tensor.spans(0).enumerate() {
+        let span = span?;
+        // A gradient is the only buffer that is not written, so any two that overlap are an error.
+        let other = seen.iter().flatten().find(|other: &&Span| other.start < span.end && span.start < other.end);
+        if let Some(other) = other {
+            return Err(span.overlap(other));
+        }
+        seen[place] = Some(span);
+    }
+    Ok(())
+}
 
 /// Fails unless a buffer of cudarc's is memory of the kernels' context that cudarc orders with the work of `stream`.
 ///

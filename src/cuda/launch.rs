@@ -6,10 +6,9 @@ use std::ptr;
 use bytemuck::Zeroable;
 use cudarc::driver::sys::{self, CUfunction};
 
-use crate::raw::check_one;
 use crate::{Error, RawTensor, StepCoeffs};
 
-use super::checks::check_stream;
+use super::checks::{check_one, check_stream};
 use super::driver::check;
 use super::kernels::Kernels;
 

@@ -131,7 +131,9 @@ impl TensorList {
 
     /// Whether these are tensors that [`update`](Self::update) can take over.
     pub(super) fn has_types_of(&self, tensors: &[RawTensor]) -> bool {
-        self.tensors.has_types_of(tensors)
+        let own = self.tensors();
+        own.len() == tensors.len()
+            && own.iter().zip(tensors).all(|(old, new)| old.len == new.len && old.types() == new.types())
     }
 
     /// One DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`, enqueued on `stream`.
