@@ -37,6 +37,35 @@ fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     })
 }
 
+/// Dimensions of a layout that is remembered at most; others are looked at each time.
+const REMEMBERED: usize = 5;
+
+/// A shape, and the places of its elements.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    ndim: usize,
+    shape: [i64; REMEMBERED],
+    strides: [i64; REMEMBERED],
+}
+
+impl Layout {
+    pub(crate) fn of(tensor: &Tensor) -> Option<Self> {
+        let (shape, strides) = (tensor.shape(), tensor.strides()?);
+        let mut layout = Self { ndim: shape.len(), ..Self::default() };
+        layout.shape.get_mut(..shape.len())?.copy_from_slice(shape);
+        layout.strides.get_mut(..shape.len())?.copy_from_slice(strides);
+        Some(layout)
+    }
+
+    /// Whether a tensor has this very shape and these strides.
+    #[inline]
+    pub(crate) fn is_of(&self, tensor: &Tensor) -> bool {
+        let ndim = self.ndim;
+        is_equal(&self.shape[..ndim], tensor.shape())
+            && tensor.strides().is_some_and(|strides| is_equal(&self.strides[..ndim], strides))
+    }
+}
+
 /// Of a few numbers, for which a call of memcmp is long.
 #[inline]
 fn is_equal(a: &[i64], b: &[i64]) -> bool {

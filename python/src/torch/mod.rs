@@ -1,0 +1,366 @@
+//! The steps of one torch optimizer: its tensors are looked at anew in each step, so that nothing known of them can be out of date.
+
+mod list;
+mod state;
+mod tensors;
+
+use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
+use dualadam::{DualAdamConfig, Dtype, Error, RawBuffer, RawTensor};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyType};
+
+use crate::config::Config;
+use crate::dlpack::{CPU, CUDA, Device, Tensor};
+use crate::errors::{exception, plain, tensor_of};
+use crate::layout::{is_dense, is_same};
+
+use list::{Backend, List, OnDevice, control_for, pointer};
+use state::{Counter, EXP_AVG, EXP_AVG_SQ, MASTER, Names, STEP, Seen, States};
+use tensors::Tensors;
+
+/// A parameter group in one step: its parameters, their names if they have any, its hyperparameters, whether 16-bit parameters have f32
+/// masters, and the learning rate as a scalar tensor on a CUDA device, if it is one.
+type Group<'py> = (Bound<'py, PyList>, Option<Bound<'py, PyList>>, Bound<'py, Config>, bool, Option<Bound<'py, PyAny>>);
+
+/// What steers the steps on one CUDA device: its number, the loss scale and found-inf.
+type Scalars<'py> = (i32, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+
+/// Where a parameter stands: its group, and its position there.
+type Place = (usize, usize);
+
+/// One parameter in the course of a step.
+#[derive(Clone, Copy)]
+struct At {
+    place: Place,
+    /// Position among the parameters of all groups.
+    flat: usize,
+    has_masters: bool,
+}
+
+/// What steers a list's step beside its coefficients.
+#[derive(Clone, Copy)]
+struct Steering {
+    scalars: RawScalars,
+    /// Whether the device forms the coefficients.
+    is_controlled: bool,
+}
+
+/// The steps of one torch optimizer, as its `step` calls them: see `dualadam.torch`.
+#[pyclass(module = "dualadam._dualadam")]
+pub(crate) struct Stepper {
+    tensors: Tensors,
+    names: Names,
+    grad: Py<PyString>,
+    lists: Vec<List>,
+    seen: Vec<Seen>,
+}
+
+// SAFETY: the pointers are to tensors' memory and to objects, are followed only within `step`, which has the interpreter attached and
+// the object to itself, and are only compared with after it.
+unsafe impl Send for Stepper {}
+// SAFETY: as above; nothing is reached through a shared reference.
+unsafe impl Sync for Stepper {}
+
+#[pymethods]
+impl Stepper {
+    #[new]
+    fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
+        let (tensors, names) = (Tensors::new(py, plain, unwrap)?, Names::new(py));
+        let grad = PyString::intern(py, "grad").unbind();
+        Ok(Self { tensors, names, grad, lists: Vec::new(), seen: Vec::new() })
+    }
+
+    /// One step of every parameter that has a gradient. `state` is the optimizer's; `grads` has gradients that take the place of those
+    /// of parameters, by the parameter's id. `scalars` has (device number, loss scale, found-inf), each tensor on that device, float32.
+    ///
+    /// Returns None when the step is made; else the places of the parameters that are not in order, and nothing is changed.
+    #[pyo3(signature = (state, groups, grads, multiplier, is_controlled, scalars))]
+    #[expect(clippy::too_many_arguments, reason = "one call per step, and each is looked at once")]
+    fn step(
+        &mut self,
+        py: Python<'_>,
+        state: &Bound<'_, PyDict>,
+        groups: Vec<Group<'_>>,
+        grads: Option<&Bound<'_, PyDict>>,
+        multiplier: f64,
+        is_controlled: bool,
+        scalars: Vec<Scalars<'_>>,
+    ) -> PyResult<Option<Vec<Place>>> {
+        let outcome = self.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
+            if odd.is_empty() {
+                self.run(py, &groups, multiplier, is_controlled, &scalars).map(|()| None)
+            } else {
+                Ok(Some(odd))
+            }
+        });
+        self.tensors.release();
+        outcome
+    }
+}
+
+impl Stepper {
+    /// Looks at all parameters. Returns the places of those that are not in order.
+    fn gather(
+        &mut self,
+        py: Python<'_>,
+        state: &Bound<'_, PyDict>,
+        groups: &[Group<'_>],
+        grads: Option<&Bound<'_, PyDict>>,
+        is_controlled: bool,
+    ) -> PyResult<Vec<Place>> {
+        self.lists.iter_mut().for_each(List::clear);
+        self.seen.resize_with(groups.iter().map(|group| group.0.len()).sum(), Seen::default);
+        let mut states = States::new(state);
+        let (mut odd, mut flat) = (Vec::new(), 0);
+        for (group_index, group) in groups.iter().enumerate() {
+            for index in 0..group.0.len() {
+                let param = group.0.get_item(index)?;
+                let state = states.of(&param);
+                let replaced = grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten();
+                let grad = replaced.map_or_else(|| self.tensors.grad_of(&param, self.grad.bind(py)), Ok)?;
+                let at = At { place: (group_index, index), flat, has_masters: group.3 };
+                if !self.gather_one(at, &param, grad, state)? {
+                    odd.push(at.place);
+                }
+                flat += 1;
+            }
+        }
+        for list in self.lists.iter().filter(|list| list.device.kind == CUDA) {
+            if is_controlled || list.is_counted_on_device() {
+                let on_host = |counter: &Counter| counter.steps().is_some();
+                let counters = list.places.iter().zip(&list.counters);
+                odd.extend(counters.filter(|(_, counter)| on_host(counter)).map(|(&place, _)| place));
+            }
+        }
+        Ok(odd)
+    }
+
+    /// Whether the parameter is in order; if so, it stands in its device's list.
+    fn gather_one<'py>(
+        &mut self,
+        at: At,
+        param: &Bound<'py, PyAny>,
+        grad: Bound<'py, PyAny>,
+        state: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<bool> {
+        let py = param.py();
+        if grad.is_none() {
+            self.leave_alone(at, param)?;
+            return Ok(true);
+        }
+        let grads = self.tensors.look(py, grad.as_ptr())?;
+        self.tensors.keep(grad.unbind());
+        let (Some(grads), Some(state)) = (grads, state) else { return Ok(false) };
+        let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
+        let seen = &self.seen[at.flat];
+        if let Some((device, tensor, counter)) = seen.recognise(&self.tensors, param.as_ptr(), &entries, &grads)
+            && self.seen[at.flat].has_masters == at.has_masters
+        {
+            self.list_of(device).push(at.place, tensor, counter);
+            return Ok(true);
+        }
+        let Some(params) = self.tensors.look(py, param.as_ptr())? else { return Ok(false) };
+        let Some((tensor, counter)) = self.look_at_all(py, at, &params, &grads, &entries)? else { return Ok(false) };
+        self.tensors.learn(param);
+        self.seen[at.flat].remember(&self.tensors, param, &entries, &params, tensor, at.has_masters);
+        self.tensors.keep(state.unbind());
+        self.list_of(params.device).push(at.place, tensor, counter);
+        Ok(true)
+    }
+
+    /// Puts a parameter without a gradient into its list, where it is one that there could be.
+    fn leave_alone(&mut self, at: At, param: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Some(params) = self.tensors.look(param.py(), param.as_ptr())? else { return Ok(()) };
+        let Some(dtype) = params.dtype() else { return Ok(()) };
+        let has_master = at.has_masters && dtype != Dtype::F32;
+        let (own, copy) = if has_master { (Dtype::F32, Some(dtype)) } else { (dtype, None) };
+        self.list_of(params.device).push_left_alone(at.place, own, copy, params.len());
+        Ok(())
+    }
+
+    /// The parameter as a list has it, if everything of it is in order.
+    fn look_at_all(
+        &mut self,
+        py: Python<'_>,
+        at: At,
+        params: &Tensor,
+        grads: &Tensor,
+        entries: &state::Entries,
+    ) -> PyResult<Option<(RawTensor, Counter)>> {
+        let (Some(params_dtype), Some(grads_dtype)) = (params.dtype(), grads.dtype()) else { return Ok(None) };
+        let mut look = |entry: usize| match entries[entry] {
+            object if object.is_null() => Ok(None),
+            object => self.tensors.look(py, object),
+        };
+        let (exp_avg, exp_avg_sq, step) = (look(EXP_AVG)?, look(EXP_AVG_SQ)?, look(STEP)?);
+        let has_master = at.has_masters && params_dtype != Dtype::F32;
+        let master = if has_master { look(MASTER)? } else { None };
+        let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
+        let is_like = |tensor: &Tensor| tensor.device == params.device && is_same(tensor, params);
+        let is_moment = |tensor: &Tensor| tensor.dtype() == Some(Dtype::F32) && is_like(tensor);
+        let is_known_device = matches!(params.device.kind, CPU | CUDA);
+        if !(is_known_device && is_dense(params) && is_like(grads) && is_moment(&exp_avg) && is_moment(&exp_avg_sq)) {
+            return Ok(None);
+        }
+        let Some(counter) = Counter::of(&step, params.device) else { return Ok(None) };
+        let buffer = |tensor: &Tensor, dtype| RawBuffer { address: tensor.address(), dtype };
+        let mut tensor = RawTensor {
+            params: buffer(params, params_dtype),
+            grads: buffer(grads, grads_dtype),
+            exp_avg: exp_avg.address(),
+            exp_avg_sq: exp_avg_sq.address(),
+            copy: None,
+            len: params.len(),
+            set: 0,
+        };
+        if has_master {
+            let Some(master) = master.filter(is_moment) else { return Ok(None) };
+            tensor.copy = Some(tensor.params);
+            tensor.params = buffer(&master, Dtype::F32);
+        }
+        // A gradient at 0 would mean to a list that there is none.
+        Ok((tensor.len == 0 || tensor.grads.address != 0).then_some((tensor, counter)))
+    }
+
+    fn list_of(&mut self, device: Device) -> &mut List {
+        let known = self.lists.iter().position(|list| list.device == device);
+        let index = known.unwrap_or_else(|| {
+            self.lists.push(List::new(device));
+            self.lists.len() - 1
+        });
+        &mut self.lists[index]
+    }
+
+    /// A scalar tensor on a CUDA device, by address: whether it is an f64, and where it lies.
+    fn scalar(&mut self, py: Python<'_>, what: &str, object: &Bound<'_, PyAny>, device: Device) -> PyResult<RawLr> {
+        let tensor = self.tensors.look(py, object.as_ptr())?;
+        let tensor = tensor.filter(|tensor| tensor.device == device && tensor.len() == 1 && tensor.address() != 0);
+        match tensor {
+            Some(tensor) if tensor.dtype() == Some(Dtype::F32) => Ok(RawLr::F32(tensor.address())),
+            Some(tensor) if tensor.is_f64() => Ok(RawLr::F64(tensor.address())),
+            _ => Err(PyValueError::new_err(format!("{what} must be a tensor with one float32 or float64 on {device}"))),
+        }
+    }
+
+    /// Steps all that was gathered. Every list is checked before the first is stepped.
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        groups: &[Group<'_>],
+        multiplier: f64,
+        is_controlled: bool,
+        scalars: &[Scalars<'_>],
+    ) -> PyResult<()> {
+        let configs: Vec<_> = groups.iter().map(|group| group.2.get().inner).collect();
+        let mut lists = std::mem::take(&mut self.lists);
+        lists.retain(|list| !list.tensors.is_empty());
+        let mut steering = Vec::with_capacity(lists.len());
+        let mut prepare = || -> PyResult<()> {
+            for list in lists.iter_mut() {
+                let is_controlled = list.device.kind == CUDA && (is_controlled || list.is_counted_on_device());
+                let mut raw = RawScalars::default();
+                if is_controlled {
+                    list.number_sets();
+                    if let Some((_, scale, found_inf)) = scalars.iter().find(|(id, ..)| *id == list.device.id) {
+                        raw = self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?;
+                    }
+                } else {
+                    list.form_sets(&configs, multiplier)
+                        .map_err(|(index, error)| named(groups, list, index, &error))?;
+                }
+                list.take_over()?.map_err(|error| match tensor_of(&error) {
+                    Some(index) => named(groups, list, index, &error),
+                    None => plain(error),
+                })?;
+                steering.push(Steering { scalars: raw, is_controlled });
+            }
+            Ok(())
+        };
+        let prepared = prepare();
+        let stepped = prepared.and_then(|()| {
+            lists
+                .iter_mut()
+                .zip(&steering)
+                .filter(|(list, _)| list.has_gradients())
+                .try_for_each(|(list, steering)| self.run_one(py, groups, &configs, list, *steering))
+        });
+        self.lists = lists;
+        stepped
+    }
+
+    fn raw_scalars(
+        &mut self,
+        py: Python<'_>,
+        device: Device,
+        scale: Option<&Bound<'_, PyAny>>,
+        found_inf: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<RawScalars> {
+        let mut address = |what, object: Option<&Bound<'_, PyAny>>| match object {
+            None => Ok(0),
+            Some(object) => match self.scalar(py, what, object, device)? {
+                RawLr::F32(address) => Ok(address),
+                RawLr::F64(_) => Err(PyValueError::new_err(format!("{what} must be float32, it is float64"))),
+            },
+        };
+        let loss_scale = address("grad_scale", scale)?;
+        Ok(RawScalars { loss_scale, clip_factor: 0, found_inf: address("found_inf", found_inf)? })
+    }
+
+    fn run_one(
+        &mut self,
+        py: Python<'_>,
+        groups: &[Group<'_>],
+        configs: &[DualAdamConfig],
+        list: &mut List,
+        steering: Steering,
+    ) -> PyResult<()> {
+        let sets = &list.sets;
+        match &mut list.backend {
+            // SAFETY: the tensors are alive, as what they belong to is kept, and were just seen to have these types, lengths and
+            // addresses. That no other thread uses them meanwhile is as for any optimizer of torch's.
+            Some(Backend::Cpu(own)) => py.detach(|| unsafe { own.step_raw(sets) }).map_err(plain)?,
+            Some(Backend::Cuda(own)) => {
+                let OnDevice { list: own, control } = &mut **own;
+                let stream = self.tensors.exchange.current_stream(py, list.device)? as usize;
+                if steering.is_controlled {
+                    let mut lrs = Vec::with_capacity(groups.len());
+                    for group in groups {
+                        let lr = group.4.as_ref();
+                        lrs.push(lr.map(|lr| self.scalar(py, "lr", lr, list.device)).transpose()?);
+                    }
+                    let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
+                    let control = match control_for(list.device, groups, control, &list.places, &list.counters, stream)?
+                    {
+                        Some(made) => control.insert(made),
+                        None => control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?,
+                    };
+                    // SAFETY: as below; the counters and scalars are tensors on the device too.
+                    py.detach(|| unsafe {
+                        own.step_controlled(&mut control.control, &steering.scalars, pointer(stream))
+                    })
+                    .map_err(plain)?;
+                } else {
+                    // SAFETY: as above. torch's allocator gives memory that is freed only to later work on the same stream, and this
+                    // is the stream on which torch works.
+                    py.detach(|| unsafe { own.step_raw(sets, pointer(stream)) }).map_err(plain)?;
+                }
+            }
+            None => return Err(PyRuntimeError::new_err("the tensors were not taken over")),
+        }
+        // SAFETY: the counters' tensors are kept alive.
+        list.counters.iter().for_each(|counter| unsafe { counter.advance() });
+        Ok(())
+    }
+}
+
+/// The exception for an error about one tensor, with the parameter's name.
+fn named(groups: &[Group<'_>], list: &List, index: usize, error: &Error) -> PyErr {
+    let Some(&(group, position)) = list.places.get(index) else { return exception(error, "") };
+    let name = groups.get(group).and_then(|group| group.1.as_ref()?.get_item(position).ok());
+    let place = match name {
+        Some(name) => format!("parameter '{name}'"),
+        None => format!("parameter {position} of group {group}"),
+    };
+    exception(error, &place)
+}
