@@ -142,6 +142,23 @@ class DualAdam(Optimizer):
         self._stepper: Stepper | None = None
         self._configs: dict[int, tuple[tuple[Any, ...], Config]] = {}
 
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The state of each parameter that was updated: `step`, `exp_avg`, `exp_avg_sq` and, with masters, `master_param`.
+
+        Its tensors may be replaced, as by those that keep them elsewhere between steps: from here on, the optimizer has no reference to
+        them but in this dict, until its next step.
+        """
+        stepper = self.__dict__.get("_stepper")
+        if stepper is not None:
+            stepper.forget()
+        state: defaultdict[Tensor, Any] = self.__dict__["state"]
+        return state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.__dict__["state"] = state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
@@ -224,7 +241,7 @@ class DualAdam(Optimizer):
 
         if self._stepper is None:
             self._stepper = Stepper([Tensor, torch.nn.Parameter], _plain)
-        odd = self._stepper.step(self.state, groups, None, multiplier, is_controlled, scalars)
+        odd = self._stepper.step(self.__dict__["state"], groups, None, multiplier, is_controlled, scalars)
         if odd:
             self._step_with_repairs(odd, groups, multiplier, is_controlled, scalars)
         return loss
@@ -238,34 +255,35 @@ class DualAdam(Optimizer):
         scalars: list[tuple[int, Tensor | None, Tensor | None]],
     ) -> None:
         """The step where some parameters were not in order: new ones, those whose layout changed, or wrong ones."""
+        states = self.__dict__["state"]
         places = [(self._name(*place), self.param_groups[place[0]], groups[place[0]][0][place[1]]) for place in odd]
         for name, group, param in places:
             _check_param(name, param)
             _check_grad(name, param, param.grad)
-            _check_state(name, param, self.state.get(param, {}))
-        before = {param: dict(self.state[param]) if param in self.state else None for _, _, param in places}
+            _check_state(name, param, states.get(param, {}))
+        before = {param: dict(states[param]) if param in states else None for _, _, param in places}
         grads: dict[int, Tensor] = {}
-        counting = {param.device for param, state in self.state.items() if _is_on_device(state.get("step"))}
+        counting = {param.device for param, state in states.items() if _is_on_device(state.get("step"))}
         assert self._stepper is not None
         try:
             with torch.no_grad():
                 for _, group, param in places:
                     on_device = param.is_cuda and (is_controlled or param.device in counting)
-                    self.state[param] = _repaired(param, self.state.get(param, {}), group["master_weights"], on_device)
+                    states[param] = _repaired(param, states.get(param, {}), group["master_weights"], on_device)
                     like, grad = _plain(param), _plain(param.grad)
                     assert like is not None and grad is not None
                     if grad.is_neg() or not _same_strides(grad, like):
                         grads[id(param)] = torch.empty_like(like, dtype=grad.dtype).copy_(grad)
-            still_odd = self._stepper.step(self.state, groups, grads, multiplier, is_controlled, scalars)
+            still_odd = self._stepper.step(states, groups, grads, multiplier, is_controlled, scalars)
             if still_odd:
                 names = ", ".join(self._name(*place) for place in still_odd)
                 raise RuntimeError(f"{names}: the tensors of a step must stay as they are while it is prepared")
         except BaseException:
             for param, state in before.items():
                 if state is None:
-                    self.state.pop(param, None)
+                    states.pop(param, None)
                 else:
-                    self.state[param] = state
+                    states[param] = state
             raise
 
     def _config(self, index: int, group: dict[str, Any], lr_is_on_device: bool) -> Config:

@@ -16,7 +16,7 @@ use crate::errors::{exception, plain, tensor_of};
 use crate::layout::{is_dense, is_same};
 
 use list::{Backend, List, OnDevice, control_for, pointer};
-use state::{Counter, EXP_AVG, EXP_AVG_SQ, MASTER, Names, STEP, Seen, States};
+use state::{Counter, EXP_AVG, EXP_AVG_SQ, Known, MASTER, Names, STEP, States};
 use tensors::Tensors;
 
 /// A parameter group in one step: its parameters, their names if they have any, its hyperparameters, whether 16-bit parameters have f32
@@ -53,7 +53,8 @@ pub(crate) struct Stepper {
     names: Names,
     grad: Py<PyString>,
     lists: Vec<List>,
-    seen: Vec<Seen>,
+    /// What is known of each parameter from the step before.
+    known: Vec<Option<Known>>,
 }
 
 // SAFETY: the pointers are to tensors' memory and to objects, are followed only within `step`, which has the interpreter attached and
@@ -68,7 +69,7 @@ impl Stepper {
     fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
         let (tensors, names) = (Tensors::new(py, plain, unwrap)?, Names::new(py));
         let grad = PyString::intern(py, "grad").unbind();
-        Ok(Self { tensors, names, grad, lists: Vec::new(), seen: Vec::new() })
+        Ok(Self { tensors, names, grad, lists: Vec::new(), known: Vec::new() })
     }
 
     /// One step of every parameter that has a gradient. `state` is the optimizer's; `grads` has gradients that take the place of those
@@ -97,6 +98,11 @@ impl Stepper {
         self.tensors.release();
         outcome
     }
+
+    /// Lets go of all tensors: the next step looks at them wholly.
+    fn forget(&mut self) {
+        self.known.clear();
+    }
 }
 
 impl Stepper {
@@ -110,7 +116,7 @@ impl Stepper {
         is_controlled: bool,
     ) -> PyResult<Vec<Place>> {
         self.lists.iter_mut().for_each(List::clear);
-        self.seen.resize_with(groups.iter().map(|group| group.0.len()).sum(), Seen::default);
+        self.known.resize_with(groups.iter().map(|group| group.0.len()).sum(), || None);
         let mut states = States::new(state);
         let (mut odd, mut flat) = (Vec::new(), 0);
         for (group_index, group) in groups.iter().enumerate() {
@@ -153,17 +159,17 @@ impl Stepper {
         self.tensors.keep(grad.unbind());
         let (Some(grads), Some(state)) = (grads, state) else { return Ok(false) };
         let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
-        let seen = &self.seen[at.flat];
-        if let Some((device, tensor, counter)) = seen.recognise(&self.tensors, param.as_ptr(), &entries, &grads)
-            && self.seen[at.flat].has_masters == at.has_masters
+        if let Some(known) = self.known[at.flat].as_ref().filter(|known| known.has_masters == at.has_masters)
+            && let Some((tensor, counter)) = known.recognise(&self.tensors, param.as_ptr(), &entries, &grads)
         {
+            let device = known.device;
             self.list_of(device).push(at.place, tensor, counter);
             return Ok(true);
         }
+        self.known[at.flat] = None;
         let Some(params) = self.tensors.look(py, param.as_ptr())? else { return Ok(false) };
         let Some((tensor, counter)) = self.look_at_all(py, at, &params, &grads, &entries)? else { return Ok(false) };
-        self.tensors.learn(param);
-        self.seen[at.flat].remember(&self.tensors, param, &entries, &params, tensor, at.has_masters);
+        self.known[at.flat] = Known::new(&self.tensors, param, &entries, &params, tensor, at.has_masters);
         self.tensors.keep(state.unbind());
         self.list_of(params.device).push(at.place, tensor, counter);
         Ok(true)

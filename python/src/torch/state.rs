@@ -101,7 +101,7 @@ impl Counter {
             return None;
         }
         let place: *mut c_void = ptr::with_exposed_provenance_mut(address as usize);
-        let whole = |value: f64| (value >= 0.0 && value.fract() == 0.0 && value < 9e15).then_some(value as u64);
+        let whole = |value: f64| (value < 9e15 && (value as u64) as f64 == value).then_some(value as u64);
         // SAFETY: a live scalar tensor of this type in the host's memory, which torch aligns.
         unsafe {
             if tensor.dtype() == Some(Dtype::F32) {
@@ -167,14 +167,15 @@ impl Names {
         let mut entries: Entries = [ptr::null_mut(); ENTRIES];
         let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
         // SAFETY: a live dict, which nothing changes meanwhile.
-        while unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
+        let (len, mut known) = (state.len(), 0);
+        while known < len && unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
             // The keys that this package writes are the very objects that are compared with.
             if let Some(index) = self.0.iter().position(|name| name.as_ptr() == key) {
                 entries[index] = value;
+                known += 1;
             }
         }
-        let known = entries.iter().filter(|entry| !entry.is_null()).count();
-        if known < state.len() {
+        if known < len {
             // Other keys, or other strings of the same letters.
             for (name, entry) in self.0.iter().zip(&mut entries).filter(|(_, entry)| entry.is_null()) {
                 // SAFETY: a live dict and key; the answer is borrowed.
@@ -188,76 +189,60 @@ impl Names {
     }
 }
 
-/// A parameter as it was when it was last looked at wholly, so that the next step can see that it is the same by identities and addresses.
+/// A parameter that was in order, so that the next step can see by identities and addresses that it still is.
 ///
-/// The tensors of the state are not kept alive by this: who takes them out of the state to free their memory means it.
-#[derive(Default)]
-pub(super) struct Seen {
-    param: Option<Py<PyAny>>,
-    entries: Option<[Option<Weak>; ENTRIES]>,
-    /// Whether 16-bit parameters had masters then.
+/// Its tensors are held, for then torch counts a look at one as no change of its owners, which halves the cost; [`Stepper::forget`]
+/// lets go of them before anyone can take them out of the state to free their memory.
+///
+/// [`Stepper::forget`]: super::Stepper
+pub(super) struct Known {
+    param: Py<PyAny>,
+    entries: Entries,
+    /// What keeps the objects above alive.
+    _objects: Vec<Py<PyAny>>,
+    _held: Vec<Held>,
     pub(super) has_masters: bool,
     layout: Layout,
-    tensor: Option<RawTensor>,
-    device: Option<Device>,
-    counter: Option<Held>,
+    pub(super) device: Device,
+    tensor: RawTensor,
+    step: Tensor,
 }
 
-/// An object, as long as others keep it.
-struct Weak {
-    object: *mut ffi::PyObject,
-    reference: Py<PyAny>,
-}
-
-impl Weak {
-    fn new(py: Python<'_>, object: *mut ffi::PyObject) -> Option<Self> {
-        // SAFETY: a live object; a new reference, or null with an exception.
-        let reference = unsafe { Bound::from_owned_ptr_or_opt(py, ffi::PyWeakref_NewRef(object, ptr::null_mut())) };
-        if reference.is_none() {
-            // SAFETY: the interpreter is attached.
-            unsafe { ffi::PyErr_Clear() };
-        }
-        reference.map(|reference| Self { object, reference: reference.unbind() })
-    }
-
-    fn is(&self, object: *mut ffi::PyObject) -> bool {
-        // SAFETY: a live weak reference; the answer is borrowed, and only compared.
-        self.object == object && unsafe { ffi::PyWeakref_GetObject(self.reference.as_ptr()) } == object
-    }
-}
-
-impl Seen {
+impl Known {
     /// Remembers a parameter that is in order, if it is one that can be known again.
-    pub(super) fn remember(
-        &mut self,
+    pub(super) fn new(
         tensors: &Tensors,
         param: &Bound<'_, PyAny>,
         entries: &Entries,
         params: &Tensor,
         tensor: RawTensor,
         has_masters: bool,
-    ) {
+    ) -> Option<Self> {
         let py = param.py();
-        *self = Self { counter: self.counter.take(), ..Self::default() };
-        let used = || entries.iter().filter(|entry| !entry.is_null());
-        if !tensors.is_plain(param.as_ptr()) || !used().all(|&entry| tensors.is_plain(entry)) {
-            return;
-        }
-        let Some(layout) = Layout::of(params) else { return };
-        let weak = entries.map(|entry| if entry.is_null() { None } else { Weak::new(py, entry) });
-        self.counter = tensors.hold(entries[STEP]);
-        self.param = Some(param.clone().unbind());
-        self.entries = Some(weak);
-        self.has_masters = has_masters;
-        self.layout = layout;
-        self.tensor = Some(tensor);
-        self.device = Some(params.device);
+        let layout = Layout::of(params)?;
+        let used = entries.iter().filter(|entry| !entry.is_null());
+        // SAFETY: live objects, borrowed from the state.
+        let mut objects: Vec<_> = used.map(|&entry| unsafe { Bound::from_borrowed_ptr(py, entry) }).collect();
+        objects.push(param.clone());
+        let held = objects.iter().map(|object| tensors.hold(object.as_ptr())).collect::<Option<Vec<_>>>()?;
+        let step = *held.get(STEP)?.tensor();
+        Some(Self {
+            param: param.clone().unbind(),
+            entries: *entries,
+            _objects: objects.into_iter().map(Bound::unbind).collect(),
+            _held: held,
+            has_masters,
+            layout,
+            device: params.device,
+            tensor,
+            step,
+        })
     }
 
-    /// The parameter as a list has it, if it is as it was, and the gradient is like it.
+    /// The parameter as a list has it, if it is as it was, and the gradient is like it. All must be plain tensors.
     ///
-    /// A tensor that keeps its address but gets another shape or type unnoticed would have to be given them by hand, through `.data`, and
-    /// a gradient of its old layout as well.
+    /// A tensor that keeps its address but has another shape can only have been given it by hand, through `.data` or in place. The
+    /// parameter's is compared; so is the gradient's.
     #[inline]
     pub(super) fn recognise(
         &self,
@@ -265,26 +250,31 @@ impl Seen {
         param: *mut ffi::PyObject,
         entries: &Entries,
         grads: &Tensor,
-    ) -> Option<(Device, RawTensor, Counter)> {
-        let (known, tensor, device) = (self.entries.as_ref()?, self.tensor?, self.device?);
-        let same = |entry: usize| match &known[entry] {
-            Some(weak) => weak.is(entries[entry]),
-            None => entries[entry].is_null(),
-        };
-        if self.param.as_ref()?.as_ptr() != param || !(0..ENTRIES).all(same) {
+    ) -> Option<(RawTensor, Counter)> {
+        if self.param.as_ptr() != param || self.entries != *entries {
             return None;
         }
-        let at = |object, address| tensors.address(object) == Some(address);
-        let has_params = match tensor.copy {
-            None => at(param, tensor.params.address),
-            Some(copy) => at(param, copy.address) && at(entries[MASTER], tensor.params.address),
+        let known = &self.tensor;
+        let (params, master) = match known.copy {
+            None => (known.params, None),
+            Some(copy) => (copy, Some(known.params)),
         };
-        let has_moments = at(entries[EXP_AVG], tensor.exp_avg) && at(entries[EXP_AVG_SQ], tensor.exp_avg_sq);
-        if !has_params || !has_moments || grads.device != device || !self.layout.is_of(grads) {
+        let is_at = |object, buffer: RawBuffer| {
+            let tensor = tensors.look_at_plain(object)?;
+            (tensor.address() == buffer.address && tensor.dtype() == Some(buffer.dtype)).then_some(tensor)
+        };
+        let moment = |address| RawBuffer { address, dtype: Dtype::F32 };
+        let now = is_at(param, params)?;
+        is_at(entries[EXP_AVG], moment(known.exp_avg))?;
+        is_at(entries[EXP_AVG_SQ], moment(known.exp_avg_sq))?;
+        if let Some(master) = master {
+            is_at(entries[MASTER], master)?;
+        }
+        if grads.device != self.device || !self.layout.is_of(&now) || !self.layout.is_of(grads) {
             return None;
         }
         let grads = RawBuffer { address: grads.address(), dtype: grads.dtype()? };
-        let counter = Counter::of(self.counter.as_ref()?.tensor(), device)?;
-        (tensor.len == 0 || grads.address != 0).then_some((device, RawTensor { grads, ..tensor }, counter))
+        let counter = Counter::of(&self.step, self.device)?;
+        (known.len == 0 || grads.address != 0).then_some((RawTensor { grads, ..*known }, counter))
     }
 }

@@ -7,10 +7,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
-use crate::dlpack::{Device, Exchange, Held, Tensor};
-
-/// The flag of C functions that take no argument.
-const NO_ARGUMENTS: i32 = 4;
+use crate::dlpack::{Exchange, Held, Tensor};
 
 /// Looks at tensor objects.
 pub(super) struct Tensors {
@@ -22,8 +19,6 @@ pub(super) struct Tensors {
     /// The attribute `grad` of plain tensors, and what reads it.
     grad: Py<PyAny>,
     grad_getter: Option<ffi::descrgetfunc>,
-    /// The method `data_ptr` of plain tensors, if it is a function in C.
-    data_ptr: Option<ffi::PyCFunction>,
     /// What tensors were unwrapped into, alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
@@ -38,21 +33,7 @@ impl Tensors {
             let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(grad.as_ptr()), ffi::Py_tp_descr_get);
             std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
         };
-        Ok(Self { exchange, plain, unwrap, grad: grad.unbind(), grad_getter, data_ptr: None, kept: Vec::new() })
-    }
-
-    /// Finds `data_ptr`, of any plain tensor.
-    pub(super) fn learn(&mut self, tensor: &Bound<'_, PyAny>) {
-        if self.data_ptr.is_some() || !self.is_plain(tensor.as_ptr()) {
-            return;
-        }
-        let Ok(method) = tensor.getattr("data_ptr") else { return };
-        // SAFETY: a live object; the flags and the function are asked for only of a function in C.
-        unsafe {
-            if ffi::PyCFunction_Check(method.as_ptr()) != 0 && ffi::PyCFunction_GetFlags(method.as_ptr()) == NO_ARGUMENTS {
-                self.data_ptr = ffi::PyCFunction_GetFunction(method.as_ptr());
-            }
-        }
+        Ok(Self { exchange, plain, unwrap, grad: grad.unbind(), grad_getter, kept: Vec::new() })
     }
 
     pub(super) fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
@@ -80,8 +61,7 @@ impl Tensors {
     /// What a tensor object is at this moment; None for what is none, or cannot be seen.
     pub(super) fn look(&mut self, py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
         if self.is_plain(object) {
-            // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
-            return Ok(unsafe { self.exchange.look(object) });
+            return Ok(self.look_at_plain(object));
         }
         // SAFETY: a live object.
         let unwrapped = self.unwrap.bind(py).call1((unsafe { Bound::from_borrowed_ptr(py, object) },))?;
@@ -91,28 +71,17 @@ impl Tensors {
         Ok(tensor)
     }
 
-    /// Where a plain tensor's memory begins at this moment; None where that takes a look.
+    /// What a plain tensor is at this moment; None for any other object.
     #[inline]
-    pub(super) fn address(&self, object: *mut ffi::PyObject) -> Option<u64> {
-        let data_ptr = self.data_ptr?;
-        // SAFETY: the method, of an object of its type; it gives a new reference to a number, or null with an exception.
-        unsafe {
-            let number = data_ptr(object, std::ptr::null_mut());
-            if number.is_null() {
-                ffi::PyErr_Clear();
-                return None;
-            }
-            let address = ffi::PyLong_AsUnsignedLongLong(number);
-            ffi::Py_DecRef(number);
-            Some(address)
-        }
+    pub(super) fn look_at_plain(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
+        // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
+        if self.is_plain(object) { unsafe { self.exchange.look(object) } } else { None }
     }
 
-    /// The memory of a plain tensor on the host, which stays there as long as the answer does.
+    /// A plain tensor's memory as it is, which stays there as long as the answer does; None for any other object.
     pub(super) fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
         // SAFETY: a live tensor of a type that the table is of.
-        let held = if self.is_plain(object) { unsafe { self.exchange.hold(object) } } else { None };
-        held.filter(|held| held.tensor().device == Device::HOST)
+        if self.is_plain(object) { unsafe { self.exchange.hold(object) } } else { None }
     }
 
     /// Keeps an object alive until [`release`](Self::release).

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -302,6 +303,22 @@ def test_moments_may_be_replaced() -> None:
             state["step"] = state["step"].clone()
     assert all(map(torch.equal, weights(net), weights(twin)))
     assert_same(everything(optimizer), everything(other))
+
+
+def test_replaced_moments_are_freed_at_once() -> None:
+    """Those who keep the state elsewhere between steps do it for the memory."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = DualAdam([p], switching_steps=4)
+    p.grad = torch.ones(3)
+    for _ in range(3):
+        optimizer.step()
+    state = optimizer.state[p]
+    for key in ("exp_avg", "exp_avg_sq", "step"):
+        old = weakref.ref(state[key])
+        state[key] = state[key].clone()
+        assert old() is None
+    optimizer.step()
+    assert state["step"] == 4
 
 
 def test_the_step_counts_on_where_float32_ends() -> None:
