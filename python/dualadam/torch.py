@@ -218,15 +218,30 @@ class DualAdam(Optimizer):
         groups = []
         is_controlled = False
         for index, group in enumerate(self.param_groups):
-            lr = group["lr"]
-            device_lr = lr if isinstance(lr, Tensor) and lr.is_cuda else None
-            config = self._config(index, group, device_lr is not None)
-            groups.append((group["params"], group.get("param_names"), config, group["master_weights"], device_lr))
+            lr, device_lr = group["lr"], None
+            if isinstance(lr, Tensor):
+                device_lr = lr if lr.is_cuda else None
+                # What lies on the device is read there.
+                lr = 0.0 if lr.is_cuda else float(lr)
+            options = (
+                lr,
+                group["betas"],
+                group["eps"],
+                group["weight_decay"],
+                group["schedule"],
+                group["decoupled_weight_decay"],
+                group["inverse_term"],
+                group["maximize"],
+            )
+            known = self._configs.get(index)
+            if known is None or known[0] != options:
+                known = self._configs[index] = (options, _config_of(group))
+            groups.append((group["params"], group.get("param_names"), known[1], group["master_weights"], device_lr))
             is_controlled = is_controlled or group["capturable"] or device_lr is not None
 
         multiplier: float = 1.0
         scalars: list[tuple[int, Tensor | None, Tensor | None]] = []
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        grad_scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         if grad_scale is not None or found_inf is not None:
             kinds = {param.device for group in self.param_groups for param in group["params"]}
             if any(device.type == "cpu" for device in kinds):
@@ -285,26 +300,6 @@ class DualAdam(Optimizer):
                 else:
                     states[param] = state
             raise
-
-    def _config(self, index: int, group: dict[str, Any], lr_is_on_device: bool) -> Config:
-        """The group's hyperparameters, checked anew only when one has changed."""
-        lr = group["lr"]
-        key = (
-            0.0 if lr_is_on_device else float(lr),
-            group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            group["schedule"],
-            group["decoupled_weight_decay"],
-            group["inverse_term"],
-            group["maximize"],
-        )
-        cached = self._configs.get(index)
-        if cached is not None and cached[0] == key:
-            return cached[1]
-        config = _config_of({**group, "lr": key[0]})
-        self._configs[index] = (key, config)
-        return config
 
     def _name(self, group: int, index: int) -> str:
         names = self.param_groups[group].get("param_names")

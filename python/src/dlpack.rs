@@ -63,7 +63,7 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         data: ptr::null_mut(),
         device: Device::HOST,
         ndim: 0,
@@ -86,6 +86,16 @@ impl Tensor {
             (2, 16, 1) => Some(Dtype::F16),
             _ => None,
         }
+    }
+
+    #[inline]
+    pub(crate) fn is_of(&self, dtype: Dtype) -> bool {
+        let (code, bits) = match dtype {
+            Dtype::F32 => (2, 32),
+            Dtype::Bf16 => (4, 16),
+            Dtype::F16 => (2, 16),
+        };
+        self.dtype == DataType { code, bits, lanes: 1 }
     }
 
     pub(crate) fn is_f64(&self) -> bool {
@@ -173,13 +183,6 @@ struct Functions {
 /// A tensor's memory, held.
 pub(crate) struct Held(ptr::NonNull<Managed>);
 
-impl Held {
-    pub(crate) fn tensor(&self) -> &Tensor {
-        // SAFETY: it lives until it is dropped.
-        unsafe { &self.0.as_ref().tensor }
-    }
-}
-
 impl Drop for Held {
     fn drop(&mut self) {
         // SAFETY: it is dropped once, with what its maker gave for that.
@@ -237,16 +240,26 @@ impl Exchange {
     ///
     /// `object` is a live object of the type that the table is of. The answer's shape and strides live as long as the tensor does and stays
     /// as it is.
-    #[inline]
     pub(crate) unsafe fn look(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
         let mut tensor = Tensor::EMPTY;
+        // SAFETY: the caller's promise.
+        unsafe { self.look_into(object, &mut tensor) }.then_some(tensor)
+    }
+
+    /// [`look`](Self::look) into a place that is used again; whether it could be seen.
+    ///
+    /// # Safety
+    ///
+    /// As for [`look`](Self::look).
+    #[inline]
+    pub(crate) unsafe fn look_into(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> bool {
         // SAFETY: the caller's promise, and a place for the answer.
-        if unsafe { (self.tensor_from_object)(object.cast(), &mut tensor) } == 0 {
-            return Some(tensor);
+        if unsafe { (self.tensor_from_object)(object.cast(), out) } == 0 {
+            return true;
         }
         // SAFETY: the interpreter is attached, as the caller has objects.
         unsafe { ffi::PyErr_Clear() };
-        None
+        false
     }
 
     /// A tensor's memory as it is at this moment, which stays there as long as the answer does.

@@ -7,6 +7,7 @@ mod tensors;
 use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
 use dualadam::{DualAdamConfig, Dtype, Error, RawBuffer, RawTensor};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
@@ -121,15 +122,23 @@ impl Stepper {
         let (mut odd, mut flat) = (Vec::new(), 0);
         for (group_index, group) in groups.iter().enumerate() {
             for index in 0..group.0.len() {
-                let param = group.0.get_item(index)?;
-                let state = states.of(&param);
+                let at = At { place: (group_index, index), flat, has_masters: group.3 };
+                flat += 1;
+                // SAFETY: a live list; the answer is borrowed from it, or null beyond its end.
+                let param = unsafe { ffi::PyList_GetItem(group.0.as_ptr(), index as isize) };
+                let state = states.of(param);
+                if grads.is_none() && self.gather_known(py, at, param, state)? {
+                    continue;
+                }
+                // SAFETY: a live object, borrowed from the list, or null with an exception.
+                let param = unsafe { Bound::from_borrowed_ptr_or_err(py, param) }?;
+                // SAFETY: a live object, borrowed from the states, or null.
+                let state = unsafe { Bound::from_borrowed_ptr_or_opt(py, state) };
                 let replaced = grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten();
                 let grad = replaced.map_or_else(|| self.tensors.grad_of(&param, self.grad.bind(py)), Ok)?;
-                let at = At { place: (group_index, index), flat, has_masters: group.3 };
                 if !self.gather_one(at, &param, grad, state)? {
                     odd.push(at.place);
                 }
-                flat += 1;
             }
         }
         for list in self.lists.iter().filter(|list| list.device.kind == CUDA) {
@@ -140,6 +149,30 @@ impl Stepper {
             }
         }
         Ok(odd)
+    }
+
+    /// Whether the parameter is as it was in the step before, and has a gradient like it; if so, it stands in its device's list.
+    #[inline]
+    fn gather_known(
+        &mut self,
+        py: Python<'_>,
+        at: At,
+        param: *mut ffi::PyObject,
+        state: *mut ffi::PyObject,
+    ) -> PyResult<bool> {
+        let Some(known) = &self.known[at.flat] else { return Ok(false) };
+        if state.is_null() || !known.is_of(param, at.has_masters) {
+            return Ok(false);
+        }
+        // It is a plain tensor, as only such are known.
+        let Some(grad) = self.tensors.grad_of_plain(py, param)? else { return Ok(false) };
+        let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.known_entries(state), grad.as_ptr()) else {
+            return Ok(false);
+        };
+        let device = known.device;
+        self.tensors.keep(grad.unbind());
+        self.list_of(device).push(at.place, tensor, counter);
+        Ok(true)
     }
 
     /// Whether the parameter is in order; if so, it stands in its device's list.
@@ -159,17 +192,10 @@ impl Stepper {
         self.tensors.keep(grad.unbind());
         let (Some(grads), Some(state)) = (grads, state) else { return Ok(false) };
         let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
-        if let Some(known) = self.known[at.flat].as_ref().filter(|known| known.has_masters == at.has_masters)
-            && let Some((tensor, counter)) = known.recognise(&self.tensors, param.as_ptr(), &entries, &grads)
-        {
-            let device = known.device;
-            self.list_of(device).push(at.place, tensor, counter);
-            return Ok(true);
-        }
         self.known[at.flat] = None;
         let Some(params) = self.tensors.look(py, param.as_ptr())? else { return Ok(false) };
         let Some((tensor, counter)) = self.look_at_all(py, at, &params, &grads, &entries)? else { return Ok(false) };
-        self.known[at.flat] = Known::new(&self.tensors, param, &entries, &params, tensor, at.has_masters);
+        self.known[at.flat] = Known::new(&self.tensors, param, &entries, &params, tensor, counter, at.has_masters);
         self.tensors.keep(state.unbind());
         self.list_of(params.device).push(at.place, tensor, counter);
         Ok(true)

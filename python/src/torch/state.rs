@@ -37,13 +37,15 @@ impl Hasher for AddressHasher {
 }
 
 /// The parameters' states, by the parameters' identity. To ask for hashes would cost more: they are made in Python.
+///
+/// States are given as they are borrowed from the dict.
 pub(super) struct States<'a, 'py> {
     dict: &'a Bound<'py, PyDict>,
     /// Where the dict is read next: mostly it has the order of the parameters.
     position: ffi::Py_ssize_t,
-    next: Option<(usize, Bound<'py, PyAny>)>,
+    next: Option<(*mut ffi::PyObject, *mut ffi::PyObject)>,
     /// Filled when the order is another.
-    others: Option<HashMap<usize, Bound<'py, PyAny>, BuildHasherDefault<AddressHasher>>>,
+    others: Option<HashMap<usize, *mut ffi::PyObject, BuildHasherDefault<AddressHasher>>>,
 }
 
 impl<'a, 'py> States<'a, 'py> {
@@ -53,25 +55,26 @@ impl<'a, 'py> States<'a, 'py> {
         states
     }
 
-    fn read(&mut self) -> Option<(usize, Bound<'py, PyAny>)> {
+    fn read(&mut self) -> Option<(*mut ffi::PyObject, *mut ffi::PyObject)> {
         let (mut key, mut value) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: a live dict.
         let found = unsafe { ffi::PyDict_Next(self.dict.as_ptr(), &mut self.position, &mut key, &mut value) };
-        // SAFETY: a live object, borrowed from the dict.
-        (found != 0).then(|| (key as usize, unsafe { Bound::from_borrowed_ptr(self.dict.py(), value) }))
+        (found != 0).then_some((key, value))
     }
 
-    pub(super) fn of(&mut self, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
-        let wanted = param.as_ptr() as usize;
-        if let Some((_, state)) = self.next.take_if(|(key, _)| *key == wanted) {
+    /// The state of a parameter, or null.
+    #[inline]
+    pub(super) fn of(&mut self, param: *mut ffi::PyObject) -> *mut ffi::PyObject {
+        if let Some((key, state)) = self.next
+            && key == param
+        {
             self.next = self.read();
-            return Some(state);
+            return state;
         }
-        if self.others.is_none() {
-            let entries = self.dict.iter().map(|(key, state)| (key.as_ptr() as usize, state));
-            self.others = Some(entries.collect());
-        }
-        self.others.as_ref()?.get(&wanted).cloned()
+        let others = self.others.get_or_insert_with(|| {
+            self.dict.iter().map(|(key, state)| (key.as_ptr() as usize, state.as_ptr())).collect()
+        });
+        others.get(&(param as usize)).copied().unwrap_or(ptr::null_mut())
     }
 }
 
@@ -101,7 +104,6 @@ impl Counter {
             return None;
         }
         let place: *mut c_void = ptr::with_exposed_provenance_mut(address as usize);
-        let whole = |value: f64| (value < 9e15 && (value as u64) as f64 == value).then_some(value as u64);
         // SAFETY: a live scalar tensor of this type in the host's memory, which torch aligns.
         unsafe {
             if tensor.dtype() == Some(Dtype::F32) {
@@ -114,6 +116,24 @@ impl Counter {
                 Some(Self::I64(place.cast(), u64::try_from(*place.cast::<i64>()).ok()?))
             } else {
                 None
+            }
+        }
+    }
+
+    /// The counter as it is now, unless it is not one any more.
+    #[inline]
+    fn again(&self) -> Option<Self> {
+        // SAFETY: whoever asks holds the tensor.
+        unsafe {
+            match *self {
+                Self::F32(place, _) => {
+                    let value = *place;
+                    let steps = value as u64;
+                    (steps as f32 == value && value < F32_COUNTER_END).then_some(Self::F32(place, steps))
+                }
+                Self::F64(place, _) => Some(Self::F64(place, whole(*place)?)),
+                Self::I64(place, _) => Some(Self::I64(place, u64::try_from(*place).ok()?)),
+                Self::Device(_) | Self::Unused => Some(*self),
             }
         }
     }
@@ -142,6 +162,10 @@ impl Counter {
     }
 }
 
+fn whole(value: f64) -> Option<u64> {
+    (value < 9e15 && (value as u64) as f64 == value).then_some(value as u64)
+}
+
 /// The entries of a state, in this order.
 const NAMES: [&str; ENTRIES] = ["exp_avg", "exp_avg_sq", "step", "master_param"];
 pub(super) const ENTRIES: usize = 4;
@@ -161,21 +185,27 @@ impl Names {
         Self(NAMES.map(|name| PyString::intern(py, name).unbind()))
     }
 
+    /// What the state, a dict, of a parameter has under keys that are the very objects here: those that this package writes.
+    #[inline]
+    pub(super) fn known_entries(&self, state: *mut ffi::PyObject) -> Entries {
+        let mut entries: Entries = [ptr::null_mut(); ENTRIES];
+        let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
+        // SAFETY: a live object; a dict, or nothing is found, which nothing changes meanwhile.
+        while unsafe { ffi::PyDict_Next(state, &mut position, &mut key, &mut value) } != 0 {
+            for (name, entry) in self.0.iter().zip(&mut entries) {
+                if name.as_ptr() == key {
+                    *entry = value;
+                }
+            }
+        }
+        entries
+    }
+
     /// What a parameter's state has.
     pub(super) fn entries(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<Option<Entries>> {
         let Ok(state) = state.cast::<PyDict>() else { return Ok(None) };
-        let mut entries: Entries = [ptr::null_mut(); ENTRIES];
-        let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
-        // SAFETY: a live dict, which nothing changes meanwhile.
-        let (len, mut known) = (state.len(), 0);
-        while known < len && unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
-            // The keys that this package writes are the very objects that are compared with.
-            if let Some(index) = self.0.iter().position(|name| name.as_ptr() == key) {
-                entries[index] = value;
-                known += 1;
-            }
-        }
-        if known < len {
+        let mut entries = self.known_entries(state.as_ptr());
+        if entries.iter().filter(|entry| !entry.is_null()).count() < state.len() {
             // Other keys, or other strings of the same letters.
             for (name, entry) in self.0.iter().zip(&mut entries).filter(|(_, entry)| entry.is_null()) {
                 // SAFETY: a live dict and key; the answer is borrowed.
@@ -201,11 +231,11 @@ pub(super) struct Known {
     /// What keeps the objects above alive.
     _objects: Vec<Py<PyAny>>,
     _held: Vec<Held>,
-    pub(super) has_masters: bool,
+    has_masters: bool,
     layout: Layout,
     pub(super) device: Device,
     tensor: RawTensor,
-    step: Tensor,
+    counter: Counter,
 }
 
 impl Known {
@@ -216,6 +246,7 @@ impl Known {
         entries: &Entries,
         params: &Tensor,
         tensor: RawTensor,
+        counter: Counter,
         has_masters: bool,
     ) -> Option<Self> {
         let py = param.py();
@@ -225,7 +256,6 @@ impl Known {
         let mut objects: Vec<_> = used.map(|&entry| unsafe { Bound::from_borrowed_ptr(py, entry) }).collect();
         objects.push(param.clone());
         let held = objects.iter().map(|object| tensors.hold(object.as_ptr())).collect::<Option<Vec<_>>>()?;
-        let step = *held.get(STEP)?.tensor();
         Some(Self {
             param: param.clone().unbind(),
             entries: *entries,
@@ -235,11 +265,17 @@ impl Known {
             layout,
             device: params.device,
             tensor,
-            step,
+            counter,
         })
     }
 
-    /// The parameter as a list has it, if it is as it was, and the gradient is like it. All must be plain tensors.
+    /// Whether it is about this parameter.
+    #[inline]
+    pub(super) fn is_of(&self, param: *mut ffi::PyObject, has_masters: bool) -> bool {
+        self.param.as_ptr() == param && self.has_masters == has_masters
+    }
+
+    /// The parameter as a list has it, if it and its state are as they were, and the gradient is like it.
     ///
     /// A tensor that keeps its address but has another shape can only have been given it by hand, through `.data` or in place. The
     /// parameter's is compared; so is the gradient's.
@@ -247,34 +283,43 @@ impl Known {
     pub(super) fn recognise(
         &self,
         tensors: &Tensors,
-        param: *mut ffi::PyObject,
         entries: &Entries,
-        grads: &Tensor,
+        grad: *mut ffi::PyObject,
     ) -> Option<(RawTensor, Counter)> {
-        if self.param.as_ptr() != param || self.entries != *entries {
+        if self.entries != *entries {
             return None;
         }
-        let known = &self.tensor;
-        let (params, master) = match known.copy {
-            None => (known.params, None),
-            Some(copy) => (copy, Some(known.params)),
-        };
-        let is_at = |object, buffer: RawBuffer| {
-            let tensor = tensors.look_at_plain(object)?;
-            (tensor.address() == buffer.address && tensor.dtype() == Some(buffer.dtype)).then_some(tensor)
+        let mut now = Tensor::EMPTY;
+        let is_at = |object, buffer: RawBuffer, now: &mut Tensor| {
+            // SAFETY: a plain tensor when it was first seen, and held since.
+            unsafe { tensors.exchange.look_into(object, now) }.then_some(())?;
+            (now.address() == buffer.address && now.is_of(buffer.dtype)).then_some(())
         };
         let moment = |address| RawBuffer { address, dtype: Dtype::F32 };
-        let now = is_at(param, params)?;
-        is_at(entries[EXP_AVG], moment(known.exp_avg))?;
-        is_at(entries[EXP_AVG_SQ], moment(known.exp_avg_sq))?;
-        if let Some(master) = master {
-            is_at(entries[MASTER], master)?;
+        let known = &self.tensor;
+        is_at(entries[EXP_AVG], moment(known.exp_avg), &mut now)?;
+        is_at(entries[EXP_AVG_SQ], moment(known.exp_avg_sq), &mut now)?;
+        match known.copy {
+            None => is_at(self.param.as_ptr(), known.params, &mut now)?,
+            Some(copy) => {
+                is_at(entries[MASTER], known.params, &mut now)?;
+                is_at(self.param.as_ptr(), copy, &mut now)?;
+            }
         }
-        if grads.device != self.device || !self.layout.is_of(&now) || !self.layout.is_of(grads) {
+        if !self.layout.is_of(&now) {
             return None;
         }
-        let grads = RawBuffer { address: grads.address(), dtype: grads.dtype()? };
-        let counter = Counter::of(&self.step, self.device)?;
-        (known.len == 0 || grads.address != 0).then_some((RawTensor { grads, ..*known }, counter))
+        if let Counter::Device(address) = self.counter {
+            tensors.look_at_plain(entries[STEP], &mut now)?;
+            if now.address() != address || !now.is_i64() {
+                return None;
+            }
+        }
+        tensors.look_at_plain(grad, &mut now)?;
+        let grads = RawBuffer { address: now.address(), dtype: now.dtype()? };
+        if now.device != self.device || !self.layout.is_of(&now) || (grads.address == 0 && known.len > 0) {
+            return None;
+        }
+        Some((RawTensor { grads, ..*known }, self.counter.again()?))
     }
 }

@@ -42,26 +42,36 @@ impl Tensors {
         self.plain.iter().any(|plain| plain.as_ptr() == kind.cast())
     }
 
+    /// The gradient of a parameter that is a plain tensor; None if it has none.
+    #[inline]
+    pub(super) fn grad_of_plain<'py>(
+        &self,
+        py: Python<'py>,
+        param: *mut ffi::PyObject,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(getter) = self.grad_getter else { return Ok(None) };
+        // SAFETY: a descriptor's getter, with the descriptor, an object and its type; it gives a new reference, or null with an exception.
+        let grad = unsafe {
+            let grad = getter(self.grad.as_ptr(), param, ffi::Py_TYPE(param).cast());
+            Bound::from_owned_ptr_or_err(py, grad)
+        }?;
+        Ok((!grad.is_none()).then_some(grad))
+    }
+
     /// The gradient of a parameter, or None.
-    pub(super) fn grad_of<'py>(&self, param: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
-        match self.grad_getter {
-            // What the attribute's lookup ends in, where no subclass can have its own.
-            Some(getter) if self.is_plain(param.as_ptr()) => {
-                // SAFETY: a descriptor's getter, with the descriptor, an object and its type; it gives a new reference, or null with
-                // an exception.
-                unsafe {
-                    let grad = getter(self.grad.as_ptr(), param.as_ptr(), ffi::Py_TYPE(param.as_ptr()).cast());
-                    Bound::from_owned_ptr_or_err(param.py(), grad)
-                }
-            }
-            _ => param.getattr(name),
-        }
+    pub(super) fn grad_of<'py>(
+        &self,
+        param: &Bound<'py, PyAny>,
+        name: &Bound<'py, PyString>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        param.getattr(name)
     }
 
     /// What a tensor object is at this moment; None for what is none, or cannot be seen.
     pub(super) fn look(&mut self, py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
         if self.is_plain(object) {
-            return Ok(self.look_at_plain(object));
+            let mut tensor = Tensor::EMPTY;
+            return Ok(self.look_at_plain(object, &mut tensor).map(|()| tensor));
         }
         // SAFETY: a live object.
         let unwrapped = self.unwrap.bind(py).call1((unsafe { Bound::from_borrowed_ptr(py, object) },))?;
@@ -71,11 +81,11 @@ impl Tensors {
         Ok(tensor)
     }
 
-    /// What a plain tensor is at this moment; None for any other object.
+    /// Puts what a plain tensor is at this moment into `out`. Fails for any other object.
     #[inline]
-    pub(super) fn look_at_plain(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
+    pub(super) fn look_at_plain(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> Option<()> {
         // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
-        if self.is_plain(object) { unsafe { self.exchange.look(object) } } else { None }
+        (self.is_plain(object) && unsafe { self.exchange.look_into(object, out) }).then_some(())
     }
 
     /// A plain tensor's memory as it is, which stays there as long as the answer does; None for any other object.
