@@ -192,10 +192,15 @@ impl Stepper {
         self.tensors.keep(grad.unbind());
         let (Some(grads), Some(state)) = (grads, state) else { return Ok(false) };
         let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
-        self.known[at.flat] = None;
         let Some(params) = self.tensors.look(py, param.as_ptr())? else { return Ok(false) };
         let Some((tensor, counter)) = self.look_at_all(py, at, &params, &grads, &entries)? else { return Ok(false) };
-        self.known[at.flat] = Known::new(&self.tensors, param, &entries, &params, tensor, counter, at.has_masters);
+        let known = &mut self.known[at.flat];
+        let before = known.take().filter(|known| known.is_of(param.as_ptr(), at.has_masters));
+        *known = match before {
+            Some(before) => before.renewed(&entries, &params, tensor, counter),
+            None => None,
+        }
+        .or_else(|| Known::new(&self.tensors, param, &entries, &params, tensor, counter, at.has_masters));
         self.tensors.keep(state.unbind());
         self.list_of(params.device).push(at.place, tensor, counter);
         Ok(true)

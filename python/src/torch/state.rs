@@ -269,6 +269,18 @@ impl Known {
         })
     }
 
+    /// The same tensors, in other memory or of another layout.
+    pub(super) fn renewed(
+        self,
+        entries: &Entries,
+        params: &Tensor,
+        tensor: RawTensor,
+        counter: Counter,
+    ) -> Option<Self> {
+        let layout = Layout::of(params)?;
+        (self.entries == *entries).then_some(Self { layout, device: params.device, tensor, counter, ..self })
+    }
+
     /// Whether it is about this parameter.
     #[inline]
     pub(super) fn is_of(&self, param: *mut ffi::PyObject, has_masters: bool) -> bool {
