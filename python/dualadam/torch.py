@@ -8,7 +8,13 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    StateDict,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from dualadam._dualadam import Config, Schedule, Stepper
 
@@ -210,6 +216,16 @@ class DualAdam(Optimizer):
         Args:
             closure: evaluates the model anew, and returns the loss, which is returned.
         """
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _is_profiling():
+            return self._hooked_step(closure)
+        return self._step(closure)
+
+    # torch wraps the step of every optimizer that does not say so, for hooks and the profiler; that costs more than the step of a small
+    # model, so it is only done where there are any.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -260,6 +276,8 @@ class DualAdam(Optimizer):
         if odd:
             self._step_with_repairs(odd, groups, multiplier, is_controlled, scalars)
         return loss
+
+    _hooked_step = Optimizer.profile_hook_step(_step)
 
     def _step_with_repairs(
         self,
@@ -363,6 +381,10 @@ class DualAdam(Optimizer):
             _config_of(group)
             loaded.append(group)
         return loaded
+
+
+def _is_profiling() -> bool:
+    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", True))
 
 
 def _is_capturing() -> bool:

@@ -12,6 +12,7 @@ import torch
 import dualadam
 from helpers import assert_same, bits, everything
 from dualadam.torch import DualAdam
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def model() -> torch.nn.Module:
@@ -232,6 +233,20 @@ def test_step_hooks_run() -> None:
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     optimizer.step()
     assert seen == ["before", "after"]
+
+
+def test_global_step_hooks_run_and_the_profiler_sees_steps() -> None:
+    p = torch.nn.Parameter(torch.ones(1))
+    optimizer = DualAdam([p], switching_steps=4)
+    seen = []
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert seen == ["after"]
+    with torch.autograd.profiler.profile() as profile:
+        optimizer.step()
+    assert "Optimizer.step#DualAdam.step" in {event.name for event in profile.function_events}
 
 
 LAYOUTS = {
