@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use dualadam::cuda::{self, Control, ControlGroup, ControlSet};
-use dualadam::{DualAdamConfig, Dtype, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
+use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -185,4 +185,3 @@ pub(super) fn control_for(
     let control = Control::new(&kernels(device.id)?, &groups, &sets).map_err(plain)?;
     Ok(Some(DeviceControl { control, groups, sets }))
 }
-

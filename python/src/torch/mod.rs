@@ -5,7 +5,7 @@ mod state;
 mod tensors;
 
 use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
-use dualadam::{DualAdamConfig, Dtype, Error, RawBuffer, RawTensor};
+use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -166,7 +166,8 @@ impl Stepper {
         }
         // It is a plain tensor, as only such are known.
         let Some(grad) = self.tensors.grad_of_plain(py, param)? else { return Ok(false) };
-        let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.known_entries(state), grad.as_ptr()) else {
+        let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.known_entries(state), grad.as_ptr())
+        else {
             return Ok(false);
         };
         let device = known.device;
