@@ -455,22 +455,25 @@ fn run_list(
     let table_address = upload(memory, &table, 0);
     memory.set_read_only(table_address, table.len(), true).expect("live");
 
-    let mut packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
+    let packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
     let device_sets = if from_device { upload(memory, &packed, 0) } else { 0 };
-    packed.resize(MAX_SETS * 40, 0xff);
-    let by_value = if from_device { vec![0xff; MAX_SETS * 40] } else { packed };
+    let by_value = if from_device { Vec::new() } else { packed };
 
-    let mut params = table_address.to_le_bytes().to_vec();
-    params.extend((placed.len() as u32).to_le_bytes());
-    params.extend([0; 4]);
     let skips = skips.map(|skips| skips.iter().flat_map(|skip| skip.to_le_bytes()).collect::<Vec<_>>());
     let skips = skips.map_or(0, |skips| upload(memory, &skips, 0));
-    params.extend(device_sets.to_le_bytes());
-    params.extend(skips.to_le_bytes());
-    params.extend(by_value);
+    let params = list_params(table_address, placed.len(), [device_sets, skips], &by_value);
     let name = format!("list_{}", combo.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
     chunk_tensor.len() as u32
+}
+
+/// The arguments of a list's entry. `device`: the addresses of the sets, if they are not `by_value`, and of what skips them, or 0.
+fn list_params(table: u64, tensors: usize, device: [u64; 2], by_value: &[u8]) -> Vec<u8> {
+    let words = [table, tensors as u64, device[0], device[1]];
+    let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    params.extend(by_value);
+    params.resize(size_of_val(&words) + MAX_SETS * 40, 0xff);
+    params
 }
 
 /// Tensors of more than 2^32 elements, of which only a window has memory: an offset or a length cut to 32 bits misses it.
@@ -514,10 +517,7 @@ fn offsets_and_lengths_have_64_bits() {
                 let mut table: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
                 let first_chunk = 0_u32.wrapping_sub((before / chunk) as u32);
                 table.extend([first_chunk, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
-                let mut params = upload(&mut memory, &table, 0).to_le_bytes().to_vec();
-                params.extend([1_u64, 0].iter().flat_map(|word| word.to_le_bytes()));
-                params.extend(dual().bytes());
-                params.resize(params.len() + (MAX_SETS - 1) * 40, 0xff);
+                let params = list_params(upload(&mut memory, &table, 0), 1, [0; 2], &dual().bytes());
                 launch(&mut memory, &module, &name, len.div_ceil(chunk) as u32, &params);
                 check(&memory, combo, &b, &want, &format!("{name}, {what}"));
             }
