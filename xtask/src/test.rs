@@ -1,6 +1,8 @@
 //! `cargo xtask test`: all tests, and a table of what ran.
 
-use std::process::{Command, Stdio};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -48,9 +50,12 @@ const STAGES: [Stage; 8] = [
     },
 ];
 
+/// So many of a failed stage's last lines are shown again below the table, where a long log is read first.
+const LAST_LINES: usize = 60;
+
 enum Outcome {
     Passed(Duration),
-    Failed(Duration),
+    Failed(Duration, VecDeque<String>),
     NotRun(&'static str),
 }
 
@@ -66,14 +71,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for (stage, outcome) in STAGES.iter().zip(&outcomes) {
         let (outcome, seconds) = match outcome {
             Outcome::Passed(time) => ("passed".to_owned(), format!("{:.0}", time.as_secs_f64())),
-            Outcome::Failed(time) => ("FAILED".to_owned(), format!("{:.0}", time.as_secs_f64())),
+            Outcome::Failed(time, _) => ("FAILED".to_owned(), format!("{:.0}", time.as_secs_f64())),
             Outcome::NotRun(reason) => (format!("not run: {reason}"), String::new()),
         };
         table.add_row([stage.name, &outcome, &seconds]);
     }
     println!("\n{table}");
-    let failed = STAGES.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-    let failed: Vec<_> = failed.map(|(stage, _)| stage.name).collect();
+    let mut failed = Vec::new();
+    for (stage, outcome) in STAGES.iter().zip(outcomes) {
+        if let Outcome::Failed(_, last_lines) = outcome {
+            println!("\n==> the last lines of: {}\n{}", stage.name, Vec::from(last_lines).join("\n"));
+            failed.push(stage.name);
+        }
+    }
     anyhow::ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
     Ok(())
 }
@@ -86,9 +96,27 @@ fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
     }
     println!("\n==> {}: {}", stage.name, stage.command);
     let start = Instant::now();
-    let status = command(stage.command).status()?;
+    let (status, last_lines) = run_shown(command(stage.command))?;
     let time = start.elapsed();
-    Ok(if status.success() { Outcome::Passed(time) } else { Outcome::Failed(time) })
+    Ok(if status.success() { Outcome::Passed(time) } else { Outcome::Failed(time, last_lines) })
+}
+
+/// Runs a command whose output is shown as it comes, and keeps the last of it.
+fn run_shown(mut command: Command) -> io::Result<(ExitStatus, VecDeque<String>)> {
+    let (reader, writer) = io::pipe()?;
+    let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;
+    // It holds the writing ends, which would keep the reader waiting.
+    drop(command);
+    let mut last_lines = VecDeque::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        writeln!(io::stdout(), "{line}")?;
+        last_lines.push_back(line);
+        if last_lines.len() > LAST_LINES {
+            last_lines.pop_front();
+        }
+    }
+    Ok((child.wait()?, last_lines))
 }
 
 /// A command of words that hold no spaces, run at the repository's root.
