@@ -11,42 +11,45 @@ use comfy_table::Table;
 struct Stage {
     name: &'static str,
     command: &'static str,
-    /// A command that fails where the stage cannot run, and why it cannot.
-    needs: Option<(&'static str, &'static str)>,
+    /// Commands that fail where the stage cannot run, and why it cannot.
+    needs: &'static [(&'static str, &'static str)],
 }
 
 const STAGES: [Stage; 8] = [
     Stage {
         name: "unit, integration and documentation tests",
         command: "cargo test --workspace --all-features",
-        needs: None,
+        needs: &[],
     },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
-        needs: None,
+        needs: &[],
     },
-    Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: None },
+    Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: &[] },
     Stage {
         name: "the C library, a minute of fuzzing",
         command: "cargo xtask fuzz --seconds 60",
-        needs: Some(("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz")),
+        needs: &[
+            ("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz"),
+            ("c++ --version", "no C++ compiler for libFuzzer (c++)"),
+        ],
     },
-    Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
+    Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: &[] },
     Stage {
         name: "the CUDA benchmark on the stand-in driver, a quick round",
         command: "cargo bench --bench cuda -- --quick --stand-in",
-        needs: None,
+        needs: &[],
     },
     Stage {
         name: "the CUDA tests on a real device",
         command: "env DUALADAM_REQUIRE=cuda cargo test --release --test cuda_device",
-        needs: Some(("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")),
+        needs: &[("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")],
     },
     Stage {
         name: "the library's unit tests under Miri",
         command: "cargo +nightly miri test --lib",
-        needs: Some(("cargo +nightly miri --version", "no nightly toolchain with the component miri")),
+        needs: &[("cargo +nightly miri --version", "no nightly toolchain with the component miri")],
     },
 ];
 
@@ -89,9 +92,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
-    if let Some((probe, reason)) = stage.needs
-        && !command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    {
+    let fails = |probe| {
+        let status = command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        !status.is_ok_and(|status| status.success())
+    };
+    if let Some((_, reason)) = stage.needs.iter().find(|(probe, _)| fails(probe)) {
         return Ok(Outcome::NotRun(reason));
     }
     println!("\n==> {}: {}", stage.name, stage.command);
