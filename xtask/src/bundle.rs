@@ -20,7 +20,15 @@ const PROGRAMS: [Program; 2] = [
 ];
 
 /// Files that go along as they are.
-const FILES: [&str; 4] = ["xtask/bundle/run", "benches/peers.py", "benches/shapes.json", "benches/models.json"];
+const FILES: [&str; 7] = [
+    "xtask/bundle/run",
+    "benches/peers.py",
+    "benches/peers_on_cpu.py",
+    "benches/peers_on_cuda.py",
+    "benches/triad.c",
+    "benches/shapes.json",
+    "benches/models.json",
+];
 
 /// The newest glibc that the programs may need, Ubuntu 22.04's.
 const GLIBC: Version = Version { major: 2, minor: 35 };
