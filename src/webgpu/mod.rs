@@ -16,18 +16,22 @@
 //! device has [`wgpu::Features::IMMEDIATES`] and 40 bytes of them, the coefficients travel among the commands; elsewhere each call of
 //! [`TensorList::encode`] makes a small uniform buffer.
 
+mod arenas;
 mod capture;
 mod checks;
 mod coeffs;
 mod layout;
 mod limits;
 mod list;
+mod optimizer;
 mod pipelines;
+mod readback;
 mod shaders;
 mod tensor;
 
 pub use limits::required_limits;
 pub use list::TensorList;
+pub use optimizer::DualAdam;
 pub use pipelines::Pipelines;
 pub use tensor::{BufferView, Moment, Tensor};
 pub use wgpu;
