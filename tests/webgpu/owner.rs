@@ -384,10 +384,10 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
     assert!(results(device, &twin, &twins) == results(device, &other, &others));
 }
 
-/// 72 MiB of moments, whose second piece begins in the middle of an array.
+/// 128 MiB of moments; pieces begin in the middle of an array, and a piece has ends of several.
 fn reads_large_states_in_pieces(gpu: &Gpu) {
     let device = &gpu.device;
-    let lens = [9_437_184 - 1, 5];
+    let lens = [(64 << 20) / 4 + 3, 5];
     let pipelines = Pipelines::new(&device.device).unwrap();
     let mut state = State::new(&groups(), &lens.map(TensorLayout::new)).unwrap();
     for (number, tensor) in state.tensors.iter_mut().enumerate() {
