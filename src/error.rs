@@ -6,8 +6,8 @@ use crate::Dtype;
 
 /// What can be wrong with a call. Every variant names the argument, what is required of it and what it was.
 ///
-/// A call that returns an error has written nothing, unless the error is the driver's ([`Error::Driver`]), or
-/// [`State::save`](crate::State::save) only failed to make a finished file durable.
+/// A call that returns an error has written nothing, unless the error is the driver's ([`Error::Driver`]) or, where the call says so,
+/// wgpu's ([`Error::Wgpu`]), or [`State::save`](crate::State::save) only failed to make a finished file durable.
 ///
 /// # Example
 ///
