@@ -20,6 +20,8 @@ mod overlap;
 mod owner;
 pub mod reference;
 mod schedule;
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+mod sets;
 mod state;
 mod state_file;
 #[cfg(feature = "webgpu")]

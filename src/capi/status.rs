@@ -286,6 +286,7 @@ fn status_of(error: &Error) -> dualadam_status {
         | Error::Usage { .. }
         | Error::Offset { .. }
         | Error::BufferSize { .. }
+        | Error::ArraySize { .. }
         | Error::Wgpu { .. } => DUALADAM_STATUS_UNSUPPORTED,
         Error::Io { .. } => DUALADAM_STATUS_IO,
         Error::State { problem, .. } => match problem {

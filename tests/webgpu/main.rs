@@ -7,6 +7,7 @@ mod bad_input;
 mod gpu;
 mod host;
 mod lists;
+mod owner;
 mod smoke;
 mod storage;
 
@@ -34,5 +35,5 @@ const TESTS: &[DeviceTest<Gpu>] = &[
 ];
 
 fn main() {
-    device::run("webgpu", Gpu::new(), TESTS).exit();
+    device::run("webgpu", Gpu::new(), &[TESTS, owner::TESTS].concat()).exit();
 }
