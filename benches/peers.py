@@ -16,6 +16,7 @@ import gc
 import json
 import platform
 import statistics
+from importlib.metadata import version
 from pathlib import Path
 
 import peers_on_cpu
@@ -85,10 +86,9 @@ def run(torch, machine, shapes, rounds):
     programs = {"torch": torch.__version__, "python": platform.python_version()}
     dual_adam = None
     try:
-        import dualadam
         from dualadam.torch import DualAdam as dual_adam
 
-        programs["dualadam"] = dualadam.__version__
+        programs["dualadam"] = version("dualadam")
     except ImportError as error:
         print(f"without DualAdam through Python: {error}")
     results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "host": [], "skipped": []}
