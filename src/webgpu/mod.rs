@@ -15,13 +15,14 @@
 //! With U = 2⁻²⁴ and the names of [`StepCoeffs`](crate::StepCoeffs), one step from the same state is off from exact arithmetic by at most
 //!
 //! ```text
-//! of m: 8·U·M + 2^-126     G = |grad_scale·grad| + l2·|p|, M = |m| + one_minus_beta1·(G + |m|)
-//! of v: 8·U·V + 2^-126     V = v + one_minus_beta2·(G² + v)
+//! of m: 8·U·M + 2^-125     G = |grad_scale·grad| + l2·|p|, M = |m| + one_minus_beta1·(G + |m|)
+//! of v: 12·U·V + 2^-125    V = v + one_minus_beta2·(G² + v)
 //! of p: 1.5·U·|p| + 40·U·(M·w + decay·|p|)
 //! ```
 //!
-//! where β2 is at least 0.9, nothing overflows, and only m and v may be subnormal. It is what WGSL's accuracy of each operation adds up
-//! to. A 16-bit parameter lies between the narrowed ends of that interval.
+//! that of p where V is at most twice the new v (without L2 decay always so for β2 ≥ 2/3) and ε at least 3e-12. It is what WGSL's
+//! accuracy of each operation adds up to; `docs/webgpu-accuracy.md` in the repository derives it. A 16-bit parameter lies between the
+//! narrowed ends of that interval.
 //!
 //! A driver may assume that no value is infinite or NaN.
 //!

@@ -3,21 +3,24 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod accuracy;
 mod bad_input;
+mod bound;
 mod gpu;
 mod host;
 mod lists;
 mod owner;
-mod smoke;
 mod storage;
 
 use common::device::{self, DeviceTest};
 use gpu::Gpu;
 
 const TESTS: &[DeviceTest<Gpu>] = &[
-    ("uniform_coefficients", smoke::uniform_coefficients),
-    ("immediate_coefficients", smoke::immediate_coefficients),
-    ("many_steps_in_one_submit", smoke::many_steps_in_one_submit),
+    ("uniform_coefficients", accuracy::uniform_coefficients),
+    ("immediate_coefficients", accuracy::immediate_coefficients),
+    ("every_configuration", accuracy::every_configuration),
+    ("special_values_stay_among_themselves", accuracy::special_values_stay_among_themselves),
+    ("two_hundred_steps_in_one_submit", accuracy::two_hundred_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
     ("ties_and_extremes_store", storage::ties_and_extremes_store),
     ("mixed_types_and_sets", lists::mixed_types_and_sets),
