@@ -1,6 +1,6 @@
 //! What is refused before anything is encoded, and what is not.
 
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
+use dualadam::webgpu::{BufferView, DualAdam, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
 use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
 
 use crate::common::data::Inputs;
@@ -189,4 +189,35 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
             assert_eq!((&parts.p, &parts.m, &parts.v, &parts.copy), (&whole.p, &whole.m, &whole.v, &whole.copy));
         }
     }
+}
+
+/// Set in a process that has little memory.
+const LITTLE_MEMORY: &str = "DUALADAM_TEST_LITTLE_MEMORY";
+
+/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it gets a process with a limit.
+pub(crate) fn out_of_memory(gpu: &Gpu) {
+    if gpu.is_software() && std::env::var_os(LITTLE_MEMORY).is_none() {
+        let program = std::env::current_exe().unwrap();
+        let mut limited = std::process::Command::new("sh");
+        limited.args(["-c", "ulimit -v 8000000 && exec \"$0\" --exact out_of_memory"]).arg(program);
+        let output = limited.env(LITTLE_MEMORY, "1").env("DUALADAM_REQUIRE", "webgpu").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let max_buffer_size = gpu.limits().max_buffer_size;
+    let device = gpu.open(wgpu::Features::empty(), wgpu::Limits { max_buffer_size, ..Default::default() });
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let len = (max_buffer_size / 4) as usize;
+    let mut optimizers = vec![];
+    let error = loop {
+        match DualAdam::new(&pipelines, DualAdamConfig::default(), &[len]) {
+            Ok(optimizer) => optimizers.push(optimizer),
+            Err(error) => break error,
+        }
+    };
+    let is_expected = matches!(error, Error::Wgpu { call: "create_buffer", problem: WgpuProblem::OutOfMemory, .. });
+    assert!(is_expected, "{error:?}");
+    // The device goes on.
+    drop(optimizers);
+    DualAdam::new(&pipelines, DualAdamConfig::default(), &[1000]).unwrap();
 }

@@ -33,6 +33,7 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("sets_out_of_range", bad_input::sets_out_of_range),
     ("what_wgpu_refuses", bad_input::what_wgpu_refuses),
     ("a_lost_device", bad_input::a_lost_device),
+    ("out_of_memory", bad_input::out_of_memory),
     ("small_devices", bad_input::small_devices),
     ("windows_and_rows", bad_input::windows_and_rows),
 ];
