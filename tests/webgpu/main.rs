@@ -28,6 +28,7 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("updates", lists::updates),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
+    ("every_buffer_is_checked", bad_input::every_buffer_is_checked),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),
     ("one_buffer_may_hold_everything", bad_input::one_buffer_may_hold_everything),
     ("sets_out_of_range", bad_input::sets_out_of_range),
