@@ -130,6 +130,15 @@
 /** The call would copy what changes later, which a CUDA graph that is being captured must not. */
 #define DUALADAM_STATUS_CUDA_CAPTURED 65
 
+/** The address of a step counter, a learning rate or a scalar in device memory is misaligned, overlaps another, or must be null. */
+#define DUALADAM_STATUS_CUDA_ADDRESS 66
+
+/** A learning rate is not the library's to set: it lies in the caller's memory. */
+#define DUALADAM_STATUS_CUDA_CALLERS_LR 67
+
+/** The driver failed in the middle of an earlier step: step counters of the control have advanced of tensors that were not stepped. */
+#define DUALADAM_STATUS_CUDA_INTERRUPTED 68
+
 /** No buffer: the type of a copy that is not there. */
 #define DUALADAM_DTYPE_NONE 0
 
@@ -171,6 +180,27 @@
 
 /** alpha = 1 up to and including switching_step, then 0. */
 #define DUALADAM_SCHEDULE_FIXED 3
+
+/** The step was not skipped. */
+#define DUALADAM_SKIP_NONE 0
+
+/** Found-inf was not 0; NaN is not 0 either. */
+#define DUALADAM_SKIP_FOUND_INF 1
+
+/** The loss scale was NaN, infinite, 0 or negative. */
+#define DUALADAM_SKIP_LOSS_SCALE 2
+
+/** The clip factor was NaN, infinite or negative. */
+#define DUALADAM_SKIP_CLIP_FACTOR 3
+
+/** clip factor / loss scale was infinite as a float, or above 0 and rounded to 0. */
+#define DUALADAM_SKIP_MULTIPLIER 4
+
+/** The learning rate was NaN, infinite or negative, or too large for the rest of the config. */
+#define DUALADAM_SKIP_LR 5
+
+/** The step counter was the largest number. */
+#define DUALADAM_SKIP_STEP 6
 
 /** What a call did: 0 if all went well, otherwise one of the DUALADAM_STATUS_ numbers. They never change their meaning. */
 typedef int32_t dualadam_status;
@@ -337,6 +367,55 @@ typedef uint64_t dualadam_cuda_kernels;
 
 /** A handle of a list of tensors: dualadam_cuda_list_new gives one out, dualadam_cuda_list_free takes it back. Never 0. */
 typedef uint64_t dualadam_cuda_list;
+
+/** A parameter group of a control. dualadam_control_group_init fills in nulls. */
+typedef struct dualadam_control_group {
+  /** sizeof(dualadam_control_group) */
+  size_t size;
+  /** The hyperparameters, in the host's memory; read during the call only. Must not be null. */
+  const struct dualadam_config *config;
+  /** Null, or the device address of the learning rate, which is read in each step; the config's own must be valid all the same. */
+  const float *lr_f32;
+  /** The same for a double; one of the two must be null. With both null the control keeps the config's lr itself. */
+  const double *lr_f64;
+} dualadam_control_group;
+
+/** A coefficient set of a control: tensors of one group that are updated together. dualadam_control_set_init fills in zeros. */
+typedef struct dualadam_control_set {
+  /** sizeof(dualadam_control_set) */
+  size_t size;
+  /** Null, or the device address of the step counter, read and written in each step. With null the control keeps one itself. */
+  uint64_t *step;
+  /** Number of the group, from 0. */
+  uint64_t group;
+} dualadam_control_set;
+
+/** Scalars in device memory that steer one step: each null or a device address. dualadam_scalars_init fills in nulls. */
+typedef struct dualadam_scalars {
+  /** sizeof(dualadam_scalars) */
+  size_t size;
+  /** What the loss was multiplied by, a divisor of the gradients: finite and above 0. */
+  const float *loss_scale;
+  /** What the gradients are multiplied by after that: finite, at least 0. */
+  const float *clip_factor;
+  /** Anything but 0, NaN too, skips the step. */
+  const float *found_inf;
+} dualadam_scalars;
+
+/** A handle of a control: dualadam_cuda_control_new gives one out, dualadam_cuda_control_free takes it back. Never 0. */
+typedef uint64_t dualadam_cuda_control;
+
+/** What became of a set's steps. dualadam_cuda_control_report fills it in. */
+typedef struct dualadam_set_report {
+  /** sizeof(dualadam_set_report) */
+  size_t size;
+  /** Updates that the set's tensors have had: the step counter. */
+  uint64_t step;
+  /** Steps that were skipped. */
+  uint64_t skipped;
+  /** Why the last of them was: a DUALADAM_SKIP_ number. */
+  uint64_t last_skip;
+} dualadam_set_report;
 
 #ifdef __cplusplus
 extern "C" {
@@ -824,6 +903,233 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  */
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
+
+/**
+ * Fills in nulls: no config yet, and a learning rate that is the config's. Call it as
+ * dualadam_control_group_init(&group, sizeof group).
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * group can be written for size bytes.
+ */
+dualadam_status dualadam_control_group_init(struct dualadam_control_group *group, size_t size);
+
+/**
+ * Fills in group 0 and no counter of the caller's. Call it as dualadam_control_set_init(&set, sizeof set).
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * set can be written for size bytes.
+ */
+dualadam_status dualadam_control_set_init(struct dualadam_control_set *set, size_t size);
+
+/**
+ * Fills in nulls: no loss scale, no clip factor, and no found-inf flag. Call it as dualadam_scalars_init(&scalars, sizeof scalars).
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * scalars can be written for size bytes.
+ */
+dualadam_status dualadam_scalars_init(struct dualadam_scalars *scalars,
+                                      size_t size);
+
+/**
+ * Makes a control: the coefficient sets of a list, formed on the device from what lies there, so that nothing waits for the host and a
+ * CUDA graph goes on counting. Waits until it is in device memory. Counters that are not the caller's begin at 0.
+ *
+ * groups and sets are arrays, their structs' sizes alike. control gets the handle, which is to be given back with
+ * dualadam_cuda_control_free. The control keeps the kernels, and serves one list at a time.
+ *
+ * Threads: any; the structs are only read.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
+ * DUALADAM_STATUS_SIZE for a struct, a config or control; DUALADAM_STATUS_ENUM or DUALADAM_STATUS_VALUE for a config;
+ * DUALADAM_STATUS_EMPTY for no set at all; DUALADAM_STATUS_POSITION for a set whose group is not there;
+ * DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, or a counter that overlaps another counter or an lr, and for a
+ * group with both kinds of lr; DUALADAM_STATUS_TOO_MANY; DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library
+ * without CUDA.
+ *
+ * Required:
+ *
+ * Each struct can be read for as many bytes as its size says; control can be written.
+ */
+dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
+                                          const struct dualadam_control_group *groups,
+                                          size_t group_count,
+                                          const struct dualadam_control_set *sets,
+                                          size_t set_count,
+                                          dualadam_cuda_control *control);
+
+/**
+ * One DualAdam step of every tensor of a list that has a gradient, with coefficients that the device forms, enqueued on stream.
+ *
+ * A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the bits of
+ * dualadam_config_coeffs, the multiplier being clip factor / loss scale. A set whose step cannot be made is skipped: no byte of its
+ * tensors nor its counter changes, and dualadam_cuda_control_report says why. The reasons are the DUALADAM_SKIP_ numbers.
+ *
+ * scalars may be null, as may each of its pointers. The call does not read from the device or allocate, and waits only as
+ * dualadam_cuda_list_step does. A step of unchanged addresses and gradients can be captured in a CUDA graph, whose launches go on
+ * counting: make one step before the capture. The graph keeps the addresses in scalars; learning rates, configs and counters it reads
+ * when it is launched. Memory of the list's and of the control's own that was captured is never freed, so that the graph may outlive both,
+ * but not the kernels.
+ *
+ * Threads: any; waits for other calls with the same list or control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for the
+ * struct; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_INDEX for a tensor whose set is
+ * not in the control; DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream of another context; DUALADAM_STATUS_CUDA_CAPTURED for
+ * what cannot be captured; DUALADAM_STATUS_CUDA_INTERRUPTED. Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver
+ * refuses a copy or a launch, or if earlier work on the device failed; if counters have advanced of tensors that were not stepped, the
+ * control answers DUALADAM_STATUS_CUDA_INTERRUPTED until dualadam_cuda_control_set_steps. DUALADAM_STATUS_UNSUPPORTED from a library
+ * without CUDA.
+ *
+ * Required:
+ *
+ * The struct can be read for as many bytes as its size says. stream is null or live. From now until the work has run, and each time
+ * that a graph with it runs, the buffers are as for dualadam_cuda_list_step; the scalars, and the caller's own counters and learning
+ * rates, are device memory of the kernels' context that nothing in the list writes; and other uses of the control are ordered before or
+ * after.
+ */
+dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
+                                                   dualadam_cuda_control control,
+                                                   const struct dualadam_scalars *scalars,
+                                                   void *stream);
+
+/**
+ * Sets the learning rate of a group for the steps that come later on stream, also for those of graphs. Waits for the device only where
+ * the four changes before have not reached it yet.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_POSITION if there is no such group;
+ * DUALADAM_STATUS_VALUE if lr is not valid with the rest of the config; DUALADAM_STATUS_CUDA_CALLERS_LR if it lies in the caller's
+ * memory; DUALADAM_STATUS_CUDA_CONTEXT, DUALADAM_STATUS_CUDA_CAPTURED. DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or
+ * the new one then. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ *
+ * Required:
+ *
+ * stream is null or live, and steps with this control on other streams, or of graphs there, are ordered before or after.
+ */
+dualadam_status dualadam_cuda_control_set_lr(dualadam_cuda_control control,
+                                             size_t group,
+                                             double lr,
+                                             void *stream);
+
+/**
+ * Sets the config of a group for the steps that come later on stream, also for those of graphs. Where the learning rate lies in the
+ * caller's memory, the config's own is not used, but must be valid.
+ *
+ * Threads: any; waits for other calls with the same control. The struct is only read.
+ *
+ * Errors: as dualadam_cuda_control_set_lr, but that a learning rate of the caller's stays; DUALADAM_STATUS_NULL,
+ * DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE, DUALADAM_STATUS_ENUM or DUALADAM_STATUS_VALUE for the config.
+ *
+ * Required:
+ *
+ * As for dualadam_cuda_control_set_lr; config can be read for as many bytes as its size says.
+ */
+dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
+                                                 size_t group,
+                                                 const struct dualadam_config *config,
+                                                 void *stream);
+
+/**
+ * Reads the step counters of all sets into the array steps of count numbers in the host's memory. Waits for the work before on stream.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL or DUALADAM_STATUS_MISALIGNED for
+ * steps; DUALADAM_STATUS_COUNT for another number than there are sets; DUALADAM_STATUS_CUDA_CONTEXT,
+ * DUALADAM_STATUS_CUDA_CAPTURED, DUALADAM_STATUS_CUDA_INTERRUPTED, DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from
+ * a library without CUDA.
+ *
+ * Required:
+ *
+ * steps can be written. stream is null or live, steps with this control on other streams are ordered before or after, and the caller's
+ * own counters are live memory.
+ */
+dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
+                                            uint64_t *steps,
+                                            size_t count,
+                                            void *stream);
+
+/**
+ * Sets the step counters of all sets, the caller's own ones too, for the steps that come later on stream. May wait for the work before on
+ * it. After an interrupted step it makes the control usable again; the tensors that the step was not made of are the caller's to restore.
+ *
+ * steps is an array of count numbers in the host's memory.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps, but for DUALADAM_STATUS_CUDA_INTERRUPTED.
+ *
+ * Required:
+ *
+ * As for dualadam_cuda_control_steps, but that steps can be read.
+ */
+dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
+                                                const uint64_t *steps,
+                                                size_t count,
+                                                void *stream);
+
+/**
+ * What became of each set's steps, into the array reports of count structs of size bytes each, as the caller's header knows them:
+ * dualadam_cuda_control_report(control, reports, sizeof reports[0], count, stream). Waits for the work before on stream.
+ *
+ * Threads: any; waits for other calls with the same control. The structs are the caller's.
+ *
+ * Errors: as dualadam_cuda_control_steps, and DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * As for dualadam_cuda_control_steps; reports can be written for count * size bytes.
+ */
+dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
+                                             struct dualadam_set_report *reports,
+                                             size_t size,
+                                             size_t count,
+                                             void *stream);
+
+/**
+ * The coefficients of each set's last step that was not skipped, all 0 before it, into the array coeffs of count structs of size
+ * bytes each. Waits for the work before on stream.
+ *
+ * Threads: any; waits for other calls with the same control. The structs are the caller's.
+ *
+ * Errors: as dualadam_cuda_control_report.
+ *
+ * Required:
+ *
+ * As for dualadam_cuda_control_report.
+ */
+dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
+                                             struct dualadam_coeffs *coeffs,
+                                             size_t size,
+                                             size_t count,
+                                             void *stream);
+
+/**
+ * Frees a control; the handle is stale from then on. Waits for the work in the context. A graph that captured its steps may still be
+ * launched, as long as the kernels live.
+ *
+ * Threads: any; a call with the same control that is under way in another thread goes on to its end.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, also for one that was freed before; DUALADAM_STATUS_HANDLE_KIND;
+ * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ */
+dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
 
 #ifdef __cplusplus
 }  // extern "C"

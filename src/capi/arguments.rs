@@ -185,6 +185,31 @@ impl<T: Versioned> StructOut<T> {
     }
 }
 
+/// Where an array of structs of the caller's version is to be written, one after the other.
+#[cfg(feature = "cuda")]
+pub(super) struct StructOuts<T>(StructOut<T>);
+
+#[cfg(feature = "cuda")]
+impl<T: Versioned> StructOuts<T> {
+    /// Checks the place of the first.
+    pub(super) fn new(name: &'static str, to: *mut T, size: usize) -> Result<Self, Failure> {
+        StructOut::new(name, to, size).map(Self)
+    }
+
+    /// Writes them as [`StructOut::write`] does one.
+    ///
+    /// # Safety
+    ///
+    /// There are as many writable bytes as so many structs of that size have.
+    pub(super) unsafe fn write(self, values: impl Iterator<Item = T>) {
+        let StructOut { to, size } = self.0;
+        for (index, value) in values.enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { StructOut { to: to.byte_add(index * size), size }.write(value) };
+        }
+    }
+}
+
 /// Where a number or a handle is to be written.
 pub(super) struct Out<T>(*mut T);
 

@@ -203,6 +203,12 @@ mod work {
         sets: Vec<StepCoeffs>,
     }
 
+    impl List {
+        pub(in crate::capi) fn list(&mut self) -> &mut TensorList {
+            &mut self.list
+        }
+    }
+
     impl dualadam_tensor {
         fn raw(&self, place: Place) -> Result<RawTensor, Failure> {
             let (params, grads, copy) = self.types(place)?;

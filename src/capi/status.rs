@@ -85,6 +85,12 @@ pub const DUALADAM_STATUS_CUDA_DRIVER: i32 = 63;
 pub const DUALADAM_STATUS_CUDA_CONTEXT: i32 = 64;
 /// The call would copy what changes later, which a CUDA graph that is being captured must not.
 pub const DUALADAM_STATUS_CUDA_CAPTURED: i32 = 65;
+/// The address of a step counter, a learning rate or a scalar in device memory is misaligned, overlaps another, or must be null.
+pub const DUALADAM_STATUS_CUDA_ADDRESS: i32 = 66;
+/// A learning rate is not the library's to set: it lies in the caller's memory.
+pub const DUALADAM_STATUS_CUDA_CALLERS_LR: i32 = 67;
+/// The driver failed in the middle of an earlier step: step counters of the control have advanced of tensors that were not stepped.
+pub const DUALADAM_STATUS_CUDA_INTERRUPTED: i32 = 68;
 
 /// The name of a status, such as "DUALADAM_STATUS_NULL". The text is the library's and stays valid; a number that is no status has the
 /// name "unknown status".
@@ -129,6 +135,9 @@ pub extern "C" fn dualadam_status_name(status: dualadam_status) -> *const c_char
         DUALADAM_STATUS_CUDA_DRIVER => c"DUALADAM_STATUS_CUDA_DRIVER",
         DUALADAM_STATUS_CUDA_CONTEXT => c"DUALADAM_STATUS_CUDA_CONTEXT",
         DUALADAM_STATUS_CUDA_CAPTURED => c"DUALADAM_STATUS_CUDA_CAPTURED",
+        DUALADAM_STATUS_CUDA_ADDRESS => c"DUALADAM_STATUS_CUDA_ADDRESS",
+        DUALADAM_STATUS_CUDA_CALLERS_LR => c"DUALADAM_STATUS_CUDA_CALLERS_LR",
+        DUALADAM_STATUS_CUDA_INTERRUPTED => c"DUALADAM_STATUS_CUDA_INTERRUPTED",
         _ => c"unknown status",
     };
     name.as_ptr()
@@ -275,13 +284,13 @@ fn status_of(error: &Error) -> dualadam_status {
         Error::Driver { .. } => DUALADAM_STATUS_CUDA_DRIVER,
         Error::Context { .. } => DUALADAM_STATUS_CUDA_CONTEXT,
         Error::Captured { .. } => DUALADAM_STATUS_CUDA_CAPTURED,
-        // Of calls that the C library does not have.
+        Error::Address { .. } => DUALADAM_STATUS_CUDA_ADDRESS,
+        Error::CallersLr { .. } => DUALADAM_STATUS_CUDA_CALLERS_LR,
+        Error::Interrupted => DUALADAM_STATUS_CUDA_INTERRUPTED,
+        // Of calls that the C library does not have: those of owning optimizers, and of WebGPU.
         Error::Unordered { .. }
         | Error::PerThreadStream
-        | Error::Address { .. }
-        | Error::CallersLr { .. }
         | Error::NoDeviceControl { .. }
-        | Error::Interrupted
         | Error::Limit { .. }
         | Error::Usage { .. }
         | Error::Offset { .. }
@@ -385,6 +394,9 @@ mod tests {
             (63, Error::Driver { call: "", code: 0, name: String::new() }),
             (64, Error::Context { argument: "stream" }),
             (65, Error::Captured { what: "" }),
+            (66, Error::Address { argument: String::new(), requirement: String::new(), address: 0 }),
+            (67, Error::CallersLr { group: 0 }),
+            (68, Error::Interrupted),
         ];
         let mut names = BTreeSet::new();
         for (status, error) in errors {
@@ -392,7 +404,7 @@ mod tests {
             // SAFETY: a name is a C string that stays.
             names.insert(unsafe { CStr::from_ptr(dualadam_status_name(status)) });
         }
-        assert_eq!(names.len(), 28);
+        assert_eq!(names.len(), 31);
         assert!(!names.contains(c"unknown status"));
     }
 }

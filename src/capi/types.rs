@@ -193,6 +193,75 @@ pub struct dualadam_tensor_state {
     pub master_is_set: u32,
 }
 
+/// The step was not skipped.
+pub const DUALADAM_SKIP_NONE: u64 = 0;
+/// Found-inf was not 0; NaN is not 0 either.
+pub const DUALADAM_SKIP_FOUND_INF: u64 = 1;
+/// The loss scale was NaN, infinite, 0 or negative.
+pub const DUALADAM_SKIP_LOSS_SCALE: u64 = 2;
+/// The clip factor was NaN, infinite or negative.
+pub const DUALADAM_SKIP_CLIP_FACTOR: u64 = 3;
+/// clip factor / loss scale was infinite as a float, or above 0 and rounded to 0.
+pub const DUALADAM_SKIP_MULTIPLIER: u64 = 4;
+/// The learning rate was NaN, infinite or negative, or too large for the rest of the config.
+pub const DUALADAM_SKIP_LR: u64 = 5;
+/// The step counter was the largest number.
+pub const DUALADAM_SKIP_STEP: u64 = 6;
+
+/// A parameter group of a control. `dualadam_control_group_init` fills in nulls.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_control_group {
+    /// sizeof(dualadam_control_group)
+    pub size: usize,
+    /// The hyperparameters, in the host's memory; read during the call only. Must not be null.
+    pub config: *const dualadam_config,
+    /// Null, or the device address of the learning rate, which is read in each step; the config's own must be valid all the same.
+    pub lr_f32: *const f32,
+    /// The same for a double; one of the two must be null. With both null the control keeps the config's lr itself.
+    pub lr_f64: *const f64,
+}
+
+/// A coefficient set of a control: tensors of one group that are updated together. `dualadam_control_set_init` fills in zeros.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_control_set {
+    /// sizeof(dualadam_control_set)
+    pub size: usize,
+    /// Null, or the device address of the step counter, read and written in each step. With null the control keeps one itself.
+    pub step: *mut u64,
+    /// Number of the group, from 0.
+    pub group: u64,
+}
+
+/// Scalars in device memory that steer one step: each null or a device address. `dualadam_scalars_init` fills in nulls.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_scalars {
+    /// sizeof(dualadam_scalars)
+    pub size: usize,
+    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
+    pub loss_scale: *const f32,
+    /// What the gradients are multiplied by after that: finite, at least 0.
+    pub clip_factor: *const f32,
+    /// Anything but 0, NaN too, skips the step.
+    pub found_inf: *const f32,
+}
+
+/// What became of a set's steps. `dualadam_cuda_control_report` fills it in.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_set_report {
+    /// sizeof(dualadam_set_report)
+    pub size: usize,
+    /// Updates that the set's tensors have had: the step counter.
+    pub step: u64,
+    /// Steps that were skipped.
+    pub skipped: u64,
+    /// Why the last of them was: a DUALADAM_SKIP_ number.
+    pub last_skip: u64,
+}
+
 // SAFETY: these are repr(C) and have numbers and pointers only; there is no older version yet.
 unsafe impl Versioned for dualadam_config {
     const SIZES: &[usize] = &[size_of::<Self>()];
@@ -211,6 +280,22 @@ unsafe impl Versioned for dualadam_tensor_layout {
 }
 // SAFETY: as above.
 unsafe impl Versioned for dualadam_tensor_state {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_control_group {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_control_set {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_scalars {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_set_report {
     const SIZES: &[usize] = &[size_of::<Self>()];
 }
 

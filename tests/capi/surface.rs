@@ -158,7 +158,7 @@ pub(crate) struct Surface {
     arena: Arena,
     /// Handles that were given out, whether they are live or not.
     handles: Vec<u64>,
-    /// States that are live; lists and kernels as well where there is CUDA.
+    /// States that are live; lists, controls and kernels as well where there is CUDA.
     live: Vec<u64>,
     folder: tempfile::TempDir,
     paths: Vec<CString>,
@@ -212,7 +212,8 @@ impl Surface {
         for handle in self.live.drain(..) {
             let freed = dualadam_state_free(handle) == DUALADAM_STATUS_OK
                 || dualadam_cuda_kernels_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK;
+                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK
+                || dualadam_cuda_control_free(handle) == DUALADAM_STATUS_OK;
             assert!(freed, "{handle:#x} was live");
         }
     }
@@ -366,6 +367,62 @@ impl Surface {
         (place, count)
     }
 
+    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_control_group, usize) {
+        let (to, size, count) =
+            (self.arena.place(input), input.size(size_of::<dualadam_control_group>()), input.count());
+        let groups: Vec<_> = (0..count.min(MOST))
+            .map(|_| {
+                let config = self.put_config(input);
+                let (lr_f32, lr_f64) = match input.byte() % 8 {
+                    0 => (self.scalar(input), ptr::null()),
+                    1 => (ptr::null(), self.scalar(input)),
+                    2 => (self.scalar(input), self.scalar(input)),
+                    _ => (ptr::null(), ptr::null()),
+                };
+                dualadam_control_group { size, config, lr_f32, lr_f64 }
+            })
+            .collect();
+        self.arena.put(to, &groups, size);
+        (to, count)
+    }
+
+    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_control_set, usize) {
+        let (to, size, count) = (self.arena.place(input), input.size(size_of::<dualadam_control_set>()), input.count());
+        let sets: Vec<_> = (0..count.min(MOST))
+            .map(|_| {
+                let step = if input.one_in(4) { self.counter(input) } else { ptr::null_mut() };
+                let group = if input.one_in(16) { input.u64() } else { (input.byte() % 2) as u64 };
+                dualadam_control_set { size, step, group }
+            })
+            .collect();
+        self.arena.put(to, &sets, size);
+        (to, count)
+    }
+
+    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_scalars {
+        let (to, size) = (self.arena.place(input), input.size(size_of::<dualadam_scalars>()));
+        let mut scalar = || if input.one_in(2) { self.scalar(input) } else { ptr::null() };
+        let scalars = dualadam_scalars { size, loss_scale: scalar(), clip_factor: scalar(), found_inf: scalar() };
+        self.arena.put(to, &[scalars], size);
+        to
+    }
+
+    /// A place for a scalar in the device's memory, where no step writes.
+    fn scalar<T>(&self, input: &mut Input<'_>) -> *const T {
+        #[cfg(feature = "cuda")]
+        return self.device.control_place(input, 0);
+        #[cfg(not(feature = "cuda"))]
+        ptr::without_provenance(input.byte())
+    }
+
+    /// A place for a step counter there, where nothing else is.
+    fn counter(&self, input: &mut Input<'_>) -> *mut u64 {
+        #[cfg(feature = "cuda")]
+        return self.device.control_place::<u64>(input, 1).cast_mut();
+        #[cfg(not(feature = "cuda"))]
+        ptr::without_provenance_mut(input.byte())
+    }
+
     fn put_configs(&self, input: &mut Input<'_>) -> (*const dualadam_config, usize) {
         let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
         let count = input.count();
@@ -419,7 +476,7 @@ impl Surface {
     #[expect(clippy::too_many_lines, reason = "a line or two for each function of the library")]
     fn call(&mut self, input: &mut Input<'_>) {
         self.calls += 1;
-        let which = input.byte() % 64;
+        let which = input.byte() % 96;
         // SAFETY: structs and places are in the arena, with room behind them; buffers that can pass the checks are in it as well, or in a
         // live state, or on the device; paths are null or C strings.
         let status = unsafe {
@@ -591,6 +648,81 @@ impl Surface {
                     self.taken_back(handle, status);
                     status
                 }
+                60 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_control_group>()));
+                    self.arena.remember();
+                    dualadam_control_group_init(place, size)
+                }
+                61 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_control_set>()));
+                    self.arena.remember();
+                    dualadam_control_set_init(place, size)
+                }
+                62 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_scalars>()));
+                    self.arena.remember();
+                    dualadam_scalars_init(place, size)
+                }
+                63..=67 => {
+                    let handle = self.handle(input);
+                    let (groups, group_count) = self.put_control_groups(input);
+                    let (sets, set_count) = self.put_control_sets(input);
+                    let place = self.arena.place(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
+                    self.given_out(place, status);
+                    status
+                }
+                68..=77 => {
+                    let (list, control, stream) = (self.handle(input), self.handle(input), self.stream(input));
+                    let scalars = self.put_scalars(input);
+                    self.arena.remember();
+                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
+                }
+                78 | 79 => {
+                    let (control, stream) = (self.handle(input), self.stream(input));
+                    let lr = input.real(&[1e-3, 0.0]);
+                    self.arena.remember();
+                    dualadam_cuda_control_set_lr(control, input.byte() % 4, lr, stream)
+                }
+                80 | 81 => {
+                    let (control, stream, config) = (self.handle(input), self.stream(input), self.put_config(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_config(control, input.byte() % 4, config, stream)
+                }
+                82 | 83 => {
+                    let (control, stream) = (self.handle(input), self.stream(input));
+                    let (place, count) = (self.arena.place(input), input.count());
+                    self.arena.remember();
+                    dualadam_cuda_control_steps(control, place, count, stream)
+                }
+                84 | 85 => {
+                    let (control, stream) = (self.handle(input), self.stream(input));
+                    let (place, count) = (self.arena.place(input), input.count());
+                    self.arena.remember();
+                    dualadam_cuda_control_set_steps(control, place, count, stream)
+                }
+                86 | 87 => {
+                    let (control, stream) = (self.handle(input), self.stream(input));
+                    let size = input.size(size_of::<dualadam_set_report>());
+                    let (place, count) = (self.arena.place(input), input.count());
+                    self.arena.remember();
+                    dualadam_cuda_control_report(control, place, size, count, stream)
+                }
+                88 | 89 => {
+                    let (control, stream) = (self.handle(input), self.stream(input));
+                    let size = input.size(size_of::<dualadam_coeffs>());
+                    let (place, count) = (self.arena.place(input), input.count());
+                    self.arena.remember();
+                    dualadam_cuda_control_coeffs(control, place, size, count, stream)
+                }
+                90 => {
+                    let handle = self.handle(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_free(handle);
+                    self.taken_back(handle, status);
+                    status
+                }
                 58 | 59 => {
                     let (place, len) = (self.arena.place(input), input.u32() as usize % SLACK);
                     let needed = self.arena.place(input);
@@ -647,6 +779,8 @@ mod device {
 
     const SLACK: usize = 4 * MOST_ELEMENTS as usize;
     const MEMORY: usize = 32 * 1024 + SLACK;
+    /// Behind it there is room for scalars, and as much for step counters.
+    const CONTROL: usize = 256;
 
     /// Fields are dropped in this order: the stand-in last.
     pub(super) struct Device {
@@ -668,8 +802,8 @@ mod device {
             let context = CudaContext::new(0).unwrap();
             // SAFETY: a context is current; the memory is as long.
             let address = unsafe {
-                let address = result::malloc_sync(MEMORY).unwrap();
-                result::memset_d8_sync(address, 0, MEMORY).unwrap();
+                let address = result::malloc_sync(MEMORY + 2 * CONTROL).unwrap();
+                result::memset_d8_sync(address, 0, MEMORY + 2 * CONTROL).unwrap();
                 address
             };
             let mut stream = ptr::null_mut();
@@ -691,6 +825,13 @@ mod device {
                 31 => 0,
                 _ => start + (at & !15),
             })
+        }
+
+        /// A place in one of the two parts for a control.
+        pub(super) fn control_place<T>(&self, input: &mut Input<'_>, part: usize) -> *const T {
+            let at = input.byte() % (CONTROL - 8);
+            let start = self.address as usize + MEMORY + part * CONTROL;
+            ptr::without_provenance(if input.one_in(32) { start + at } else { start + (at & !7) })
         }
 
         pub(super) fn stream(&self, input: &mut Input<'_>) -> *mut c_void {
