@@ -80,14 +80,22 @@ impl Device {
         Self { adapter, device, queue, facts }
     }
 
-    /// A storage buffer with repetitions of a pattern.
-    pub(crate) fn repeat(&self, pattern: &[u8], bytes: usize) -> wgpu::Buffer {
+    /// A storage buffer with repetitions of a pattern, or why it cannot be had.
+    pub(crate) fn repeat(&self, pattern: &[u8], bytes: usize) -> Result<wgpu::Buffer, String> {
+        let most = self.device.limits().max_buffer_size;
+        if bytes as u64 > most {
+            return Err(format!("a buffer of {bytes} bytes needed, {most} allowed"));
+        }
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: bytes.next_multiple_of(4) as u64,
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: true,
         });
+        if let Some(error) = block_on(memory.pop()) {
+            return Err(error.to_string());
+        }
         let mut view = buffer.get_mapped_range_mut(..).expect("a new buffer is mapped");
         for start in (0..bytes).step_by(pattern.len()) {
             let part = pattern.len().min(bytes - start);
@@ -95,7 +103,7 @@ impl Device {
         }
         drop(view);
         buffer.unmap();
-        buffer
+        Ok(buffer)
     }
 
     /// Waits for everything and reads a buffer's first bytes.

@@ -5,7 +5,7 @@ use dualadam::{DualAdamConfig, StepCoeffs};
 
 use crate::device::Device;
 use crate::triad::{Pipeline, Triad};
-use crate::values::{Pattern, Types};
+use crate::values::{Pattern, TYPES, Types};
 
 /// Together the replicas have at least so many bytes, several times the cache of a large GPU,
 const BYTES: usize = 256 << 20;
@@ -15,6 +15,12 @@ const MOST_REPLICAS: usize = 64;
 const STEP: u64 = 2000;
 /// Small enough that no value moves far, however long the triad runs.
 const FACTOR: f64 = 1e-9;
+
+/// The types of plain, of 16-bit and of mixed training.
+pub(crate) fn main_types() -> [Types; 3] {
+    let types = |name| TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
+    [types("f32_f32"), types("bf16_bf16"), types("f32_bf16_bf16")]
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
@@ -65,12 +71,13 @@ pub(crate) struct Replica {
 }
 
 impl Group {
-    pub(crate) fn new(device: &Device, pipelines: &Pipelines, types: Types, len: usize) -> Self {
+    /// The buffers with their content, or why they cannot be had.
+    pub(crate) fn new(device: &Device, pipelines: &Pipelines, types: Types, len: usize) -> Result<Self, String> {
         let pattern = Pattern::new(&types);
         let triad = Pipeline::new(device, &types, FACTOR);
         let replica = |_| Replica::new(device, pipelines, &triad, &types, &pattern, len);
-        let replicas = (0..replicas(&types, len)).map(replica).collect();
-        Self { types, coeffs: Variant::ALL.map(|variant| [variant.coeffs()]), replicas, next: 0 }
+        let replicas = (0..replicas(&types, len)).map(replica).collect::<Result<_, _>>()?;
+        Ok(Self { types, coeffs: Variant::ALL.map(|variant| [variant.coeffs()]), replicas, next: 0 })
     }
 
     pub(crate) fn replicas(&self) -> usize {
@@ -97,12 +104,12 @@ impl Replica {
         types: &Types,
         pattern: &Pattern,
         len: usize,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let sizes = types.sizes().into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
-        let buffers: Vec<_> = sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect();
+        let buffers: Vec<_> = sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect::<Result<_, _>>()?;
         let triad = Triad::new(device, triad, types, &buffers, len as u64);
         let list = TensorList::new(pipelines, &[tensor(types, &buffers, len as u64)]).expect("the tensor is valid");
-        Self { buffers, list, triad }
+        Ok(Self { buffers, list, triad })
     }
 
     pub(crate) fn encode(&self, variant: Variant, coeffs: &[StepCoeffs], pass: &mut wgpu::ComputePass<'_>) {

@@ -21,9 +21,9 @@ pub(crate) fn times(device: &Device, rounds: usize) -> Vec<HostRow> {
     let pattern = Pattern::new(types);
     let mut rows = vec![];
     for (shape, count, len, steps) in LISTS {
-        let buffers: Vec<Vec<_>> = (0..count)
-            .map(|_| pattern.bytes()[..4].iter().map(|bytes| device.repeat(bytes, 4 * len)).collect())
-            .collect();
+        let buffer = |bytes: &&[u8]| device.repeat(bytes, 4 * len).expect("there is memory");
+        let buffers = (0..count).map(|_| pattern.bytes()[..4].iter().map(buffer).collect());
+        let buffers: Vec<Vec<_>> = buffers.collect();
         let tensors: Vec<Tensor<'_>> = buffers.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
         let list = TensorList::new(&pipelines, &tensors).expect("the tensors are valid");
         let times: Vec<_> = (0..rounds).map(|_| pieces(device, &list, steps)).collect();

@@ -14,6 +14,7 @@ mod host;
 mod report;
 #[path = "../../tests/common/require.rs"]
 mod require;
+mod samples;
 mod timer;
 mod triad;
 #[path = "../cuda/values.rs"]
@@ -30,10 +31,10 @@ use clap::Parser;
 use dualadam::webgpu::Pipelines;
 
 use device::Device;
-use group::{Group, Variant};
+use group::{Group, Variant, main_types};
 use report::{Report, Row};
 use timer::{Seconds, Timer, median, quantile};
-use values::{TYPES, Types};
+use values::Types;
 use workloads::Workload;
 
 /// Times DualAdam on a WebGPU device.
@@ -49,6 +50,9 @@ struct Arguments {
     /// What the program was built from, for the JSON.
     #[arg(long, default_value = "")]
     build: String,
+    /// criterion's view instead, without ratios and the CPU.
+    #[arg(long)]
+    criterion: bool,
     /// Small lengths and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
         }
     };
     workloads::verify();
-    let mut report = run(&device, &arguments);
+    let Some(mut report) = run(&device, &arguments) else { return ExitCode::SUCCESS };
     if let Some(Err(error)) = arguments.cuda.as_ref().map(|file| report.compare_with_cuda(file)) {
         report.skipped.push(format!("the comparison with CUDA: {error}"));
     }
@@ -78,49 +82,52 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The types of plain, of 16-bit and of mixed training, and what the CPU's workload for each is called.
-fn main_types() -> [(Types, &'static str); 3] {
-    let types = |name| TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
-    let cpu = |kind: &str| workloads::NAMES.into_iter().find(|name| *name == kind).expect("the workload is there");
-    [
-        (types("f32_f32"), cpu("dual f32")),
-        (types("bf16_bf16"), cpu("dual bf16")),
-        (types("f32_bf16_bf16"), cpu("dual master")),
-    ]
+/// What the CPU's workload for each of the main types is called.
+fn on_cpu() -> [&'static str; 3] {
+    ["dual f32", "dual bf16", "dual master"]
+        .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))
 }
 
-fn run(device: &Device, arguments: &Arguments) -> Report {
+/// The results, if they are not criterion's.
+fn run(device: &Device, arguments: &Arguments) -> Option<Report> {
     let (rounds, exponents): (_, &[u32]) = match (arguments.quick, device.facts.software) {
         (true, _) => (3, &[12, 16]),
-        (false, true) => (15, &[16, 20, 22, 24]),
+        (false, true) => (9, &[16, 20, 22, 24, 26]),
         (false, false) => (21, &[16, 20, 22, 24, 26, 28]),
     };
-    let mut report = Report::new(device, &arguments.build);
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
-    let timer = Timer::new(device, arguments.quick);
-    main_types().iter().for_each(|(types, _)| verify::verify(device, &pipelines, types));
+    let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
+    main_types().iter().for_each(|types| verify::verify(device, &pipelines, types));
+    if arguments.criterion {
+        samples::run(device, &pipelines, &timer, exponents);
+        return None;
+    }
+    let mut report = Report::new(device, &arguments.build);
     for &exponent in exponents {
-        if (4 << exponent) > device.device.limits().max_buffer_size {
-            report
-                .skipped
-                .push(format!("2^{exponent}: a buffer may have {} bytes", device.device.limits().max_buffer_size));
-            continue;
+        match time(device, &timer, &pipelines, exponent, rounds) {
+            Ok(rows) => report.rows.extend(rows),
+            Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
         }
-        report.rows.extend(time(device, &timer, &pipelines, exponent, rounds));
     }
     report.host.extend(host::times(device, rounds));
     if device.facts.immediates {
         report.host.extend(host::times(&device.without_immediates(), rounds));
     }
-    report
+    Some(report)
 }
 
-/// Times all variants of a length in turns.
-fn time(device: &Device, timer: &Timer<'_>, pipelines: &Pipelines, exponent: u32, rounds: usize) -> Vec<Row> {
+/// Times all variants of a length in turns. Fails if the device lacks the memory.
+fn time(
+    device: &Device,
+    timer: &Timer<'_>,
+    pipelines: &Pipelines,
+    exponent: u32,
+    rounds: usize,
+) -> Result<Vec<Row>, String> {
     let len = 1 << exponent;
     let mut subjects = vec![];
-    for (types, cpu) in main_types() {
-        let mut group = Group::new(device, pipelines, types, len);
+    for (types, cpu) in main_types().into_iter().zip(on_cpu()) {
+        let mut group = Group::new(device, pipelines, types, len)?;
         let repeats = Variant::ALL.map(|variant| timer.repeats(group.replicas(), |pass| group.encode(variant, pass)));
         subjects.push((group, repeats, Cpu::new(cpu, &types, len)));
     }
@@ -165,7 +172,7 @@ fn time(device: &Device, timer: &Timer<'_>, pipelines: &Pipelines, exponent: u32
             });
         }
     }
-    rows
+    Ok(rows)
 }
 
 /// The CPU backend over as many buffers, with rayon's global threads.

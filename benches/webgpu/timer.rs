@@ -32,10 +32,10 @@ pub(crate) struct Seconds {
 }
 
 impl<'a> Timer<'a> {
-    /// A timer, or with `quick` one that only goes through the motions.
-    pub(crate) fn new(device: &'a Device, quick: bool) -> Self {
+    /// A timer that repeats work for so many seconds.
+    pub(crate) fn new(device: &'a Device, shortest: f64) -> Self {
         let queries = device.facts.timestamps.then(|| Queries::new(device));
-        Self { device, queries, shortest: if quick { 0.0 } else { 2e-3 } }
+        Self { device, queries, shortest }
     }
 
     /// How often to run some work in one timing, after some first runs, which compile it and fault memory in.

@@ -20,7 +20,7 @@ pub(crate) fn verify(device: &Device, pipelines: &Pipelines, types: &Types) {
     let before = Pattern::new(types);
     let triad = Pipeline::new(device, types, FACTOR.into());
     for variant in Variant::ALL {
-        let replica = Replica::new(device, pipelines, &triad, types, &before, LEN);
+        let replica = Replica::new(device, pipelines, &triad, types, &before, LEN).expect("there is memory");
         let mut encoder = device.device.create_command_encoder(&Default::default());
         replica.encode(variant, &[variant.coeffs()], &mut encoder.begin_compute_pass(&Default::default()));
         device.queue.submit([encoder.finish()]);
