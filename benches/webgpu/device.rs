@@ -28,22 +28,27 @@ pub(crate) struct Facts {
 const NAME: &str = "WGPU_ADAPTER_NAME";
 
 impl Device {
-    /// The adapter that the environment names; else the first that is no software, discrete ones first. Or why there is none.
-    pub(crate) fn find() -> Result<Self, String> {
+    /// The adapter that the environment names; else the first, discrete ones before others, and software only where it is allowed. Or why
+    /// there is none.
+    pub(crate) fn find(software: bool) -> Result<Self, String> {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         let descriptor =
             wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() };
         let mut adapters = block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends));
-        adapters.sort_by_key(|adapter| adapter.get_info().device_type != wgpu::DeviceType::DiscreteGpu);
+        adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::Cpu => 2,
+            _ => 1,
+        });
         let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
         let wanted = std::env::var(NAME).unwrap_or_default().to_lowercase();
         let is_wanted = |adapter: &wgpu::Adapter| match adapter.get_info() {
-            info if wanted.is_empty() => info.device_type != wgpu::DeviceType::Cpu,
+            info if wanted.is_empty() => software || info.device_type != wgpu::DeviceType::Cpu,
             info => info.name.to_lowercase().contains(&wanted),
         };
         let adapter = adapters.into_iter().find(is_wanted).ok_or_else(|| match names.join(", ") {
             names if names.is_empty() => "no Vulkan, Metal or DX12 adapter".to_owned(),
-            names if wanted.is_empty() => format!("only software adapters, to be named in {NAME}: {names}"),
+            names if wanted.is_empty() => format!("only software adapters, which --software allows: {names}"),
             names => format!("no adapter is called {wanted}, as {NAME} wants it; there are {names}"),
         })?;
         Ok(Self::open(adapter, true))

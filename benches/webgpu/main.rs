@@ -4,9 +4,10 @@
 //! backend before it is timed, and the CPU backend's own time stands beside it. The buffers are several times the size of a GPU's
 //! cache and are used in turns. The host's time for a step is measured apart.
 //!
-//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on a GPU 12 GB. A software adapter is
-//! taken only if the variable `WGPU_ADAPTER_NAME` names it, such as `llvmpipe`. `--json FILE` writes the results as JSON, `--cuda FILE`
-//! sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths for a few rounds.
+//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on a GPU 12 GB. The variable
+//! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
+//! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
+//! for a few rounds, `--criterion` gives criterion's view.
 
 mod device;
 mod group;
@@ -50,6 +51,9 @@ struct Arguments {
     /// What the program was built from, for the JSON.
     #[arg(long, default_value = "")]
     build: String,
+    /// Take a software adapter where there is no other.
+    #[arg(long)]
+    software: bool,
     /// criterion's view instead, without ratios and the CPU.
     #[arg(long)]
     criterion: bool,
@@ -63,7 +67,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let device = match Device::find() {
+    let device = match Device::find(arguments.software) {
         Ok(device) => device,
         Err(reason) => {
             println!("the WebGPU benchmark did not run: {reason}");
