@@ -111,13 +111,12 @@ impl Backward {
             compilation_options: Default::default(),
             cache: None,
         });
-        let entry =
-            |(binding, buffer): (u32, &wgpu::Buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() };
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &(0..).zip(buffers).map(entry).collect::<Vec<_>>(),
+        let entries = [0, 1, 2].map(|binding| wgpu::BindGroupEntry {
+            binding: binding as u32,
+            resource: buffers[binding].as_entire_binding(),
         });
+        let layout = &pipeline.get_bind_group_layout(0);
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
         Self { pipeline, group }
     }
 
