@@ -15,7 +15,13 @@ struct Stage {
     needs: &'static [(&'static str, &'static str)],
 }
 
-const STAGES: [Stage; 8] = [
+/// Fails where there is no adapter, and uses one that the first stage has been through.
+const NEEDS_ADAPTER: &[(&str, &str)] = &[(
+    "env DUALADAM_REQUIRE=webgpu cargo test --workspace --all-features --test webgpu -- --exact nothing_to_do",
+    "no Vulkan, Metal or DX12 adapter",
+)];
+
+const STAGES: [Stage; 10] = [
     Stage {
         name: "unit, integration and documentation tests",
         command: "cargo test --workspace --all-features",
@@ -40,6 +46,16 @@ const STAGES: [Stage; 8] = [
         name: "the CUDA benchmark on the stand-in driver, a quick round",
         command: "cargo bench --bench cuda -- --quick --stand-in",
         needs: &[],
+    },
+    Stage {
+        name: "steps in another program's compute pass",
+        command: "cargo run --release --example external_wgpu",
+        needs: NEEDS_ADAPTER,
+    },
+    Stage {
+        name: "the WebGPU benchmark, a quick round",
+        command: "cargo bench --bench webgpu -- --quick --software",
+        needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the CUDA tests on a real device",
