@@ -49,7 +49,7 @@
 /** A handle stands for an object of another kind. */
 #define DUALADAM_STATUS_HANDLE_KIND 8
 
-/** This library was built without what the call needs. */
+/** This library was built without what the call needs. What has to do with WebGPU is not in the C library at all. */
 #define DUALADAM_STATUS_UNSUPPORTED 9
 
 /** A number is outside the range that its name allows, as a double or after rounding to float. */
@@ -58,10 +58,13 @@
 /** A step is 0; steps count from 1. */
 #define DUALADAM_STATUS_STEP_ZERO 21
 
-/** A tensor's step counter cannot grow further. */
+/**
+ * A tensor's step counter cannot grow further. No function of this library gives it: the caller counts the steps, or the device, which
+ * says DUALADAM_SKIP_STEP.
+ */
 #define DUALADAM_STATUS_STEP_OVERFLOW 22
 
-/** A buffer's length differs from its tensor's. */
+/** A buffer's length differs from its tensor's. No function of this library gives it: a tensor's buffers are given with one length. */
 #define DUALADAM_STATUS_LENGTH 23
 
 /** Two lists that belong together differ in length. */
@@ -130,14 +133,26 @@
 /** The call would copy what changes later, which a CUDA graph that is being captured must not. */
 #define DUALADAM_STATUS_CUDA_CAPTURED 65
 
-/** The address of a step counter, a learning rate or a scalar in device memory is misaligned, overlaps another, or must be null. */
+/** An address in device memory that a control or a controlled step is given is null, misaligned, or overlaps another. */
 #define DUALADAM_STATUS_CUDA_ADDRESS 66
 
-/** A learning rate is not the library's to set: it lies in the caller's memory. */
+/** A control reads the learning rate from the caller's memory: write it there. */
 #define DUALADAM_STATUS_CUDA_CALLERS_LR 67
 
-/** The driver failed in the middle of an earlier step: step counters of the control have advanced of tensors that were not stepped. */
+/**
+ * The driver failed between a control's counters and its tensors, so that steps were counted that were not made:
+ * dualadam_cuda_control_set_steps makes it usable again.
+ */
 #define DUALADAM_STATUS_CUDA_INTERRUPTED 68
+
+/** Work is not ordered with a buffer. No function of this library gives it: what they take are addresses. */
+#define DUALADAM_STATUS_CUDA_UNORDERED 69
+
+/** A stream is the per-thread default stream, where it must be one stream for all threads. No function of this library gives it. */
+#define DUALADAM_STATUS_CUDA_PER_THREAD_STREAM 70
+
+/** An optimizer has no device control. No function of this library gives it: its controls are objects of their own. */
+#define DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL 71
 
 /** No buffer: the type of a copy that is not there. */
 #define DUALADAM_DTYPE_NONE 0
@@ -181,25 +196,25 @@
 /** alpha = 1 up to and including switching_step, then 0. */
 #define DUALADAM_SCHEDULE_FIXED 3
 
-/** The step was not skipped. */
+/** No step of the set was skipped. */
 #define DUALADAM_SKIP_NONE 0
 
-/** Found-inf was not 0; NaN is not 0 either. */
+/** found_inf was not 0. */
 #define DUALADAM_SKIP_FOUND_INF 1
 
-/** The loss scale was NaN, infinite, 0 or negative. */
+/** loss_scale was NaN, infinite, 0 or negative. */
 #define DUALADAM_SKIP_LOSS_SCALE 2
 
-/** The clip factor was NaN, infinite or negative. */
+/** clip_factor was NaN, infinite or negative. */
 #define DUALADAM_SKIP_CLIP_FACTOR 3
 
-/** clip factor / loss scale was infinite as a float, or above 0 and rounded to 0. */
+/** clip_factor / loss_scale was infinite as a float, or above 0 and rounded to 0. */
 #define DUALADAM_SKIP_MULTIPLIER 4
 
-/** The learning rate was NaN, infinite or negative, or too large for the rest of the config. */
+/** lr was NaN, infinite or negative, or so large that lr / (1 - beta1) / eps, lr / (1 - beta1) * eps or lr * weight_decay overflows. */
 #define DUALADAM_SKIP_LR 5
 
-/** The step counter was the largest number. */
+/** The step counter was at its end, 2^64 - 1. */
 #define DUALADAM_SKIP_STEP 6
 
 /** What a call did: 0 if all went well, otherwise one of the DUALADAM_STATUS_ numbers. They never change their meaning. */
@@ -368,54 +383,75 @@ typedef uint64_t dualadam_cuda_kernels;
 /** A handle of a list of tensors: dualadam_cuda_list_new gives one out, dualadam_cuda_list_free takes it back. Never 0. */
 typedef uint64_t dualadam_cuda_list;
 
-/** A parameter group of a control. dualadam_control_group_init fills in nulls. */
-typedef struct dualadam_control_group {
-  /** sizeof(dualadam_control_group) */
+/**
+ * A parameter group of a control. dualadam_cuda_control_group_init fills in nulls.
+ *
+ * With both pointers to an lr null, the control keeps that of the config in its own device memory. Otherwise the config's is not used, but
+ * must be valid; the value in device memory is read in each step and never written, and a step with one that is not valid is skipped.
+ */
+typedef struct dualadam_cuda_control_group {
+  /** sizeof(dualadam_cuda_control_group) */
   size_t size;
-  /** The hyperparameters, in the host's memory; read during the call only. Must not be null. */
+  /** The hyperparameters, in the host's memory; they are copied. Never null. */
   const struct dualadam_config *config;
-  /** Null, or the device address of the learning rate, which is read in each step; the config's own must be valid all the same. */
+  /** Null, or the address of the learning rate in the caller's device memory, as a float. It stays the caller's. */
   const float *lr_f32;
-  /** The same for a double; one of the two must be null. With both null the control keeps the config's lr itself. */
+  /** Null, or the address of the learning rate in the caller's device memory, as a double. It stays the caller's. */
   const double *lr_f64;
-} dualadam_control_group;
+} dualadam_cuda_control_group;
 
-/** A coefficient set of a control: tensors of one group that are updated together. dualadam_control_set_init fills in zeros. */
-typedef struct dualadam_control_set {
-  /** sizeof(dualadam_control_set) */
+/**
+ * A coefficient set of a control: tensors of one group that are updated together. dualadam_cuda_control_set_init fills in group 0 and
+ * null.
+ */
+typedef struct dualadam_cuda_control_set {
+  /** sizeof(dualadam_cuda_control_set) */
   size_t size;
-  /** Null, or the device address of the step counter, read and written in each step. With null the control keeps one itself. */
-  uint64_t *step;
   /** Number of the group, from 0. */
-  uint64_t group;
-} dualadam_control_set;
+  size_t group;
+  /**
+   * The address of the step counter in the caller's device memory, read and written; it stays the caller's. Null for one in the
+   * control's memory that begins at 0.
+   */
+  uint64_t *step;
+} dualadam_cuda_control_set;
 
-/** Scalars in device memory that steer one step: each null or a device address. dualadam_scalars_init fills in nulls. */
-typedef struct dualadam_scalars {
-  /** sizeof(dualadam_scalars) */
+/**
+ * Scalars in device memory that steer one step: addresses, null for what is not there. They stay the caller's. dualadam_cuda_scalars_init
+ * fills in nulls.
+ *
+ * Gradients are multiplied by clip_factor / loss_scale, formed in double and rounded once.
+ */
+typedef struct dualadam_cuda_scalars {
+  /** sizeof(dualadam_cuda_scalars) */
   size_t size;
-  /** What the loss was multiplied by, a divisor of the gradients: finite and above 0. */
+  /** What the loss was multiplied by, a divisor of the gradients: finite and above 0. PyTorch calls it grad_scale. */
   const float *loss_scale;
   /** What the gradients are multiplied by after that: finite, at least 0. */
   const float *clip_factor;
   /** Anything but 0, NaN too, skips the step. */
   const float *found_inf;
-} dualadam_scalars;
+} dualadam_cuda_scalars;
 
 /** A handle of a control: dualadam_cuda_control_new gives one out, dualadam_cuda_control_free takes it back. Never 0. */
 typedef uint64_t dualadam_cuda_control;
 
 /** What became of a set's steps. dualadam_cuda_control_report fills it in. */
-typedef struct dualadam_set_report {
-  /** sizeof(dualadam_set_report) */
+typedef struct dualadam_cuda_set_report {
+  /** sizeof(dualadam_cuda_set_report) */
   size_t size;
   /** Updates that the set's tensors have had: the step counter. */
   uint64_t step;
   /** Steps that were skipped. */
   uint64_t skipped;
-  /** Why the last of them was: a DUALADAM_SKIP_ number. */
-  uint64_t last_skip;
-} dualadam_set_report;
+  /**
+   * Why the last of them was: a DUALADAM_SKIP_ number, where there are several reasons the smallest. DUALADAM_SKIP_NONE if there was
+   * none.
+   */
+  uint32_t last_skip;
+  /** 0 */
+  uint32_t reserved;
+} dualadam_cuda_set_report;
 
 #ifdef __cplusplus
 extern "C" {
@@ -894,8 +930,8 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
                                         void *stream);
 
 /**
- * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps must not be
- * launched any more.
+ * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
+ * launched: memory that was captured is never freed, nor are the kernels unloaded then.
  *
  * Threads: any; a call with the same list that is under way in another thread goes on to its end.
  *
@@ -905,8 +941,7 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
 
 /**
- * Fills in nulls: no config yet, and a learning rate that is the config's. Call it as
- * dualadam_control_group_init(&group, sizeof group).
+ * Fills in nulls. Call it as dualadam_cuda_control_group_init(&group, sizeof group), and set config then.
  *
  * Threads: any; the struct is the caller's.
  *
@@ -916,10 +951,10 @@ dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
  *
  * group can be written for size bytes.
  */
-dualadam_status dualadam_control_group_init(struct dualadam_control_group *group, size_t size);
+dualadam_status dualadam_cuda_control_group_init(struct dualadam_cuda_control_group *group, size_t size);
 
 /**
- * Fills in group 0 and no counter of the caller's. Call it as dualadam_control_set_init(&set, sizeof set).
+ * Fills in group 0 and no counter of the caller's. Call it as dualadam_cuda_control_set_init(&set, sizeof set).
  *
  * Threads: any; the struct is the caller's.
  *
@@ -929,10 +964,10 @@ dualadam_status dualadam_control_group_init(struct dualadam_control_group *group
  *
  * set can be written for size bytes.
  */
-dualadam_status dualadam_control_set_init(struct dualadam_control_set *set, size_t size);
+dualadam_status dualadam_cuda_control_set_init(struct dualadam_cuda_control_set *set, size_t size);
 
 /**
- * Fills in nulls: no loss scale, no clip factor, and no found-inf flag. Call it as dualadam_scalars_init(&scalars, sizeof scalars).
+ * Fills in nulls. Call it as dualadam_cuda_scalars_init(&scalars, sizeof scalars).
  *
  * Threads: any; the struct is the caller's.
  *
@@ -942,81 +977,86 @@ dualadam_status dualadam_control_set_init(struct dualadam_control_set *set, size
  *
  * scalars can be written for size bytes.
  */
-dualadam_status dualadam_scalars_init(struct dualadam_scalars *scalars,
-                                      size_t size);
+dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars, size_t size);
 
 /**
- * Makes a control: the coefficient sets of a list, formed on the device from what lies there, so that nothing waits for the host and a
- * CUDA graph goes on counting. Waits until it is in device memory. Counters that are not the caller's begin at 0.
+ * Makes a control: coefficient sets whose hyperparameters, learning rates and step counters lie in device memory. Steps that it controls
+ * need nothing of the host, can be skipped by the device, and go on counting when a CUDA graph that captured them is launched again.
+ * Waits until all is there.
  *
- * groups and sets are arrays, their structs' sizes alike. control gets the handle, which is to be given back with
- * dualadam_cuda_control_free. The control keeps the kernels, and serves one list at a time.
+ * groups is an array of the parameter groups, sets one of the coefficient sets, which the set of a list's tensors counts; the sizes
+ * in each array alike. All counters that are not the caller's are 0. control gets the handle, which is to be given back with
+ * dualadam_cuda_control_free. The control keeps the kernels. It serves one list.
+ *
+ * Capture: not while a stream is being captured, unless in another thread and in a mode that allows it: the call allocates.
  *
  * Threads: any; the structs are only read.
  *
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
- * DUALADAM_STATUS_SIZE for a struct, a config or control; DUALADAM_STATUS_ENUM or DUALADAM_STATUS_VALUE for a config;
- * DUALADAM_STATUS_EMPTY for no set at all; DUALADAM_STATUS_POSITION for a set whose group is not there;
- * DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, or a counter that overlaps another counter or an lr, and for a
- * group with both kinds of lr; DUALADAM_STATUS_TOO_MANY; DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library
- * without CUDA.
+ * DUALADAM_STATUS_SIZE for the arrays, a group's config and control; as dualadam_config_validate, for each config;
+ * DUALADAM_STATUS_EMPTY for no set at all; DUALADAM_STATUS_POSITION for a set's group that is not there;
+ * DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, a counter that overlaps another or an lr, or a group with both an
+ * lr of type float and one of type double; DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for more than can be;
+ * DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
  * Required:
  *
- * Each struct can be read for as many bytes as its size says; control can be written.
+ * Each struct, and the config of each group, can be read for as many bytes as its size says; control can be written. Counters and
+ * learning rates are looked at later only.
  */
 dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
-                                          const struct dualadam_control_group *groups,
+                                          const struct dualadam_cuda_control_group *groups,
                                           size_t group_count,
-                                          const struct dualadam_control_set *sets,
+                                          const struct dualadam_cuda_control_set *sets,
                                           size_t set_count,
                                           dualadam_cuda_control *control);
 
 /**
- * One DualAdam step of every tensor of a list that has a gradient, with coefficients that the device forms, enqueued on stream.
+ * Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
+ * still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
  *
- * A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the bits of
- * dualadam_config_coeffs, the multiplier being clip factor / loss scale. A set whose step cannot be made is skipped: no byte of its
- * tensors nor its counter changes, and dualadam_cuda_control_report says why. The reasons are the DUALADAM_SKIP_ numbers.
+ * Capture: as dualadam_cuda_control_new, but for a control with steps that were captured, which can be freed at any time.
  *
- * scalars may be null, as may each of its pointers. The call does not read from the device or allocate, and waits only as
- * dualadam_cuda_list_step does. A step of unchanged addresses and gradients can be captured in a CUDA graph, whose launches go on
- * counting: make one step before the capture. The graph keeps the addresses in scalars; learning rates, configs and counters it reads
- * when it is launched. Memory of the list's and of the control's own that was captured is never freed, so that the graph may outlive both,
- * but not the kernels.
+ * Threads: any; a call with the same control that is under way in another thread goes on to its end.
  *
- * Threads: any; waits for other calls with the same list or control.
- *
- * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for the
- * struct; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_INDEX for a tensor whose set is
- * not in the control; DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream of another context; DUALADAM_STATUS_CUDA_CAPTURED for
- * what cannot be captured; DUALADAM_STATUS_CUDA_INTERRUPTED. Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver
- * refuses a copy or a launch, or if earlier work on the device failed; if counters have advanced of tensors that were not stepped, the
- * control answers DUALADAM_STATUS_CUDA_INTERRUPTED until dualadam_cuda_control_set_steps. DUALADAM_STATUS_UNSUPPORTED from a library
- * without CUDA.
- *
- * Required:
- *
- * The struct can be read for as many bytes as its size says. stream is null or live. From now until the work has run, and each time
- * that a graph with it runs, the buffers are as for dualadam_cuda_list_step; the scalars, and the caller's own counters and learning
- * rates, are device memory of the kernels' context that nothing in the list writes; and other uses of the control are ordered before or
- * after.
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, also for one that was freed before; DUALADAM_STATUS_HANDLE_KIND;
+ * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  */
-dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
-                                                   dualadam_cuda_control control,
-                                                   const struct dualadam_scalars *scalars,
-                                                   void *stream);
+dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
 
 /**
- * Sets the learning rate of a group for the steps that come later on stream, also for those of graphs. Waits for the device only where
- * the four changes before have not reached it yet.
+ * Writes the config of a control's group, numbered from 0, as the host knows it: with the lr that it was last given by
+ * dualadam_cuda_control_set_lr or dualadam_cuda_control_set_config. Nothing is read from the device. size is
+ * sizeof(dualadam_config).
  *
  * Threads: any; waits for other calls with the same control.
  *
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_POSITION if there is no such group;
- * DUALADAM_STATUS_VALUE if lr is not valid with the rest of the config; DUALADAM_STATUS_CUDA_CALLERS_LR if it lies in the caller's
- * memory; DUALADAM_STATUS_CUDA_CONTEXT, DUALADAM_STATUS_CUDA_CAPTURED. DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or
- * the new one then. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ * DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for config; DUALADAM_STATUS_UNSUPPORTED from a
+ * library without CUDA.
+ *
+ * Required:
+ *
+ * config can be written for size bytes.
+ */
+dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
+                                             size_t group,
+                                             struct dualadam_config *config,
+                                             size_t size);
+
+/**
+ * Sets the learning rate of a group, numbered from 0, for the steps that come later on stream, also for those of CUDA graphs. The call
+ * does not allocate, and does not wait for the device unless none of the four changes before has reached it yet.
+ *
+ * Capture: not on a stream that is being captured. Change it between the launches of a graph.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_POSITION if there is no such group;
+ * DUALADAM_STATUS_VALUE for an lr that is not valid with the rest of the config; DUALADAM_STATUS_CUDA_CALLERS_LR if it lies in the
+ * caller's memory; DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context; DUALADAM_STATUS_CUDA_CAPTURED. Nothing is changed
+ * then. DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or the new one. DUALADAM_STATUS_UNSUPPORTED from a library without
+ * CUDA.
  *
  * Required:
  *
@@ -1028,17 +1068,18 @@ dualadam_status dualadam_cuda_control_set_lr(dualadam_cuda_control control,
                                              void *stream);
 
 /**
- * Sets the config of a group for the steps that come later on stream, also for those of graphs. Where the learning rate lies in the
- * caller's memory, the config's own is not used, but must be valid.
+ * Sets the whole config of a group, numbered from 0, for the steps that come later on stream, also for those of CUDA graphs. An lr in the
+ * caller's memory stays what is read.
  *
- * Threads: any; waits for other calls with the same control. The struct is only read.
+ * Capture: not on a stream that is being captured. Change it between the launches of a graph.
  *
- * Errors: as dualadam_cuda_control_set_lr, but that a learning rate of the caller's stays; DUALADAM_STATUS_NULL,
- * DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE, DUALADAM_STATUS_ENUM or DUALADAM_STATUS_VALUE for the config.
+ * Threads: any; waits for other calls with the same control. The config is only read.
+ *
+ * Errors: as dualadam_cuda_control_set_lr, but for DUALADAM_STATUS_CUDA_CALLERS_LR; as dualadam_config_validate.
  *
  * Required:
  *
- * As for dualadam_cuda_control_set_lr; config can be read for as many bytes as its size says.
+ * config can be read for as many bytes as its size says; else as for dualadam_cuda_control_set_lr.
  */
 dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
                                                  size_t group,
@@ -1046,19 +1087,23 @@ dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
                                                  void *stream);
 
 /**
- * Reads the step counters of all sets into the array steps of count numbers in the host's memory. Waits for the work before on stream.
+ * Reads the step counters of all sets, the caller's own ones too, after the work before on stream, which it waits for.
+ *
+ * steps has room for count numbers, which is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
  *
  * Threads: any; waits for other calls with the same control.
  *
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL or DUALADAM_STATUS_MISALIGNED for
- * steps; DUALADAM_STATUS_COUNT for another number than there are sets; DUALADAM_STATUS_CUDA_CONTEXT,
- * DUALADAM_STATUS_CUDA_CAPTURED, DUALADAM_STATUS_CUDA_INTERRUPTED, DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from
- * a library without CUDA.
+ * steps; DUALADAM_STATUS_COUNT for another count; DUALADAM_STATUS_CUDA_INTERRUPTED; DUALADAM_STATUS_CUDA_CONTEXT for a stream of
+ * another context; DUALADAM_STATUS_CUDA_CAPTURED; DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without
+ * CUDA.
  *
  * Required:
  *
  * steps can be written. stream is null or live, steps with this control on other streams are ordered before or after, and the caller's
- * own counters are live memory.
+ * own counters are live memory of the kernels' context.
  */
 dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
                                             uint64_t *steps,
@@ -1066,18 +1111,22 @@ dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
                                             void *stream);
 
 /**
- * Sets the step counters of all sets, the caller's own ones too, for the steps that come later on stream. May wait for the work before on
- * it. After an interrupted step it makes the control usable again; the tensors that the step was not made of are the caller's to restore.
+ * Sets the step counters of all sets, the caller's own ones too, for the steps that come later on stream: to resume, or to make a
+ * control usable again after DUALADAM_STATUS_CUDA_INTERRUPTED. The tensors of an interrupted step are the caller's to restore. May wait
+ * for the work before on stream.
  *
- * steps is an array of count numbers in the host's memory.
+ * steps has count numbers, which is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
  *
  * Threads: any; waits for other calls with the same control.
  *
- * Errors: as dualadam_cuda_control_steps, but for DUALADAM_STATUS_CUDA_INTERRUPTED.
+ * Errors: as dualadam_cuda_control_steps, but for DUALADAM_STATUS_CUDA_INTERRUPTED. After DUALADAM_STATUS_CUDA_DRIVER some counters
+ * may be set.
  *
  * Required:
  *
- * As for dualadam_cuda_control_steps, but that steps can be read.
+ * steps can be read; else as for dualadam_cuda_control_steps.
  */
 dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
                                                 const uint64_t *steps,
@@ -1085,34 +1134,42 @@ dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
                                                 void *stream);
 
 /**
- * What became of each set's steps, into the array reports of count structs of size bytes each, as the caller's header knows them:
- * dualadam_cuda_control_report(control, reports, sizeof reports[0], count, stream). Waits for the work before on stream.
+ * Reads what became of each set's steps, after the work before on stream, which it waits for: how many were made and skipped, and why
+ * the last one was.
  *
- * Threads: any; waits for other calls with the same control. The structs are the caller's.
+ * reports has room for count structs of size bytes, sizeof(dualadam_cuda_set_report); count is how many sets the control has.
  *
- * Errors: as dualadam_cuda_control_steps, and DUALADAM_STATUS_SIZE.
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for reports.
  *
  * Required:
  *
- * As for dualadam_cuda_control_steps; reports can be written for count * size bytes.
+ * reports can be written for count times size bytes; else as for dualadam_cuda_control_steps.
  */
 dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
-                                             struct dualadam_set_report *reports,
+                                             struct dualadam_cuda_set_report *reports,
                                              size_t size,
                                              size_t count,
                                              void *stream);
 
 /**
- * The coefficients of each set's last step that was not skipped, all 0 before it, into the array coeffs of count structs of size
- * bytes each. Waits for the work before on stream.
+ * Reads the coefficients of each set's last step that was not skipped, after the work before on stream, which it waits for. All are 0
+ * before the first.
  *
- * Threads: any; waits for other calls with the same control. The structs are the caller's.
+ * coeffs has room for count structs of size bytes, sizeof(dualadam_coeffs); count is how many sets the control has.
  *
- * Errors: as dualadam_cuda_control_report.
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for coeffs.
  *
  * Required:
  *
- * As for dualadam_cuda_control_report.
+ * coeffs can be written for count times size bytes; else as for dualadam_cuda_control_steps.
  */
 dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
                                              struct dualadam_coeffs *coeffs,
@@ -1121,15 +1178,63 @@ dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
                                              void *stream);
 
 /**
- * Frees a control; the handle is stale from then on. Waits for the work in the context. A graph that captured its steps may still be
- * launched, as long as the kernels live.
+ * One DualAdam step of every tensor of a list that has a gradient, enqueued on stream; what it does is decided on the device. control
+ * has the sets that the tensors name, scalars is what else steers the step, or null for nothing else.
  *
- * Threads: any; a call with the same control that is under way in another thread goes on to its end.
+ * A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the bits of
+ * dualadam_config_coeffs, for the multiplier clip_factor / loss_scale. A set whose step cannot be made is skipped instead: no byte of its
+ * tensors nor its counter changes, and dualadam_cuda_control_report says why.
  *
- * Errors: DUALADAM_STATUS_STALE_HANDLE, also for one that was freed before; DUALADAM_STATUS_HANDLE_KIND;
- * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ * The call does not allocate or read from the device. It waits for the device only where the addresses of the four steps before have all
+ * changed and no change has reached the device yet.
+ *
+ * Capture: a step of unchanged addresses and sets can be captured in a CUDA graph; dualadam_cuda_list_prepare sees to it. The graph keeps
+ * the addresses in scalars; learning rates, configs, counters and the tensors' addresses it reads when it is launched, as the last step
+ * or dualadam_cuda_list_prepare has sent them. It may outlive list, control and kernels.
+ *
+ * Threads: any; waits for other calls with the same list or control. The struct is only read.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for
+ * scalars; DUALADAM_STATUS_INDEX for a tensor whose set is not in the control; DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream
+ * of another context; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_CUDA_INTERRUPTED;
+ * DUALADAM_STATUS_CUDA_CAPTURED for what cannot be captured. Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver
+ * refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
+ * tensors that were not stepped, and the control refuses to go on with DUALADAM_STATUS_CUDA_INTERRUPTED until
+ * dualadam_cuda_control_set_steps. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ *
+ * Required:
+ *
+ * scalars is null or can be read for as many bytes as its size says. stream is null or live. As for dualadam_cuda_list_step, also for
+ * each time that a graph with this step is launched. The addresses in scalars, and those that the control was given, are memory of the
+ * kernels' context until the work has run, which nothing in the list writes. The uses of one control are ordered among each other, and one
+ * list has it at a time: a step advances all its counters.
  */
-dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
+dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
+                                                   dualadam_cuda_control control,
+                                                   const struct dualadam_cuda_scalars *scalars,
+                                                   void *stream);
+
+/**
+ * Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
+ * captured, also if it is the first. Call it before a capture, and after dualadam_cuda_list_update for a graph that was captured before
+ * to see the new addresses.
+ *
+ * The call does not allocate, and waits for the device as dualadam_cuda_list_step_controlled does.
+ *
+ * Capture: on a stream that is being captured it does nothing, or fails if there is something to do.
+ *
+ * Threads: any; waits for other calls with the same list or control.
+ *
+ * Errors: as dualadam_cuda_list_step_controlled. After DUALADAM_STATUS_CUDA_DRIVER all is sent anew with the next call.
+ *
+ * Required:
+ *
+ * stream is null or live, and what else uses list and control is ordered before or after. Graphs that captured a step before use the new
+ * addresses and sets from now on.
+ */
+dualadam_status dualadam_cuda_list_prepare(dualadam_cuda_list list,
+                                           dualadam_cuda_control control,
+                                           void *stream);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -107,10 +107,10 @@ int main(void)
     float found_inf[] = {0.0f, 1.0f, 0.0f};
     double lr = 5e-4;
     CUdeviceptr lr_address, flag_address;
-    dualadam_control_group groups[TENSORS];
-    dualadam_control_set control_sets[TENSORS];
-    dualadam_scalars scalars;
-    dualadam_set_report reports[TENSORS];
+    dualadam_cuda_control_group groups[TENSORS];
+    dualadam_cuda_control_set control_sets[TENSORS];
+    dualadam_cuda_scalars scalars;
+    dualadam_cuda_set_report reports[TENSORS];
     dualadam_cuda_control control;
     uint64_t steps[TENSORS];
     CUcontext context;
@@ -158,15 +158,15 @@ int main(void)
     CHECK_DRIVER(cuMemAlloc_v2(&flag_address, sizeof found_inf[0]));
     CHECK_DRIVER(cuMemcpyHtoDAsync_v2(lr_address, &lr, sizeof lr, stream));
     for (uint32_t t = 0; t < TENSORS; t++) {
-        CHECK(dualadam_control_group_init(&groups[t], sizeof groups[t]));
+        CHECK(dualadam_cuda_control_group_init(&groups[t], sizeof groups[t]));
         groups[t].config = &configs[t];
         groups[t].lr_f64 = (const double *)(uintptr_t)lr_address;
-        CHECK(dualadam_control_set_init(&control_sets[t], sizeof control_sets[t]));
+        CHECK(dualadam_cuda_control_set_init(&control_sets[t], sizeof control_sets[t]));
         control_sets[t].group = t;
         steps[t] = t == 0 ? STEPS : STEPS - 1;
         configs[t].lr = lr;
     }
-    CHECK(dualadam_scalars_init(&scalars, sizeof scalars));
+    CHECK(dualadam_cuda_scalars_init(&scalars, sizeof scalars));
     scalars.found_inf = (const float *)(uintptr_t)flag_address;
     CHECK(dualadam_cuda_control_new(kernels, groups, TENSORS, control_sets, TENSORS, &control));
     CHECK(dualadam_cuda_control_set_steps(control, steps, TENSORS, stream));

@@ -26,7 +26,7 @@ pub(super) enum Object {
     #[cfg(feature = "cuda")]
     List(Arc<Mutex<super::cuda::List>>),
     #[cfg(feature = "cuda")]
-    Control(Arc<Mutex<super::control::Control>>),
+    Control(Arc<Mutex<crate::cuda::Control>>),
 }
 
 impl Object {
@@ -82,7 +82,7 @@ impl Shared for Arc<Mutex<super::cuda::List>> {
 }
 
 #[cfg(feature = "cuda")]
-impl Shared for Arc<Mutex<super::control::Control>> {
+impl Shared for Arc<Mutex<crate::cuda::Control>> {
     const KIND: &str = "a CUDA control";
 
     fn of(object: &Object) -> Option<&Self> {

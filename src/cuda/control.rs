@@ -88,18 +88,10 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
-    /// In the order of the numbers that the kernel writes, which count from 1.
-    const ALL: [Self; 6] = [Self::FoundInf, Self::LossScale, Self::ClipFactor, Self::Multiplier, Self::Lr, Self::Step];
-
-    /// The reason of a number.
+    /// The reason of a number that the kernel writes, which counts from 1.
     fn of(number: u32) -> Option<Self> {
-        Self::ALL.get((number as usize).wrapping_sub(1)).copied()
-    }
-
-    /// The number of the reason.
-    #[cfg(feature = "capi")]
-    pub(crate) fn number(self) -> u32 {
-        (1..).zip(Self::ALL).find(|(_, reason)| *reason == self).map_or(0, |(number, _)| number)
+        let all = [Self::FoundInf, Self::LossScale, Self::ClipFactor, Self::Multiplier, Self::Lr, Self::Step];
+        all.get((number as usize).wrapping_sub(1)).copied()
     }
 }
 

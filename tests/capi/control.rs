@@ -12,38 +12,38 @@ use crate::cuda::{OnDevice, kernels, start};
 
 const NONE: *mut c_void = ptr::null_mut();
 
-fn group(config: &dualadam_config) -> dualadam_control_group {
+fn group(config: &dualadam_config) -> dualadam_cuda_control_group {
     let mut group = MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
     let group = unsafe {
-        ok(dualadam_control_group_init(group.as_mut_ptr(), size_of::<dualadam_control_group>()));
+        ok(dualadam_cuda_control_group_init(group.as_mut_ptr(), size_of::<dualadam_cuda_control_group>()));
         group.assume_init()
     };
-    dualadam_control_group { config, ..group }
+    dualadam_cuda_control_group { config, ..group }
 }
 
-fn set(group: u64) -> dualadam_control_set {
+fn set(group: usize) -> dualadam_cuda_control_set {
     let mut set = MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
     let set = unsafe {
-        ok(dualadam_control_set_init(set.as_mut_ptr(), size_of::<dualadam_control_set>()));
+        ok(dualadam_cuda_control_set_init(set.as_mut_ptr(), size_of::<dualadam_cuda_control_set>()));
         set.assume_init()
     };
-    dualadam_control_set { group, ..set }
+    dualadam_cuda_control_set { group, ..set }
 }
 
-fn no_scalars() -> dualadam_scalars {
+fn no_scalars() -> dualadam_cuda_scalars {
     let mut scalars = MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
     unsafe {
-        ok(dualadam_scalars_init(scalars.as_mut_ptr(), size_of::<dualadam_scalars>()));
+        ok(dualadam_cuda_scalars_init(scalars.as_mut_ptr(), size_of::<dualadam_cuda_scalars>()));
         scalars.assume_init()
     }
 }
 
-fn reports<const N: usize>(control: dualadam_cuda_control) -> [dualadam_set_report; N] {
-    let mut reports = [dualadam_set_report { size: 0, step: 9, skipped: 9, last_skip: 9 }; N];
-    let size = size_of::<dualadam_set_report>();
+fn reports<const N: usize>(control: dualadam_cuda_control) -> [dualadam_cuda_set_report; N] {
+    let mut reports = [dualadam_cuda_set_report { size: 0, step: 9, skipped: 9, last_skip: 9, reserved: 9 }; N];
+    let size = size_of::<dualadam_cuda_set_report>();
     // SAFETY: there is a place for each.
     ok(unsafe { dualadam_cuda_control_report(control, reports.as_mut_ptr(), size, N, NONE) });
     assert!(reports.iter().all(|report| report.size == size));
@@ -97,9 +97,9 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     let (lr, step) = (Scalar::new(1e-2_f64), Scalar::new(7_u64));
     let [loss_scale, clip_factor, found_inf] = [4.0, 0.5, 0.0].map(Scalar::<f32>::new);
     let configs = [config(), dualadam_config { maximize: 1, switching_rate: 0.3, ..config() }];
-    let groups = [group(&configs[0]), dualadam_control_group { lr_f64: lr.0.cast_const(), ..group(&configs[1]) }];
-    let sets = [set(0), dualadam_control_set { step: step.0, ..set(1) }];
-    let scalars = dualadam_scalars {
+    let groups = [group(&configs[0]), dualadam_cuda_control_group { lr_f64: lr.0.cast_const(), ..group(&configs[1]) }];
+    let sets = [set(0), dualadam_cuda_control_set { step: step.0, ..set(1) }];
+    let scalars = dualadam_cuda_scalars {
         loss_scale: loss_scale.0,
         clip_factor: clip_factor.0,
         found_inf: found_inf.0,
@@ -226,7 +226,7 @@ fn bad_input_is_refused() {
     let (mut list, mut control, mut unused) = (0, 0, 9);
     // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
     unsafe {
-        let mut new = |group: dualadam_control_group, set: dualadam_control_set| {
+        let mut new = |group: dualadam_cuda_control_group, set: dualadam_cuda_control_set| {
             dualadam_cuda_control_new(kernels, &group, 1, &set, 1, &mut unused)
         };
         let (group, set) = (group(&config), set(0));
@@ -234,25 +234,25 @@ fn bad_input_is_refused() {
         let odd_step = step.0.wrapping_byte_add(4);
         let lr_f32: *const f32 = scalar.0.cast();
         for (status, expected) in [
-            (new(dualadam_control_group { config: ptr::null(), ..group }, set), DUALADAM_STATUS_NULL),
-            (new(dualadam_control_group { config: odd_config, ..group }, set), DUALADAM_STATUS_MISALIGNED),
-            (new(dualadam_control_group { config: &wrong, ..group }, set), DUALADAM_STATUS_VALUE),
-            (new(dualadam_control_group { size: 16, ..group }, set), DUALADAM_STATUS_SIZE),
-            (new(group, dualadam_control_set { size: 16, ..set }), DUALADAM_STATUS_SIZE),
-            (new(group, dualadam_control_set { group: 1, ..set }), DUALADAM_STATUS_POSITION),
-            (new(group, dualadam_control_set { group: u64::MAX, ..set }), DUALADAM_STATUS_POSITION),
-            (new(group, dualadam_control_set { step: odd_step, ..set }), DUALADAM_STATUS_CUDA_ADDRESS),
+            (new(dualadam_cuda_control_group { config: ptr::null(), ..group }, set), DUALADAM_STATUS_NULL),
+            (new(dualadam_cuda_control_group { config: odd_config, ..group }, set), DUALADAM_STATUS_MISALIGNED),
+            (new(dualadam_cuda_control_group { config: &wrong, ..group }, set), DUALADAM_STATUS_VALUE),
+            (new(dualadam_cuda_control_group { size: 16, ..group }, set), DUALADAM_STATUS_SIZE),
+            (new(group, dualadam_cuda_control_set { size: 16, ..set }), DUALADAM_STATUS_SIZE),
+            (new(group, dualadam_cuda_control_set { group: 1, ..set }), DUALADAM_STATUS_POSITION),
+            (new(group, dualadam_cuda_control_set { group: usize::MAX, ..set }), DUALADAM_STATUS_POSITION),
+            (new(group, dualadam_cuda_control_set { step: odd_step, ..set }), DUALADAM_STATUS_CUDA_ADDRESS),
             (
                 new(
-                    dualadam_control_group { lr_f64: scalar.0, ..group },
-                    dualadam_control_set { step: scalar.0.cast(), ..set },
+                    dualadam_cuda_control_group { lr_f64: scalar.0, ..group },
+                    dualadam_cuda_control_set { step: scalar.0.cast(), ..set },
                 ),
                 DUALADAM_STATUS_CUDA_ADDRESS,
             ),
         ] {
             assert_eq!(status, expected, "{}", last_error());
         }
-        let both = dualadam_control_group { lr_f32, lr_f64: scalar.0, ..group };
+        let both = dualadam_cuda_control_group { lr_f32, lr_f64: scalar.0, ..group };
         let text = format!("lr_f64 of groups[0] must be null where lr_f32 is not, got address {:#x}", scalar.address());
         fails(new(both, set), DUALADAM_STATUS_CUDA_ADDRESS, &text);
         assert_eq!(unused, 9);
@@ -262,7 +262,7 @@ fn bad_input_is_refused() {
         assert_eq!(dualadam_cuda_control_new(kernels, ptr::null(), 1, &set, 1, place), DUALADAM_STATUS_NULL);
         assert_eq!(dualadam_cuda_control_new(kernels, &group, 1, &set, 1, ptr::null_mut()), DUALADAM_STATUS_NULL);
 
-        let callers = dualadam_control_group { lr_f64: scalar.0, ..group };
+        let callers = dualadam_cuda_control_group { lr_f64: scalar.0, ..group };
         ok(dualadam_cuda_control_new(kernels, &callers, 1, &set, 1, &mut control));
         let tensor = device.tensor();
         ok(dualadam_cuda_list_new(kernels, &tensor, 1, &mut list));
@@ -281,10 +281,10 @@ fn bad_input_is_refused() {
         assert_eq!(dualadam_cuda_control_report(control, place, 32, 2, NONE), DUALADAM_STATUS_COUNT);
         assert_eq!(steps, [9; 2]);
 
-        let odd = dualadam_scalars { found_inf: ptr::without_provenance(6), ..no_scalars() };
+        let odd = dualadam_cuda_scalars { found_inf: ptr::without_provenance(6), ..no_scalars() };
         let step = |list, control, scalars| dualadam_cuda_list_step_controlled(list, control, scalars, NONE);
         assert_eq!(step(list, control, &odd), DUALADAM_STATUS_CUDA_ADDRESS);
-        assert_eq!(step(list, control, &dualadam_scalars { size: 8, ..odd }), DUALADAM_STATUS_SIZE);
+        assert_eq!(step(list, control, &dualadam_cuda_scalars { size: 8, ..odd }), DUALADAM_STATUS_SIZE);
         assert_eq!(step(control, list, ptr::null()), DUALADAM_STATUS_HANDLE_KIND);
         assert_eq!(
             last_error(),

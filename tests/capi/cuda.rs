@@ -22,8 +22,8 @@ pub(crate) fn kernels() -> dualadam_cuda_kernels {
 
 /// A tensor's buffers in device memory. A context must be current.
 pub(crate) struct OnDevice {
-    addresses: [u64; 4],
-    len: usize,
+    pub(crate) addresses: [u64; 4],
+    pub(crate) len: usize,
 }
 
 impl OnDevice {

@@ -59,9 +59,8 @@ fn make() -> Result<String> {
         line_length: 120,
         ..Config::default()
     };
-    config.export.include = ["dualadam_state", "dualadam_cuda_kernels", "dualadam_cuda_list", "dualadam_cuda_control"]
-        .map(str::to_owned)
-        .into();
+    let handles = ["dualadam_state", "dualadam_cuda_kernels", "dualadam_cuda_list", "dualadam_cuda_control"];
+    config.export.include = handles.map(str::to_owned).into();
     let mut builder = Builder::new().with_config(config);
     for source in SOURCES {
         builder = builder.with_src(root().join("src/capi").join(source));
