@@ -61,7 +61,10 @@ impl Moments {
         if updates.is_empty() {
             return Ok(());
         }
-        self.tensors.iter_mut().for_each(|tensor| tensor.grads.address = 0);
+        for tensor in &mut self.tensors {
+            // The set too, since the one that it had may not be there now.
+            (tensor.grads.address, tensor.set) = (0, 0);
+        }
         let stream = self.device.cuda_stream();
         let uses = Vec::with_capacity(2 * updates.len());
         borrow_next(self, updates.into_iter(), uses, &stream, sets)

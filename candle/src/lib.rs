@@ -40,6 +40,8 @@ use dualadam::{DualAdamConfig, StepCoeffs};
 pub struct DualAdam {
     config: DualAdamConfig,
     vars: Vec<Var>,
+    /// The variable that each storage is of.
+    owners: HashMap<usize, usize>,
     /// The updates that each variable has had.
     steps: Vec<u64>,
     moments: Moments,
@@ -74,10 +76,10 @@ impl Optimizer for DualAdam {
         config.validate().map_err(candle_core::Error::wrap)?;
         let vars: Vec<_> = vars.into_iter().filter(|var| !var.dtype().is_int()).collect();
         let device = vars.first().map_or(Device::Cpu, |var| var.device().clone());
-        let mut seen = HashMap::new();
+        let mut owners = HashMap::new();
         for (index, var) in vars.iter().enumerate() {
             check_var(index, var, &device)?;
-            if let Some(other) = seen.insert(storage_of(var), index) {
+            if let Some(other) = owners.insert(storage_of(var), index) {
                 bail!("{} must have memory of its own, and shares that of variable {other}", name(index, var));
             }
         }
@@ -87,7 +89,7 @@ impl Optimizer for DualAdam {
             Device::Cuda(device) => Moments::Cuda(Box::new(cuda::Moments::zeros(device, &vars)?)),
             other => bail!("the variables must be on the CPU or a CUDA device, and are on {:?}", other.location()),
         };
-        Ok(Self { config, steps: vec![0; vars.len()], vars, moments })
+        Ok(Self { config, steps: vec![0; vars.len()], vars, owners, moments })
     }
 
     /// One step of every variable that has a gradient.
@@ -124,7 +126,6 @@ impl Optimizer for DualAdam {
 
 impl DualAdam {
     fn check_grads(&self, grads: &[Option<&Tensor>]) -> Result<()> {
-        let owners: HashMap<_, _> = self.vars.iter().enumerate().map(|(index, var)| (storage_of(var), index)).collect();
         for (index, (var, grads)) in self.vars.iter().zip(grads).enumerate() {
             let Some(grads) = grads else { continue };
             if (grads.dtype(), grads.shape()) != (var.dtype(), var.shape()) {
@@ -139,7 +140,7 @@ impl DualAdam {
                 let (name, strides) = (name(index, var), grads.stride());
                 bail!("the gradient of {name} must be contiguous, and has strides {strides:?}");
             }
-            if let Some(other) = owners.get(&storage_of(grads)) {
+            if let Some(other) = self.owners.get(&storage_of(grads)) {
                 bail!(
                     "the gradient of {} must have memory of its own, and has that of variable {other}",
                     name(index, var)
@@ -187,7 +188,7 @@ fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// What an error calls a variable; candle gives it no name.
+/// What an error calls a variable, which has no name: its position among those that are not integers, type and shape.
 fn name(index: usize, var: &Var) -> String {
     format!("variable {index} ({:?} {:?})", var.dtype(), var.shape())
 }

@@ -15,16 +15,30 @@ struct Stage {
     needs: Option<(&'static str, &'static str)>,
 }
 
-const STAGES: [Stage; 8] = [
+/// candle takes minutes to build.
+const REQUIRED_CANDLE: Option<(&str, &str)> =
+    Some(("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle"));
+
+const STAGES: [Stage; 10] = [
     Stage {
         name: "unit, integration and documentation tests",
-        command: "cargo test --workspace --all-features",
+        command: "cargo test --workspace --exclude dualadam-candle --all-features",
         needs: None,
     },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: None,
+    },
+    Stage {
+        name: "candle: the optimizer's tests",
+        command: "cargo test --package dualadam-candle",
+        needs: REQUIRED_CANDLE,
+    },
+    Stage {
+        name: "candle: the example",
+        command: "cargo run --profile test --package dualadam-candle --example train_digits",
+        needs: REQUIRED_CANDLE,
     },
     Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: None },
     Stage {
