@@ -17,20 +17,32 @@ struct Stage {
 
 /// Fails where there is no adapter, and uses one that the first stage has been through.
 const NEEDS_ADAPTER: &[(&str, &str)] = &[(
-    "env DUALADAM_REQUIRE=webgpu cargo test --workspace --all-features --test webgpu -- --exact nothing_to_do",
+    "env DUALADAM_REQUIRE=webgpu cargo test --workspace --exclude dualadam-candle --all-features --test webgpu -- --exact nothing_to_do",
     "no Vulkan, Metal or DX12 adapter",
 )];
+/// candle takes minutes to build.
+const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 12] = [
     Stage {
         name: "unit, integration and documentation tests",
-        command: "cargo test --workspace --all-features",
+        command: "cargo test --workspace --exclude dualadam-candle --all-features",
         needs: &[],
     },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: &[],
+    },
+    Stage {
+        name: "candle: the optimizer's tests",
+        command: "cargo test --package dualadam-candle",
+        needs: REQUIRED_CANDLE,
+    },
+    Stage {
+        name: "candle: the example",
+        command: "cargo run --profile test --package dualadam-candle --example train_digits",
+        needs: REQUIRED_CANDLE,
     },
     Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: &[] },
     Stage {
