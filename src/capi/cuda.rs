@@ -53,8 +53,9 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     border(|| unsafe { work::kernels_in_current_context(kernels) })
 }
 
-/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of lists made
-/// from them, are freed; that waits for the work in the context. A CUDA graph that was captured needs them as long as it is launched.
+/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of what was made
+/// from them, are freed; that waits for the work in the context. A CUDA graph that captured `dualadam_cuda_step` needs them as long as it is
+/// launched; one that captured steps of lists keeps them loaded.
 ///
 /// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
 ///

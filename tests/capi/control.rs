@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use dualadam::capi::*;
-use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
 use stand_in_cuda::client::StandIn;
@@ -189,7 +189,7 @@ impl World {
     fn capture(&self, work: impl FnOnce()) -> CudaGraph {
         self.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
         work();
-        self.stream.end_capture(CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap().unwrap()
+        self.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap().unwrap()
     }
 }
 

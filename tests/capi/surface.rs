@@ -158,7 +158,7 @@ pub(crate) struct Surface {
     arena: Arena,
     /// Handles that were given out, whether they are live or not.
     handles: Vec<u64>,
-    /// States that are live; lists and kernels as well where there is CUDA.
+    /// States that are live; kernels, lists and controls as well where there is CUDA.
     live: Vec<u64>,
     folder: tempfile::TempDir,
     paths: Vec<CString>,
@@ -212,7 +212,8 @@ impl Surface {
         for handle in self.live.drain(..) {
             let freed = dualadam_state_free(handle) == DUALADAM_STATUS_OK
                 || dualadam_cuda_kernels_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK;
+                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK
+                || dualadam_cuda_control_free(handle) == DUALADAM_STATUS_OK;
             assert!(freed, "{handle:#x} was live");
         }
     }
@@ -379,6 +380,67 @@ impl Surface {
         (place, count)
     }
 
+    /// An address on the device, or any where there is none.
+    fn device_place<T>(&self, input: &mut Input<'_>) -> *mut T {
+        #[cfg(feature = "cuda")]
+        return self.device.place(input);
+        #[cfg(not(feature = "cuda"))]
+        self.arena.place(input)
+    }
+
+    /// Often null.
+    fn device_place_or_null<T>(&self, input: &mut Input<'_>) -> *mut T {
+        if input.one_in(3) { self.device_place(input) } else { ptr::null_mut() }
+    }
+
+    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
+        let count = input.count();
+        let sets: Vec<_> = (0..count.min(MOST))
+            .map(|_| dualadam_cuda_control_set {
+                size: if input.one_in(32) { input.size(size) } else { size },
+                group: input.number(&[0, 0, 0, 1]) as usize,
+                step: self.device_place_or_null(input),
+            })
+            .collect();
+        self.arena.put(place, &sets, size);
+        (place, count)
+    }
+
+    /// To be put after all else: the groups' pointers are believed.
+    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
+        let count = input.count();
+        let configs: Vec<_> = (0..count.min(MOST)).map(|_| self.put_config(input)).collect();
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
+        let groups: Vec<_> = configs
+            .into_iter()
+            .map(|config| {
+                let size = if input.one_in(32) { input.size(size) } else { size };
+                let (lr_f32, lr_f64) = match input.byte() % 8 {
+                    0 => (self.device_place(input), ptr::null_mut()),
+                    1 => (ptr::null_mut(), self.device_place(input)),
+                    2 => (self.device_place(input), self.device_place(input)),
+                    _ => (ptr::null_mut(), ptr::null_mut()),
+                };
+                dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
+            })
+            .collect();
+        self.arena.put(place, &groups, size);
+        (place, count)
+    }
+
+    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_cuda_scalars {
+        let place = self.arena.place(input);
+        let scalars = dualadam_cuda_scalars {
+            size: input.size(size_of::<dualadam_cuda_scalars>()),
+            loss_scale: self.device_place_or_null(input),
+            clip_factor: self.device_place_or_null(input),
+            found_inf: self.device_place_or_null(input),
+        };
+        self.arena.put(place, &[scalars], 0);
+        place
+    }
+
     /// Damages a saved file.
     fn damage(&self, input: &mut Input<'_>) {
         if let Ok(mut bytes) = std::fs::read(self.folder.path().join("state"))
@@ -419,7 +481,7 @@ impl Surface {
     #[expect(clippy::too_many_lines, reason = "a line or two for each function of the library")]
     fn call(&mut self, input: &mut Input<'_>) {
         self.calls += 1;
-        let which = input.byte() % 64;
+        let which = input.byte() % 96;
         // SAFETY: structs and places are in the arena, with room behind them; buffers that can pass the checks are in it as well, or in a
         // live state, or on the device; paths are null or C strings.
         let status = unsafe {
@@ -597,6 +659,90 @@ impl Surface {
                     self.arena.remember();
                     // The text stays the same, so that what follows need not be told.
                     dualadam_last_error(place, len, needed)
+                }
+                60 => {
+                    let (place, size) = (self.arena.place::<u64>(input), input.size(32));
+                    self.arena.remember();
+                    match input.byte() % 3 {
+                        0 => dualadam_cuda_control_group_init(place.cast(), size),
+                        1 => dualadam_cuda_control_set_init(place.cast(), size),
+                        _ => dualadam_cuda_scalars_init(place.cast(), size),
+                    }
+                }
+                61..=66 => {
+                    let (handle, (sets, set_count)) = (self.handle(input), self.put_control_sets(input));
+                    let (groups, group_count) = self.put_control_groups(input);
+                    let place = self.arena.place(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
+                    self.given_out(place, status);
+                    status
+                }
+                67 => {
+                    let handle = self.handle(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_free(handle);
+                    self.taken_back(handle, status);
+                    status
+                }
+                68 => {
+                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_config(handle, group, place, size)
+                }
+                69 | 70 => {
+                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (lr, stream) = (input.real(&[1e-3, 0.0, 0.1]), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_lr(handle, group, lr, stream)
+                }
+                71 => {
+                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (config, stream) = (self.put_config(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_config(handle, group, config, stream)
+                }
+                72 | 73 => {
+                    let (handle, place, count) = (self.handle(input), self.arena.place(input), input.count());
+                    let stream = self.stream(input);
+                    self.arena.remember();
+                    dualadam_cuda_control_steps(handle, place, count, stream)
+                }
+                74 | 75 => {
+                    let (handle, place, count) = (self.handle(input), self.arena.place(input), input.count());
+                    let (steps, stream) = (std::array::from_fn::<_, MOST, _>(|_| input.step()), self.stream(input));
+                    self.arena.put(place, &steps, 8);
+                    self.arena.remember();
+                    dualadam_cuda_control_set_steps(handle, place, count, stream)
+                }
+                76 | 77 => {
+                    let (handle, place, count) = (self.handle(input), self.arena.place(input), input.count());
+                    let (size, stream) = (input.size(size_of::<dualadam_cuda_set_report>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_report(handle, place, size, count, stream)
+                }
+                78 => {
+                    let (handle, place, count) = (self.handle(input), self.arena.place(input), input.count());
+                    let (size, stream) = (input.size(size_of::<dualadam_coeffs>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_coeffs(handle, place, size, count, stream)
+                }
+                79..=88 => {
+                    let (list, control) = (self.handle(input), self.handle(input));
+                    let (scalars, stream) = (self.put_scalars(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
+                }
+                89 | 90 => {
+                    let (list, control, stream) = (self.handle(input), self.handle(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_prepare(list, control, stream)
+                }
+                91 => {
+                    let (handle, path) = (self.handle(input), self.path(input));
+                    self.arena.remember();
+                    dualadam_state_resume(handle, path)
                 }
                 _ => {
                     assert!(!dualadam_status_name(input.u32() as i32).is_null() && !dualadam_version().is_null());
