@@ -174,7 +174,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
 }
 
 /// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
-/// launched: memory that was captured is never freed, nor are the kernels unloaded then.
+/// launched: memory that was captured is never freed, nor are the kernels unloaded then. Do not call it while a stream of the context is
+/// being captured, which the wait would spoil; the list's memory is never freed then.
 ///
 /// Threads: any; a call with the same list that is under way in another thread goes on to its end.
 ///

@@ -431,11 +431,7 @@ fn without_cuda() {
     let stream = ptr::null_mut();
     // SAFETY: as above.
     unsafe {
-        fails(
-            dualadam_cuda_control_new(1, ptr::null(), 0, ptr::null(), 0, &mut handle),
-            unsupported,
-            text,
-        );
+        fails(dualadam_cuda_control_new(1, ptr::null(), 0, ptr::null(), 0, &mut handle), unsupported, text);
         fails(dualadam_cuda_control_config(1, 0, &mut read, 104), unsupported, text);
         fails(dualadam_cuda_control_set_lr(1, 0, 0.1, stream), unsupported, text);
         fails(dualadam_cuda_control_set_config(1, 0, &config(), stream), unsupported, text);

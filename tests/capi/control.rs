@@ -288,8 +288,9 @@ fn the_lr_may_be_a_double() {
     world.expect([coeffs(&world.configs[0], 1, 1.0), coeffs(&second, 1, 1.0)]);
     world.assert_same();
     assert_clean(&world.stand_in);
-    [dualadam_cuda_control_free(control), dualadam_cuda_list_free(list), dualadam_cuda_kernels_free(world.kernels)]
-        .map(ok);
+    ok(dualadam_cuda_control_free(control));
+    ok(dualadam_cuda_list_free(list));
+    ok(dualadam_cuda_kernels_free(world.kernels));
 }
 
 /// The very first step is captured; list, control and kernels are freed, and the graph goes on counting.
@@ -502,7 +503,7 @@ fn what_cannot_be_right_is_refused() {
         assert_eq!(dualadam_cuda_control_set_steps(control, steps.as_ptr(), 2, raw), context);
         ok(dualadam_cuda_control_free(there));
         ok(dualadam_cuda_kernels_free(kernels_there));
-        drop(foreign);
+        drop((foreign, other));
         world.context.bind_to_thread().unwrap();
     }
     assert_eq!(report(control, 2, world.raw()), [(0, 0, 0); 2]);
@@ -556,8 +557,9 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
     }
     assert_eq!(steps, [4, 5]);
     assert_clean(&world.stand_in);
-    [dualadam_cuda_control_free(control), dualadam_cuda_list_free(list), dualadam_cuda_kernels_free(world.kernels)]
-        .map(ok);
+    ok(dualadam_cuda_control_free(control));
+    ok(dualadam_cuda_list_free(list));
+    ok(dualadam_cuda_kernels_free(world.kernels));
 }
 
 /// Threads with a list and a control of their own, which all also step the same list with the same control and ask for its report; a
