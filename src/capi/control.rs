@@ -121,7 +121,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
 /// Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
 /// still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
 ///
-/// Capture: as `dualadam_cuda_control_new`, but for a control with steps that were captured, which can be freed at any time.
+/// Capture: not while a stream of the context is being captured, which the wait would spoil; the control's memory is never freed then.
 ///
 /// Threads: any; a call with the same control that is under way in another thread goes on to its end.
 ///

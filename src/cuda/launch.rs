@@ -54,6 +54,7 @@ impl Kernels {
     /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context, of `tensor.len`
     ///   elements of its type.
     /// - What else uses that memory, on any stream, is ordered before or after this work.
+    /// - A graph that captured this step is launched only while these kernels, or a clone of them, live.
     ///
     /// # Example
     ///

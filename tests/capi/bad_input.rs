@@ -378,6 +378,22 @@ fn paths_and_files() {
     assert_eq!(load(file("later", &later).as_ptr()), DUALADAM_STATUS_STATE_VERSION);
     assert!(last_error().ends_with("its format version must be 1, it is 9"), "{}", last_error());
 
+    // Into a state that is there, of the same tensors only.
+    let resume = |state, path: *const c_char| {
+        // SAFETY: null or a C string.
+        unsafe { dualadam_state_resume(state, path) }
+    };
+    ok(resume(state, whole.as_ptr()));
+    let longer = crate::calls::state(3);
+    assert_eq!(resume(longer, whole.as_ptr()), DUALADAM_STATUS_STATE_LAYOUT);
+    let text = "tensor 0 must be 3 elements in group 0 without masters, it is 2 elements in group 0 without masters";
+    assert!(last_error().ends_with(text), "{}", last_error());
+    assert_eq!(resume(longer, ptr::null()), DUALADAM_STATUS_NULL);
+    assert_eq!(resume(longer, c"/nowhere/state".as_ptr()), DUALADAM_STATUS_IO);
+    assert_eq!(resume(longer, file("damaged", b"12345678").as_ptr()), DUALADAM_STATUS_STATE_CHECKSUM);
+    ok(dualadam_state_free(longer));
+    assert_eq!(resume(longer, whole.as_ptr()), DUALADAM_STATUS_STALE_HANDLE);
+
     // SAFETY: the state's array has two elements.
     unsafe { state_tensor(state, 0).exp_avg_sq.write(-1.0) };
     // SAFETY: a C string.

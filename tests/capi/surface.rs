@@ -5,7 +5,6 @@
 //! else is open. After each call: no panic, a known status, a text where it failed, and nothing written in the arena then.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
@@ -155,7 +154,7 @@ impl Drop for Arena {
 }
 
 /// What a handle stands for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     State,
     Kernels,
@@ -168,10 +167,8 @@ pub(crate) struct Surface {
     arena: Arena,
     /// Handles that were given out, whether they are live or not.
     handles: Vec<u64>,
-    /// States that are live; lists, controls and kernels as well where there is CUDA.
+    /// States that are live; kernels, lists and controls as well where there is CUDA.
     live: Vec<(u64, Kind)>,
-    /// How many sets each control has that was given out.
-    sets: HashMap<u64, usize>,
     folder: tempfile::TempDir,
     paths: Vec<CString>,
     #[cfg(feature = "cuda")]
@@ -195,7 +192,6 @@ impl Surface {
             arena: Arena::new(),
             handles: vec![],
             live: vec![],
-            sets: HashMap::new(),
             folder,
             paths,
             #[cfg(feature = "cuda")]
@@ -208,8 +204,6 @@ impl Surface {
     /// Makes the calls that the bytes say, from a fresh start.
     pub(crate) fn run(&mut self, bytes: &[u8]) {
         let mut input = Input(bytes);
-        #[cfg(feature = "cuda")]
-        self.begin_on_device();
         while !input.is_empty() {
             self.call(&mut input);
             if self.live.len() > 16 {
@@ -218,78 +212,37 @@ impl Surface {
         }
         self.free_all();
         self.handles.clear();
-        self.sets.clear();
         self.arena.clear();
         #[cfg(feature = "cuda")]
         self.device.finish();
     }
 
-    /// Kernels, a list and a control, which few calls by chance would make of nothing.
-    #[cfg(feature = "cuda")]
-    fn begin_on_device(&mut self) {
-        let place = self.arena.start.cast::<u64>();
-        let config_size = size_of::<dualadam_config>();
-        let mut config = std::mem::MaybeUninit::uninit();
-        let mut tensor = std::mem::MaybeUninit::uninit();
-        // SAFETY: the place is the arena's; the structs are filled before they are used.
-        unsafe {
-            let status = dualadam_cuda_kernels_new(0, place);
-            self.given_out(place, status, Kind::Kernels);
-            let kernels = place.read();
-            dualadam_config_init(config.as_mut_ptr(), config_size);
-            dualadam_tensor_init(tensor.as_mut_ptr(), size_of::<dualadam_tensor>());
-            let tensor = dualadam_tensor {
-                params: self.device.at(0),
-                grads: self.device.at(256),
-                exp_avg: self.device.at(512).cast(),
-                exp_avg_sq: self.device.at(768).cast(),
-                len: 37,
-                ..tensor.assume_init()
-            };
-            let status = dualadam_cuda_list_new(kernels, &tensor, 1, place);
-            self.given_out(place, status, Kind::List);
-            let (size, config, null) = (size_of::<dualadam_cuda_control_group>(), config.as_ptr(), ptr::null());
-            let group = dualadam_cuda_control_group { size, config, lr_f32: null, lr_f64: ptr::null() };
-            let size = size_of::<dualadam_cuda_control_set>();
-            let set = dualadam_cuda_control_set { size, group: 0, step: ptr::null_mut() };
-            let status = dualadam_cuda_control_new(kernels, &group, 1, &set, 1, place);
-            self.given_out(place, status, Kind::Control);
-            self.sets.insert(place.read(), 1);
-        }
-        assert_eq!(self.live.len(), 3);
-    }
-
     fn free_all(&mut self) {
-        for (handle, _) in self.live.drain(..) {
-            let freed = dualadam_state_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_kernels_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_control_free(handle) == DUALADAM_STATUS_OK;
-            assert!(freed, "{handle:#x} was live");
+        for (handle, kind) in self.live.drain(..) {
+            let status = match kind {
+                Kind::State => dualadam_state_free(handle),
+                Kind::Kernels => dualadam_cuda_kernels_free(handle),
+                Kind::List => dualadam_cuda_list_free(handle),
+                Kind::Control => dualadam_cuda_control_free(handle),
+            };
+            assert!(status == DUALADAM_STATUS_OK, "{handle:#x} was live");
         }
     }
 
-    /// A handle: mostly a live one of that kind.
+    /// Mostly a live handle of that kind, if there is one.
     fn handle(&self, input: &mut Input<'_>, kind: Kind) -> u64 {
         let pick = |handles: &[u64], at: usize| if handles.is_empty() { 0 } else { handles[at % handles.len()] };
-        let live = |of_kind: bool| -> Vec<u64> {
-            let live = self.live.iter().filter(|(_, other)| !of_kind || *other == kind);
-            live.map(|(handle, _)| *handle).collect()
+        let live = |is_wanted: &dyn Fn(Kind) -> bool| -> Vec<u64> {
+            self.live.iter().filter(|(_, kind)| is_wanted(*kind)).map(|&(handle, _)| handle).collect()
         };
         match input.byte() % 16 {
-            11 => pick(&live(false), input.byte()),
+            11 => pick(&live(&|_| true), input.byte()),
             12 => pick(&self.handles, input.byte()),
-            13 => pick(&live(false), input.byte()) ^ (1 << (input.byte() % 64)),
+            13 => pick(&live(&|_| true), input.byte()) ^ (1 << (input.byte() % 64)),
             14 => input.u64(),
             15 => [0, 1, u64::MAX, u64::from(u32::MAX)][input.byte() % 4],
-            _ => pick(&live(true), input.byte()),
+            _ => pick(&live(&|other| other == kind), input.byte()),
         }
-    }
-
-    /// Mostly how many sets a control has.
-    fn count_of_sets(&self, input: &mut Input<'_>, control: u64) -> usize {
-        let any = input.count();
-        if input.one_in(8) { any } else { self.sets.get(&control).copied().unwrap_or(any) }
     }
 
     fn path(&self, input: &mut Input<'_>) -> *const c_char {
@@ -430,63 +383,6 @@ impl Surface {
         (place, count)
     }
 
-    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
-        let (to, size, count) =
-            (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()), input.count());
-        let groups: Vec<_> = (0..count.min(MOST))
-            .map(|_| {
-                let config = self.put_config(input);
-                let (lr_f32, lr_f64) = match input.byte() % 8 {
-                    0 => (self.scalar(input), ptr::null()),
-                    1 => (ptr::null(), self.scalar(input)),
-                    2 => (self.scalar(input), self.scalar(input)),
-                    _ => (ptr::null(), ptr::null()),
-                };
-                dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
-            })
-            .collect();
-        self.arena.put(to, &groups, size);
-        (to, count)
-    }
-
-    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
-        let (to, size, count) =
-            (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()), input.count());
-        let sets: Vec<_> = (0..count.min(MOST))
-            .map(|_| {
-                let step = if input.one_in(4) { self.counter(input) } else { ptr::null_mut() };
-                let group = if input.one_in(16) { input.u64() as usize } else { input.byte() % 2 };
-                dualadam_cuda_control_set { size, step, group }
-            })
-            .collect();
-        self.arena.put(to, &sets, size);
-        (to, count)
-    }
-
-    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_cuda_scalars {
-        let (to, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_scalars>()));
-        let mut scalar = || if input.one_in(2) { self.scalar(input) } else { ptr::null() };
-        let scalars = dualadam_cuda_scalars { size, loss_scale: scalar(), clip_factor: scalar(), found_inf: scalar() };
-        self.arena.put(to, &[scalars], size);
-        to
-    }
-
-    /// A place for a scalar in the device's memory, where no step writes.
-    fn scalar<T>(&self, input: &mut Input<'_>) -> *const T {
-        #[cfg(feature = "cuda")]
-        return self.device.control_place(input, 0);
-        #[cfg(not(feature = "cuda"))]
-        ptr::without_provenance(input.byte())
-    }
-
-    /// A place for a step counter there, where nothing else is.
-    fn counter(&self, input: &mut Input<'_>) -> *mut u64 {
-        #[cfg(feature = "cuda")]
-        return self.device.control_place::<u64>(input, 1).cast_mut();
-        #[cfg(not(feature = "cuda"))]
-        ptr::without_provenance_mut(input.byte())
-    }
-
     fn put_configs(&self, input: &mut Input<'_>) -> (*const dualadam_config, usize) {
         let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
         let count = input.count();
@@ -498,6 +394,67 @@ impl Surface {
             .collect();
         self.arena.put(place, &configs, size);
         (place, count)
+    }
+
+    /// An address on the device, or any where there is none.
+    fn device_place<T>(&self, input: &mut Input<'_>) -> *mut T {
+        #[cfg(feature = "cuda")]
+        return self.device.place(input);
+        #[cfg(not(feature = "cuda"))]
+        self.arena.place(input)
+    }
+
+    /// Often null.
+    fn device_place_or_null<T>(&self, input: &mut Input<'_>) -> *mut T {
+        if input.one_in(3) { self.device_place(input) } else { ptr::null_mut() }
+    }
+
+    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
+        let count = input.count();
+        let sets: Vec<_> = (0..count.min(MOST))
+            .map(|_| dualadam_cuda_control_set {
+                size: if input.one_in(32) { input.size(size) } else { size },
+                group: input.number(&[0, 0, 0, 1]) as usize,
+                step: self.device_place_or_null(input),
+            })
+            .collect();
+        self.arena.put(place, &sets, size);
+        (place, count)
+    }
+
+    /// To be put after all else: the groups' pointers are believed.
+    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
+        let count = input.count();
+        let configs: Vec<_> = (0..count.min(MOST)).map(|_| self.put_config(input)).collect();
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
+        let groups: Vec<_> = configs
+            .into_iter()
+            .map(|config| {
+                let size = if input.one_in(32) { input.size(size) } else { size };
+                let (lr_f32, lr_f64) = match input.byte() % 8 {
+                    0 => (self.device_place(input), ptr::null_mut()),
+                    1 => (ptr::null_mut(), self.device_place(input)),
+                    2 => (self.device_place(input), self.device_place(input)),
+                    _ => (ptr::null_mut(), ptr::null_mut()),
+                };
+                dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
+            })
+            .collect();
+        self.arena.put(place, &groups, size);
+        (place, count)
+    }
+
+    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_cuda_scalars {
+        let place = self.arena.place(input);
+        let scalars = dualadam_cuda_scalars {
+            size: input.size(size_of::<dualadam_cuda_scalars>()),
+            loss_scale: self.device_place_or_null(input),
+            clip_factor: self.device_place_or_null(input),
+            found_inf: self.device_place_or_null(input),
+        };
+        self.arena.put(place, &[scalars], 0);
+        place
     }
 
     /// Damages a saved file.
@@ -516,7 +473,7 @@ impl Surface {
     }
 
     /// Notes a handle that a call has written into the arena, if it was not refused.
-    fn given_out(&mut self, place: *const u64, status: dualadam_status, kind: Kind) {
+    fn given_out(&mut self, kind: Kind, place: *const u64, status: dualadam_status) {
         if status == DUALADAM_STATUS_OK {
             // SAFETY: the call has written there.
             let handle = unsafe { place.read() };
@@ -601,7 +558,7 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_state_new(groups, group_count, tensors, tensor_count, place);
-                    self.given_out(place, status, Kind::State);
+                    self.given_out(Kind::State, place, status);
                     status
                 }
                 32 => {
@@ -611,7 +568,7 @@ impl Surface {
                     }
                     self.arena.remember();
                     let status = dualadam_state_load(self.path(input), place);
-                    self.given_out(place, status, Kind::State);
+                    self.given_out(Kind::State, place, status);
                     status
                 }
                 33 => {
@@ -662,14 +619,14 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_new(device, place);
-                    self.given_out(place, status, Kind::Kernels);
+                    self.given_out(Kind::Kernels, place, status);
                     status
                 }
                 44 => {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_in_current_context(place);
-                    self.given_out(place, status, Kind::Kernels);
+                    self.given_out(Kind::Kernels, place, status);
                     status
                 }
                 45 => {
@@ -692,7 +649,7 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_list_new(handle, tensors, count, place);
-                    self.given_out(place, status, Kind::List);
+                    self.given_out(Kind::List, place, status);
                     status
                 }
                 52 => {
@@ -714,104 +671,101 @@ impl Surface {
                     self.taken_back(handle, status);
                     status
                 }
-                60 => {
-                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
-                    self.arena.remember();
-                    dualadam_cuda_control_group_init(place, size)
-                }
-                61 => {
-                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
-                    self.arena.remember();
-                    dualadam_cuda_control_set_init(place, size)
-                }
-                62 => {
-                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_scalars>()));
-                    self.arena.remember();
-                    dualadam_cuda_scalars_init(place, size)
-                }
-                63..=67 => {
-                    let handle = self.handle(input, Kind::Kernels);
-                    let (groups, group_count) = self.put_control_groups(input);
-                    let (sets, set_count) = self.put_control_sets(input);
-                    let place = self.arena.place(input);
-                    self.arena.remember();
-                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
-                    self.given_out(place, status, Kind::Control);
-                    if status == DUALADAM_STATUS_OK {
-                        self.sets.insert(place.read(), set_count);
-                    }
-                    status
-                }
-                68..=77 => {
-                    let (list, control, stream) =
-                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
-                    let scalars = self.put_scalars(input);
-                    self.arena.remember();
-                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
-                }
-                78 | 79 => {
-                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
-                    let lr = input.real(&[1e-3, 0.0]);
-                    self.arena.remember();
-                    dualadam_cuda_control_set_lr(control, input.byte() % 4, lr, stream)
-                }
-                80 | 81 => {
-                    let (control, stream, config) =
-                        (self.handle(input, Kind::Control), self.stream(input), self.put_config(input));
-                    self.arena.remember();
-                    dualadam_cuda_control_set_config(control, input.byte() % 4, config, stream)
-                }
-                82 | 83 => {
-                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
-                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
-                    self.arena.remember();
-                    dualadam_cuda_control_steps(control, place, count, stream)
-                }
-                84 | 85 => {
-                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
-                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
-                    self.arena.remember();
-                    dualadam_cuda_control_set_steps(control, place, count, stream)
-                }
-                86 | 87 => {
-                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
-                    let size = input.size(size_of::<dualadam_cuda_set_report>());
-                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
-                    self.arena.remember();
-                    dualadam_cuda_control_report(control, place, size, count, stream)
-                }
-                88 | 89 => {
-                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
-                    let size = input.size(size_of::<dualadam_coeffs>());
-                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
-                    self.arena.remember();
-                    dualadam_cuda_control_coeffs(control, place, size, count, stream)
-                }
-                91 => {
-                    let (control, place) = (self.handle(input, Kind::Control), self.arena.place(input));
-                    let (group, size) = (input.byte() % 4, input.size(size_of::<dualadam_config>()));
-                    self.arena.remember();
-                    dualadam_cuda_control_config(control, group, place, size)
-                }
-                92 | 93 => {
-                    let (list, control, stream) =
-                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
-                    self.arena.remember();
-                    dualadam_cuda_list_prepare(list, control, stream)
-                }
-                90 => {
-                    let handle = self.handle(input, Kind::Control);
-                    self.arena.remember();
-                    let status = dualadam_cuda_control_free(handle);
-                    self.taken_back(handle, status);
-                    status
-                }
                 58 | 59 => {
                     let (place, len) = (self.arena.place(input), input.u32() as usize % SLACK);
                     let needed = self.arena.place(input);
                     self.arena.remember();
                     // The text stays the same, so that what follows need not be told.
                     dualadam_last_error(place, len, needed)
+                }
+                60 => {
+                    let (place, size) = (self.arena.place::<u64>(input), input.size(32));
+                    self.arena.remember();
+                    match input.byte() % 3 {
+                        0 => dualadam_cuda_control_group_init(place.cast(), size),
+                        1 => dualadam_cuda_control_set_init(place.cast(), size),
+                        _ => dualadam_cuda_scalars_init(place.cast(), size),
+                    }
+                }
+                61..=66 => {
+                    let (handle, (sets, set_count)) = (self.handle(input, Kind::Kernels), self.put_control_sets(input));
+                    let (groups, group_count) = self.put_control_groups(input);
+                    let place = self.arena.place(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
+                    self.given_out(Kind::Control, place, status);
+                    status
+                }
+                67 => {
+                    let handle = self.handle(input, Kind::Control);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_free(handle);
+                    self.taken_back(handle, status);
+                    status
+                }
+                68 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_config(handle, group, place, size)
+                }
+                69 | 70 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (lr, stream) = (input.real(&[1e-3, 0.0, 0.1]), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_lr(handle, group, lr, stream)
+                }
+                71 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (config, stream) = (self.put_config(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_config(handle, group, config, stream)
+                }
+                72 | 73 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                    let stream = self.stream(input);
+                    self.arena.remember();
+                    dualadam_cuda_control_steps(handle, place, count, stream)
+                }
+                74 | 75 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                    let (steps, stream) = (std::array::from_fn::<_, MOST, _>(|_| input.step()), self.stream(input));
+                    self.arena.put(place, &steps, 8);
+                    self.arena.remember();
+                    dualadam_cuda_control_set_steps(handle, place, count, stream)
+                }
+                76 | 77 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                    let (size, stream) = (input.size(size_of::<dualadam_cuda_set_report>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_report(handle, place, size, count, stream)
+                }
+                78 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                    let (size, stream) = (input.size(size_of::<dualadam_coeffs>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_coeffs(handle, place, size, count, stream)
+                }
+                79..=88 => {
+                    let (list, control) = (self.handle(input, Kind::List), self.handle(input, Kind::Control));
+                    let (scalars, stream) = (self.put_scalars(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
+                }
+                89 | 90 => {
+                    let (list, control, stream) =
+                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_prepare(list, control, stream)
+                }
+                91 => {
+                    let (handle, path) = (self.handle(input, Kind::State), self.path(input));
+                    self.arena.remember();
+                    dualadam_state_resume(handle, path)
                 }
                 _ => {
                     assert!(!dualadam_status_name(input.u32() as i32).is_null() && !dualadam_version().is_null());
@@ -862,8 +816,6 @@ mod device {
 
     const SLACK: usize = 4 * MOST_ELEMENTS as usize;
     const MEMORY: usize = 32 * 1024 + SLACK;
-    /// Behind it there is room for scalars, and as much for step counters.
-    const CONTROL: usize = 256;
 
     /// Fields are dropped in this order: the stand-in last.
     pub(super) struct Device {
@@ -885,8 +837,8 @@ mod device {
             let context = CudaContext::new(0).unwrap();
             // SAFETY: a context is current; the memory is as long.
             let address = unsafe {
-                let address = result::malloc_sync(MEMORY + 2 * CONTROL).unwrap();
-                result::memset_d8_sync(address, 0, MEMORY + 2 * CONTROL).unwrap();
+                let address = result::malloc_sync(MEMORY).unwrap();
+                result::memset_d8_sync(address, 0, MEMORY).unwrap();
                 address
             };
             let mut stream = ptr::null_mut();
@@ -908,18 +860,6 @@ mod device {
                 31 => 0,
                 _ => start + (at & !15),
             })
-        }
-
-        /// The address of a byte.
-        pub(super) fn at(&self, offset: usize) -> *mut c_void {
-            ptr::without_provenance_mut(self.address as usize + offset)
-        }
-
-        /// A place in one of the two parts for a control.
-        pub(super) fn control_place<T>(&self, input: &mut Input<'_>, part: usize) -> *const T {
-            let at = input.byte() % (CONTROL - 8);
-            let start = self.address as usize + MEMORY + part * CONTROL;
-            ptr::without_provenance(if input.one_in(32) { start + at } else { start + (at & !7) })
         }
 
         pub(super) fn stream(&self, input: &mut Input<'_>) -> *mut c_void {
