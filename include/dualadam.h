@@ -264,13 +264,17 @@ typedef struct dualadam_config {
  * dualadam_cuda_ functions. They stay the caller's. dualadam_tensor_init fills in zeros and float types.
  *
  * Parameters that are F32 take gradients of any type, BF16 and F16 parameters take gradients of their own type or F32. A copy is BF16 or
- * F16, beside F32 parameters whose gradients are F32 or of the copy's type. Each buffer is aligned to its elements. None overlaps
+ * F16, beside F32 parameters whose gradients are F32 or of the copy's type; a step of 0 elements tells whether there is a kernel, and does
+ * nothing. Each buffer is aligned to its elements. None overlaps
  * another, of this or another tensor; only gradients may share memory.
  */
 typedef struct dualadam_tensor {
   /** sizeof(dualadam_tensor) */
   size_t size;
-  /** The parameters, read and written; the masters, where there is a copy. */
+  /**
+   * The parameters, read and written; where there is a copy the masters, which the caller fills from its parameters before the first
+   * step.
+   */
   void *params;
   /** The gradients, only read. In a list, null leaves the tensor alone. */
   const void *grads;
@@ -666,7 +670,7 @@ dualadam_status dualadam_state_new(const struct dualadam_config *groups,
  * Reads a state from a file that any backend or language of this library has saved. The checksum over the whole file is tested first.
  *
  * file is a path in UTF-8. state gets the handle, which is to be given back with dualadam_state_free. Compare what it holds with
- * your model before you use it: dualadam_state_counts and dualadam_state_tensor tell.
+ * your model before you use it: dualadam_state_counts and dualadam_state_tensor tell. Or let dualadam_state_resume do that.
  *
  * Threads: any.
  *
@@ -680,6 +684,24 @@ dualadam_status dualadam_state_new(const struct dualadam_config *groups,
  */
 dualadam_status dualadam_state_load(const char *file,
                                     dualadam_state *state);
+
+/**
+ * Reads a file into a state that is there, if it is of a model with the same groups and tensors: configs, steps, moments and masters become
+ * those of the file. The arrays stay where they are.
+ *
+ * file is a path in UTF-8.
+ *
+ * Threads: any; waits for other calls with the same state. Nothing may use the state's arrays meanwhile.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; as dualadam_state_load; DUALADAM_STATUS_STATE_LAYOUT if the
+ * number of groups or tensors, or a tensor's length, group or masters differ.
+ *
+ * Required:
+ *
+ * file is null or a C string; nothing uses the state's arrays meanwhile.
+ */
+dualadam_status dualadam_state_resume(dualadam_state state,
+                                      const char *file);
 
 /**
  * Writes a state to a file, replacing what is there at once: a crash leaves the old or the new file whole.
@@ -828,8 +850,9 @@ dualadam_status dualadam_cuda_kernels_new(size_t device,
 dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *kernels);
 
 /**
- * Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of lists made
- * from them, are freed; that waits for the work in the context. A CUDA graph that was captured needs them as long as it is launched.
+ * Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of what was made
+ * from them, are freed; that waits for the work in the context. A CUDA graph that captured dualadam_cuda_step needs them as long as it is
+ * launched; one that captured steps of lists keeps them loaded.
  *
  * Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
  *
@@ -931,7 +954,8 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
 
 /**
  * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
- * launched: memory that was captured is never freed, nor are the kernels unloaded then.
+ * launched: memory that was captured is never freed, nor are the kernels unloaded then. Do not call it while a stream of the context is
+ * being captured, which the wait would spoil; the list's memory is never freed then.
  *
  * Threads: any; a call with the same list that is under way in another thread goes on to its end.
  *
@@ -1015,7 +1039,7 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
  * Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
  * still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
  *
- * Capture: as dualadam_cuda_control_new, but for a control with steps that were captured, which can be freed at any time.
+ * Capture: not while a stream of the context is being captured, which the wait would spoil; the control's memory is never freed then.
  *
  * Threads: any; a call with the same control that is under way in another thread goes on to its end.
  *
