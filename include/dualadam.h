@@ -264,13 +264,17 @@ typedef struct dualadam_config {
  * dualadam_cuda_ functions. They stay the caller's. dualadam_tensor_init fills in zeros and float types.
  *
  * Parameters that are F32 take gradients of any type, BF16 and F16 parameters take gradients of their own type or F32. A copy is BF16 or
- * F16, beside F32 parameters whose gradients are F32 or of the copy's type. Each buffer is aligned to its elements. None overlaps
+ * F16, beside F32 parameters whose gradients are F32 or of the copy's type; a step of 0 elements tells whether there is a kernel, and does
+ * nothing. Each buffer is aligned to its elements. None overlaps
  * another, of this or another tensor; only gradients may share memory.
  */
 typedef struct dualadam_tensor {
   /** sizeof(dualadam_tensor) */
   size_t size;
-  /** The parameters, read and written; the masters, where there is a copy. */
+  /**
+   * The parameters, read and written; where there is a copy the masters, which the caller fills from its parameters before the first
+   * step.
+   */
   void *params;
   /** The gradients, only read. In a list, null leaves the tensor alone. */
   const void *grads;

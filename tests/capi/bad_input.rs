@@ -153,6 +153,15 @@ fn types_sizes_and_sets() {
     let text = "set of tensor 0 must be below 1, got 1";
     step_fails(|t| t.set = 1, DUALADAM_STATUS_INDEX, text);
 
+    // A step of nothing tells whether there is a kernel.
+    let nothing = |params_dtype, grads_dtype| {
+        let tensor = dualadam_tensor { params_dtype, grads_dtype, ..tensor() };
+        // SAFETY: there are no elements.
+        unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), 1, 1.0)) }
+    };
+    ok(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_F32));
+    assert_eq!(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_BF16), DUALADAM_STATUS_TYPES);
+
     for size in [0, 8, 64, 71, 73, 76, 4104, usize::MAX] {
         let mut buffers = Buffers::new(0, 8);
         let tensor = dualadam_tensor { size, ..buffers.tensor() };

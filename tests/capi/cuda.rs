@@ -130,6 +130,9 @@ fn bad_input_is_refused() {
         assert_eq!(step(dualadam_tensor { len: u64::MAX, ..good }), DUALADAM_STATUS_EXTENT);
         assert_eq!(step(dualadam_tensor { params_dtype: 9, ..good }), DUALADAM_STATUS_ENUM);
         assert_eq!(step(dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..good }), DUALADAM_STATUS_TYPES);
+        let nothing = dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..tensor() };
+        assert_eq!(step(nothing), DUALADAM_STATUS_TYPES);
+        ok(step(tensor()));
         assert_eq!(step(dualadam_tensor { set: 1, ..good }), DUALADAM_STATUS_INDEX);
         assert_eq!(step(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
         assert_eq!(step(dualadam_tensor { grads: ptr::null(), ..good }), DUALADAM_STATUS_NULL);

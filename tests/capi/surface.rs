@@ -86,6 +86,11 @@ impl Input<'_> {
         }
     }
 
+    /// How many sets or groups a control has: mostly one.
+    fn control_count(&mut self) -> usize {
+        if self.one_in(8) { self.count() } else { 1 + self.byte() % 8 / 7 }
+    }
+
     /// How many structs an array has: few, or more than any memory.
     fn count(&mut self) -> usize {
         match self.byte() % 16 {
@@ -253,6 +258,9 @@ impl Surface {
     }
 
     fn config(&self, input: &mut Input<'_>) -> dualadam_config {
+        if input.one_in(2) {
+            return self.usual_config(input);
+        }
         let weight_decay_kind = input.number(&[0, 0, 1, 2, 3]);
         dualadam_config {
             size: input.size(size_of::<dualadam_config>()),
@@ -270,6 +278,27 @@ impl Surface {
             period: input.step(),
             cutoff: input.real(&[0.0, 0.1, 1.0]),
             switching_step: input.step(),
+        }
+    }
+
+    /// One that is valid, as far as its lr is.
+    fn usual_config(&self, input: &mut Input<'_>) -> dualadam_config {
+        dualadam_config {
+            size: size_of::<dualadam_config>(),
+            lr: input.real(&[1e-3, 0.0, 0.1]),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            weight_decay_kind: 0,
+            inverse_term: 0,
+            maximize: 0,
+            schedule: 0,
+            switching_rate: 0.01,
+            base: 0.0,
+            period: 0,
+            cutoff: 0.0,
+            switching_step: 0,
         }
     }
 
@@ -411,7 +440,7 @@ impl Surface {
 
     fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
         let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
-        let count = input.count();
+        let count = input.control_count();
         let sets: Vec<_> = (0..count.min(MOST))
             .map(|_| dualadam_cuda_control_set {
                 size: if input.one_in(32) { input.size(size) } else { size },
@@ -425,7 +454,7 @@ impl Surface {
 
     /// To be put after all else: the groups' pointers are believed.
     fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
-        let count = input.count();
+        let count = input.control_count();
         let configs: Vec<_> = (0..count.min(MOST)).map(|_| self.put_config(input)).collect();
         let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
         let groups: Vec<_> = configs
@@ -723,14 +752,14 @@ impl Surface {
                 }
                 72 | 73 => {
                     let (handle, place, count) =
-                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
                     let stream = self.stream(input);
                     self.arena.remember();
                     dualadam_cuda_control_steps(handle, place, count, stream)
                 }
                 74 | 75 => {
                     let (handle, place, count) =
-                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
                     let (steps, stream) = (std::array::from_fn::<_, MOST, _>(|_| input.step()), self.stream(input));
                     self.arena.put(place, &steps, 8);
                     self.arena.remember();
@@ -738,14 +767,14 @@ impl Surface {
                 }
                 76 | 77 => {
                     let (handle, place, count) =
-                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
                     let (size, stream) = (input.size(size_of::<dualadam_cuda_set_report>()), self.stream(input));
                     self.arena.remember();
                     dualadam_cuda_control_report(handle, place, size, count, stream)
                 }
                 78 => {
                     let (handle, place, count) =
-                        (self.handle(input, Kind::Control), self.arena.place(input), input.count());
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
                     let (size, stream) = (input.size(size_of::<dualadam_coeffs>()), self.stream(input));
                     self.arena.remember();
                     dualadam_cuda_control_coeffs(handle, place, size, count, stream)
