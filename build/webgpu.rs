@@ -83,6 +83,9 @@ impl Reflection<'_> {
     fn check(&self) -> Result<(), String> {
         let mut found: Vec<_> = self.module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         let mut expected = [layout::QUADS, layout::TAILS].concat();
+        if self.has_copy() {
+            expected.extend(layout::SET_MASTERS);
+        }
         found.sort_unstable();
         expected.sort_unstable();
         if found != expected {
@@ -94,9 +97,14 @@ impl Reflection<'_> {
         self.check_coeffs()
     }
 
+    fn has_copy(&self) -> bool {
+        self.types.len() > 2
+    }
+
     fn check_entry_point(&self, index: usize) -> Result<(), String> {
         let entry = &self.module.entry_points[index];
-        let quads = layout::QUADS.contains(&entry.name.as_str());
+        let [masters, masters_tail] = layout::SET_MASTERS;
+        let quads = layout::QUADS.contains(&entry.name.as_str()) || entry.name == masters;
         let workgroup = if quads { layout::WORKGROUP } else { 1 };
         if entry.workgroup_size != [workgroup, 1, 1] {
             return Err(format!(
@@ -113,9 +121,14 @@ impl Reflection<'_> {
             }
         }
         bindings.sort_unstable();
-        let buffers = if self.types.len() > 2 { 5 } else { 4 };
-        let mut expected: Vec<_> = (0..buffers).map(|binding| (layout::TENSOR_GROUP, binding)).collect();
-        if self.coeffs == "uniform" {
+        let sets_masters = [masters, masters_tail].contains(&entry.name.as_str());
+        let buffers = match (sets_masters, self.has_copy()) {
+            (true, _) => vec![0, 4],
+            (false, true) => vec![0, 1, 2, 3, 4],
+            (false, false) => vec![0, 1, 2, 3],
+        };
+        let mut expected: Vec<_> = buffers.into_iter().map(|binding| (layout::TENSOR_GROUP, binding)).collect();
+        if self.coeffs == "uniform" && !sets_masters {
             expected.push((layout::COEFFS_GROUP, 0));
         }
         if bindings != expected {

@@ -64,6 +64,9 @@ pub(crate) fn join(shaders: &Path, types: &str, coeffs: &str) -> Result<Joined, 
     joined.push_file(shaders, if streams.len() > 2 { "copy.wgsl" } else { "no_copy.wgsl" })?;
     joined.push_file(shaders, "dual_adam.wgsl")?;
     joined.push_file(shaders, "tail.wgsl")?;
+    if streams.len() > 2 {
+        joined.push_file(shaders, "masters.wgsl")?;
+    }
     Ok(joined)
 }
 
@@ -79,9 +82,7 @@ fn names_of(stream: &str, dtype: &str) -> String {
          const PARTS_{stream_const} = 4 / PART_{dtype_const};\n"
     );
     let (wide, quad, part) = ("vec4<f32>", format!("Quad{stream_type}"), format!("Part{stream_type}"));
-    if stream != "copy" {
-        names += &format!("fn widen_{stream}(quad: {quad}) -> {wide} {{ return widen_{dtype}(quad); }}\n");
-    }
+    names += &format!("fn widen_{stream}(quad: {quad}) -> {wide} {{ return widen_{dtype}(quad); }}\n");
     if stream != "grads" {
         names += &format!("fn narrow_{stream}(x: {wide}) -> {quad} {{ return narrow_{dtype}(x); }}\n");
         names +=

@@ -16,6 +16,8 @@ enum : u32 {
     // Elements of a list that one block serves; a multiple of BLOCK * VEC. Reckoned in docs/performance.md. Tuned on nothing: no
     // GPU has run it.
     CHUNK = 4096,
+    // Chunks that share an entry of a list's table, which would else have four bytes for each. Tuned on nothing: no GPU has run it.
+    SPAN = 8,
     // Coefficient sets that fit beside the other arguments in 4,096 bytes, CUDA's limit; what they cost against sets in device
     // memory was tuned on nothing: no GPU has run it.
     MAX_SETS = 96,
@@ -130,12 +132,19 @@ __device__ __forceinline__ void step_flat(const Buffers<P, G, C> &b, const StepC
 }
 
 // The chunk of a list that this block serves. The table holds, for n tensors and as arrays one after the other,
-//   u64: param[n] grad[n] exp_avg[n] exp_avg_sq[n] copy[n] len[n]    u32: first_chunk[n] set[n] chunk_tensor[chunks]
-// Tensor i owns ceil(len[i] / CHUNK) chunks, from first_chunk[i] on.
+//   u64: param[n] grad[n] exp_avg[n] exp_avg_sq[n] copy[n] len[n]    u32: first_chunk[n] set[n] span_tensor[spans]
+// Tensor i owns ceil(len[i] / CHUNK) chunks, from first_chunk[i] on. The tensor of every SPAN-th chunk is in span_tensor; a later one of
+// the span may be of one of the tensors that follow. Empty tensors are the last.
 template <typename P, typename G, typename C>
 __device__ __forceinline__ Buffers<P, G, C> chunk_of(const u64 *table, u64 n, u32 &set) {
     const u32 *const first_chunk = reinterpret_cast<const u32 *>(table + 6 * n);
-    const u32 tensor = first_chunk[2 * n + blockIdx.x];
+    const u32 first = first_chunk[2 * n + blockIdx.x / SPAN];
+    u32 tensor = first;
+    // Loads that do not wait for each other.
+#pragma unroll
+    for (u32 i = 1; i < SPAN; ++i) {
+        if (first + i < n && first_chunk[first + i] <= blockIdx.x) tensor = first + i;
+    }
     const u64 begin = u64(blockIdx.x - first_chunk[tensor]) * CHUNK;
     set = first_chunk[n + tensor];
 

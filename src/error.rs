@@ -6,8 +6,8 @@ use crate::Dtype;
 
 /// What can be wrong with a call. Every variant names the argument, what is required of it and what it was.
 ///
-/// A call that returns an error has written nothing, unless the error is the driver's ([`Error::Driver`]), or
-/// [`State::save`](crate::State::save) only failed to make a finished file durable.
+/// A call that returns an error has written nothing, unless the error is the driver's ([`Error::Driver`]) or, where the call says so,
+/// wgpu's ([`Error::Wgpu`]), or [`State::save`](crate::State::save) only failed to make a finished file durable.
 ///
 /// # Example
 ///
@@ -333,6 +333,20 @@ pub enum Error {
         required: u128,
         /// Bytes of the whole buffer.
         actual: u64,
+    },
+    /// An optimizer's array for a tensor is larger than a buffer of the device may be.
+    #[error(
+        "{array} of tensor {tensor} must fit in a buffer of {limit} bytes (max_buffer_size), got {len} elements of f32"
+    )]
+    ArraySize {
+        /// Position of the tensor in the list.
+        tensor: usize,
+        /// The array: `exp_avg` or `master`.
+        array: &'static str,
+        /// The device's limit, in bytes.
+        limit: u64,
+        /// The tensor's elements.
+        len: usize,
     },
     /// A call of wgpu failed.
     #[error("{call} of wgpu failed{}: {problem}", tensor.map(|tensor| format!(" for tensor {tensor}")).unwrap_or_default())]

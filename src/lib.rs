@@ -19,6 +19,8 @@ mod owner;
 mod raw;
 pub mod reference;
 mod schedule;
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+mod sets;
 mod state;
 mod state_file;
 #[cfg(feature = "webgpu")]

@@ -1,5 +1,7 @@
 //! What the owning optimizers of all backends check and look up alike.
 
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+use crate::TensorLayout;
 use crate::state::check_second_moment;
 use crate::{DualAdamConfig, Error};
 
@@ -34,4 +36,14 @@ pub(crate) fn check_moments(tensor: usize, len: usize, exp_avg: &[f32], exp_avg_
         }
     }
     check_second_moment(exp_avg_sq)
+}
+
+/// Fails unless the configs are valid and each tensor's group is there.
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+pub(crate) fn check_groups(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<(), Error> {
+    groups.iter().try_for_each(DualAdamConfig::validate)?;
+    match layout.iter().enumerate().find(|(_, layout)| layout.group >= groups.len()) {
+        Some((tensor, layout)) => Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group }),
+        None => Ok(()),
+    }
 }

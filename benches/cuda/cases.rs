@@ -4,7 +4,7 @@ use crate::shapes::{self, Shape};
 use crate::values::{TYPES, Types};
 use crate::variant::Variant;
 
-use Variant::{Adam, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused};
+use Variant::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused};
 
 /// What is timed in turns, over one set of buffers.
 pub(crate) struct Case {
@@ -73,11 +73,11 @@ fn of(shape: &Shape, types: Types) -> Vec<Case> {
         variants: variants.concat(),
     };
     if is_main || SHAPES_OF_ALL_TYPES.contains(&shape.name.as_str()) {
-        let is_f32 = types.name == "f32_f32";
-        cases.push(match shape.lens.len() {
-            1 => case(ALIGNED, &[&[Copy, Triad, Dual, Adam], if is_f32 { &[Unfused] } else { &[] }]),
-            _ => case(ALIGNED, &[&[Copy, Triad, Flat, Dual, Adam], if is_f32 { &[MostSets, SetEach] } else { &[] }]),
-        });
+        let (all, only_f32): (&[Variant], &[Variant]) = match shape.lens.len() {
+            1 => (&[Copy, Triad, Dual, Adam], &[Unfused, Controlled, Captured]),
+            _ => (&[Copy, Triad, Flat, Dual, Adam], &[MostSets, SetEach, Controlled, Captured]),
+        };
+        cases.push(case(ALIGNED, &[all, if types.name == "f32_f32" { only_f32 } else { &[] }]));
     }
     if is_main && shape.name == SHAPE_OF_ALIGNMENTS {
         cases.extend(MISALIGNED.map(|alignment| case(alignment, &[&[Copy, Triad, Dual]])));

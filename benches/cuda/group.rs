@@ -1,13 +1,14 @@
 //! The buffers of a case, in as many replicas as outgrow the cache, and the work that is enqueued on them.
 
-use dualadam::cuda::cudarc::driver::sys;
-use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, StepCoeffs};
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, sys};
+use dualadam::cuda::{Control, ControlGroup, ControlSet, RawBuffer, RawScalars, RawTensor, TensorList};
+use dualadam::{Dtype, DualAdamConfig, StepCoeffs};
 
 use crate::cases::{Alignment, Case};
 use crate::device::{Device, Memory};
 use crate::values::{Pattern, Types};
-use crate::variant::Variant;
+use crate::variant::{FIRST_STEP, Variant};
 
 /// Together the replicas have so many times the size of the cache,
 const TIMES_CACHE: usize = 4;
@@ -35,8 +36,15 @@ pub(crate) struct Group<'a> {
 
 struct Replica {
     flat: RawTensor,
-    /// Where there is more than one tensor, those of the variants that take them one by one, with their coefficient sets.
-    lists: Vec<(Variant, TensorList, Vec<StepCoeffs>)>,
+    /// Where there is more than one tensor, those of the variants that take them one by one, and those of controlled steps.
+    lists: Vec<(Variant, List)>,
+}
+
+/// A list, and what its steps take their coefficients from.
+enum List {
+    Sets(TensorList, Vec<StepCoeffs>),
+    Controlled(TensorList, Box<Control>),
+    Captured(CudaGraph),
 }
 
 impl<'a> Group<'a> {
@@ -86,15 +94,38 @@ impl<'a> Group<'a> {
 
     fn replica(&self, replica: usize) -> Replica {
         let flat = self.tensor(self.alignment.offsets, replica * self.stride, self.elements());
-        let lists = self.variants.iter().filter(|variant| variant.is_list() && self.lens.len() > 1);
-        let list = |&variant: &Variant| {
-            let sets = variant.sets(self.lens.len());
-            let mut tensors = self.tensors(replica);
-            tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.set = i % sets);
-            let list = TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
-            (variant, list, (0..sets).map(|set| variant.coeffs(set)).collect())
-        };
-        Replica { flat, lists: lists.map(list).collect() }
+        let is_list = |variant: &&Variant| variant.is_controlled() || (variant.is_list() && self.lens.len() > 1);
+        let lists = self.variants.iter().filter(is_list);
+        Replica { flat, lists: lists.map(|&variant| (variant, self.list(replica, variant))).collect() }
+    }
+
+    fn list(&self, replica: usize, variant: Variant) -> List {
+        let sets = variant.sets(self.lens.len());
+        let mut tensors = self.tensors(replica);
+        tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.set = i % sets);
+        let mut list = TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
+        if !variant.is_controlled() {
+            return List::Sets(list, (0..sets).map(|set| variant.coeffs(set)).collect());
+        }
+        let mut control = self.control(variant.config());
+        if variant == Variant::Controlled {
+            return List::Controlled(list, Box::new(control));
+        }
+        let stream = &self.device.stream;
+        stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("the stream can be captured");
+        step_controlled(&mut list, &mut control, stream);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        List::Captured(graph.expect("the graph can be made").expect("something was captured"))
+    }
+
+    /// A control of one set, whose next step is the first that is compared.
+    fn control(&self, config: DualAdamConfig) -> Control {
+        let (group, set) = (ControlGroup { config, lr: None }, ControlSet { group: 0, step: None });
+        let mut control = Control::new(&self.device.kernels, &[group], &[set]).expect("the group is valid");
+        // SAFETY: the stream lives as long as the device.
+        let set = unsafe { control.set_steps(&[FIRST_STEP - 1], self.device.stream.cu_stream().cast()) };
+        set.expect("the step can be set");
+        control
     }
 
     /// A tensor by address, from one of all replicas' elements on.
@@ -188,9 +219,7 @@ impl<'a> Group<'a> {
                 // SAFETY: as above; only aligned f32 buffers have this variant.
                 unsafe { device.yardsticks.unfused(addresses, len, &variant.coeffs(0), stream) };
             }
-            Variant::Dual | Variant::Adam | Variant::Flat | Variant::MostSets | Variant::SetEach => {
-                self.enqueue_step(replica, variant);
-            }
+            _ => self.enqueue_step(replica, variant),
         }
     }
 
@@ -203,17 +232,25 @@ impl<'a> Group<'a> {
     }
 
     fn enqueue_step(&mut self, replica: usize, variant: Variant) {
-        let stream = self.device.stream.cu_stream().cast();
+        let stream = &self.device.stream;
         let Replica { flat, lists } = &mut self.replicas[replica];
         // SAFETY: the buffers are as long as the tensors and live until the work has ended; all work is in one stream.
         let stepped = unsafe {
-            match lists.iter_mut().find(|(of, ..)| *of == variant) {
-                Some((_, list, coeffs)) => list.step_raw(coeffs, stream),
-                None => self.device.kernels.step_raw(flat, &variant.coeffs(0), stream),
+            match lists.iter_mut().find(|(of, _)| *of == variant).map(|(_, list)| list) {
+                Some(List::Sets(list, coeffs)) => list.step_raw(coeffs, stream.cu_stream().cast()),
+                Some(List::Controlled(list, control)) => return step_controlled(list, control, stream),
+                Some(List::Captured(graph)) => return graph.launch().expect("the graph can be launched"),
+                None => self.device.kernels.step_raw(flat, &variant.coeffs(0), stream.cu_stream().cast()),
             }
         };
         stepped.expect("the step can be enqueued");
     }
+}
+
+fn step_controlled(list: &mut TensorList, control: &mut Control, stream: &CudaStream) {
+    // SAFETY: as for any step of the list; no scalar is given.
+    let stepped = unsafe { list.step_controlled(control, &RawScalars::default(), stream.cu_stream().cast()) };
+    stepped.expect("the step can be enqueued");
 }
 
 impl Drop for Group<'_> {

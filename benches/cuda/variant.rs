@@ -2,6 +2,9 @@
 
 use dualadam::{DualAdamConfig, StepCoeffs};
 
+/// The step of the first coefficient set, and of the first controlled step.
+pub(crate) const FIRST_STEP: u64 = 2000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
     /// A device-to-device copy that moves as many bytes as the step.
@@ -20,6 +23,10 @@ pub(crate) enum Variant {
     MostSets,
     /// The step of a list with a set for each tensor, from device memory.
     SetEach,
+    /// The step controlled on the device, as a list: a launch that forms the coefficients, then the list's.
+    Controlled,
+    /// The same, captured in a CUDA graph and launched as one.
+    Captured,
 }
 
 impl Variant {
@@ -33,6 +40,8 @@ impl Variant {
             Self::Flat => "dual, flat",
             Self::MostSets => "dual, 96 sets",
             Self::SetEach => "dual, a set each",
+            Self::Controlled => "dual, controlled",
+            Self::Captured => "dual, captured",
         }
     }
 
@@ -56,13 +65,21 @@ impl Variant {
 
     /// Whether the tensors of a list are taken one by one.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Self::Dual | Self::Adam | Self::MostSets | Self::SetEach)
+        matches!(self, Self::Dual | Self::Adam | Self::MostSets | Self::SetEach) || self.is_controlled()
+    }
+
+    /// Whether the coefficients are formed on the device.
+    pub(crate) fn is_controlled(self) -> bool {
+        matches!(self, Self::Controlled | Self::Captured)
     }
 
     /// The coefficients of a set: those of different steps, so that no set passes for another, and all before the switch at 12,500 but
     /// far from the first step, so that both branches count in the result.
     pub(crate) fn coeffs(self, set: usize) -> StepCoeffs {
-        let config = if self == Self::Adam { DualAdamConfig::adam() } else { DualAdamConfig::default() };
-        config.coeffs(2000 + set as u64).expect("the configurations are valid")
+        self.config().coeffs(FIRST_STEP + set as u64).expect("the configurations are valid")
+    }
+
+    pub(crate) fn config(self) -> DualAdamConfig {
+        if self == Self::Adam { DualAdamConfig::adam() } else { DualAdamConfig::default() }
     }
 }

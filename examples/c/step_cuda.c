@@ -1,4 +1,5 @@
-/* Steps memory on a CUDA device that the program owns, on a stream of its own, and compares the result with the CPU's, bit for bit.
+/* Steps memory on a CUDA device that the program owns, on a stream of its own, and compares the result with the CPU's, bit for bit: first
+ * with coefficients from the host, then with steps that the device counts, whose learning rate and found-inf flag lie on the device.
  * Link it with -lcuda. A CUDA program includes cuda.h in place of the declarations here. */
 
 #include <dualadam.h>
@@ -29,7 +30,7 @@ int cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream stre
 }
 #endif
 
-enum { TENSORS = 2, BUFFERS = 4, STEPS = 10, NON_BLOCKING = 1 };
+enum { TENSORS = 2, BUFFERS = 4, STEPS = 10, CONTROLLED = 4, SKIPPED = 2, NON_BLOCKING = 1 };
 static const size_t LENS[TENSORS] = {1000, 37};
 
 static void check(dualadam_status status, const char *call)
@@ -101,9 +102,63 @@ static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32
     return describe(addresses, len, set);
 }
 
+/* More steps of the list. The device counts them, from what `steps` says, and is told there what the learning rate of the second tensor is
+ * and whether to skip the step. A CUDA graph could be captured of such a step, and launched again and again. */
+static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list list, const dualadam_tensor *host_tensors,
+                            dualadam_config *configs, uint64_t *steps, CUstream stream)
+{
+    CUdeviceptr lr, found_inf;
+    dualadam_cuda_control_group groups[TENSORS];
+    dualadam_cuda_control_set control_sets[TENSORS];
+    dualadam_cuda_scalars scalars;
+    dualadam_cuda_set_report reports[TENSORS];
+    dualadam_coeffs sets[TENSORS];
+    dualadam_cuda_control control;
+
+    CHECK_DRIVER(cuMemAlloc_v2(&lr, sizeof(float)));
+    CHECK_DRIVER(cuMemAlloc_v2(&found_inf, sizeof(float)));
+    for (size_t t = 0; t < TENSORS; t++) {
+        CHECK(dualadam_cuda_control_group_init(&groups[t], sizeof groups[t]));
+        CHECK(dualadam_cuda_control_set_init(&control_sets[t], sizeof control_sets[t]));
+        groups[t].config = &configs[t];
+        control_sets[t].group = t;
+    }
+    groups[1].lr_f32 = (const float *)(uintptr_t)lr;
+    CHECK(dualadam_cuda_control_new(kernels, groups, TENSORS, control_sets, TENSORS, &control));
+    CHECK(dualadam_cuda_control_set_steps(control, steps, TENSORS, stream));
+    CHECK(dualadam_cuda_scalars_init(&scalars, sizeof scalars));
+    scalars.found_inf = (const float *)(uintptr_t)found_inf;
+
+    for (int round = 0; round < CONTROLLED; round++) {
+        float rate = 0.01f / (float)(round + 1);
+        float flag = round == SKIPPED ? 1.0f : 0.0f; /* a program finds out on the device */
+        CHECK_DRIVER(cuMemcpyHtoDAsync_v2(lr, &rate, sizeof rate, stream));
+        CHECK_DRIVER(cuMemcpyHtoDAsync_v2(found_inf, &flag, sizeof flag, stream));
+        CHECK(dualadam_cuda_list_step_controlled(list, control, &scalars, stream));
+        if (round == SKIPPED)
+            continue;
+        configs[1].lr = rate;
+        for (int t = 0; t < TENSORS; t++)
+            CHECK(dualadam_config_coeffs(&configs[t], ++steps[t], 1.0, &sets[t], sizeof sets[t]));
+        CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, sets, TENSORS));
+    }
+
+    CHECK(dualadam_cuda_control_report(control, reports, sizeof reports[0], TENSORS, stream));
+    for (int t = 0; t < TENSORS; t++) {
+        printf("tensor %d: %llu steps, %llu skipped\n", t, (unsigned long long)reports[t].step,
+               (unsigned long long)reports[t].skipped);
+        if (reports[t].step != steps[t] || reports[t].skipped != 1 || reports[t].last_skip != DUALADAM_SKIP_FOUND_INF)
+            exit(1);
+    }
+    CHECK(dualadam_cuda_control_free(control));
+    CHECK_DRIVER(cuMemFree_v2(lr));
+    CHECK_DRIVER(cuMemFree_v2(found_inf));
+}
+
 int main(void)
 {
     int device, different = 0;
+    uint64_t steps[TENSORS] = {STEPS, STEPS - 1};
     CUcontext context;
     CUstream stream;
     struct buffers buffers[TENSORS];
@@ -143,6 +198,7 @@ int main(void)
     CHECK(dualadam_config_coeffs(&configs[0], STEPS, 1.0, &sets[0], sizeof sets[0]));
     CHECK(dualadam_cuda_step(kernels, &single, &sets[0], stream));
     CHECK(dualadam_cpu_step(&host_tensors[0], &sets[0]));
+    step_controlled(kernels, list, host_tensors, configs, steps, stream);
 
     for (int t = 0; t < TENSORS; t++) {
         for (int b = 0; b < BUFFERS; b++) {
@@ -156,7 +212,7 @@ int main(void)
             free(result);
         }
     }
-    printf("parameters after %d steps: %.6f %.6f %.6f ...\n", STEPS, buffers[0].host[0][0], buffers[0].host[0][1],
+    printf("parameters after %d steps: %.6f %.6f %.6f ...\n", (int)steps[0], buffers[0].host[0][0], buffers[0].host[0][1],
            buffers[0].host[0][2]);
 
     CHECK(dualadam_cuda_list_free(list));

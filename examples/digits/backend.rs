@@ -8,6 +8,8 @@ use dualadam::{DualAdamConfig, TensorLayout};
 
 #[cfg(feature = "cuda")]
 use crate::on_cuda;
+#[cfg(feature = "webgpu-native")]
+use crate::on_webgpu;
 
 /// Whatever can go wrong in a run.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -15,12 +17,21 @@ pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Where the optimizer's steps run. The network itself always runs on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
-    /// CUDA where there is a device, else the CPU
+    /// CUDA where there is a device, else a GPU through WebGPU, else the CPU
     Auto,
     /// The CPU
     Cpu,
     /// The first CUDA device
     Cuda,
+    /// The best WebGPU adapter, be it one that runs on the CPU
+    Webgpu,
+}
+
+/// Whether a WebGPU adapter that runs shaders on the CPU will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Software {
+    Allowed,
+    Refused,
 }
 
 /// A device that is there.
@@ -29,15 +40,18 @@ pub(crate) enum Device {
     Cpu,
     #[cfg(feature = "cuda")]
     Cuda(on_cuda::Cuda),
+    #[cfg(feature = "webgpu-native")]
+    Webgpu(on_webgpu::Webgpu),
 }
 
 impl Backend {
     /// The device; fails where it is not there.
     pub(crate) fn open(self) -> Result<Device, Error> {
         match self {
-            Self::Auto => Ok(cuda().unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(cuda().or_else(|_| webgpu(Software::Refused)).unwrap_or(Device::Cpu)),
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda => cuda(),
+            Self::Webgpu => webgpu(Software::Allowed),
         }
     }
 }
@@ -52,12 +66,24 @@ fn cuda() -> Result<Device, Error> {
     Err("the backend cuda needs the feature cuda, which this program was built without".into())
 }
 
+#[cfg(feature = "webgpu-native")]
+fn webgpu(software: Software) -> Result<Device, Error> {
+    Ok(Device::Webgpu(on_webgpu::Webgpu::open(software)?))
+}
+
+#[cfg(not(feature = "webgpu-native"))]
+fn webgpu(_software: Software) -> Result<Device, Error> {
+    Err("the backend webgpu needs the feature webgpu-native, which this program was built without".into())
+}
+
 impl Device {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Cpu => "CPU",
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.name(),
+            #[cfg(feature = "webgpu-native")]
+            Self::Webgpu(webgpu) => webgpu.name(),
         }
     }
 
@@ -71,6 +97,8 @@ impl Device {
             Self::Cpu => Box::new(cpu::DualAdam::with_groups(&[config], layout)?),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Box::new(cuda.optimizer(config, layout)?),
+            #[cfg(feature = "webgpu-native")]
+            Self::Webgpu(webgpu) => Box::new(webgpu.optimizer(config, layout)?),
         })
     }
 }

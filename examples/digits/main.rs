@@ -5,6 +5,8 @@ mod data;
 mod network;
 #[cfg(feature = "cuda")]
 mod on_cuda;
+#[cfg(feature = "webgpu-native")]
+mod on_webgpu;
 mod optimizers;
 mod plot;
 mod report;

@@ -68,10 +68,21 @@ pub(crate) struct Run {
 /// Trains a network. The seed alone decides on the split, the initialisation and the order of the images, so that runs of
 /// one seed differ in nothing but the optimizer.
 pub(crate) fn train(setting: &Setting, contender: &Contender, seed: u64, bar: &ProgressBar) -> Result<Run, Error> {
+    train_with(setting, contender, seed, bar, |layout| setting.device.optimizer(contender.config, layout))
+}
+
+/// [`train`] with the optimizer that is made for the network's tensors.
+pub(crate) fn train_with(
+    setting: &Setting,
+    contender: &Contender,
+    seed: u64,
+    bar: &ProgressBar,
+    optimizer: impl FnOnce(&[TensorLayout]) -> Result<Box<dyn Optimizer>, Error>,
+) -> Result<Run, Error> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let (train, test) = setting.digits.split(&mut rng);
     let mut model = Model::new(Tensors::random(&mut rng), setting.dtype);
-    let mut optimizer = setting.device.optimizer(contender.config, &model.layout())?;
+    let mut optimizer = optimizer(&model.layout())?;
     let mut grads = Tensors::zeros();
     let mut run = Run { losses: Vec::new(), accuracies: Vec::new(), step_times: Vec::new() };
     let mut order: Vec<usize> = (0..train.len()).collect();

@@ -559,7 +559,7 @@ def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> 
     if on_device or (_is_on_device(step) and not copies):
         if isinstance(step, Tensor):
             return step.detach().reshape(()).to(device=device, dtype=torch.int64, copy=copies)
-        return torch.tensor(int(step), dtype=torch.int64, device=device)
+        return torch.full((), int(step), dtype=torch.int64, device=device)
     number = float(step)
     dtype = torch.float32 if number < _FLOAT32_END else torch.float64
     if isinstance(step, Tensor) and not copies and step.dtype == dtype and step.device.type == "cpu":

@@ -53,8 +53,9 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     border(|| unsafe { work::kernels_in_current_context(kernels) })
 }
 
-/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of lists made
-/// from them, are freed; that waits for the work in the context. A CUDA graph that was captured needs them as long as it is launched.
+/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of what was made
+/// from them, are freed; that waits for the work in the context. A CUDA graph that captured `dualadam_cuda_step` needs them as long as it is
+/// launched; one that captured steps of lists keeps them loaded.
 ///
 /// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
 ///
@@ -172,8 +173,9 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
     border(|| unsafe { work::list_step(list, sets, count, stream) })
 }
 
-/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps must not be
-/// launched any more.
+/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
+/// launched: memory that was captured is never freed, nor are the kernels unloaded then. Do not call it while a stream of the context is
+/// being captured, which the wait would spoil; the list's memory is never freed then.
 ///
 /// Threads: any; a call with the same list that is under way in another thread goes on to its end.
 ///
@@ -198,7 +200,7 @@ mod work {
 
     /// A list, and room for what calls read, so that they need not allocate.
     pub(in crate::capi) struct List {
-        list: TensorList,
+        pub(in crate::capi) list: TensorList,
         tensors: Vec<RawTensor>,
         sets: Vec<StepCoeffs>,
     }

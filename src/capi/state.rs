@@ -54,7 +54,7 @@ pub unsafe extern "C" fn dualadam_state_new(
 /// Reads a state from a file that any backend or language of this library has saved. The checksum over the whole file is tested first.
 ///
 /// `file` is a path in UTF-8. `state` gets the handle, which is to be given back with `dualadam_state_free`. Compare what it holds with
-/// your model before you use it: `dualadam_state_counts` and `dualadam_state_tensor` tell.
+/// your model before you use it: `dualadam_state_counts` and `dualadam_state_tensor` tell. Or let `dualadam_state_resume` do that.
 ///
 /// Threads: any.
 ///
@@ -74,6 +74,41 @@ pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut du
         let loaded = State::load(file)?;
         // SAFETY: the caller's promise.
         unsafe { out.write(handles::insert(Object::State(Arc::new(Mutex::new(loaded))))) };
+        Ok(())
+    })
+}
+
+/// Reads a file into a state that is there, if it is of a model with the same groups and tensors: configs, steps, moments and masters become
+/// those of the file. The arrays stay where they are.
+///
+/// `file` is a path in UTF-8.
+///
+/// Threads: any; waits for other calls with the same state. Nothing may use the state's arrays meanwhile.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; as `dualadam_state_load`; `DUALADAM_STATUS_STATE_LAYOUT` if the
+/// number of groups or tensors, or a tensor's length, group or masters differ.
+///
+/// # Safety
+///
+/// `file` is null or a C string; nothing uses the state's arrays meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *const c_char) -> dualadam_status {
+    border(|| {
+        let state: Arc<Mutex<State>> = handles::get("state", state)?;
+        // SAFETY: the caller's promise.
+        let file = unsafe { path("file", file) }?;
+        let loaded = State::load(file)?;
+        let mut state = lock(&state);
+        state.check_layout(&loaded).map_err(|problem| Error::State { path: file.to_owned(), problem })?;
+        state.groups = loaded.groups;
+        for (own, loaded) in state.tensors.iter_mut().zip(loaded.tensors) {
+            own.exp_avg.copy_from_slice(&loaded.exp_avg);
+            own.exp_avg_sq.copy_from_slice(&loaded.exp_avg_sq);
+            if let (Some(own), Some(loaded)) = (&mut own.master, &loaded.master) {
+                own.copy_from_slice(loaded);
+            }
+            (own.step, own.master_is_set) = (loaded.step, loaded.master_is_set);
+        }
         Ok(())
     })
 }

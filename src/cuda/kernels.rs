@@ -11,6 +11,7 @@ use crate::Error;
 use crate::combination::Combination;
 
 use super::driver::{self, Current, Held, check, keeping_current};
+use super::memory::finish_and;
 
 /// The text that the build embedded. The driver compiles it for the device.
 const PTX: &str = concat!(include_str!(concat!(env!("OUT_DIR"), "/dual_adam.ptx")), "\0");
@@ -248,12 +249,9 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if let Ok(_current) = Current::enter(&self.context) {
+        finish_and(&self.context, || {
             // SAFETY: the module was loaded into this context; what was launched from it is waited for, and no more will be.
-            unsafe {
-                let _ = sys::cuCtxSynchronize();
-                let _ = sys::cuModuleUnload(self.handle);
-            }
-        }
+            let _ = unsafe { sys::cuModuleUnload(self.handle) };
+        });
     }
 }

@@ -20,6 +20,8 @@ const BLOCK: u32 = 256;
 const VEC: u32 = 4;
 /// Elements of a list that one block serves.
 pub(super) const CHUNK: u64 = 4096;
+/// Chunks that share an entry of a list's table.
+pub(super) const SPAN: u32 = 8;
 /// Coefficient sets that fit beside the other arguments.
 pub(super) const MAX_SETS: usize = 96;
 
@@ -54,6 +56,7 @@ impl Kernels {
     /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context, of `tensor.len`
     ///   elements of its type.
     /// - What else uses that memory, on any stream, is ordered before or after this work.
+    /// - A graph that captured this step is launched only while these kernels, or a clone of them, live.
     ///
     /// # Example
     ///
@@ -241,6 +244,7 @@ mod tests {
         assert_eq!(value("BLOCK"), u64::from(BLOCK));
         assert_eq!(value("VEC"), u64::from(VEC));
         assert_eq!(value("CHUNK"), CHUNK);
+        assert_eq!(value("SPAN"), u64::from(SPAN));
         assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
         assert_eq!(value("MASTERS_BLOCKS"), u64::from(MASTERS_BLOCKS));
         assert_eq!(size_of::<StepSets>(), 3840);

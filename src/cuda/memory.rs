@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
-use cudarc::driver::sys;
+use cudarc::driver::{CudaContext, sys};
 
 use crate::Error;
 
-use super::driver::check;
+use super::driver::{Current, check};
 use super::kernels::Kernels;
 
 /// Memory on the device, freed when dropped, unless a graph may use it. No bytes are no memory: the address is 0 then.
@@ -61,7 +62,7 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.address != 0 && !self.is_kept {
-            finish_and(&self.kernels, || {
+            finish_and(self.kernels.context(), || {
                 // SAFETY: allocated in this context, and nothing uses it any more.
                 let _ = unsafe { sys::cuMemFree_v2(self.address) };
             });
@@ -105,7 +106,7 @@ impl PinnedMemory {
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        finish_and(&self.kernels, || {
+        finish_and(self.kernels.context(), || {
             // SAFETY: allocated by the driver, and no copy from it is under way any more.
             let _ = unsafe { sys::cuMemFreeHost(self.start.cast()) };
         });
@@ -114,11 +115,13 @@ impl Drop for PinnedMemory {
 
 /// Waits until the device has finished, whichever streams it was given work on, and then frees something.
 ///
-/// A failure means that the device is lost, and with it the work and the memory.
-fn finish_and(kernels: &Kernels, free: impl FnOnce()) {
-    if let Ok(_current) = kernels.enter() {
+/// If it cannot be waited for, nothing is freed. Either the device is lost, and with it the work and the memory; or a stream of the context
+/// is being captured, and the work may still be under way.
+pub(super) fn finish_and(context: &Arc<CudaContext>, free: impl FnOnce()) {
+    if let Ok(_current) = Current::enter(context)
         // SAFETY: a context is current.
-        let _ = unsafe { sys::cuCtxSynchronize() };
+        && check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() }).is_ok()
+    {
         free();
     }
 }

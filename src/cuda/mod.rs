@@ -24,7 +24,9 @@
 //! - A graph keeps addresses, not values: new values are written into device memory between its launches, with [`Control::set_lr`]
 //!   or by the caller.
 //! - Memory that was captured is never freed, and the kernels stay loaded until the process ends: a graph may outlive the list, the
-//!   control or the optimizer. What it does to the caller's buffers is the caller's to order, as for any step.
+//!   control or the optimizer. (A flat step has no memory of the library's: a graph of it needs the [`Kernels`].)
+//! - Dropping lists, controls, optimizers and kernels waits for the context, which CUDA forbids while one of its streams is being captured:
+//!   the capture is spoilt then, and what was to be freed is not. What it does to the caller's buffers is the caller's to order, as for any step.
 //!
 //! Nothing is needed to build this but Rust; libcuda is looked for when [`Kernels`] are made, and its absence is
 //! [`Error::NoDriver`](crate::Error::NoDriver). Every failure of the driver is an [`Error`](crate::Error) with its code. After one that

@@ -1,6 +1,5 @@
 //! The optimizer that owns its moments, in device memory, and counts its tensors' steps.
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +9,8 @@ use half::{bf16, f16};
 
 use crate::dtype::Element;
 use crate::owner;
-use crate::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, State, StepCoeffs, TensorLayout, TensorState};
+use crate::sets::Sets;
+use crate::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, State, TensorLayout, TensorState};
 
 use super::checks::{check_own_stream, check_stream, refuse_capture};
 use super::control::RawScalars;
@@ -89,41 +89,6 @@ pub(super) struct Moments {
     masters: DeviceMemory,
 }
 
-/// The coefficient sets of the step under way: one for each group and step that its tensors have.
-#[derive(Debug, Default)]
-struct Sets {
-    coeffs: Vec<StepCoeffs>,
-    found: HashMap<(usize, u64), usize>,
-    last: Option<((usize, u64), usize)>,
-}
-
-impl Sets {
-    fn clear(&mut self) {
-        self.coeffs.clear();
-        self.found.clear();
-        self.last = None;
-    }
-
-    /// The set of a group's `step`.
-    fn index(&mut self, groups: &[DualAdamConfig], group: usize, step: u64, multiplier: f64) -> Result<usize, Error> {
-        let key = (group, step);
-        // Neighbours mostly share group and step.
-        if let Some((_, index)) = self.last.filter(|(last, _)| *last == key) {
-            return Ok(index);
-        }
-        let index = match self.found.get(&key) {
-            Some(&index) => index,
-            None => {
-                self.coeffs.push(groups[group].coeffs_scaled(step, multiplier)?);
-                self.found.insert(key, self.coeffs.len() - 1);
-                self.coeffs.len() - 1
-            }
-        };
-        self.last = Some((key, index));
-        Ok(index)
-    }
-}
-
 impl DualAdam {
     /// An optimizer with one parameter group, for tensors of these lengths, whose work goes to `stream`.
     ///
@@ -155,12 +120,7 @@ impl DualAdam {
         layout: &[TensorLayout],
     ) -> Result<Self, Error> {
         let stream = Held::new(stream.clone());
-        groups.iter().try_for_each(DualAdamConfig::validate)?;
-        for (tensor, layout) in layout.iter().enumerate() {
-            if layout.group >= groups.len() {
-                return Err(Error::Index { tensor, index: "group", len: groups.len(), value: layout.group });
-            }
-        }
+        owner::check_groups(groups, layout)?;
         if stream.context().cu_ctx() != kernels.context().cu_ctx() {
             return Err(Error::Context { argument: "stream" });
         }
@@ -350,7 +310,7 @@ impl DualAdam {
         }
         owner::check_counts(self.tensors.len(), params.len(), grads.len())?;
         self.prepare_step(params, grads, grad_multiplier)?;
-        if self.sets.coeffs.is_empty() {
+        if self.sets.coeffs().is_empty() {
             return Ok(());
         }
         let stream = raw(&self.stream);
@@ -367,7 +327,7 @@ impl DualAdam {
         };
         // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
         // one stream.
-        let stepped = unsafe { list.step_groups(&self.sets.coeffs, stream, count) };
+        let stepped = unsafe { list.step_groups(self.sets.coeffs(), stream, count) };
         self.keep_what_was_captured();
         stepped
     }
@@ -393,7 +353,7 @@ impl DualAdam {
                 next.set = self.sets.index(&self.groups, tensor.group, tensor.step + 1, multiplier)?;
             }
         }
-        if self.sets.coeffs.is_empty() { Ok(()) } else { self.update_list() }
+        if self.sets.coeffs().is_empty() { Ok(()) } else { self.update_list() }
     }
 
     /// Describes the tensors as the step under way has them, but for the sets of those that have a gradient.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::combination::Combination;
 use crate::{Error, RawTensor};
 
-use super::launch::{CHUNK, MAX_BLOCKS};
+use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 
 /// What may change from step to step: five addresses and the coefficient set.
 const FIELDS: usize = 6;
@@ -15,11 +15,12 @@ const SET: usize = 5;
 /// The descriptors of the tensors of one type combination, which one launch serves.
 ///
 /// For n tensors they are these arrays, one after the other, as `kernels/step.cuh` says:
-/// `u64` param\[n\], grad\[n\], exp_avg\[n\], exp_avg_sq\[n\], copy\[n\], len\[n\]; `u32` first_chunk\[n\], set\[n\], chunk_tensor\[chunks\].
+/// `u64` param\[n\], grad\[n\], exp_avg\[n\], exp_avg_sq\[n\], copy\[n\], len\[n\]; `u32` first_chunk\[n\], set\[n\],
+/// span_tensor\[spans\]. That is 56 bytes a tensor and 4 for 32,768 elements.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) combination: Combination,
-    /// The tensors' positions in the list.
+    /// The tensors' positions in the list, the empty ones last: so each span has the chunks of [`SPAN`] tensors at most.
     pub(super) members: Vec<usize>,
     pub(super) chunks: u32,
     /// Where the table begins, in bytes after the first one.
@@ -54,7 +55,8 @@ impl Tables {
             members.entry(tensor.combination(index)?).or_default().push(index);
         }
         let mut made = Self { tables: vec![], places: vec![(0, 0); tensors.len()], bytes: 0, staged_bytes: 0 };
-        for (number, (combination, members)) in members.into_iter().enumerate() {
+        for (number, (combination, mut members)) in members.into_iter().enumerate() {
+            members.sort_by_key(|&member| tensors[member].len == 0);
             for (position, &member) in members.iter().enumerate() {
                 made.places[member] = (number as u32, position as u32);
             }
@@ -100,20 +102,21 @@ impl Table {
     pub(super) fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
         let mut bytes = vec![0; self.bytes()];
         let n = self.members.len();
-        let (head, chunk_tensor) = bytes.split_at_mut(self.head_bytes());
+        let (head, span_tensor) = bytes.split_at_mut(self.head_bytes());
         for field in 0..FIELDS {
             self.write(field, 0..n, tensors, &mut head[self.bytes_of(field, 0..n)]);
         }
         let (lens, first_chunks) = (self.lens_at(), self.first_chunks_at());
         let mut chunks = 0_u32;
-        let mut owners = chunk_tensor.as_chunks_mut().0.iter_mut();
+        let mut spans = span_tensor.as_chunks_mut().0.iter_mut();
         for (position, &member) in self.members.iter().enumerate() {
             let len = tensors[member].len;
             head[lens + 8 * position..][..8].copy_from_slice(&len.to_ne_bytes());
             head[first_chunks + 4 * position..][..4].copy_from_slice(&chunks.to_ne_bytes());
-            let own = len.div_ceil(CHUNK) as u32;
-            owners.by_ref().take(own as usize).for_each(|owner| *owner = (position as u32).to_ne_bytes());
-            chunks += own;
+            let before = chunks.div_ceil(SPAN);
+            chunks += len.div_ceil(CHUNK) as u32;
+            let first_in = chunks.div_ceil(SPAN) - before;
+            spans.by_ref().take(first_in as usize).for_each(|tensor| *tensor = (position as u32).to_ne_bytes());
         }
         bytes
     }
@@ -145,10 +148,10 @@ impl Table {
     }
 
     fn bytes(&self) -> usize {
-        self.head_bytes() + 4 * self.chunks as usize
+        self.head_bytes() + 4 * self.chunks.div_ceil(SPAN) as usize
     }
 
-    /// The bytes before the chunks, which hold all that may change.
+    /// The bytes before the spans, which hold all that may change.
     fn head_bytes(&self) -> usize {
         (6 * 8 + 2 * 4) * self.members.len()
     }
@@ -226,13 +229,25 @@ mod tests {
         let made = Tables::new(&tensors).unwrap();
         assert_eq!(made.tables.len(), 2);
         let table = made.tables[0].build(&tensors);
-        assert_eq!((made.tables[0].members.as_slice(), made.tables[0].chunks), ([0, 2, 3].as_slice(), 3));
+        assert_eq!((made.tables[0].members.as_slice(), made.tables[0].chunks), ([0, 3, 2].as_slice(), 3));
         let (addresses, rest) = table.split_at(6 * 8 * 3);
         let expected =
-            [100, 300, 400, 101, 301, 401, 102, 302, 402, 103, 303, 403, 0, 0, 0, 4097, 0, 4096].map(|x: u64| x);
+            [100, 400, 300, 101, 401, 301, 102, 402, 302, 103, 403, 303, 0, 0, 0, 4097, 4096, 0].map(|x: u64| x);
         assert_eq!(words::<8>(addresses), expected);
-        assert_eq!(words::<4>(rest), [0, 2, 2, 7, 9, 1, 0, 0, 2]);
+        assert_eq!(words::<4>(rest), [0, 2, 3, 7, 1, 9, 0]);
         assert_eq!(words::<8>(&made.tables[1].build(&tensors)[4 * 8..5 * 8]), [204]);
+    }
+
+    #[test]
+    fn each_span_has_the_tensor_of_its_first_chunk() {
+        // In chunks: the first of tensor 1 is the last of a span, tensor 2 has four whole spans, the next eight have one chunk each.
+        let chunks = [7, 2, 32, 1, 1, 1, 1, 1, 1, 1, 1, 3];
+        let lens = chunks.map(|chunks| (chunks - 1) * CHUNK + 1);
+        let tensors: Vec<_> = lens.into_iter().map(|len| tensor(100, len, 0, false)).collect();
+        let made = Tables::new(&tensors).unwrap();
+        let table = made.tables[0].build(&tensors);
+        assert_eq!(table.len(), 56 * tensors.len() + 4 * 7);
+        assert_eq!(words::<4>(&table[56 * tensors.len()..]), [0, 1, 2, 2, 2, 2, 10]);
     }
 
     #[test]

@@ -30,3 +30,5 @@ pub(crate) const COEFFS_BYTES: u32 = 4 * COEFFS.len() as u32;
 pub(crate) const QUADS: [&str; 2] = ["dual_adam", "adam"];
 /// The entry points for what is left of a tensor, in the same order.
 pub(crate) const TAILS: [&str; 2] = ["dual_adam_tail", "adam_tail"];
+/// The entry points that set masters from their copy: whole quads, and what is left. Only where there is a copy.
+pub(crate) const SET_MASTERS: [&str; 2] = ["set_masters", "set_masters_tail"];

@@ -1,11 +1,13 @@
 //! Lists of tensors: bound once, stepped in the caller's pass.
 
+use std::ptr;
+
 use crate::combination::Combination;
 use crate::{Dtype, Error, StepCoeffs};
 
 use super::capture::capture;
 use super::checks::{bound_bytes, check_all};
-use super::coeffs::check_not_lost;
+use super::coeffs::{CoeffsSets, check_not_lost};
 use super::layout::TENSOR_GROUP;
 use super::limits::DeviceLimits;
 use super::pipelines::{Kind, Pipelines, Stage};
@@ -179,6 +181,16 @@ impl TensorList {
     /// [`Error::Index`] for a tensor whose set is not there, [`Error::TooMany`] for more sets than fit in a buffer, [`Error::Wgpu`] if
     /// the uniform buffer cannot be made, such as on a lost device. Nothing is encoded then.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, sets: &[StepCoeffs]) -> Result<(), Error> {
+        self.encode_from_copies(pass, sets, &[])
+    }
+
+    /// [`encode`](Self::encode), after the masters of the tensors `fresh`, in rising order, are set from their copies.
+    pub(super) fn encode_from_copies(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        sets: &[StepCoeffs],
+        fresh: &[usize],
+    ) -> Result<(), Error> {
         let mut indices = self.tensors.iter().map(|tensor| tensor.set).enumerate();
         if let Some((tensor, value)) = indices.find(|&(_, set)| set >= sets.len()) {
             return Err(Error::Index { tensor, index: "set", len: sets.len(), value });
@@ -188,24 +200,48 @@ impl TensorList {
         }
         let coeffs = self.pipelines.coeffs().sets(self.pipelines.device(), self.pipelines.limits(), sets)?;
 
-        let (mut current_pipeline, mut current_set) = (None, None);
-        for &Dispatch { stage, tensor, window, grid: [columns, rows] } in &self.plan.dispatches {
-            let Bound { set, windows, .. } = &self.tensors[tensor];
-            let is_adam = sets[*set].is_adam();
-            if current_pipeline != Some((stage, is_adam)) {
-                let Stage { dual_adam, adam } = &self.plan.stages[stage];
-                pass.set_pipeline(if is_adam { adam } else { dual_adam });
-                // With another layout a driver may forget the immediates.
-                (current_pipeline, current_set) = (Some((stage, is_adam)), None);
+        let mut encoder = Encoder { list: self, pass, coeffs, pipeline: None, set: None };
+        if !fresh.is_empty() {
+            let is_fresh = |dispatch: &&Dispatch| fresh.binary_search(&dispatch.tensor).is_ok();
+            for dispatch in self.plan.dispatches.iter().filter(is_fresh) {
+                if let Some(set_masters) = &self.plan.stages[dispatch.stage].set_masters {
+                    encoder.dispatch(dispatch, set_masters);
+                }
             }
-            if current_set != Some(*set) {
-                coeffs.bind(pass, *set);
-                current_set = Some(*set);
-            }
-            pass.set_bind_group(TENSOR_GROUP, &windows[window], &[]);
-            pass.dispatch_workgroups(columns, rows, 1);
+        }
+        for dispatch in &self.plan.dispatches {
+            let Stage { dual_adam, adam, .. } = &self.plan.stages[dispatch.stage];
+            let is_adam = sets[self.tensors[dispatch.tensor].set].is_adam();
+            encoder.dispatch(dispatch, if is_adam { adam } else { dual_adam });
         }
         Ok(())
+    }
+}
+
+/// A pass, and what is set in it.
+struct Encoder<'a, 'b> {
+    list: &'a TensorList,
+    pass: &'a mut wgpu::ComputePass<'b>,
+    coeffs: CoeffsSets<'a>,
+    pipeline: Option<&'a wgpu::ComputePipeline>,
+    set: Option<usize>,
+}
+
+impl<'a> Encoder<'a, '_> {
+    fn dispatch(&mut self, dispatch: &Dispatch, pipeline: &'a wgpu::ComputePipeline) {
+        let &Dispatch { tensor, window, grid: [columns, rows], .. } = dispatch;
+        let Bound { set, windows, .. } = &self.list.tensors[tensor];
+        if !self.pipeline.is_some_and(|current| ptr::eq(current, pipeline)) {
+            self.pass.set_pipeline(pipeline);
+            // With another layout a driver may forget the immediates.
+            (self.pipeline, self.set) = (Some(pipeline), None);
+        }
+        if self.set != Some(*set) {
+            self.coeffs.bind(self.pass, *set);
+            self.set = Some(*set);
+        }
+        self.pass.set_bind_group(TENSOR_GROUP, &windows[window], &[]);
+        self.pass.dispatch_workgroups(columns, rows, 1);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::combination::Combination;
 
 use super::capture::capture;
 use super::coeffs::{CoeffsSource, check_not_lost};
-use super::layout::{BUFFERS, COEFFS_BYTES, QUADS, TAILS};
+use super::layout::{BUFFERS, COEFFS_BYTES, QUADS, SET_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
@@ -69,6 +69,8 @@ pub(super) enum Kind {
 pub(super) struct Stage {
     pub(super) dual_adam: wgpu::ComputePipeline,
     pub(super) adam: wgpu::ComputePipeline,
+    /// Sets masters from their copy, where there is one.
+    pub(super) set_masters: Option<wgpu::ComputePipeline>,
 }
 
 impl Pipelines {
@@ -166,6 +168,7 @@ impl Pipelines {
         capture(device, "create_compute_pipeline", None, || Stage {
             dual_adam: pipeline(dual_adam),
             adam: pipeline(adam),
+            set_masters: combination.copy().map(|_| pipeline(SET_MASTERS[kind as usize])),
         })
     }
 }

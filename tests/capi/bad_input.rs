@@ -153,6 +153,15 @@ fn types_sizes_and_sets() {
     let text = "set of tensor 0 must be below 1, got 1";
     step_fails(|t| t.set = 1, DUALADAM_STATUS_INDEX, text);
 
+    // A step of nothing tells whether there is a kernel.
+    let nothing = |params_dtype, grads_dtype| {
+        let tensor = dualadam_tensor { params_dtype, grads_dtype, ..tensor() };
+        // SAFETY: there are no elements.
+        unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), 1, 1.0)) }
+    };
+    ok(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_F32));
+    assert_eq!(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_BF16), DUALADAM_STATUS_TYPES);
+
     for size in [0, 8, 64, 71, 73, 76, 4104, usize::MAX] {
         let mut buffers = Buffers::new(0, 8);
         let tensor = dualadam_tensor { size, ..buffers.tensor() };
@@ -378,6 +387,22 @@ fn paths_and_files() {
     assert_eq!(load(file("later", &later).as_ptr()), DUALADAM_STATUS_STATE_VERSION);
     assert!(last_error().ends_with("its format version must be 1, it is 9"), "{}", last_error());
 
+    // Into a state that is there, of the same tensors only.
+    let resume = |state, path: *const c_char| {
+        // SAFETY: null or a C string.
+        unsafe { dualadam_state_resume(state, path) }
+    };
+    ok(resume(state, whole.as_ptr()));
+    let longer = crate::calls::state(3);
+    assert_eq!(resume(longer, whole.as_ptr()), DUALADAM_STATUS_STATE_LAYOUT);
+    let text = "tensor 0 must be 3 elements in group 0 without masters, it is 2 elements in group 0 without masters";
+    assert!(last_error().ends_with(text), "{}", last_error());
+    assert_eq!(resume(longer, ptr::null()), DUALADAM_STATUS_NULL);
+    assert_eq!(resume(longer, c"/nowhere/state".as_ptr()), DUALADAM_STATUS_IO);
+    assert_eq!(resume(longer, file("damaged", b"12345678").as_ptr()), DUALADAM_STATUS_STATE_CHECKSUM);
+    ok(dualadam_state_free(longer));
+    assert_eq!(resume(longer, whole.as_ptr()), DUALADAM_STATUS_STALE_HANDLE);
+
     // SAFETY: the state's array has two elements.
     unsafe { state_tensor(state, 0).exp_avg_sq.write(-1.0) };
     // SAFETY: a C string.
@@ -389,7 +414,7 @@ fn paths_and_files() {
 
 #[test]
 fn unknown_statuses_have_a_name() {
-    for status in [-1, 10, 19, 34, 66, i32::MAX, i32::MIN] {
+    for status in [-1, 10, 19, 34, 72, i32::MAX, i32::MIN] {
         assert_eq!(name(status), "unknown status");
     }
 }
@@ -410,6 +435,23 @@ fn without_cuda() {
         fails(dualadam_cuda_list_update(1, &tensor(), 1), unsupported, text);
         fails(dualadam_cuda_list_step(1, &set, 1, ptr::null_mut()), unsupported, text);
     }
+    let (mut read, mut steps, mut out) = (config(), [9; 2], set);
+    let mut report = dualadam_cuda_set_report { size: 32, step: 9, skipped: 9, last_skip: 9, reserved: 9 };
+    let stream = ptr::null_mut();
+    // SAFETY: as above.
+    unsafe {
+        fails(dualadam_cuda_control_new(1, ptr::null(), 0, ptr::null(), 0, &mut handle), unsupported, text);
+        fails(dualadam_cuda_control_config(1, 0, &mut read, 104), unsupported, text);
+        fails(dualadam_cuda_control_set_lr(1, 0, 0.1, stream), unsupported, text);
+        fails(dualadam_cuda_control_set_config(1, 0, &config(), stream), unsupported, text);
+        fails(dualadam_cuda_control_steps(1, steps.as_mut_ptr(), 2, stream), unsupported, text);
+        fails(dualadam_cuda_control_set_steps(1, steps.as_ptr(), 2, stream), unsupported, text);
+        fails(dualadam_cuda_control_report(1, &mut report, 32, 1, stream), unsupported, text);
+        fails(dualadam_cuda_control_coeffs(1, &mut out, 48, 1, stream), unsupported, text);
+        fails(dualadam_cuda_list_step_controlled(1, 1, ptr::null(), stream), unsupported, text);
+        fails(dualadam_cuda_list_prepare(1, 1, stream), unsupported, text);
+    }
+    fails(dualadam_cuda_control_free(1), unsupported, text);
     fails(dualadam_cuda_kernels_free(1), unsupported, text);
     fails(dualadam_cuda_list_free(1), unsupported, text);
     assert_eq!(handle, 9);

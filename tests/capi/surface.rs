@@ -86,6 +86,11 @@ impl Input<'_> {
         }
     }
 
+    /// How many sets or groups a control has: mostly one.
+    fn control_count(&mut self) -> usize {
+        if self.one_in(8) { self.count() } else { 1 + self.byte() % 8 / 7 }
+    }
+
     /// How many structs an array has: few, or more than any memory.
     fn count(&mut self) -> usize {
         match self.byte() % 16 {
@@ -153,13 +158,22 @@ impl Drop for Arena {
     }
 }
 
+/// What a handle stands for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    State,
+    Kernels,
+    List,
+    Control,
+}
+
 /// Everything that the calls share.
 pub(crate) struct Surface {
     arena: Arena,
     /// Handles that were given out, whether they are live or not.
     handles: Vec<u64>,
-    /// States that are live; lists and kernels as well where there is CUDA.
-    live: Vec<u64>,
+    /// States that are live; kernels, lists and controls as well where there is CUDA.
+    live: Vec<(u64, Kind)>,
     folder: tempfile::TempDir,
     paths: Vec<CString>,
     #[cfg(feature = "cuda")]
@@ -209,22 +223,30 @@ impl Surface {
     }
 
     fn free_all(&mut self) {
-        for handle in self.live.drain(..) {
-            let freed = dualadam_state_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_kernels_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK;
-            assert!(freed, "{handle:#x} was live");
+        for (handle, kind) in self.live.drain(..) {
+            let status = match kind {
+                Kind::State => dualadam_state_free(handle),
+                Kind::Kernels => dualadam_cuda_kernels_free(handle),
+                Kind::List => dualadam_cuda_list_free(handle),
+                Kind::Control => dualadam_cuda_control_free(handle),
+            };
+            assert!(status == DUALADAM_STATUS_OK, "{handle:#x} was live");
         }
     }
 
-    fn handle(&self, input: &mut Input<'_>) -> u64 {
+    /// Mostly a live handle of that kind, if there is one.
+    fn handle(&self, input: &mut Input<'_>, kind: Kind) -> u64 {
         let pick = |handles: &[u64], at: usize| if handles.is_empty() { 0 } else { handles[at % handles.len()] };
+        let live = |is_wanted: &dyn Fn(Kind) -> bool| -> Vec<u64> {
+            self.live.iter().filter(|(_, kind)| is_wanted(*kind)).map(|&(handle, _)| handle).collect()
+        };
         match input.byte() % 16 {
+            11 => pick(&live(&|_| true), input.byte()),
             12 => pick(&self.handles, input.byte()),
-            13 => pick(&self.live, input.byte()) ^ (1 << (input.byte() % 64)),
+            13 => pick(&live(&|_| true), input.byte()) ^ (1 << (input.byte() % 64)),
             14 => input.u64(),
             15 => [0, 1, u64::MAX, u64::from(u32::MAX)][input.byte() % 4],
-            _ => pick(&self.live, input.byte()),
+            _ => pick(&live(&|other| other == kind), input.byte()),
         }
     }
 
@@ -236,6 +258,9 @@ impl Surface {
     }
 
     fn config(&self, input: &mut Input<'_>) -> dualadam_config {
+        if input.one_in(2) {
+            return self.usual_config(input);
+        }
         let weight_decay_kind = input.number(&[0, 0, 1, 2, 3]);
         dualadam_config {
             size: input.size(size_of::<dualadam_config>()),
@@ -253,6 +278,27 @@ impl Surface {
             period: input.step(),
             cutoff: input.real(&[0.0, 0.1, 1.0]),
             switching_step: input.step(),
+        }
+    }
+
+    /// One that is valid, as far as its lr is.
+    fn usual_config(&self, input: &mut Input<'_>) -> dualadam_config {
+        dualadam_config {
+            size: size_of::<dualadam_config>(),
+            lr: input.real(&[1e-3, 0.0, 0.1]),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            weight_decay_kind: 0,
+            inverse_term: 0,
+            maximize: 0,
+            schedule: 0,
+            switching_rate: 0.01,
+            base: 0.0,
+            period: 0,
+            cutoff: 0.0,
+            switching_step: 0,
         }
     }
 
@@ -312,7 +358,7 @@ impl Surface {
         let (mut exp_avg, mut exp_avg_sq) = (buffer(input).cast(), buffer(input).cast());
         if !on_device && input.one_in(4) {
             let mut values = std::mem::MaybeUninit::<dualadam_tensor_state>::uninit();
-            let (handle, size) = (self.handle(input), size_of::<dualadam_tensor_state>());
+            let (handle, size) = (self.handle(input, Kind::State), size_of::<dualadam_tensor_state>());
             // SAFETY: the struct has that size; it is only used if it was filled.
             unsafe {
                 if dualadam_state_tensor(handle, input.byte() % MOST, values.as_mut_ptr(), size) == DUALADAM_STATUS_OK {
@@ -379,6 +425,67 @@ impl Surface {
         (place, count)
     }
 
+    /// An address on the device, or any where there is none.
+    fn device_place<T>(&self, input: &mut Input<'_>) -> *mut T {
+        #[cfg(feature = "cuda")]
+        return self.device.place(input);
+        #[cfg(not(feature = "cuda"))]
+        self.arena.place(input)
+    }
+
+    /// Often null.
+    fn device_place_or_null<T>(&self, input: &mut Input<'_>) -> *mut T {
+        if input.one_in(3) { self.device_place(input) } else { ptr::null_mut() }
+    }
+
+    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
+        let count = input.control_count();
+        let sets: Vec<_> = (0..count.min(MOST))
+            .map(|_| dualadam_cuda_control_set {
+                size: if input.one_in(32) { input.size(size) } else { size },
+                group: input.number(&[0, 0, 0, 1]) as usize,
+                step: self.device_place_or_null(input),
+            })
+            .collect();
+        self.arena.put(place, &sets, size);
+        (place, count)
+    }
+
+    /// To be put after all else: the groups' pointers are believed.
+    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
+        let count = input.control_count();
+        let configs: Vec<_> = (0..count.min(MOST)).map(|_| self.put_config(input)).collect();
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
+        let groups: Vec<_> = configs
+            .into_iter()
+            .map(|config| {
+                let size = if input.one_in(32) { input.size(size) } else { size };
+                let (lr_f32, lr_f64) = match input.byte() % 8 {
+                    0 => (self.device_place(input), ptr::null_mut()),
+                    1 => (ptr::null_mut(), self.device_place(input)),
+                    2 => (self.device_place(input), self.device_place(input)),
+                    _ => (ptr::null_mut(), ptr::null_mut()),
+                };
+                dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
+            })
+            .collect();
+        self.arena.put(place, &groups, size);
+        (place, count)
+    }
+
+    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_cuda_scalars {
+        let place = self.arena.place(input);
+        let scalars = dualadam_cuda_scalars {
+            size: input.size(size_of::<dualadam_cuda_scalars>()),
+            loss_scale: self.device_place_or_null(input),
+            clip_factor: self.device_place_or_null(input),
+            found_inf: self.device_place_or_null(input),
+        };
+        self.arena.put(place, &[scalars], 0);
+        place
+    }
+
     /// Damages a saved file.
     fn damage(&self, input: &mut Input<'_>) {
         if let Ok(mut bytes) = std::fs::read(self.folder.path().join("state"))
@@ -395,17 +502,17 @@ impl Surface {
     }
 
     /// Notes a handle that a call has written into the arena, if it was not refused.
-    fn given_out(&mut self, place: *const u64, status: dualadam_status) {
+    fn given_out(&mut self, kind: Kind, place: *const u64, status: dualadam_status) {
         if status == DUALADAM_STATUS_OK {
             // SAFETY: the call has written there.
             let handle = unsafe { place.read() };
             self.handles.push(handle);
-            self.live.push(handle);
+            self.live.push((handle, kind));
         }
     }
 
     fn taken_back(&mut self, handle: u64, status: dualadam_status) {
-        let live = self.live.iter().position(|&live| live == handle);
+        let live = self.live.iter().position(|&(live, _)| live == handle);
         // What is live can only be refused as being of another kind, or in a library without CUDA; what is not can never be freed.
         match live {
             Some(live) if status == DUALADAM_STATUS_OK => {
@@ -419,7 +526,7 @@ impl Surface {
     #[expect(clippy::too_many_lines, reason = "a line or two for each function of the library")]
     fn call(&mut self, input: &mut Input<'_>) {
         self.calls += 1;
-        let which = input.byte() % 64;
+        let which = input.byte() % 96;
         // SAFETY: structs and places are in the arena, with room behind them; buffers that can pass the checks are in it as well, or in a
         // live state, or on the device; paths are null or C strings.
         let status = unsafe {
@@ -480,7 +587,7 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_state_new(groups, group_count, tensors, tensor_count, place);
-                    self.given_out(place, status);
+                    self.given_out(Kind::State, place, status);
                     status
                 }
                 32 => {
@@ -490,47 +597,47 @@ impl Surface {
                     }
                     self.arena.remember();
                     let status = dualadam_state_load(self.path(input), place);
-                    self.given_out(place, status);
+                    self.given_out(Kind::State, place, status);
                     status
                 }
                 33 => {
-                    let (handle, path) = (self.handle(input), self.path(input));
+                    let (handle, path) = (self.handle(input, Kind::State), self.path(input));
                     self.arena.remember();
                     dualadam_state_save(handle, path)
                 }
                 34 | 35 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::State);
                     self.arena.remember();
                     let status = dualadam_state_free(handle);
                     self.taken_back(handle, status);
                     status
                 }
                 36 => {
-                    let (handle, groups) = (self.handle(input), self.arena.place(input));
+                    let (handle, groups) = (self.handle(input, Kind::State), self.arena.place(input));
                     let tensors = self.arena.place(input);
                     self.arena.remember();
                     dualadam_state_counts(handle, groups, tensors)
                 }
                 37 => {
-                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (handle, group) = (self.handle(input, Kind::State), input.number(&[0, 0, 1]) as usize);
                     let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
                     self.arena.remember();
                     dualadam_state_config(handle, group, place, size)
                 }
                 38 => {
-                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (handle, group) = (self.handle(input, Kind::State), input.number(&[0, 0, 1]) as usize);
                     let config = self.put_config(input);
                     self.arena.remember();
                     dualadam_state_set_config(handle, group, config)
                 }
                 39 | 40 => {
-                    let (handle, tensor) = (self.handle(input), input.number(&[0, 0, 1, 2, 3]) as usize);
+                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
                     let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_state>()));
                     self.arena.remember();
                     dualadam_state_tensor(handle, tensor, place, size)
                 }
                 41 | 42 => {
-                    let (handle, tensor) = (self.handle(input), input.number(&[0, 0, 1, 2, 3]) as usize);
+                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
                     let (step, master_is_set) = (input.step(), input.number(&[0, 0, 1]));
                     self.arena.remember();
                     dualadam_state_set_step(handle, tensor, step, master_is_set)
@@ -541,51 +648,53 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_new(device, place);
-                    self.given_out(place, status);
+                    self.given_out(Kind::Kernels, place, status);
                     status
                 }
                 44 => {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_in_current_context(place);
-                    self.given_out(place, status);
+                    self.given_out(Kind::Kernels, place, status);
                     status
                 }
                 45 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::Kernels);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_free(handle);
                     self.taken_back(handle, status);
                     status
                 }
                 46..=49 => {
-                    let (handle, stream) = (self.handle(input), self.stream(input));
+                    let (handle, stream) = (self.handle(input, Kind::Kernels), self.stream(input));
                     let ((tensor, _), (coeffs, _)) =
                         (self.put_tensors(input, false, true), self.put_coeffs(input, false));
                     self.arena.remember();
                     dualadam_cuda_step(handle, tensor, coeffs, stream)
                 }
                 50 | 51 => {
-                    let (handle, (tensors, count)) = (self.handle(input), self.put_tensors(input, true, true));
+                    let (handle, (tensors, count)) =
+                        (self.handle(input, Kind::Kernels), self.put_tensors(input, true, true));
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_list_new(handle, tensors, count, place);
-                    self.given_out(place, status);
+                    self.given_out(Kind::List, place, status);
                     status
                 }
                 52 => {
-                    let (handle, (tensors, count)) = (self.handle(input), self.put_tensors(input, true, true));
+                    let (handle, (tensors, count)) =
+                        (self.handle(input, Kind::List), self.put_tensors(input, true, true));
                     self.arena.remember();
                     dualadam_cuda_list_update(handle, tensors, count)
                 }
                 53..=56 => {
-                    let (handle, stream) = (self.handle(input), self.stream(input));
+                    let (handle, stream) = (self.handle(input, Kind::List), self.stream(input));
                     let (sets, count) = self.put_coeffs(input, true);
                     self.arena.remember();
                     dualadam_cuda_list_step(handle, sets, count, stream)
                 }
                 57 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::List);
                     self.arena.remember();
                     let status = dualadam_cuda_list_free(handle);
                     self.taken_back(handle, status);
@@ -597,6 +706,95 @@ impl Surface {
                     self.arena.remember();
                     // The text stays the same, so that what follows need not be told.
                     dualadam_last_error(place, len, needed)
+                }
+                60 => {
+                    let (place, size) = (self.arena.place::<u64>(input), input.size(32));
+                    self.arena.remember();
+                    match input.byte() % 3 {
+                        0 => dualadam_cuda_control_group_init(place.cast(), size),
+                        1 => dualadam_cuda_control_set_init(place.cast(), size),
+                        _ => dualadam_cuda_scalars_init(place.cast(), size),
+                    }
+                }
+                61..=66 => {
+                    let (handle, (sets, set_count)) = (self.handle(input, Kind::Kernels), self.put_control_sets(input));
+                    let (groups, group_count) = self.put_control_groups(input);
+                    let place = self.arena.place(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
+                    self.given_out(Kind::Control, place, status);
+                    status
+                }
+                67 => {
+                    let handle = self.handle(input, Kind::Control);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_free(handle);
+                    self.taken_back(handle, status);
+                    status
+                }
+                68 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_config(handle, group, place, size)
+                }
+                69 | 70 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (lr, stream) = (input.real(&[1e-3, 0.0, 0.1]), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_lr(handle, group, lr, stream)
+                }
+                71 => {
+                    let (handle, group) = (self.handle(input, Kind::Control), input.number(&[0, 0, 1]) as usize);
+                    let (config, stream) = (self.put_config(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_config(handle, group, config, stream)
+                }
+                72 | 73 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
+                    let stream = self.stream(input);
+                    self.arena.remember();
+                    dualadam_cuda_control_steps(handle, place, count, stream)
+                }
+                74 | 75 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
+                    let (steps, stream) = (std::array::from_fn::<_, MOST, _>(|_| input.step()), self.stream(input));
+                    self.arena.put(place, &steps, 8);
+                    self.arena.remember();
+                    dualadam_cuda_control_set_steps(handle, place, count, stream)
+                }
+                76 | 77 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
+                    let (size, stream) = (input.size(size_of::<dualadam_cuda_set_report>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_report(handle, place, size, count, stream)
+                }
+                78 => {
+                    let (handle, place, count) =
+                        (self.handle(input, Kind::Control), self.arena.place(input), input.control_count());
+                    let (size, stream) = (input.size(size_of::<dualadam_coeffs>()), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_coeffs(handle, place, size, count, stream)
+                }
+                79..=88 => {
+                    let (list, control) = (self.handle(input, Kind::List), self.handle(input, Kind::Control));
+                    let (scalars, stream) = (self.put_scalars(input), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
+                }
+                89 | 90 => {
+                    let (list, control, stream) =
+                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_prepare(list, control, stream)
+                }
+                91 => {
+                    let (handle, path) = (self.handle(input, Kind::State), self.path(input));
+                    self.arena.remember();
+                    dualadam_state_resume(handle, path)
                 }
                 _ => {
                     assert!(!dualadam_status_name(input.u32() as i32).is_null() && !dualadam_version().is_null());

@@ -234,6 +234,21 @@ fn states_are_those_of_rust() {
         DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 });
     assert_eq!(State::load(&path).unwrap(), expected);
     assert_eq!(state_tensor(loaded, 1).step, 77);
+    // The arrays of a state that resumes stay where they are.
+    ok(dualadam_state_set_step(handle, 1, 3, 0));
+    let before = state_tensor(handle, 1);
+    // SAFETY: the state's arrays have two elements, and the path is a C string.
+    unsafe {
+        before.exp_avg.write(0.0);
+        before.exp_avg_sq.add(1).write(0.0);
+        before.master.add(1).write(0.0);
+        ok(dualadam_state_resume(handle, file.as_ptr()));
+        assert_eq!((*before.exp_avg, *before.exp_avg_sq.add(1), *before.master.add(1)), (1.5, 2.5, -3.5));
+        ok(dualadam_state_save(handle, file.as_ptr()));
+    }
+    let after = state_tensor(handle, 1);
+    assert_eq!((after.exp_avg, after.step, after.master_is_set), (before.exp_avg, 77, 1));
+    assert_eq!(State::load(&path).unwrap(), expected);
     ok(dualadam_state_free(handle));
     ok(dualadam_state_free(loaded));
 }

@@ -1,7 +1,10 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
+    CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED,
+};
 use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Error};
 
@@ -25,6 +28,7 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     the_owner_stays_consistent_at_every_failing_call,
     steps_that_cannot_be_ordered_are_not_launched,
     the_last_kernels_wait_for_their_launches,
+    nothing_is_freed_that_cannot_be_waited_for,
     kernels_in_a_graph_stay_loaded,
     a_lost_device_stays_an_error,
     drivers_that_cannot_do_it_are_refused,
@@ -318,6 +322,32 @@ fn the_last_kernels_wait_for_their_launches() {
     let stand_in = stand_in.as_ref().unwrap();
     assert_eq!((stand_in.pending(), stand_in.live("module")), (0, 0));
     drop(device);
+}
+
+/// While a stream is being captured, nothing can be waited for: what is dropped then must not be freed under the work that uses it.
+fn nothing_is_freed_that_cannot_be_waited_for() {
+    let gpu = self::gpu();
+    let mut run = Run::new(&gpu, &[300, 5], &switching()[..1]);
+    // SAFETY: the stream lives.
+    unsafe { run.control.set_lr(0, 0.5, gpu.raw_stream()) }.unwrap();
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[0.5], 1.0, |_| true);
+    let other = gpu.context.new_stream().unwrap();
+    let fresh = Run::new(&gpu, &[1], &switching()[..1]);
+    // SAFETY: the stream lives.
+    unsafe { run.control.set_lr(0, 0.25, gpu.raw_stream()) }.unwrap();
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[0.25], 1.0, |_| true);
+    assert!(stand_in(&gpu).pending() > 0);
+    let live = |kind: &str| stand_in(&gpu).live(kind);
+    let before = ["memory", "pinned"].map(live);
+    other.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+    (run.list, run.control) = (fresh.list, fresh.control);
+    let captured = other.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+    assert!(captured.is_err(), "the wait has spoilt the capture");
+    assert_eq!(["memory", "pinned"].map(live), before);
+    run.assert_same_tensors(&gpu, "dropped in a capture");
+    gpu.assert_clean();
 }
 
 /// Nor must code that a graph may run again.

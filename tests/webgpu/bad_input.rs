@@ -1,6 +1,6 @@
 //! What is refused before anything is encoded, and what is not.
 
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
+use dualadam::webgpu::{BufferView, DualAdam, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
 use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
 
 use crate::common::data::Inputs;
@@ -57,18 +57,73 @@ pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
     assert!(matches!(error, Error::BufferSize { buffer: "params", required: 8, actual: 6, .. }), "{error:?}");
 }
 
+const BUFFERS: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
+
+/// The tensor with another place for one of its five buffers.
+fn with<'a>(tensor: Tensor<'a>, name: &str, (buffer, offset): (&'a wgpu::Buffer, u64)) -> Tensor<'a> {
+    let view = |old: BufferView<'a>| BufferView { buffer, offset, ..old };
+    let moment = Moment { buffer, offset };
+    match name {
+        "params" => Tensor { params: view(tensor.params), ..tensor },
+        "grads" => Tensor { grads: tensor.grads.map(view), ..tensor },
+        "exp_avg" => Tensor { exp_avg: moment, ..tensor },
+        "exp_avg_sq" => Tensor { exp_avg_sq: moment, ..tensor },
+        _ => Tensor { copy: tensor.copy.map(view), ..tensor },
+    }
+}
+
+pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
+    let device = &gpu.device;
+    let masters = |seed| Host::new(COMBINATIONS[8], &Inputs::random(seed, 257), 0).upload(device);
+    let (good, other) = (masters(1), masters(2));
+    let make = |size, usage| {
+        device.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    };
+    let (large, no_storage) = (make(1 << 16, STORAGE), make(1 << 16, wgpu::BufferUsages::COPY_DST));
+    for name in BUFFERS {
+        let size = if matches!(name, "grads" | "copy") { 516 } else { 1028 };
+        let short = make(size - 4, STORAGE);
+        let error = refused(device, &[other.tensor(), with(good.tensor(), name, (&short, 0))]);
+        let is_expected = matches!(error, Error::BufferSize { tensor: 1, buffer, required, actual, .. }
+            if buffer == name && required == u128::from(size) && actual == size - 4);
+        assert!(is_expected, "{error:?}");
+        // Long enough, but for the offset.
+        let error = refused(device, &[with(good.tensor(), name, (&large, (1 << 16) - 256))]);
+        assert!(matches!(error, Error::BufferSize { buffer, .. } if buffer == name), "{error:?}");
+        let error = refused(device, &[with(good.tensor(), name, (&large, 128))]);
+        assert!(matches!(error, Error::Offset { buffer, offset: 128, .. } if buffer == name), "{error:?}");
+        let error = refused(device, &[with(good.tensor(), name, (&no_storage, 0))]);
+        assert!(matches!(error, Error::Usage { buffer, .. } if buffer == name), "{error:?}");
+    }
+}
+
 pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let device = &gpu.device;
-    let (a, b) = (uploaded(device, 64), uploaded(device, 64));
-    let (a, b) = (a.tensor(), b.tensor());
-    let error = refused(device, &[Tensor { exp_avg: a.exp_avg_sq, ..a }]);
-    assert!(matches!(error, Error::Overlap { tensor: 0, other_tensor: 0, .. }), "{error:?}");
-    let error = refused(device, &[Tensor { grads: Some(a.params), ..a }]);
-    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
-    let error = refused(device, &[a, Tensor { grads: Some(a.params), ..b }]);
-    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
+    let masters = |seed| Host::new(COMBINATIONS[8], &Inputs::random(seed, 257), 0).upload(device);
+    let (a, b) = (masters(1), masters(2));
+    let arena = device.buffer(&[0; 8192]);
     let pipelines = Pipelines::new(&device.device).unwrap();
-    TensorList::new(&pipelines, &[a, Tensor { grads: a.grads, ..b }]).unwrap();
+    for one in BUFFERS {
+        for other in BUFFERS {
+            let bytes = if matches!(one, "grads" | "copy") { 516 } else { 1028 };
+            // The other begins with the one, in it, at its last byte, and where it is free again.
+            for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {
+                let moved = with(a.tensor(), one, (&arena, 2048));
+                let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
+                let both_grads = (one, other) == ("grads", "grads");
+                let check = |tensors: &[Tensor<'_>], expected: bool| {
+                    let made = TensorList::new(&pipelines, tensors);
+                    let refused = matches!(made, Err(Error::Overlap { .. }));
+                    let what = format!("{one} and {other} at {offset}");
+                    assert!(if expected { refused } else { made.is_ok() }, "{what}: {made:?}");
+                };
+                check(&of_two, overlaps && !both_grads);
+                if one != other {
+                    check(&[with(moved, other, (&arena, offset))], overlaps);
+                }
+            }
+        }
+    }
 }
 
 pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
@@ -164,7 +219,7 @@ pub(crate) fn small_devices(gpu: &Gpu) {
     assert!(matches!(error, Error::Limit { required: 4, actual: 3, .. }), "{error:?}");
 }
 
-/// Windows of 128 elements, whose workgroups stand in rows of at most two.
+/// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their edges, and beside them.
 pub(crate) fn windows_and_rows(gpu: &Gpu) {
     let of = |binding, workgroups| {
         let limits = wgpu::Limits {
@@ -175,18 +230,59 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
         gpu.open(wgpu::Features::empty(), limits)
     };
     let coeffs = [DualAdamConfig::default().coeffs(3).unwrap()];
-    for types in COMBINATIONS {
-        let host = Host::new(types, &Inputs::random(3, 9 * 1024 + 131), 0);
-        let step = |device: &Device| {
-            let uploaded = host.upload(device);
-            let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &[uploaded.tensor()]).unwrap();
-            device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-            uploaded.download(device, &host)
-        };
-        let whole = step(&gpu.device);
-        for device in [of(512, 65535), of(1 << 20, 4), of(128 << 20, 1)] {
-            let parts = step(&device);
-            assert_eq!((&parts.p, &parts.m, &parts.v, &parts.copy), (&whole.p, &whole.m, &whole.v, &whole.copy));
+    let cases = [
+        (of(512, 65535), vec![127, 128, 129, 255, 256, 257, 9 * 1024 + 131]),
+        (of(1 << 20, 4), vec![4095, 4096, 4097, 16_384, 9 * 1024 + 131]),
+        (of(128 << 20, 1), vec![1023, 1024, 1025, 9 * 1024 + 131]),
+    ];
+    let whole_pipelines = Pipelines::new(&gpu.device.device).unwrap();
+    for (device, sizes) in cases {
+        let pipelines = Pipelines::new(&device.device).unwrap();
+        for types in COMBINATIONS {
+            for &size in &sizes {
+                let host = Host::new(types, &Inputs::random(3, size), 0);
+                let step = |device: &Device, pipelines| {
+                    let uploaded = host.upload(device);
+                    let list = TensorList::new(pipelines, &[uploaded.tensor()]).unwrap();
+                    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
+                    uploaded.download(device, &host)
+                };
+                let (whole, parts) = (step(&gpu.device, &whole_pipelines), step(&device, &pipelines));
+                let all = |host: &Host| (host.p.clone(), host.m.clone(), host.v.clone(), host.copy.clone());
+                assert_eq!(all(&parts), all(&whole), "{types:?}, {size} elements");
+                assert!(size == 0 || parts.m != host.m);
+            }
         }
     }
+}
+
+/// Set in a process that has little memory.
+const LITTLE_MEMORY: &str = "DUALADAM_TEST_LITTLE_MEMORY";
+
+/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it gets a process with a limit.
+pub(crate) fn out_of_memory(gpu: &Gpu) {
+    if gpu.is_software() && std::env::var_os(LITTLE_MEMORY).is_none() {
+        let program = std::env::current_exe().unwrap();
+        let mut limited = std::process::Command::new("sh");
+        limited.args(["-c", "ulimit -v 8000000 && exec \"$0\" --exact out_of_memory"]).arg(program);
+        let output = limited.env(LITTLE_MEMORY, "1").env("DUALADAM_REQUIRE", "webgpu").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let max_buffer_size = gpu.limits().max_buffer_size;
+    let device = gpu.open(wgpu::Features::empty(), wgpu::Limits { max_buffer_size, ..Default::default() });
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let len = (max_buffer_size / 4) as usize;
+    let mut optimizers = vec![];
+    let error = loop {
+        match DualAdam::new(&pipelines, DualAdamConfig::default(), &[len]) {
+            Ok(optimizer) => optimizers.push(optimizer),
+            Err(error) => break error,
+        }
+    };
+    let is_expected = matches!(error, Error::Wgpu { call: "create_buffer", problem: WgpuProblem::OutOfMemory, .. });
+    assert!(is_expected, "{error:?}");
+    // The device goes on.
+    drop(optimizers);
+    DualAdam::new(&pipelines, DualAdamConfig::default(), &[1000]).unwrap();
 }

@@ -38,6 +38,15 @@ impl Gpu {
         open(&self.adapter, features, limits).unwrap()
     }
 
+    /// The adapter's limits.
+    pub(crate) fn limits(&self) -> wgpu::Limits {
+        self.adapter.limits()
+    }
+
+    pub(crate) fn is_software(&self) -> bool {
+        self.adapter.get_info().device_type == wgpu::DeviceType::Cpu
+    }
+
     /// A device that takes coefficients as immediates, if the adapter can.
     pub(crate) fn open_with_immediates(&self) -> Option<Device> {
         let limits = wgpu::Limits { max_immediate_size: 40, ..Default::default() };

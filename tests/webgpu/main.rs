@@ -3,20 +3,24 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod accuracy;
 mod bad_input;
+mod bound;
 mod gpu;
 mod host;
 mod lists;
-mod smoke;
+mod owner;
 mod storage;
 
 use common::device::{self, DeviceTest};
 use gpu::Gpu;
 
 const TESTS: &[DeviceTest<Gpu>] = &[
-    ("uniform_coefficients", smoke::uniform_coefficients),
-    ("immediate_coefficients", smoke::immediate_coefficients),
-    ("many_steps_in_one_submit", smoke::many_steps_in_one_submit),
+    ("uniform_coefficients", accuracy::uniform_coefficients),
+    ("immediate_coefficients", accuracy::immediate_coefficients),
+    ("every_configuration", accuracy::every_configuration),
+    ("special_values_stay_among_themselves", accuracy::special_values_stay_among_themselves),
+    ("two_hundred_steps_in_one_submit", accuracy::two_hundred_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
     ("ties_and_extremes_store", storage::ties_and_extremes_store),
     ("mixed_types_and_sets", lists::mixed_types_and_sets),
@@ -24,15 +28,17 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("updates", lists::updates),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
+    ("every_buffer_is_checked", bad_input::every_buffer_is_checked),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),
     ("one_buffer_may_hold_everything", bad_input::one_buffer_may_hold_everything),
     ("sets_out_of_range", bad_input::sets_out_of_range),
     ("what_wgpu_refuses", bad_input::what_wgpu_refuses),
     ("a_lost_device", bad_input::a_lost_device),
+    ("out_of_memory", bad_input::out_of_memory),
     ("small_devices", bad_input::small_devices),
     ("windows_and_rows", bad_input::windows_and_rows),
 ];
 
 fn main() {
-    device::run("webgpu", Gpu::new(), TESTS).exit();
+    device::run("webgpu", Gpu::new(), &[TESTS, owner::TESTS].concat()).exit();
 }

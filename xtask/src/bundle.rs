@@ -8,19 +8,38 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::python;
+
 /// A program of the bundle, and how cargo builds it.
 struct Program {
     name: &'static str,
     cargo: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 2] = [
+const PROGRAMS: [Program; 4] = [
     Program { name: "cuda_device", cargo: &["test", "--release", "--test", "cuda_device"] },
     Program { name: "cuda_bench", cargo: &["bench", "--bench", "cuda"] },
+    Program { name: "webgpu_device", cargo: &["test", "--release", "--test", "webgpu"] },
+    Program { name: "webgpu_bench", cargo: &["bench", "--bench", "webgpu"] },
 ];
 
 /// Files that go along as they are.
-const FILES: [&str; 4] = ["xtask/bundle/run", "benches/peers.py", "benches/shapes.json", "benches/models.json"];
+const FILES: [&str; 7] = [
+    "xtask/bundle/run",
+    "benches/peers.py",
+    "benches/peers_on_cpu.py",
+    "benches/peers_on_cuda.py",
+    "benches/triad.c",
+    "benches/shapes.json",
+    "benches/models.json",
+];
+
+/// Folders and files that go along at the places that they have here, relative to which the Python package's tests find them.
+const PYTHON_TESTS: [&str; 5] =
+    ["python/tests", "python/pyproject.toml", "python/README.md", "README.md", "tests/golden"];
+
+/// What the Python package's tests need beside torch and NumPy, which the machine must have.
+const PYTHON_PACKAGES: [&str; 2] = ["pytest", "safetensors"];
 
 /// The newest glibc that the programs may need, Ubuntu 22.04's.
 const GLIBC: Version = Version { major: 2, minor: 35 };
@@ -41,6 +60,7 @@ pub(crate) fn run() -> Result<()> {
         println!("{}: needs glibc {}.{}", program.name, needed.major, needed.minor);
         ensure!(needed <= GLIBC, "{} must run with glibc {}.{}", program.name, GLIBC.major, GLIBC.minor);
     }
+    add_python(root, &folder)?;
     for file in FILES {
         let name = Path::new(file).file_name().with_context(|| file.to_owned())?;
         fs::copy(root.join(file), folder.join(name)).with_context(|| file.to_owned())?;
@@ -108,9 +128,45 @@ fn about(root: &Path) -> Result<String> {
     Ok(format!("dualadam, commit {}{changes}, {}, prebuilt PTX\n", commit.trim(), rustc.trim()))
 }
 
+/// The Python package and its tests, with what they import, so that nothing is left to install.
+fn add_python(root: &Path, folder: &Path) -> Result<()> {
+    let (pip, packages) = (python::venv(root, "target/python/pip")?.join("bin/pip"), folder.join("packages"));
+    let pinned =
+        |name: &str| python::PACKAGES.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned());
+    let pinned = PYTHON_PACKAGES.map(pinned).into_iter().collect::<Result<Vec<_>>>()?;
+    // Wheels for all Pythons from 3.10 on, of the same glibc as the programs.
+    let target = ["install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target"];
+    output(Command::new(&pip).args(target).arg(&packages).args(pinned))?;
+    output(Command::new(&pip).args(target).arg(&packages).arg("--no-deps").arg(root.join("python")))?;
+    let module = packages.join("dualadam/_dualadam.abi3.so");
+    let needed = needed_glibc(&module)?;
+    println!("the Python module: needs glibc {}.{}", needed.major, needed.minor);
+    ensure!(needed <= GLIBC, "the Python module must run with glibc {}.{}", GLIBC.major, GLIBC.minor);
+    output(Command::new("strip").arg("--strip-unneeded").arg(module))?;
+    for place in PYTHON_TESTS {
+        copy_tracked(root, place, folder)?;
+    }
+    Ok(())
+}
+
+/// Copies a file or a folder's files, those that git knows.
+fn copy_tracked(root: &Path, place: &str, folder: &Path) -> Result<()> {
+    let files = output(Command::new("git").args(["ls-files", place]).current_dir(root))?;
+    for file in files.lines() {
+        let to = folder.join(file);
+        fs::create_dir_all(to.parent().with_context(|| file.to_owned())?).with_context(|| file.to_owned())?;
+        fs::copy(root.join(file), to).with_context(|| file.to_owned())?;
+    }
+    Ok(())
+}
+
 fn bytes_in(folder: &Path) -> Result<u64> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
-    entries.map(|entry| Ok(entry?.metadata()?.len())).sum()
+    let bytes = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { bytes_in(&entry.path()) } else { Ok(entry.metadata()?.len()) }
+    };
+    entries.map(bytes).sum()
 }
 
 #[cfg(test)]

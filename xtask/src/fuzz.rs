@@ -15,6 +15,6 @@ pub(crate) fn run(seconds: u32) -> Result<()> {
         .env("STAND_IN_CUDA_LIBRARY", stand_in::build()?)
         .current_dir(root())
         .status()?;
-    ensure!(status.success(), "the fuzzer found something");
+    ensure!(status.success(), "the fuzzer was not built, or it found something: see above");
     Ok(())
 }

@@ -7,10 +7,13 @@ mod header;
 mod install;
 mod prebuilt;
 mod python;
+#[path = "../../tests/common/require.rs"]
+mod require;
 mod stand_in;
 mod test;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +29,8 @@ struct Arguments {
 enum Task {
     /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
     Test,
+    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name.
+    Required { name: String },
     /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and `benches/cuda/prebuilt/`.
     Prebuilt {
         /// Only compare with what is there.
@@ -58,9 +63,24 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without a backtrace: what went wrong is in the command's own output.
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Test => test::run(),
+        Task::Required { name } => {
+            anyhow::ensure!(require::is_required(&name), "DUALADAM_REQUIRE does not name {name}");
+            Ok(())
+        }
         Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
         Task::Install { prefix } => install::run(&prefix),

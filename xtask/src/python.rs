@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{root, stand_in};
 
 /// What the tests run with.
-const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
+pub(crate) const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
 
 /// Folders of tests that each run in a process of their own: torch must not see the stand-in driver.
-const TESTS: [&str; 3] = ["optimizer", "arrays", "cuda"];
+const TESTS: [&str; 4] = ["optimizer", "arrays", "distributed", "cuda"];
 
 /// Installs the package into an environment below `target/`, checks its types and runs its tests.
 pub(crate) fn run() -> Result<()> {
@@ -49,11 +49,20 @@ fn environment() -> Result<PathBuf> {
         fs::remove_dir_all(&environment).with_context(|| environment.display().to_string())?;
     }
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    succeed(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    venv(&root(), "target/python/venv")?;
     let requirements = root().join("python/tests/requirements.txt");
     let pip = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
     succeed(Command::new(environment.join("bin/pip")).args(pip).arg(&requirements))?;
     fs::write(&mark, PACKAGES).with_context(|| mark.display().to_string())?;
+    Ok(environment)
+}
+
+/// An empty virtual environment at this place below the root, made if there is none.
+pub(crate) fn venv(root: &Path, place: &str) -> Result<PathBuf> {
+    let environment = root.join(place);
+    if !environment.join("bin/pip").exists() {
+        succeed(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    }
     Ok(environment)
 }
 

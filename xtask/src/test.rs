@@ -1,6 +1,8 @@
 //! `cargo xtask test`: all tests, and a table of what ran.
 
-use std::process::{Command, Stdio};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -9,74 +11,87 @@ use comfy_table::Table;
 struct Stage {
     name: &'static str,
     command: &'static str,
-    /// What must hold for the stage to run, and what is said where it does not.
-    needs: Option<(Need, &'static str)>,
+    /// Commands that fail where the stage cannot run, and why it cannot.
+    needs: &'static [(&'static str, &'static str)],
 }
 
-enum Need {
-    /// This command succeeds.
-    Command(&'static str),
-    /// The environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name.
-    Required(&'static str),
-}
+/// Fails where there is no adapter, and uses one that the first stage has been through.
+const NEEDS_ADAPTER: &[(&str, &str)] = &[(
+    "env DUALADAM_REQUIRE=webgpu cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features --test webgpu -- --exact nothing_to_do",
+    "no Vulkan, Metal or DX12 adapter",
+)];
+/// candle takes minutes to build.
+const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-impl Need {
-    fn holds(&self) -> bool {
-        match *self {
-            Self::Command(probe) => {
-                let probe = command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
-                probe.is_ok_and(|status| status.success())
-            }
-            Self::Required(wanted) => {
-                std::env::var("DUALADAM_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name.trim() == wanted))
-            }
-        }
-    }
-}
-
-const STAGES: [Stage; 9] = [
+const STAGES: [Stage; 13] = [
     Stage {
         name: "unit, integration and documentation tests",
-        command: "cargo test --workspace --exclude dualadam-python --all-features",
-        needs: None,
+        command: "cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features",
+        needs: &[],
     },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
-        needs: None,
+        needs: &[],
     },
-    Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: None },
+    Stage {
+        name: "candle: the optimizer's tests",
+        command: "cargo test --package dualadam-candle",
+        needs: REQUIRED_CANDLE,
+    },
+    Stage {
+        name: "candle: the example",
+        command: "cargo run --profile test --package dualadam-candle --example train_digits",
+        needs: REQUIRED_CANDLE,
+    },
+    Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: &[] },
     Stage {
         name: "the C library, a minute of fuzzing",
         command: "cargo xtask fuzz --seconds 60",
-        needs: Some((Need::Command("cargo +nightly fuzz --version"), "no nightly toolchain with cargo-fuzz")),
+        needs: &[
+            ("cargo +nightly fuzz --version", "no nightly toolchain with cargo-fuzz"),
+            ("c++ --version", "no C++ compiler for libFuzzer (c++)"),
+        ],
     },
     Stage {
         name: "the Python package, against torch and NumPy",
         command: "cargo xtask python",
-        needs: Some((Need::Required("python"), "DUALADAM_REQUIRE does not name python; it installs 3 GB, once")),
+        needs: &[("cargo xtask required python", "DUALADAM_REQUIRE does not name python; it installs 3 GB, once")],
     },
-    Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: None },
+    Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: &[] },
     Stage {
         name: "the CUDA benchmark on the stand-in driver, a quick round",
         command: "cargo bench --bench cuda -- --quick --stand-in",
-        needs: None,
+        needs: &[],
+    },
+    Stage {
+        name: "steps in another program's compute pass",
+        command: "cargo run --release --example external_wgpu",
+        needs: NEEDS_ADAPTER,
+    },
+    Stage {
+        name: "the WebGPU benchmark, a quick round",
+        command: "cargo bench --bench webgpu -- --quick --software",
+        needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the CUDA tests on a real device",
         command: "env DUALADAM_REQUIRE=cuda cargo test --release --test cuda_device",
-        needs: Some((Need::Command("nvidia-smi"), "no NVIDIA driver with a device (nvidia-smi)")),
+        needs: &[("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")],
     },
     Stage {
         name: "the library's unit tests under Miri",
         command: "cargo +nightly miri test --lib",
-        needs: Some((Need::Command("cargo +nightly miri --version"), "no nightly toolchain with the component miri")),
+        needs: &[("cargo +nightly miri --version", "no nightly toolchain with the component miri")],
     },
 ];
 
+/// So many of a failed stage's last lines are shown again below the table, where a long log is read first.
+const LAST_LINES: usize = 60;
+
 enum Outcome {
     Passed(Duration),
-    Failed(Duration),
+    Failed(Duration, VecDeque<String>),
     NotRun(&'static str),
 }
 
@@ -92,29 +107,54 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for (stage, outcome) in STAGES.iter().zip(&outcomes) {
         let (outcome, seconds) = match outcome {
             Outcome::Passed(time) => ("passed".to_owned(), format!("{:.0}", time.as_secs_f64())),
-            Outcome::Failed(time) => ("FAILED".to_owned(), format!("{:.0}", time.as_secs_f64())),
+            Outcome::Failed(time, _) => ("FAILED".to_owned(), format!("{:.0}", time.as_secs_f64())),
             Outcome::NotRun(reason) => (format!("not run: {reason}"), String::new()),
         };
         table.add_row([stage.name, &outcome, &seconds]);
     }
     println!("\n{table}");
-    let failed = STAGES.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-    let failed: Vec<_> = failed.map(|(stage, _)| stage.name).collect();
+    let mut failed = Vec::new();
+    for (stage, outcome) in STAGES.iter().zip(outcomes) {
+        if let Outcome::Failed(_, last_lines) = outcome {
+            println!("\n==> the last lines of: {}\n{}", stage.name, Vec::from(last_lines).join("\n"));
+            failed.push(stage.name);
+        }
+    }
     anyhow::ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
     Ok(())
 }
 
 fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
-    if let Some((need, reason)) = &stage.needs
-        && !need.holds()
-    {
+    let fails = |probe| {
+        let status = command(probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        !status.is_ok_and(|status| status.success())
+    };
+    if let Some((_, reason)) = stage.needs.iter().find(|(probe, _)| fails(probe)) {
         return Ok(Outcome::NotRun(reason));
     }
     println!("\n==> {}: {}", stage.name, stage.command);
     let start = Instant::now();
-    let status = command(stage.command).status()?;
+    let (status, last_lines) = run_shown(command(stage.command))?;
     let time = start.elapsed();
-    Ok(if status.success() { Outcome::Passed(time) } else { Outcome::Failed(time) })
+    Ok(if status.success() { Outcome::Passed(time) } else { Outcome::Failed(time, last_lines) })
+}
+
+/// Runs a command whose output is shown as it comes, and keeps the last of it.
+fn run_shown(mut command: Command) -> io::Result<(ExitStatus, VecDeque<String>)> {
+    let (reader, writer) = io::pipe()?;
+    let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;
+    // It holds the writing ends, which would keep the reader waiting.
+    drop(command);
+    let mut last_lines = VecDeque::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        writeln!(io::stdout(), "{line}")?;
+        last_lines.push_back(line);
+        if last_lines.len() > LAST_LINES {
+            last_lines.pop_front();
+        }
+    }
+    Ok((child.wait()?, last_lines))
 }
 
 /// A command of words that hold no spaces, run at the repository's root.

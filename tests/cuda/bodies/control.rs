@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Body] = bodies!["control":
     schedules_of_many_rates_switch_at_the_steps_of_the_host,
     loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device,
     learning_rates_of_the_callers_are_read_and_judged_on_the_device,
+    of_several_reasons_the_first_is_told,
     a_controlled_run_has_the_bits_of_the_cpu,
     what_the_callers_check_finds_skips_the_step,
     counters_of_the_callers_are_advanced,
@@ -254,6 +255,48 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
         }
         assert!(skipped > 8 && skipped < cases.len() - 8);
     }
+}
+
+/// All reasons to skip at once, and one less each time.
+fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
+    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(3, 300), [0; 5], 0);
+    let device = host.upload(gpu);
+    let mut list = TensorList::new(&gpu.kernels, &[device.raw(&host)]).unwrap();
+    let config = DualAdamConfig::default();
+    let (lr, counter) = (gpu.memory(&f64::NAN.to_ne_bytes()), gpu.memory(&u64::MAX.to_ne_bytes()));
+    let groups = [ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
+    let mut control =
+        Control::new(&gpu.kernels, &groups, &[ControlSet { group: 0, step: Some(counter.address) }]).unwrap();
+    let [loss_scale, clip_factor, found_inf] = [f32::NAN; 3].map(|value| scalar(gpu, value));
+    let scalars =
+        RawScalars { loss_scale: loss_scale.address, clip_factor: clip_factor.address, found_inf: found_inf.address };
+    use SkipReason::{ClipFactor, FoundInf, LossScale, Lr, Multiplier, Step};
+    let (subnormal, full) = (f32::from_bits(1).to_ne_bytes(), u64::MAX);
+    let ends = [
+        (FoundInf, &found_inf, &0_f32.to_ne_bytes()[..]),
+        (LossScale, &loss_scale, &subnormal),
+        (ClipFactor, &clip_factor, &1_f32.to_ne_bytes()),
+        (Multiplier, &loss_scale, &2_f32.to_ne_bytes()),
+        (Lr, &lr, &0.25_f64.to_ne_bytes()),
+        (Step, &counter, &(full - 1).to_ne_bytes()),
+    ];
+    for (skipped, (reason, memory, right)) in (1..).zip(ends) {
+        step(gpu, &mut list, &mut control, scalars);
+        let SetReport { step, skipped: found, last_skip, coeffs } = report(gpu, &control)[0];
+        assert_eq!((step, found, last_skip), (full, skipped, Some(reason)));
+        assert_eq!(coeffs, bytemuck::Zeroable::zeroed());
+        device.assert_same(gpu, &host, "skipped");
+        gpu.write(memory, right);
+    }
+    step(gpu, &mut list, &mut control, scalars);
+    host.step(&[config.with_lr(0.25).coeffs_scaled(full, 0.5).unwrap()]);
+    device.assert_same(gpu, &host, "made");
+    // The last reason stays told, and the counter stays at its end.
+    let SetReport { step: t, skipped, last_skip, .. } = report(gpu, &control)[0];
+    assert_eq!((t, skipped, last_skip), (full, 6, Some(Step)));
+    step(gpu, &mut list, &mut control, scalars);
+    device.assert_same(gpu, &host, "at the end");
+    assert_eq!(report(gpu, &control)[0].skipped, 7);
 }
 
 /// Tensors of all combinations on host and device, their list and their control.

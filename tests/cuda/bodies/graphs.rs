@@ -20,12 +20,14 @@ use super::gpu::Gpu;
 pub(crate) const TESTS: &[Body] = bodies!["graphs":
     a_graph_launched_again_and_again_equals_the_ordinary_run,
     a_graph_sees_the_changes_of_later_steps,
+    what_a_capture_needs_is_sent_beforehand,
     a_step_is_captured_while_another_stream_works,
     two_graphs_run_on_two_streams,
     a_graph_may_outlive_what_it_captured,
     a_captured_list_without_control_may_be_dropped,
     what_the_host_must_do_is_refused_in_a_capture,
     an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu,
+    a_graph_may_have_several_steps,
     masters_are_set_once_each,
     foreign_moments_and_steps_reach_the_device,
     device_control_begins_where_the_host_was,
@@ -102,6 +104,40 @@ fn a_graph_sees_the_changes_of_later_steps(gpu: &Gpu) {
         run.expect(&[1e-2; 2], 1.0, |tensor| tensor < 2);
     }
     run.assert_same(gpu, "without two gradients");
+}
+
+/// New addresses are sent without a step, for a capture and for the graphs before.
+fn what_a_capture_needs_is_sent_beforehand(gpu: &Gpu) {
+    let mut run = Run::new(gpu, &[300, 40, 5, 17], &switching());
+    let none = RawScalars::default();
+    let stream = gpu.raw_stream();
+    let all = run.raw();
+    let mut some = all.clone();
+    some[2].grads.address = 0;
+    some[3].grads.address = 0;
+    run.list.update(&some).unwrap();
+    let prepare = |run: &mut Run| {
+        // SAFETY: the stream lives, and the stand-in checks each access.
+        unsafe { run.list.prepare_controlled(&mut run.control, stream) }
+    };
+    let refused = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        assert!(matches!(prepare(&mut run), Err(Error::Captured { .. })));
+    });
+    drop(refused);
+    prepare(&mut run).unwrap();
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        prepare(&mut run).unwrap();
+        step(gpu, &mut run.list, &mut run.control, none);
+    });
+    run.assert_same(gpu, "captured only");
+    graph.launch().unwrap();
+    run.expect(&[1e-2; 2], 1.0, |tensor| tensor < 2);
+    run.assert_same(gpu, "without two gradients");
+    run.list.update(&all).unwrap();
+    prepare(&mut run).unwrap();
+    graph.launch().unwrap();
+    run.expect(&[1e-2; 2], 1.0, |_| true);
+    run.assert_same(gpu, "with all");
 }
 
 fn a_step_is_captured_while_another_stream_works(gpu: &Gpu) {
@@ -395,6 +431,29 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     plain.step_scaled(&mut params, &grads, 0.25).unwrap();
     model.expect(None);
     model.assert_same(gpu, &plain, "without control");
+}
+
+/// Two steps in one graph: what the first one notes on the device, of masters too, the second one finds.
+fn a_graph_may_have_several_steps(gpu: &Gpu) {
+    let mut model = Model::new(gpu);
+    let mut optimizer = optimizer(gpu);
+    let (mut params, grads, _) = model.lists(None);
+    optimizer.prepare(&mut params, &grads).unwrap();
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+        for _ in 0..2 {
+            let (mut params, grads, scalars) = model.lists(None);
+            optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        }
+    });
+    for round in 0..3 {
+        model.set_found_inf(gpu, f32::from(u8::from(round == 0)));
+        graph.launch().unwrap();
+        if round > 0 {
+            (0..2).for_each(|_| model.expect(None));
+        }
+        model.assert_same(gpu, &optimizer, &format!("launch {round}"));
+    }
+    assert!(optimizer.report().unwrap().iter().all(|set| (set.step, set.skipped) == (4, 2)));
 }
 
 /// Masters are set before a tensor's own first update, whenever that is, and never again.

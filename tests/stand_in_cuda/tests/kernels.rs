@@ -320,12 +320,17 @@ fn module() -> Module {
     Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// `CHUNK = …` of the kernel sources.
 fn chunk() -> usize {
+    constant("CHUNK")
+}
+
+/// `NAME = …` of the kernel sources.
+fn constant(name: &str) -> usize {
+    let start = format!("{name} = ");
     let files = std::fs::read_dir(kernels_folder()).expect("the kernels").map(|file| file.expect("a file").path());
     let sources = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).expect("text"));
-    let text = sources.into_iter().find(|text| text.contains("CHUNK = ")).expect("CHUNK");
-    let after = text.split("CHUNK = ").nth(1).expect("a value");
+    let text = sources.into_iter().find(|text| text.contains(&start)).expect(name);
+    let after = text.split(&start).nth(1).expect("a value");
     let digits: String =
         after.chars().take_while(|c| c.is_ascii_digit() || *c == '\'').filter(|c| *c != '\'').collect();
     digits.parse().expect("a number")
@@ -403,8 +408,8 @@ fn lists_follow_the_rule_bit_for_bit() {
         // By value; from device memory; and from there with a set that is skipped.
         for (from_device, skips) in [(false, None), (true, Some([0; 3])), (true, Some([0, 7, 0]))] {
             let mut memory = Memory::new();
-            // Empty tensors among others, one without a gradient, two of several chunks.
-            let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33];
+            // Empty tensors among others, one without a gradient, two of several chunks, and more small ones than a span has chunks.
+            let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33, 1, 2, 3, 1, 1, 6, 1, 1, 4, 2];
             let tensors: Vec<Tensor> =
                 lens.iter().enumerate().map(|(i, &len)| tensor(combo, len, i as u64 + 7)).collect();
             let mut placed: Vec<Buffers> = Vec::new();
@@ -413,7 +418,7 @@ fn lists_follow_the_rule_bit_for_bit() {
             }
             placed[3].grad = 0;
             let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), chunk);
-            assert_eq!(blocks, 7 - 2 + 1 + 1);
+            assert_eq!(blocks, 17 - 2 + 1 + 1);
             for (i, b) in placed.iter().enumerate() {
                 let what = format!("list_{} tensor {i}", combo.name);
                 let is_skipped = skips.is_some_and(|skips| skips[i % 3] != 0);
@@ -439,38 +444,44 @@ fn run_list(
     (from_device, skips): (bool, Option<[u32; 3]>),
     chunk: usize,
 ) -> u32 {
+    // The empty ones last.
+    let mut placed = placed.iter().enumerate().collect::<Vec<_>>();
+    placed.sort_by_key(|(_, b)| b.len == 0);
     let mut chunk_tensor: Vec<u32> = Vec::new();
     let mut first_chunk = Vec::new();
-    for (i, b) in placed.iter().enumerate() {
+    for (i, (_, b)) in placed.iter().enumerate() {
         first_chunk.push(chunk_tensor.len() as u32);
         chunk_tensor.extend(std::iter::repeat_n(i as u32, b.len.div_ceil(chunk)));
     }
     let fields: [fn(&Buffers) -> u64; 6] =
         [|b| b.param, |b| b.grad, |b| b.exp_avg, |b| b.exp_avg_sq, |b| b.copy, |b| b.len as u64];
     let mut table: Vec<u8> =
-        fields.iter().flat_map(|field| placed.iter().flat_map(|b| field(b).to_le_bytes())).collect();
+        fields.iter().flat_map(|field| placed.iter().flat_map(|(_, b)| field(b).to_le_bytes())).collect();
     table.extend(first_chunk.iter().flat_map(|first| first.to_le_bytes()));
-    table.extend((0..placed.len() as u32).flat_map(|i| (i % sets.len() as u32).to_le_bytes()));
-    table.extend(chunk_tensor.iter().flat_map(|tensor| tensor.to_le_bytes()));
+    table.extend(placed.iter().flat_map(|(i, _)| ((i % sets.len()) as u32).to_le_bytes()));
+    table.extend(chunk_tensor.iter().step_by(constant("SPAN")).flat_map(|tensor| tensor.to_le_bytes()));
     let table_address = upload(memory, &table, 0);
     memory.set_read_only(table_address, table.len(), true).expect("live");
 
-    let mut packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
+    let packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
     let device_sets = if from_device { upload(memory, &packed, 0) } else { 0 };
-    packed.resize(MAX_SETS * 40, 0xff);
-    let by_value = if from_device { vec![0xff; MAX_SETS * 40] } else { packed };
+    let by_value = if from_device { Vec::new() } else { packed };
 
-    let mut params = table_address.to_le_bytes().to_vec();
-    params.extend((placed.len() as u32).to_le_bytes());
-    params.extend([0; 4]);
     let skips = skips.map(|skips| skips.iter().flat_map(|skip| skip.to_le_bytes()).collect::<Vec<_>>());
     let skips = skips.map_or(0, |skips| upload(memory, &skips, 0));
-    params.extend(device_sets.to_le_bytes());
-    params.extend(skips.to_le_bytes());
-    params.extend(by_value);
+    let params = list_params(table_address, placed.len(), [device_sets, skips], &by_value);
     let name = format!("list_{}", combo.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
     chunk_tensor.len() as u32
+}
+
+/// The arguments of a list's entry. `device`: the addresses of the sets, if they are not `by_value`, and of what skips them, or 0.
+fn list_params(table: u64, tensors: usize, device: [u64; 2], by_value: &[u8]) -> Vec<u8> {
+    let words = [table, tensors as u64, device[0], device[1]];
+    let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    params.extend(by_value);
+    params.resize(size_of_val(&words) + MAX_SETS * 40, 0xff);
+    params
 }
 
 /// Tensors of more than 2^32 elements, of which only a window has memory: an offset or a length cut to 32 bits misses it.
@@ -514,10 +525,7 @@ fn offsets_and_lengths_have_64_bits() {
                 let mut table: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
                 let first_chunk = 0_u32.wrapping_sub((before / chunk) as u32);
                 table.extend([first_chunk, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
-                let mut params = upload(&mut memory, &table, 0).to_le_bytes().to_vec();
-                params.extend([1_u64, 0].iter().flat_map(|word| word.to_le_bytes()));
-                params.extend(dual().bytes());
-                params.resize(params.len() + (MAX_SETS - 1) * 40, 0xff);
+                let params = list_params(upload(&mut memory, &table, 0), 1, [0; 2], &dual().bytes());
                 launch(&mut memory, &module, &name, len.div_ceil(chunk) as u32, &params);
                 check(&memory, combo, &b, &want, &format!("{name}, {what}"));
             }

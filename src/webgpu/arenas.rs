@@ -1,0 +1,170 @@
+//! The device memory of an optimizer: arrays of f32, several in a buffer.
+
+use bytemuck::cast_slice;
+
+use crate::Error;
+use crate::error::WgpuProblem;
+
+use super::capture::capture;
+use super::coeffs::check_not_lost;
+use super::limits::DeviceLimits;
+use super::tensor::Moment;
+
+/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its own. Every device allows as much, and
+/// no allocator need find more in one piece.
+const ARENA: u64 = 256 << 20;
+/// The bytes of staging memory on the way to the device or back, at most.
+pub(super) const STAGING: u64 = 64 << 20;
+
+/// Where an array of f32 begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    arena: usize,
+    offset: u64,
+}
+
+/// The sizes of the arenas that the arrays placed so far need.
+#[derive(Debug)]
+pub(super) struct Plan {
+    limit: u64,
+    align: u64,
+    /// In bytes.
+    sizes: Vec<u64>,
+}
+
+/// The buffers that hold the arrays.
+#[derive(Debug)]
+pub(super) struct Arenas {
+    buffers: Vec<wgpu::Buffer>,
+}
+
+impl Plan {
+    pub(super) fn new(limits: &DeviceLimits) -> Self {
+        Self { limit: limits.buffer_size, align: limits.storage_alignment, sizes: vec![] }
+    }
+
+    /// A place for an array of a tensor.
+    pub(super) fn place(&mut self, tensor: usize, array: &'static str, len: usize) -> Result<Place, Error> {
+        let bytes = (len as u64).checked_mul(size_of::<f32>() as u64).filter(|&bytes| bytes <= self.limit);
+        let bytes = bytes.ok_or(Error::ArraySize { tensor, array, limit: self.limit, len })?;
+        if let Some(size) = self.sizes.last_mut() {
+            let offset = size.checked_next_multiple_of(self.align);
+            let end = offset.and_then(|offset| offset.checked_add(bytes));
+            if let (Some(offset), Some(end)) = (offset, end.filter(|&end| end <= ARENA.min(self.limit))) {
+                *size = end;
+                return Ok(Place { arena: self.sizes.len() - 1, offset });
+            }
+        }
+        self.sizes.push(bytes);
+        Ok(Place { arena: self.sizes.len() - 1, offset: 0 })
+    }
+
+    /// The arenas, full of zeros.
+    pub(super) fn allocate(&self, device: &wgpu::Device) -> Result<Arenas, Error> {
+        check_not_lost(device)?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let label = Some("dualadam state");
+        let buffer = |&size: &u64| {
+            let descriptor = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
+            capture(device, "create_buffer", None, || device.create_buffer(&descriptor))
+        };
+        Ok(Arenas { buffers: self.sizes.iter().map(buffer).collect::<Result<_, _>>()? })
+    }
+}
+
+impl Arenas {
+    /// The array as a tensor of a list has it.
+    pub(super) fn moment(&self, place: Place) -> Moment<'_> {
+        Moment { buffer: &self.buffers[place.arena], offset: place.offset }
+    }
+}
+
+/// Writes arrays through a queue, in the order of its submits.
+pub(super) struct Upload<'a> {
+    device: &'a wgpu::Device,
+    queue: &'a wgpu::Queue,
+    arenas: &'a Arenas,
+    /// Bytes in staging memory.
+    staged: u64,
+}
+
+impl<'a> Upload<'a> {
+    pub(super) fn new(device: &'a wgpu::Device, queue: &'a wgpu::Queue, arenas: &'a Arenas) -> Self {
+        Self { device, queue, arenas, staged: 0 }
+    }
+
+    /// Fills the array at a place.
+    pub(super) fn write(&mut self, place: Place, values: &[f32]) -> Result<(), Error> {
+        let Moment { buffer, mut offset } = self.arenas.moment(place);
+        for piece in cast_slice::<f32, u8>(values).chunks(STAGING as usize) {
+            let bytes = piece.len() as u64;
+            if self.staged + bytes > STAGING {
+                self.flush()?;
+            }
+            capture(self.device, "write_buffer", None, || self.queue.write_buffer(buffer, offset, piece))?;
+            self.staged += bytes;
+            offset += bytes;
+        }
+        Ok(())
+    }
+
+    /// Fails if the device was lost meanwhile, which wgpu does not tell.
+    pub(super) fn finish(self) -> Result<(), Error> {
+        check_not_lost(self.device)
+    }
+
+    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to its memory itself.
+    fn flush(&mut self) -> Result<(), Error> {
+        let submission = capture(self.device, "submit", None, || self.queue.submit([]))?;
+        wait(self.device, submission)?;
+        self.staged = 0;
+        Ok(())
+    }
+}
+
+/// Waits for a submission, and for nothing that was submitted later.
+pub(super) fn wait(device: &wgpu::Device, submission: wgpu::SubmissionIndex) -> Result<(), Error> {
+    let waited = device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
+    // There is no time to run out, and the submission is known unless the device was lost before it.
+    let lost = |_| Error::Wgpu { call: "poll", tensor: None, problem: WgpuProblem::DeviceLost };
+    waited.map(|_| ()).map_err(lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::webgpu::required_limits;
+
+    fn plan(max_buffer_size: u64) -> Plan {
+        let limits = wgpu::Limits { max_buffer_size, ..required_limits() };
+        Plan::new(&DeviceLimits::of(&limits).unwrap())
+    }
+
+    #[test]
+    fn arrays_share_arenas_and_begin_aligned() {
+        let mut plan = plan(1024);
+        let places = [100, 1, 0, 64, 65, 256].map(|len| plan.place(0, "exp_avg", len).unwrap());
+        let places = places.map(|place| (place.arena, place.offset));
+        assert_eq!(places, [(0, 0), (0, 512), (0, 768), (0, 768), (1, 0), (2, 0)]);
+        assert_eq!(plan.sizes, [1024, 260, 1024]);
+    }
+
+    #[test]
+    fn a_large_array_has_an_arena_of_its_own() {
+        let mut plan = plan(u64::MAX);
+        let large = (ARENA / 4) as usize;
+        let places = [1, large, large + 1, 1].map(|len| plan.place(0, "exp_avg", len).unwrap().arena);
+        assert_eq!(places, [0, 1, 2, 3]);
+        assert_eq!(plan.sizes, [4, ARENA, ARENA + 4, 4]);
+    }
+
+    #[test]
+    fn what_fits_in_no_buffer_is_named() {
+        let error = plan(1020).place(7, "master", 256).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "master of tensor 7 must fit in a buffer of 1020 bytes (max_buffer_size), got 256 elements of f32"
+        );
+        assert!(plan(u64::MAX).place(0, "exp_avg", usize::MAX).is_err());
+    }
+}

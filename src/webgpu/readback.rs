@@ -1,0 +1,137 @@
+//! Arrays read back from the device, piece by piece through one staging buffer.
+
+use bytemuck::cast_slice_mut;
+use futures_channel::oneshot;
+
+use crate::Error;
+use crate::error::WgpuProblem;
+
+use super::arenas::{Arenas, Place, STAGING};
+use super::capture::capture;
+use super::coeffs::check_not_lost;
+use super::tensor::Moment;
+
+/// The bytes of an element.
+const SIZE: u64 = size_of::<f32>() as u64;
+
+/// Arrays of f32 on their way to the host.
+pub(super) struct Readback<'a> {
+    device: &'a wgpu::Device,
+    queue: &'a wgpu::Queue,
+    arenas: &'a Arenas,
+    arrays: Vec<Array>,
+    /// None if there is nothing to read.
+    staging: Option<wgpu::Buffer>,
+    /// The bytes of a piece.
+    room: u64,
+}
+
+struct Array {
+    place: Place,
+    len: usize,
+    /// What has arrived.
+    values: Vec<f32>,
+}
+
+/// A piece that the device was told to copy.
+pub(super) struct Piece {
+    /// The array, and how many of its next elements.
+    parts: Vec<(usize, usize)>,
+    pub(super) submission: wgpu::SubmissionIndex,
+    mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl<'a> Readback<'a> {
+    /// Of arrays at these places, of these lengths and tensors.
+    pub(super) fn new(
+        device: &'a wgpu::Device,
+        queue: &'a wgpu::Queue,
+        arenas: &'a Arenas,
+        arrays: impl Iterator<Item = (usize, Place, usize)>,
+        buffer_size: u64,
+    ) -> Result<Self, Error> {
+        check_not_lost(device)?;
+        let array = |(tensor, place, len)| {
+            let mut values = vec![];
+            values.try_reserve_exact(len).map_err(|_| Error::Memory { tensor, elements: len })?;
+            Ok(Array { place, len, values })
+        };
+        let arrays = arrays.map(array).collect::<Result<Vec<_>, Error>>()?;
+        let total: u64 = arrays.iter().map(|array| array.len as u64 * SIZE).sum();
+        let room = total.min(STAGING).min(buffer_size / SIZE * SIZE);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let label = Some("dualadam readback");
+        let make =
+            || device.create_buffer(&wgpu::BufferDescriptor { label, size: room, usage, mapped_at_creation: false });
+        let staging = (room > 0).then(|| capture(device, "create_buffer", None, make)).transpose()?;
+        Ok(Self { device, queue, arenas, arrays, staging, room })
+    }
+
+    /// Submits the copies of the next piece. None if everything was read.
+    pub(super) fn submit(&self) -> Result<Option<Piece>, Error> {
+        let parts = self.next_parts();
+        let (Some(staging), false) = (&self.staging, parts.is_empty()) else { return Ok(None) };
+        check_not_lost(self.device)?;
+        let (sender, mapped) = oneshot::channel();
+        let submission = capture(self.device, "submit", None, || {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut filled = 0;
+            for &(array, elements) in &parts {
+                let Array { place, values, .. } = &self.arrays[array];
+                let Moment { buffer, offset } = self.arenas.moment(*place);
+                let (from, bytes) = (offset + values.len() as u64 * SIZE, elements as u64 * SIZE);
+                encoder.copy_buffer_to_buffer(buffer, from, staging, filled, bytes);
+                filled += bytes;
+            }
+            let submission = self.queue.submit([encoder.finish()]);
+            // Nobody listens any more where the reading was given up.
+            staging.map_async(wgpu::MapMode::Read, ..filled, |result| drop(sender.send(result)));
+            submission
+        })?;
+        Ok(Some(Piece { parts, submission, mapped }))
+    }
+
+    /// What comes next, and fits in the staging buffer.
+    fn next_parts(&self) -> Vec<(usize, usize)> {
+        let mut room = (self.room / SIZE) as usize;
+        let mut parts = vec![];
+        for (index, array) in self.arrays.iter().enumerate() {
+            let elements = room.min(array.len - array.values.len());
+            if elements > 0 {
+                parts.push((index, elements));
+                room -= elements;
+            }
+        }
+        parts
+    }
+
+    /// Takes over a piece once it is there.
+    pub(super) async fn take(&mut self, piece: Piece) -> Result<(), Error> {
+        let lost = || Error::Wgpu { call: "map_async", tensor: None, problem: WgpuProblem::DeviceLost };
+        let Some(staging) = &self.staging else { return Ok(()) };
+        // The buffer and its bounds are valid, so that this fails only without a device.
+        let mapped = piece.mapped.await.is_ok_and(|result| result.is_ok());
+        if !mapped {
+            return Err(lost());
+        }
+        let elements: usize = piece.parts.iter().map(|(_, elements)| elements).sum();
+        let view = staging.get_mapped_range(..elements as u64 * SIZE).map_err(|_| lost())?;
+        let mut bytes = &*view;
+        for (array, elements) in piece.parts {
+            let values = &mut self.arrays[array].values;
+            let start = values.len();
+            values.resize(start + elements, 0.0);
+            let (part, rest) = bytes.split_at(elements * SIZE as usize);
+            cast_slice_mut::<f32, u8>(&mut values[start..]).copy_from_slice(part);
+            bytes = rest;
+        }
+        drop(view);
+        staging.unmap();
+        Ok(())
+    }
+
+    /// The arrays, in their order.
+    pub(super) fn finish(self) -> impl Iterator<Item = Vec<f32>> {
+        self.arrays.into_iter().map(|array| array.values)
+    }
+}
