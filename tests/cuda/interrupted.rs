@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,
     an_interrupted_control_goes_on_when_its_steps_are_set,
     changes_of_a_control_fail_with_the_drivers_code_at_every_call,
+    a_change_that_failed_is_not_remembered,
     controlled_optimizers_stay_consistent_at_every_failing_call,
 ];
 
@@ -140,6 +141,26 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
     at_each_call(prepare, |world| &world.gpu, work, verify);
     // Of each: which is current, the stream's context, capturing, a copy; of two an event as well.
     assert_eq!(failures, 14);
+}
+
+fn a_change_that_failed_is_not_remembered() {
+    let gpu = failures::gpu();
+    let mut run = Run::new(&gpu, &[30, 2], &switching()[..1]);
+    let before = run.control.config(0).unwrap();
+    stand_in(&gpu).fail("cuMemcpyHtoDAsync_v2", 1, CODE);
+    // SAFETY: the stream lives.
+    let failed = unsafe { run.control.set_config(0, before.with_betas(0.5, 0.5), gpu.raw_stream()) };
+    assert!(is_of_the_driver(&failed.unwrap_err()));
+    assert_eq!(run.control.config(0).unwrap(), before);
+    stand_in(&gpu).fail("cuMemcpyHtoDAsync_v2", 1, CODE);
+    // SAFETY: the stream lives.
+    let failed = unsafe { run.control.set_lr(0, 0.5, gpu.raw_stream()) };
+    assert!(is_of_the_driver(&failed.unwrap_err()));
+    assert_eq!(run.control.config(0).unwrap(), before);
+    step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    run.assert_same(&gpu, "unchanged");
+    gpu.assert_clean();
 }
 
 /// The optimizer with device control: a step that failed was made, or was not, or is known to be in between.

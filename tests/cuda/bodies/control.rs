@@ -530,13 +530,15 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
         let sets: Vec<_> = steps.iter().map(|&step| ControlSet { group: 0, step }).collect();
         new(&[ControlGroup { config, lr }], &sets).unwrap_err().to_string()
     };
-    let cases: [(_, &[Option<u64>], _); 7] = [
+    let cases: [(_, &[Option<u64>], _); 9] = [
         (None, &[None, Some(0)], "step of set 1 must not be null, got address 0x0"),
         (Some(RawLr::F32(0)), &[None], "lr of group 0 must not be null, got address 0x0"),
         (None, &[Some(0x1004)], "step of set 0 must be aligned to 8 bytes, got address 0x1004"),
         (Some(RawLr::F64(0x1004)), &[None], "lr of group 0 must be aligned to 8 bytes, got address 0x1004"),
         (Some(RawLr::F32(0x1002)), &[None], "lr of group 0 must be aligned to 4 bytes, got address 0x1002"),
         (Some(RawLr::F32(0x1004)), &[Some(0x1000)], "step of set 0 must not overlap lr of group 0, got address 0x1000"),
+        (Some(RawLr::F32(0x1000)), &[Some(0x1000)], "step of set 0 must not overlap lr of group 0, got address 0x1000"),
+        (Some(RawLr::F64(0x1000)), &[Some(0x1000)], "step of set 0 must not overlap lr of group 0, got address 0x1000"),
         (None, &[Some(0x1000), Some(0x1000)], "step of set 0 must not overlap step of set 1, got address 0x1000"),
     ];
     for (lr, steps, expected) in cases {

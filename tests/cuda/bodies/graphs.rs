@@ -133,6 +133,20 @@ fn what_a_capture_needs_is_sent_beforehand(gpu: &Gpu) {
     graph.launch().unwrap();
     run.expect(&[1e-2; 2], 1.0, |tensor| tensor < 2);
     run.assert_same(gpu, "without two gradients");
+    // What was refused before is sent together with what changes later, in whatever order.
+    run.list.update(&all).unwrap();
+    let refused = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        assert!(matches!(prepare(&mut run), Err(Error::Captured { .. })));
+    });
+    drop(refused);
+    let mut others = all.clone();
+    others[0].grads.address = 0;
+    others[1].grads.address = 0;
+    run.list.update(&others).unwrap();
+    prepare(&mut run).unwrap();
+    graph.launch().unwrap();
+    run.expect(&[1e-2; 2], 1.0, |tensor| tensor >= 2);
+    run.assert_same(gpu, "without the other two");
     run.list.update(&all).unwrap();
     prepare(&mut run).unwrap();
     graph.launch().unwrap();
@@ -262,8 +276,8 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     run.assert_same(gpu, "afterwards");
 }
 
-/// f32; bf16 and f16 with masters, in another group; bf16 alone.
-const LENS: [usize; 4] = [4100, 70, 19, 5];
+/// f32; bf16 and f16 with masters, in another group, the first of them longer than its masters' blocks have threads; bf16 alone.
+const LENS: [usize; 4] = [300, 4170, 19, 5];
 
 fn layout() -> [TensorLayout; 4] {
     let [a, b, c, d] = LENS.map(TensorLayout::new);
