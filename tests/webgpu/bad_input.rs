@@ -104,19 +104,18 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let (a, b) = (masters(1), masters(2));
     let arena = device.buffer(&[0; 8192]);
     let pipelines = Pipelines::new(&device.device).unwrap();
-    for one in 0..5 {
-        for other in 0..5 {
-            let bytes = |buffer: usize| if matches!(BUFFERS[buffer], "grads" | "copy") { 516 } else { 1028 };
+    for (one, one_name) in BUFFERS.into_iter().enumerate() {
+        for (other, other_name) in BUFFERS.into_iter().enumerate() {
+            let bytes = if matches!(one_name, "grads" | "copy") { 516 } else { 1028 };
             // The other begins with the one, in it, at its last byte, and where it is free again.
-            for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes(one) / 256 * 256, true), (3328, false)]
-            {
+            for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {
                 let moved = with(a.tensor(), one, (&arena, 2048));
                 let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
-                let both_grads = (BUFFERS[one], BUFFERS[other]) == ("grads", "grads");
+                let both_grads = (one_name, other_name) == ("grads", "grads");
                 let check = |tensors: &[Tensor<'_>], expected: bool| {
                     let made = TensorList::new(&pipelines, tensors);
                     let refused = matches!(made, Err(Error::Overlap { .. }));
-                    let what = format!("{} and {} at {offset}", BUFFERS[one], BUFFERS[other]);
+                    let what = format!("{one_name} and {other_name} at {offset}");
                     assert!(if expected { refused } else { made.is_ok() }, "{what}: {made:?}");
                 };
                 check(&of_two, overlaps && !both_grads);

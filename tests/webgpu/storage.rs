@@ -1,5 +1,7 @@
 //! 16-bit loads and stores, seen through steps that change nothing else.
 
+use std::slice;
+
 use bytemuck::Zeroable;
 use dualadam::half::f16;
 use dualadam::webgpu::{Pipelines, TensorList};
@@ -42,7 +44,7 @@ pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
         let grad = Values::from_bits(dtype, &patterns);
         let host = Host { grad, ..Host::new((Dtype::F32, dtype, None), &inputs, 0) };
-        let found = step(&gpu.device, &[host.clone()], coeffs)[0].m.wide();
+        let found = step(&gpu.device, slice::from_ref(&host), coeffs)[0].m.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
             // The device may flush what is subnormal in f32, and zero has lost its sign beside the old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
