@@ -49,7 +49,7 @@
 /** A handle stands for an object of another kind. */
 #define DUALADAM_STATUS_HANDLE_KIND 8
 
-/** This library was built without what the call needs. */
+/** This library was built without what the call needs. What has to do with WebGPU is not in the C library at all. */
 #define DUALADAM_STATUS_UNSUPPORTED 9
 
 /** A number is outside the range that its name allows, as a double or after rounding to float. */
@@ -58,10 +58,13 @@
 /** A step is 0; steps count from 1. */
 #define DUALADAM_STATUS_STEP_ZERO 21
 
-/** A tensor's step counter cannot grow further. */
+/**
+ * A tensor's step counter cannot grow further. No function of this library gives it: the caller counts the steps, or the device, which
+ * says DUALADAM_SKIP_STEP.
+ */
 #define DUALADAM_STATUS_STEP_OVERFLOW 22
 
-/** A buffer's length differs from its tensor's. */
+/** A buffer's length differs from its tensor's. No function of this library gives it: a tensor's buffers are given with one length. */
 #define DUALADAM_STATUS_LENGTH 23
 
 /** Two lists that belong together differ in length. */
@@ -130,6 +133,27 @@
 /** The call would copy what changes later, which a CUDA graph that is being captured must not. */
 #define DUALADAM_STATUS_CUDA_CAPTURED 65
 
+/** An address in device memory that a control or a controlled step is given is null, misaligned, or overlaps another. */
+#define DUALADAM_STATUS_CUDA_ADDRESS 66
+
+/** A control reads the learning rate from the caller's memory: write it there. */
+#define DUALADAM_STATUS_CUDA_CALLERS_LR 67
+
+/**
+ * The driver failed between a control's counters and its tensors, so that steps were counted that were not made:
+ * dualadam_cuda_control_set_steps makes it usable again.
+ */
+#define DUALADAM_STATUS_CUDA_INTERRUPTED 68
+
+/** Work is not ordered with a buffer. No function of this library gives it: what they take are addresses. */
+#define DUALADAM_STATUS_CUDA_UNORDERED 69
+
+/** A stream is the per-thread default stream, where it must be one stream for all threads. No function of this library gives it. */
+#define DUALADAM_STATUS_CUDA_PER_THREAD_STREAM 70
+
+/** An optimizer has no device control. No function of this library gives it: its controls are objects of their own. */
+#define DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL 71
+
 /** No buffer: the type of a copy that is not there. */
 #define DUALADAM_DTYPE_NONE 0
 
@@ -171,6 +195,27 @@
 
 /** alpha = 1 up to and including switching_step, then 0. */
 #define DUALADAM_SCHEDULE_FIXED 3
+
+/** No step of the set was skipped. */
+#define DUALADAM_SKIP_NONE 0
+
+/** found_inf was not 0. */
+#define DUALADAM_SKIP_FOUND_INF 1
+
+/** loss_scale was NaN, infinite, 0 or negative. */
+#define DUALADAM_SKIP_LOSS_SCALE 2
+
+/** clip_factor was NaN, infinite or negative. */
+#define DUALADAM_SKIP_CLIP_FACTOR 3
+
+/** clip_factor / loss_scale was infinite as a float, or above 0 and rounded to 0. */
+#define DUALADAM_SKIP_MULTIPLIER 4
+
+/** lr was NaN, infinite or negative, or so large that lr / (1 - beta1) / eps, lr / (1 - beta1) * eps or lr * weight_decay overflows. */
+#define DUALADAM_SKIP_LR 5
+
+/** The step counter was at its end, 2^64 - 1. */
+#define DUALADAM_SKIP_STEP 6
 
 /** What a call did: 0 if all went well, otherwise one of the DUALADAM_STATUS_ numbers. They never change their meaning. */
 typedef int32_t dualadam_status;
@@ -337,6 +382,76 @@ typedef uint64_t dualadam_cuda_kernels;
 
 /** A handle of a list of tensors: dualadam_cuda_list_new gives one out, dualadam_cuda_list_free takes it back. Never 0. */
 typedef uint64_t dualadam_cuda_list;
+
+/**
+ * A parameter group of a control. dualadam_cuda_control_group_init fills in nulls.
+ *
+ * With both pointers to an lr null, the control keeps that of the config in its own device memory. Otherwise the config's is not used, but
+ * must be valid; the value in device memory is read in each step and never written, and a step with one that is not valid is skipped.
+ */
+typedef struct dualadam_cuda_control_group {
+  /** sizeof(dualadam_cuda_control_group) */
+  size_t size;
+  /** The hyperparameters, in the host's memory; they are copied. Never null. */
+  const struct dualadam_config *config;
+  /** Null, or the address of the learning rate in the caller's device memory, as a float. It stays the caller's. */
+  const float *lr_f32;
+  /** Null, or the address of the learning rate in the caller's device memory, as a double. It stays the caller's. */
+  const double *lr_f64;
+} dualadam_cuda_control_group;
+
+/**
+ * A coefficient set of a control: tensors of one group that are updated together. dualadam_cuda_control_set_init fills in group 0 and
+ * null.
+ */
+typedef struct dualadam_cuda_control_set {
+  /** sizeof(dualadam_cuda_control_set) */
+  size_t size;
+  /** Number of the group, from 0. */
+  size_t group;
+  /**
+   * The address of the step counter in the caller's device memory, read and written; it stays the caller's. Null for one in the
+   * control's memory that begins at 0.
+   */
+  uint64_t *step;
+} dualadam_cuda_control_set;
+
+/**
+ * Scalars in device memory that steer one step: addresses, null for what is not there. They stay the caller's. dualadam_cuda_scalars_init
+ * fills in nulls.
+ *
+ * Gradients are multiplied by clip_factor / loss_scale, formed in double and rounded once.
+ */
+typedef struct dualadam_cuda_scalars {
+  /** sizeof(dualadam_cuda_scalars) */
+  size_t size;
+  /** What the loss was multiplied by, a divisor of the gradients: finite and above 0. PyTorch calls it grad_scale. */
+  const float *loss_scale;
+  /** What the gradients are multiplied by after that: finite, at least 0. */
+  const float *clip_factor;
+  /** Anything but 0, NaN too, skips the step. */
+  const float *found_inf;
+} dualadam_cuda_scalars;
+
+/** A handle of a control: dualadam_cuda_control_new gives one out, dualadam_cuda_control_free takes it back. Never 0. */
+typedef uint64_t dualadam_cuda_control;
+
+/** What became of a set's steps. dualadam_cuda_control_report fills it in. */
+typedef struct dualadam_cuda_set_report {
+  /** sizeof(dualadam_cuda_set_report) */
+  size_t size;
+  /** Updates that the set's tensors have had: the step counter. */
+  uint64_t step;
+  /** Steps that were skipped. */
+  uint64_t skipped;
+  /**
+   * Why the last of them was: a DUALADAM_SKIP_ number, where there are several reasons the smallest. DUALADAM_SKIP_NONE if there was
+   * none.
+   */
+  uint32_t last_skip;
+  /** 0 */
+  uint32_t reserved;
+} dualadam_cuda_set_report;
 
 #ifdef __cplusplus
 extern "C" {
@@ -815,8 +930,8 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
                                         void *stream);
 
 /**
- * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps must not be
- * launched any more.
+ * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
+ * launched: memory that was captured is never freed, nor are the kernels unloaded then.
  *
  * Threads: any; a call with the same list that is under way in another thread goes on to its end.
  *
@@ -824,6 +939,302 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  */
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
+
+/**
+ * Fills in nulls. Call it as dualadam_cuda_control_group_init(&group, sizeof group), and set config then.
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * group can be written for size bytes.
+ */
+dualadam_status dualadam_cuda_control_group_init(struct dualadam_cuda_control_group *group, size_t size);
+
+/**
+ * Fills in group 0 and no counter of the caller's. Call it as dualadam_cuda_control_set_init(&set, sizeof set).
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * set can be written for size bytes.
+ */
+dualadam_status dualadam_cuda_control_set_init(struct dualadam_cuda_control_set *set, size_t size);
+
+/**
+ * Fills in nulls. Call it as dualadam_cuda_scalars_init(&scalars, sizeof scalars).
+ *
+ * Threads: any; the struct is the caller's.
+ *
+ * Errors: DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_SIZE.
+ *
+ * Required:
+ *
+ * scalars can be written for size bytes.
+ */
+dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars, size_t size);
+
+/**
+ * Makes a control: coefficient sets whose hyperparameters, learning rates and step counters lie in device memory. Steps that it controls
+ * need nothing of the host, can be skipped by the device, and go on counting when a CUDA graph that captured them is launched again.
+ * Waits until all is there.
+ *
+ * groups is an array of the parameter groups, sets one of the coefficient sets, which the set of a list's tensors counts; the sizes
+ * in each array alike. All counters that are not the caller's are 0. control gets the handle, which is to be given back with
+ * dualadam_cuda_control_free. The control keeps the kernels. It serves one list.
+ *
+ * Capture: not while a stream is being captured, unless in another thread and in a mode that allows it: the call allocates.
+ *
+ * Threads: any; the structs are only read.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
+ * DUALADAM_STATUS_SIZE for the arrays, a group's config and control; as dualadam_config_validate, for each config;
+ * DUALADAM_STATUS_EMPTY for no set at all; DUALADAM_STATUS_POSITION for a set's group that is not there;
+ * DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, a counter that overlaps another or an lr, or a group with both an
+ * lr of type float and one of type double; DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for more than can be;
+ * DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ *
+ * Required:
+ *
+ * Each struct, and the config of each group, can be read for as many bytes as its size says; control can be written. Counters and
+ * learning rates are looked at later only.
+ */
+dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
+                                          const struct dualadam_cuda_control_group *groups,
+                                          size_t group_count,
+                                          const struct dualadam_cuda_control_set *sets,
+                                          size_t set_count,
+                                          dualadam_cuda_control *control);
+
+/**
+ * Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
+ * still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
+ *
+ * Capture: as dualadam_cuda_control_new, but for a control with steps that were captured, which can be freed at any time.
+ *
+ * Threads: any; a call with the same control that is under way in another thread goes on to its end.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, also for one that was freed before; DUALADAM_STATUS_HANDLE_KIND;
+ * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ */
+dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
+
+/**
+ * Writes the config of a control's group, numbered from 0, as the host knows it: with the lr that it was last given by
+ * dualadam_cuda_control_set_lr or dualadam_cuda_control_set_config. Nothing is read from the device. size is
+ * sizeof(dualadam_config).
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_POSITION if there is no such group;
+ * DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for config; DUALADAM_STATUS_UNSUPPORTED from a
+ * library without CUDA.
+ *
+ * Required:
+ *
+ * config can be written for size bytes.
+ */
+dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
+                                             size_t group,
+                                             struct dualadam_config *config,
+                                             size_t size);
+
+/**
+ * Sets the learning rate of a group, numbered from 0, for the steps that come later on stream, also for those of CUDA graphs. The call
+ * does not allocate, and does not wait for the device unless none of the four changes before has reached it yet.
+ *
+ * Capture: not on a stream that is being captured. Change it between the launches of a graph.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_POSITION if there is no such group;
+ * DUALADAM_STATUS_VALUE for an lr that is not valid with the rest of the config; DUALADAM_STATUS_CUDA_CALLERS_LR if it lies in the
+ * caller's memory; DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context; DUALADAM_STATUS_CUDA_CAPTURED. Nothing is changed
+ * then. DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or the new one. DUALADAM_STATUS_UNSUPPORTED from a library without
+ * CUDA.
+ *
+ * Required:
+ *
+ * stream is null or live, and steps with this control on other streams, or of graphs there, are ordered before or after.
+ */
+dualadam_status dualadam_cuda_control_set_lr(dualadam_cuda_control control,
+                                             size_t group,
+                                             double lr,
+                                             void *stream);
+
+/**
+ * Sets the whole config of a group, numbered from 0, for the steps that come later on stream, also for those of CUDA graphs. An lr in the
+ * caller's memory stays what is read.
+ *
+ * Capture: not on a stream that is being captured. Change it between the launches of a graph.
+ *
+ * Threads: any; waits for other calls with the same control. The config is only read.
+ *
+ * Errors: as dualadam_cuda_control_set_lr, but for DUALADAM_STATUS_CUDA_CALLERS_LR; as dualadam_config_validate.
+ *
+ * Required:
+ *
+ * config can be read for as many bytes as its size says; else as for dualadam_cuda_control_set_lr.
+ */
+dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
+                                                 size_t group,
+                                                 const struct dualadam_config *config,
+                                                 void *stream);
+
+/**
+ * Reads the step counters of all sets, the caller's own ones too, after the work before on stream, which it waits for.
+ *
+ * steps has room for count numbers, which is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL or DUALADAM_STATUS_MISALIGNED for
+ * steps; DUALADAM_STATUS_COUNT for another count; DUALADAM_STATUS_CUDA_INTERRUPTED; DUALADAM_STATUS_CUDA_CONTEXT for a stream of
+ * another context; DUALADAM_STATUS_CUDA_CAPTURED; DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without
+ * CUDA.
+ *
+ * Required:
+ *
+ * steps can be written. stream is null or live, steps with this control on other streams are ordered before or after, and the caller's
+ * own counters are live memory of the kernels' context.
+ */
+dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
+                                            uint64_t *steps,
+                                            size_t count,
+                                            void *stream);
+
+/**
+ * Sets the step counters of all sets, the caller's own ones too, for the steps that come later on stream: to resume, or to make a
+ * control usable again after DUALADAM_STATUS_CUDA_INTERRUPTED. The tensors of an interrupted step are the caller's to restore. May wait
+ * for the work before on stream.
+ *
+ * steps has count numbers, which is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps, but for DUALADAM_STATUS_CUDA_INTERRUPTED. After DUALADAM_STATUS_CUDA_DRIVER some counters
+ * may be set.
+ *
+ * Required:
+ *
+ * steps can be read; else as for dualadam_cuda_control_steps.
+ */
+dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
+                                                const uint64_t *steps,
+                                                size_t count,
+                                                void *stream);
+
+/**
+ * Reads what became of each set's steps, after the work before on stream, which it waits for: how many were made and skipped, and why
+ * the last one was.
+ *
+ * reports has room for count structs of size bytes, sizeof(dualadam_cuda_set_report); count is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for reports.
+ *
+ * Required:
+ *
+ * reports can be written for count times size bytes; else as for dualadam_cuda_control_steps.
+ */
+dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
+                                             struct dualadam_cuda_set_report *reports,
+                                             size_t size,
+                                             size_t count,
+                                             void *stream);
+
+/**
+ * Reads the coefficients of each set's last step that was not skipped, after the work before on stream, which it waits for. All are 0
+ * before the first.
+ *
+ * coeffs has room for count structs of size bytes, sizeof(dualadam_coeffs); count is how many sets the control has.
+ *
+ * Capture: not on a stream that is being captured.
+ *
+ * Threads: any; waits for other calls with the same control.
+ *
+ * Errors: as dualadam_cuda_control_steps; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for coeffs.
+ *
+ * Required:
+ *
+ * coeffs can be written for count times size bytes; else as for dualadam_cuda_control_steps.
+ */
+dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
+                                             struct dualadam_coeffs *coeffs,
+                                             size_t size,
+                                             size_t count,
+                                             void *stream);
+
+/**
+ * One DualAdam step of every tensor of a list that has a gradient, enqueued on stream; what it does is decided on the device. control
+ * has the sets that the tensors name, scalars is what else steers the step, or null for nothing else.
+ *
+ * A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the bits of
+ * dualadam_config_coeffs, for the multiplier clip_factor / loss_scale. A set whose step cannot be made is skipped instead: no byte of its
+ * tensors nor its counter changes, and dualadam_cuda_control_report says why.
+ *
+ * The call does not allocate or read from the device. It waits for the device only where the addresses of the four steps before have all
+ * changed and no change has reached the device yet.
+ *
+ * Capture: a step of unchanged addresses and sets can be captured in a CUDA graph; dualadam_cuda_list_prepare sees to it. The graph keeps
+ * the addresses in scalars; learning rates, configs, counters and the tensors' addresses it reads when it is launched, as the last step
+ * or dualadam_cuda_list_prepare has sent them. It may outlive list, control and kernels.
+ *
+ * Threads: any; waits for other calls with the same list or control. The struct is only read.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for
+ * scalars; DUALADAM_STATUS_INDEX for a tensor whose set is not in the control; DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream
+ * of another context; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_CUDA_INTERRUPTED;
+ * DUALADAM_STATUS_CUDA_CAPTURED for what cannot be captured. Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver
+ * refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
+ * tensors that were not stepped, and the control refuses to go on with DUALADAM_STATUS_CUDA_INTERRUPTED until
+ * dualadam_cuda_control_set_steps. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ *
+ * Required:
+ *
+ * scalars is null or can be read for as many bytes as its size says. stream is null or live. As for dualadam_cuda_list_step, also for
+ * each time that a graph with this step is launched. The addresses in scalars, and those that the control was given, are memory of the
+ * kernels' context until the work has run, which nothing in the list writes. The uses of one control are ordered among each other, and one
+ * list has it at a time: a step advances all its counters.
+ */
+dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
+                                                   dualadam_cuda_control control,
+                                                   const struct dualadam_cuda_scalars *scalars,
+                                                   void *stream);
+
+/**
+ * Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
+ * captured, also if it is the first. Call it before a capture, and after dualadam_cuda_list_update for a graph that was captured before
+ * to see the new addresses.
+ *
+ * The call does not allocate, and waits for the device as dualadam_cuda_list_step_controlled does.
+ *
+ * Capture: on a stream that is being captured it does nothing, or fails if there is something to do.
+ *
+ * Threads: any; waits for other calls with the same list or control.
+ *
+ * Errors: as dualadam_cuda_list_step_controlled. After DUALADAM_STATUS_CUDA_DRIVER all is sent anew with the next call.
+ *
+ * Required:
+ *
+ * stream is null or live, and what else uses list and control is ordered before or after. Graphs that captured a step before use the new
+ * addresses and sets from now on.
+ */
+dualadam_status dualadam_cuda_list_prepare(dualadam_cuda_list list,
+                                           dualadam_cuda_control control,
+                                           void *stream);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -104,6 +104,15 @@ static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32
 int main(void)
 {
     int device, different = 0;
+    float found_inf[] = {0.0f, 1.0f, 0.0f};
+    double lr = 5e-4;
+    CUdeviceptr lr_address, flag_address;
+    dualadam_cuda_control_group groups[TENSORS];
+    dualadam_cuda_control_set control_sets[TENSORS];
+    dualadam_cuda_scalars scalars;
+    dualadam_cuda_set_report reports[TENSORS];
+    dualadam_cuda_control control;
+    uint64_t steps[TENSORS];
     CUcontext context;
     CUstream stream;
     struct buffers buffers[TENSORS];
@@ -144,6 +153,35 @@ int main(void)
     CHECK(dualadam_cuda_step(kernels, &single, &sets[0], stream));
     CHECK(dualadam_cpu_step(&host_tensors[0], &sets[0]));
 
+    /* And with a learning rate, a found-inf flag and step counters that live on the device, where nothing waits for the host. */
+    CHECK_DRIVER(cuMemAlloc_v2(&lr_address, sizeof lr));
+    CHECK_DRIVER(cuMemAlloc_v2(&flag_address, sizeof found_inf[0]));
+    CHECK_DRIVER(cuMemcpyHtoDAsync_v2(lr_address, &lr, sizeof lr, stream));
+    for (uint32_t t = 0; t < TENSORS; t++) {
+        CHECK(dualadam_cuda_control_group_init(&groups[t], sizeof groups[t]));
+        groups[t].config = &configs[t];
+        groups[t].lr_f64 = (const double *)(uintptr_t)lr_address;
+        CHECK(dualadam_cuda_control_set_init(&control_sets[t], sizeof control_sets[t]));
+        control_sets[t].group = t;
+        steps[t] = t == 0 ? STEPS : STEPS - 1;
+        configs[t].lr = lr;
+    }
+    CHECK(dualadam_cuda_scalars_init(&scalars, sizeof scalars));
+    scalars.found_inf = (const float *)(uintptr_t)flag_address;
+    CHECK(dualadam_cuda_control_new(kernels, groups, TENSORS, control_sets, TENSORS, &control));
+    CHECK(dualadam_cuda_control_set_steps(control, steps, TENSORS, stream));
+    for (int i = 0; i < 3; i++) {
+        CHECK_DRIVER(cuMemcpyHtoDAsync_v2(flag_address, &found_inf[i], sizeof found_inf[i], stream));
+        CHECK(dualadam_cuda_list_step_controlled(list, control, &scalars, stream));
+        for (int t = 0; t < TENSORS && found_inf[i] == 0.0f; t++)
+            CHECK(dualadam_config_coeffs(&configs[t], ++steps[t], 1.0, &sets[t], sizeof sets[t]));
+        if (found_inf[i] == 0.0f)
+            CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, sets, TENSORS));
+    }
+    CHECK(dualadam_cuda_control_report(control, reports, sizeof reports[0], TENSORS, stream));
+    for (int t = 0; t < TENSORS; t++)
+        different += reports[t].step != steps[t] || reports[t].skipped != 1 || reports[t].last_skip != DUALADAM_SKIP_FOUND_INF;
+
     for (int t = 0; t < TENSORS; t++) {
         for (int b = 0; b < BUFFERS; b++) {
             size_t bytes = LENS[t] * sizeof(float);
@@ -156,10 +194,13 @@ int main(void)
             free(result);
         }
     }
-    printf("parameters after %d steps: %.6f %.6f %.6f ...\n", STEPS, buffers[0].host[0][0], buffers[0].host[0][1],
+    printf("parameters after %d steps: %.6f %.6f %.6f ...\n", (int)steps[0], buffers[0].host[0][0], buffers[0].host[0][1],
            buffers[0].host[0][2]);
 
+    CHECK(dualadam_cuda_control_free(control));
     CHECK(dualadam_cuda_list_free(list));
+    CHECK_DRIVER(cuMemFree_v2(lr_address));
+    CHECK_DRIVER(cuMemFree_v2(flag_address));
     CHECK(dualadam_cuda_kernels_free(kernels));
     for (int t = 0; t < TENSORS; t++) {
         for (int b = 0; b < BUFFERS; b++) {
@@ -170,7 +211,7 @@ int main(void)
     CHECK_DRIVER(cuStreamDestroy_v2(stream));
     CHECK_DRIVER(cuDevicePrimaryCtxRelease_v2(device));
     if (different != 0) {
-        fprintf(stderr, "%d buffers differ from the CPU's\n", different);
+        fprintf(stderr, "%d buffers or counters differ from the CPU's\n", different);
         return 1;
     }
     printf("the device has the CPU's bits\n");

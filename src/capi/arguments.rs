@@ -10,27 +10,36 @@ use crate::Error;
 
 use super::status::Failure;
 
-/// The name of an argument, or of an entry of one.
+/// The name of an argument, or of an entry of one, or of what a field of it leads to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
+    field: Option<&'static str>,
     name: &'static str,
     entry: Option<usize>,
 }
 
 impl Place {
     pub(super) fn entry(name: &'static str, entry: usize) -> Self {
-        Self { name, entry: Some(entry) }
+        Self { field: None, name, entry: Some(entry) }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn field(self, field: &'static str) -> Self {
+        Self { field: Some(field), ..self }
     }
 }
 
 impl From<&'static str> for Place {
     fn from(name: &'static str) -> Self {
-        Self { name, entry: None }
+        Self { field: None, name, entry: None }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(field) = self.field {
+            write!(f, "{field} of ")?;
+        }
         match self.entry {
             None => f.write_str(self.name),
             Some(entry) => write!(f, "{}[{entry}]", self.name),
@@ -181,6 +190,40 @@ impl<T: Versioned> StructOut<T> {
         unsafe {
             self.to.cast::<u8>().copy_from((&raw const value).cast(), known);
             self.to.cast::<u8>().add(known).write_bytes(0, self.size - known);
+        }
+    }
+}
+
+/// Where an array of structs of the caller's version is to be written.
+#[cfg(feature = "cuda")]
+pub(super) struct StructsOut<T> {
+    to: *mut T,
+    size: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl<T: Versioned> StructsOut<T> {
+    /// Checks the place.
+    pub(super) fn new(name: &'static str, to: *mut T, size: usize) -> Result<Self, Failure> {
+        StructOut::new(name, to, size).map(|_| Self { to, size })
+    }
+
+    /// The size that belongs into each struct.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Writes them one after the other.
+    ///
+    /// # Safety
+    ///
+    /// There are as many writable bytes for each as the size says.
+    pub(super) unsafe fn write(self, values: impl Iterator<Item = T>) {
+        for (index, value) in values.enumerate() {
+            // SAFETY: all of them are one object, the caller says.
+            let to = unsafe { self.to.byte_add(index * self.size) };
+            // SAFETY: the caller's promise.
+            unsafe { StructOut { to, size: self.size }.write(value) };
         }
     }
 }

@@ -172,8 +172,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
     border(|| unsafe { work::list_step(list, sets, count, stream) })
 }
 
-/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps must not be
-/// launched any more.
+/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
+/// launched: memory that was captured is never freed, nor are the kernels unloaded then.
 ///
 /// Threads: any; a call with the same list that is under way in another thread goes on to its end.
 ///
@@ -198,7 +198,7 @@ mod work {
 
     /// A list, and room for what calls read, so that they need not allocate.
     pub(in crate::capi) struct List {
-        list: TensorList,
+        pub(in crate::capi) list: TensorList,
         tensors: Vec<RawTensor>,
         sets: Vec<StepCoeffs>,
     }

@@ -15,6 +15,8 @@ pub type dualadam_state = u64;
 pub type dualadam_cuda_kernels = u64;
 /// A handle of a list of tensors: `dualadam_cuda_list_new` gives one out, `dualadam_cuda_list_free` takes it back. Never 0.
 pub type dualadam_cuda_list = u64;
+/// A handle of a control: `dualadam_cuda_control_new` gives one out, `dualadam_cuda_control_free` takes it back. Never 0.
+pub type dualadam_cuda_control = u64;
 
 /// What a handle stands for. A call holds a share of it: what is freed meanwhile lives until the call ends.
 pub(super) enum Object {
@@ -23,6 +25,8 @@ pub(super) enum Object {
     Kernels(crate::cuda::Kernels),
     #[cfg(feature = "cuda")]
     List(Arc<Mutex<super::cuda::List>>),
+    #[cfg(feature = "cuda")]
+    Control(Arc<Mutex<crate::cuda::Control>>),
 }
 
 impl Object {
@@ -33,6 +37,8 @@ impl Object {
             Self::Kernels(_) => "CUDA kernels",
             #[cfg(feature = "cuda")]
             Self::List(_) => "a CUDA list",
+            #[cfg(feature = "cuda")]
+            Self::Control(_) => "a CUDA control",
         }
     }
 }
@@ -72,6 +78,15 @@ impl Shared for Arc<Mutex<super::cuda::List>> {
 
     fn of(object: &Object) -> Option<&Self> {
         if let Object::List(list) = object { Some(list) } else { None }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Shared for Arc<Mutex<crate::cuda::Control>> {
+    const KIND: &str = "a CUDA control";
+
+    fn of(object: &Object) -> Option<&Self> {
+        if let Object::Control(control) = object { Some(control) } else { None }
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod arguments;
 mod config;
+mod control;
 mod cpu;
 mod cuda;
 mod handles;
@@ -24,9 +25,10 @@ mod status;
 mod types;
 
 pub use config::*;
+pub use control::*;
 pub use cpu::*;
 pub use cuda::*;
-pub use handles::{dualadam_cuda_kernels, dualadam_cuda_list, dualadam_state};
+pub use handles::{dualadam_cuda_control, dualadam_cuda_kernels, dualadam_cuda_list, dualadam_state};
 pub use state::*;
 pub use status::*;
 pub use types::*;

@@ -31,15 +31,16 @@ pub const DUALADAM_STATUS_UTF8: i32 = 6;
 pub const DUALADAM_STATUS_STALE_HANDLE: i32 = 7;
 /// A handle stands for an object of another kind.
 pub const DUALADAM_STATUS_HANDLE_KIND: i32 = 8;
-/// This library was built without what the call needs.
+/// This library was built without what the call needs. What has to do with WebGPU is not in the C library at all.
 pub const DUALADAM_STATUS_UNSUPPORTED: i32 = 9;
 /// A number is outside the range that its name allows, as a double or after rounding to float.
 pub const DUALADAM_STATUS_VALUE: i32 = 20;
 /// A step is 0; steps count from 1.
 pub const DUALADAM_STATUS_STEP_ZERO: i32 = 21;
-/// A tensor's step counter cannot grow further.
+/// A tensor's step counter cannot grow further. No function of this library gives it: the caller counts the steps, or the device, which
+/// says DUALADAM_SKIP_STEP.
 pub const DUALADAM_STATUS_STEP_OVERFLOW: i32 = 22;
-/// A buffer's length differs from its tensor's.
+/// A buffer's length differs from its tensor's. No function of this library gives it: a tensor's buffers are given with one length.
 pub const DUALADAM_STATUS_LENGTH: i32 = 23;
 /// Two lists that belong together differ in length.
 pub const DUALADAM_STATUS_COUNT: i32 = 24;
@@ -85,6 +86,19 @@ pub const DUALADAM_STATUS_CUDA_DRIVER: i32 = 63;
 pub const DUALADAM_STATUS_CUDA_CONTEXT: i32 = 64;
 /// The call would copy what changes later, which a CUDA graph that is being captured must not.
 pub const DUALADAM_STATUS_CUDA_CAPTURED: i32 = 65;
+/// An address in device memory that a control or a controlled step is given is null, misaligned, or overlaps another.
+pub const DUALADAM_STATUS_CUDA_ADDRESS: i32 = 66;
+/// A control reads the learning rate from the caller's memory: write it there.
+pub const DUALADAM_STATUS_CUDA_CALLERS_LR: i32 = 67;
+/// The driver failed between a control's counters and its tensors, so that steps were counted that were not made:
+/// `dualadam_cuda_control_set_steps` makes it usable again.
+pub const DUALADAM_STATUS_CUDA_INTERRUPTED: i32 = 68;
+/// Work is not ordered with a buffer. No function of this library gives it: what they take are addresses.
+pub const DUALADAM_STATUS_CUDA_UNORDERED: i32 = 69;
+/// A stream is the per-thread default stream, where it must be one stream for all threads. No function of this library gives it.
+pub const DUALADAM_STATUS_CUDA_PER_THREAD_STREAM: i32 = 70;
+/// An optimizer has no device control. No function of this library gives it: its controls are objects of their own.
+pub const DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL: i32 = 71;
 
 /// The name of a status, such as "DUALADAM_STATUS_NULL". The text is the library's and stays valid; a number that is no status has the
 /// name "unknown status".
@@ -129,6 +143,12 @@ pub extern "C" fn dualadam_status_name(status: dualadam_status) -> *const c_char
         DUALADAM_STATUS_CUDA_DRIVER => c"DUALADAM_STATUS_CUDA_DRIVER",
         DUALADAM_STATUS_CUDA_CONTEXT => c"DUALADAM_STATUS_CUDA_CONTEXT",
         DUALADAM_STATUS_CUDA_CAPTURED => c"DUALADAM_STATUS_CUDA_CAPTURED",
+        DUALADAM_STATUS_CUDA_ADDRESS => c"DUALADAM_STATUS_CUDA_ADDRESS",
+        DUALADAM_STATUS_CUDA_CALLERS_LR => c"DUALADAM_STATUS_CUDA_CALLERS_LR",
+        DUALADAM_STATUS_CUDA_INTERRUPTED => c"DUALADAM_STATUS_CUDA_INTERRUPTED",
+        DUALADAM_STATUS_CUDA_UNORDERED => c"DUALADAM_STATUS_CUDA_UNORDERED",
+        DUALADAM_STATUS_CUDA_PER_THREAD_STREAM => c"DUALADAM_STATUS_CUDA_PER_THREAD_STREAM",
+        DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL => c"DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL",
         _ => c"unknown status",
     };
     name.as_ptr()
@@ -275,14 +295,14 @@ fn status_of(error: &Error) -> dualadam_status {
         Error::Driver { .. } => DUALADAM_STATUS_CUDA_DRIVER,
         Error::Context { .. } => DUALADAM_STATUS_CUDA_CONTEXT,
         Error::Captured { .. } => DUALADAM_STATUS_CUDA_CAPTURED,
-        // Of calls that the C library does not have.
-        Error::Unordered { .. }
-        | Error::PerThreadStream
-        | Error::Address { .. }
-        | Error::CallersLr { .. }
-        | Error::NoDeviceControl { .. }
-        | Error::Interrupted
-        | Error::Limit { .. }
+        Error::Address { .. } => DUALADAM_STATUS_CUDA_ADDRESS,
+        Error::CallersLr { .. } => DUALADAM_STATUS_CUDA_CALLERS_LR,
+        Error::Interrupted => DUALADAM_STATUS_CUDA_INTERRUPTED,
+        Error::Unordered { .. } => DUALADAM_STATUS_CUDA_UNORDERED,
+        Error::PerThreadStream => DUALADAM_STATUS_CUDA_PER_THREAD_STREAM,
+        Error::NoDeviceControl { .. } => DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL,
+        // Of WebGPU, which the C library does not have.
+        Error::Limit { .. }
         | Error::Usage { .. }
         | Error::Offset { .. }
         | Error::BufferSize { .. }
@@ -385,6 +405,12 @@ mod tests {
             (63, Error::Driver { call: "", code: 0, name: String::new() }),
             (64, Error::Context { argument: "stream" }),
             (65, Error::Captured { what: "" }),
+            (66, Error::Address { argument: String::new(), requirement: String::new(), address: 0 }),
+            (67, Error::CallersLr { group: 0 }),
+            (68, Error::Interrupted),
+            (69, Error::Unordered { argument: "" }),
+            (70, Error::PerThreadStream),
+            (71, Error::NoDeviceControl { call: "" }),
         ];
         let mut names = BTreeSet::new();
         for (status, error) in errors {
@@ -392,7 +418,7 @@ mod tests {
             // SAFETY: a name is a C string that stays.
             names.insert(unsafe { CStr::from_ptr(dualadam_status_name(status)) });
         }
-        assert_eq!(names.len(), 28);
+        assert_eq!(names.len(), 34);
         assert!(!names.contains(c"unknown status"));
     }
 }

@@ -38,6 +38,21 @@ pub const DUALADAM_SCHEDULE_EXPONENTIAL: u32 = 2;
 /// alpha = 1 up to and including `switching_step`, then 0.
 pub const DUALADAM_SCHEDULE_FIXED: u32 = 3;
 
+/// No step of the set was skipped.
+pub const DUALADAM_SKIP_NONE: u32 = 0;
+/// `found_inf` was not 0.
+pub const DUALADAM_SKIP_FOUND_INF: u32 = 1;
+/// `loss_scale` was NaN, infinite, 0 or negative.
+pub const DUALADAM_SKIP_LOSS_SCALE: u32 = 2;
+/// `clip_factor` was NaN, infinite or negative.
+pub const DUALADAM_SKIP_CLIP_FACTOR: u32 = 3;
+/// clip_factor / loss_scale was infinite as a float, or above 0 and rounded to 0.
+pub const DUALADAM_SKIP_MULTIPLIER: u32 = 4;
+/// lr was NaN, infinite or negative, or so large that lr / (1 - beta1) / eps, lr / (1 - beta1) * eps or lr * weight_decay overflows.
+pub const DUALADAM_SKIP_LR: u32 = 5;
+/// The step counter was at its end, 2^64 - 1.
+pub const DUALADAM_SKIP_STEP: u32 = 6;
+
 /// The hyperparameters of one parameter group. `dualadam_config_init` fills in the defaults.
 ///
 /// The schedule is how the weight alpha of the inverse branch falls from 1 to 0 with a tensor's step t. Only the fields that its kind
@@ -193,6 +208,71 @@ pub struct dualadam_tensor_state {
     pub master_is_set: u32,
 }
 
+/// A parameter group of a control. `dualadam_cuda_control_group_init` fills in nulls.
+///
+/// With both pointers to an lr null, the control keeps that of the config in its own device memory. Otherwise the config's is not used, but
+/// must be valid; the value in device memory is read in each step and never written, and a step with one that is not valid is skipped.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_cuda_control_group {
+    /// sizeof(dualadam_cuda_control_group)
+    pub size: usize,
+    /// The hyperparameters, in the host's memory; they are copied. Never null.
+    pub config: *const dualadam_config,
+    /// Null, or the address of the learning rate in the caller's device memory, as a float. It stays the caller's.
+    pub lr_f32: *const f32,
+    /// Null, or the address of the learning rate in the caller's device memory, as a double. It stays the caller's.
+    pub lr_f64: *const f64,
+}
+
+/// A coefficient set of a control: tensors of one group that are updated together. `dualadam_cuda_control_set_init` fills in group 0 and
+/// null.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_cuda_control_set {
+    /// sizeof(dualadam_cuda_control_set)
+    pub size: usize,
+    /// Number of the group, from 0.
+    pub group: usize,
+    /// The address of the step counter in the caller's device memory, read and written; it stays the caller's. Null for one in the
+    /// control's memory that begins at 0.
+    pub step: *mut u64,
+}
+
+/// Scalars in device memory that steer one step: addresses, null for what is not there. They stay the caller's. `dualadam_cuda_scalars_init`
+/// fills in nulls.
+///
+/// Gradients are multiplied by clip_factor / loss_scale, formed in double and rounded once.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_cuda_scalars {
+    /// sizeof(dualadam_cuda_scalars)
+    pub size: usize,
+    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0. PyTorch calls it grad_scale.
+    pub loss_scale: *const f32,
+    /// What the gradients are multiplied by after that: finite, at least 0.
+    pub clip_factor: *const f32,
+    /// Anything but 0, NaN too, skips the step.
+    pub found_inf: *const f32,
+}
+
+/// What became of a set's steps. `dualadam_cuda_control_report` fills it in.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dualadam_cuda_set_report {
+    /// sizeof(dualadam_cuda_set_report)
+    pub size: usize,
+    /// Updates that the set's tensors have had: the step counter.
+    pub step: u64,
+    /// Steps that were skipped.
+    pub skipped: u64,
+    /// Why the last of them was: a DUALADAM_SKIP_ number, where there are several reasons the smallest. DUALADAM_SKIP_NONE if there was
+    /// none.
+    pub last_skip: u32,
+    /// 0
+    pub reserved: u32,
+}
+
 // SAFETY: these are repr(C) and have numbers and pointers only; there is no older version yet.
 unsafe impl Versioned for dualadam_config {
     const SIZES: &[usize] = &[size_of::<Self>()];
@@ -211,6 +291,22 @@ unsafe impl Versioned for dualadam_tensor_layout {
 }
 // SAFETY: as above.
 unsafe impl Versioned for dualadam_tensor_state {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_cuda_control_group {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_cuda_control_set {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_cuda_scalars {
+    const SIZES: &[usize] = &[size_of::<Self>()];
+}
+// SAFETY: as above.
+unsafe impl Versioned for dualadam_cuda_set_report {
     const SIZES: &[usize] = &[size_of::<Self>()];
 }
 

@@ -28,11 +28,19 @@ pub(super) fn name_of(error: DriverError) -> String {
     error.error_name().map_or_else(|_| "an unknown error".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
+/// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and not where another crate in the build
+/// makes it link the library.
+fn driver_is_present() -> bool {
+    // Of the names that cudarc tries, those that drivers have, in its order.
+    let names = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+    // SAFETY: opening the driver's library runs its initialisers only, which is what a program does that links it.
+    names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+}
+
 /// Fails unless there is a driver that is new enough; initialises it.
 pub(super) fn start() -> Result<(), Error> {
-    // cudarc panics in any other call where there is no libcuda.
-    // SAFETY: opening the driver's library runs its initialisers only, which is what a program does that links it.
-    if !unsafe { sys::is_culib_present() } {
+    // cudarc panics in any call where there is no libcuda.
+    if !driver_is_present() {
         return Err(Error::NoDriver);
     }
     let mut found = 0;

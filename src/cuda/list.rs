@@ -191,7 +191,7 @@ impl TensorList {
     ///   of the tensor's length.
     /// - What else uses that memory, on any stream, is ordered before or after this work. That holds for the steps of this list too,
     ///   if their streams differ.
-    /// - A graph that captured this step is launched only while the list lives, and while no tensor has a set that was not there then.
+    /// - A graph that captured this step is launched only while no tensor has a set that was not there then.
     pub unsafe fn step_raw(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.step_groups(sets, stream, |_| ()) }
@@ -284,10 +284,37 @@ impl TensorList {
         stream: *mut c_void,
     ) -> Result<(), Error> {
         self.check_control(control, scalars)?;
-        let has_gradient = |tensor: &&RawTensor| tensor.grads.address != 0;
-        control.set_active(self.tensors.iter().filter(has_gradient).map(|tensor| tensor.set));
+        self.choose_active(control);
         // SAFETY: the caller's promise.
         unsafe { self.step_active(control, scalars, false, stream) }
+    }
+
+    /// Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
+    /// captured, also if it is the first. Nothing else may come between.
+    ///
+    /// The call does not allocate, and waits only as [`step_raw`](Self::step_raw) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`step_controlled`](Self::step_controlled). After [`Error::Driver`] all is sent anew with the next call.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is null or a live stream, and what else uses list and control is ordered before or after. Graphs that captured a step
+    /// before use the new addresses and sets from now on: when they are launched, all must be as for
+    /// [`step_controlled`](Self::step_controlled).
+    pub unsafe fn prepare_controlled(&mut self, control: &mut Control, stream: *mut c_void) -> Result<(), Error> {
+        self.check_control(control, &RawScalars::default())?;
+        self.choose_active(control);
+        let _current = self.kernels.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.send_active(control, stream) }.map(|_| ())
+    }
+
+    /// Says which of a control's sets have a tensor with a gradient.
+    fn choose_active(&self, control: &mut Control) {
+        let has_gradient = |tensor: &&RawTensor| tensor.grads.address != 0;
+        control.set_active(self.tensors.iter().filter(has_gradient).map(|tensor| tensor.set));
     }
 
     /// Checks all that [`step_active`](Self::step_active) relies on, but for the stream.

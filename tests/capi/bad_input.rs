@@ -389,7 +389,7 @@ fn paths_and_files() {
 
 #[test]
 fn unknown_statuses_have_a_name() {
-    for status in [-1, 10, 19, 34, 66, i32::MAX, i32::MIN] {
+    for status in [-1, 10, 19, 34, 72, i32::MAX, i32::MIN] {
         assert_eq!(name(status), "unknown status");
     }
 }
@@ -410,6 +410,23 @@ fn without_cuda() {
         fails(dualadam_cuda_list_update(1, &tensor(), 1), unsupported, text);
         fails(dualadam_cuda_list_step(1, &set, 1, ptr::null_mut()), unsupported, text);
     }
+    let (mut read, mut steps, mut out) = (config(), [9; 2], set);
+    let mut report = dualadam_cuda_set_report { size: 32, step: 9, skipped: 9, last_skip: 9, reserved: 9 };
+    let stream = ptr::null_mut();
+    // SAFETY: as above.
+    unsafe {
+        fails(dualadam_cuda_control_new(1, ptr::null(), 0, ptr::null(), 0, &mut handle), unsupported, text);
+        fails(dualadam_cuda_control_config(1, 0, &mut read, 104), unsupported, text);
+        fails(dualadam_cuda_control_set_lr(1, 0, 0.1, stream), unsupported, text);
+        fails(dualadam_cuda_control_set_config(1, 0, &config(), stream), unsupported, text);
+        fails(dualadam_cuda_control_steps(1, steps.as_mut_ptr(), 2, stream), unsupported, text);
+        fails(dualadam_cuda_control_set_steps(1, steps.as_ptr(), 2, stream), unsupported, text);
+        fails(dualadam_cuda_control_report(1, &mut report, 32, 1, stream), unsupported, text);
+        fails(dualadam_cuda_control_coeffs(1, &mut out, 48, 1, stream), unsupported, text);
+        fails(dualadam_cuda_list_step_controlled(1, 1, ptr::null(), stream), unsupported, text);
+        fails(dualadam_cuda_list_prepare(1, 1, stream), unsupported, text);
+    }
+    fails(dualadam_cuda_control_free(1), unsupported, text);
     fails(dualadam_cuda_kernels_free(1), unsupported, text);
     fails(dualadam_cuda_list_free(1), unsupported, text);
     assert_eq!(handle, 9);

@@ -9,11 +9,11 @@ use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
 
-fn start() -> StandIn {
+pub(crate) fn start() -> StandIn {
     StandIn::start().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn kernels() -> dualadam_cuda_kernels {
+pub(crate) fn kernels() -> dualadam_cuda_kernels {
     let mut kernels = 0;
     // SAFETY: a place for the handle.
     ok(unsafe { dualadam_cuda_kernels_new(0, &mut kernels) });
@@ -21,13 +21,13 @@ fn kernels() -> dualadam_cuda_kernels {
 }
 
 /// A tensor's buffers in device memory. A context must be current.
-struct OnDevice {
-    addresses: [u64; 4],
-    len: usize,
+pub(crate) struct OnDevice {
+    pub(crate) addresses: [u64; 4],
+    pub(crate) len: usize,
 }
 
 impl OnDevice {
-    fn new(buffers: &Buffers) -> Self {
+    pub(crate) fn new(buffers: &Buffers) -> Self {
         let addresses = [&buffers.p, &buffers.g, &buffers.m, &buffers.v].map(|buffer| {
             // SAFETY: a context is current; the memory is as long.
             unsafe {
@@ -41,7 +41,7 @@ impl OnDevice {
         Self { addresses, len: buffers.p.len() }
     }
 
-    fn tensor(&self) -> dualadam_tensor {
+    pub(crate) fn tensor(&self) -> dualadam_tensor {
         let [params, grads, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
             self.addresses.map(|address| ptr::without_provenance_mut(address as usize));
         let (exp_avg, exp_avg_sq) = (exp_avg.cast(), exp_avg_sq.cast());
@@ -49,7 +49,7 @@ impl OnDevice {
     }
 
     /// Waits for everything and reads.
-    fn read(&self) -> Buffers {
+    pub(crate) fn read(&self) -> Buffers {
         // SAFETY: a context is current; the memory is as long.
         let [p, g, m, v] = self.addresses.map(|address| unsafe {
             let mut content = vec![0.0; self.len];

@@ -40,6 +40,10 @@ fn all() -> (String, String) {
         }
         dualadam_tensor_layout { size, len, group, has_master }
         dualadam_tensor_state { size, len, step, exp_avg, exp_avg_sq, master, group, master_is_set }
+        dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
+        dualadam_cuda_control_set { size, group, step }
+        dualadam_cuda_scalars { size, loss_scale, clip_factor, found_inf }
+        dualadam_cuda_set_report { size, step, skipped, last_skip, reserved }
     }
 }
 
@@ -56,7 +60,11 @@ fn the_layout_is_the_published_one() {
          dualadam_tensor 72 8: size 0 params 8 grads 16 exp_avg 24 exp_avg_sq 32 copy 40 len 48 params_dtype 56 grads_dtype 60 \
          copy_dtype 64 set 68\n\
          dualadam_tensor_layout 24 8: size 0 len 8 group 16 has_master 20\n\
-         dualadam_tensor_state 56 8: size 0 len 8 step 16 exp_avg 24 exp_avg_sq 32 master 40 group 48 master_is_set 52\n"
+         dualadam_tensor_state 56 8: size 0 len 8 step 16 exp_avg 24 exp_avg_sq 32 master 40 group 48 master_is_set 52\n\
+         dualadam_cuda_control_group 32 8: size 0 config 8 lr_f32 16 lr_f64 24\n\
+         dualadam_cuda_control_set 24 8: size 0 group 8 step 16\n\
+         dualadam_cuda_scalars 32 8: size 0 loss_scale 8 clip_factor 16 found_inf 24\n\
+         dualadam_cuda_set_report 32 8: size 0 step 8 skipped 16 last_skip 24 reserved 28\n"
     );
 }
 
@@ -67,6 +75,9 @@ fn c_sees_the_layout_of_rust() {
     let constants = [
         ("DUALADAM_STATUS_PANIC", DUALADAM_STATUS_PANIC as u32),
         ("DUALADAM_STATUS_CUDA_CAPTURED", DUALADAM_STATUS_CUDA_CAPTURED as u32),
+        ("DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL", DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL as u32),
+        ("DUALADAM_SKIP_NONE", DUALADAM_SKIP_NONE),
+        ("DUALADAM_SKIP_STEP", DUALADAM_SKIP_STEP),
         ("DUALADAM_DTYPE_F16", DUALADAM_DTYPE_F16),
         ("DUALADAM_DECAY_L2", DUALADAM_DECAY_L2),
         ("DUALADAM_INVERSE_TERM_WITH_EPS", DUALADAM_INVERSE_TERM_WITH_EPS),

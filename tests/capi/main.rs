@@ -8,6 +8,8 @@ mod common;
 mod bad_input;
 mod calls;
 #[cfg(feature = "cuda")]
+mod control;
+#[cfg(feature = "cuda")]
 mod cuda;
 mod layout;
 mod surface;

@@ -5,6 +5,7 @@
 //! else is open. After each call: no panic, a known status, a text where it failed, and nothing written in the arena then.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
@@ -153,13 +154,24 @@ impl Drop for Arena {
     }
 }
 
+/// What a handle stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    State,
+    Kernels,
+    List,
+    Control,
+}
+
 /// Everything that the calls share.
 pub(crate) struct Surface {
     arena: Arena,
     /// Handles that were given out, whether they are live or not.
     handles: Vec<u64>,
-    /// States that are live; lists and kernels as well where there is CUDA.
-    live: Vec<u64>,
+    /// States that are live; lists, controls and kernels as well where there is CUDA.
+    live: Vec<(u64, Kind)>,
+    /// How many sets each control has that was given out.
+    sets: HashMap<u64, usize>,
     folder: tempfile::TempDir,
     paths: Vec<CString>,
     #[cfg(feature = "cuda")]
@@ -183,6 +195,7 @@ impl Surface {
             arena: Arena::new(),
             handles: vec![],
             live: vec![],
+            sets: HashMap::new(),
             folder,
             paths,
             #[cfg(feature = "cuda")]
@@ -195,6 +208,8 @@ impl Surface {
     /// Makes the calls that the bytes say, from a fresh start.
     pub(crate) fn run(&mut self, bytes: &[u8]) {
         let mut input = Input(bytes);
+        #[cfg(feature = "cuda")]
+        self.begin_on_device();
         while !input.is_empty() {
             self.call(&mut input);
             if self.live.len() > 16 {
@@ -203,29 +218,78 @@ impl Surface {
         }
         self.free_all();
         self.handles.clear();
+        self.sets.clear();
         self.arena.clear();
         #[cfg(feature = "cuda")]
         self.device.finish();
     }
 
+    /// Kernels, a list and a control, which few calls by chance would make of nothing.
+    #[cfg(feature = "cuda")]
+    fn begin_on_device(&mut self) {
+        let place = self.arena.start.cast::<u64>();
+        let config_size = size_of::<dualadam_config>();
+        let mut config = std::mem::MaybeUninit::uninit();
+        let mut tensor = std::mem::MaybeUninit::uninit();
+        // SAFETY: the place is the arena's; the structs are filled before they are used.
+        unsafe {
+            let status = dualadam_cuda_kernels_new(0, place);
+            self.given_out(place, status, Kind::Kernels);
+            let kernels = place.read();
+            dualadam_config_init(config.as_mut_ptr(), config_size);
+            dualadam_tensor_init(tensor.as_mut_ptr(), size_of::<dualadam_tensor>());
+            let tensor = dualadam_tensor {
+                params: self.device.at(0),
+                grads: self.device.at(256),
+                exp_avg: self.device.at(512).cast(),
+                exp_avg_sq: self.device.at(768).cast(),
+                len: 37,
+                ..tensor.assume_init()
+            };
+            let status = dualadam_cuda_list_new(kernels, &tensor, 1, place);
+            self.given_out(place, status, Kind::List);
+            let (size, config, null) = (size_of::<dualadam_cuda_control_group>(), config.as_ptr(), ptr::null());
+            let group = dualadam_cuda_control_group { size, config, lr_f32: null, lr_f64: ptr::null() };
+            let size = size_of::<dualadam_cuda_control_set>();
+            let set = dualadam_cuda_control_set { size, group: 0, step: ptr::null_mut() };
+            let status = dualadam_cuda_control_new(kernels, &group, 1, &set, 1, place);
+            self.given_out(place, status, Kind::Control);
+            self.sets.insert(place.read(), 1);
+        }
+        assert_eq!(self.live.len(), 3);
+    }
+
     fn free_all(&mut self) {
-        for handle in self.live.drain(..) {
+        for (handle, _) in self.live.drain(..) {
             let freed = dualadam_state_free(handle) == DUALADAM_STATUS_OK
                 || dualadam_cuda_kernels_free(handle) == DUALADAM_STATUS_OK
-                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK;
+                || dualadam_cuda_list_free(handle) == DUALADAM_STATUS_OK
+                || dualadam_cuda_control_free(handle) == DUALADAM_STATUS_OK;
             assert!(freed, "{handle:#x} was live");
         }
     }
 
-    fn handle(&self, input: &mut Input<'_>) -> u64 {
+    /// A handle: mostly a live one of that kind.
+    fn handle(&self, input: &mut Input<'_>, kind: Kind) -> u64 {
         let pick = |handles: &[u64], at: usize| if handles.is_empty() { 0 } else { handles[at % handles.len()] };
+        let live = |of_kind: bool| -> Vec<u64> {
+            let live = self.live.iter().filter(|(_, other)| !of_kind || *other == kind);
+            live.map(|(handle, _)| *handle).collect()
+        };
         match input.byte() % 16 {
+            11 => pick(&live(false), input.byte()),
             12 => pick(&self.handles, input.byte()),
-            13 => pick(&self.live, input.byte()) ^ (1 << (input.byte() % 64)),
+            13 => pick(&live(false), input.byte()) ^ (1 << (input.byte() % 64)),
             14 => input.u64(),
             15 => [0, 1, u64::MAX, u64::from(u32::MAX)][input.byte() % 4],
-            _ => pick(&self.live, input.byte()),
+            _ => pick(&live(true), input.byte()),
         }
+    }
+
+    /// Mostly how many sets a control has.
+    fn count_of_sets(&self, input: &mut Input<'_>, control: u64) -> usize {
+        let any = input.count();
+        if input.one_in(8) { any } else { self.sets.get(&control).copied().unwrap_or(any) }
     }
 
     fn path(&self, input: &mut Input<'_>) -> *const c_char {
@@ -312,7 +376,7 @@ impl Surface {
         let (mut exp_avg, mut exp_avg_sq) = (buffer(input).cast(), buffer(input).cast());
         if !on_device && input.one_in(4) {
             let mut values = std::mem::MaybeUninit::<dualadam_tensor_state>::uninit();
-            let (handle, size) = (self.handle(input), size_of::<dualadam_tensor_state>());
+            let (handle, size) = (self.handle(input, Kind::State), size_of::<dualadam_tensor_state>());
             // SAFETY: the struct has that size; it is only used if it was filled.
             unsafe {
                 if dualadam_state_tensor(handle, input.byte() % MOST, values.as_mut_ptr(), size) == DUALADAM_STATUS_OK {
@@ -366,6 +430,63 @@ impl Surface {
         (place, count)
     }
 
+    fn put_control_groups(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
+        let (to, size, count) =
+            (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()), input.count());
+        let groups: Vec<_> = (0..count.min(MOST))
+            .map(|_| {
+                let config = self.put_config(input);
+                let (lr_f32, lr_f64) = match input.byte() % 8 {
+                    0 => (self.scalar(input), ptr::null()),
+                    1 => (ptr::null(), self.scalar(input)),
+                    2 => (self.scalar(input), self.scalar(input)),
+                    _ => (ptr::null(), ptr::null()),
+                };
+                dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
+            })
+            .collect();
+        self.arena.put(to, &groups, size);
+        (to, count)
+    }
+
+    fn put_control_sets(&self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_set, usize) {
+        let (to, size, count) =
+            (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()), input.count());
+        let sets: Vec<_> = (0..count.min(MOST))
+            .map(|_| {
+                let step = if input.one_in(4) { self.counter(input) } else { ptr::null_mut() };
+                let group = if input.one_in(16) { input.u64() as usize } else { input.byte() % 2 };
+                dualadam_cuda_control_set { size, step, group }
+            })
+            .collect();
+        self.arena.put(to, &sets, size);
+        (to, count)
+    }
+
+    fn put_scalars(&self, input: &mut Input<'_>) -> *const dualadam_cuda_scalars {
+        let (to, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_scalars>()));
+        let mut scalar = || if input.one_in(2) { self.scalar(input) } else { ptr::null() };
+        let scalars = dualadam_cuda_scalars { size, loss_scale: scalar(), clip_factor: scalar(), found_inf: scalar() };
+        self.arena.put(to, &[scalars], size);
+        to
+    }
+
+    /// A place for a scalar in the device's memory, where no step writes.
+    fn scalar<T>(&self, input: &mut Input<'_>) -> *const T {
+        #[cfg(feature = "cuda")]
+        return self.device.control_place(input, 0);
+        #[cfg(not(feature = "cuda"))]
+        ptr::without_provenance(input.byte())
+    }
+
+    /// A place for a step counter there, where nothing else is.
+    fn counter(&self, input: &mut Input<'_>) -> *mut u64 {
+        #[cfg(feature = "cuda")]
+        return self.device.control_place::<u64>(input, 1).cast_mut();
+        #[cfg(not(feature = "cuda"))]
+        ptr::without_provenance_mut(input.byte())
+    }
+
     fn put_configs(&self, input: &mut Input<'_>) -> (*const dualadam_config, usize) {
         let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
         let count = input.count();
@@ -395,17 +516,17 @@ impl Surface {
     }
 
     /// Notes a handle that a call has written into the arena, if it was not refused.
-    fn given_out(&mut self, place: *const u64, status: dualadam_status) {
+    fn given_out(&mut self, place: *const u64, status: dualadam_status, kind: Kind) {
         if status == DUALADAM_STATUS_OK {
             // SAFETY: the call has written there.
             let handle = unsafe { place.read() };
             self.handles.push(handle);
-            self.live.push(handle);
+            self.live.push((handle, kind));
         }
     }
 
     fn taken_back(&mut self, handle: u64, status: dualadam_status) {
-        let live = self.live.iter().position(|&live| live == handle);
+        let live = self.live.iter().position(|&(live, _)| live == handle);
         // What is live can only be refused as being of another kind, or in a library without CUDA; what is not can never be freed.
         match live {
             Some(live) if status == DUALADAM_STATUS_OK => {
@@ -419,7 +540,7 @@ impl Surface {
     #[expect(clippy::too_many_lines, reason = "a line or two for each function of the library")]
     fn call(&mut self, input: &mut Input<'_>) {
         self.calls += 1;
-        let which = input.byte() % 64;
+        let which = input.byte() % 96;
         // SAFETY: structs and places are in the arena, with room behind them; buffers that can pass the checks are in it as well, or in a
         // live state, or on the device; paths are null or C strings.
         let status = unsafe {
@@ -480,7 +601,7 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_state_new(groups, group_count, tensors, tensor_count, place);
-                    self.given_out(place, status);
+                    self.given_out(place, status, Kind::State);
                     status
                 }
                 32 => {
@@ -490,47 +611,47 @@ impl Surface {
                     }
                     self.arena.remember();
                     let status = dualadam_state_load(self.path(input), place);
-                    self.given_out(place, status);
+                    self.given_out(place, status, Kind::State);
                     status
                 }
                 33 => {
-                    let (handle, path) = (self.handle(input), self.path(input));
+                    let (handle, path) = (self.handle(input, Kind::State), self.path(input));
                     self.arena.remember();
                     dualadam_state_save(handle, path)
                 }
                 34 | 35 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::State);
                     self.arena.remember();
                     let status = dualadam_state_free(handle);
                     self.taken_back(handle, status);
                     status
                 }
                 36 => {
-                    let (handle, groups) = (self.handle(input), self.arena.place(input));
+                    let (handle, groups) = (self.handle(input, Kind::State), self.arena.place(input));
                     let tensors = self.arena.place(input);
                     self.arena.remember();
                     dualadam_state_counts(handle, groups, tensors)
                 }
                 37 => {
-                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (handle, group) = (self.handle(input, Kind::State), input.number(&[0, 0, 1]) as usize);
                     let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_config>()));
                     self.arena.remember();
                     dualadam_state_config(handle, group, place, size)
                 }
                 38 => {
-                    let (handle, group) = (self.handle(input), input.number(&[0, 0, 1]) as usize);
+                    let (handle, group) = (self.handle(input, Kind::State), input.number(&[0, 0, 1]) as usize);
                     let config = self.put_config(input);
                     self.arena.remember();
                     dualadam_state_set_config(handle, group, config)
                 }
                 39 | 40 => {
-                    let (handle, tensor) = (self.handle(input), input.number(&[0, 0, 1, 2, 3]) as usize);
+                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
                     let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_state>()));
                     self.arena.remember();
                     dualadam_state_tensor(handle, tensor, place, size)
                 }
                 41 | 42 => {
-                    let (handle, tensor) = (self.handle(input), input.number(&[0, 0, 1, 2, 3]) as usize);
+                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
                     let (step, master_is_set) = (input.step(), input.number(&[0, 0, 1]));
                     self.arena.remember();
                     dualadam_state_set_step(handle, tensor, step, master_is_set)
@@ -541,53 +662,147 @@ impl Surface {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_new(device, place);
-                    self.given_out(place, status);
+                    self.given_out(place, status, Kind::Kernels);
                     status
                 }
                 44 => {
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_in_current_context(place);
-                    self.given_out(place, status);
+                    self.given_out(place, status, Kind::Kernels);
                     status
                 }
                 45 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::Kernels);
                     self.arena.remember();
                     let status = dualadam_cuda_kernels_free(handle);
                     self.taken_back(handle, status);
                     status
                 }
                 46..=49 => {
-                    let (handle, stream) = (self.handle(input), self.stream(input));
+                    let (handle, stream) = (self.handle(input, Kind::Kernels), self.stream(input));
                     let ((tensor, _), (coeffs, _)) =
                         (self.put_tensors(input, false, true), self.put_coeffs(input, false));
                     self.arena.remember();
                     dualadam_cuda_step(handle, tensor, coeffs, stream)
                 }
                 50 | 51 => {
-                    let (handle, (tensors, count)) = (self.handle(input), self.put_tensors(input, true, true));
+                    let (handle, (tensors, count)) =
+                        (self.handle(input, Kind::Kernels), self.put_tensors(input, true, true));
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_cuda_list_new(handle, tensors, count, place);
-                    self.given_out(place, status);
+                    self.given_out(place, status, Kind::List);
                     status
                 }
                 52 => {
-                    let (handle, (tensors, count)) = (self.handle(input), self.put_tensors(input, true, true));
+                    let (handle, (tensors, count)) =
+                        (self.handle(input, Kind::List), self.put_tensors(input, true, true));
                     self.arena.remember();
                     dualadam_cuda_list_update(handle, tensors, count)
                 }
                 53..=56 => {
-                    let (handle, stream) = (self.handle(input), self.stream(input));
+                    let (handle, stream) = (self.handle(input, Kind::List), self.stream(input));
                     let (sets, count) = self.put_coeffs(input, true);
                     self.arena.remember();
                     dualadam_cuda_list_step(handle, sets, count, stream)
                 }
                 57 => {
-                    let handle = self.handle(input);
+                    let handle = self.handle(input, Kind::List);
                     self.arena.remember();
                     let status = dualadam_cuda_list_free(handle);
+                    self.taken_back(handle, status);
+                    status
+                }
+                60 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_group>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_group_init(place, size)
+                }
+                61 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_control_set>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_init(place, size)
+                }
+                62 => {
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_cuda_scalars>()));
+                    self.arena.remember();
+                    dualadam_cuda_scalars_init(place, size)
+                }
+                63..=67 => {
+                    let handle = self.handle(input, Kind::Kernels);
+                    let (groups, group_count) = self.put_control_groups(input);
+                    let (sets, set_count) = self.put_control_sets(input);
+                    let place = self.arena.place(input);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_new(handle, groups, group_count, sets, set_count, place);
+                    self.given_out(place, status, Kind::Control);
+                    if status == DUALADAM_STATUS_OK {
+                        self.sets.insert(place.read(), set_count);
+                    }
+                    status
+                }
+                68..=77 => {
+                    let (list, control, stream) =
+                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
+                    let scalars = self.put_scalars(input);
+                    self.arena.remember();
+                    dualadam_cuda_list_step_controlled(list, control, scalars, stream)
+                }
+                78 | 79 => {
+                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
+                    let lr = input.real(&[1e-3, 0.0]);
+                    self.arena.remember();
+                    dualadam_cuda_control_set_lr(control, input.byte() % 4, lr, stream)
+                }
+                80 | 81 => {
+                    let (control, stream, config) =
+                        (self.handle(input, Kind::Control), self.stream(input), self.put_config(input));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_config(control, input.byte() % 4, config, stream)
+                }
+                82 | 83 => {
+                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
+                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
+                    self.arena.remember();
+                    dualadam_cuda_control_steps(control, place, count, stream)
+                }
+                84 | 85 => {
+                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
+                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
+                    self.arena.remember();
+                    dualadam_cuda_control_set_steps(control, place, count, stream)
+                }
+                86 | 87 => {
+                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
+                    let size = input.size(size_of::<dualadam_cuda_set_report>());
+                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
+                    self.arena.remember();
+                    dualadam_cuda_control_report(control, place, size, count, stream)
+                }
+                88 | 89 => {
+                    let (control, stream) = (self.handle(input, Kind::Control), self.stream(input));
+                    let size = input.size(size_of::<dualadam_coeffs>());
+                    let (place, count) = (self.arena.place(input), self.count_of_sets(input, control));
+                    self.arena.remember();
+                    dualadam_cuda_control_coeffs(control, place, size, count, stream)
+                }
+                91 => {
+                    let (control, place) = (self.handle(input, Kind::Control), self.arena.place(input));
+                    let (group, size) = (input.byte() % 4, input.size(size_of::<dualadam_config>()));
+                    self.arena.remember();
+                    dualadam_cuda_control_config(control, group, place, size)
+                }
+                92 | 93 => {
+                    let (list, control, stream) =
+                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
+                    self.arena.remember();
+                    dualadam_cuda_list_prepare(list, control, stream)
+                }
+                90 => {
+                    let handle = self.handle(input, Kind::Control);
+                    self.arena.remember();
+                    let status = dualadam_cuda_control_free(handle);
                     self.taken_back(handle, status);
                     status
                 }
@@ -647,6 +862,8 @@ mod device {
 
     const SLACK: usize = 4 * MOST_ELEMENTS as usize;
     const MEMORY: usize = 32 * 1024 + SLACK;
+    /// Behind it there is room for scalars, and as much for step counters.
+    const CONTROL: usize = 256;
 
     /// Fields are dropped in this order: the stand-in last.
     pub(super) struct Device {
@@ -668,8 +885,8 @@ mod device {
             let context = CudaContext::new(0).unwrap();
             // SAFETY: a context is current; the memory is as long.
             let address = unsafe {
-                let address = result::malloc_sync(MEMORY).unwrap();
-                result::memset_d8_sync(address, 0, MEMORY).unwrap();
+                let address = result::malloc_sync(MEMORY + 2 * CONTROL).unwrap();
+                result::memset_d8_sync(address, 0, MEMORY + 2 * CONTROL).unwrap();
                 address
             };
             let mut stream = ptr::null_mut();
@@ -691,6 +908,18 @@ mod device {
                 31 => 0,
                 _ => start + (at & !15),
             })
+        }
+
+        /// The address of a byte.
+        pub(super) fn at(&self, offset: usize) -> *mut c_void {
+            ptr::without_provenance_mut(self.address as usize + offset)
+        }
+
+        /// A place in one of the two parts for a control.
+        pub(super) fn control_place<T>(&self, input: &mut Input<'_>, part: usize) -> *const T {
+            let at = input.byte() % (CONTROL - 8);
+            let start = self.address as usize + MEMORY + part * CONTROL;
+            ptr::without_provenance(if input.one_in(32) { start + at } else { start + (at & !7) })
         }
 
         pub(super) fn stream(&self, input: &mut Input<'_>) -> *mut c_void {

@@ -63,20 +63,21 @@ pub(crate) fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad:
 }
 
 /// The coefficients before they are rounded to f32.
-struct ExactCoeffs {
-    one_minus_beta1: f64,
-    one_minus_beta2: f64,
-    inv_sqrt_bc2: f64,
-    eps: f64,
-    inverse_eps: f64,
-    inverse_scale: f64,
-    adam_scale: f64,
-    decay: f64,
-    l2: f64,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExactCoeffs {
+    pub(crate) one_minus_beta1: f64,
+    pub(crate) one_minus_beta2: f64,
+    pub(crate) inv_sqrt_bc2: f64,
+    pub(crate) eps: f64,
+    pub(crate) inverse_eps: f64,
+    pub(crate) inverse_scale: f64,
+    pub(crate) adam_scale: f64,
+    pub(crate) decay: f64,
+    pub(crate) l2: f64,
 }
 
 impl ExactCoeffs {
-    fn new(config: &DualAdamConfig, t: u64) -> Self {
+    pub(crate) fn new(config: &DualAdamConfig, t: u64) -> Self {
         let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
         let alpha = config.schedule.alpha(t);
         let bc1 = 1.0 - beta1.powf(t as f64);

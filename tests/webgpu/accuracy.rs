@@ -186,7 +186,7 @@ impl Worst {
         let dtypes = [after.p.dtype(), Dtype::F32, Dtype::F32];
         let copy = after.copy.as_ref().map(|copy| (copy.wide(), Values::new(copy.dtype(), &found[0]).wide()));
         for i in 0..before.len {
-            let quantities = bound(config, t, &c, Element { p: p[i], m: m[i], v: v[i] }, grad[i]);
+            let quantities = bound(config, t, Element { p: p[i], m: m[i], v: v[i] }, grad[i]);
             for (k, Quantity { exact, bound, summands }) in quantities.into_iter().enumerate() {
                 let (value, what) = (f64::from(found[k][i]), || format!("{what}, {}[{i}]", NAMES[k]));
                 assert!(between(dtypes[k], exact, bound, value), "{}: {value:e}, not {exact:e} ± {bound:e}", what());

@@ -60,11 +60,10 @@ pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
 const BUFFERS: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
 
 /// The tensor with another place for one of its five buffers.
-fn with<'a>(tensor: Tensor<'a>, buffer: usize, place: (&'a wgpu::Buffer, u64)) -> Tensor<'a> {
-    let (buffer, offset) = (BUFFERS[buffer], place.1);
-    let view = |old: BufferView<'a>| BufferView { buffer: place.0, offset, ..old };
-    let moment = Moment { buffer: place.0, offset };
-    match buffer {
+fn with<'a>(tensor: Tensor<'a>, name: &str, (buffer, offset): (&'a wgpu::Buffer, u64)) -> Tensor<'a> {
+    let view = |old: BufferView<'a>| BufferView { buffer, offset, ..old };
+    let moment = Moment { buffer, offset };
+    match name {
         "params" => Tensor { params: view(tensor.params), ..tensor },
         "grads" => Tensor { grads: tensor.grads.map(view), ..tensor },
         "exp_avg" => Tensor { exp_avg: moment, ..tensor },
@@ -81,19 +80,19 @@ pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
         device.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
     };
     let (large, no_storage) = (make(1 << 16, STORAGE), make(1 << 16, wgpu::BufferUsages::COPY_DST));
-    for (k, name) in BUFFERS.into_iter().enumerate() {
+    for name in BUFFERS {
         let size = if matches!(name, "grads" | "copy") { 516 } else { 1028 };
         let short = make(size - 4, STORAGE);
-        let error = refused(device, &[other.tensor(), with(good.tensor(), k, (&short, 0))]);
+        let error = refused(device, &[other.tensor(), with(good.tensor(), name, (&short, 0))]);
         let is_expected = matches!(error, Error::BufferSize { tensor: 1, buffer, required, actual, .. }
             if buffer == name && required == u128::from(size) && actual == size - 4);
         assert!(is_expected, "{error:?}");
         // Long enough, but for the offset.
-        let error = refused(device, &[with(good.tensor(), k, (&large, (1 << 16) - 256))]);
+        let error = refused(device, &[with(good.tensor(), name, (&large, (1 << 16) - 256))]);
         assert!(matches!(error, Error::BufferSize { buffer, .. } if buffer == name), "{error:?}");
-        let error = refused(device, &[with(good.tensor(), k, (&large, 128))]);
+        let error = refused(device, &[with(good.tensor(), name, (&large, 128))]);
         assert!(matches!(error, Error::Offset { buffer, offset: 128, .. } if buffer == name), "{error:?}");
-        let error = refused(device, &[with(good.tensor(), k, (&no_storage, 0))]);
+        let error = refused(device, &[with(good.tensor(), name, (&no_storage, 0))]);
         assert!(matches!(error, Error::Usage { buffer, .. } if buffer == name), "{error:?}");
     }
 }
@@ -104,18 +103,18 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let (a, b) = (masters(1), masters(2));
     let arena = device.buffer(&[0; 8192]);
     let pipelines = Pipelines::new(&device.device).unwrap();
-    for (one, one_name) in BUFFERS.into_iter().enumerate() {
-        for (other, other_name) in BUFFERS.into_iter().enumerate() {
-            let bytes = if matches!(one_name, "grads" | "copy") { 516 } else { 1028 };
+    for one in BUFFERS {
+        for other in BUFFERS {
+            let bytes = if matches!(one, "grads" | "copy") { 516 } else { 1028 };
             // The other begins with the one, in it, at its last byte, and where it is free again.
             for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {
                 let moved = with(a.tensor(), one, (&arena, 2048));
                 let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
-                let both_grads = (one_name, other_name) == ("grads", "grads");
+                let both_grads = (one, other) == ("grads", "grads");
                 let check = |tensors: &[Tensor<'_>], expected: bool| {
                     let made = TensorList::new(&pipelines, tensors);
                     let refused = matches!(made, Err(Error::Overlap { .. }));
-                    let what = format!("{one_name} and {other_name} at {offset}");
+                    let what = format!("{one} and {other} at {offset}");
                     assert!(if expected { refused } else { made.is_ok() }, "{what}: {made:?}");
                 };
                 check(&of_two, overlaps && !both_grads);

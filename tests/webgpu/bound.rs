@@ -1,8 +1,9 @@
 //! How far one WGSL step may be from exact arithmetic, started from the same f32 state. `docs/webgpu-accuracy.md` derives it; the numbers
 //! here are its units.
 
-use dualadam::{DualAdamConfig, StepCoeffs, reference};
+use dualadam::{DualAdamConfig, reference};
 
+use crate::common::bound::ExactCoeffs;
 use crate::common::contract::{Element, U};
 
 /// Two subnormals that a driver may flush: an operand or product, and the result.
@@ -22,13 +23,13 @@ pub(crate) struct Quantity {
 }
 
 /// The new p, m and v of `x`.
-pub(crate) fn bound(config: &DualAdamConfig, t: u64, c: &StepCoeffs, x: Element, grad: f32) -> [Quantity; 3] {
+pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [Quantity; 3] {
     let (p, m, v) = (f64::from(x.p), f64::from(x.m), f64::from(x.v));
     let grad = f64::from(grad);
     let mut exact = reference::Element { theta: p, m, v };
     reference::step(config, t, &mut exact, grad);
 
-    let c = Coeffs::new(c);
+    let c = ExactCoeffs::new(config, t);
     let g = grad.abs() + c.l2 * p.abs();
     let m_summands = m.abs() + c.one_minus_beta1 * (g + m.abs());
     let v_summands = v + c.one_minus_beta2 * (g * g + v);
@@ -41,7 +42,7 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, c: &StepCoeffs, x: Element,
         (40.0 * U * p_summands, p_summands)
     } else {
         // Cancellation has left little of v: then the error of s is no small part of it.
-        (m_summands * c.error_of_w(exact.v, v_summands) + 10.0 * U * (p_summands + m_summands * w), f64::NAN)
+        (m_summands * error_of_w(&c, exact.v, v_summands) + 10.0 * U * (p_summands + m_summands * w), f64::NAN)
     };
     let through_root = c.inv_sqrt_bc2 * FLUSHED_ROOT * (c.adam_scale / (c.eps * c.eps) + c.inverse_scale);
     let p_bound = 1.5 * U * p.abs() + error + m_summands * through_root + FLUSH * (1.0 + w);
@@ -57,42 +58,14 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, c: &StepCoeffs, x: Element,
     ]
 }
 
-struct Coeffs {
-    one_minus_beta1: f64,
-    one_minus_beta2: f64,
-    inv_sqrt_bc2: f64,
-    eps: f64,
-    inverse_eps: f64,
-    inverse_scale: f64,
-    adam_scale: f64,
-    decay: f64,
-    l2: f64,
-}
-
-impl Coeffs {
-    fn new(c: &StepCoeffs) -> Self {
-        Self {
-            one_minus_beta1: c.one_minus_beta1.into(),
-            one_minus_beta2: c.one_minus_beta2.into(),
-            inv_sqrt_bc2: c.inv_sqrt_bc2.into(),
-            eps: c.eps.into(),
-            inverse_eps: c.inverse_eps.into(),
-            inverse_scale: c.inverse_scale.into(),
-            adam_scale: c.adam_scale.into(),
-            decay: c.decay.into(),
-            l2: c.l2.into(),
-        }
-    }
-
-    /// The error of w from the ends of the interval in which s is, with the units of the operations after s.
-    fn error_of_w(&self, v: f64, v_summands: f64) -> f64 {
-        let s_of = |v: f64, units: f64| v.max(0.0).sqrt() * self.inv_sqrt_bc2 * (1.0 + units * U);
-        let (low, high) = (s_of(v - 12.0 * U * v_summands, -11.0), s_of(v + 12.0 * U * v_summands, 11.0));
-        let adam = |s: f64| self.adam_scale / (s + self.eps);
-        let inverse = |s: f64| self.inverse_scale * (s + self.inverse_eps);
-        let exact = s_of(v, 0.0);
-        let w = adam(exact) + inverse(exact);
-        let (most, least) = (adam(low) + inverse(high), adam(high) + inverse(low));
-        f64::max(most - w, w - least) + 9.0 * U * most
-    }
+/// The error of w from the ends of the interval in which s is, with the units of the operations after s.
+fn error_of_w(c: &ExactCoeffs, v: f64, v_summands: f64) -> f64 {
+    let s_of = |v: f64, units: f64| v.max(0.0).sqrt() * c.inv_sqrt_bc2 * (1.0 + units * U);
+    let (low, high) = (s_of(v - 12.0 * U * v_summands, -11.0), s_of(v + 12.0 * U * v_summands, 11.0));
+    let adam = |s: f64| c.adam_scale / (s + c.eps);
+    let inverse = |s: f64| c.inverse_scale * (s + c.inverse_eps);
+    let exact = s_of(v, 0.0);
+    let w = adam(exact) + inverse(exact);
+    let (most, least) = (adam(low) + inverse(high), adam(high) + inverse(low));
+    f64::max(most - w, w - least) + 9.0 * U * most
 }

@@ -14,9 +14,11 @@ struct Program {
     cargo: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 2] = [
+const PROGRAMS: [Program; 4] = [
     Program { name: "cuda_device", cargo: &["test", "--release", "--test", "cuda_device"] },
     Program { name: "cuda_bench", cargo: &["bench", "--bench", "cuda"] },
+    Program { name: "webgpu_device", cargo: &["test", "--release", "--test", "webgpu"] },
+    Program { name: "webgpu_bench", cargo: &["bench", "--bench", "webgpu"] },
 ];
 
 /// Files that go along as they are.

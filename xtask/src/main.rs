@@ -6,6 +6,8 @@ mod fuzz;
 mod header;
 mod install;
 mod prebuilt;
+#[path = "../../tests/common/require.rs"]
+mod require;
 mod stand_in;
 mod test;
 
@@ -26,6 +28,8 @@ struct Arguments {
 enum Task {
     /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
     Test,
+    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name.
+    Required { name: String },
     /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and `benches/cuda/prebuilt/`.
     Prebuilt {
         /// Only compare with what is there.
@@ -70,6 +74,10 @@ fn main() -> ExitCode {
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Test => test::run(),
+        Task::Required { name } => {
+            anyhow::ensure!(require::is_required(&name), "DUALADAM_REQUIRE does not name {name}");
+            Ok(())
+        }
         Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
         Task::Install { prefix } => install::run(&prefix),

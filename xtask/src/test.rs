@@ -15,16 +15,34 @@ struct Stage {
     needs: &'static [(&'static str, &'static str)],
 }
 
-const STAGES: [Stage; 8] = [
+/// Fails where there is no adapter, and uses one that the first stage has been through.
+const NEEDS_ADAPTER: &[(&str, &str)] = &[(
+    "env DUALADAM_REQUIRE=webgpu cargo test --workspace --exclude dualadam-candle --all-features --test webgpu -- --exact nothing_to_do",
+    "no Vulkan, Metal or DX12 adapter",
+)];
+/// candle takes minutes to build.
+const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
+
+const STAGES: [Stage; 12] = [
     Stage {
         name: "unit, integration and documentation tests",
-        command: "cargo test --workspace --all-features",
+        command: "cargo test --workspace --exclude dualadam-candle --all-features",
         needs: &[],
     },
     Stage {
         name: "the digits example, two epochs",
         command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: &[],
+    },
+    Stage {
+        name: "candle: the optimizer's tests",
+        command: "cargo test --package dualadam-candle",
+        needs: REQUIRED_CANDLE,
+    },
+    Stage {
+        name: "candle: the example",
+        command: "cargo run --profile test --package dualadam-candle --example train_digits",
+        needs: REQUIRED_CANDLE,
     },
     Stage { name: "the C programs, from an installed library", command: "cargo xtask c-programs", needs: &[] },
     Stage {
@@ -40,6 +58,16 @@ const STAGES: [Stage; 8] = [
         name: "the CUDA benchmark on the stand-in driver, a quick round",
         command: "cargo bench --bench cuda -- --quick --stand-in",
         needs: &[],
+    },
+    Stage {
+        name: "steps in another program's compute pass",
+        command: "cargo run --release --example external_wgpu",
+        needs: NEEDS_ADAPTER,
+    },
+    Stage {
+        name: "the WebGPU benchmark, a quick round",
+        command: "cargo bench --bench webgpu -- --quick --software",
+        needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the CUDA tests on a real device",

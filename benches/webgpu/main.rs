@@ -1,0 +1,208 @@
+//! The step in WGSL against a triad of the same streams, all variants in turns: `cargo bench --bench webgpu`.
+//!
+//! Times are those of timestamp queries where the device has them, medians over rounds; each type combination is compared with the CPU
+//! backend before it is timed, and the CPU backend's own time stands beside it. The buffers are several times the size of a GPU's
+//! cache and are used in turns. The host's time for a step is measured apart.
+//!
+//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on a GPU 12 GB. The variable
+//! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
+//! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
+//! for a few rounds, `--criterion` gives criterion's view.
+
+mod device;
+mod group;
+mod host;
+mod report;
+#[path = "../../tests/common/require.rs"]
+mod require;
+mod samples;
+mod timer;
+mod triad;
+#[path = "../cuda/values.rs"]
+mod values;
+mod verify;
+#[path = "../workloads/mod.rs"]
+mod workloads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use dualadam::webgpu::Pipelines;
+
+use device::Device;
+use group::{Group, Variant, main_types};
+use report::{Report, Row};
+use timer::{Seconds, Timer, median, quantile};
+use values::Types;
+use workloads::Workload;
+
+/// Times DualAdam on a WebGPU device.
+#[derive(Parser)]
+#[command(name = "cargo bench --bench webgpu --")]
+struct Arguments {
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Compare with the JSON that the CUDA benchmark wrote on the same card.
+    #[arg(long, value_name = "FILE")]
+    cuda: Option<PathBuf>,
+    /// What the program was built from, for the JSON.
+    #[arg(long, default_value = "")]
+    build: String,
+    /// Take a software adapter where there is no other.
+    #[arg(long)]
+    software: bool,
+    /// criterion's view instead, without ratios and the CPU.
+    #[arg(long)]
+    criterion: bool,
+    /// Small lengths and few rounds, to try the program.
+    #[arg(long)]
+    quick: bool,
+    /// What cargo passes.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let device = match Device::find(arguments.software) {
+        Ok(device) => device,
+        Err(reason) => {
+            println!("the WebGPU benchmark did not run: {reason}");
+            return if require::is_required("webgpu") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    workloads::verify();
+    let Some(mut report) = run(&device, &arguments) else { return ExitCode::SUCCESS };
+    if let Some(Err(error)) = arguments.cuda.as_ref().map(|file| report.compare_with_cuda(file)) {
+        report.skipped.push(format!("the comparison with CUDA: {error}"));
+    }
+    println!("{report}");
+    if let Some(file) = &arguments.json {
+        report.write(file);
+    }
+    ExitCode::SUCCESS
+}
+
+/// What the CPU's workload for each of the main types is called.
+fn on_cpu() -> [&'static str; 3] {
+    ["dual f32", "dual bf16", "dual master"]
+        .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))
+}
+
+/// The results, if they are not criterion's.
+fn run(device: &Device, arguments: &Arguments) -> Option<Report> {
+    let (rounds, exponents): (_, &[u32]) = match (arguments.quick, device.facts.software) {
+        (true, _) => (3, &[12, 16]),
+        (false, true) => (9, &[16, 20, 22, 24, 26]),
+        (false, false) => (21, &[16, 20, 22, 24, 26, 28]),
+    };
+    let pipelines = Pipelines::new(&device.device).expect("the device is there");
+    let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
+    main_types().iter().for_each(|types| verify::verify(device, &pipelines, types));
+    if arguments.criterion {
+        samples::run(device, &pipelines, &timer, exponents);
+        return None;
+    }
+    let mut report = Report::new(device, &arguments.build);
+    for &exponent in exponents {
+        match time(device, &timer, &pipelines, exponent, rounds) {
+            Ok(rows) => report.rows.extend(rows),
+            Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
+        }
+    }
+    report.host.extend(host::times(device, rounds));
+    if device.facts.immediates {
+        report.host.extend(host::times(&device.without_immediates(), rounds));
+    }
+    Some(report)
+}
+
+/// Times all variants of a length in turns. Fails if the device lacks the memory.
+fn time(
+    device: &Device,
+    timer: &Timer<'_>,
+    pipelines: &Pipelines,
+    exponent: u32,
+    rounds: usize,
+) -> Result<Vec<Row>, String> {
+    let len = 1 << exponent;
+    let mut subjects = vec![];
+    for (types, cpu) in main_types().into_iter().zip(on_cpu()) {
+        let mut group = Group::new(device, pipelines, types, len)?;
+        let repeats = Variant::ALL.map(|variant| timer.repeats(group.replicas(), |pass| group.encode(variant, pass)));
+        subjects.push((group, repeats, Cpu::new(cpu, &types, len)));
+    }
+    let mut times: Vec<Vec<Seconds>> = vec![];
+    for _ in 0..rounds {
+        let mut round = vec![];
+        for (group, repeats, cpu) in &mut subjects {
+            for (variant, &mut repeats) in Variant::ALL.into_iter().zip(repeats) {
+                round.push(timer.seconds(repeats, |pass| group.encode(variant, pass)));
+            }
+            round.push(cpu.seconds());
+        }
+        times.push(round);
+    }
+    let names = Variant::ALL.map(Variant::name).into_iter().chain(["dual, CPU"]).collect::<Vec<_>>();
+    let mut rows = vec![];
+    for (place, (group, _, cpu)) in subjects.iter().enumerate() {
+        let first = place * names.len();
+        for (i, variant) in names.iter().enumerate() {
+            let of = |round: &[Seconds], i: usize| round[i].on_device;
+            let us = |part| quantile(times.iter().map(|round| of(round, first + i) * 1e6), part);
+            let ratio = |from: usize, to: usize| median(times.iter().map(|round| of(round, from) / of(round, to)));
+            let from_submit = median(times.iter().map(|round| round[first + i].from_submit / of(round, first + i)));
+            let per_second = |amount: u64| amount as f64 / us(0.5) * 1e-3;
+            let flops = Variant::ALL.get(i).map_or(cpu.replicas[0].flops(), |variant| variant.flops() * len as u64);
+            rows.push(Row {
+                shape: format!("2^{exponent}"),
+                elements: len,
+                types: group.types.name,
+                variant,
+                us: us(0.5),
+                us_low: us(0.25),
+                us_high: us(0.75),
+                bytes_per_element: group.types.bytes_moved(),
+                gb_per_s: per_second(cpu.replicas[0].bytes()),
+                gflop_per_s: per_second(flops),
+                of_triad: ratio(first, first + i),
+                over_dual_f32: ratio(first + i, Variant::Dual as usize),
+                from_submit: (i < Variant::ALL.len()).then_some(from_submit),
+                replicas: group.replicas(),
+                of_cuda: None,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+/// The CPU backend over as many buffers, with rayon's global threads.
+struct Cpu {
+    replicas: Vec<Box<dyn Workload>>,
+    repeats: usize,
+    next: usize,
+}
+
+impl Cpu {
+    fn new(name: &str, types: &Types, len: usize) -> Self {
+        let replica = |_| workloads::workload(name, len).expect("the workload is there");
+        let replicas: Vec<_> = (0..group::replicas(types, len)).map(replica).collect();
+        let mut cpu = Self { repeats: replicas.len(), replicas, next: 0 };
+        cpu.seconds();
+        cpu.repeats = (2e-3 / cpu.seconds().on_device).ceil() as usize;
+        cpu
+    }
+
+    fn seconds(&mut self) -> Seconds {
+        let start = Instant::now();
+        for _ in 0..self.repeats {
+            self.replicas[self.next].run();
+            self.next = (self.next + 1) % self.replicas.len();
+        }
+        let seconds = start.elapsed().as_secs_f64() / self.repeats as f64;
+        Seconds { on_device: seconds, from_submit: seconds }
+    }
+}
