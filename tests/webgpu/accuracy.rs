@@ -1,7 +1,7 @@
 //! One step of every combination of types, beside exact arithmetic and beside the CPU's.
 
 use dualadam::webgpu::{Pipelines, TensorList};
-use dualadam::{Dtype, DualAdamConfig, StepCoeffs, SwitchSchedule};
+use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 
 use crate::bound::{Quantity, bound};
 use crate::common::contract::{Element, U};
@@ -30,7 +30,7 @@ fn every_combination(device: &Device) {
             for &config in [&[1], others].concat().iter() {
                 let (config, t) = &configs[config];
                 let before = Host::new(types, &inputs, 0);
-                let after = step(device, &pipelines, &before, &config.coeffs(*t).unwrap());
+                let after = before.stepped(device, &pipelines, &config.coeffs(*t).unwrap());
                 worst.compare(&before, &after, config, *t, &format!("{types:?}, {size} elements, {config:?}"));
             }
         }
@@ -53,7 +53,7 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
                 scale(&mut inputs.grad, 1e-19);
             }
             let before = Host::new(COMBINATIONS[0], &inputs, 0);
-            let after = step(device, &pipelines, &before, &config.coeffs(t).unwrap());
+            let after = before.stepped(device, &pipelines, &config.coeffs(t).unwrap());
             worst.compare(&before, &after, &config, t, &format!("{config:?}, inputs {seed}"));
         }
         worst.print(&format!("{config:?}"));
@@ -75,14 +75,61 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
             mixed.v[at] = special.abs();
         }
         let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
-        let [plain, mixed] = [plain, mixed].map(|inputs| {
-            let before = Host::new(types, &inputs, 0);
-            step(device, &pipelines, &before, &coeffs)
-        });
+        let [plain, mixed] =
+            [plain, mixed].map(|inputs| Host::new(types, &inputs, 0).stepped(device, &pipelines, &coeffs));
         for i in (0..plain.len).filter(|&i| i >= 4 * SPECIAL.len() || i % 4 != (i / 4) % 4) {
             for (a, b) in [(&plain.p, &mixed.p), (&plain.m, &mixed.m), (&plain.v, &mixed.v)] {
                 assert_eq!(a.at(i), b.at(i), "{types:?}, element {i}");
             }
+        }
+    }
+}
+
+/// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0 is 0, and 0 times the step is 0.
+pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
+    let device = &gpu.device;
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
+    for (config, t) in undecayed {
+        for types in COMBINATIONS {
+            let zeros = vec![0.0; 1027];
+            let inputs = Inputs { grad: zeros.clone(), m: zeros.clone(), v: zeros, ..Inputs::random(6, 1027) };
+            let before = Host::new(types, &inputs, 0);
+            let after = before.stepped(device, &pipelines, &config.coeffs(t).unwrap());
+            assert_eq!((&after.p, after.m.wide(), after.v.wide()), (&before.p, inputs.m, inputs.v), "{config:?}");
+            if let (Some(copy), Values::F32(masters)) = (&after.copy, &after.p) {
+                assert_eq!(*copy, Values::new(copy.dtype(), masters), "{config:?}");
+            }
+        }
+    }
+}
+
+/// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver may assume that there is none, so this
+/// is asserted where the adapter is a software one.
+pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
+    if !gpu.is_software() {
+        return;
+    }
+    let device = &gpu.device;
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let plain = Inputs::random(7, 19);
+    let infinite = vec![f32::INFINITY; 19];
+    // Without either decay, the parameter is in nothing but the difference.
+    let without_p = Inputs { p: infinite.clone(), ..plain.clone() };
+    // Without the inverse branch, a second moment that overflows leaves no step.
+    let without_step = Inputs { grad: vec![1e20; 19], ..plain.clone() };
+    for (config, t) in configs() {
+        let coeffs = config.coeffs(t).unwrap();
+        if coeffs.l2 != 0.0 || coeffs.decay != 0.0 {
+            continue;
+        }
+        let stepped = |inputs| Host::new(COMBINATIONS[0], inputs, 0).stepped(device, &pipelines, &coeffs);
+        let (expected, found) = (stepped(&plain), stepped(&without_p));
+        let p = Values::F32(infinite.clone());
+        assert_eq!((&found.p, &found.m, &found.v), (&p, &expected.m, &expected.v), "{config:?}");
+        if coeffs.is_adam() {
+            let found = stepped(&without_step);
+            assert_eq!((found.p.wide(), found.v.wide()), (plain.p.clone(), infinite.clone()), "{config:?}");
         }
     }
 }
@@ -103,24 +150,16 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
 
             let mut before = start.clone();
             for (t, coeffs) in (1..).zip(&coeffs) {
-                let after = step(device, &pipelines, &before, coeffs);
+                let after = before.stepped(device, &pipelines, coeffs);
                 worst.compare(&before, &after, &config, t, &format!("{types:?}, step {t}"));
                 before = after;
             }
             let together = together.download(device, &start);
-            let all = |host: &Host| (host.p.clone(), host.m.clone(), host.v.clone(), host.copy.clone());
-            assert_eq!(all(&together), all(&before), "{types:?}");
+            assert_eq!(together.contents(), before.contents(), "{types:?}");
             assert_ne!(together.p, start.p);
         }
         worst.print("200 steps");
     }
-}
-
-fn step(device: &Device, pipelines: &Pipelines, before: &Host, coeffs: &StepCoeffs) -> Host {
-    let uploaded = before.upload(device);
-    let list = TensorList::new(pipelines, &[uploaded.tensor()]).unwrap();
-    device.submit(|pass| list.encode(pass, &[*coeffs]).unwrap());
-    uploaded.download(device, before)
 }
 
 /// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the summands. f32 results only.

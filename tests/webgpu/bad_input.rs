@@ -126,41 +126,47 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     }
 }
 
-pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
-    let device = &gpu.device;
-    let inputs = Inputs::random(1, 64);
-    let mut host = Host::new(COMBINATIONS[0], &inputs, 0);
-    let arena = device.buffer(&[host.p.bytes(), host.grad.bytes(), host.m.bytes(), host.v.bytes()].concat());
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let view = |offset| BufferView { buffer: &arena, offset, dtype: Dtype::F32 };
-    let tensor = Tensor {
-        params: view(0),
-        grads: Some(view(256)),
-        exp_avg: Moment { buffer: &arena, offset: 512 },
-        exp_avg_sq: Moment { buffer: &arena, offset: 768 },
-        copy: None,
-        len: 64,
-        set: 0,
-    };
-    let list = TensorList::new(&pipelines, &[tensor]).unwrap();
-    let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
-    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    let apart = host.upload(device);
-    let list = TensorList::new(&pipelines, &[apart.tensor()]).unwrap();
-    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    host = apart.download(device, &host);
-    assert_eq!(device.read(&arena), [host.p.bytes(), host.grad.bytes(), host.m.bytes(), host.v.bytes()].concat());
+/// Of a list that has one wrong set, not even the other tensors are stepped.
+pub(crate) fn sets_out_of_range(gpu: &Gpu) {
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
+        let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 67), 0);
+        let buffers = [0; 2].map(|_| host.upload(device));
+        let tensors = [buffers[0].tensor(), Tensor { set: 1, ..buffers[1].tensor() }];
+        let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &tensors).unwrap();
+        device.submit(|pass| {
+            let error = list.encode(pass, &[coeffs]).unwrap_err();
+            assert!(matches!(error, Error::Index { tensor: 1, index: "set", len: 1, value: 1 }), "{error:?}");
+        });
+        for buffers in &buffers {
+            assert_eq!(buffers.download(device, &host).contents(), host.contents());
+        }
+    }
 }
 
-pub(crate) fn sets_out_of_range(gpu: &Gpu) {
-    let device = &gpu.device;
-    let buffers = uploaded(device, 64);
-    let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &[Tensor { set: 1, ..buffers.tensor() }]);
-    let (list, coeffs) = (list.unwrap(), DualAdamConfig::default().coeffs(1).unwrap());
+/// As many sets as a uniform buffer holds, and one more.
+pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
+    let limits = wgpu::Limits {
+        max_buffer_size: 1 << 14,
+        max_storage_buffer_binding_size: 1 << 12,
+        max_uniform_buffer_binding_size: 1 << 12,
+        ..wgpu::Limits::default()
+    };
+    let device = gpu.open(wgpu::Features::empty(), limits);
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let limit = (1 << 14) / u64::from(device.device.limits().min_uniform_buffer_offset_alignment);
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 67), limit as usize - 1);
+    let buffers = host.upload(&device);
+    let list = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap();
     device.submit(|pass| {
-        let error = list.encode(pass, &[coeffs]).unwrap_err();
-        assert!(matches!(error, Error::Index { tensor: 0, index: "set", len: 1, value: 1 }), "{error:?}");
+        let error = list.encode(pass, &vec![coeffs; limit as usize + 1]).unwrap_err();
+        assert_eq!(error.to_string(), format!("sets must number at most {limit}, got {}", limit + 1));
     });
+    assert_eq!(buffers.download(&device, &host).contents(), host.contents());
+    device.submit(|pass| list.encode(pass, &vec![coeffs; limit as usize]).unwrap());
+    let expected = host.stepped(&device, &pipelines, &coeffs);
+    assert_eq!(buffers.download(&device, &host).contents(), expected.contents());
 }
 
 pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
@@ -206,10 +212,14 @@ pub(crate) fn small_devices(gpu: &Gpu) {
     let device = gpu.open(wgpu::Features::empty(), required_limits());
     assert_eq!(device.device.limits().max_storage_buffers_per_shader_stage, 4);
     let pipelines = Pipelines::new(&device.device).unwrap();
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), 0);
-    TensorList::new(&pipelines, &[host.upload(&device).tensor()]).unwrap();
+    for types in COMBINATIONS.into_iter().filter(|(.., copy)| copy.is_none()) {
+        let host = Host::new(types, &Inputs::random(1, 1027), 0);
+        let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
+        let expected = host.stepped(&gpu.device, &Pipelines::new(&gpu.device.device).unwrap(), &coeffs);
+        assert_eq!(host.stepped(&device, &pipelines, &coeffs).contents(), expected.contents(), "{types:?}");
+    }
     let masters = Host::new(COMBINATIONS[7], &Inputs::random(1, 100), 0).upload(&device);
-    let error = TensorList::new(&pipelines, &[masters.tensor()]).unwrap_err();
+    let error = TensorList::new(&pipelines, &[uploaded(&device, 64).tensor(), masters.tensor()]).unwrap_err();
     assert_eq!(
         error.to_string(),
         "masters with a copy needs a device with max_storage_buffers_per_shader_stage of at least 5, it has 4"
@@ -229,7 +239,7 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
         };
         gpu.open(wgpu::Features::empty(), limits)
     };
-    let coeffs = [DualAdamConfig::default().coeffs(3).unwrap()];
+    let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
     let cases = [
         (of(512, 65535), vec![127, 128, 129, 255, 256, 257, 9 * 1024 + 131]),
         (of(1 << 20, 4), vec![4095, 4096, 4097, 16_384, 9 * 1024 + 131]),
@@ -241,16 +251,10 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
         for types in COMBINATIONS {
             for &size in &sizes {
                 let host = Host::new(types, &Inputs::random(3, size), 0);
-                let step = |device: &Device, pipelines| {
-                    let uploaded = host.upload(device);
-                    let list = TensorList::new(pipelines, &[uploaded.tensor()]).unwrap();
-                    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-                    uploaded.download(device, &host)
-                };
-                let (whole, parts) = (step(&gpu.device, &whole_pipelines), step(&device, &pipelines));
-                let all = |host: &Host| (host.p.clone(), host.m.clone(), host.v.clone(), host.copy.clone());
-                assert_eq!(all(&parts), all(&whole), "{types:?}, {size} elements");
-                assert!(size == 0 || parts.m != host.m);
+                let whole = host.stepped(&gpu.device, &whole_pipelines, &coeffs);
+                let parts = host.stepped(&device, &pipelines, &coeffs);
+                assert_eq!(parts.contents(), whole.contents(), "{types:?}, {size} elements");
+                assert_ne!(parts.m, host.m);
             }
         }
     }

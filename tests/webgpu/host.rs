@@ -1,7 +1,7 @@
 //! One tensor whose types are known at run time: on the host, stepped by the CPU, and its twin on a device.
 
 use dualadam::half::{bf16, f16};
-use dualadam::webgpu::{BufferView, Moment, Tensor, wgpu};
+use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{Dtype, Element, StepCoeffs, cpu};
 
 use crate::common::data::{Inputs, narrow};
@@ -51,6 +51,12 @@ impl Values {
             Dtype::Bf16 => Self::Bf16(narrow(values)),
             Dtype::F16 => Self::F16(narrow(values)),
         }
+    }
+
+    pub(crate) fn from_bits(dtype: Dtype, bits: &[u16]) -> Self {
+        let mut values = Self::new(dtype, &vec![0.0; bits.len()]);
+        values.bytes_mut().copy_from_slice(bytemuck::cast_slice(bits));
+        values
     }
 
     pub(crate) fn dtype(&self) -> Dtype {
@@ -129,6 +135,20 @@ impl Host {
             set: self.set,
         };
         cpu::step_list(&mut [tensor], sets).unwrap();
+    }
+
+    /// The step on a device, alone, with coefficients of its own.
+    pub(crate) fn stepped(&self, device: &Device, pipelines: &Pipelines, coeffs: &StepCoeffs) -> Self {
+        let uploaded = self.upload(device);
+        let list = TensorList::new(pipelines, &[Tensor { set: 0, ..uploaded.tensor() }]).unwrap();
+        device.submit(|pass| list.encode(pass, &[*coeffs]).unwrap());
+        uploaded.download(device, self)
+    }
+
+    /// The bytes of p, grad, m, v and the copy, if there is one.
+    pub(crate) fn contents(&self) -> Vec<&[u8]> {
+        let four = [&self.p, &self.grad, &self.m, &self.v];
+        four.into_iter().chain(&self.copy).map(Values::bytes).collect()
     }
 
     pub(crate) fn upload(&self, device: &Device) -> Uploaded {

@@ -1,15 +1,11 @@
 //! Lists have the bits of their tensors stepped alone.
 
 use dualadam::webgpu::{Pipelines, Tensor, TensorList};
-use dualadam::{DualAdamConfig, Error, StepCoeffs};
+use dualadam::{DualAdamConfig, Error, StepCoeffs, SwitchSchedule};
 
 use crate::common::data::Inputs;
 use crate::gpu::{Device, Gpu};
 use crate::host::{COMBINATIONS, Host, Uploaded};
-
-fn contents(host: &Host) -> [&[u8]; 4] {
-    [host.p.bytes(), host.m.bytes(), host.v.bytes(), host.copy.as_ref().map_or(&[], |copy| copy.bytes())]
-}
 
 pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
@@ -33,7 +29,7 @@ pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
         }
         for ((host, together), alone) in hosts.iter().zip(&together).zip(&alone) {
             let (together, alone) = (together.download(device, host), alone.download(device, host));
-            assert_eq!(contents(&together), contents(&alone), "{host:?}");
+            assert_eq!(together.contents(), alone.contents(), "{host:?}");
         }
     }
 }
@@ -51,7 +47,7 @@ pub(crate) fn nothing_to_do(gpu: &Gpu) {
         list.encode(pass, &[]).unwrap();
         without.encode(pass, &[DualAdamConfig::default().coeffs(1).unwrap()]).unwrap();
     });
-    assert_eq!(contents(&frozen.download(device, &host)), contents(&host));
+    assert_eq!(frozen.download(device, &host).contents(), host.contents());
 }
 
 pub(crate) fn updates(gpu: &Gpu) {
@@ -70,8 +66,8 @@ pub(crate) fn updates(gpu: &Gpu) {
     device.submit(|pass| list.encode(pass, &coeffs).unwrap());
     let fresh = TensorList::new(&pipelines, &[Tensor { grads, ..b.tensor() }]).unwrap();
     device.submit(|pass| fresh.encode(pass, &coeffs).unwrap());
-    assert_eq!(contents(&a.download(device, &host)), contents(&b.download(device, &host)));
-    assert_ne!(contents(&a.download(device, &host)), contents(&host));
+    assert_eq!(a.download(device, &host).contents(), b.download(device, &host).contents());
+    assert_ne!(a.download(device, &host).contents(), host.contents());
 
     // What is refused leaves the list as it was.
     let error = list.update(&[]).unwrap_err();
@@ -83,5 +79,54 @@ pub(crate) fn updates(gpu: &Gpu) {
     for list in [&list, &fresh] {
         device.submit(|pass| list.encode(pass, &coeffs).unwrap());
     }
-    assert_eq!(contents(&a.download(device, &host)), contents(&b.download(device, &host)));
+    assert_eq!(a.download(device, &host).contents(), b.download(device, &host).contents());
+}
+
+/// More sets than a driver keeps at hand, used in another order than they are in.
+pub(crate) fn a_set_for_each_tensor(gpu: &Gpu) {
+    const COUNT: usize = 300;
+    let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(COUNT as u64 / 2));
+    let sets: Vec<_> = (1..=COUNT as u64).map(|t| config.coeffs(t).unwrap()).collect();
+    let host = |i: usize| Host::new(COMBINATIONS[i % 11], &Inputs::random(i as u64, 1 + i % 9), COUNT - 1 - i);
+    let hosts: Vec<_> = (0..COUNT).map(host).collect();
+    for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
+        let pipelines = Pipelines::new(&device.device).unwrap();
+        let uploaded: Vec<_> = hosts.iter().map(|host| host.upload(device)).collect();
+        let tensors: Vec<_> = uploaded.iter().map(Uploaded::tensor).collect();
+        let list = TensorList::new(&pipelines, &tensors).unwrap();
+        device.submit(|pass| list.encode(pass, &sets).unwrap());
+        for (host, uploaded) in hosts.iter().zip(&uploaded) {
+            let alone = host.stepped(device, &pipelines, &sets[host.set]);
+            assert_eq!(uploaded.download(device, host).contents(), alone.contents(), "{host:?}");
+        }
+    }
+}
+
+/// Only changed tensors are bound anew: another's buffer may even be gone. What fails changes none.
+pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
+    let device = &gpu.device;
+    let pipelines = Pipelines::new(&device.device).unwrap();
+    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 130), 0);
+    let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
+    let [a, b, other] = [0; 3].map(|_| host.upload(device));
+
+    let mut list = TensorList::new(&pipelines, &[a.tensor(), b.tensor()]).unwrap();
+    let moved = Tensor { grads: other.tensor().grads, set: 1, ..a.tensor() };
+    let gone = host.upload(device);
+    gone.grads.0.destroy();
+    let error = list.update(&[moved, Tensor { grads: gone.tensor().grads, ..b.tensor() }]).unwrap_err();
+    assert!(matches!(error, Error::Wgpu { tensor: Some(1), .. }), "{error:?}");
+    // Neither the gradient nor the set has moved.
+    other.grads.0.destroy();
+    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
+    let expected = host.stepped(device, &pipelines, &coeffs[0]);
+    for stepped in [&a, &b] {
+        assert_eq!(stepped.download(device, &host).contents(), expected.contents());
+    }
+
+    a.params.0.destroy();
+    let grads = host.upload(device);
+    list.update(&[a.tensor(), Tensor { grads: grads.tensor().grads, set: 5, ..b.tensor() }]).unwrap();
+    let error = list.update(&[Tensor { grads: grads.tensor().grads, ..a.tensor() }, b.tensor()]).unwrap_err();
+    assert!(matches!(error, Error::Wgpu { tensor: Some(0), .. }), "{error:?}");
 }

@@ -9,6 +9,7 @@ mod bound;
 mod gpu;
 mod host;
 mod lists;
+mod neighbours;
 mod owner;
 mod storage;
 
@@ -20,18 +21,24 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("immediate_coefficients", accuracy::immediate_coefficients),
     ("every_configuration", accuracy::every_configuration),
     ("special_values_stay_among_themselves", accuracy::special_values_stay_among_themselves),
+    ("untouched_parameters_stay", accuracy::untouched_parameters_stay),
+    ("absent_terms_are_absent", accuracy::absent_terms_are_absent),
     ("two_hundred_steps_in_one_submit", accuracy::two_hundred_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
+    ("all_16_bit_patterns_stay", storage::all_16_bit_patterns_stay),
     ("ties_and_extremes_store", storage::ties_and_extremes_store),
     ("mixed_types_and_sets", lists::mixed_types_and_sets),
+    ("a_set_for_each_tensor", lists::a_set_for_each_tensor),
     ("nothing_to_do", lists::nothing_to_do),
     ("updates", lists::updates),
+    ("updates_bind_what_changed", lists::updates_bind_what_changed),
+    ("one_buffer_may_hold_everything", neighbours::one_buffer_may_hold_everything),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
     ("every_buffer_is_checked", bad_input::every_buffer_is_checked),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),
-    ("one_buffer_may_hold_everything", bad_input::one_buffer_may_hold_everything),
     ("sets_out_of_range", bad_input::sets_out_of_range),
+    ("sets_beyond_a_buffer", bad_input::sets_beyond_a_buffer),
     ("what_wgpu_refuses", bad_input::what_wgpu_refuses),
     ("a_lost_device", bad_input::a_lost_device),
     ("out_of_memory", bad_input::out_of_memory),

@@ -1,32 +1,50 @@
 //! 16-bit loads and stores, seen through steps that change nothing else.
 
+use std::slice;
+
 use bytemuck::Zeroable;
-use dualadam::half::{bf16, f16};
+use dualadam::half::f16;
 use dualadam::webgpu::{Pipelines, TensorList};
-use dualadam::{Dtype, Element, StepCoeffs};
+use dualadam::{Dtype, StepCoeffs};
 
 use crate::common::contract::same;
 use crate::common::data::{Inputs, SPECIAL};
 use crate::gpu::{Device, Gpu};
-use crate::host::{Host, Values};
+use crate::host::{Host, Uploaded, Values};
 
-fn step(device: &Device, host: &Host, coeffs: StepCoeffs) -> Host {
-    let uploaded = host.upload(device);
-    let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &[uploaded.tensor()]).unwrap();
+fn step(device: &Device, hosts: &[Host], coeffs: StepCoeffs) -> Vec<Host> {
+    let uploaded: Vec<_> = hosts.iter().map(|host| host.upload(device)).collect();
+    let tensors: Vec<_> = uploaded.iter().map(Uploaded::tensor).collect();
+    let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &tensors).unwrap();
     device.submit(|pass| list.encode(pass, &[coeffs]).unwrap());
-    uploaded.download(device, host)
+    uploaded.iter().zip(hosts).map(|(uploaded, host)| uploaded.download(device, host)).collect()
+}
+
+/// A step that leaves every parameter.
+fn still() -> StepCoeffs {
+    StepCoeffs { eps: 1.0, ..StepCoeffs::zeroed() }
+}
+
+fn parameters(p: Vec<f32>) -> Inputs {
+    let zeros = vec![0.0; p.len()];
+    Inputs { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
+}
+
+/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is left of it.
+fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
+    let of = |len| p.windows(len).map(<[f32]>::to_vec);
+    [1, 2, 3, 5, 6, 7].into_iter().flat_map(of)
 }
 
 /// With β1 = 0 and m = 0 the new m is the gradient.
 pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
     let coeffs = StepCoeffs { one_minus_beta1: 1.0, grad_scale: 1.0, eps: 1.0, ..StepCoeffs::zeroed() };
-    let zeros = vec![0.0; 1 << 16];
-    let inputs = Inputs { p: zeros.clone(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
+    let inputs = parameters(vec![0.0; 1 << 16]);
     for dtype in [Dtype::Bf16, Dtype::F16] {
-        let mut host = Host::new((Dtype::F32, dtype, None), &inputs, 0);
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
-        host.grad.bytes_mut().copy_from_slice(bytemuck::cast_slice(&patterns));
-        let found = step(&gpu.device, &host, coeffs).m.wide();
+        let grad = Values::from_bits(dtype, &patterns);
+        let host = Host { grad, ..Host::new((Dtype::F32, dtype, None), &inputs, 0) };
+        let found = step(&gpu.device, slice::from_ref(&host), coeffs)[0].m.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
             // The device may flush what is subnormal in f32, and zero has lost its sign beside the old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
@@ -35,9 +53,28 @@ pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
     }
 }
 
+/// Every pattern as a parameter that stays; those at the edges also at every place of a tail.
+pub(crate) fn all_16_bit_patterns_stay(gpu: &Gpu) {
+    let patterns: Vec<u16> = (0..=u16::MAX).collect();
+    let edges = [0, 1, 2, 0x3ff, 0x400, 0x3f80, 0x7bff, 0x7c00, 0x7c01, 0x7e00, 0x7f7f, 0x7f80, 0x7f81, 0x7fff];
+    let edges: Vec<_> = edges.into_iter().flat_map(|bits| [bits, bits | 0x8000]).collect();
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let wide = |patterns: &[u16]| Values::from_bits(dtype, patterns).wide();
+        let inputs: Vec<_> = [wide(&patterns)].into_iter().chain(tails(&wide(&edges))).map(parameters).collect();
+        for grads in [dtype, Dtype::F32] {
+            let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new((dtype, grads, None), inputs, 0)).collect();
+            for (found, host) in step(&gpu.device, &hosts, still()).iter().zip(&hosts) {
+                for (found, expected) in found.p.wide().into_iter().zip(host.p.wide()) {
+                    let flushed = expected.is_subnormal() && found == 0.0;
+                    assert!(flushed || same(found, expected), "{dtype}: {found:e}, not {expected:e}");
+                }
+            }
+        }
+    }
+}
+
 /// With a learning rate of 0 the parameter stays, and the copy is the parameter, narrowed.
 pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
-    let coeffs = StepCoeffs { eps: 1.0, ..StepCoeffs::zeroed() };
     let mut p: Vec<f32> = SPECIAL.to_vec();
     for bits in 0..=u16::MAX {
         let (b, h) = (u32::from(bits) << 16, f16::from_bits(bits).to_f32());
@@ -46,27 +83,22 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
             p.extend([tie.wrapping_sub(1), tie, tie.wrapping_add(1)].map(f32::from_bits));
         }
     }
-    let zeros = vec![0.0; p.len()];
-    let inputs = Inputs { p, grad: zeros.clone(), m: zeros.clone(), v: zeros };
+    let inputs: Vec<_> = [p].into_iter().chain(tails(&SPECIAL)).map(parameters).collect();
     for dtype in [Dtype::Bf16, Dtype::F16] {
-        let host = Host::new((Dtype::F32, Dtype::F32, Some(dtype)), &inputs, 0);
-        let found = step(&gpu.device, &host, coeffs);
-        let copy = match found.copy.as_ref().unwrap() {
-            Values::Bf16(copy) => copy.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
-            Values::F16(copy) => copy.iter().map(|x| x.to_bits()).collect(),
-            Values::F32(_) => panic!("a copy has 16 bits"),
-        };
-        let (masters, mut flushed) = (found.p.wide(), 0);
-        for (i, &x) in inputs.p.iter().enumerate() {
-            let kept = masters[i];
-            flushed += usize::from(x.is_subnormal() && kept == 0.0);
-            assert!(same(kept, x) || x.is_subnormal(), "{x:e} became {kept:e}");
-            let expected =
-                if dtype == Dtype::Bf16 { bf16::narrow(kept).to_bits() } else { f16::narrow(kept).to_bits() };
-            let is_nan = |bits: u16| Values::Bf16(vec![bf16::from_bits(bits)]).wide()[0].is_nan();
-            let is_nan = |bits| if dtype == Dtype::Bf16 { is_nan(bits) } else { f16::from_bits(bits).is_nan() };
-            let both_nan = is_nan(copy[i]) && is_nan(expected);
-            assert!(copy[i] == expected || both_nan, "{dtype} of {x:e}: {:#x}, not {expected:#x}", copy[i]);
+        let types = (Dtype::F32, Dtype::F32, Some(dtype));
+        let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(types, inputs, 0)).collect();
+        let mut flushed = 0;
+        for (found, inputs) in step(&gpu.device, &hosts, still()).iter().zip(&inputs) {
+            let (masters, copy) = (found.p.wide(), found.copy.as_ref().unwrap());
+            for (&kept, &x) in masters.iter().zip(&inputs.p) {
+                flushed += usize::from(x.is_subnormal() && kept == 0.0);
+                assert!(same(kept, x) || x.is_subnormal(), "{x:e} became {kept:e}");
+            }
+            // Of the parameter as the device has kept it.
+            let expected = Values::new(dtype, &masters);
+            for (i, (found, expected)) in copy.wide().into_iter().zip(expected.wide()).enumerate() {
+                assert!(same(found, expected), "{dtype} of {:e}: {found:e}, not {expected:e}", inputs.p[i]);
+            }
         }
         println!("{dtype}: {flushed} subnormal parameters were flushed");
     }
