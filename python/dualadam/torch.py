@@ -1,13 +1,16 @@
 """DualAdam as an optimizer of PyTorch."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import chain
-from typing import Any, overload
+from numbers import Real
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
@@ -16,15 +19,19 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from dualadam._dualadam import Config, Schedule, Stepper
+from dualadam._dualadam import Config, Schedule, Stepper, use_threads
 
 __all__ = ["DualAdam"]
+
+_Loss = TypeVar("_Loss")
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MASTER = "master_param"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The first number whose successor float32 does not have.
 _FLOAT32_END = 2**24 - 1
+# Above every count of steps, and within float64's whole numbers.
+_STEPS_END = 9e15
 
 _HOW_TO_CHOOSE = (
     "DualAdam must be told when it becomes Adam. Give one of: switching_steps, the step by which it is Adam (the paper takes 16% of the "
@@ -82,18 +89,25 @@ class DualAdam(Optimizer):
         weight_decay: λ.
         switching_rate: ξ of the formula, per step.
         switching_steps: the step by which α is 0: ξ = 1/switching_steps.
-        schedule: any other course of α. One of these three must be given.
+        schedule: any other course of α, a `dualadam.Schedule`. One of these three must be given.
         decoupled_weight_decay: False adds λθ to the gradient instead, as Adam does (L2).
         inverse_term: "paper" is the formula; "with_eps" multiplies by √v̂ + ε, as the authors' published code does.
         maximize: go up, not down.
-        capturable: the steps are counted on the CUDA device, so that a CUDA graph can have captured them.
+        capturable: the steps are counted on the CUDA device, so that a CUDA graph can have captured them. A replay takes a changed
+            learning rate only from an lr that is a tensor on the device.
         master_weights: bfloat16 and float16 parameters have a float32 master in the state (`master_param`), which is what is updated;
-            they get its value, rounded. Without, most small updates of a bfloat16 parameter are lost.
+            they get its value, rounded. Without, most small updates of a bfloat16 parameter are lost. The master is made from the
+            parameter at its first step; what others write into the parameter later is overwritten.
         fused: None or True: there is no other kind.
         amsgrad, foreach, differentiable: not supported; here so that their use is refused by name.
 
     The state of each parameter is that of torch's Adam, and each loads the other's state dicts: `step`, `exp_avg`, `exp_avg_sq`.
-    With `torch.amp.GradScaler` on CUDA, the gradients are unscaled and steps skipped on the device; nothing waits for it.
+    With `torch.amp.GradScaler` on CUDA, the gradients are unscaled and steps skipped on the device; nothing waits for it. Where
+    one group is capturable, or has its lr on a device, or gradients are scaled, all steps on CUDA are counted there, as int64.
+
+    On the CPU, as many threads are used as torch has when the first optimizer of the process makes its first step. As torch's own
+    fused optimizers on the CPU, a step does not count as a change in place for autograd: a second backward pass through a graph that was made
+    before the step is not refused.
     """
 
     _step_supports_amp_scaling = True
@@ -108,7 +122,7 @@ class DualAdam(Optimizer):
         *,
         switching_rate: float | None = None,
         switching_steps: int | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | tuple[str | float, ...] | None = None,
         decoupled_weight_decay: bool = True,
         inverse_term: str = "paper",
         maximize: bool = False,
@@ -185,7 +199,7 @@ class DualAdam(Optimizer):
         unknown = set(group) - set(_OPTIONS) - {"params", "param_names", "initial_lr"}
         if unknown:
             raise ValueError(f"a parameter group must have only options of DualAdam, got {', '.join(sorted(unknown))}")
-        _config_of({**self.defaults, **group})
+        _config_of({**self.defaults, **group}, len(self.param_groups))
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
             given = [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
@@ -207,25 +221,26 @@ class DualAdam(Optimizer):
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step of every parameter that has a gradient.
 
-        A parameter without one is left alone, its count of steps too. If an exception is raised, nothing was stepped.
+        A parameter without one is left alone, its count of steps too. If an exception is raised, nothing was stepped; but where a
+        driver fails, the devices before it were.
 
         Args:
             closure: evaluates the model anew, and returns the loss, which is returned.
         """
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _is_profiling():
-            return self._hooked_step(closure)
+            return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
 
     # torch wraps the step of every optimizer that does not say so, for hooks and the profiler; that costs more than the step of a small
     # model, so it is only done where there are any.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], float] | None) -> float | None:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -238,7 +253,7 @@ class DualAdam(Optimizer):
             if isinstance(lr, Tensor):
                 device_lr = lr if lr.is_cuda else None
                 # What lies on the device is read there.
-                lr = 0.0 if lr.is_cuda else float(lr)
+                lr = 0.0 if lr.is_cuda else _number("lr", lr)
             options = (
                 lr,
                 group["betas"],
@@ -251,7 +266,7 @@ class DualAdam(Optimizer):
             )
             known = self._configs.get(index)
             if known is None or known[0] != options:
-                known = self._configs[index] = (options, _config_of(group))
+                known = self._configs[index] = (options, _config_of(group, index))
             groups.append((group["params"], group.get("param_names"), known[1], group["master_weights"], device_lr))
             is_controlled = is_controlled or group["capturable"] or device_lr is not None
 
@@ -263,7 +278,10 @@ class DualAdam(Optimizer):
             if any(device.type == "cpu" for device in kinds):
                 if found_inf is not None and float(found_inf) != 0:
                     return loss
-                multiplier = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+                scale = 1.0 if grad_scale is None else float(grad_scale)
+                if scale == 0:
+                    raise ValueError("grad_scale must not be 0")
+                multiplier = 1.0 / scale
             on_cuda = [device for device in kinds if device.type == "cuda"]
             scalars = [(device.index, _on(device, grad_scale), _on(device, found_inf)) for device in on_cuda]
             is_controlled = is_controlled or bool(on_cuda)
@@ -271,10 +289,14 @@ class DualAdam(Optimizer):
             raise RuntimeError("capturable must be True for a DualAdam whose step is captured in a CUDA graph")
 
         if self._stepper is None:
-            self._stepper = Stepper([Tensor, torch.nn.Parameter], _plain)
+            use_threads(torch.get_num_threads())
+            self._stepper = Stepper([Tensor, torch.nn.Parameter], _plain, _plain_grad)
         odd = self._stepper.step(self.__dict__["state"], groups, None, multiplier, is_controlled, scalars)
         if odd:
             self._step_with_repairs(odd, groups, multiplier, is_controlled, scalars)
+        if _may_swap():
+            # A parameter that is known has another owner, and could not be swapped.
+            self._stepper.forget()
         return loss
 
     _hooked_step = Optimizer.profile_hook_step(_step)
@@ -294,6 +316,8 @@ class DualAdam(Optimizer):
             _check_param(name, param)
             _check_grad(name, param, param.grad)
             _check_state(name, param, states.get(param, {}))
+            if group["capturable"] and not param.is_cuda:
+                raise ValueError(f"capturable must be False for {name}, which is on {param.device}")
         before = {param: dict(states[param]) if param in states else None for _, _, param in places}
         grads: dict[int, Tensor] = {}
         counting = {param.device for param, state in states.items() if _is_on_device(state.get("step"))}
@@ -303,7 +327,7 @@ class DualAdam(Optimizer):
                 for _, group, param in places:
                     on_device = param.is_cuda and (is_controlled or param.device in counting)
                     states[param] = _repaired(param, states.get(param, {}), group["master_weights"], on_device)
-                    like, grad = _plain(param), _plain(param.grad)
+                    like, grad = _plain(param), _plain_grad(param, param.grad)
                     assert like is not None and grad is not None
                     if grad.is_neg() or not _same_strides(grad, like):
                         grads[id(param)] = torch.empty_like(like, dtype=grad.dtype).copy_(grad)
@@ -312,11 +336,13 @@ class DualAdam(Optimizer):
                 names = ", ".join(self._name(*place) for place in still_odd)
                 raise RuntimeError(f"{names}: the tensors of a step must stay as they are while it is prepared")
         except BaseException:
-            for param, state in before.items():
-                if state is None:
-                    states.pop(param, None)
-                else:
-                    states[param] = state
+            # What was stepped needs its state.
+            if not self._stepper.has_begun():
+                for param, state in before.items():
+                    if state is None:
+                        states.pop(param, None)
+                    else:
+                        states[param] = state
             raise
 
     def _name(self, group: int, index: int) -> str:
@@ -348,7 +374,9 @@ class DualAdam(Optimizer):
                 if value:
                     _check_loaded(name, param, value)
                     on_device = param.is_cuda and groups[group]["capturable"]
-                    state[param] = _repaired(param, value, groups[group]["master_weights"], on_device, copies=True)
+                    # A master that is missing is made at the next step: the parameter may be loaded after this.
+                    has_master = groups[group]["master_weights"] and _MASTER in value
+                    state[param] = _repaired(param, value, has_master, on_device, copies=True)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -369,6 +397,10 @@ class DualAdam(Optimizer):
                 expected, actual = len(own["params"]), len(other["params"])
                 text = f"group {index} of the state dict must have {expected} parameters, it has {actual}"
                 raise ValueError(text)
+            missing = [key for key in ("lr", "betas", "eps", "weight_decay") if key not in other]
+            if missing:
+                text = f"group {index} of the state dict must be that of a DualAdam or Adam, it has no {', '.join(missing)}"
+                raise ValueError(text)
             _refuse({key: other.get(key) for key in ("amsgrad",)})
             # Options of Adam's that say how it computes, not what.
             ignored = {"params", "amsgrad", "foreach", "differentiable", "fused"}
@@ -376,9 +408,9 @@ class DualAdam(Optimizer):
             if isinstance(options.get("betas"), list):
                 options["betas"] = tuple(options["betas"])
             if "schedule" in options:
-                options["schedule"] = Schedule.from_tuple(options["schedule"]).as_tuple()
+                options["schedule"] = _as_schedule(options["schedule"]).as_tuple()
             group = {**own, **options, "params": own["params"]}
-            _config_of(group)
+            _config_of(group, index)
             loaded.append(group)
         return loaded
 
@@ -402,38 +434,60 @@ def _has_schedule(group: dict[str, Any]) -> bool:
     return any(group.get(name) is not None for name in ("switching_rate", "switching_steps", "schedule"))
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must have one element, it has {value.numel()}")
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _as_schedule(schedule: Any) -> Schedule:
+    return schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)
+
+
 def _schedule_of(rate: float | None, steps: int | None, schedule: Any | None) -> tuple[str | float, ...] | None:
     """The schedule as a group has it: plain values, which every kind of checkpoint can keep."""
     given = [name for name, value in (("rate", rate), ("steps", steps), ("schedule", schedule)) if value is not None]
     if len(given) > 1:
         raise ValueError("only one of switching_rate, switching_steps and schedule must be given")
     if rate is not None:
-        return Schedule.linear(rate).as_tuple()
+        return Schedule.linear(_number("switching_rate", rate)).as_tuple()
     if steps is not None:
-        return Schedule.linear_until(steps).as_tuple()
-    if schedule is None:
-        return None
-    return (schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)).as_tuple()
+        try:
+            whole = 0 if isinstance(steps, bool) else operator.index(steps)
+        except TypeError:
+            whole = 0
+        if whole < 1:
+            raise ValueError(f"switching_steps must be at least 1, and a whole number, got {steps!r}")
+        return Schedule.linear_until(whole).as_tuple()
+    return None if schedule is None else _as_schedule(schedule).as_tuple()
 
 
-def _config_of(group: dict[str, Any]) -> Config:
+def _config_of(group: dict[str, Any], index: int) -> Config:
     """A group's hyperparameters, checked by the library."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must have one element, it has {lr.numel()}")
-        # What lies on a device is read there, in the step.
-        lr = 0.0 if lr.is_cuda else float(lr)
-    return Config(
-        lr,
-        tuple(group["betas"]),
-        group["eps"],
-        group["weight_decay"],
-        Schedule.from_tuple(group["schedule"]),
-        decoupled=group["decoupled_weight_decay"],
-        inverse_term=group["inverse_term"],
-        maximize=group["maximize"],
-    )
+    try:
+        for name in ("decoupled_weight_decay", "maximize", "capturable", "master_weights"):
+            if not isinstance(group[name], bool):
+                raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
+        lr = _number("lr", group["lr"])
+        return Config(
+            # What lies on a device is read there, in the step.
+            0.0 if isinstance(group["lr"], Tensor) and group["lr"].is_cuda else lr,
+            (_number("beta1", group["betas"][0]), _number("beta2", group["betas"][1])),
+            _number("eps", group["eps"]),
+            _number("weight_decay", group["weight_decay"]),
+            _as_schedule(group["schedule"]),
+            decoupled=group["decoupled_weight_decay"],
+            inverse_term=group["inverse_term"],
+            maximize=group["maximize"],
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {index}: {error}") from None
 
 
 def _plain(tensor: Any) -> Tensor | None:
@@ -442,12 +496,27 @@ def _plain(tensor: Any) -> Tensor | None:
         return tensor  # type: ignore[no-any-return]
     if not isinstance(tensor, Tensor):
         return None
-    if hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            return _plain(tensor.to_local())
+    local = getattr(tensor, "_local_tensor", None)
+    if local is not None:
+        return _plain(local)
+    # A result that other processes still send.
+    if hasattr(tensor, "trigger_wait"):
+        return _plain(tensor.trigger_wait())
     # A subclass that changes no operation is a tensor with its own memory.
     has_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     return tensor if has_memory else None
+
+
+def _plain_grad(param: Any, grad: Any) -> Tensor | None:
+    """The plain tensor of a parameter's gradient, brought to the parameter's placements if they are DTensors; None where there is none."""
+    if hasattr(param, "placements") != hasattr(grad, "placements"):
+        return None
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        if grad.device_mesh != param.device_mesh:
+            return None
+        with torch.no_grad():
+            grad = grad.redistribute(placements=param.placements)
+    return _plain(grad)
 
 
 def _same_strides(a: Tensor, b: Tensor) -> bool:
@@ -479,9 +548,10 @@ def _check_param(name: str, param: Tensor) -> None:
 
 def _check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
     _check_dense(f"the gradient of {name}", grad) if grad is not None else None
-    like, plain = _plain(param), _plain(grad)
+    like, plain = _plain(param), _plain_grad(param, grad)
     if like is None or plain is None:
-        raise TypeError(f"the gradient of {name} must be a tensor with memory, it is a {torch.typename(grad)}")
+        kind = "a DTensor on its mesh" if hasattr(param, "placements") else "a tensor with memory"
+        raise TypeError(f"the gradient of {name} must be {kind}, it is a {torch.typename(grad)}")
     if plain.shape != like.shape:
         raise ValueError(f"the gradient of {name} must have the shape {tuple(like.shape)}, it has {tuple(plain.shape)}")
     if plain.device != like.device:
@@ -489,8 +559,15 @@ def _check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
     for what, tensor in ((name, like), (f"the gradient of {name}", plain)):
         if tensor.device.type not in ("cpu", "cuda"):
             raise ValueError(f"{what} must be on the CPU or on CUDA, it is on {tensor.device}")
-        if tensor.numel() > 0 and tensor.data_ptr() == 0:
-            raise ValueError(f"{what} must have memory, its storage was freed")
+        _check_memory(what, tensor)
+
+
+def _check_memory(what: str, tensor: Tensor | None) -> None:
+    if tensor is None or tensor.numel() == 0 or tensor.device.type == "meta":
+        return
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    if tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size():
+        raise ValueError(f"{what} must have memory, its storage was freed or made smaller")
 
 
 def _check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
@@ -507,21 +584,26 @@ def _check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
             raise TypeError(f"{key} of {name} must be a dense floating-point tensor, it is {_kind(value)}")
         if value.shape != param.shape:
             raise ValueError(f"{key} of {name} must have the shape {tuple(param.shape)}, it has {tuple(value.shape)}")
+        placements, expected = (getattr(tensor, "placements", None) for tensor in (value, param))
+        if placements != expected:
+            raise ValueError(f"{key} of {name} must have the placements {expected}, it has {placements}")
     step = state["step"]
+    for key in ("step", *tensors):
+        if isinstance(state[key], Tensor):
+            _check_memory(f"{key} of {name}", _plain(state[key]))
     if isinstance(step, Tensor) and step.numel() != 1:
         raise ValueError(f"step of {name} must be one number, it has the shape {tuple(step.shape)}")
     if not _is_on_device(step):
         number = float(step)
-        if not (number >= 0 and number.is_integer()):
-            raise ValueError(f"step of {name} must be a whole number of at least 0, it is {number}")
+        if not (0 <= number < _STEPS_END and number.is_integer()):
+            raise ValueError(f"step of {name} must be a whole number of at least 0 and below {_STEPS_END:.0e}, it is {number}")
 
 
 def _check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
     if not isinstance(state, dict):
         raise TypeError(f"the state of {name} must be a dict, it is {_kind(state)}")
-    unknown = set(state) - {"step", *_MOMENTS, _MASTER}
-    if unknown:
-        raise ValueError(f"the state of {name} must be that of DualAdam or Adam, it has {', '.join(sorted(unknown))}")
+    if "max_exp_avg_sq" in state:
+        raise ValueError(f"the state of {name} must be without max_exp_avg_sq: {_REFUSED['amsgrad']}")
     _check_state(name, param, state)
 
 
@@ -543,7 +625,9 @@ def _repaired(
             return value
         return torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(value)
 
-    repaired: dict[str, Any] = {"step": _counter(state.get("step", 0), param.device, on_device, copies)}
+    # What is not this optimizer's stays as it is.
+    others = {key: value for key, value in state.items() if key not in ("step", *_MOMENTS, _MASTER)}
+    repaired: dict[str, Any] = {**others, "step": _counter(state.get("step", 0), param.device, on_device, copies)}
     for key in _MOMENTS:
         repaired[key] = fitting(state.get(key), lambda: torch.zeros_like(param, dtype=torch.float32, requires_grad=False))
     if master_weights and param.dtype != torch.float32:

@@ -16,6 +16,9 @@ use pyo3::types::{PyCapsule, PyDict};
 const MAJOR: u32 = 1;
 const READ_ONLY: u64 = 1;
 
+/// No system gives memory to programs below this address.
+const NO_MEMORY_BELOW: usize = 1 << 16;
+
 /// `DLDeviceType`: the two kinds of memory that kernels are for.
 pub(crate) const CPU: i32 = 1;
 pub(crate) const CUDA: i32 = 2;
@@ -73,9 +76,9 @@ impl Tensor {
         byte_offset: 0,
     };
 
+    /// 0 for a tensor whose memory is gone, at least where it was not far from that memory's beginning: torch adds an offset to null.
     pub(crate) fn address(&self) -> u64 {
-        // Null for a tensor without memory, wherever it would begin.
-        if self.data.is_null() { 0 } else { (self.data.addr() as u64).wrapping_add(self.byte_offset) }
+        if self.data.addr() < NO_MEMORY_BELOW { 0 } else { (self.data.addr() as u64).wrapping_add(self.byte_offset) }
     }
 
     /// The element type, if it is one that kernels are for.

@@ -5,6 +5,7 @@ mod dlpack;
 mod errors;
 mod layout;
 mod step;
+mod threads;
 mod torch;
 
 /// What the Python files of the package import.
@@ -14,6 +15,8 @@ mod _dualadam {
     use crate::config::{Config, Schedule};
     #[pymodule_export]
     use crate::step::step;
+    #[pymodule_export]
+    use crate::threads::use_threads;
     #[pymodule_export]
     use crate::torch::Stepper;
 }

@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
     for tests in TESTS {
         println!("\n{tests}:");
         let mut pytest = Command::new(tool("pytest"));
-        pytest.args(["-q", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
+        pytest.args(["-q", "-rs", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
         if tests == "cuda" {
             pytest.env("STAND_IN_CUDA_LIBRARY", &driver);
         }

@@ -151,7 +151,7 @@ pub(super) fn pointer(stream: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(stream)
 }
 
-/// A new control, where the old one does not fit any more; its configs are brought up to date where it does.
+/// Makes a control anew where the old one does not fit any more; brings its configs up to date where it does.
 pub(super) fn control_for(
     device: Device,
     groups: Vec<ControlGroup>,
@@ -159,7 +159,7 @@ pub(super) fn control_for(
     places: &[Place],
     counters: &[Counter],
     stream: usize,
-) -> PyResult<Option<DeviceControl>> {
+) -> PyResult<()> {
     let before = |index: usize| old.as_ref().and_then(|old| old.sets.get(index)).and_then(|set| set.step);
     let step = |(index, counter): (usize, &Counter)| match *counter {
         Counter::Device(address) => Ok(Some(address)),
@@ -179,9 +179,10 @@ pub(super) fn control_for(
                     *old_group = *group;
                 }
             }
-            return Ok(None);
+            return Ok(());
         }
     }
     let control = Control::new(&kernels(device.id)?, &groups, &sets).map_err(plain)?;
-    Ok(Some(DeviceControl { control, groups, sets }))
+    *old = Some(DeviceControl { control, groups, sets });
+    Ok(())
 }

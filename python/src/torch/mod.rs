@@ -4,6 +4,9 @@ mod list;
 mod state;
 mod tensors;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
 use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
 use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -39,17 +42,27 @@ struct At {
     has_masters: bool,
 }
 
-/// What steers a list's step beside its coefficients.
-#[derive(Clone, Copy)]
-struct Steering {
-    scalars: RawScalars,
-    /// Whether the device forms the coefficients.
-    is_controlled: bool,
+/// How a list's step is made, beside its coefficients.
+enum Steering {
+    OnHost,
+    /// With coefficients from the host.
+    OnStream(usize),
+    /// With coefficients that the device forms.
+    Controlled(usize, RawScalars),
 }
 
 /// The steps of one torch optimizer, as its `step` calls them: see `dualadam.torch`.
-#[pyclass(module = "dualadam._dualadam")]
+#[pyclass(frozen, module = "dualadam._dualadam")]
 pub(crate) struct Stepper {
+    steps: Mutex<Steps>,
+    /// What is known of the tensors is to be forgotten before the next step.
+    must_forget: AtomicBool,
+    /// Something was stepped since the last call of `step` began.
+    has_begun: AtomicBool,
+}
+
+/// What only one thread has at a time.
+struct Steps {
     tensors: Tensors,
     names: Names,
     grad: Py<PyString>,
@@ -59,18 +72,17 @@ pub(crate) struct Stepper {
 }
 
 // SAFETY: the pointers are to tensors' memory and to objects, are followed only within `step`, which has the interpreter attached and
-// the object to itself, and are only compared with after it.
-unsafe impl Send for Stepper {}
-// SAFETY: as above; nothing is reached through a shared reference.
-unsafe impl Sync for Stepper {}
+// this to itself, and are only compared with after it.
+unsafe impl Send for Steps {}
 
 #[pymethods]
 impl Stepper {
     #[new]
-    fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
-        let (tensors, names) = (Tensors::new(py, plain, unwrap)?, Names::new(py));
+    fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, unwrap_grad: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
+        let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
         let grad = PyString::intern(py, "grad").unbind();
-        Ok(Self { tensors, names, grad, lists: Vec::new(), known: Vec::new() })
+        let steps = Mutex::new(Steps { tensors, names, grad, lists: Vec::new(), known: Vec::new() });
+        Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 
     /// One step of every parameter that has a gradient. `state` is the optimizer's; `grads` has gradients that take the place of those
@@ -80,7 +92,7 @@ impl Stepper {
     #[pyo3(signature = (state, groups, grads, multiplier, is_controlled, scalars))]
     #[expect(clippy::too_many_arguments, reason = "one call per step, and each is looked at once")]
     fn step(
-        &mut self,
+        &self,
         py: Python<'_>,
         state: &Bound<'_, PyDict>,
         groups: Vec<Group<'_>>,
@@ -89,24 +101,49 @@ impl Stepper {
         is_controlled: bool,
         scalars: Vec<Scalars<'_>>,
     ) -> PyResult<Option<Vec<Place>>> {
-        let outcome = self.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
+        let Some(mut steps) = self.try_lock() else {
+            return Err(PyRuntimeError::new_err("a DualAdam must be stepped by one thread at a time"));
+        };
+        if self.must_forget.swap(false, Ordering::Relaxed) {
+            steps.known.clear();
+        }
+        self.has_begun.store(false, Ordering::Relaxed);
+        let outcome = steps.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
             if odd.is_empty() {
-                self.run(py, &groups, multiplier, is_controlled, &scalars).map(|()| None)
+                steps.run(py, &groups, multiplier, is_controlled, &scalars, &self.has_begun).map(|()| None)
             } else {
                 Ok(Some(odd))
             }
         });
-        self.tensors.release();
+        steps.tensors.release();
         outcome
     }
 
-    /// Lets go of all tensors: the next step looks at them wholly.
-    fn forget(&mut self) {
-        self.known.clear();
+    /// Whether the last `step` had stepped something when it ended, with an exception perhaps.
+    fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
+    }
+
+    /// Lets go of all tensors, at once or, if a thread is in a step, before the next one, which looks at them wholly.
+    fn forget(&self) {
+        self.must_forget.store(true, Ordering::Relaxed);
+        if let Some(mut steps) = self.try_lock() {
+            steps.known.clear();
+        }
     }
 }
 
 impl Stepper {
+    fn try_lock(&self) -> Option<MutexGuard<'_, Steps>> {
+        match self.steps.try_lock() {
+            Ok(steps) => Some(steps),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Steps {
     /// Looks at all parameters. Returns the places of those that are not in order.
     fn gather(
         &mut self,
@@ -189,7 +226,7 @@ impl Stepper {
             self.leave_alone(at, param)?;
             return Ok(true);
         }
-        let grads = self.tensors.look(py, grad.as_ptr())?;
+        let grads = self.tensors.look_at_grad(py, param, &grad)?;
         self.tensors.keep(grad.unbind());
         let (Some(grads), Some(state)) = (grads, state) else { return Ok(false) };
         let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
@@ -198,10 +235,10 @@ impl Stepper {
         let known = &mut self.known[at.flat];
         let before = known.take().filter(|known| known.is_of(param.as_ptr(), at.has_masters));
         *known = match before {
-            Some(before) => before.renewed(&entries, &params, tensor, counter),
+            Some(before) => before.renewed(&entries, &params, tensor),
             None => None,
         }
-        .or_else(|| Known::new(&self.tensors, param, &entries, &params, tensor, counter, at.has_masters));
+        .or_else(|| Known::new(&self.tensors, param, &entries, &params, tensor, at.has_masters));
         self.tensors.keep(state.unbind());
         self.list_of(params.device).push(at.place, tensor, counter);
         Ok(true)
@@ -289,42 +326,71 @@ impl Stepper {
         multiplier: f64,
         is_controlled: bool,
         scalars: &[Scalars<'_>],
+        has_begun: &AtomicBool,
     ) -> PyResult<()> {
         let configs: Vec<_> = groups.iter().map(|group| group.2.get().inner).collect();
         let mut lists = std::mem::take(&mut self.lists);
         lists.retain(|list| !list.tensors.is_empty());
-        let mut steering = Vec::with_capacity(lists.len());
-        let mut prepare = || -> PyResult<()> {
-            for list in lists.iter_mut() {
-                let is_controlled = list.device.kind == CUDA && (is_controlled || list.is_counted_on_device());
-                let mut raw = RawScalars::default();
-                if is_controlled {
-                    list.number_sets();
-                    if let Some((_, scale, found_inf)) = scalars.iter().find(|(id, ..)| *id == list.device.id) {
-                        raw = self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?;
-                    }
-                } else {
-                    list.form_sets(&configs, multiplier)
-                        .map_err(|(index, error)| named(groups, list, index, &error))?;
+        let mut prepare = |list: &mut List| -> PyResult<Steering> {
+            let is_controlled = list.device.kind == CUDA && (is_controlled || list.is_counted_on_device());
+            let all = scalars.iter().find(|(id, ..)| is_controlled && *id == list.device.id);
+            let raw = match all {
+                Some((_, scale, found_inf)) => {
+                    self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?
                 }
-                list.take_over()?.map_err(|error| match tensor_of(&error) {
-                    Some(index) => named(groups, list, index, &error),
-                    None => plain(error),
-                })?;
-                steering.push(Steering { scalars: raw, is_controlled });
-            }
-            Ok(())
+                None => RawScalars::default(),
+            };
+            self.prepare(py, groups, &configs, list, multiplier, is_controlled.then_some(raw))
         };
-        let prepared = prepare();
-        let stepped = prepared.and_then(|()| {
-            lists
-                .iter_mut()
-                .zip(&steering)
-                .filter(|(list, _)| list.has_gradients())
-                .try_for_each(|(list, steering)| self.run_one(py, groups, &configs, list, *steering))
+        let mut stepped: Vec<_> = lists.iter_mut().filter(|list| list.has_gradients()).collect();
+        let prepared = stepped.iter_mut().map(|list| prepare(list)).collect::<PyResult<Vec<_>>>();
+        let outcome = prepared.and_then(|steering| {
+            stepped.iter_mut().zip(&steering).try_for_each(|(list, steering)| {
+                run_one(py, list, steering)?;
+                has_begun.store(true, Ordering::Relaxed);
+                Ok(())
+            })
         });
         self.lists = lists;
-        stepped
+        outcome
+    }
+
+    /// Checks a list's step, and makes all that it needs. `scalars` is for a step whose coefficients the device forms.
+    fn prepare(
+        &mut self,
+        py: Python<'_>,
+        groups: &[Group<'_>],
+        configs: &[DualAdamConfig],
+        list: &mut List,
+        multiplier: f64,
+        scalars: Option<RawScalars>,
+    ) -> PyResult<Steering> {
+        if scalars.is_some() {
+            list.number_sets();
+        } else {
+            if let Some(index) = list.places.iter().position(|place| groups[place.0].4.is_some()) {
+                let (device, place) = (list.device, name_of(groups, list, index).unwrap_or_default());
+                let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
+                return Err(PyValueError::new_err(text));
+            }
+            list.form_sets(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+        }
+        list.take_over()?.map_err(|error| match tensor_of(&error) {
+            Some(index) => named(groups, list, index, &error),
+            None => plain(error),
+        })?;
+        if list.device.kind != CUDA {
+            return Ok(Steering::OnHost);
+        }
+        let stream = self.tensors.exchange.current_stream(py, list.device)?.expose_provenance();
+        let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
+        let lr = |group: &Group<'_>| group.4.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
+        let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
+        let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
+        if let Some(Backend::Cuda(own)) = &mut list.backend {
+            control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
+        }
+        Ok(Steering::Controlled(stream, scalars))
     }
 
     fn raw_scalars(
@@ -344,61 +410,45 @@ impl Stepper {
         let loss_scale = address("grad_scale", scale)?;
         Ok(RawScalars { loss_scale, clip_factor: 0, found_inf: address("found_inf", found_inf)? })
     }
+}
 
-    fn run_one(
-        &mut self,
-        py: Python<'_>,
-        groups: &[Group<'_>],
-        configs: &[DualAdamConfig],
-        list: &mut List,
-        steering: Steering,
-    ) -> PyResult<()> {
-        let sets = &list.sets;
-        match &mut list.backend {
-            // SAFETY: the tensors are alive, as what they belong to is kept, and were just seen to have these types, lengths and
-            // addresses. That no other thread uses them meanwhile is as for any optimizer of torch's.
-            Some(Backend::Cpu(own)) => py.detach(|| unsafe { own.step_raw(sets) }).map_err(plain)?,
-            Some(Backend::Cuda(own)) => {
-                let OnDevice { list: own, control } = &mut **own;
-                let stream = self.tensors.exchange.current_stream(py, list.device)? as usize;
-                if steering.is_controlled {
-                    let mut lrs = Vec::with_capacity(groups.len());
-                    for group in groups {
-                        let lr = group.4.as_ref();
-                        lrs.push(lr.map(|lr| self.scalar(py, "lr", lr, list.device)).transpose()?);
-                    }
-                    let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
-                    let control = match control_for(list.device, groups, control, &list.places, &list.counters, stream)?
-                    {
-                        Some(made) => control.insert(made),
-                        None => control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?,
-                    };
-                    // SAFETY: as below; the counters and scalars are tensors on the device too.
-                    py.detach(|| unsafe {
-                        own.step_controlled(&mut control.control, &steering.scalars, pointer(stream))
-                    })
-                    .map_err(plain)?;
-                } else {
-                    // SAFETY: as above. torch's allocator gives memory that is freed only to later work on the same stream, and this
-                    // is the stream on which torch works.
-                    py.detach(|| unsafe { own.step_raw(sets, pointer(stream)) }).map_err(plain)?;
-                }
-            }
-            None => return Err(PyRuntimeError::new_err("the tensors were not taken over")),
+/// Steps a list that was prepared.
+fn run_one(py: Python<'_>, list: &mut List, steering: &Steering) -> PyResult<()> {
+    let sets = &list.sets;
+    match (&mut list.backend, steering) {
+        // SAFETY: the tensors are alive, as what they belong to is kept, and were just seen to have these types, lengths and
+        // addresses. That no other thread uses them or takes their memory away meanwhile is as for any optimizer of torch's.
+        (Some(Backend::Cpu(own)), Steering::OnHost) => py.detach(|| unsafe { own.step_raw(sets) }).map_err(plain)?,
+        (Some(Backend::Cuda(own)), Steering::OnStream(stream)) => {
+            // SAFETY: as above. torch's allocator gives memory that is freed only to later work on the same stream, and this
+            // is the stream on which torch works.
+            py.detach(|| unsafe { own.list.step_raw(sets, pointer(*stream)) }).map_err(plain)?;
         }
-        // SAFETY: the counters' tensors are kept alive.
-        list.counters.iter().for_each(|counter| unsafe { counter.advance() });
-        Ok(())
+        (Some(Backend::Cuda(own)), Steering::Controlled(stream, scalars)) => {
+            let OnDevice { list: own, control } = &mut **own;
+            let control = control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?;
+            // SAFETY: as above; the counters and scalars are tensors on the device too.
+            py.detach(|| unsafe { own.step_controlled(&mut control.control, scalars, pointer(*stream)) })
+                .map_err(plain)?;
+        }
+        _ => return Err(PyRuntimeError::new_err("the tensors were not taken over")),
     }
+    // SAFETY: the counters' tensors are kept alive.
+    list.counters.iter().for_each(|counter| unsafe { counter.advance() });
+    Ok(())
 }
 
 /// The exception for an error about one tensor, with the parameter's name.
 fn named(groups: &[Group<'_>], list: &List, index: usize, error: &Error) -> PyErr {
-    let Some(&(group, position)) = list.places.get(index) else { return exception(error, "") };
+    exception(error, &name_of(groups, list, index).unwrap_or_default())
+}
+
+/// How errors call the parameter that is a tensor of a list.
+fn name_of(groups: &[Group<'_>], list: &List, index: usize) -> Option<String> {
+    let &(group, position) = list.places.get(index)?;
     let name = groups.get(group).and_then(|group| group.1.as_ref()?.get_item(position).ok());
-    let place = match name {
+    Some(match name {
         Some(name) => format!("parameter '{name}'"),
         None => format!("parameter {position} of group {group}"),
-    };
-    exception(error, &place)
+    })
 }

@@ -120,24 +120,6 @@ impl Counter {
         }
     }
 
-    /// The counter as it is now, unless it is not one any more.
-    #[inline]
-    fn again(&self) -> Option<Self> {
-        // SAFETY: whoever asks holds the tensor.
-        unsafe {
-            match *self {
-                Self::F32(place, _) => {
-                    let value = *place;
-                    let steps = value as u64;
-                    (steps as f32 == value && value < F32_COUNTER_END).then_some(Self::F32(place, steps))
-                }
-                Self::F64(place, _) => Some(Self::F64(place, whole(*place)?)),
-                Self::I64(place, _) => Some(Self::I64(place, u64::try_from(*place).ok()?)),
-                Self::Device(_) | Self::Unused => Some(*self),
-            }
-        }
-    }
-
     /// Steps so far, where the host counts them.
     pub(super) fn steps(&self) -> Option<u64> {
         match *self {
@@ -222,7 +204,8 @@ impl Names {
 /// A parameter that was in order, so that the next step can see by identities and addresses that it still is.
 ///
 /// Its tensors are held, for then torch counts a look at one as no change of its owners, which halves the cost; [`Stepper::forget`]
-/// lets go of them before anyone can take them out of the state to free their memory.
+/// lets go of them before anyone can take them out of the state to free their memory. Their memory is not held: it can be replaced,
+/// and is asked for in every step.
 ///
 /// [`Stepper::forget`]: super::Stepper
 pub(super) struct Known {
@@ -235,7 +218,6 @@ pub(super) struct Known {
     layout: Layout,
     pub(super) device: Device,
     tensor: RawTensor,
-    counter: Counter,
 }
 
 impl Known {
@@ -246,7 +228,6 @@ impl Known {
         entries: &Entries,
         params: &Tensor,
         tensor: RawTensor,
-        counter: Counter,
         has_masters: bool,
     ) -> Option<Self> {
         let py = param.py();
@@ -265,7 +246,6 @@ impl Known {
             layout,
             device: params.device,
             tensor,
-            counter,
         })
     }
 
@@ -275,10 +255,9 @@ impl Known {
         entries: &Entries,
         params: &Tensor,
         tensor: RawTensor,
-        counter: Counter,
     ) -> Option<Self> {
         let layout = Layout::of(params)?;
-        (self.entries == *entries).then_some(Self { layout, device: params.device, tensor, counter, ..self })
+        (self.entries == *entries).then_some(Self { layout, device: params.device, tensor, ..self })
     }
 
     /// Whether it is about this parameter.
@@ -321,17 +300,14 @@ impl Known {
         if !self.layout.is_of(&now) {
             return None;
         }
-        if let Counter::Device(address) = self.counter {
-            tensors.look_at_plain(entries[STEP], &mut now)?;
-            if now.address() != address || !now.is_i64() {
-                return None;
-            }
-        }
+        // SAFETY: as above.
+        unsafe { tensors.exchange.look_into(entries[STEP], &mut now) }.then_some(())?;
+        let counter = Counter::of(&now, self.device)?;
         tensors.look_at_plain(grad, &mut now)?;
         let grads = RawBuffer { address: now.address(), dtype: now.dtype()? };
         if now.device != self.device || !self.layout.is_of(&now) || (grads.address == 0 && known.len > 0) {
             return None;
         }
-        Some((RawTensor { grads, ..*known }, self.counter.again()?))
+        Some((RawTensor { grads, ..*known }, counter))
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Tensors {
     plain: Vec<Py<PyType>>,
     /// Gives the plain tensor behind any other object, or None.
     unwrap: Py<PyAny>,
+    /// Gives the plain tensor behind a parameter's gradient, laid out on the processes as the parameter is, or None.
+    unwrap_grad: Py<PyAny>,
     /// The attribute `grad` of plain tensors, and what reads it.
     grad: Py<PyAny>,
     grad_getter: Option<ffi::descrgetfunc>,
@@ -24,7 +26,12 @@ pub(super) struct Tensors {
 }
 
 impl Tensors {
-    pub(super) fn new(py: Python<'_>, plain: Vec<Py<PyType>>, unwrap: Py<PyAny>) -> PyResult<Self> {
+    pub(super) fn new(
+        py: Python<'_>,
+        plain: Vec<Py<PyType>>,
+        unwrap: Py<PyAny>,
+        unwrap_grad: Py<PyAny>,
+    ) -> PyResult<Self> {
         let first = plain.first().ok_or_else(|| PyValueError::new_err("plain must name a type"))?;
         let exchange = Exchange::of(first.bind(py))?;
         let grad = first.bind(py).getattr("grad")?;
@@ -33,7 +40,7 @@ impl Tensors {
             let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(grad.as_ptr()), ffi::Py_tp_descr_get);
             std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
         };
-        Ok(Self { exchange, plain, unwrap, grad: grad.unbind(), grad_getter, kept: Vec::new() })
+        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad: grad.unbind(), grad_getter, kept: Vec::new() })
     }
 
     pub(super) fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
@@ -75,10 +82,28 @@ impl Tensors {
         }
         // SAFETY: a live object.
         let unwrapped = self.unwrap.bind(py).call1((unsafe { Bound::from_borrowed_ptr(py, object) },))?;
-        // SAFETY: as above; what is unwrapped is a tensor.
+        Ok(self.look_at_unwrapped(unwrapped))
+    }
+
+    /// What a parameter's gradient is at this moment, where it lies as the parameter does.
+    pub(super) fn look_at_grad(
+        &mut self,
+        py: Python<'_>,
+        param: &Bound<'_, PyAny>,
+        grad: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Tensor>> {
+        if self.is_plain(param.as_ptr()) && self.is_plain(grad.as_ptr()) {
+            return self.look(py, grad.as_ptr());
+        }
+        let unwrapped = self.unwrap_grad.bind(py).call1((param, grad))?;
+        Ok(self.look_at_unwrapped(unwrapped))
+    }
+
+    fn look_at_unwrapped(&mut self, unwrapped: Bound<'_, PyAny>) -> Option<Tensor> {
+        // SAFETY: what is unwrapped is a tensor, or None.
         let tensor = if unwrapped.is_none() { None } else { unsafe { self.exchange.look(unwrapped.as_ptr()) } };
         self.keep(unwrapped.unbind());
-        Ok(tensor)
+        tensor
     }
 
     /// Puts what a plain tensor is at this moment into `out`. Fails for any other object.

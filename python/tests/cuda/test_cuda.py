@@ -88,7 +88,7 @@ class Optimizer:
     """What `dualadam.torch.DualAdam` hands to the native module, and the same run on the CPU."""
 
     def __init__(self, shapes: list[tuple[int, ...]], on_device: bool = False) -> None:
-        self.stepper = Stepper([Posing], lambda tensor: None)
+        self.stepper = Stepper([Posing], lambda tensor: None, lambda param, grad: None)
         self.params = [Posing(array) for shape in shapes for array in values(1, *shape)]
         self.state: dict[Any, Any] = {}
         self.host: list[list[Array]] = []
@@ -243,3 +243,35 @@ def test_a_driver_that_fails() -> None:
     with pytest.raises(RuntimeError, match="cuLaunchKernel failed with CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"):
         optimizer.step()
     optimizer.check()
+
+
+def host_and_device() -> tuple[Stepper, list[Posing], dict[Any, Any]]:
+    """A parameter in the host's memory, and one on the device."""
+    params = [Posing(np.ones(5, np.float32), on_host=on_host) for on_host in (True, False)]
+    state = {}
+    for p in params:
+        p.grad = Posing(np.ones(5, np.float32), on_host=p.on_host)
+        moments = [Posing(np.zeros(5, np.float32), on_host=p.on_host) for _ in range(2)]
+        counter = Posing(np.array(0, np.float32), on_host=True) if p.on_host else Posing(np.array(0, np.int64))
+        state[p] = {"step": counter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+    return Stepper([Posing], lambda tensor: None, lambda param, grad: None), params, state
+
+
+def test_nothing_is_stepped_before_all_devices_are_ready() -> None:
+    stepper, params, state = host_and_device()
+    good, bad = Posing(np.array(1, np.float32)), Posing(np.array(1, np.float64))
+    for text, lr, scalars in [
+        ("grad_scale must be float32", None, [(0, bad, None)]),
+        ("lr must be a number or a tensor on the CPU for parameter 0 of group 0, which is on cpu", good, []),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            stepper.step(state, [(params, None, CONFIG, False, lr)], None, 1.0, True, scalars)
+        assert not stepper.has_begun()
+        assert all(same(p, np.ones(5, np.float32)) for p in params)
+    stepper.step(state, [(params, None, CONFIG, False, None)], None, 1.0, True, [])
+    assert stepper.has_begun() and same(params[0], params[1].read())
+    gpu.DRIVER.stand_in_fail(b"cuLaunchKernel", ctypes.c_uint64(1), 701)
+    with pytest.raises(RuntimeError, match="cuLaunchKernel failed"):
+        stepper.step(state, [(params, None, CONFIG, False, None)], None, 1.0, True, [])
+    # The first list was stepped, and counts.
+    assert stepper.has_begun() and int(state[params[0]]["step"].read()) == 2

@@ -53,6 +53,11 @@ def test_three_ranks_have_the_bits_of_one(alone_assigned: dict, tmp_path: Path) 
         assert_same(rank, alone_assigned)
 
 
+def test_gradients_that_are_still_to_be_added_up(alone_assigned: dict, tmp_path: Path) -> None:
+    for rank in run(2, "replicated", tmp_path / "result", "--gradients", "assigned"):
+        assert_same(rank, alone_assigned)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")

@@ -9,7 +9,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dualadam.torch import DualAdam
@@ -30,6 +31,8 @@ def wrapped(kind: str, trained: nn.Sequential) -> nn.Module:
         for layer in trained:
             fully_shard(layer)
         fully_shard(trained)
+    if kind == "replicated":
+        distribute_module(trained, init_device_mesh("cpu", (dist.get_world_size(),)))
     return trained
 
 
@@ -52,7 +55,11 @@ def assign_gradients(trained: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in trained.parameters():
         full = torch.randn(parameter.shape, generator=generator)
-        if isinstance(parameter, DTensor):
+        if isinstance(parameter, DTensor) and parameter.placements == (Replicate(),):
+            # What each rank has must be added up first, as with sequence parallelism.
+            part = full if dist.get_rank() == 0 else torch.zeros_like(full)
+            full = DTensor.from_local(part, parameter.device_mesh, [Partial()])
+        elif isinstance(parameter, DTensor):
             full = distribute_tensor(full, parameter.device_mesh, parameter.placements)
         parameter.grad = full
 
@@ -82,7 +89,7 @@ def train(steps: range, gradients: str, trained: nn.Module, stepped: DualAdam) -
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kind", choices=["alone", "ddp", "fsdp2"], required=True)
+    parser.add_argument("--kind", choices=["alone", "ddp", "fsdp2", "replicated"], required=True)
     parser.add_argument("--gradients", choices=["backward", "assigned"], default="backward")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=STEPS)

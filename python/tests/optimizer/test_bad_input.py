@@ -44,6 +44,11 @@ def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
         ({"switching_rate": 1, "eps": 0.0}, "eps must be finite and above 0"),
         ({"switching_rate": 1, "weight_decay": float("inf")}, "weight_decay must be finite"),
         ({"switching_rate": 1, "inverse_term": "other"}, "inverse_term must be 'paper' or 'with_eps', got 'other'"),
+        ({"switching_steps": -1}, "switching_steps must be at least 1, and a whole number, got -1"),
+        ({"switching_steps": 1.5}, "switching_steps must be at least 1, and a whole number, got 1.5"),
+        ({"switching_steps": True}, "switching_steps must be at least 1, and a whole number, got True"),
+        ({"switching_rate": 1, "betas": (0.9,)}, r"group 0: betas must be two numbers, got \(0.9,\)"),
+        ({"switching_rate": 1, "betas": 0.9}, "betas must be two numbers, got 0.9"),
         ({"switching_rate": 1, "amsgrad": True}, "amsgrad must not be set"),
         ({"switching_rate": 1, "foreach": True}, "foreach must not be set"),
         ({"switching_rate": 1, "differentiable": True}, "differentiable must not be set"),
@@ -53,6 +58,52 @@ def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
 def test_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         DualAdam([param(2)], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"switching_rate": "a"}, "switching_rate must be a number, got 'a'"),
+        ({"switching_rate": 1, "lr": "x"}, "group 0: lr must be a number, got 'x'"),
+        ({"switching_rate": 1, "eps": None}, "eps must be a number, got None"),
+        ({"switching_rate": 1, "betas": (0.9, "b")}, "beta2 must be a number, got 'b'"),
+        ({"switching_rate": 1, "master_weights": "yes"}, "master_weights must be True or False, got 'yes'"),
+        ({"switching_rate": 1, "capturable": 3}, "capturable must be True or False, got 3"),
+    ],
+)
+def test_options_of_another_type(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        DualAdam([param(2)], **options)
+
+
+def test_the_group_of_a_wrong_option_is_named() -> None:
+    with pytest.raises(ValueError, match="group 1: eps must be"):
+        DualAdam([{"params": [param(2)]}, {"params": [param(2)], "eps": -1.0}], switching_steps=3)
+
+
+def test_what_cannot_be_captured_is_not_capturable(unchanged: Unchanged) -> None:
+    optimizer = DualAdam([("w", param(2))], switching_steps=3, capturable=True)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    unchanged(optimizer, optimizer.step, ValueError, "capturable must be False for parameter 'w', which is on cpu")
+
+
+def test_a_scale_of_0(unchanged: Unchanged) -> None:
+    optimizer = stepped(param(2))
+    optimizer.grad_scale = torch.tensor(0.0)  # type: ignore[attr-defined]
+    unchanged(optimizer, optimizer.step, ValueError, "grad_scale must not be 0")
+
+
+def test_a_learning_rate_of_two_elements_later(unchanged: Unchanged) -> None:
+    optimizer = stepped(param(2))
+
+    def step() -> None:
+        optimizer.param_groups[0]["lr"] = torch.ones(2)
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups[0]["lr"] = 1e-3
+
+    unchanged(optimizer, step, ValueError, "lr must have one element, it has 2")
 
 
 def test_an_option_that_there_is_not() -> None:
@@ -201,6 +252,10 @@ def saved_by_another(*shapes: tuple[int, ...]) -> dict[str, Any]:
     return stepped(*(param(*shape) for shape in shapes)).state_dict()
 
 
+def saved_by_sgd() -> dict[str, Any]:
+    return torch.optim.SGD([param(3), param(4)]).state_dict()
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "text"),
     [
@@ -212,9 +267,12 @@ def saved_by_another(*shapes: tuple[int, ...]) -> dict[str, Any]:
         (lambda saved: saved["param_groups"][0].update(schedule=("x", 1)) or saved, ValueError, "schedule must be"),
         (lambda saved: saved["state"][1].pop("exp_avg") is None or saved, ValueError, "must have exp_avg"),
         (lambda saved: saved["state"][1].update(step=-3) or saved, ValueError, "step of parameter 'b'"),
-        (lambda saved: saved["state"][1].update(max_exp_avg_sq=1) or saved, ValueError, "it has max_exp_avg_sq"),
+        (lambda saved: saved["state"][1].update(max_exp_avg_sq=1) or saved, ValueError, "must be without max_exp_avg_sq"),
         (lambda saved: saved["state"].update({1: 7}) or saved, TypeError, "the state of parameter 'b' must be a dict"),
         (lambda saved: {"state": saved["state"]}, KeyError, "param_groups"),
+        (lambda saved: saved["state"][1].update(step=9e15) or saved, ValueError, "step of parameter 'b' must be .* below 9e"),
+        (lambda saved: saved["param_groups"][0].update(master_weights="yes") or saved, TypeError, "master_weights must be True"),
+        (lambda saved: saved_by_sgd(), ValueError, "group 0 of the state dict must be that of a DualAdam or Adam, it has no betas, eps"),
     ],
 )
 def test_state_dicts(

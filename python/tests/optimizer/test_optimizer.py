@@ -229,10 +229,10 @@ def test_step_hooks_run() -> None:
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = DualAdam([p], switching_steps=4)
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_pre_hook(lambda _, arguments, options: seen.append(("before", arguments[1:], options)))
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     optimizer.step()
-    assert seen == ["before", "after"]
+    assert seen == [("before", (), {}), "after"]
 
 
 def test_global_step_hooks_run_and_the_profiler_sees_steps() -> None:
@@ -334,6 +334,123 @@ def test_replaced_moments_are_freed_at_once() -> None:
         assert old() is None
     optimizer.step()
     assert state["step"] == 4
+
+
+def test_a_counter_may_get_other_memory() -> None:
+    """Through a reference from before, of which the optimizer is not told."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = DualAdam([p], switching_steps=40)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    state = optimizer.state[p]
+    optimizer.step()
+    optimizer.step()
+    base = torch.zeros(4)
+    state["step"].data = base[1]
+    base[1] = 7
+    optimizer.step()
+    assert state["step"] == 8 and base.tolist() == [0, 8, 0, 0]
+    state["step"].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="step of parameter 0 of group 0 must have memory"):
+        optimizer.step()
+
+
+def test_parameters_may_be_swapped() -> None:
+    net, twin = model(), model()
+    optimizer, other = (DualAdam(each.parameters(), switching_steps=8) for each in (net, twin))
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for index in range(3):
+            train(net, optimizer, 1, index)
+            net.double().float()
+            train(twin, other, 1, index)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert all(map(torch.equal, weights(net), weights(twin)))
+
+
+def test_the_state_may_be_read_within_a_step() -> None:
+    class Reads(torch.nn.Parameter):
+        @property
+        def _local_tensor(self) -> torch.Tensor:
+            seen.extend(len(optimizer.state) for optimizer in made)
+            return plain
+
+    seen: list[int] = []
+    made: list[DualAdam] = []
+    plain = torch.ones(3)
+    p, q = Reads(plain), torch.nn.Parameter(torch.ones(3))
+    optimizer = DualAdam([p, q], switching_steps=4)
+    made.append(optimizer)
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+    assert torch.equal(bits(plain), bits(q)) and max(seen) == 2
+
+
+def test_one_thread_steps_at_a_time() -> None:
+    class Steps(torch.nn.Parameter):
+        @property
+        def _local_tensor(self) -> torch.Tensor:
+            for optimizer in made:
+                with pytest.raises(RuntimeError, match="must be stepped by one thread at a time"):
+                    optimizer._stepper.step({}, [], None, 1.0, False, [])  # type: ignore[union-attr]
+                refused.append(True)
+            return plain
+
+    made: list[DualAdam] = []
+    refused: list[bool] = []
+    plain = torch.ones(3)
+    p = Steps(plain)
+    optimizer = DualAdam([p], switching_steps=4)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    made.append(optimizer)
+    optimizer.step()
+    assert refused and optimizer.state[p]["step"] == 2
+
+
+def test_masters_are_made_from_what_was_loaded_last() -> None:
+    net, adam = model().bfloat16(), model().bfloat16()
+    twin = torch.optim.AdamW(adam.parameters())
+    for p in adam.parameters():
+        p.grad = torch.ones_like(p)
+    twin.step()
+    optimizer = DualAdam(net.parameters(), switching_steps=4, master_weights=True)
+    optimizer.load_state_dict(twin.state_dict())
+    for p in net.parameters():
+        p.data.fill_(3.0)
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p in net.parameters():
+        assert torch.equal(p, torch.full_like(p, 3.0))
+        assert torch.allclose(optimizer.state[p]["master_param"], torch.tensor(3.0), atol=2e-3, rtol=0)
+
+
+def test_other_entries_of_the_state_stay() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = DualAdam([p], switching_steps=4)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[p]["mine"] = "kept"
+    p.data = p.data.clone()
+    optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    assert optimizer.state[p]["mine"] == "kept" and optimizer.state[p]["step"] == 3
+
+
+def test_a_groups_schedule_may_be_changed() -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer, other = DualAdam([p], switching_steps=4), DualAdam([q], schedule=("fixed", 3))
+    optimizer.param_groups[0]["schedule"] = dualadam.Schedule.fixed(3)
+    for _ in range(2):
+        p.grad, q.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        other.step()
+    assert torch.equal(bits(p), bits(q))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["schedule"] == ("fixed", 3)
 
 
 def test_the_step_counts_on_where_float32_ends() -> None:
