@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{root, stand_in};
+use crate::{install, root, stand_in};
 
 /// What the tests run with.
 pub(crate) const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
@@ -22,13 +22,16 @@ pub(crate) fn run() -> Result<()> {
     let pip = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"];
     succeed(Command::new(tool("pip")).args(pip).arg(root().join("python")))?;
     let driver = stand_in::build()?;
+    let c_library = root().join("target/python/c");
+    install::run(&c_library)?;
     for tests in TESTS {
         println!("\n{tests}:");
         let mut pytest = Command::new(tool("pytest"));
         pytest.args(["-q", "-rs", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
-        if tests == "cuda" {
-            pytest.env("STAND_IN_CUDA_LIBRARY", &driver);
-        }
+        match tests {
+            "cuda" => pytest.env("STAND_IN_CUDA_LIBRARY", &driver),
+            _ => pytest.env("DUALADAM_C_LIBRARY", c_library.join("lib/libdualadam.so")),
+        };
         succeed(pytest.current_dir(root().join("python")))?;
     }
     // The installed package: its stubs and py.typed are in the wheel.

@@ -335,9 +335,7 @@ impl Steps {
             let is_controlled = list.device.kind == CUDA && (is_controlled || list.is_counted_on_device());
             let all = scalars.iter().find(|(id, ..)| is_controlled && *id == list.device.id);
             let raw = match all {
-                Some((_, scale, found_inf)) => {
-                    self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?
-                }
+                Some((_, scale, found_inf)) => self.raw_scalars(py, list.device, scale.as_ref(), found_inf.as_ref())?,
                 None => RawScalars::default(),
             };
             self.prepare(py, groups, &configs, list, multiplier, is_controlled.then_some(raw))

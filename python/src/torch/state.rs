@@ -250,12 +250,7 @@ impl Known {
     }
 
     /// The same tensors, in other memory or of another layout.
-    pub(super) fn renewed(
-        self,
-        entries: &Entries,
-        params: &Tensor,
-        tensor: RawTensor,
-    ) -> Option<Self> {
+    pub(super) fn renewed(self, entries: &Entries, params: &Tensor, tensor: RawTensor) -> Option<Self> {
         let layout = Layout::of(params)?;
         (self.entries == *entries).then_some(Self { layout, device: params.device, tensor, ..self })
     }
