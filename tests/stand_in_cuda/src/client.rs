@@ -55,6 +55,7 @@ struct Control {
     set: extern "C" fn(Name, i64) -> bool,
     set_read_only: extern "C" fn(u64, usize, bool) -> bool,
     forget: extern "C" fn(u64, usize) -> bool,
+    set_private: extern "C" fn(u64) -> bool,
     stats: extern "C" fn(*mut u64),
     live: extern "C" fn(Name) -> u64,
     pending: extern "C" fn() -> u64,
@@ -108,6 +109,7 @@ fn load() -> Result<Control, ClientError> {
         set: symbol(library, "stand_in_set")?,
         set_read_only: symbol(library, "stand_in_set_readonly")?,
         forget: symbol(library, "stand_in_forget")?,
+        set_private: symbol(library, "stand_in_set_private")?,
         stats: symbol(library, "stand_in_stats")?,
         live: symbol(library, "stand_in_live")?,
         pending: symbol(library, "stand_in_pending")?,
@@ -221,6 +223,13 @@ impl StandIn {
     /// Makes device memory count as never written. Returns whether it lies in an allocation.
     pub fn forget(&self, address: u64, bytes: usize) -> bool {
         (self.control.forget)(address, bytes)
+    }
+
+    /// Lets only launches of graphs touch the allocation at an address. So is memory of a graph's private pool, as PyTorch's allocator
+    /// hands it out during a capture: outside of the graph its content means nothing, or it is another graph's. Returns whether there
+    /// is an allocation.
+    pub fn set_private(&self, address: u64) -> bool {
+        (self.control.set_private)(address)
     }
 
     /// What all launches together did.

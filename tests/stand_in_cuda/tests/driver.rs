@@ -948,3 +948,155 @@ fn what_a_capture_forbids_spoils_it() {
     assert_eq!(end(), CUresult::CUDA_ERROR_INVALID_VALUE, "no capture to end");
     assert_eq!(read(x, 4), [1.0; 4]);
 }
+
+const GLOBAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+const RELAXED: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+
+/// Sets the thread's mode, and gives the one before.
+fn exchange(mut mode: sys::CUstreamCaptureMode) -> sys::CUstreamCaptureMode {
+    // SAFETY: a mode, where the driver may write another.
+    assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }, CUresult::CUDA_SUCCESS);
+    mode
+}
+
+/// Who may make unsafe calls is decided by the capture's mode, the thread's mode, and whose capture it is.
+#[test]
+fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
+    let _stand_in = start();
+    let device = device();
+    let event = device.context.new_event(None).expect("an event");
+    event.record(&device.stream).expect("a record");
+    let other = device.context.new_stream().expect("a stream");
+    let x = filled(&[1.0; 4]);
+    let calls: [&(dyn Fn() -> Outcome<()> + Sync); 6] = [
+        // SAFETY: the memory is this call's own.
+        &|| unsafe { result::malloc_sync(4).and_then(|address| result::free_sync(address)) },
+        // SAFETY: as above.
+        &|| unsafe { result::malloc_host(4, 0).and_then(|pointer| result::free_host(pointer)) },
+        &|| event.synchronize(),
+        &|| other.synchronize(),
+        &|| device.context.load_module(Ptx::from_src(PTX)).map(|_| ()),
+        // SAFETY: as long as the values.
+        &|| unsafe { result::memcpy_htod_sync(x, &[1.0_f32; 4]) },
+    ];
+    for capture in [GLOBAL, THREAD_LOCAL, RELAXED] {
+        for thread in [GLOBAL, THREAD_LOCAL, RELAXED] {
+            for is_own in [true, false] {
+                let is_forbidden = thread != RELAXED
+                    && if is_own { capture != RELAXED } else { capture == GLOBAL && thread == GLOBAL };
+                for (index, call) in calls.iter().enumerate() {
+                    let what = format!("call {index}, {capture:?}, {thread:?}, own: {is_own}");
+                    let call = || {
+                        device.context.bind_to_thread().expect("a context");
+                        let before = exchange(thread);
+                        let answer = code(call());
+                        assert_eq!(exchange(before), thread, "{what}");
+                        answer
+                    };
+                    device.stream.begin_capture(capture).expect("a capture");
+                    let answer = if is_own {
+                        call()
+                    } else {
+                        std::thread::scope(|scope| scope.spawn(call).join().expect("no panic"))
+                    };
+                    let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+                    let expected = if is_forbidden {
+                        let unsupported = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+                        (unsupported, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
+                    } else {
+                        (CUresult::CUDA_SUCCESS, CUresult::CUDA_SUCCESS)
+                    };
+                    assert_eq!((answer, ended), expected, "{what}");
+                }
+            }
+        }
+    }
+    // SAFETY: no mode; the driver refuses it.
+    let refused = unsafe { sys::cuThreadExchangeStreamCaptureMode(std::ptr::null_mut()) };
+    assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE);
+}
+
+/// The whole context, with a stream that is being captured in it, is waited for by nobody, in whatever mode.
+#[test]
+fn a_wait_for_the_context_spoils_every_capture() {
+    let _stand_in = start();
+    let device = device();
+    for mode in [GLOBAL, THREAD_LOCAL, RELAXED] {
+        device.stream.begin_capture(mode).expect("a capture");
+        let wait = || {
+            device.context.bind_to_thread().expect("a context");
+            exchange(RELAXED);
+            code(result::ctx::synchronize())
+        };
+        let answer = std::thread::scope(|scope| scope.spawn(wait).join().expect("no panic"));
+        assert_eq!(answer, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+        assert_eq!(ended, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "{mode:?}");
+    }
+}
+
+/// Stream-ordered memory comes and goes while another stream is captured, in all modes.
+#[test]
+fn stream_ordered_memory_is_no_unsafe_call() {
+    let stand_in = start();
+    let device = device();
+    let other = device.context.new_stream().expect("a stream");
+    let live = stand_in.live("memory");
+    device.stream.begin_capture(GLOBAL).expect("a capture");
+    // SAFETY: the memory is only used here.
+    unsafe {
+        let address = result::malloc_async(other.cu_stream(), 4).expect("memory");
+        result::memset_d8_async(address, 1, 4, other.cu_stream()).expect("a fill");
+        result::free_async(address, other.cu_stream()).expect("a free");
+    }
+    let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+    assert_eq!(ended, CUresult::CUDA_SUCCESS);
+    device.context.synchronize().expect("a wait");
+    assert_eq!(stand_in.live("memory"), live);
+    stand_in.set_attribute(115, 0);
+    // SAFETY: refused.
+    let refused = code(unsafe { result::malloc_async(other.cu_stream(), 4) });
+    assert_eq!(refused, CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    assert_eq!(stand_in.violations(), [""; 0]);
+}
+
+/// Memory of a graph's private pool is the graph's alone.
+#[test]
+fn private_memory_is_touched_by_graphs_only() {
+    let stand_in = start();
+    let device = device();
+    let x = filled(&[1.0; 4]);
+    device.stream.begin_capture(GLOBAL).expect("a capture");
+    let before = exchange(RELAXED);
+    let private = allocate(4);
+    exchange(before);
+    assert!(stand_in.set_private(private) && !stand_in.set_private(1));
+    // SAFETY: both are as long.
+    unsafe { result::memcpy_dtod_async(private, x, 16, device.stream.cu_stream()) }.expect("a copy");
+    device.add(&device.stream, x, private, 4).expect("a launch");
+    let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("a graph").expect("not empty");
+    (0..2).for_each(|_| graph.launch().expect("a launch"));
+    device.stream.synchronize().expect("a wait");
+    assert_eq!(read(x, 4), [4.0; 4]);
+    assert_eq!(stand_in.violations(), [""; 0]);
+    device.add(&device.stream, x, private, 4).expect("a launch");
+    assert_eq!(code(device.stream.synchronize()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    let [violation] = &stand_in.violations()[..] else { panic!("{:?}", stand_in.violations()) };
+    assert!(violation.contains("of a graph's private pool"), "{violation}");
+}
+
+#[test]
+fn a_module_is_not_unloaded_under_its_launches() {
+    let stand_in = start();
+    let device = device();
+    let x = filled(&[1.0; 4]);
+    let module = device.context.load_module(Ptx::from_src(PTX)).expect("a module");
+    let twice = module.load_function("twice").expect("a function");
+    drop(module);
+    let (n, config) = (4_u32, grid(4));
+    // SAFETY: the interpreter checks every access.
+    unsafe { device.stream.launch_builder(&twice).arg(&x).arg(&n).launch(config) }.expect("a launch");
+    assert_eq!(stand_in.violations(), [""; 0]);
+    drop(twice);
+    assert_eq!(stand_in.violations(), ["a module is unloaded whose kernels are still to run"]);
+}

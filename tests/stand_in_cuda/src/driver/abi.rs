@@ -27,6 +27,18 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    /// Takes the value that the caller has put there, and returns another in its place.
+    pub(crate) fn exchange(self, other: impl FnOnce(T) -> Result<T, Code>) -> Result<(), Code>
+    where
+        T: Copy,
+    {
+        if self.0.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // SAFETY: not null, and so the place of a `T` by the contract of the driver API.
+        self.set(other(unsafe { self.0.read() })?)
+    }
+
     /// Returns a value to a caller who may not want it.
     pub(crate) fn set_if_wanted(self, value: T) {
         // A null pointer is the only failure.

@@ -1,5 +1,6 @@
 //! Stream capture: work noted in a graph instead of queued, and graphs launched.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::ThreadId;
 
@@ -8,10 +9,20 @@ use super::codes::*;
 use super::queue::{TaskId, Work};
 use super::state::{Driver, GraphExec, Handle, Kind};
 
-/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids.
+/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of them a thread heeds.
 const MODE_GLOBAL: i32 = 0;
-const MODE_THREAD_LOCAL: i32 = 1;
+// 1 is the thread-local one.
 const MODE_RELAXED: i32 = 2;
+
+thread_local! {
+    /// What `cuThreadExchangeStreamCaptureMode` has set.
+    static THREAD_MODE: Cell<i32> = const { Cell::new(MODE_GLOBAL) };
+}
+
+/// Gives the calling thread the mode that threads begin with.
+pub(crate) fn clear_thread_mode() {
+    THREAD_MODE.set(MODE_GLOBAL);
+}
 
 #[derive(Debug, Clone)]
 struct Node {
@@ -141,13 +152,22 @@ impl Driver {
         if captures.is_empty() { Ok(()) } else { Err(ERROR_STREAM_CAPTURE_UNSUPPORTED) }
     }
 
-    /// Calls that may synchronise, such as an allocation, spoil captures whose mode forbids them to this thread.
+    /// Calls that may synchronise, such as an allocation, spoil captures that forbid them to this thread. In the words of the driver's
+    /// documentation on `cuThreadExchangeStreamCaptureMode`, the thread is prohibited from "potentially unsafe API calls":
+    ///
+    /// - in the global mode "if the local thread has an ongoing capture sequence that was not initiated with" the relaxed mode, "or if
+    ///   any other thread has a concurrent capture sequence initiated with" the global mode;
+    /// - in the thread-local mode only by its own captures that are not relaxed; in the relaxed mode by none.
     pub(crate) fn refuse_unsafe_call(&mut self) -> Result<(), Code> {
-        let thread = std::thread::current().id();
+        let (thread, mode) = (std::thread::current().id(), THREAD_MODE.get());
         let mut is_refused = false;
         for capture in self.captures.values_mut() {
-            let is_forbidden =
-                capture.mode == MODE_GLOBAL || (capture.mode == MODE_THREAD_LOCAL && capture.thread == thread);
+            let is_forbidden = mode != MODE_RELAXED
+                && if capture.thread == thread {
+                    capture.mode != MODE_RELAXED
+                } else {
+                    capture.mode == MODE_GLOBAL && mode == MODE_GLOBAL
+                };
             capture.is_invalid |= is_forbidden;
             is_refused |= is_forbidden;
         }
@@ -212,7 +232,9 @@ impl Driver {
         for node in nodes {
             let mut after: Vec<TaskId> = node.after.iter().map(|&index| tasks[index]).collect();
             after.extend(&before);
-            tasks.push(self.queue_task(stream, node.work, &format!("{} in a graph", node.label), after)?);
+            let task = self.queue_task(stream, node.work, &format!("{} in a graph", node.label), after)?;
+            self.queue.mark_of_graph(task);
+            tasks.push(task);
         }
         tasks.extend(before);
         let end = self.queue_task(stream, Work::Nothing, "cuGraphLaunch", tasks)?;
@@ -241,6 +263,16 @@ impl Capture {
 const ERROR_ILLEGAL_STREAM: Code = ERROR_INVALID_VALUE;
 
 api! {
+    fn cuThreadExchangeStreamCaptureMode(_driver, mode: Out<i32>) {
+        mode.exchange(|mode| {
+            if (MODE_GLOBAL..=MODE_RELAXED).contains(&mode) {
+                Ok(THREAD_MODE.replace(mode))
+            } else {
+                Err(ERROR_INVALID_VALUE)
+            }
+        })
+    }
+
     fn cuStreamBeginCapture_v2(driver, stream: Handle, mode: i32) {
         let stream = driver.resolve_stream(stream)?;
         driver.begin_capture(stream, mode)

@@ -15,6 +15,7 @@ fn name_of(text: Text) -> String {
 extern "C" fn stand_in_reset() {
     lock().reset();
     super::context::clear_stack();
+    super::capture::clear_thread_mode();
 }
 
 /// Lets the `nth` call of a function from now on fail with a code, before it does anything. `*` stands for every function, and
@@ -96,6 +97,14 @@ extern "C" fn stand_in_set_readonly(address: u64, bytes: usize, read_only: bool)
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_forget(address: u64, bytes: usize) -> bool {
     lock().memory.forget(address, bytes).is_ok()
+}
+
+/// Lets only graphs touch the allocation at an address, as of a graph's private pool. Returns whether there is one.
+#[unsafe(no_mangle)]
+extern "C" fn stand_in_set_private(address: u64) -> bool {
+    let mut driver = lock();
+    let allocation = driver.memory.allocation(address);
+    allocation.is_some_and(|(base, _, _)| driver.private.insert(base))
 }
 
 /// PTX instructions executed.

@@ -38,7 +38,7 @@ impl Driver {
     }
 
     fn allocate_host(&mut self, address: Out<HostAddress>, bytes: usize, flags: u32) -> Result<(), Code> {
-        self.current()?;
+        let context = self.current()?;
         self.refuse_unsafe_call()?;
         if bytes == 0 || flags > 7 || address.is_null() {
             return Err(ERROR_INVALID_VALUE);
@@ -51,7 +51,7 @@ impl Driver {
         }
         // SAFETY: so many bytes were just allocated.
         unsafe { pointer.write_bytes(JUNK, bytes) };
-        self.pinned.insert(pointer as HostAddress, Pinned { bytes, is_owned: true, flags });
+        self.pinned.insert(pointer as HostAddress, Pinned { context, bytes, is_owned: true, flags });
         address.set(pointer as HostAddress)
     }
 
@@ -69,6 +69,13 @@ impl Driver {
             return Err(ERROR_INVALID_VALUE);
         }
         Ok(())
+    }
+
+    /// Fails where the stream's device has no memory that streams allocate and free.
+    fn check_pools(&mut self, stream: Handle) -> Result<(), Code> {
+        self.stream(stream)?;
+        // MEMORY_POOLS_SUPPORTED.
+        if self.attribute(115) == Some(0) { Err(ERROR_NOT_SUPPORTED) } else { Ok(()) }
     }
 
     /// The device side of a copy, checked at the call as the driver does.
@@ -116,6 +123,7 @@ impl Driver {
     /// A copy on the null stream. It returns when it is done, but for one inside the device, and for one from pageable memory,
     /// whose bytes have left the host then and may not have arrived.
     fn copy_now(&mut self, to: Place, from: Place, bytes: usize, label: &str) -> Result<(), Code> {
+        self.refuse_unsafe_call()?;
         let stream = self.resolve_stream(0)?;
         if bytes == 0 {
             return Ok(());
@@ -203,11 +211,13 @@ api! {
         }
         driver.check_free(address)?;
         driver.queue.forget_allocation(address);
+        driver.private.remove(&address);
         driver.memory.free(address).map_err(|_| ERROR_INVALID_VALUE)
     }
 
     fn cuMemAllocAsync(driver, address: Out<u64>, bytes: usize, stream: Handle) {
         let stream = driver.resolve_stream(stream)?;
+        driver.check_pools(stream)?;
         if address.is_null() {
             return Err(ERROR_INVALID_VALUE);
         }
@@ -225,6 +235,7 @@ api! {
 
     fn cuMemFreeAsync(driver, address: u64, stream: Handle) {
         let stream = driver.resolve_stream(stream)?;
+        driver.check_pools(stream)?;
         if address == 0 {
             return Ok(());
         }
@@ -287,7 +298,8 @@ api! {
     }
 
     fn cuMemHostRegister_v2(driver, address: HostAddress, bytes: usize, flags: u32) {
-        driver.current()?;
+        let context = driver.current()?;
+        driver.refuse_unsafe_call()?;
         if address == 0 || bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
@@ -295,12 +307,13 @@ api! {
         if (address..end).step_by(PAGE).any(|part| driver.is_pinned(part, 1)) {
             return Err(ERROR_HOST_MEMORY_ALREADY_REGISTERED);
         }
-        driver.pinned.insert(address, Pinned { bytes, is_owned: false, flags });
+        driver.pinned.insert(address, Pinned { context, bytes, is_owned: false, flags });
         Ok(())
     }
 
     fn cuMemHostUnregister(driver, address: HostAddress) {
         driver.current()?;
+        driver.refuse_unsafe_call()?;
         match driver.pinned.get(&address).filter(|pinned| !pinned.is_owned) {
             Some(_) => {
                 driver.pinned.remove(&address);
@@ -407,5 +420,5 @@ not_supported! {
     cuModuleLoadFatBinary cuLinkCreate_v2 cuLinkAddData_v2 cuLinkComplete cuLinkDestroy
     cuLaunchCooperativeKernel cuOccupancyMaxPotentialBlockSize cuOccupancyMaxPotentialBlockSizeWithFlags
     cuOccupancyAvailableDynamicSMemPerBlock cuOccupancyMaxActiveClusters cuOccupancyMaxPotentialClusterSize
-    cuThreadExchangeStreamCaptureMode cuGraphExecKernelNodeSetParams_v2 cuGraphExecUpdate_v2 cuGetProcAddress_v2
+    cuGraphExecKernelNodeSetParams_v2 cuGraphExecUpdate_v2 cuGetProcAddress_v2
 }

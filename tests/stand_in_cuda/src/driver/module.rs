@@ -231,6 +231,12 @@ api! {
 
     fn cuModuleUnload(driver, module: Handle) {
         driver.current()?;
+        driver.refuse_unsafe_call()?;
+        let of_module = driver.functions.values().filter(|function| function.module == module);
+        let kernels: Vec<_> = of_module.map(|function| Arc::clone(&function.kernel)).collect();
+        if driver.queue.has_launches_of(&kernels) {
+            driver.violation("a module is unloaded whose kernels are still to run".to_owned());
+        }
         if driver.modules.remove(&module).is_none() {
             return Err(driver.bad_handle(module, Kind::Module));
         }

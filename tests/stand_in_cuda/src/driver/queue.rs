@@ -73,6 +73,7 @@ pub(crate) struct Task {
     pub(crate) work: Work,
     /// The call that submitted it.
     pub(crate) label: String,
+    pub(crate) is_of_graph: bool,
 }
 
 /// A task that is done.
@@ -109,6 +110,13 @@ impl Queue {
         self.next += 1;
         self.pending.insert(self.next, task);
         self.next
+    }
+
+    /// Says that a task is a graph's.
+    pub(crate) fn mark_of_graph(&mut self, task: TaskId) {
+        if let Some(task) = self.pending.get_mut(&task) {
+            task.is_of_graph = true;
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -267,6 +275,15 @@ impl Queue {
 
     pub(crate) fn forget_allocation(&mut self, base: u64) {
         self.traces.remove(&base);
+    }
+
+    /// Whether a kernel of these is still to run.
+    pub(crate) fn has_launches_of(&self, kernels: &[Arc<Kernel>]) -> bool {
+        let is_of = |task: &Task| match &task.work {
+            Work::Launch(launch) => kernels.iter().any(|kernel| Arc::ptr_eq(kernel, &launch.kernel)),
+            _ => false,
+        };
+        self.pending.values().any(is_of)
     }
 
     /// A pending task that will write to these bytes, for messages.

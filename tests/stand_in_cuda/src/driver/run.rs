@@ -30,7 +30,8 @@ impl Driver {
         after: Vec<TaskId>,
     ) -> Result<TaskId, Code> {
         let context = self.stream(stream)?.context;
-        let task = self.queue.submit(Task { context, stream, after, work, label: label.to_owned() });
+        let task =
+            self.queue.submit(Task { context, stream, after, work, label: label.to_owned(), is_of_graph: false });
         self.stream(stream)?.tail = Some(task);
         Ok(task)
     }
@@ -90,6 +91,7 @@ impl Driver {
         if let Some(code) = self.injected("execute") {
             return self.fail_context(context, code);
         }
+        self.is_running_graph = task.is_of_graph;
         if let Err((code, text)) = self.try_execute(id, &task) {
             self.violation(text);
             self.fail_context(context, code);
@@ -122,6 +124,7 @@ impl Driver {
                 None => Ok(()),
             },
             Work::Free { base } => {
+                self.private.remove(base);
                 if let Some((base, len, _)) = self.memory.allocation(*base) {
                     self.trace(id, Hull::new(base, len), true)?;
                 }
@@ -218,6 +221,10 @@ impl Driver {
     }
 
     fn trace_allocation(&mut self, id: TaskId, base: u64, hull: Hull, is_write: bool) -> Result<(), Trouble> {
+        if !hull.is_empty() && self.private.contains(&base) && !self.is_running_graph {
+            let text = format!("work outside of a graph touches {:#x}, which is of a graph's private pool", hull.from);
+            return Err((ERROR_ILLEGAL_ADDRESS, text));
+        }
         match self.queue.trace(id, base, hull, is_write) {
             Some(text) if self.settings.check_order => Err((ERROR_ILLEGAL_ADDRESS, text)),
             _ => Ok(()),

@@ -109,6 +109,8 @@ pub(crate) struct GraphExec {
 /// Pinned host memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pinned {
+    /// Whose end is its end, too.
+    pub(crate) context: Handle,
     pub(crate) bytes: usize,
     /// Allocated here, rather than registered.
     pub(crate) is_owned: bool,
@@ -141,6 +143,10 @@ pub(crate) struct Driver {
     pub(crate) pinned: BTreeMap<HostAddress, Pinned>,
     /// Allocations whose free is queued.
     pub(crate) freeing: BTreeSet<u64>,
+    /// Allocations that only graphs may touch.
+    pub(crate) private: BTreeSet<u64>,
+    /// Whether the task that runs is a graph's.
+    pub(crate) is_running_graph: bool,
     pub(crate) contexts: BTreeMap<Handle, Context>,
     /// The primary context of each device that ever had one.
     pub(crate) primaries: BTreeMap<i32, Handle>,
@@ -233,6 +239,12 @@ impl Driver {
         let pending = self.queue.pending_of(handle);
         self.run(&pending);
         self.memory.free_all_of(handle);
+        self.pinned.retain(|&address, pinned| {
+            if pinned.context == handle {
+                super::memory::release_host(address, *pinned);
+            }
+            pinned.context != handle
+        });
         self.streams.retain(|_, stream| stream.context != handle);
         self.events.retain(|_, event| event.context != handle);
         self.modules.retain(|_, module| module.context != handle);

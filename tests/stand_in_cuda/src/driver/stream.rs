@@ -90,6 +90,7 @@ api! {
     fn cuStreamSynchronize(driver, stream: Handle) {
         let stream = driver.resolve_stream(stream)?;
         driver.refuse_capture_of(stream)?;
+        driver.refuse_unsafe_call()?;
         let tasks = driver.predecessors(stream)?;
         driver.wait(&tasks);
         let context = driver.stream(stream)?.context;
@@ -99,6 +100,7 @@ api! {
     fn cuStreamQuery(driver, stream: Handle) {
         let stream = driver.resolve_stream(stream)?;
         driver.refuse_capture_of(stream)?;
+        driver.refuse_unsafe_call()?;
         for task in driver.predecessors(stream)? {
             driver.query(Some(task))?;
         }
@@ -179,6 +181,7 @@ api! {
             let event = driver.plain_event(event)?;
             (event.context, event.task)
         };
+        driver.refuse_unsafe_call()?;
         driver.query(task)?;
         driver.sound_context(context).map(|_| ())
     }
@@ -188,6 +191,7 @@ api! {
             let event = driver.plain_event(event)?;
             (event.context, event.task)
         };
+        driver.refuse_unsafe_call()?;
         driver.wait(&Vec::from_iter(task));
         driver.sound_context(context).map(|_| ())
     }
