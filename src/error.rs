@@ -242,7 +242,7 @@ pub enum Error {
     /// The per-thread default stream is another stream in each thread, so that nothing orders an optimizer's steps on it.
     #[error("an optimizer's stream must be the same in every thread, got the per-thread default stream")]
     PerThreadStream,
-    /// The call would copy from memory that it uses again later, which a captured graph must not.
+    /// The host would have to do something again for each launch of the graph, or would have to wait for a stream that is captured.
     #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
     Captured {
         /// What the call would have to do.

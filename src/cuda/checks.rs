@@ -62,11 +62,24 @@ pub(super) unsafe fn check_stream(kernels: &Kernels, stream: *mut c_void) -> Res
 /// # Safety
 ///
 /// `stream` must be live, and its context current.
-pub(super) unsafe fn is_captured(stream: *mut c_void) -> Result<bool, Error> {
+unsafe fn is_captured(stream: *mut c_void) -> Result<bool, Error> {
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the caller's stream, and a place for the answer.
     check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
     Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+/// Fails unless a stream belongs to the kernels' context. Returns whether what is enqueued on it goes into a graph.
+///
+/// # Safety
+///
+/// `stream` must be live, and the kernels' context current.
+pub(super) unsafe fn check_capture(kernels: &Kernels, stream: *mut c_void) -> Result<bool, Error> {
+    // SAFETY: the stream is live and the context current, as this function requires.
+    unsafe {
+        check_stream(kernels, stream)?;
+        is_captured(stream)
+    }
 }
 
 /// Fails if what is enqueued on a stream would go into a graph.

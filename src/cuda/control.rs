@@ -4,17 +4,18 @@
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::sys;
 
 use crate::{DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay};
 
 use super::checks::{check_stream, refuse_capture};
-use super::driver::{Current, check};
+use super::driver::Current;
+use super::event::LastUse;
 use super::kernels::Kernels;
 use super::launch::launch_prepare_sets;
-use super::memory::{DeviceMemory, download, upload};
+use super::memory::{self, DeviceMemory, download, upload};
 use super::staging::Staging;
 
 /// A learning rate in the caller's device memory, by address.
@@ -198,7 +199,8 @@ const MASTERS_UNSET: u32 = 1;
 /// takes its coefficients from here. A control serves one list.
 ///
 /// Learning rates and counters may lie in memory of the caller's; what does not lies in the control's. A graph that captured steps
-/// may outlive the control: memory that was captured once is never freed.
+/// may outlive the control, whose memory is never freed then. Otherwise dropping the control frees it after the last step. That
+/// never waits for the device, and does no harm to captures.
 ///
 /// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
 ///
@@ -236,6 +238,7 @@ pub struct Control {
     memory: DeviceMemory,
     places: Places,
     staging: Staging,
+    last_use: Arc<LastUse>,
     is_interrupted: bool,
 }
 
@@ -270,8 +273,8 @@ impl Places {
 }
 
 impl Control {
-    /// A control with these groups and sets, in device memory. Waits until it is there. All sets without a counter of the caller's are
-    /// before their first step.
+    /// A control with these groups and sets, in device memory. Waits until it is there, but for no other work. All sets without a
+    /// counter of the caller's are before their first step.
     ///
     /// # Errors
     ///
@@ -282,14 +285,20 @@ impl Control {
         if sets.is_empty() {
             return Err(Error::Empty { list: "sets" });
         }
-        Self::with_states(kernels, groups, sets, |_| SetStart { step: 0, masters_unset: false })
+        let last_use = {
+            let _current = kernels.enter()?;
+            LastUse::new(kernels.context())?
+        };
+        Self::with_states(kernels, groups, sets, &last_use, |_| SetStart { step: 0, masters_unset: false })
     }
 
-    /// [`new`](Self::new), which may have no sets, whose own counters begin elsewhere.
+    /// [`new`](Self::new), which may have no sets, whose own counters begin elsewhere, and whose steps are among the uses whose last
+    /// one is `last_use`.
     pub(super) fn with_states(
         kernels: &Kernels,
         groups: &[ControlGroup],
         sets: &[ControlSet],
+        last_use: &Arc<LastUse>,
         start: impl Fn(usize) -> SetStart,
     ) -> Result<Self, Error> {
         let limit = u64::from(u32::MAX);
@@ -303,8 +312,8 @@ impl Control {
         check_addresses(groups, sets)?;
 
         let places = Places::new(groups.len(), sets.len());
-        let memory = DeviceMemory::new(kernels, places.bytes)?;
-        let staging = Staging::new(kernels, size_of::<DeviceGroup>().max(size_of_val(sets)))?;
+        let memory = DeviceMemory::zeros(kernels, last_use, places.bytes)?;
+        let staging = Staging::new(kernels, last_use, size_of::<DeviceGroup>().max(size_of_val(sets)))?;
         let own_step = |set: usize| memory.address() + (places.steps + size_of::<u64>() * set) as u64;
         let set = |(index, set): (usize, &ControlSet)| DeviceSet {
             step: set.step.unwrap_or(own_step(index)),
@@ -313,16 +322,15 @@ impl Control {
         };
         let sets: Vec<_> = sets.iter().enumerate().map(set).collect();
         let active = vec![true; sets.len()];
-        let (groups, kernels) = (groups.to_vec(), kernels.clone());
-        let made =
-            Self { kernels, groups, sets, changed: 0..0, active, memory, places, staging, is_interrupted: false };
+        let (groups, kernels, last_use) = (groups.to_vec(), kernels.clone(), last_use.clone());
+        let changed = 0..0;
+        let mut made =
+            Self { kernels, groups, sets, changed, active, memory, places, staging, last_use, is_interrupted: false };
         made.upload_all(start)?;
         Ok(made)
     }
 
-    fn upload_all(&self, start: impl Fn(usize) -> SetStart) -> Result<(), Error> {
-        let mut bytes = vec![0_u8; self.places.bytes];
-        let mut write = |at: usize, values: &[u8]| bytes[at..at + values.len()].copy_from_slice(values);
+    fn upload_all(&mut self, start: impl Fn(usize) -> SetStart) -> Result<(), Error> {
         let starts: Vec<_> = (0..self.sets.len()).map(start).collect();
         let steps: Vec<_> = starts.iter().map(|start| start.step).collect();
         let state = |start: &SetStart| DeviceState {
@@ -331,20 +339,11 @@ impl Control {
         };
         let states: Vec<_> = starts.iter().map(state).collect();
         let groups: Vec<_> = (0..self.groups.len()).map(|group| self.device_group(group)).collect();
-        write(self.places.steps, bytemuck::cast_slice(&steps));
-        write(self.places.groups, bytemuck::cast_slice(&groups));
-        write(self.places.sets, bytemuck::cast_slice(&self.sets));
-        write(self.places.states, bytemuck::cast_slice(&states));
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let _current = self.kernels.enter()?;
-        // SAFETY: the memory has room for all places.
-        let answer = unsafe { sys::cuMemcpyHtoD_v2(self.memory.address(), bytes.as_ptr().cast(), bytes.len()) };
-        check("cuMemcpyHtoD", answer)?;
-        // The copy may still be on its way when the call returns, and not every stream waits for it.
-        // SAFETY: a context is current.
-        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+        let places = self.places;
+        self.memory.upload(places.steps as u64, &steps)?;
+        self.memory.upload(places.groups as u64, &groups)?;
+        self.memory.upload(places.sets as u64, &self.sets)?;
+        self.memory.upload(places.states as u64, &states)
     }
 
     /// How many sets there are.
@@ -374,7 +373,7 @@ impl Control {
 
     /// Sets the learning rate of a group for the steps that come later on `stream`, also for those of graphs.
     ///
-    /// The call does not wait for the device, unless the four changes before have not reached it yet.
+    /// The call blocks only when the four changes before are all still in flight.
     ///
     /// # Errors
     ///
@@ -444,7 +443,7 @@ impl Control {
         unsafe {
             check_stream(&self.kernels, stream)?;
             refuse_capture(stream, what)?;
-            send_bytes(&mut self.staging, bytemuck::bytes_of(value), to, stream)
+            send_bytes(&mut self.staging, &self.last_use, bytemuck::bytes_of(value), to, stream)
         }
     }
 
@@ -487,17 +486,28 @@ impl Control {
             return Err(Error::Count { list: "steps", expected, actual });
         }
         let _current = self.kernels.enter()?;
-        // SAFETY: the caller's promise; the counters lie at these places.
+        // SAFETY: the requirements of `steps`.
         unsafe {
             check_stream(&self.kernels, stream)?;
             refuse_capture(stream, "new steps")?;
-            upload(self.at(self.places.steps), steps, stream)?;
-            for (set, step) in self.sets.iter().zip(steps).filter(|(set, _)| !self.owns(set.step)) {
-                upload(set.step, &[*step], stream)?;
-            }
+            let uploaded = self.upload_steps(steps, stream);
+            self.last_use.note(stream);
+            uploaded?;
         }
         self.is_interrupted = false;
         Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// As for [`steps`](Self::steps), and the context must be current.
+    unsafe fn upload_steps(&self, steps: &[u64], stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: the counters lie at these places, and `stream` is live, as this function requires.
+        unsafe {
+            upload(self.at(self.places.steps), steps, stream)?;
+            let callers = self.sets.iter().zip(steps).filter(|(set, _)| !self.owns(set.step));
+            callers.into_iter().try_for_each(|(set, step)| upload(set.step, &[*step], stream))
+        }
     }
 
     /// What became of each set's steps. Waits for the work before on `stream` and reads it from the device.
@@ -593,31 +603,32 @@ impl Control {
     ///
     /// # Safety
     ///
-    /// `stream` must be live, and the kernels' context current.
-    pub(super) unsafe fn send_active(&mut self, stream: *mut c_void, is_captured: bool) -> Result<(), Error> {
+    /// `stream` must be live and not captured, the kernels' context current, and earlier uses of the control ordered before.
+    pub(super) unsafe fn send_active(&mut self, stream: *mut c_void) -> Result<(), Error> {
         if self.changed.is_empty() {
             return Ok(());
         }
-        if is_captured {
-            return Err(Error::Captured { what: "a controlled step with other tensors without a gradient" });
-        }
         let changed = bytemuck::cast_slice(&self.sets[self.changed.clone()]);
-        let to = self.at(self.places.sets) + (size_of::<DeviceSet>() * self.changed.start) as u64;
-        // SAFETY: the caller's promise; that is where these sets lie.
-        unsafe { send_bytes(&mut self.staging, changed, to, stream) }?;
+        let to = self.sets() + (size_of::<DeviceSet>() * self.changed.start) as u64;
+        // SAFETY: as this function requires; that is where these sets lie.
+        unsafe { send_bytes(&mut self.staging, &self.last_use, changed, to, stream) }?;
         self.changed = 0..0;
         Ok(())
     }
 
-    /// Launches the kernel that prepares the sets.
+    /// The sets as the step under way needs them, for a graph that must not see later changes.
+    pub(super) fn set_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.sets)
+    }
+
+    /// Launches the kernel that prepares the sets, which are at the address `sets`.
     ///
     /// # Safety
     ///
     /// `stream` must be live and the kernels' context current; the scalars and what the caller keeps of the control must be as
     /// [`TensorList::step_controlled`](super::TensorList::step_controlled) says.
-    pub(super) unsafe fn launch(&self, scalars: &RawScalars, stream: *mut c_void) -> Result<(), Error> {
-        let memory =
-            [self.at(self.places.groups), self.at(self.places.sets), self.states(), self.coeffs(), self.skips()];
+    pub(super) unsafe fn launch(&self, sets: u64, scalars: &RawScalars, stream: *mut c_void) -> Result<(), Error> {
+        let memory = [self.at(self.places.groups), sets, self.states(), self.coeffs(), self.skips()];
         let RawScalars { loss_scale, clip_factor, found_inf } = *scalars;
         let (function, count) = (self.kernels.control_functions().prepare_sets, self.sets.len() as u32);
         // SAFETY: the caller's promise; the control's own memory is as the kernel expects it.
@@ -641,10 +652,19 @@ impl Control {
         self.is_interrupted = true;
     }
 
-    pub(super) fn keep_if(&mut self, is_captured: bool) {
-        if is_captured {
-            self.memory.keep();
-        }
+    /// Never frees the control's memory: a graph may use it.
+    pub(super) fn keep(&mut self) {
+        self.memory.keep();
+    }
+
+    /// The end of the last work that uses the control's memory.
+    pub(super) fn last_use(&self) -> &Arc<LastUse> {
+        &self.last_use
+    }
+
+    /// The address of the sets.
+    pub(super) fn sets(&self) -> u64 {
+        self.at(self.places.sets)
     }
 
     /// The address of the sets' states.
@@ -696,17 +716,28 @@ pub(super) struct SetStart {
 ///
 /// # Safety
 ///
-/// The context must be current and the stream live, and the bytes' place at `to`.
-unsafe fn send_bytes(staging: &mut Staging, bytes: &[u8], to: u64, stream: *mut c_void) -> Result<(), Error> {
+/// - The context must be current, and `stream` a live stream of it that is not being captured.
+/// - The bytes' place must be at `to`, and its earlier uses ordered before what is enqueued on `stream` now.
+unsafe fn send_bytes(
+    staging: &mut Staging,
+    last_use: &LastUse,
+    bytes: &[u8],
+    to: u64,
+    stream: *mut c_void,
+) -> Result<(), Error> {
     let fill = |slot: &mut [u8]| {
         let slot = &mut slot[..bytes.len()];
         slot.copy_from_slice(bytes);
-        // SAFETY: the caller's promise; the slot is kept as it is until the copy has ended.
-        let answer = unsafe { sys::cuMemcpyHtoDAsync_v2(to, slot.as_ptr().cast(), slot.len(), stream.cast()) };
-        check("cuMemcpyHtoDAsync", answer)
+        // SAFETY: the place is at `to`, as this function requires; the slot is kept as it is until the copy has ended.
+        unsafe { memory::copy(to, slot, stream.cast()) }
     };
-    // SAFETY: the caller's promise; the copy goes to this stream.
-    unsafe { staging.send(stream, fill) }
+    // SAFETY: `stream` is live and ordered after earlier uses, as this function requires; the copy goes to this stream.
+    unsafe {
+        let sent = staging.send(stream, fill);
+        // Also after a failure: the copy may have been enqueued.
+        last_use.note(stream);
+        sent
+    }
 }
 
 fn check_aligned(argument: impl Fn() -> String, address: u64, align: u64) -> Result<(), Error> {

@@ -91,9 +91,9 @@ impl DualAdam {
     /// wait for the steps before and read the counters; the file is the same. [`step_scaled`](Self::step_scaled) takes no
     /// multiplier but 1.
     ///
-    /// A CUDA graph that captured a step has the parameters' addresses, and works on the optimizer's own memory, which is
-    /// never freed then, even if the optimizer is dropped. [`load`](Self::load) gives the optimizer new memory: capture anew after it.
-    /// Nothing that the host would have to do may be captured: call [`prepare`](Self::prepare), or make one step, before.
+    /// A CUDA graph that captured a step keeps the addresses of parameters and gradients, and works on the optimizer's moments, masters
+    /// and counters, which are never freed then, even if the optimizer is dropped. [`load`](Self::load) gives the optimizer new
+    /// memory: capture anew after it. The first step cannot be captured, unless [`prepare`](Self::prepare) came before.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl DualAdam {
         let tensors = &self.tensors;
         let masters_unset = |index: usize| tensors[index].master_at.is_some() && !tensors[index].master_is_set;
         let start = |index: usize| SetStart { step: tensors[index].step, masters_unset: masters_unset(index) };
-        let control = Control::with_states(&self.kernels, &groups, &sets, start)?;
+        let control = Control::with_states(&self.kernels, &groups, &sets, &self.last_use, start)?;
         let masters_are_set = AtomicBool::new(!(0..tensors.len()).any(masters_unset));
         self.control = Some(DeviceControl { control, masters_are_set });
         // Only the device knows from now on.
@@ -154,9 +154,9 @@ impl DualAdam {
     /// also set there before its first update. Until [`state`](Self::state), [`save`](Self::save) or a resumed file has told the
     /// host that all masters are set, each step asks the device with a small launch more.
     ///
-    /// A step can be captured in a CUDA graph as long as the tensors' buffers, and which of them have gradients, are those of the
-    /// step or [`prepare`](Self::prepare) before. Launches of the graph must be ordered with the optimizer's other work: best on
-    /// its stream.
+    /// A step can be captured in a CUDA graph, with gradients at new addresses too, once the optimizer has made a step or
+    /// [`prepare`](Self::prepare). Later steps and captures change nothing in the graph. Its launches must be ordered with the
+    /// optimizer's other work: best on its stream.
     ///
     /// # Errors
     ///
@@ -225,37 +225,23 @@ impl DualAdam {
         stepped
     }
 
-    /// Does what the host has to do for a controlled step with these buffers, but steps nothing: the next such step can be captured,
-    /// also if it is the first. The optimizer must have device control.
+    /// Makes what the first controlled step with these buffers needs, but steps nothing: that step can then be captured. The optimizer
+    /// must have device control. Later steps need no such call, whatever their gradients' addresses are.
     ///
     /// # Errors
     ///
     /// As [`step_controlled`](Self::step_controlled).
     pub fn prepare(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
-        // SAFETY: the addresses are those of the views; what is launched with them later has its own promises.
-        self.with_addresses(params, grads, |optimizer, params, grads| unsafe { optimizer.prepare_raw(params, grads) })
+        self.with_addresses(params, grads, Self::prepare_raw)
     }
 
-    /// [`prepare`](Self::prepare) over addresses.
+    /// [`prepare`](Self::prepare) over addresses. They are only compared; nothing is read or written there.
     ///
     /// # Errors
     ///
     /// As [`prepare`](Self::prepare), and what [`TensorList`](super::TensorList) refuses of addresses.
-    ///
-    /// # Safety
-    ///
-    /// Nothing is read or written there now. But graphs that captured a step before use these buffers from now on: when they are
-    /// launched, all must be as for [`step_controlled_raw`](Self::step_controlled_raw).
-    pub unsafe fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
-        if !self.describe_controlled("prepare", params, grads)? {
-            return Ok(());
-        }
-        let (Some(list), Some(DeviceControl { control, .. })) = (&mut self.list, &mut self.control) else {
-            return Ok(());
-        };
-        let _current = self.kernels.enter()?;
-        // SAFETY: the stream lives as long as the optimizer.
-        unsafe { list.send_active(control, raw(&self.stream)) }.map(|_| ())
+    pub fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
+        self.describe_controlled("prepare", params, grads).map(|_| ())
     }
 
     /// Brings list and control up to date on the host. Returns whether any tensor has a gradient.

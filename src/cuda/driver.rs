@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUresult};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, DriverError};
 
 use crate::Error;
@@ -31,8 +31,9 @@ pub(super) fn name_of(error: DriverError) -> String {
 /// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and not where another crate in the build
 /// makes it link the library.
 fn driver_is_present() -> bool {
-    // Of the names that cudarc tries, those that drivers have, in its order.
-    let names = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+    // Of the names that cudarc tries, those that drivers have. The driver's own comes first: a toolkit may have a `libcuda.so` that
+    // is only there to link programs with.
+    let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
     // SAFETY: opening the driver's library runs its initialisers only, which is what a program does that links it.
     names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
 }
@@ -85,23 +86,30 @@ pub(super) fn primary_is_active(device: CUdevice) -> Result<bool, Error> {
     Ok(active != 0)
 }
 
-/// Makes a context current in the calling thread; when dropped, the one that was current before is so again.
+/// Makes a context current in the calling thread, and lets its calls leave captures alone; when dropped, all is as it was before.
 ///
-/// While it lives, cudarc's own calls in this thread find the context current and leave it so.
+/// While it lives, cudarc's own calls in this thread find the context current and leave it so. The thread's capture mode is relaxed:
+/// CUDA would answer an allocation, or a wait for a stream, with an error while any thread captures in its global mode, and would
+/// end that capture.
 pub(super) struct Current {
     pushed: bool,
+    capture_mode: CUstreamCaptureMode,
     /// It is about the thread that made it.
     _thread: PhantomData<*const ()>,
 }
 
 impl Current {
     pub(super) fn enter(context: &CudaContext) -> Result<Self, Error> {
-        let pushed = current()? != context.cu_ctx();
-        if pushed {
+        let mut capture_mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        exchange_capture_mode(&mut capture_mode)?;
+        // From here on, dropping it puts the mode back.
+        let mut entered = Self { pushed: false, capture_mode, _thread: PhantomData };
+        if current()? != context.cu_ctx() {
             // SAFETY: the handle is valid, since the caller holds the context.
             check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(context.cu_ctx()) })?;
+            entered.pushed = true;
         }
-        Ok(Self { pushed, _thread: PhantomData })
+        Ok(entered)
     }
 }
 
@@ -112,7 +120,15 @@ impl Drop for Current {
             // SAFETY: the driver may write the handle there. If it fails, there is no context to restore either.
             let _ = unsafe { sys::cuCtxPopCurrent_v2(popped.as_mut_ptr()) };
         }
+        // It is refused for what is no mode only.
+        let _ = exchange_capture_mode(&mut self.capture_mode);
     }
+}
+
+/// Sets the calling thread's capture mode, and gives the one that it had.
+fn exchange_capture_mode(mode: &mut CUstreamCaptureMode) -> Result<(), Error> {
+    // SAFETY: a mode, where the driver may write another.
+    check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
 }
 
 /// Does what may make another context current, such as making or dropping one, and restores the current one.

@@ -10,8 +10,9 @@ use cudarc::driver::sys::{self, CUfunction, CUjit_option, CUmodule};
 use crate::Error;
 use crate::combination::Combination;
 
+use super::checks::check_capture;
 use super::driver::{self, Current, Held, check, keeping_current};
-use super::memory::finish_and;
+use super::memory::Pool;
 
 /// The text that the build embedded. The driver compiles it for the device.
 const PTX: &str = concat!(include_str!(concat!(env!("OUT_DIR"), "/dual_adam.ptx")), "\0");
@@ -48,6 +49,7 @@ struct Inner {
     functions: [Functions; Combination::COUNT],
     control: ControlFunctions,
     module: Module,
+    pool: Pool,
 }
 
 /// The kernels that run before lists whose steps are controlled on the device.
@@ -175,9 +177,28 @@ impl Kernels {
             set_masters_bf16: module.function("set_masters_bf16")?,
             set_masters_f16: module.function("set_masters_f16")?,
         };
-        let inner = Arc::new(Inner { functions, control, module });
+        let pool = {
+            let _current = Current::enter(&module.context)?;
+            Pool::new(&module.context)?
+        };
+        let inner = Arc::new(Inner { functions, control, module, pool });
         loaded.push(Arc::downgrade(&inner));
         Ok(Self { inner })
+    }
+
+    /// Whether what is enqueued on `stream`, which is null or a `CUstream`, goes into a CUDA graph.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Context`] for a stream of another context, and [`Error::Driver`] for what the driver reports.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is null or a live stream.
+    pub unsafe fn is_captured(&self, stream: *mut c_void) -> Result<bool, Error> {
+        let _current = self.enter()?;
+        // SAFETY: the stream is live, as this function requires, and the context is current.
+        unsafe { check_capture(self, stream) }
     }
 
     /// The context that the kernels are loaded into: the `CudaContext` value that they were first loaded with, where there are several for
@@ -195,7 +216,12 @@ impl Kernels {
         &self.inner.control
     }
 
-    /// Makes the kernels' context current for as long as the result lives.
+    /// The memory of the kernels' context.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.inner.pool
+    }
+
+    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long as the result lives.
     pub(super) fn enter(&self) -> Result<Current, Error> {
         Current::enter(self.context())
     }
@@ -244,14 +270,5 @@ impl Module {
         let answer = unsafe { sys::cuModuleGetFunction(&mut function, self.handle, name.as_ptr()) };
         check("cuModuleGetFunction", answer)?;
         Ok(function)
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        finish_and(&self.context, || {
-            // SAFETY: the module was loaded into this context; what was launched from it is waited for, and no more will be.
-            let _ = unsafe { sys::cuModuleUnload(self.handle) };
-        });
     }
 }

@@ -1,18 +1,17 @@
 //! Lists of tensors: their descriptors in device memory, and the launches that serve them all.
 
 use std::ffi::c_void;
-
-use cudarc::driver::sys;
+use std::sync::Arc;
 
 use crate::raw::Tensors;
 use crate::{Dtype, Error, RawTensor, StepCoeffs};
 
-use super::checks::{check_stream, is_captured};
+use super::checks::check_capture;
 use super::control::{Control, RawScalars};
-use super::driver::check;
+use super::event::LastUse;
 use super::kernels::Kernels;
 use super::launch::{MAX_SETS, SetsArguments, TableArguments, launch_list, launch_set_masters, masters_blocks};
-use super::memory::DeviceMemory;
+use super::memory::{self, DeviceMemory};
 use super::staging::Staging;
 use super::table::{Table, Tables};
 
@@ -22,8 +21,12 @@ use super::table::{Table, Tables};
 /// in the order of the step's stream and without waiting for it. A step is one launch per type combination in the list.
 /// Tensors may be empty. One whose gradient has address 0 is left alone, and its other addresses are not looked at.
 ///
-/// A CUDA graph that captured a step of the list reads the descriptors when it is launched: it steps the tensors as the device's
-/// descriptors have them then. It may outlive the list: what was captured once is never freed, nor are the kernels unloaded.
+/// A step that is captured in a CUDA graph gets descriptors of its own: the graph steps the tensors as they were at the capture,
+/// whatever later steps, other captures or [`update`](Self::update) change. So gradients may be at new addresses in each capture, as
+/// PyTorch's are. The graph may outlive the list: the memory of its descriptors, 64 bytes a tensor and 4 for 4,096 elements, is
+/// never freed.
+///
+/// Dropping the list never waits for the device, and frees its memory after the last step. It does no harm to captures.
 ///
 /// # Example
 ///
@@ -52,10 +55,12 @@ pub struct TensorList {
     memory: DeviceMemory,
     most_sets: usize,
     staging: Staging,
+    last_use: Arc<LastUse>,
+    was_captured: bool,
 }
 
 impl TensorList {
-    /// Builds the descriptors of these tensors and puts them into device memory. Waits until they are there.
+    /// Builds the descriptors of these tensors and puts them into device memory. Waits until they are there, but for no other work.
     ///
     /// # Errors
     ///
@@ -63,6 +68,19 @@ impl TensorList {
     /// [`Error::Misaligned`], [`Error::Extent`] or [`Error::Overlap`] for buffers that cannot be right (two gradients may share
     /// memory), [`Error::TooMany`] for more than a launch can serve, [`Error::Driver`] for what the driver reports.
     pub fn new(kernels: &Kernels, tensors: &[RawTensor]) -> Result<Self, Error> {
+        let last_use = {
+            let _current = kernels.enter()?;
+            LastUse::new(kernels.context())?
+        };
+        Self::with_last_use(kernels, tensors, &last_use)
+    }
+
+    /// [`new`](Self::new) of a list whose steps are among the uses whose last one is `last_use`.
+    pub(super) fn with_last_use(
+        kernels: &Kernels,
+        tensors: &[RawTensor],
+        last_use: &Arc<LastUse>,
+    ) -> Result<Self, Error> {
         if tensors.is_empty() {
             return Err(Error::Empty { list: "tensors" });
         }
@@ -70,25 +88,11 @@ impl TensorList {
         let tables = Tables::new(tensors)?;
         let most_sets = tensors.len().max(MAX_SETS);
         let sets_bytes = if most_sets > MAX_SETS { most_sets * size_of::<StepCoeffs>() } else { 0 };
-        let memory = DeviceMemory::new(kernels, tables.bytes + sets_bytes)?;
-        let staging = Staging::new(kernels, tables.staged_bytes + sets_bytes)?;
-        let kernels = kernels.clone();
-        let list = Self { kernels, tensors: checked, tables, memory, most_sets, staging };
-        list.upload_tables()?;
-        Ok(list)
-    }
-
-    fn upload_tables(&self) -> Result<(), Error> {
-        let _current = self.kernels.enter()?;
-        for table in &self.tables.tables {
-            let bytes = table.build(self.tensors.as_slice());
-            let to = self.memory.address() + table.start as u64;
-            // SAFETY: the memory has room for all tables.
-            check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(to, bytes.as_ptr().cast(), bytes.len()) })?;
-        }
-        // The copy may still be on its way when the call returns, and not every stream waits for it.
-        // SAFETY: a context is current.
-        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+        let content = tables.build(tensors);
+        let memory = DeviceMemory::with_content(kernels, last_use, &content, content.len() + sets_bytes)?;
+        let staging = Staging::new(kernels, last_use, tables.staged_bytes + sets_bytes)?;
+        let (kernels, last_use) = (kernels.clone(), last_use.clone());
+        Ok(Self { kernels, tensors: checked, tables, memory, most_sets, staging, last_use, was_captured: false })
     }
 
     /// How many tensors there are.
@@ -138,17 +142,17 @@ impl TensorList {
 
     /// One DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`, enqueued on `stream`.
     ///
-    /// The call does not allocate or log. It does not wait for the device either, unless the addresses of the four steps before
-    /// have all changed and none of these changes has reached the device yet. A step of unchanged addresses and sets, with up to 96
-    /// coefficient sets, can be captured in a CUDA graph, which keeps the coefficients as they are now, but reads the descriptors, with
-    /// the addresses and sets that later steps have sent.
+    /// The call does not allocate or log. It blocks only when the changes of all four steps before are still in flight.
+    ///
+    /// On a stream that is being captured, the step goes into the CUDA graph with the addresses, sets and coefficients of now, which
+    /// takes new device memory. The call waits then until the descriptors are there.
     ///
     /// # Errors
     ///
     /// [`Error::Index`] for a tensor whose set is not there, [`Error::TooMany`] for more sets than
-    /// [`most_sets`](Self::most_sets), [`Error::Context`] for a stream of another context, [`Error::Captured`] for what cannot be
-    /// captured. Nothing is launched then. [`Error::Driver`] if the driver refuses a copy or a launch, or if earlier work on the
-    /// device failed; the launches for some of the list's type combinations may have been made.
+    /// [`most_sets`](Self::most_sets), [`Error::Context`] for a stream of another context. Nothing is launched then.
+    /// [`Error::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the device failed; the launches for
+    /// some of the list's type combinations may have been made.
     ///
     /// # Safety
     ///
@@ -157,7 +161,7 @@ impl TensorList {
     ///   of the tensor's length.
     /// - What else uses that memory, on any stream, is ordered before or after this work. That holds for the steps of this list too,
     ///   if their streams differ.
-    /// - A graph that captured this step is launched only while no tensor has a set that was not there then.
+    /// - A graph that captured this step is launched only while that holds of the buffers that it captured.
     pub unsafe fn step_raw(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.step_groups(sets, stream, |_| ()) }
@@ -180,18 +184,28 @@ impl TensorList {
         }
         self.tensors.check_sets(sets.len())?;
         let _current = self.kernels.enter()?;
-        // SAFETY: the caller's promise.
-        let is_captured = unsafe { self.check_stream(stream) }?;
-        // SAFETY: the caller's promise.
-        let device = unsafe { self.send_changes(sets, stream, is_captured) }?;
-        self.keep_if(is_captured);
+        // SAFETY: `stream` is live (`step_raw`'s first requirement).
+        let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
+        let (memory, device) = if is_captured {
+            let memory =
+                self.memory_for_capture(if sets.len() > MAX_SETS { bytemuck::cast_slice(sets) } else { &[] })?;
+            (memory, if sets.len() > MAX_SETS { memory + self.tables.bytes as u64 } else { 0 })
+        } else {
+            // SAFETY: as above, and the context is current.
+            (self.memory.address(), unsafe { self.send_changes(sets, stream) }?)
+        };
         let sets = SetsArguments { device, by_value: sets, skips: 0 };
-        for table in &self.tables.tables {
-            // SAFETY: the table is as the kernel expects it once the copies before have run; the caller vouches for the buffers.
-            unsafe { self.launch(table, sets, stream) }?;
+        let stepped = self.tables.tables.iter().try_for_each(|table| {
+            // SAFETY: the table is as the kernel expects it once the copies before have run; the buffers are as `step_raw` requires.
+            unsafe { self.launch(memory, table, sets, stream) }?;
             launched(&table.members);
+            Ok(())
+        });
+        if !is_captured {
+            // SAFETY: `stream` is live, and the list's earlier steps are ordered before this one (`step_raw`'s requirements).
+            unsafe { self.last_use.note(stream) };
         }
-        Ok(())
+        stepped
     }
 
     /// One DualAdam step whose coefficients, counters and skipping are the device's affair, enqueued on `stream`: `control` has the
@@ -202,16 +216,15 @@ impl TensorList {
     /// clip factor / loss scale. A set whose step cannot be made is skipped instead: no byte of its tensors nor its counter
     /// changes, and [`Control::report`] says why. [`SkipReason`](super::SkipReason) lists the reasons.
     ///
-    /// The call does not read from the device or allocate, and waits only as [`step_raw`](Self::step_raw) does. A step of unchanged
-    /// addresses and sets can be captured in a CUDA graph, whose launches go on counting. The graph keeps the addresses in
-    /// `scalars`; lr, configs and counters it reads when it is launched.
+    /// The call does not read from the device or allocate, and blocks only as [`step_raw`](Self::step_raw) does. It can be captured in
+    /// a CUDA graph, whose launches go on counting; it takes new device memory then. The graph keeps the tensors, which of them have
+    /// gradients, and the addresses in `scalars`. It reads lr, configs and counters when it is launched.
     ///
     /// # Errors
     ///
     /// [`Error::Index`] for a tensor whose set is not in `control`, [`Error::Context`] for a control or a stream of another context,
-    /// [`Error::Address`] for a scalar that is not aligned to 4 bytes, [`Error::Interrupted`], [`Error::Captured`] for what cannot
-    /// be captured. Nothing is launched then.
-    /// [`Error::Driver`] if the driver refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were
+    /// [`Error::Address`] for a scalar that is not aligned to 4 bytes, [`Error::Interrupted`]. Nothing is launched then.
+    /// [`Error::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the device failed. If the coefficients were
     /// prepared by then, counters have advanced of tensors that were not stepped, and `control` refuses to go on with
     /// [`Error::Interrupted`] until [`Control::set_steps`].
     ///
@@ -255,28 +268,6 @@ impl TensorList {
         unsafe { self.step_active(control, scalars, false, stream) }
     }
 
-    /// Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
-    /// captured, also if it is the first. Nothing else may come between.
-    ///
-    /// The call does not allocate, and waits only as [`step_raw`](Self::step_raw) does.
-    ///
-    /// # Errors
-    ///
-    /// As [`step_controlled`](Self::step_controlled). After [`Error::Driver`] all is sent anew with the next call.
-    ///
-    /// # Safety
-    ///
-    /// `stream` is null or a live stream, and what else uses list and control is ordered before or after. Graphs that captured a step
-    /// before use the new addresses and sets from now on: when they are launched, all must be as for
-    /// [`step_controlled`](Self::step_controlled).
-    pub unsafe fn prepare_controlled(&mut self, control: &mut Control, stream: *mut c_void) -> Result<(), Error> {
-        self.check_control(control, &RawScalars::default())?;
-        self.choose_active(control);
-        let _current = self.kernels.enter()?;
-        // SAFETY: the caller's promise.
-        unsafe { self.send_active(control, stream) }.map(|_| ())
-    }
-
     /// Says which of a control's sets have a tensor with a gradient.
     fn choose_active(&self, control: &mut Control) {
         let has_gradient = |tensor: &&RawTensor| tensor.grads.address != 0;
@@ -304,42 +295,55 @@ impl TensorList {
         stream: *mut c_void,
     ) -> Result<(), Error> {
         let _current = self.kernels.enter()?;
-        // SAFETY: the caller's promise.
-        let is_captured = unsafe { self.send_active(control, stream) }?;
+        // SAFETY: `stream` is live (`step_raw`'s first requirement).
+        let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
         if set_masters {
             self.tables.tables.iter().try_for_each(|table| masters_blocks(table.members.len() as u32).map(|_| ()))?;
         }
-        self.keep_if(is_captured);
-        control.keep_if(is_captured);
-        // SAFETY: the caller's promise.
-        unsafe { control.launch(scalars, stream) }?;
-        // SAFETY: the caller's promise; the sets are prepared by then.
-        let launched = unsafe { self.launch_prepared(control, set_masters, stream) };
-        if launched.is_err() && !is_captured {
-            control.interrupt();
+        let (memory, sets) = if is_captured {
+            let memory = self.memory_for_capture(control.set_bytes())?;
+            control.keep();
+            (memory, memory + self.tables.bytes as u64)
+        } else {
+            // SAFETY: as above, and the context is current.
+            unsafe {
+                control.send_active(stream)?;
+                self.send_changes(&[], stream)?;
+            }
+            (self.memory.address(), control.sets())
+        };
+        // SAFETY: the scalars, and what the caller keeps of the control, are as `step_controlled` requires.
+        let stepped = unsafe { control.launch(sets, scalars, stream) }.and_then(|()| {
+            // SAFETY: the buffers are as `step_controlled` requires; the sets are prepared by then.
+            let launched = unsafe { self.launch_prepared(memory, control, set_masters, stream) };
+            if launched.is_err() && !is_captured {
+                control.interrupt();
+            }
+            launched
+        });
+        if !is_captured {
+            // SAFETY: `stream` is live, and earlier uses of list and control are ordered before this step (`step_controlled`'s
+            // requirements).
+            unsafe {
+                self.last_use.note(stream);
+                if !Arc::ptr_eq(&self.last_use, control.last_use()) {
+                    control.last_use().note(stream);
+                }
+            }
         }
-        launched
-    }
-
-    /// Sends what the device lacks of the list and of the control. Returns whether the stream is being captured.
-    ///
-    /// # Safety
-    ///
-    /// `stream` must be live, and the kernels' context current.
-    pub(super) unsafe fn send_active(&mut self, control: &mut Control, stream: *mut c_void) -> Result<bool, Error> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let is_captured = self.check_stream(stream)?;
-            control.send_active(stream, is_captured)?;
-            self.send_changes(&[], stream, is_captured)?;
-            Ok(is_captured)
-        }
+        stepped
     }
 
     /// # Safety
     ///
     /// As for [`step_active`](Self::step_active).
-    unsafe fn launch_prepared(&self, control: &Control, set_masters: bool, stream: *mut c_void) -> Result<(), Error> {
+    unsafe fn launch_prepared(
+        &self,
+        memory: u64,
+        control: &Control,
+        set_masters: bool,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
         let functions = self.kernels.control_functions();
         for table in self.tables.tables.iter().filter(|table| set_masters && table.chunks > 0) {
             let function = match table.combination.copy() {
@@ -348,80 +352,61 @@ impl TensorList {
                 Some(Dtype::F32) | None => continue,
             };
             // SAFETY: as below.
-            unsafe { launch_set_masters(function, self.descriptors(table), control.states(), stream) }?;
+            unsafe { launch_set_masters(function, descriptors(memory, table), control.states(), stream) }?;
         }
         let sets = SetsArguments { device: control.coeffs(), by_value: &[], skips: control.skips() };
         // SAFETY: the tables are as the kernels expect them once the copies before have run, and so are the sets; the caller vouches
         // for the buffers.
-        self.tables.tables.iter().try_for_each(|table| unsafe { self.launch(table, sets, stream) })
+        self.tables.tables.iter().try_for_each(|table| unsafe { self.launch(memory, table, sets, stream) })
     }
 
     /// # Safety
     ///
-    /// As for [`launch_list`].
-    unsafe fn launch(&self, table: &Table, sets: SetsArguments<'_>, stream: *mut c_void) -> Result<(), Error> {
+    /// As for [`launch_list`], of the table in `memory`.
+    unsafe fn launch(
+        &self,
+        memory: u64,
+        table: &Table,
+        sets: SetsArguments<'_>,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
         if table.chunks == 0 {
             return Ok(());
         }
         let function = self.kernels.functions(table.combination).list;
-        // SAFETY: the caller's promise.
-        unsafe { launch_list(function, table.chunks, self.descriptors(table), sets, stream) }
+        // SAFETY: as this function requires.
+        unsafe { launch_list(function, table.chunks, descriptors(memory, table), sets, stream) }
     }
 
-    fn descriptors(&self, table: &Table) -> TableArguments {
-        (self.memory.address() + table.start as u64, table.members.len() as u32)
-    }
-
-    /// Checks that the stream is of the kernels' context, which must be current. Returns whether it is being captured.
-    ///
-    /// # Safety
-    ///
-    /// `stream` must be live.
-    unsafe fn check_stream(&self, stream: *mut c_void) -> Result<bool, Error> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            check_stream(&self.kernels, stream)?;
-            is_captured(stream)
-        }
-    }
-
-    fn keep_if(&mut self, is_captured: bool) {
-        if is_captured {
-            self.memory.keep();
-        }
+    /// The tables as they are now, and then these bytes, in memory that is never freed: a graph may read it at any later time.
+    fn memory_for_capture(&mut self, after: &[u8]) -> Result<u64, Error> {
+        let mut content = self.tables.build(self.tensors.as_slice());
+        content.extend_from_slice(after);
+        let mut memory = DeviceMemory::with_content(&self.kernels, &self.last_use, &content, content.len())?;
+        memory.keep();
+        self.was_captured = true;
+        Ok(memory.address())
     }
 
     /// Whether a graph may have captured a step of the list.
     pub(super) fn was_captured(&self) -> bool {
-        self.memory.is_kept()
+        self.was_captured
     }
 
     /// Sends what the device does not have yet. Returns the address of the sets, or 0 if they fit in an argument.
     ///
     /// # Safety
     ///
-    /// `stream` must be live, and the kernels' context current.
-    unsafe fn send_changes(
-        &mut self,
-        sets: &[StepCoeffs],
-        stream: *mut c_void,
-        is_captured: bool,
-    ) -> Result<u64, Error> {
+    /// `stream` must be live and not captured, the kernels' context current, and the list's earlier steps ordered before.
+    unsafe fn send_changes(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<u64, Error> {
         let too_many = sets.len() > MAX_SETS;
         if !too_many && !self.tables.have_changes() {
             return Ok(0);
         }
-        if is_captured {
-            let what = "a list's step with new addresses or sets, or with more than 96 sets,";
-            return Err(Error::Captured { what });
-        }
-        let (tables, tensors, memory) = (&self.tables, self.tensors.as_slice(), self.memory.address());
+        let (tables, tensors, at) = (&self.tables, self.tensors.as_slice(), self.memory.address());
         let copy = |from: &[u8], to: usize| {
             // SAFETY: the memory has room there, and the slot is kept as it is until the copy has ended.
-            let answer = unsafe {
-                sys::cuMemcpyHtoDAsync_v2(memory + to as u64, from.as_ptr().cast(), from.len(), stream.cast())
-            };
-            check("cuMemcpyHtoDAsync", answer)
+            unsafe { memory::copy(at + to as u64, from, stream.cast()) }
         };
         let fill = |slot: &mut [u8]| {
             for table in &tables.tables {
@@ -434,9 +419,20 @@ impl TensorList {
             }
             Ok(())
         };
-        // SAFETY: the caller's promise; the copies go to this stream.
-        unsafe { self.staging.send(stream, fill) }?;
+        // SAFETY: `stream` is live, and earlier steps are ordered before, as this function requires; the copies go to this stream.
+        let sent = unsafe { self.staging.send(stream, fill) };
+        if sent.is_err() {
+            // Some copies may have been enqueued.
+            // SAFETY: as above.
+            unsafe { self.last_use.note(stream) };
+        }
+        sent?;
         self.tables.mark_sent();
-        Ok(if too_many { memory + self.tables.bytes as u64 } else { 0 })
+        Ok(if too_many { at + self.tables.bytes as u64 } else { 0 })
     }
+}
+
+/// Where a table is in a list's memory, and how many tensors it has.
+fn descriptors(memory: u64, table: &Table) -> TableArguments {
+    (memory + table.start as u64, table.members.len() as u32)
 }

@@ -23,10 +23,11 @@
 //!   (f32 or f64) may lie in memory of the caller's too. The library does not look for infinities itself.
 //! - A graph keeps addresses, not values: new values are written into device memory between its launches, with [`Control::set_lr`]
 //!   or by the caller.
-//! - Memory that was captured is never freed, and the kernels stay loaded until the process ends: a graph may outlive the list, the
-//!   control or the optimizer. (A flat step has no memory of the library's: a graph of it needs the [`Kernels`].)
-//! - Dropping lists, controls, optimizers and kernels waits for the context, which CUDA forbids while one of its streams is being captured:
-//!   the capture is spoilt then, and what was to be freed is not. What it does to the caller's buffers is the caller's to order, as for any step.
+//! - A step that is captured gets tensor descriptors of its own. So the gradients may be at new addresses in each capture, as they are
+//!   where PyTorch captures a whole iteration, and nothing that comes later changes what a graph reads.
+//! - Memory that a graph may use is never freed: a graph may outlive the list, the control or the optimizer.
+//! - No call waits for the whole context. Dropping a list, a control or an optimizer waits for nothing: its memory is freed after its
+//!   last step, in the order of a stream. So all of it can be done while another thread captures, in any capture mode.
 //!
 //! Nothing is needed to build this but Rust; libcuda is looked for when [`Kernels`] are made, and its absence is
 //! [`Error::NoDriver`](crate::Error::NoDriver). Every failure of the driver is an [`Error`](crate::Error) with its code. After one that
@@ -36,6 +37,7 @@ mod checks;
 mod control;
 mod controlled;
 mod driver;
+mod event;
 mod kernels;
 mod launch;
 mod list;

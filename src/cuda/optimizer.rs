@@ -12,10 +12,11 @@ use crate::owner;
 use crate::sets::Sets;
 use crate::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, State, TensorLayout, TensorState};
 
-use super::checks::{check_own_stream, check_stream, refuse_capture};
+use super::checks::{check_own_stream, refuse_capture};
 use super::control::RawScalars;
 use super::controlled::DeviceControl;
 use super::driver::{self, Held};
+use super::event::LastUse;
 use super::kernels::Kernels;
 use super::list::TensorList;
 use super::memory::{DeviceMemory, download, upload};
@@ -33,6 +34,9 @@ const ALIGN: usize = 64;
 /// Each tensor counts its own updates: one without a gradient is left alone, moments, step and all. A step is enqueued on the
 /// optimizer's stream and returns at once; only a tensor's masters, before its first update, are made by waiting for its parameters.
 /// Methods, results and files are those of [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
+///
+/// Dropping the optimizer never waits for the device, and frees its memory after the last step. Any thread may drop it, also while
+/// another thread captures.
 ///
 /// # Example
 ///
@@ -67,6 +71,8 @@ pub struct DualAdam {
     raw_grads: Vec<Option<RawBuffer>>,
     pub(super) kernels: Kernels,
     pub(super) stream: Held<CudaStream>,
+    /// That of all the memory above.
+    pub(super) last_use: Arc<LastUse>,
 }
 
 /// What is known of a tensor on the host. With device control, the step and whether the masters are set are only known there.
@@ -139,10 +145,14 @@ impl DualAdam {
             })
         };
         let tensors = layout.iter().map(tensor).collect::<Result<Vec<_>, Error>>()?;
+        let last_use = {
+            let _current = kernels.enter()?;
+            LastUse::new(kernels.context())?
+        };
         let moments = Moments {
-            exp_avg: zeros(kernels, &stream, moments.bytes)?,
-            exp_avg_sq: zeros(kernels, &stream, moments.bytes)?,
-            masters: zeros(kernels, &stream, masters.bytes)?,
+            exp_avg: DeviceMemory::zeros(kernels, &last_use, moments.bytes)?,
+            exp_avg_sq: DeviceMemory::zeros(kernels, &last_use, moments.bytes)?,
+            masters: DeviceMemory::zeros(kernels, &last_use, masters.bytes)?,
         };
         Ok(Self {
             list: None,
@@ -156,6 +166,7 @@ impl DualAdam {
             raw_grads: vec![],
             kernels: kernels.clone(),
             stream,
+            last_use,
         })
     }
 
@@ -175,12 +186,11 @@ impl DualAdam {
         };
         let layout: Vec<_> = state.tensors.iter().map(layout).collect();
         let mut made = Self::with_groups(kernels, stream, &state.groups, &layout)?;
-        let _current = kernels.enter()?;
         for (tensor, from) in made.tensors.iter_mut().zip(&state.tensors) {
-            made.moments.upload(tensor, &from.exp_avg, &from.exp_avg_sq, raw(&made.stream))?;
+            made.moments.exp_avg.upload(tensor.moments_at, &from.exp_avg)?;
+            made.moments.exp_avg_sq.upload(tensor.moments_at, &from.exp_avg_sq)?;
             if let (Some(at), Some(master)) = (tensor.master_at, &from.master) {
-                // SAFETY: the tensor's masters have that place and length.
-                unsafe { upload(made.moments.masters.address() + at, master, raw(&made.stream)) }?;
+                made.moments.masters.upload(at, master)?;
             }
             tensor.step = from.step;
             tensor.master_is_set = from.master_is_set;
@@ -190,8 +200,9 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
-    /// A CUDA graph that captured the step keeps its coefficients and counts no steps. It may be launched only while the optimizer and
-    /// the buffers live, which cudarc does not see to.
+    /// A CUDA graph that captured the step keeps its coefficients and addresses, and counts no steps: use
+    /// [`enable_device_control`](Self::enable_device_control) for graphs. The graph may be launched only while the buffers live, which
+    /// cudarc does not see to. The optimizer's first step cannot be captured.
     ///
     /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
     /// masters are set from them before its first update and rule from then on.
@@ -380,7 +391,7 @@ impl DualAdam {
                 let _current = self.kernels.enter()?;
                 // SAFETY: the stream lives as long as the optimizer.
                 unsafe { refuse_capture(raw(&self.stream), "an optimizer's first step, or one with new types,") }?;
-                *list = Some(TensorList::new(&self.kernels, &self.next)?);
+                *list = Some(TensorList::with_last_use(&self.kernels, &self.next, &self.last_use)?);
                 Ok(())
             }
         }
@@ -483,7 +494,12 @@ impl DualAdam {
         let stream = raw(&self.stream);
         // SAFETY: the stream lives as long as the optimizer.
         unsafe { refuse_capture(stream, "new moments") }?;
-        self.moments.upload(state, exp_avg, exp_avg_sq, stream)?;
+        // SAFETY: as above, and the context is current. All work that uses the moments is on this stream.
+        unsafe {
+            let uploaded = self.moments.upload(state, exp_avg, exp_avg_sq, stream);
+            self.last_use.note(stream);
+            uploaded?;
+        }
         match &mut self.control {
             // SAFETY: as above, and the optimizer's work is all there.
             Some(control) => unsafe { control.set_step(tensor, step, stream) },
@@ -613,9 +629,19 @@ impl Moments {
         [&mut self.exp_avg, &mut self.exp_avg_sq, &mut self.masters].into_iter().for_each(DeviceMemory::keep);
     }
 
-    /// Fills a tensor's moments, in the order of the stream. The context must be current.
-    fn upload(&self, tensor: &Tensor, exp_avg: &[f32], exp_avg_sq: &[f32], stream: *mut c_void) -> Result<(), Error> {
-        // SAFETY: the tensor's moments have these places and lengths, and the stream is the optimizer's.
+    /// Fills a tensor's moments, in the order of the stream, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// The kernels' context must be current, and `stream` a live stream of it.
+    unsafe fn upload(
+        &self,
+        tensor: &Tensor,
+        exp_avg: &[f32],
+        exp_avg_sq: &[f32],
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        // SAFETY: the tensor's moments have these places and lengths; context and stream are as this function requires.
         unsafe {
             upload(self.exp_avg.address() + tensor.moments_at, exp_avg, stream)?;
             upload(self.exp_avg_sq.address() + tensor.moments_at, exp_avg_sq, stream)
@@ -638,21 +664,6 @@ impl Arena {
         self.bytes = end.ok_or(Error::TooMany { list: "the bytes of the moments", limit, actual: limit })?;
         Ok(at)
     }
-}
-
-/// New memory of zeros, for work on the stream.
-fn zeros(kernels: &Kernels, stream: &CudaStream, bytes: usize) -> Result<DeviceMemory, Error> {
-    let memory = DeviceMemory::new(kernels, bytes)?;
-    if bytes > 0 {
-        let _current = kernels.enter()?;
-        let stream = stream.cu_stream();
-        // SAFETY: the stream is live, and the memory has these bytes.
-        unsafe {
-            check_stream(kernels, stream.cast())?;
-            memory.clear(bytes, stream.cast())?;
-        }
-    }
-    Ok(memory)
 }
 
 pub(super) fn raw(stream: &CudaStream) -> *mut c_void {

@@ -1,13 +1,11 @@
 //! Pinned memory that small changes travel from, in turns, so that the host need not wait for the device.
 
 use std::ffi::c_void;
-use std::ptr;
-
-use cudarc::driver::sys::{self, CUevent};
+use std::sync::Arc;
 
 use crate::Error;
 
-use super::driver::check;
+use super::event::{Event, LastUse};
 use super::kernels::Kernels;
 use super::memory::PinnedMemory;
 
@@ -41,9 +39,11 @@ enum SlotState {
 }
 
 impl Staging {
-    pub(super) fn new(kernels: &Kernels, slot_bytes: usize) -> Result<Self, Error> {
-        let memory = PinnedMemory::new(kernels, slot_bytes * SLOTS)?;
-        let slot = || Ok(Slot { copied: Event::new(kernels)?, state: SlotState::Free });
+    /// The copies from the slots are among the uses whose last one is `last_use`.
+    pub(super) fn new(kernels: &Kernels, last_use: &Arc<LastUse>, slot_bytes: usize) -> Result<Self, Error> {
+        let memory = PinnedMemory::new(kernels, last_use, slot_bytes * SLOTS)?;
+        let _current = kernels.enter()?;
+        let slot = || Ok(Slot { copied: Event::new(kernels.context())?, state: SlotState::Free });
         Ok(Self { memory, slot_bytes, slots: [slot()?, slot()?, slot()?, slot()?], next: 0 })
     }
 
@@ -53,7 +53,8 @@ impl Staging {
     ///
     /// # Safety
     ///
-    /// `stream` must be live, and `fill` must enqueue copies on it only.
+    /// - `stream` must be a live stream of the kernels' context, and `fill` must enqueue copies on it only.
+    /// - What was enqueued by earlier calls, on other streams, must be ordered before what is enqueued on `stream` now.
     pub(super) unsafe fn send(
         &mut self,
         stream: *mut c_void,
@@ -63,60 +64,20 @@ impl Staging {
         match slot.state {
             SlotState::Free => {}
             SlotState::Recorded => slot.copied.wait()?,
-            // SAFETY: a context is current.
-            SlotState::Unknown => check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })?,
+            SlotState::Unknown => {
+                // SAFETY: the stream is live (this function's first requirement). The copies from the slot are ordered before what
+                // is enqueued now (its second requirement).
+                unsafe { slot.copied.record(stream) }?;
+                slot.copied.wait()?;
+            }
         }
         slot.state = SlotState::Unknown;
         let start = self.next * self.slot_bytes;
         self.next = (self.next + 1) % SLOTS;
         fill(&mut self.memory.content()[start..start + self.slot_bytes])?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the stream is live (this function's first requirement).
         unsafe { slot.copied.record(stream) }?;
         slot.state = SlotState::Recorded;
         Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct Event {
-    kernels: Kernels,
-    handle: CUevent,
-}
-
-// SAFETY: an event is a handle, which any thread may use.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl Event {
-    fn new(kernels: &Kernels) -> Result<Self, Error> {
-        let _current = kernels.enter()?;
-        let mut handle = ptr::null_mut();
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: `handle` is where the driver may write the handle.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, flags) })?;
-        Ok(Self { kernels: kernels.clone(), handle })
-    }
-
-    /// # Safety
-    ///
-    /// `stream` must be a live stream of the event's context.
-    unsafe fn record(&self, stream: *mut c_void) -> Result<(), Error> {
-        // SAFETY: the caller's stream.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.cast()) })
-    }
-
-    fn wait(&self) -> Result<(), Error> {
-        // SAFETY: the event lives.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if let Ok(_current) = self.kernels.enter() {
-            // SAFETY: the event lives, and this is its end.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
-        }
     }
 }

@@ -70,6 +70,17 @@ impl Tables {
         Ok(made)
     }
 
+    /// All tables as the device has them, [`bytes`](Self::bytes) in all.
+    pub(super) fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes);
+        for table in &self.tables {
+            bytes.resize(table.start, 0);
+            bytes.extend(table.build(tensors));
+        }
+        bytes.resize(self.bytes, 0);
+        bytes
+    }
+
     /// Whether the device lacks anything.
     pub(super) fn have_changes(&self) -> bool {
         self.tables.iter().any(|table| table.changed.iter().any(|changed| !changed.is_empty()))
@@ -99,7 +110,7 @@ impl Tables {
 
 impl Table {
     /// The whole table.
-    pub(super) fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
+    fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
         let mut bytes = vec![0; self.bytes()];
         let n = self.members.len();
         let (head, span_tensor) = bytes.split_at_mut(self.head_bytes());

@@ -272,7 +272,7 @@ fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
     assert!(matches!(new(DualAdamConfig::default(), &[usize::MAX]), Err(Error::TooMany { .. })));
     assert!(matches!(
         new(DualAdamConfig::default(), &[usize::MAX / 4 - 63]),
-        Err(Error::Driver { call: "cuMemAlloc", .. })
+        Err(Error::Driver { call: "cuMemAllocAsync", .. })
     ));
     let layout = [dualadam::TensorLayout::new(4).with_master(), dualadam::TensorLayout::new(4).in_group(1)];
     let grouped = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);

@@ -303,8 +303,8 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
 pub(crate) struct Run {
     pub(crate) list: TensorList,
     pub(crate) control: Control,
-    hosts: Vec<Host>,
-    devices: Vec<Device>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) devices: Vec<Device>,
     configs: Vec<DualAdamConfig>,
     pub(crate) steps: Vec<u64>,
 }
@@ -493,13 +493,23 @@ fn controlled_steps_only_launch(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5], &switching());
     step(gpu, &mut run.list, &mut run.control, RawScalars::default());
     gpu.context.synchronize().unwrap();
-    let expected = [("cuCtxGetCurrent", 3), ("cuLaunchKernel", 9), ("cuStreamGetCtx", 3), ("cuStreamIsCapturing", 3)];
+    let expected = [
+        ("cuCtxGetCurrent", 3),
+        ("cuEventRecord", 6),
+        ("cuLaunchKernel", 9),
+        ("cuStreamGetCtx", 3),
+        ("cuStreamIsCapturing", 3),
+        ("cuThreadExchangeStreamCaptureMode", 6),
+    ];
     gpu.calling_only(&expected, || {
         (0..3).for_each(|_| step(gpu, &mut run.list, &mut run.control, RawScalars::default()));
     });
     if let Some(stand_in) = &gpu.stand_in {
-        assert_eq!(stand_in.pending(), 9);
+        // Three launches of each step, and the events after the last: the list's and the control's.
+        assert_eq!(stand_in.pending(), 15);
     }
+    // The buffers must outlive the steps.
+    gpu.context.synchronize().unwrap();
 }
 
 /// New learning rates do not wait for the device, and each reaches the step after it.
@@ -622,7 +632,7 @@ fn only_optimizers_with_device_control_take_its_calls(gpu: &Gpu) {
     let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars::default()) };
     is_refused(step, "step_controlled");
     // SAFETY: as above.
-    is_refused(unsafe { optimizer.prepare_raw(&params, &grads) }, "prepare");
+    is_refused(optimizer.prepare_raw(&params, &grads), "prepare");
     is_refused(optimizer.report().map(|_| ()), "report");
 
     optimizer.enable_device_control().unwrap();

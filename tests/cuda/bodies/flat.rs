@@ -195,7 +195,13 @@ fn a_step_only_enqueues(gpu: &Gpu) {
     let mut host = Host::new(COMBINATIONS[8], &Inputs::random(1, 5000), [0; 5], 0);
     let device = host.upload(gpu);
     let config = DualAdamConfig::default();
-    gpu.calling_only(&[("cuCtxGetCurrent", 5), ("cuLaunchKernel", 5), ("cuStreamGetCtx", 5)], || {
+    let expected = [
+        ("cuCtxGetCurrent", 5),
+        ("cuLaunchKernel", 5),
+        ("cuStreamGetCtx", 5),
+        ("cuThreadExchangeStreamCaptureMode", 10),
+    ];
+    gpu.calling_only(&expected, || {
         for step in 1..=5 {
             let coeffs = config.coeffs(step).unwrap();
             // SAFETY: the buffers are as long as the tensors, and nothing else uses them.

@@ -75,10 +75,11 @@ impl Gpu {
     /// All work has ended well; and the stand-in has found nothing wrong with any access or order.
     pub(crate) fn assert_clean(&self) {
         self.context.bind_to_thread().unwrap();
-        self.context.synchronize().unwrap();
+        let ended = self.context.synchronize();
         if let Some(stand_in) = &self.stand_in {
             assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
         }
+        ended.unwrap();
     }
 
     /// Does `work`, in which these driver functions are called, so often, and no others, as far as the stand-in sees.

@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     changes_travel_in_order_and_late,
     tensors_without_gradients_are_left_alone,
     unchanged_lists_only_launch,
-    only_unchanged_lists_can_be_captured,
+    a_capture_takes_tensors_and_sets_as_they_are,
     gradients_may_share_memory,
 ];
 
@@ -195,18 +195,24 @@ fn unchanged_lists_only_launch(gpu: &Gpu) {
     model.step(&sets);
     gpu.context.synchronize().unwrap();
     // Of three combinations one has an empty tensor only.
-    gpu.calling_only(
-        &[("cuCtxGetCurrent", 3), ("cuLaunchKernel", 6), ("cuStreamGetCtx", 3), ("cuStreamIsCapturing", 3)],
-        || {
-            for _ in 0..3 {
-                list.update(&raw).unwrap();
-                step(gpu, &mut list, &sets);
-                model.step(&sets);
-            }
-        },
-    );
+    let expected = [
+        ("cuCtxGetCurrent", 3),
+        ("cuEventRecord", 3),
+        ("cuLaunchKernel", 6),
+        ("cuStreamGetCtx", 3),
+        ("cuStreamIsCapturing", 3),
+        ("cuThreadExchangeStreamCaptureMode", 6),
+    ];
+    gpu.calling_only(&expected, || {
+        for _ in 0..3 {
+            list.update(&raw).unwrap();
+            step(gpu, &mut list, &sets);
+            model.step(&sets);
+        }
+    });
     if let Some(stand_in) = &gpu.stand_in {
-        assert_eq!(stand_in.pending(), 6);
+        // Two launches of each step, and the event after them.
+        assert_eq!(stand_in.pending(), 9);
     }
     model.assert_same(gpu, "unchanged");
 }
@@ -226,25 +232,29 @@ fn gradients_may_share_memory(gpu: &Gpu) {
 }
 
 /// What copies from memory that is used again must not become part of a graph.
-fn only_unchanged_lists_can_be_captured(gpu: &Gpu) {
+/// The list's and the flat step in one graph, with changes in between; and with more sets than fit in an argument.
+fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
     let device = host.upload(gpu);
     let mut raw = device.raw(&host);
     let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
-    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    let coeffs = |step| DualAdamConfig::default().coeffs(step).unwrap();
     let flat_coeffs = DualAdamConfig::adam().coeffs(2).unwrap();
+    let many: Vec<_> = (1..=97).map(coeffs).collect();
 
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    // Loads what the flat step needs.
     // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-    unsafe {
-        list.step_raw(&[coeffs], gpu.raw_stream()).unwrap();
-        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
-    }
-    raw.set = 1;
-    list.update(&[raw]).unwrap();
+    unsafe { gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()) }.unwrap();
+    host.step(&[flat_coeffs]);
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
     // SAFETY: as above.
-    let refused = unsafe { list.step_raw(&[coeffs; 2], gpu.raw_stream()) };
-    assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
+    unsafe {
+        list.step_raw(&[coeffs(1)], gpu.raw_stream()).unwrap();
+        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
+        raw.set = 1;
+        list.update(&[raw]).unwrap();
+        list.step_raw(&[coeffs(1), coeffs(7)], gpu.raw_stream()).unwrap();
+    }
     let graph = gpu
         .stream
         .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
@@ -252,8 +262,12 @@ fn only_unchanged_lists_can_be_captured(gpu: &Gpu) {
         .unwrap();
     for _ in 0..2 {
         graph.launch().unwrap();
-        host.step(&[coeffs]);
-        host.step(&[flat_coeffs]);
+        [coeffs(1), flat_coeffs, coeffs(7)].into_iter().for_each(|coeffs| host.step(&[coeffs]));
     }
     device.assert_same(gpu, &host, "replayed");
+    assert!(matches!(
+        // SAFETY: refused before anything is launched.
+        unsafe { list.step_raw(&many, gpu.raw_stream()) },
+        Err(Error::TooMany { list: "sets", limit: 96, actual: 97 })
+    ));
 }

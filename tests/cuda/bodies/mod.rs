@@ -10,6 +10,7 @@ macro_rules! bodies {
 
 pub(crate) mod bad_input;
 pub(crate) mod buffers;
+mod captures;
 pub(crate) mod control;
 pub(crate) mod flat;
 pub(crate) mod gpu;
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<Body> {
         repeats::TESTS,
         control::TESTS,
         graphs::TESTS,
+        captures::TESTS,
         large::TESTS,
         bad_input::TESTS,
     ];

@@ -203,10 +203,15 @@ fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
     };
     (0..3).for_each(|_| step());
     // The entries' context is current already, and is only asked for.
-    gpu.calling_only(
-        &[("cuCtxGetCurrent", 2), ("cuLaunchKernel", 1), ("cuStreamGetCtx", 1), ("cuStreamIsCapturing", 1)],
-        step,
-    );
+    let expected = [
+        ("cuCtxGetCurrent", 2),
+        ("cuEventRecord", 1),
+        ("cuLaunchKernel", 1),
+        ("cuStreamGetCtx", 1),
+        ("cuStreamIsCapturing", 1),
+        ("cuThreadExchangeStreamCaptureMode", 4),
+    ];
+    gpu.calling_only(&expected, step);
     assert_eq!(optimizer.step_of(2).unwrap(), 4);
 }
 

@@ -1,0 +1,137 @@
+//! Events: points in the work of streams that the host or another stream can wait for.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{self, CUevent, CUresult};
+
+use crate::Error;
+
+use super::driver::{Current, Held, check};
+
+/// An event without timing, of a context.
+#[derive(Debug)]
+pub(super) struct Event {
+    context: Held<CudaContext>,
+    handle: CUevent,
+}
+
+// SAFETY: an event is a handle, which any thread may use.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// An event that was not recorded. The context must be current.
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        let mut handle = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: `handle` is where the driver may write the handle.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, flags) })?;
+        Ok(Self { context: Held::new(context.clone()), handle })
+    }
+
+    /// Puts the event after the work that `stream` has now.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of the event's context.
+    pub(super) unsafe fn record(&self, stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.cast()) })
+    }
+
+    /// Blocks the host until the work before the event has ended.
+    pub(super) fn wait(&self) -> Result<(), Error> {
+        // SAFETY: the event lives as long as `self`.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
+    }
+
+    /// Whether the work before the event has ended.
+    fn has_ended(&self) -> bool {
+        // SAFETY: the event lives as long as `self`.
+        unsafe { sys::cuEventQuery(self.handle) == CUresult::CUDA_SUCCESS }
+    }
+
+    /// Lets what is enqueued on `stream` from now on wait for the event.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be live.
+    unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), Error> {
+        // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.cast(), self.handle, 0) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(_current) = Current::enter(&self.context) {
+            // SAFETY: the event lives, and this is its end. The driver lets pending waits for it finish.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+        }
+    }
+}
+
+/// The end of the last work that uses some memory. What frees the memory waits for this, and for nothing else.
+#[derive(Debug)]
+pub(super) struct LastUse {
+    end: Event,
+    state: AtomicU8,
+}
+
+/// No work was enqueued.
+const UNUSED: u8 = 0;
+/// The event is after the last work.
+const RECORDED: u8 = 1;
+/// Work was enqueued, and the event could not be recorded after it.
+const UNKNOWN: u8 = 2;
+
+impl LastUse {
+    /// That of memory which nothing uses yet. The context must be current.
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Arc<Self>, Error> {
+        Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED) }))
+    }
+
+    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the memory is never freed.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of the event's context that is not being captured, and all earlier work that uses the
+    /// memory must be ordered before what is enqueued on it now.
+    pub(super) unsafe fn note(&self, stream: *mut c_void) {
+        // SAFETY: the stream is live and of the context (this function's requirement).
+        let state = if unsafe { self.end.record(stream) }.is_ok() { RECORDED } else { UNKNOWN };
+        self.state.store(state, Ordering::Release);
+    }
+
+    /// Whether nothing can tell when the last use ends.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.state.load(Ordering::Acquire) == UNKNOWN
+    }
+
+    /// Whether the last use has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        match self.state.load(Ordering::Acquire) {
+            UNUSED => true,
+            RECORDED => self.end.has_ended(),
+            _ => false,
+        }
+    }
+
+    /// Lets what is enqueued on `stream` from now on wait for the last use.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be live.
+    pub(super) unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), Error> {
+        match self.state.load(Ordering::Acquire) {
+            UNUSED => Ok(()),
+            // SAFETY: the stream is live (this function's requirement).
+            _ => unsafe { self.end.hold_up(stream) },
+        }
+    }
+}

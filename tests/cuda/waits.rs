@@ -1,0 +1,268 @@
+//! What never waits: dropping, whatever is still under way, and all that another thread's capture would suffer from.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
+    CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+};
+use dualadam::cuda::{Control, DualAdam, Kernels, RawScalars, TensorList};
+use dualadam::{DualAdamConfig, TensorLayout};
+
+use crate::bodies::buffers::{COMBINATIONS, Device, Host};
+use crate::bodies::control::{Run, switching};
+use crate::bodies::gpu::Gpu;
+use crate::bodies::graphs::{capture, step_on};
+use crate::common::data::Inputs;
+use crate::failures::{self, stand_in};
+
+pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
+    dropping_waits_for_nothing_and_frees_after_the_last_step,
+    without_stream_ordered_memory_later_allocations_free,
+    what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on,
+    what_a_graph_uses_is_kept_and_nothing_else,
+    nothing_waits_for_the_context,
+    the_last_kernels_leave_their_modules_to_the_context,
+    work_that_nothing_tells_the_end_of_keeps_its_memory,
+];
+
+/// Calls that may block until the device has done something.
+const WAITS: [&str; 6] = [
+    "cuCtxSynchronize",
+    "cuStreamSynchronize",
+    "cuEventSynchronize",
+    "cuMemFree_v2",
+    "cuMemFreeHost",
+    "cuModuleUnload",
+];
+
+/// The calls of `work`, by name.
+fn calls_of(gpu: &Gpu, work: impl FnOnce()) -> BTreeMap<String, u64> {
+    let before = stand_in(gpu).call_list();
+    work();
+    let mut calls = stand_in(gpu).call_list();
+    calls.iter_mut().for_each(|(name, count)| *count -= before.get(name).unwrap_or(&0));
+    calls.retain(|_, count| *count > 0);
+    calls
+}
+
+fn assert_no_waits(calls: &BTreeMap<String, u64>) {
+    let waits: Vec<_> = WAITS.iter().filter(|name| calls.contains_key(**name)).collect();
+    assert!(waits.is_empty(), "{waits:?} in {calls:?}");
+}
+
+/// A tensor and everything that the library makes for it, each with work that has not run yet.
+struct World {
+    list: TensorList,
+    control: Control,
+    optimizer: DualAdam,
+    device: Device,
+}
+
+impl World {
+    fn new(gpu: &Gpu) -> Self {
+        let mut run = Run::new(gpu, &[300], &switching()[..1]);
+        let layout = [TensorLayout::new(300)];
+        let config = [DualAdamConfig::default()];
+        let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &config, &layout).unwrap();
+        let raw = run.raw()[0];
+        // SAFETY: the stream lives, and the buffers are as long as the tensor.
+        unsafe {
+            optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0).unwrap();
+            run.control.set_lr(0, 0.5, gpu.raw_stream()).unwrap();
+        }
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+        let device = run.devices.remove(0);
+        let world = Self { list: run.list, control: run.control, optimizer, device };
+        assert!(stand_in(gpu).pending() > 0);
+        world
+    }
+
+    /// Drops what is the library's; the tensor stays.
+    fn drop_all(self) -> Device {
+        drop(self.list);
+        drop(self.control);
+        drop(self.optimizer);
+        self.device
+    }
+}
+
+fn dropping_waits_for_nothing_and_frees_after_the_last_step() {
+    let gpu = failures::gpu();
+    let live = |kind: &str| stand_in(&gpu).live(kind);
+    let world = World::new(&gpu);
+    let before = live("memory");
+    let mut device = None;
+    let calls = calls_of(&gpu, || device = Some(world.drop_all()));
+    assert_no_waits(&calls);
+    assert!(stand_in(&gpu).pending() > 0, "the steps are still to come");
+    assert!(calls["cuMemFreeAsync"] >= 4, "{calls:?}");
+    gpu.assert_clean();
+    // The list's tables; the control; the optimizer's moments, twice, and its tables. Its masters are no memory.
+    assert_eq!(before - live("memory"), 5);
+    // Pinned memory waits for the next allocation.
+    assert_eq!(live("pinned"), 3);
+    let second = World::new(&gpu).drop_all();
+    gpu.context.synchronize().unwrap();
+    assert_eq!(live("pinned"), 3);
+    drop((device, second));
+    gpu.assert_clean();
+}
+
+fn without_stream_ordered_memory_later_allocations_free() {
+    let stand_in = failures::start();
+    stand_in.set_attribute(115, 0);
+    // A device that takes its time.
+    stand_in.set("patience", 1000);
+    let gpu = Gpu::new(Some(stand_in));
+    let live = |kind: &str| failures::stand_in(&gpu).live(kind);
+    let world = World::new(&gpu);
+    let before = live("memory");
+    let mut device = None;
+    assert_no_waits(&calls_of(&gpu, || device = Some(world.drop_all())));
+    assert_eq!(live("memory"), before, "the steps are still to come");
+    // Its two moments are memory.
+    let allocate = || DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[1]).unwrap();
+    let mut made = vec![];
+    let calls = calls_of(&gpu, || made.push(allocate()));
+    assert!(!calls.contains_key("cuMemFree_v2") && !calls.contains_key("cuMemFreeHost"), "{calls:?}");
+    assert_eq!(live("memory"), before + 2, "the steps are still to come");
+    gpu.context.synchronize().unwrap();
+    let calls = calls_of(&gpu, || made.push(allocate()));
+    // The list's tables; the control; the optimizer's moments, twice, and its tables.
+    assert_eq!((calls["cuMemFree_v2"], calls["cuMemFreeHost"]), (5, 3));
+    assert_eq!(live("memory"), before + 4 - 5);
+    assert_eq!(failures::stand_in(&gpu).calls("cuMemAllocAsync"), 0);
+    drop((device, made));
+    gpu.assert_clean();
+}
+
+/// In all modes, by the capturing thread and by another one.
+fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
+    for mode in [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED] {
+        for pools in [1, 0] {
+            let stand_in = failures::start();
+            stand_in.set_attribute(115, pools);
+            let gpu = Gpu::new(Some(stand_in));
+            let other = gpu.context.new_stream().unwrap();
+            let mut run = Run::new(&gpu, &[300, 5], &switching());
+            let worlds = [World::new(&gpu), World::new(&gpu)];
+            let mut devices = vec![];
+            let graph = capture(&other, mode, || {
+                step_on(&other, &mut run, RawScalars::default());
+                let [mine, theirs] = worlds;
+                devices.push(mine.drop_all());
+                devices.push(thread::scope(|scope| scope.spawn(|| theirs.drop_all()).join().unwrap()));
+            });
+            gpu.context.synchronize().unwrap();
+            for _ in 0..2 {
+                graph.launch().unwrap();
+                run.expect(&[1e-2; 2], 1.0, |_| true);
+            }
+            gpu.context.synchronize().unwrap();
+            run.assert_same(&gpu, &format!("{mode:?}"));
+            gpu.assert_clean();
+        }
+    }
+}
+
+/// The descriptors of the capture, the control, the moments: a graph may be launched at any later time.
+fn what_a_graph_uses_is_kept_and_nothing_else() {
+    let gpu = failures::gpu();
+    let live = || stand_in(&gpu).live("memory");
+    let empty = live();
+    let mut run = Run::new(&gpu, &[300, 5], &switching());
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+    });
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2; 2], 1.0, |_| true);
+    let fresh = Run::new(&gpu, &[1], &switching());
+    let tensors = 2 * 5;
+    (run.list, run.control) = (fresh.list, fresh.control);
+    drop(fresh.devices);
+    gpu.context.synchronize().unwrap();
+    // Of the old ones: what was captured, and the control. Of the fresh ones: the tables and the control.
+    assert_eq!(live() - empty, tensors + 2 + 2);
+    for _ in 0..3 {
+        graph.launch().unwrap();
+        run.expect(&[1e-2; 2], 1.0, |_| true);
+    }
+    run.assert_same_tensors(&gpu, "after the end");
+}
+
+/// In a whole life, with state and files, of all that there is.
+fn nothing_waits_for_the_context() {
+    let gpu = failures::gpu();
+    let host = Host::new(COMBINATIONS[8], &Inputs::random(1, 300), [0; 5], 0);
+    let device = host.upload(&gpu);
+    let raw = device.raw(&host);
+    let calls = calls_of(&gpu, || {
+        let kernels = Kernels::new(0).unwrap();
+        let layout = [TensorLayout::new(300).with_master()];
+        let config = [DualAdamConfig::default()];
+        let mut optimizer = DualAdam::with_groups(&kernels, &gpu.stream, &config, &layout).unwrap();
+        let copy = raw.copy.unwrap();
+        // SAFETY: the stream lives, and the buffers are as long as the tensor.
+        unsafe {
+            optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0).unwrap();
+            optimizer.enable_device_control().unwrap();
+            optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0).unwrap();
+        }
+        let state = optimizer.state().unwrap();
+        optimizer = DualAdam::from_state(&kernels, &gpu.stream, &state).unwrap();
+        optimizer.set_moments(0, 3, &[0.5; 300], &[0.5; 300]).unwrap();
+        // SAFETY: as above.
+        unsafe { optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0) }.unwrap();
+    });
+    assert!(!calls.contains_key("cuCtxSynchronize"), "{calls:?}");
+    gpu.assert_clean();
+}
+
+/// To unload a module may wait. Nor is code gone that a graph runs, or that runs now.
+fn the_last_kernels_leave_their_modules_to_the_context() {
+    let gpu = failures::gpu();
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+    });
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    let Run { list, control, devices, hosts, .. } = run;
+    drop((list, control));
+    // Dropped in the opposite order: the stand-in last.
+    let Gpu { stand_in, context, stream, kernels } = gpu;
+    let modules = stand_in.as_ref().unwrap().live("module");
+    let before = stand_in.as_ref().unwrap().call_list();
+    drop(kernels);
+    let after = stand_in.as_ref().unwrap().call_list();
+    WAITS.iter().for_each(|name| assert_eq!(before.get(*name), after.get(*name), "{name}"));
+    assert_eq!(stand_in.as_ref().unwrap().live("module"), modules);
+    graph.launch().unwrap();
+    context.synchronize().unwrap();
+    drop(graph);
+    // The kernels are loaded anew.
+    let kernels = Kernels::in_context(&context).unwrap();
+    let gpu = Gpu { stand_in, context, stream, kernels };
+    drop((devices, hosts));
+    gpu.assert_clean();
+}
+
+/// The driver refuses to record the end of a step: its memory then stays.
+fn work_that_nothing_tells_the_end_of_keeps_its_memory() {
+    let gpu = failures::gpu();
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    stand_in(&gpu).fail("cuEventRecord", 1, failures::CODE);
+    stand_in(&gpu).fail("cuEventRecord", 2, failures::CODE);
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    let before = stand_in(&gpu).live("memory");
+    let fresh = Run::new(&gpu, &[1], &switching()[..1]);
+    let added = stand_in(&gpu).live("memory") - before;
+    (run.list, run.control) = (fresh.list, fresh.control);
+    drop(fresh.devices);
+    gpu.context.synchronize().unwrap();
+    assert_eq!(stand_in(&gpu).live("memory"), before + added - 5);
+    run.assert_same_tensors(&gpu, "dropped");
+    gpu.assert_clean();
+}
