@@ -318,6 +318,9 @@ class DualAdam(Optimizer):
             _check_state(name, param, states.get(param, {}))
             if group["capturable"] and not param.is_cuda:
                 raise ValueError(f"capturable must be False for {name}, which is on {param.device}")
+            if param.is_cuda and _lacks_state(states.get(param, {}), param, group["master_weights"]) and _is_capturing():
+                # A graph would make its moments zero again in each replay.
+                raise RuntimeError(f"{name} must have had a step before its step is captured in a CUDA graph")
         before = {param: dict(states[param]) if param in states else None for _, _, param in places}
         grads: dict[int, Tensor] = {}
         counting = {param.device for param, state in states.items() if _is_on_device(state.get("step"))}
@@ -417,6 +420,13 @@ class DualAdam(Optimizer):
 
 def _is_profiling() -> bool:
     return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", True))
+
+
+def _lacks_state(state: dict[str, Any], param: Tensor, master_weights: bool) -> bool:
+    needed = ["step", *_MOMENTS]
+    if master_weights and param.dtype != torch.float32:
+        needed.append(_MASTER)
+    return any(key not in state for key in needed)
 
 
 def _is_capturing() -> bool:

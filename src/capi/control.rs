@@ -118,10 +118,9 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
     border(|| unsafe { work::new(kernels, (groups, group_count), (sets, set_count), control) })
 }
 
-/// Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
-/// still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
-///
-/// Capture: not while a stream of the context is being captured, which the wait would spoil; the control's memory is never freed then.
+/// Frees a control; the handle is stale from then on. Nothing is waited for: the control's memory is freed after its last step, in the order
+/// of a stream. So it may be freed while any stream is being captured. A CUDA graph that captured steps with it may still be launched: its
+/// memory is never freed then.
 ///
 /// Threads: any; a call with the same control that is under way in another thread goes on to its end.
 ///
@@ -320,20 +319,18 @@ pub unsafe extern "C" fn dualadam_cuda_control_coeffs(
 /// `dualadam_config_coeffs`, for the multiplier clip_factor / loss_scale. A set whose step cannot be made is skipped instead: no byte of its
 /// tensors nor its counter changes, and `dualadam_cuda_control_report` says why.
 ///
-/// The call does not allocate or read from the device. It waits for the device only where the addresses of the four steps before have all
-/// changed and no change has reached the device yet.
+/// The call does not allocate or read from the device. It blocks only when the changes of all four steps before are still in flight.
 ///
-/// Capture: a step of unchanged addresses and sets can be captured in a CUDA graph; `dualadam_cuda_list_prepare` sees to it. The graph keeps
-/// the addresses in `scalars`; learning rates, configs, counters and the tensors' addresses it reads when it is launched, as the last step
-/// or `dualadam_cuda_list_prepare` has sent them. It may outlive list, control and kernels.
+/// Capture: the step can be captured in a CUDA graph, also if it is the first and with new addresses; it takes new device memory then, which
+/// is never freed. The graph keeps the tensors, which of them have gradients, and the addresses in `scalars`. It reads learning rates,
+/// configs and counters when it is launched. It may outlive list, control and kernels.
 ///
 /// Threads: any; waits for other calls with the same list or control. The struct is only read.
 ///
 /// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_MISALIGNED` or `DUALADAM_STATUS_SIZE` for
 /// `scalars`; `DUALADAM_STATUS_INDEX` for a tensor whose set is not in the control; `DUALADAM_STATUS_CUDA_CONTEXT` for a control or a stream
-/// of another context; `DUALADAM_STATUS_CUDA_ADDRESS` for a scalar that is not aligned to 4 bytes; `DUALADAM_STATUS_CUDA_INTERRUPTED`;
-/// `DUALADAM_STATUS_CUDA_CAPTURED` for what cannot be captured. Nothing is enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver
-/// refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
+/// of another context; `DUALADAM_STATUS_CUDA_ADDRESS` for a scalar that is not aligned to 4 bytes; `DUALADAM_STATUS_CUDA_INTERRUPTED`.
+/// Nothing is enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses a copy, memory or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
 /// tensors that were not stepped, and the control refuses to go on with `DUALADAM_STATUS_CUDA_INTERRUPTED` until
 /// `dualadam_cuda_control_set_steps`. `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
 ///
@@ -352,32 +349,6 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
 ) -> dualadam_status {
     // SAFETY: the caller's promise.
     border(|| unsafe { work::list_step(list, control, scalars, stream) })
-}
-
-/// Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
-/// captured, also if it is the first. Call it before a capture, and after `dualadam_cuda_list_update` for a graph that was captured before
-/// to see the new addresses.
-///
-/// The call does not allocate, and waits for the device as `dualadam_cuda_list_step_controlled` does.
-///
-/// Capture: on a stream that is being captured it does nothing, or fails if there is something to do.
-///
-/// Threads: any; waits for other calls with the same list or control.
-///
-/// Errors: as `dualadam_cuda_list_step_controlled`. After `DUALADAM_STATUS_CUDA_DRIVER` all is sent anew with the next call.
-///
-/// # Safety
-///
-/// `stream` is null or live, and what else uses list and control is ordered before or after. Graphs that captured a step before use the new
-/// addresses and sets from now on.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dualadam_cuda_list_prepare(
-    list: dualadam_cuda_list,
-    control: dualadam_cuda_control,
-    stream: *mut c_void,
-) -> dualadam_status {
-    // SAFETY: the caller's promise.
-    border(|| unsafe { work::list_prepare(list, control, stream) })
 }
 
 #[cfg(feature = "cuda")]
@@ -611,13 +582,6 @@ mod work {
         // SAFETY: the caller's promise.
         Ok(unsafe { list.list.step_controlled(&mut control, &scalars, stream) }?)
     }
-
-    pub(super) unsafe fn list_prepare(list: u64, control: u64, stream: *mut c_void) -> Result<(), Failure> {
-        let (list, control): (Arc<Mutex<List>>, _) = (handles::get("list", list)?, get(control)?);
-        let (mut list, mut control) = (lock(&list), lock(&control));
-        // SAFETY: the caller's promise.
-        Ok(unsafe { list.list.prepare_controlled(&mut control, stream) }?)
-    }
 }
 
 /// The header is the same for every build, so that the functions are there without CUDA too.
@@ -694,10 +658,6 @@ mod work {
         _: *const dualadam_cuda_scalars,
         _: *mut c_void,
     ) -> Result<(), Failure> {
-        UNSUPPORTED
-    }
-
-    pub(super) unsafe fn list_prepare(_: u64, _: u64, _: *mut c_void) -> Result<(), Failure> {
         UNSUPPORTED
     }
 }

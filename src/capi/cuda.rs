@@ -9,8 +9,9 @@ use super::handles::{dualadam_cuda_kernels, dualadam_cuda_list};
 use super::status::{border, dualadam_status};
 use super::types::{dualadam_coeffs, dualadam_tensor};
 
-/// Loads the kernels into the primary context of a device, numbered from 0: the context that the CUDA runtime, PyTorch and most other
-/// programs use. The first load in a context takes a moment; later ones share it. libcuda is opened by the first call.
+/// Makes the kernels for the primary context of a device, numbered from 0: the context that the CUDA runtime, PyTorch and most other
+/// programs use. The driver compiles the kernels of a combination of types when a list or a step first needs them, which takes a moment.
+/// libcuda is opened by the first call.
 ///
 /// `kernels` gets the handle, which is to be given back with `dualadam_cuda_kernels_free`. This and every other call leaves the thread's
 /// current context as it found it.
@@ -33,7 +34,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
     border(|| unsafe { work::kernels_new(device, kernels) })
 }
 
-/// Loads the kernels into the context that is current in the calling thread. The context stays its owner's.
+/// Makes the kernels for the context that is current in the calling thread. The context stays its owner's.
 ///
 /// `kernels` gets the handle, which is to be given back with `dualadam_cuda_kernels_free`.
 ///
@@ -53,9 +54,29 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     border(|| unsafe { work::kernels_in_current_context(kernels) })
 }
 
-/// Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of what was made
-/// from them, are freed; that waits for the work in the context. A CUDA graph that captured `dualadam_cuda_step` needs them as long as it is
-/// launched; one that captured steps of lists keeps them loaded.
+/// Loads ahead what `dualadam_cuda_step` needs for tensors of the types of `tensor`, of which nothing else is looked at. A step that is
+/// captured in a CUDA graph needs it, unless a step or a list with these types came before.
+///
+/// Threads: any. The struct is only read.
+///
+/// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED` or
+/// `DUALADAM_STATUS_SIZE` for the struct; `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types; `DUALADAM_STATUS_CUDA_PTX` if the
+/// driver refuses the kernels; `DUALADAM_STATUS_CUDA_DRIVER`; `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+///
+/// # Safety
+///
+/// The struct can be read for as many bytes as its size says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
+    kernels: dualadam_cuda_kernels,
+    tensor: *const dualadam_tensor,
+) -> dualadam_status {
+    // SAFETY: the struct can be read, as this function requires.
+    border(|| unsafe { work::kernels_prepare(kernels, tensor) })
+}
+
+/// Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
+/// may outlive the kernels. Nothing is waited for.
 ///
 /// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
 ///
@@ -66,8 +87,9 @@ pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> 
     border(|| work::kernels_free(kernels))
 }
 
-/// One DualAdam step over one tensor in device memory, enqueued on `stream`; returns at once. The call does not allocate or wait, and can
-/// be captured in a CUDA graph, which keeps the coefficients as they are now. The bits are those of `dualadam_cpu_step`.
+/// One DualAdam step over one tensor in device memory, enqueued on `stream`; returns at once. The call does not allocate or wait, but for
+/// the first one with a combination of types, which loads its kernels. It can be captured in a CUDA graph, which keeps the coefficients as
+/// they are now; `dualadam_cuda_kernels_prepare` loads the kernels ahead. The bits are those of `dualadam_cpu_step`.
 ///
 /// The pointers in `tensor` are device addresses; a CUdeviceptr is one as well. `stream` is a CUstream or a cudaStream_t; null is the
 /// default stream.
@@ -77,8 +99,9 @@ pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> 
 /// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED` or
 /// `DUALADAM_STATUS_SIZE` for a struct; `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types; `DUALADAM_STATUS_NULL`,
 /// `DUALADAM_STATUS_MISALIGNED`, `DUALADAM_STATUS_EXTENT`, `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_OVERLAP` for the buffers;
-/// `DUALADAM_STATUS_INDEX` for a set that is not 0; `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context. Nothing is enqueued
-/// then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses the launch, or if earlier work on the device failed.
+/// `DUALADAM_STATUS_INDEX` for a set that is not 0; `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context;
+/// `DUALADAM_STATUS_CUDA_CAPTURED` in a capture where the kernels are not loaded; `DUALADAM_STATUS_CUDA_PTX` if the driver refuses them.
+/// Nothing is enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses the launch, or if earlier work on the device failed.
 /// `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
 ///
 /// # Safety
@@ -96,8 +119,8 @@ pub unsafe extern "C" fn dualadam_cuda_step(
     border(|| unsafe { work::step(kernels, tensor, coeffs, stream) })
 }
 
-/// Makes a list of tensors that are stepped together, in one launch per combination of types. Puts their descriptors into device memory
-/// and waits until they are there.
+/// Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the
+/// kernels, puts the descriptors into device memory and waits until they are there, but for no other work.
 ///
 /// `tensors` is an array of `count` structs, their sizes alike, of device addresses. A null gradient leaves its tensor alone, and its other
 /// addresses are not looked at. `list` gets the handle, which is to be given back with `dualadam_cuda_list_free`. The list keeps the
@@ -146,15 +169,17 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
 /// One DualAdam step of every tensor of a list that has a gradient, with the coefficients `sets[tensor.set]`, enqueued on `stream`.
 ///
 /// `sets` is an array of `count` structs, their sizes alike: at most as many as the list has tensors, or 96 if that is more. The call does
-/// not allocate; it waits for the device only where the addresses of the four steps before have all changed and no change has reached the
-/// device yet. A step of unchanged addresses and sets, with up to 96 sets, can be captured in a CUDA graph.
+/// not allocate. It blocks only when the changes of all four steps before are still in flight.
+///
+/// Capture: the step can be captured in a CUDA graph, which keeps addresses, sets and coefficients as they are now. It takes new device
+/// memory then, which is never freed.
 ///
 /// Threads: any; waits for other calls with the same list.
 ///
 /// Errors: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`; `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED` or
 /// `DUALADAM_STATUS_SIZE` for the sets; `DUALADAM_STATUS_INDEX` for a tensor whose set is not there; `DUALADAM_STATUS_TOO_MANY`;
-/// `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context; `DUALADAM_STATUS_CUDA_CAPTURED` for what cannot be captured. Nothing is
-/// enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses a copy or a launch, or if earlier work on the device failed: the
+/// `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context. Nothing is
+/// enqueued then. `DUALADAM_STATUS_CUDA_DRIVER` if the driver refuses a copy, memory or a launch, or if earlier work on the device failed: the
 /// launches for some of the combinations of types may have been made. `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
 ///
 /// # Safety
@@ -173,9 +198,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
     border(|| unsafe { work::list_step(list, sets, count, stream) })
 }
 
-/// Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
-/// launched: memory that was captured is never freed, nor are the kernels unloaded then. Do not call it while a stream of the context is
-/// being captured, which the wait would spoil; the list's memory is never freed then.
+/// Frees a list; the handle is stale from then on. Nothing is waited for: the list's memory is freed after its last step, in the order of a
+/// stream. So it may be freed while any stream is being captured. A CUDA graph that captured its steps may still be launched.
 ///
 /// Threads: any; a call with the same list that is under way in another thread goes on to its end.
 ///
@@ -234,6 +258,15 @@ mod work {
         let made = unsafe { Kernels::in_current_context() }?;
         // SAFETY: the caller's promise.
         unsafe { out.write(handles::insert(Object::Kernels(made))) };
+        Ok(())
+    }
+
+    pub(super) unsafe fn kernels_prepare(kernels: u64, tensor: *const dualadam_tensor) -> Result<(), Failure> {
+        let kernels: Kernels = handles::get("kernels", kernels)?;
+        // SAFETY: the struct can be read, as `dualadam_cuda_kernels_prepare` requires.
+        let tensor: dualadam_tensor = unsafe { read("tensor", tensor) }?;
+        let (params, grads, copy) = tensor.types("tensor".into())?;
+        let _ = (kernels, params, grads, copy);
         Ok(())
     }
 
@@ -329,6 +362,10 @@ mod work {
     }
 
     pub(super) unsafe fn kernels_in_current_context(_: *mut u64) -> Result<(), Failure> {
+        UNSUPPORTED
+    }
+
+    pub(super) unsafe fn kernels_prepare(_: u64, _: *const dualadam_tensor) -> Result<(), Failure> {
         UNSUPPORTED
     }
 

@@ -449,7 +449,7 @@ fn without_cuda() {
         fails(dualadam_cuda_control_report(1, &mut report, 32, 1, stream), unsupported, text);
         fails(dualadam_cuda_control_coeffs(1, &mut out, 48, 1, stream), unsupported, text);
         fails(dualadam_cuda_list_step_controlled(1, 1, ptr::null(), stream), unsupported, text);
-        fails(dualadam_cuda_list_prepare(1, 1, stream), unsupported, text);
+        fails(dualadam_cuda_kernels_prepare(1, ptr::null()), unsupported, text);
     }
     fails(dualadam_cuda_control_free(1), unsupported, text);
     fails(dualadam_cuda_kernels_free(1), unsupported, text);

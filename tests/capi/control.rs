@@ -309,13 +309,10 @@ fn a_graph_outlives_what_it_captured() {
     // SAFETY: the structs, the buffers and the stream are there until all has run.
     unsafe {
         let step = || dualadam_cuda_list_step_controlled(list, control, &scalars, raw);
-        ok(dualadam_cuda_list_prepare(list, control, raw));
-        // With other addresses there is something to do that cannot be captured; it can be done before.
+        // A gradient that the list did not have when it was made.
         ok(dualadam_cuda_list_update(list, world.tensors.as_ptr(), 2));
         let nothing = world.capture(|| {
             let captured = DUALADAM_STATUS_CUDA_CAPTURED;
-            assert_eq!(step(), captured);
-            assert_eq!(dualadam_cuda_list_prepare(list, control, raw), captured);
             assert_eq!(dualadam_cuda_control_set_lr(control, 0, 0.1, raw), captured);
             assert_eq!(dualadam_cuda_control_set_config(control, 0, &config(), raw), captured);
             assert_eq!(dualadam_cuda_control_steps(control, [0; 2].as_mut_ptr(), 2, raw), captured);
@@ -325,11 +322,7 @@ fn a_graph_outlives_what_it_captured() {
             assert_eq!(reports[0].step, 9);
         });
         drop(nothing);
-        ok(dualadam_cuda_list_prepare(list, control, raw));
-        let graph = world.capture(|| {
-            ok(dualadam_cuda_list_prepare(list, control, raw)); // nothing to do
-            ok(step());
-        });
+        let graph = world.capture(|| ok(step()));
         assert_eq!(report(control, 2, raw), [(0, 0, 0); 2]);
         graph.launch().unwrap();
         ok(dualadam_cuda_control_set_lr(control, 0, 0.75, raw));
@@ -474,12 +467,10 @@ fn what_cannot_be_right_is_refused() {
         fails(step(control, control, ptr::null()), DUALADAM_STATUS_HANDLE_KIND, &text);
         assert_eq!(dualadam_cuda_control_free(list), DUALADAM_STATUS_HANDLE_KIND);
         assert_eq!(dualadam_cuda_list_free(control), DUALADAM_STATUS_HANDLE_KIND);
-        assert_eq!(dualadam_cuda_list_prepare(control, list, raw), DUALADAM_STATUS_HANDLE_KIND);
 
         let small = self::control(kernels, &groups, &sets[..1]);
         let text = "set of tensor 1 must be below 1, got 1";
         fails(step(list, small, ptr::null()), DUALADAM_STATUS_INDEX, text);
-        fails(dualadam_cuda_list_prepare(list, small, raw), DUALADAM_STATUS_INDEX, text);
         ok(dualadam_cuda_control_free(small));
 
         world.stand_in.set("devices", 2);
@@ -492,11 +483,9 @@ fn what_cannot_be_right_is_refused() {
         world.context.bind_to_thread().unwrap();
         let text = "control must belong to the kernels' CUDA context, it belongs to another";
         fails(step(list, there, ptr::null()), DUALADAM_STATUS_CUDA_CONTEXT, text);
-        fails(dualadam_cuda_list_prepare(list, there, raw), DUALADAM_STATUS_CUDA_CONTEXT, text);
         let raw = foreign.cu_stream().cast();
         let context = DUALADAM_STATUS_CUDA_CONTEXT;
         assert_eq!(dualadam_cuda_list_step_controlled(list, control, ptr::null(), raw), context);
-        assert_eq!(dualadam_cuda_list_prepare(list, control, raw), context);
         assert_eq!(dualadam_cuda_control_set_lr(control, 0, 0.5, raw), context);
         assert_eq!(dualadam_cuda_control_set_config(control, 0, &config(), raw), context);
         assert_eq!(dualadam_cuda_control_steps(control, steps.as_mut_ptr(), 2, raw), context);
@@ -523,7 +512,6 @@ fn what_cannot_be_right_is_refused() {
         assert_eq!(dualadam_cuda_control_report(control, &mut one, 32, 1, raw), stale);
         assert_eq!(dualadam_cuda_control_coeffs(control, &mut made, 48, 1, raw), stale);
         assert_eq!(dualadam_cuda_list_step_controlled(list, control, ptr::null(), raw), stale);
-        assert_eq!(dualadam_cuda_list_prepare(list, control, raw), stale);
         let status = dualadam_cuda_control_new(kernels, groups.as_ptr(), 2, sets.as_ptr(), 2, &mut handle);
         assert_eq!((status, handle), (stale, 9));
     }
@@ -546,7 +534,6 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
         let interrupted = DUALADAM_STATUS_CUDA_INTERRUPTED;
         assert_eq!(step(), interrupted);
         assert!(last_error().ends_with("its step counters no longer fit the tensors"), "{}", last_error());
-        assert_eq!(dualadam_cuda_list_prepare(list, control, raw), interrupted);
         assert_eq!(dualadam_cuda_control_steps(control, steps.as_mut_ptr(), 2, raw), interrupted);
         let mut one = [dualadam_cuda_set_report { size: 32, step: 9, skipped: 9, last_skip: 9, reserved: 9 }; 2];
         assert_eq!(dualadam_cuda_control_report(control, one.as_mut_ptr(), 32, 2, raw), interrupted);

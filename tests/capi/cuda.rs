@@ -137,6 +137,12 @@ fn bad_input_is_refused() {
         assert_eq!(step(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
         assert_eq!(step(dualadam_tensor { grads: ptr::null(), ..good }), DUALADAM_STATUS_NULL);
         assert_eq!(dualadam_cuda_step(kernels, ptr::null(), &set, raw), DUALADAM_STATUS_NULL);
+        ok(dualadam_cuda_kernels_prepare(kernels, &good));
+        assert_eq!(dualadam_cuda_kernels_prepare(kernels, ptr::null()), DUALADAM_STATUS_NULL);
+        let wrong = dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..good };
+        assert_eq!(dualadam_cuda_kernels_prepare(kernels, &wrong), DUALADAM_STATUS_TYPES);
+        let wrong = dualadam_tensor { params_dtype: 4, ..good };
+        assert_eq!(dualadam_cuda_kernels_prepare(kernels, &wrong), DUALADAM_STATUS_ENUM);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 0, &mut list), DUALADAM_STATUS_EMPTY);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, ptr::null_mut()), DUALADAM_STATUS_NULL);
         ok(dualadam_cuda_list_new(kernels, &good, 1, &mut list));

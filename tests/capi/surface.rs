@@ -786,10 +786,10 @@ impl Surface {
                     dualadam_cuda_list_step_controlled(list, control, scalars, stream)
                 }
                 89 | 90 => {
-                    let (list, control, stream) =
-                        (self.handle(input, Kind::List), self.handle(input, Kind::Control), self.stream(input));
+                    let (handle, (tensor, _)) =
+                        (self.handle(input, Kind::Kernels), self.put_tensors(input, false, true));
                     self.arena.remember();
-                    dualadam_cuda_list_prepare(list, control, stream)
+                    dualadam_cuda_kernels_prepare(handle, tensor)
                 }
                 91 => {
                     let (handle, path) = (self.handle(input, Kind::State), self.path(input));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
 
-use dualadam::cuda::{self, Control, ControlGroup, ControlSet};
+use dualadam::cuda::{self, Control, ControlGroup, ControlSet, Kernels};
 use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -123,8 +123,9 @@ impl List {
         self.tensors.iter_mut().enumerate().for_each(|(index, tensor)| tensor.set = index);
     }
 
-    /// Takes the tensors over into the list, or into a new one. All is checked then, and nothing is stepped.
-    pub(super) fn take_over(&mut self) -> PyResult<Result<(), Error>> {
+    /// Takes the tensors over into the list, or into a new one, for steps on `stream` where they are on a device. All is checked then,
+    /// and nothing is stepped.
+    pub(super) fn take_over(&mut self, stream: usize) -> PyResult<Result<(), Error>> {
         let tensors = &self.tensors;
         let updated = match &mut self.backend {
             Some(Backend::Cpu(list)) => list.update(tensors),
@@ -140,6 +141,11 @@ impl List {
             cpu::TensorList::new(tensors).map(Backend::Cpu)
         } else {
             let kernels = kernels(self.device.id)?;
+            refuse_capture(
+                &kernels,
+                stream,
+                "the first step of an optimizer, or of tensors with other types or shapes,",
+            )?;
             cuda::TensorList::new(&kernels, tensors)
                 .map(|list| Backend::Cuda(Box::new(OnDevice { list, control: None })))
         };
@@ -149,6 +155,13 @@ impl List {
 
 pub(super) fn pointer(stream: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(stream)
+}
+
+/// Fails if what is enqueued on a stream would go into a graph.
+fn refuse_capture(kernels: &Kernels, stream: usize, what: &'static str) -> PyResult<()> {
+    // SAFETY: torch's current stream, which lives as long as torch.
+    let is_captured = unsafe { kernels.is_captured(pointer(stream)) }.map_err(plain)?;
+    if is_captured { Err(plain(Error::Captured { what })) } else { Ok(()) }
 }
 
 /// Makes a control anew where the old one does not fit any more; brings its configs up to date where it does.
@@ -182,7 +195,13 @@ pub(super) fn control_for(
             return Ok(());
         }
     }
-    let control = Control::new(&kernels(device.id)?, &groups, &sets).map_err(plain)?;
+    let kernels = kernels(device.id)?;
+    refuse_capture(
+        &kernels,
+        stream,
+        "the first capturable step of an optimizer, or one with other step or lr tensors,",
+    )?;
+    let control = Control::new(&kernels, &groups, &sets).map_err(plain)?;
     *old = Some(DeviceControl { control, groups, sets });
     Ok(())
 }

@@ -373,14 +373,16 @@ impl Steps {
             }
             list.form_sets(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
         }
-        list.take_over()?.map_err(|error| match tensor_of(&error) {
+        let is_on_host = list.device.kind != CUDA;
+        let stream =
+            if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
+        list.take_over(stream)?.map_err(|error| match tensor_of(&error) {
             Some(index) => named(groups, list, index, &error),
             None => plain(error),
         })?;
-        if list.device.kind != CUDA {
+        if is_on_host {
             return Ok(Steering::OnHost);
         }
-        let stream = self.tensors.exchange.current_stream(py, list.device)?.expose_provenance();
         let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
         let lr = |group: &Group<'_>| group.4.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
         let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
