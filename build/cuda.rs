@@ -1,4 +1,4 @@
-//! The kernels as PTX, in `$OUT_DIR/dual_adam.ptx`.
+//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`, which embeds them.
 //!
 //! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in `kernels/prebuilt/` is taken, if it was
 //! made from these sources. `DUALADAM_PTX=prebuilt` asks for the snapshot.
@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use super::ptx::{self, Compiler};
+use super::ptx::{self, Compiler, Module};
 
 const KERNELS: &str = "kernels";
 
@@ -32,22 +32,38 @@ pub(crate) fn embed_ptx() -> ptx::Result<()> {
         Ok(other) => return Err(format!("DUALADAM_PTX={other}: it can only be `prebuilt`, or not be set")),
         Err(error) => return Err(format!("DUALADAM_PTX: {error}")),
     };
-    let (text, origin) = match compiler {
-        Some(compiler) => compiled(&compiler, kernels, Path::new(&out))?,
-        None => prebuilt(kernels)?,
+    let modules = ptx::modules(kernels);
+    let (texts, origin) = match compiler {
+        Some(compiler) => compiled(&compiler, kernels, &modules, Path::new(&out))?,
+        None => prebuilt(kernels, &modules)?,
     };
-    let file = Path::new(&out).join("dual_adam.ptx");
-    fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    let write = |name: &str, text: String| {
+        let file = Path::new(&out).join(name);
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
+    };
+    let mut embedded = String::from(
+        "/// Each module's name and its PTX, which ends in a zero byte.\nconst MODULES: &[(&str, &str)] = &[\n",
+    );
+    for (module, text) in modules.iter().zip(texts) {
+        let file = format!("{}.ptx", module.name);
+        embedded += &format!(
+            "    (\"{}\", concat!(include_str!(concat!(env!(\"OUT_DIR\"), \"/{file}\")), \"\\0\")),\n",
+            module.name
+        );
+        write(&file, text)?;
+    }
+    write("modules.rs", embedded + "];\n")?;
     println!("cargo::rustc-env=DUALADAM_PTX_ORIGIN={origin}");
     Ok(())
 }
 
-fn compiled(compiler: &Compiler, kernels: &Path, out: &Path) -> ptx::Result<(String, String)> {
+fn compiled(compiler: &Compiler, kernels: &Path, modules: &[Module], out: &Path) -> ptx::Result<(Vec<String>, String)> {
     println!("cargo::rerun-if-changed={}", compiler.path().display());
-    let text = compiler.compile(kernels, &ptx::SOURCES, out).map_err(|error| {
+    let texts = modules.iter().map(|module| compiler.compile(module, out)).collect::<ptx::Result<Vec<_>>>();
+    let texts = texts.map_err(|error| {
         format!("{error}\nDUALADAM_PTX=prebuilt builds without a CUDA compiler, from the PTX in {KERNELS}/prebuilt")
     })?;
-    let version = ptx::compiler_version(&text);
+    let version = texts.first().map(|text| ptx::compiler_version(text)).unwrap_or_default();
     let pinned = manifest_value(kernels, "compiler")?;
     if version != pinned {
         println!(
@@ -56,10 +72,10 @@ fn compiled(compiler: &Compiler, kernels: &Path, out: &Path) -> ptx::Result<(Str
             compiler.path().display(),
         );
     }
-    Ok((text, format!("compiled by {version}")))
+    Ok((texts, format!("compiled by {version}")))
 }
 
-fn prebuilt(kernels: &Path) -> ptx::Result<(String, String)> {
+fn prebuilt(kernels: &Path, modules: &[Module]) -> ptx::Result<(Vec<String>, String)> {
     if ptx::source_hash(kernels, &ptx::SOURCES)? != manifest_value(kernels, "source_sha256")? {
         return Err(format!(
             "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS}, and no CUDA compiler {}.\n\
@@ -72,9 +88,9 @@ fn prebuilt(kernels: &Path) -> ptx::Result<(String, String)> {
             manifest_value(kernels, "compiler")?,
         ));
     }
-    let text = ptx::read(&kernels.join("prebuilt/dual_adam.ptx"))?;
-    let origin = format!("prebuilt by {}", ptx::compiler_version(&text));
-    Ok((text, origin))
+    let read = |module: &Module| ptx::read(&kernels.join(format!("prebuilt/{}.ptx", module.name)));
+    let texts = modules.iter().map(read).collect::<ptx::Result<Vec<_>>>()?;
+    Ok((texts, format!("prebuilt by {}", manifest_value(kernels, "compiler")?)))
 }
 
 /// A string of `prebuilt/MANIFEST.toml`, which is generated: one `key = "value"` a line.

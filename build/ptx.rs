@@ -1,7 +1,10 @@
-//! From the CUDA sources to PTX: which files, which flags, which compiler. Shared by the build script and `cargo xtask prebuilt`.
+//! From the CUDA sources to PTX: which modules of which files, which flags, which compiler. Shared by the build script and
+//! `cargo xtask prebuilt`.
 
 #[path = "nvrtc.rs"]
 mod nvrtc;
+#[path = "variants.rs"]
+mod variants;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +14,65 @@ use sha2::{Digest, Sha256};
 
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-/// The kernels' translation unit and what it includes, in the order of the source hash.
-pub(crate) const SOURCES: [&str; 5] = ["dual_adam.cu", "control.cuh", "pack.cuh", "step.cuh", "update.cuh"];
+pub(crate) use variants::VARIANTS;
+
+/// The kernels' sources, in the order of the source hash. Two are translation units.
+pub(crate) const SOURCES: [&str; 7] =
+    ["dual_adam.cu", "control.cu", "control.cuh", "pack.cuh", "step.cuh", "tuning.cuh", "update.cuh"];
 
 /// The oldest architecture of the current compilers. Its PTX becomes the same loop on newer ones.
 pub(crate) const FLAGS: [&str; 2] = ["-std=c++17", "-arch=compute_75"];
 
 /// Written over the compiler's own version, which only a driver as new as the compiler would load. The oldest that has `sm_75`.
 pub(crate) const PTX_VERSION: &str = "6.3";
+
+/// What becomes one PTX text, which a driver loads and compiles by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+    /// The translation unit first; the others are what it may include.
+    pub(crate) sources: Vec<&'static str>,
+    pub(crate) flags: Vec<String>,
+    pub(crate) ptx_version: &'static str,
+}
+
+impl Module {
+    pub(crate) fn new(name: &str, folder: &Path, sources: &[&'static str]) -> Self {
+        let (name, folder, sources) = (name.to_owned(), folder.to_owned(), sources.to_vec());
+        Self { name, folder, sources, flags: FLAGS.map(str::to_owned).to_vec(), ptx_version: PTX_VERSION }
+    }
+
+    /// The module of a variant, by its name.
+    pub(crate) fn of_variant(variant: &str, kernels: &Path) -> Self {
+        let mut module = Self::new(variant, kernels, &SOURCES);
+        let types: Vec<_> = variant.split('_').map(type_of).chain(["NoCopy"]).collect();
+        module.define("VARIANT", variant);
+        ["PARAM", "GRAD", "COPY"].into_iter().zip(types).for_each(|(name, value)| module.define(name, value));
+        module
+    }
+
+    pub(crate) fn define(&mut self, name: &str, value: &str) {
+        self.flags.push(format!("-D{name}={value}"));
+    }
+}
+
+/// The type of the kernels that a part of a variant's name means.
+fn type_of(dtype: &str) -> &str {
+    match dtype {
+        "f32" => "float",
+        "bf16" => "Bf16",
+        "f16" => "F16",
+        other => other,
+    }
+}
+
+/// The library's modules: one a variant, and what prepares controlled steps.
+pub(crate) fn modules(kernels: &Path) -> Vec<Module> {
+    let control = ["control.cu", "control.cuh", "pack.cuh", "tuning.cuh", "update.cuh"];
+    let variants = VARIANTS.iter().map(|variant| Module::of_variant(variant, kernels));
+    variants.chain([Module::new("control", kernels, &control)]).collect()
+}
 
 pub(crate) fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
@@ -69,25 +123,33 @@ impl Compiler {
         path
     }
 
-    /// The PTX of the first of a folder's sources, which may include the others. Temporary files go into `scratch`.
-    pub(crate) fn compile(&self, folder: &Path, sources: &[&str], scratch: &Path) -> Result<String> {
+    /// The PTX of a module. Temporary files go into `scratch`.
+    pub(crate) fn compile(&self, module: &Module, scratch: &Path) -> Result<String> {
         let ptx = match self {
-            Self::Nvcc(nvcc) => run_nvcc(nvcc, &folder.join(sources[0]), scratch)?,
+            Self::Nvcc(nvcc) => run_nvcc(nvcc, module, scratch)?,
             Self::Nvrtc(library) => {
-                let sources = sources.iter().map(|&name| read(&folder.join(name)).map(|text| (name, text)));
-                let sources = sources.collect::<Result<Vec<_>>>()?;
-                nvrtc::compile(library, &sources, &FLAGS)?
+                let mut sources = vec![];
+                for &name in &module.sources {
+                    let text = read(&module.folder.join(name))?;
+                    // A source in another folder is included by its path from here, and by its name from there.
+                    if let Some((_, short)) = name.rsplit_once('/') {
+                        sources.push((short, text.clone()));
+                    }
+                    sources.push((name, text));
+                }
+                let flags: Vec<_> = module.flags.iter().map(String::as_str).collect();
+                nvrtc::compile(library, &sources, &flags)?
             }
         };
-        lower_version(&ptx).ok_or_else(|| format!("{} gave no PTX", self.path().display()))
+        lower_version(&ptx, module.ptx_version).ok_or_else(|| format!("{} gave no PTX", self.path().display()))
     }
 }
 
-fn run_nvcc(nvcc: &Path, source: &Path, scratch: &Path) -> Result<String> {
-    let out = scratch.join("compiled.ptx");
+fn run_nvcc(nvcc: &Path, module: &Module, scratch: &Path) -> Result<String> {
+    let (out, source) = (scratch.join(format!("{}.ptx", module.name)), module.folder.join(module.sources[0]));
     let _ = fs::remove_file(&out); // an old one would pass for the result
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("-ptx").arg("-o").arg(&out).arg(source).env("TMPDIR", scratch);
+    command.args(&module.flags).arg("-ptx").arg("-o").arg(&out).arg(source).env("TMPDIR", scratch);
     let shown = format!("{command:?}");
     let failed =
         |what: &str, stderr: &str| format!("the CUDA compiler failed: {what}\ncommand: {shown}\nstderr:\n{stderr}");
@@ -101,8 +163,8 @@ fn run_nvcc(nvcc: &Path, source: &Path, scratch: &Path) -> Result<String> {
 }
 
 /// The PTX with the lower `.version`, or nothing if it has no such line.
-fn lower_version(ptx: &str) -> Option<String> {
+fn lower_version(ptx: &str, version: &str) -> Option<String> {
     let start = ptx.find("\n.version ")? + 1;
     let length = ptx[start..].find('\n')?;
-    Some(format!("{}.version {PTX_VERSION}{}", &ptx[..start], &ptx[start + length..]))
+    Some(format!("{}.version {version}{}", &ptx[..start], &ptx[start + length..]))
 }

@@ -1,23 +1,13 @@
 //! From the files in `shaders/` to the text of each variant, and from a line of that text back to its file. Shared by the build
 //! script and the tests.
 
+#[path = "variants.rs"]
+mod variants;
+
 use std::path::Path;
 use std::{fmt, fs};
 
-/// The types of parameters, gradients and copy that have a variant.
-pub(crate) const TYPES: [&str; 11] = [
-    "f32_f32",
-    "f32_bf16",
-    "f32_f16",
-    "bf16_bf16",
-    "bf16_f32",
-    "f16_f16",
-    "f16_f32",
-    "f32_f32_bf16",
-    "f32_bf16_bf16",
-    "f32_f32_f16",
-    "f32_f16_f16",
-];
+pub(crate) use variants::VARIANTS as TYPES;
 
 /// Where the coefficients come from. `immediate` needs a feature of the device.
 pub(crate) const COEFFS: [&str; 2] = ["uniform", "immediate"];

@@ -8,13 +8,13 @@
 #include "pack.cuh"
 #include "update.cuh"
 
-// These mirror src/cuda/control.rs, layouts and numbers.
+// These mirror src/cuda/control.rs, layouts and numbers. dual_adam.cu needs the numbers that prepare_sets leaves for lists.
 
 enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };
 
 enum Decay : u32 { NO_DECAY = 0, DECOUPLED = 1, L2 = 2 };
 
-// Why a set's tensors are left alone.
+// Why a set's tensors are left alone, or that they are not.
 enum Skip : u32 {
     NOT_SKIPPED = 0,
     SKIP_FOUND_INF = 1,
@@ -24,9 +24,10 @@ enum Skip : u32 {
     SKIP_LR = 5,
     SKIP_STEP = 6,
     WITHOUT_GRADIENT = 7, // not a skip that counts
+    SETTING_MASTERS = 8,  // no skip: the step takes the masters from their parameters
 };
 
-// Masters that are to be set from their parameters before the set's next update, or just before this one.
+// Masters that are to be set from their parameters in the set's next update, or in this one.
 enum Masters : u32 { MASTERS_SET = 0, MASTERS_UNSET = 1, MASTERS_BEING_SET = 2 };
 
 // The hyperparameters of a group, which the host has checked; but for lr, which may change here at any time.
@@ -170,5 +171,5 @@ __device__ __forceinline__ void prepare_set(const ControlGroup *groups, const Co
         }
     }
     state.masters = masters;
-    skip_word = skip;
+    skip_word = skip == NOT_SKIPPED && masters == MASTERS_BEING_SET ? u32(SETTING_MASTERS) : skip;
 }

@@ -4,14 +4,15 @@
 
 #pragma once
 
+#include "tuning.cuh"
+
 using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-// Elements that a thread handles together: one 16-byte access of a float stream, one 8-byte access of a 16-bit stream.
+// Elements that are one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream.
 // Every access of a warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit streams, but split the float
 // streams beside them (the moments always) into accesses 32 bytes apart, whose stores fill half of each sector that they touch.
-// Tuned on nothing: no GPU has run it.
 // An enumerator, since NVRTC would put a constexpr variable into the PTX.
 enum : u32 { VEC = 4 };
 
@@ -50,14 +51,20 @@ __device__ __forceinline__ NoCopy narrow(float) {
     return {};
 }
 
-// In integers: the instruction for it needs sm_80.
 template <>
 __device__ __forceinline__ Bf16 narrow(float x) {
+#if NATIVE_BF16
+    Bf16 narrowed;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(x));
+    return narrowed;
+#else
+    // In integers, for sm_75.
     const u32 bits = __float_as_uint(x);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const u32 odd = (bits >> 16) & 1;
     const u32 rounded = nan ? bits | 0x400000u : bits + 0x7fffu + odd;
     return {u16(rounded >> 16)};
+#endif
 }
 
 template <>
@@ -79,26 +86,80 @@ struct alignas(N * sizeof(T)) Piece {
     T at[N];
 };
 
-// A piece of a 16-bit format as a number.
-template <u32 N>
+// A piece as a number, or as two.
+template <u32 BYTES>
 struct Word;
 
 template <>
 struct Word<2> {
-    using Type = u32;
+    using Type = u16;
 };
 
 template <>
 struct Word<4> {
+    using Type = u32;
+};
+
+template <>
+struct Word<8> {
     using Type = u64;
 };
+
+struct alignas(16) Words {
+    u64 low;
+    u64 high;
+};
+
+template <>
+struct Word<16> {
+    using Type = Words;
+};
+
+#if STREAMING >= 1
+// Streaming accesses. NVRTC has no intrinsics for them without a header.
+__device__ __forceinline__ void load_streaming(const u16 *from, u16 &to) { asm volatile("ld.global.cs.u16 %0, [%1];" : "=h"(to) : "l"(from)); }
+__device__ __forceinline__ void load_streaming(const u32 *from, u32 &to) { asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(to) : "l"(from)); }
+__device__ __forceinline__ void load_streaming(const u64 *from, u64 &to) { asm volatile("ld.global.cs.u64 %0, [%1];" : "=l"(to) : "l"(from)); }
+__device__ __forceinline__ void load_streaming(const Words *from, Words &to) {
+    asm volatile("ld.global.cs.v2.u64 {%0, %1}, [%2];" : "=l"(to.low), "=l"(to.high) : "l"(from));
+}
+
+__device__ __forceinline__ void store_streaming(u16 *to, u16 word) { asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(to), "h"(word) : "memory"); }
+__device__ __forceinline__ void store_streaming(u32 *to, u32 word) { asm volatile("st.global.cs.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory"); }
+__device__ __forceinline__ void store_streaming(u64 *to, u64 word) { asm volatile("st.global.cs.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory"); }
+__device__ __forceinline__ void store_streaming(Words *to, Words word) {
+    asm volatile("st.global.cs.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(word.low), "l"(word.high) : "memory");
+}
+#endif
+
+template <u32 N, typename T>
+__device__ __forceinline__ Piece<N, T> load_piece(const T *from) {
+#if STREAMING >= 2
+    typename Word<sizeof(Piece<N, T>)>::Type word;
+    load_streaming(reinterpret_cast<decltype(word) const *>(from), word);
+    Piece<N, T> piece;
+    __builtin_memcpy(&piece, &word, sizeof(piece));
+    return piece;
+#else
+    return *reinterpret_cast<const Piece<N, T> *>(from);
+#endif
+}
+
+template <typename W, typename T>
+__device__ __forceinline__ void store_word(T *to, W word) {
+#if STREAMING >= 1
+    store_streaming(reinterpret_cast<W *>(to), word);
+#else
+    *reinterpret_cast<W *>(to) = word;
+#endif
+}
 
 // Moves COUNT elements in pieces of N.
 template <u32 N, u32 COUNT, typename T>
 __device__ __forceinline__ void load_pieces(const T *from, T (&to)[COUNT]) {
 #pragma unroll
     for (u32 k = 0; k < COUNT; k += N) {
-        const Piece<N, T> piece = *reinterpret_cast<const Piece<N, T> *>(from + k);
+        const Piece<N, T> piece = load_piece<N>(from + k);
 #pragma unroll
         for (u32 j = 0; j < N; ++j) to[k + j] = piece.at[j];
     }
@@ -110,16 +171,22 @@ __device__ __forceinline__ void store_pieces(T *to, const T (&from)[COUNT]) {
     for (u32 k = 0; k < COUNT; k += N) {
         if constexpr (sizeof(T) == 2 && N > 1) {
             // The compiler splits a piece into its elements where the memory is only written.
-            using Bits = typename Word<N>::Type;
+            using Bits = typename Word<N * sizeof(T)>::Type;
             Bits word = 0;
 #pragma unroll
             for (u32 j = 0; j < N; ++j) word |= Bits(from[k + j].bits) << (16 * j);
-            *reinterpret_cast<Bits *>(to + k) = word;
+            store_word(to + k, word);
         } else {
             Piece<N, T> piece;
 #pragma unroll
             for (u32 j = 0; j < N; ++j) piece.at[j] = from[k + j];
-            *reinterpret_cast<Piece<N, T> *>(to + k) = piece;
+#if STREAMING >= 1
+            typename Word<sizeof(piece)>::Type word;
+            __builtin_memcpy(&word, &piece, sizeof(piece));
+            store_word(to + k, word);
+#else
+            store_word(to + k, piece);
+#endif
         }
     }
 }
@@ -149,10 +216,15 @@ __device__ __forceinline__ void store_by_phase(T *to, const T (&from)[VEC]) {
     }
 }
 
-// Reads an address of global memory from a table. The compiler is told so: it would take accesses through it as generic.
+// An address of global memory that was read from memory. The compiler is told so: it would take accesses through it as generic. It
+// believes that of a pointer only, not of a number that becomes one.
 template <typename T>
-__device__ __forceinline__ T *load_address(const u64 *from) {
-    void *const address = *reinterpret_cast<void *const *>(from);
+__device__ __forceinline__ T *global(void *address) {
     __builtin_assume(__isGlobal(address));
     return static_cast<T *>(address);
+}
+
+template <typename T>
+__device__ __forceinline__ T *load_address(const u64 *from) {
+    return global<T>(*reinterpret_cast<void *const *>(from));
 }

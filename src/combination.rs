@@ -35,12 +35,13 @@ impl Combination {
 impl Combination {
     pub(crate) const COUNT: usize = COMBINATIONS.len();
 
-    #[cfg(any(feature = "cuda", test))]
+    #[cfg(test)]
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
     }
 
     /// The type of the copy that masters keep of the parameters.
+    #[cfg(feature = "webgpu")]
     pub(crate) fn copy(self) -> Option<Dtype> {
         COMBINATIONS[self.0].2
     }

@@ -145,14 +145,10 @@ impl Tensors {
         &self.tensors
     }
 
-    /// Takes over new addresses and sets of the same tensors, and says of each that differs what it was and is. Does not allocate.
+    /// Takes over new addresses and sets of the same tensors, and names each that differs. Does not allocate.
     ///
     /// New gradients are checked one by one against what the list writes; any other new address makes it check the whole list.
-    pub(crate) fn update(
-        &mut self,
-        tensors: &[RawTensor],
-        mut changed: impl FnMut(usize, &RawTensor, &RawTensor),
-    ) -> Result<(), Error> {
+    pub(crate) fn update(&mut self, tensors: &[RawTensor], mut changed: impl FnMut(usize)) -> Result<(), Error> {
         let (expected, actual) = (self.tensors.len(), tensors.len());
         if actual != expected {
             return Err(Error::Count { list: "tensors", expected, actual });
@@ -180,7 +176,7 @@ impl Tensors {
         if any {
             for (index, (old, new)) in self.tensors.iter_mut().zip(tensors).enumerate() {
                 if old != new {
-                    changed(index, old, new);
+                    changed(index);
                     *old = *new;
                 }
             }

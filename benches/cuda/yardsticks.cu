@@ -3,9 +3,6 @@
 
 #include "../../kernels/pack.cuh"
 
-// As the step's.
-enum : u32 { BLOCK = 256 };
-
 // One multiply and add for each written value. It bounds the step: the same bytes, hardly an instruction beside.
 // A factor of 0 leaves all values as they are. Every address must be a multiple of VEC elements.
 

@@ -266,7 +266,7 @@ mod work {
         // SAFETY: the struct can be read, as `dualadam_cuda_kernels_prepare` requires.
         let tensor: dualadam_tensor = unsafe { read("tensor", tensor) }?;
         let (params, grads, copy) = tensor.types("tensor".into())?;
-        let _ = (kernels, params, grads, copy);
+        kernels.prepare(params, grads, copy)?;
         Ok(())
     }
 

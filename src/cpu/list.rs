@@ -90,7 +90,7 @@ impl TensorList {
     /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for other lengths or types, and what
     /// [`new`](Self::new) refuses of addresses. The list stays as it was then.
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), Error> {
-        self.tensors.update(tensors, |_, _, _| ())
+        self.tensors.update(tensors, |_| ())
     }
 
     /// One DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`.

@@ -13,7 +13,7 @@ use crate::{DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, Weig
 use super::checks::{check_stream, refuse_capture};
 use super::driver::Current;
 use super::event::LastUse;
-use super::kernels::Kernels;
+use super::kernels::{Function, Kernels};
 use super::launch::launch_prepare_sets;
 use super::memory::{self, DeviceMemory, download, upload};
 use super::staging::Staging;
@@ -228,6 +228,7 @@ const MASTERS_UNSET: u32 = 1;
 #[derive(Debug)]
 pub struct Control {
     kernels: Kernels,
+    prepare_sets: Function,
     groups: Vec<ControlGroup>,
     /// The sets as the next step needs them.
     sets: Vec<DeviceSet>,
@@ -310,6 +311,7 @@ impl Control {
             return Err(Error::Position { list: "group", len: groups.len(), value: set.group });
         }
         check_addresses(groups, sets)?;
+        let prepare_sets = kernels.prepare_sets()?;
 
         let places = Places::new(groups.len(), sets.len());
         let memory = DeviceMemory::zeros(kernels, last_use, places.bytes)?;
@@ -323,9 +325,19 @@ impl Control {
         let sets: Vec<_> = sets.iter().enumerate().map(set).collect();
         let active = vec![true; sets.len()];
         let (groups, kernels, last_use) = (groups.to_vec(), kernels.clone(), last_use.clone());
-        let changed = 0..0;
-        let mut made =
-            Self { kernels, groups, sets, changed, active, memory, places, staging, last_use, is_interrupted: false };
+        let mut made = Self {
+            kernels,
+            prepare_sets,
+            groups,
+            sets,
+            changed: 0..0,
+            active,
+            memory,
+            places,
+            staging,
+            last_use,
+            is_interrupted: false,
+        };
         made.upload_all(start)?;
         Ok(made)
     }
@@ -630,9 +642,9 @@ impl Control {
     pub(super) unsafe fn launch(&self, sets: u64, scalars: &RawScalars, stream: *mut c_void) -> Result<(), Error> {
         let memory = [self.at(self.places.groups), sets, self.states(), self.coeffs(), self.skips()];
         let RawScalars { loss_scale, clip_factor, found_inf } = *scalars;
-        let (function, count) = (self.kernels.control_functions().prepare_sets, self.sets.len() as u32);
-        // SAFETY: the caller's promise; the control's own memory is as the kernel expects it.
-        unsafe { launch_prepare_sets(function, memory, count, [loss_scale, clip_factor, found_inf], stream) }
+        let count = self.sets.len() as u32;
+        // SAFETY: as this function requires; the control's own memory is as the kernel expects it.
+        unsafe { launch_prepare_sets(self.prepare_sets, memory, count, [loss_scale, clip_factor, found_inf], stream) }
     }
 
     /// Fails if the control is of another context, or if its counters don't fit the tensors.
@@ -801,6 +813,7 @@ mod tests {
         for line in [
             "enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };",
             "enum Decay : u32 { NO_DECAY = 0, DECOUPLED = 1, L2 = 2 };",
+            "SETTING_MASTERS = 8,",
             "enum Masters : u32 { MASTERS_SET = 0, MASTERS_UNSET = 1, MASTERS_BEING_SET = 2 };",
             "SKIP_FOUND_INF = 1,",
             "SKIP_LOSS_SCALE = 2,",

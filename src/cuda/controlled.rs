@@ -1,7 +1,6 @@
 //! The owning optimizer with its steps controlled on the device.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::{CudaView, DevicePtr};
 
@@ -29,8 +28,6 @@ pub struct Scalars<'a> {
 #[derive(Debug)]
 pub(super) struct DeviceControl {
     control: Control,
-    /// Whether all masters are known to be set. What a step does on the device the host learns when it reads the state.
-    masters_are_set: AtomicBool,
 }
 
 impl DeviceControl {
@@ -76,9 +73,7 @@ impl DeviceControl {
     /// As for [`Control::steps`].
     pub(super) unsafe fn steps_and_masters(&self, stream: *mut c_void) -> Result<Vec<(u64, bool)>, Error> {
         // SAFETY: the caller's promise.
-        let read = unsafe { self.control.steps_and_masters(stream) }?;
-        self.masters_are_set.store(read.iter().all(|&(_, is_set)| is_set), Ordering::Relaxed);
-        Ok(read)
+        unsafe { self.control.steps_and_masters(stream) }
     }
 }
 
@@ -140,8 +135,7 @@ impl DualAdam {
         let masters_unset = |index: usize| tensors[index].master_at.is_some() && !tensors[index].master_is_set;
         let start = |index: usize| SetStart { step: tensors[index].step, masters_unset: masters_unset(index) };
         let control = Control::with_states(&self.kernels, &groups, &sets, &self.last_use, start)?;
-        let masters_are_set = AtomicBool::new(!(0..tensors.len()).any(masters_unset));
-        self.control = Some(DeviceControl { control, masters_are_set });
+        self.control = Some(DeviceControl { control });
         // Only the device knows from now on.
         self.tensors.iter_mut().for_each(|tensor| tensor.step = 0);
         Ok(())
@@ -150,9 +144,8 @@ impl DualAdam {
     /// [`step`](Self::step), steered by scalars in device memory. The optimizer must have device control.
     ///
     /// Tensors whose step cannot be made are skipped, as [`SkipReason`](super::SkipReason) lists: their parameters, moments,
-    /// masters and steps stay as they were. [`report`](Self::report) tells. Nothing waits for the device; a tensor's masters are
-    /// also set there before its first update. Until [`state`](Self::state), [`save`](Self::save) or a resumed file has told the
-    /// host that all masters are set, each step asks the device with a small launch more.
+    /// masters and steps stay as they were. [`report`](Self::report) tells. Nothing waits for the device; a tensor's first
+    /// update also takes its masters from the parameters there.
     ///
     /// A step can be captured in a CUDA graph, with gradients at new addresses too, once the optimizer has made a step or
     /// [`prepare`](Self::prepare). Later steps and captures change nothing in the graph. Its launches must be ordered with the
@@ -213,14 +206,13 @@ impl DualAdam {
             return Ok(());
         }
         let stream = raw(&self.stream);
-        let (Some(list), Some(DeviceControl { control, masters_are_set })) = (&mut self.list, &mut self.control) else {
+        let (Some(list), Some(DeviceControl { control })) = (&mut self.list, &mut self.control) else {
             return Ok(());
         };
         list.check_control(control, scalars)?;
-        let set_masters = !*masters_are_set.get_mut();
         // SAFETY: the caller's promise for parameters, gradients and scalars; the rest is this optimizer's, whose work is all on one
         // stream.
-        let stepped = unsafe { list.step_active(control, scalars, set_masters, stream) };
+        let stepped = unsafe { list.step_active(control, scalars, stream) };
         self.keep_what_was_captured();
         stepped
     }
@@ -251,7 +243,7 @@ impl DualAdam {
         params: &[RawBuffer],
         grads: &[Option<RawBuffer>],
     ) -> Result<bool, Error> {
-        let Some(DeviceControl { control, .. }) = &self.control else {
+        let Some(DeviceControl { control }) = &self.control else {
             return Err(Error::NoDeviceControl { call });
         };
         control.check_interrupted()?;
@@ -262,7 +254,8 @@ impl DualAdam {
         }
         self.next.iter_mut().enumerate().for_each(|(index, next)| next.set = index);
         self.update_list()?;
-        if let Some(DeviceControl { control, .. }) = &mut self.control {
+        self.mark_masters(grads);
+        if let Some(DeviceControl { control }) = &mut self.control {
             control.set_active((0..grads.len()).filter(|&index| grads[index].is_some()));
         }
         Ok(true)
@@ -275,7 +268,7 @@ impl DualAdam {
     ///
     /// [`Error::NoDeviceControl`], [`Error::Captured`], [`Error::Interrupted`], and [`Error::Driver`] for what the driver reports.
     pub fn report(&self) -> Result<Vec<SetReport>, Error> {
-        let Some(DeviceControl { control, .. }) = &self.control else {
+        let Some(DeviceControl { control }) = &self.control else {
             return Err(Error::NoDeviceControl { call: "report" });
         };
         // SAFETY: the stream lives as long as the optimizer, whose work is all there.

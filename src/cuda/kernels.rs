@@ -1,32 +1,31 @@
-//! The kernels in a context: loaded once, shared by all that launch them.
+//! The kernels in a context: shared by all that launch them, and loaded when they are first needed.
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction, CUjit_option, CUmodule};
 
-use crate::Error;
 use crate::combination::Combination;
+use crate::{Dtype, Error};
 
 use super::checks::check_capture;
 use super::driver::{self, Current, Held, check, keeping_current};
 use super::memory::Pool;
 
-/// The text that the build embedded. The driver compiles it for the device.
-const PTX: &str = concat!(include_str!(concat!(env!("OUT_DIR"), "/dual_adam.ptx")), "\0");
+// `MODULES`, the texts that the build embedded. The driver compiles them for the device.
+include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 const PTX_ORIGIN: &str = env!("DUALADAM_PTX_ORIGIN");
 
 /// Bytes for what the driver's compiler has to say.
 const LOG_BYTES: usize = 16 << 10;
 
-/// The kernels, loaded into a CUDA context. Cheap to clone.
+/// The kernels in a CUDA context. Cheap to clone.
 ///
-/// They are loaded once per context: the driver compiles them when the first [`Kernels`] of a context is made, which may take a
-/// moment, and unloads them with the last clone. No later call loads anything, so that all can be captured in a CUDA graph.
-///
-/// A graph that was captured needs a clone to live as long as it is launched.
+/// There is a module of kernels for each combination of types. The driver compiles it when a list or a flat step first needs it, or
+/// when [`prepare`](Self::prepare) asks for it, which takes a moment. It does so once per context, and stays loaded until the context
+/// ends, so that a CUDA graph may outlive the kernels that it captured.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -46,43 +45,46 @@ pub struct Kernels {
 
 #[derive(Debug)]
 struct Inner {
-    functions: [Functions; Combination::COUNT],
-    control: ControlFunctions,
-    module: Module,
+    functions: [OnceLock<Functions>; Combination::COUNT],
+    prepare_sets: OnceLock<Function>,
+    /// Who loads a module has it, so that nobody loads it as well.
+    loading: Mutex<()>,
     pool: Pool,
+    context: Held<CudaContext>,
 }
 
-/// The kernels that run before lists whose steps are controlled on the device.
+/// A kernel that is loaded.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ControlFunctions {
-    pub(super) prepare_sets: CUfunction,
-    pub(super) set_masters_bf16: CUfunction,
-    pub(super) set_masters_f16: CUfunction,
+pub(super) struct Function(CUfunction);
+
+// SAFETY: a function is a handle, which any thread may use once its context is current there.
+unsafe impl Send for Function {}
+// SAFETY: as above; nothing changes it after it was loaded.
+unsafe impl Sync for Function {}
+
+impl Function {
+    pub(super) fn handle(self) -> CUfunction {
+        self.0
+    }
 }
 
 /// The kernels of one combination of element types.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Functions {
-    pub(super) dual_adam: CUfunction,
-    pub(super) adam: CUfunction,
-    pub(super) list: CUfunction,
+    pub(super) dual_adam: Function,
+    pub(super) adam: Function,
+    pub(super) list: Function,
 }
 
-// SAFETY: functions and modules are handles, which any thread may use once their context is current there.
-unsafe impl Send for Inner {}
-// SAFETY: as above; nothing changes them after they were loaded.
-unsafe impl Sync for Inner {}
-
-/// What is loaded, so that no context has it twice.
-static LOADED: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// What is made, so that no context has it twice.
+static MADE: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 impl Kernels {
     /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most other programs use as well.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`] where libcuda is missing, [`Error::OldDriver`], [`Error::Position`] if there is no such device,
-    /// [`Error::Ptx`] if the driver refuses the kernels, such as for a device older than compute capability 7.5, and
+    /// [`Error::NoDriver`] where libcuda is missing, [`Error::OldDriver`], [`Error::Position`] if there is no such device, and
     /// [`Error::Driver`] for anything else that the driver reports.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
         driver::start()?;
@@ -92,7 +94,7 @@ impl Kernels {
         }
         keeping_current(|| {
             let context = CudaContext::new(ordinal).map_err(|error| driver::failed("CudaContext::new", error))?;
-            Self::load(Held::new(context))
+            Self::share(Held::new(context))
         })
     }
 
@@ -100,7 +102,7 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// [`Error::OldDriver`], [`Error::Ptx`] and [`Error::Driver`], as for [`new`](Self::new).
+    /// [`Error::OldDriver`] and [`Error::Driver`], as for [`new`](Self::new).
     ///
     /// # Example
     ///
@@ -113,7 +115,7 @@ impl Kernels {
     /// ```
     pub fn in_context(context: &Arc<CudaContext>) -> Result<Self, Error> {
         driver::start()?;
-        Self::load(Held::new(context.clone()))
+        Self::share(Held::new(context.clone()))
     }
 
     /// The kernels in the context that is current in the calling thread, whoever made it. The context stays its owner's.
@@ -155,35 +157,48 @@ impl Kernels {
             // the caller's promise, and that it is never destroyed by cudarc is what the reference that is never dropped is for.
             let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
             std::mem::forget(context.clone());
-            Self::load(Held::new(context))
+            Self::share(Held::new(context))
         })
     }
 
-    fn load(context: Held<CudaContext>) -> Result<Self, Error> {
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|inner| inner.strong_count() > 0);
-        let of_this_context = |inner: &Arc<Inner>| inner.module.context.cu_ctx() == context.cu_ctx();
-        if let Some(inner) = loaded.iter().filter_map(Weak::upgrade).find(of_this_context) {
+    /// Those of a context that are there already, or new ones.
+    fn share(context: Held<CudaContext>) -> Result<Self, Error> {
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        made.retain(|inner| inner.strong_count() > 0);
+        let of_this_context = |inner: &Arc<Inner>| inner.context.cu_ctx() == context.cu_ctx();
+        if let Some(inner) = made.iter().filter_map(Weak::upgrade).find(of_this_context) {
             return Ok(Self { inner });
         }
-        let module = Module::load(context)?;
-        let none = Functions { dual_adam: ptr::null_mut(), adam: ptr::null_mut(), list: ptr::null_mut() };
-        let mut functions = [none; Combination::COUNT];
-        for combination in Combination::all() {
-            functions[combination.index()] = module.functions(combination)?;
-        }
-        let control = ControlFunctions {
-            prepare_sets: module.function("prepare_sets")?,
-            set_masters_bf16: module.function("set_masters_bf16")?,
-            set_masters_f16: module.function("set_masters_f16")?,
-        };
         let pool = {
-            let _current = Current::enter(&module.context)?;
-            Pool::new(&module.context)?
+            let _current = Current::enter(&context)?;
+            Pool::new(&context)?
         };
-        let inner = Arc::new(Inner { functions, control, module, pool });
-        loaded.push(Arc::downgrade(&inner));
+        let (functions, prepare_sets) = (Default::default(), OnceLock::new());
+        let inner = Arc::new(Inner { functions, prepare_sets, loading: Mutex::default(), pool, context });
+        made.push(Arc::downgrade(&inner));
         Ok(Self { inner })
+    }
+
+    /// Loads ahead the kernels of a combination of types: all that flat steps and lists of it need. A flat step that is captured in a
+    /// CUDA graph needs that, unless a step or a list with these types came before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Types`] for a combination without kernels, [`Error::Ptx`] if the driver refuses them, such as for a device older than
+    /// compute capability 7.5, and [`Error::Driver`] for anything else that the driver reports. The next call tries again then.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use dualadam::Dtype;
+    /// use dualadam::cuda::Kernels;
+    ///
+    /// let kernels = Kernels::new(0)?;
+    /// kernels.prepare(Dtype::Bf16, Dtype::Bf16, None)?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn prepare(&self, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<(), Error> {
+        self.functions(Combination::of(0, params, grads, copy)?).map(|_| ())
     }
 
     /// Whether what is enqueued on `stream`, which is null or a `CUstream`, goes into a CUDA graph.
@@ -201,19 +216,48 @@ impl Kernels {
         unsafe { check_capture(self, stream) }
     }
 
-    /// The context that the kernels are loaded into: the `CudaContext` value that they were first loaded with, where there are several for
-    /// one context.
+    /// The context of the kernels: the `CudaContext` value that they were first made with, where there are several for one context.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
-        &self.inner.module.context
+        &self.inner.context
     }
 
-    pub(super) fn functions(&self, combination: Combination) -> &Functions {
-        &self.inner.functions[combination.index()]
+    /// The kernels of a combination, if they are loaded.
+    pub(super) fn loaded(&self, combination: Combination) -> Option<&Functions> {
+        self.inner.functions[combination.index()].get()
     }
 
-    pub(super) fn control_functions(&self) -> &ControlFunctions {
-        &self.inner.control
+    /// The kernels of a combination, which are loaded if they are not yet.
+    pub(super) fn functions(&self, combination: Combination) -> Result<&Functions, Error> {
+        let name = combination.name();
+        self.load(&self.inner.functions[combination.index()], name, |module| {
+            let function = |kind: &str| module.function(&format!("{kind}_{name}"));
+            Ok(Functions { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
+        })
+    }
+
+    /// The kernel that prepares the sets of controlled steps, which is loaded if it is not yet.
+    pub(super) fn prepare_sets(&self) -> Result<Function, Error> {
+        self.load(&self.inner.prepare_sets, "control", |module| module.function("prepare_sets")).copied()
+    }
+
+    /// What `find` finds in a module, which is loaded once.
+    fn load<'a, T>(
+        &self,
+        found: &'a OnceLock<T>,
+        module: &str,
+        find: impl FnOnce(&Module) -> Result<T, Error>,
+    ) -> Result<&'a T, Error> {
+        if let Some(found) = found.get() {
+            return Ok(found);
+        }
+        let _loading = self.inner.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = found.get() {
+            return Ok(found);
+        }
+        let _current = self.enter()?;
+        let new = find(&Module::load(module)?)?;
+        Ok(found.get_or_init(|| new))
     }
 
     /// The memory of the kernels' context.
@@ -227,15 +271,15 @@ impl Kernels {
     }
 }
 
+/// A module in the current context. It is never unloaded, which could block until the device is idle.
 #[derive(Debug)]
-struct Module {
-    handle: CUmodule,
-    context: Held<CudaContext>,
-}
+struct Module(CUmodule);
 
 impl Module {
-    fn load(context: Held<CudaContext>) -> Result<Self, Error> {
-        let _current = Current::enter(&context)?;
+    /// Loads a module. Its context must be current.
+    fn load(name: &str) -> Result<Self, Error> {
+        // Each name that is asked for is there: the build embeds a module for each combination, and that of controlled steps.
+        let ptx = MODULES.iter().find(|(module, _)| *module == name).map_or("\0", |(_, ptx)| ptx);
         let mut log = vec![0_u8; LOG_BYTES];
         let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
@@ -244,10 +288,10 @@ impl Module {
         // number in place of an address); all of it outlives the call.
         let answer = unsafe {
             let (count, options, values) = (options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr());
-            sys::cuModuleLoadDataEx(&mut handle, PTX.as_ptr().cast(), count, options, values)
+            sys::cuModuleLoadDataEx(&mut handle, ptx.as_ptr().cast(), count, options, values)
         };
         match answer.result() {
-            Ok(()) => Ok(Self { handle, context }),
+            Ok(()) => Ok(Self(handle)),
             Err(error) => {
                 let log = CStr::from_bytes_until_nul(&log).map_or("".into(), CStr::to_string_lossy);
                 let log = if log.trim().is_empty() { "it gave no reason" } else { log.trim() }.to_owned();
@@ -256,19 +300,32 @@ impl Module {
         }
     }
 
-    fn functions(&self, combination: Combination) -> Result<Functions, Error> {
-        let function = |kind: &str| self.function(&format!("{kind}_{}", combination.name()));
-        Ok(Functions { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
-    }
-
-    fn function(&self, name: &str) -> Result<CUfunction, Error> {
-        let _current = Current::enter(&self.context)?;
+    fn function(&self, name: &str) -> Result<Function, Error> {
         let mut function = ptr::null_mut();
         // No name has a zero byte; an empty one would not be found.
         let name = CString::new(name).unwrap_or_default();
         // SAFETY: the module is loaded and the name is a C string.
-        let answer = unsafe { sys::cuModuleGetFunction(&mut function, self.handle, name.as_ptr()) };
+        let answer = unsafe { sys::cuModuleGetFunction(&mut function, self.0, name.as_ptr()) };
         check("cuModuleGetFunction", answer)?;
-        Ok(function)
+        Ok(Function(function))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_has_a_module_with_its_kernels() {
+        for combination in Combination::all() {
+            let name = combination.name();
+            let ptx = MODULES.iter().find(|(module, _)| *module == name).map(|(_, ptx)| *ptx).unwrap();
+            for kind in ["dual_adam", "adam", "list"] {
+                assert!(ptx.contains(&format!(".entry {kind}_{name}(")), "{kind}_{name}");
+            }
+            assert!(ptx.ends_with('\0'));
+        }
+        assert!(MODULES.iter().any(|(module, ptx)| *module == "control" && ptx.contains(".entry prepare_sets(")));
+        assert_eq!(MODULES.len(), Combination::COUNT + 1);
     }
 }

@@ -4,29 +4,30 @@ use std::ffi::c_void;
 use std::ptr;
 
 use bytemuck::Zeroable;
-use cudarc::driver::sys::{self, CUfunction};
+use cudarc::driver::sys;
 
 use crate::{Error, RawTensor, StepCoeffs};
 
-use super::checks::{check_one, check_stream};
+use super::checks::{check_one, check_stream, refuse_capture};
 use super::driver::check;
-use super::kernels::Kernels;
+use super::kernels::{Function, Kernels};
 
-// These mirror the enumerators of the same names in `kernels/`, where it stands what they were tuned on.
+// These mirror the constants of the same names in `kernels/`, where it stands what they were tuned on.
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
-/// Elements that a thread handles together.
+/// Elements of a group, which is one access.
 const VEC: u32 = 4;
+/// Groups that a thread of a flat step takes.
+const FLAT_GROUPS: u32 = 2;
 /// Elements of a list that one block serves.
 pub(super) const CHUNK: u64 = 4096;
 /// Chunks that share an entry of a list's table.
-pub(super) const SPAN: u32 = 8;
+pub(super) const SPAN: u32 = 1;
 /// Coefficient sets that fit beside the other arguments.
 pub(super) const MAX_SETS: usize = 96;
-
-/// Blocks that set one tensor's masters.
-const MASTERS_BLOCKS: u32 = 16;
+/// Threads of a block that prepares coefficient sets.
+const CONTROL_BLOCK: u32 = 256;
 
 /// The most blocks that a launch can have.
 pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
@@ -38,8 +39,9 @@ struct StepSets([StepCoeffs; MAX_SETS]);
 impl Kernels {
     /// One DualAdam step over one tensor's flat buffers, enqueued on `stream`. Arguments are plain numbers.
     ///
-    /// The call does not allocate, wait or log, and can be captured in a CUDA graph, which keeps the coefficients as they are
-    /// now. Where [`StepCoeffs::is_adam`] holds, the specialised kernel runs; the bits are the same.
+    /// The call does not allocate, wait or log. The first call with a combination of types loads its kernels, unless
+    /// [`prepare`](Self::prepare) has. A step can be captured in a CUDA graph, which keeps the coefficients as they are now, once
+    /// they are loaded. Where [`StepCoeffs::is_adam`] holds, the specialised kernel runs; the bits are the same.
     ///
     /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
     ///
@@ -47,7 +49,8 @@ impl Kernels {
     ///
     /// [`Error::Types`] for element types without a kernel; [`Error::Null`], [`Error::Misaligned`], [`Error::Extent`] or
     /// [`Error::Overlap`] for buffers that cannot be right; [`Error::Index`] if `tensor.set` is not 0; [`Error::TooMany`] for
-    /// more elements than a launch can serve; [`Error::Context`] for a stream of another context. Nothing is launched then.
+    /// more elements than a launch can serve; [`Error::Context`] for a stream of another context; [`Error::Captured`] in a capture
+    /// where the kernels are not loaded, and [`Error::Ptx`] if the driver refuses them. Nothing is launched then.
     /// [`Error::Driver`] if the driver refuses the launch, or if earlier work on the device failed.
     ///
     /// # Safety
@@ -56,7 +59,6 @@ impl Kernels {
     /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context, of `tensor.len`
     ///   elements of its type.
     /// - What else uses that memory, on any stream, is ordered before or after this work.
-    /// - A graph that captured this step is launched only while these kernels, or a clone of them, live.
     ///
     /// # Example
     ///
@@ -75,18 +77,28 @@ impl Kernels {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub unsafe fn step_raw(&self, tensor: &RawTensor, coeffs: &StepCoeffs, stream: *mut c_void) -> Result<(), Error> {
-        let functions = self.functions(tensor.combination(0)?);
+        let combination = tensor.combination(0)?;
         if tensor.set != 0 {
             return Err(Error::Index { tensor: 0, index: "set", len: 1, value: tensor.set });
         }
         check_one(tensor)?;
         let blocks = flat_blocks(tensor.len)?;
         let _current = self.enter()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: `stream` is live (this function's first requirement), and the context is current.
         unsafe { check_stream(self, stream) }?;
         if tensor.len == 0 {
             return Ok(());
         }
+        let functions = match self.loaded(combination) {
+            Some(functions) => functions,
+            None => {
+                // SAFETY: as above.
+                unsafe {
+                    refuse_capture(stream, "the first step with a combination of types, which loads its kernels,")
+                }?;
+                self.functions(combination)?
+            }
+        };
         let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
         let [mut params, mut grads, mut exp_avg, mut exp_avg_sq, mut copy] = tensor.addresses();
         let (mut len, mut coeffs) = (tensor.len, *coeffs);
@@ -100,13 +112,13 @@ impl Kernels {
             argument(&mut coeffs),
         ];
         // SAFETY: the arguments are those of a flat kernel; the caller vouches for the memory behind the addresses.
-        unsafe { launch(function, blocks, &mut arguments, stream) }
+        unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
     }
 }
 
-/// The blocks of a flat launch: a thread for each group of elements, and one block for what a head and a tail add.
+/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a head and a tail add.
 fn flat_blocks(len: u64) -> Result<u32, Error> {
-    let per_block = u64::from(BLOCK * VEC);
+    let per_block = u64::from(BLOCK * VEC * FLAT_GROUPS);
     let limit = (MAX_BLOCKS - 1) * per_block;
     if len > limit {
         return Err(Error::TooMany { list: "the elements of a flat step", limit, actual: len });
@@ -134,7 +146,7 @@ pub(super) struct SetsArguments<'a> {
 /// The kernels' context must be current; `table` and the buffers that it names must be as the kernel expects them when it runs, and
 /// the sets' addresses, where they are not 0, those of the sets and of a word for each.
 pub(super) unsafe fn launch_list(
-    function: CUfunction,
+    function: Function,
     chunks: u32,
     (mut table, mut tensors): TableArguments,
     mut sets: SetsArguments<'_>,
@@ -152,7 +164,7 @@ pub(super) unsafe fn launch_list(
         argument(&mut by_value),
     ];
     // SAFETY: the arguments are those of a list kernel; the caller vouches for the memory behind the addresses.
-    unsafe { launch(function, chunks, &mut arguments, stream) }
+    unsafe { launch(function, chunks, BLOCK, &mut arguments, stream) }
 }
 
 /// Launches the kernel that prepares the coefficient sets: a thread for each. The addresses are in its arguments' order: the groups,
@@ -162,7 +174,7 @@ pub(super) unsafe fn launch_list(
 ///
 /// The kernels' context must be current, and the memory as the kernel expects it when it runs.
 pub(super) unsafe fn launch_prepare_sets(
-    function: CUfunction,
+    function: Function,
     mut memory: [u64; 5],
     mut count: u32,
     mut scalars: [u64; 3],
@@ -170,36 +182,10 @@ pub(super) unsafe fn launch_prepare_sets(
 ) -> Result<(), Error> {
     let [groups, sets, states, coeffs, skips] = memory.each_mut().map(argument);
     let [loss_scale, clip_factor, found_inf] = scalars.each_mut().map(argument);
-    let blocks = count.div_ceil(BLOCK);
+    let blocks = count.div_ceil(CONTROL_BLOCK);
     let mut arguments = [groups, sets, states, coeffs, skips, argument(&mut count), loss_scale, clip_factor, found_inf];
     // SAFETY: the arguments are those of the kernel; the caller vouches for the memory behind the addresses.
-    unsafe { launch(function, blocks, &mut arguments, stream) }
-}
-
-/// Launches the kernel that sets the masters of a table's tensors whose first update this is.
-///
-/// # Safety
-///
-/// As for [`launch_list`]; `states` must be the address of the sets' states.
-pub(super) unsafe fn launch_set_masters(
-    function: CUfunction,
-    (mut table, mut tensors): TableArguments,
-    mut states: u64,
-    stream: *mut c_void,
-) -> Result<(), Error> {
-    let blocks = masters_blocks(tensors)?;
-    let mut arguments = [argument(&mut table), argument(&mut tensors), argument(&mut states)];
-    // SAFETY: as for the other launches.
-    unsafe { launch(function, blocks, &mut arguments, stream) }
-}
-
-/// The blocks that set the masters of so many tensors.
-pub(super) fn masters_blocks(tensors: u32) -> Result<u32, Error> {
-    let limit = MAX_BLOCKS / u64::from(MASTERS_BLOCKS);
-    if u64::from(tensors) > limit {
-        return Err(Error::TooMany { list: "tensors with masters", limit, actual: tensors.into() });
-    }
-    Ok(tensors * MASTERS_BLOCKS)
+    unsafe { launch(function, blocks, CONTROL_BLOCK, &mut arguments, stream) }
 }
 
 fn argument<T>(value: &mut T) -> *mut c_void {
@@ -210,15 +196,16 @@ fn argument<T>(value: &mut T) -> *mut c_void {
 ///
 /// The arguments must point to values of the types that the kernel takes, and the kernel must be safe to run with them.
 unsafe fn launch(
-    function: CUfunction,
+    function: Function,
     blocks: u32,
+    threads: u32,
     arguments: &mut [*mut c_void],
     stream: *mut c_void,
 ) -> Result<(), Error> {
     // SAFETY: the function is loaded in the current context; the driver copies the arguments during the call.
     let answer = unsafe {
         let (arguments, no_extra) = (arguments.as_mut_ptr(), ptr::null_mut());
-        sys::cuLaunchKernel(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream.cast(), arguments, no_extra)
+        sys::cuLaunchKernel(function.handle(), blocks, 1, 1, threads, 1, 1, 0, stream.cast(), arguments, no_extra)
     };
     check("cuLaunchKernel", answer)
 }
@@ -230,32 +217,38 @@ mod tests {
     /// The kernels and the host must agree on these numbers; nothing else would notice but a GPU.
     #[test]
     fn constants_are_those_of_the_kernels() {
-        let sources = concat!(include_str!("../../kernels/pack.cuh"), include_str!("../../kernels/step.cuh"));
+        let sources = concat!(
+            include_str!("../../kernels/tuning.cuh"),
+            include_str!("../../kernels/pack.cuh"),
+            include_str!("../../kernels/step.cuh"),
+            include_str!("../../kernels/control.cu")
+        );
         let value = |name: &str| {
-            let start = format!("{name} = ");
-            let mut found = sources
-                .split(start.as_str())
-                .skip(1)
-                .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok());
+            let starts = [format!(" {name} = "), format!("#define {name} ")];
+            let values = starts.iter().flat_map(|start| sources.split(start.as_str()).skip(1));
+            let mut found =
+                values.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok());
             let first = found.next().unwrap();
             assert_eq!(found.next(), None, "{name} stands twice");
             first
         };
         assert_eq!(value("BLOCK"), u64::from(BLOCK));
         assert_eq!(value("VEC"), u64::from(VEC));
+        assert_eq!(value("FLAT_GROUPS"), u64::from(FLAT_GROUPS));
         assert_eq!(value("CHUNK"), CHUNK);
         assert_eq!(value("SPAN"), u64::from(SPAN));
         assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
-        assert_eq!(value("MASTERS_BLOCKS"), u64::from(MASTERS_BLOCKS));
+        assert_eq!(value("CONTROL_BLOCK"), u64::from(CONTROL_BLOCK));
+        assert_eq!(CHUNK % (u64::from(BLOCK * VEC) * value("LIST_GROUPS")), 0);
         assert_eq!(size_of::<StepSets>(), 3840);
     }
 
     #[test]
     fn flat_grids_cover_head_body_and_tail() {
-        for (len, blocks) in [(0, 1), (1, 2), (1024, 2), (1025, 3), ((1 << 32) + 5, (1 << 22) + 2)] {
+        for (len, blocks) in [(0, 1), (1, 2), (2048, 2), (2049, 3), ((1 << 32) + 5, (1 << 21) + 2)] {
             assert_eq!(flat_blocks(len).unwrap(), blocks);
         }
-        let most = (MAX_BLOCKS - 1) * 1024;
+        let most = (MAX_BLOCKS - 1) * 2048;
         assert_eq!(u64::from(flat_blocks(most).unwrap()), MAX_BLOCKS);
         assert!(matches!(flat_blocks(most + 1), Err(Error::TooMany { .. })));
     }

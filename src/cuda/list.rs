@@ -4,13 +4,13 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use crate::raw::Tensors;
-use crate::{Dtype, Error, RawTensor, StepCoeffs};
+use crate::{Error, RawTensor, StepCoeffs};
 
 use super::checks::check_capture;
 use super::control::{Control, RawScalars};
 use super::event::LastUse;
-use super::kernels::Kernels;
-use super::launch::{MAX_SETS, SetsArguments, TableArguments, launch_list, launch_set_masters, masters_blocks};
+use super::kernels::{Function, Kernels};
+use super::launch::{MAX_SETS, SetsArguments, launch_list};
 use super::memory::{self, DeviceMemory};
 use super::staging::Staging;
 use super::table::{Table, Tables};
@@ -51,6 +51,8 @@ pub struct TensorList {
     kernels: Kernels,
     tensors: Tensors,
     tables: Tables,
+    /// The kernel of each table.
+    functions: Vec<Function>,
     /// The tables and, if there can be more than fit in an argument, the sets after them.
     memory: DeviceMemory,
     most_sets: usize,
@@ -86,13 +88,16 @@ impl TensorList {
         }
         let checked = Tensors::new(tensors)?;
         let tables = Tables::new(tensors)?;
+        let loaded = tables.tables.iter().map(|table| Ok(kernels.functions(table.combination)?.list));
+        let functions = loaded.collect::<Result<Vec<_>, Error>>()?;
         let most_sets = tensors.len().max(MAX_SETS);
         let sets_bytes = if most_sets > MAX_SETS { most_sets * size_of::<StepCoeffs>() } else { 0 };
         let content = tables.build(tensors);
         let memory = DeviceMemory::with_content(kernels, last_use, &content, content.len() + sets_bytes)?;
         let staging = Staging::new(kernels, last_use, tables.staged_bytes + sets_bytes)?;
         let (kernels, last_use) = (kernels.clone(), last_use.clone());
-        Ok(Self { kernels, tensors: checked, tables, memory, most_sets, staging, last_use, was_captured: false })
+        let was_captured = false;
+        Ok(Self { kernels, tensors: checked, tables, functions, memory, most_sets, staging, last_use, was_captured })
     }
 
     /// How many tensors there are.
@@ -130,7 +135,12 @@ impl TensorList {
     /// [`new`](Self::new) refuses of addresses. The list stays as it was then.
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), Error> {
         let tables = &mut self.tables;
-        self.tensors.update(tensors, |index, old, new| tables.mark_changes(index, old, new))
+        self.tensors.update(tensors, |index| tables.mark_changed(index))
+    }
+
+    /// Says whether the next step sets a tensor's masters from its parameters, which are its copy, before it updates them.
+    pub(super) fn set_masters(&mut self, tensor: usize, sets_masters: bool) {
+        self.tables.set_masters(tensor, sets_masters);
     }
 
     /// Whether these are tensors that [`update`](Self::update) can take over.
@@ -195,9 +205,9 @@ impl TensorList {
             (self.memory.address(), unsafe { self.send_changes(sets, stream) }?)
         };
         let sets = SetsArguments { device, by_value: sets, skips: 0 };
-        let stepped = self.tables.tables.iter().try_for_each(|table| {
+        let stepped = self.tables.tables.iter().zip(&self.functions).try_for_each(|(table, &function)| {
             // SAFETY: the table is as the kernel expects it once the copies before have run; the buffers are as `step_raw` requires.
-            unsafe { self.launch(memory, table, sets, stream) }?;
+            unsafe { launch_table(function, memory, table, sets, stream) }?;
             launched(&table.members);
             Ok(())
         });
@@ -265,7 +275,7 @@ impl TensorList {
         self.check_control(control, scalars)?;
         self.choose_active(control);
         // SAFETY: the caller's promise.
-        unsafe { self.step_active(control, scalars, false, stream) }
+        unsafe { self.step_active(control, scalars, stream) }
     }
 
     /// Says which of a control's sets have a tensor with a gradient.
@@ -281,8 +291,7 @@ impl TensorList {
         self.tensors.check_sets(control.len())
     }
 
-    /// [`step_controlled`](Self::step_controlled) of the control's active sets. With `set_masters`, the masters of tensors whose
-    /// states say so are set first.
+    /// [`step_controlled`](Self::step_controlled) of the control's active sets.
     ///
     /// # Safety
     ///
@@ -291,15 +300,11 @@ impl TensorList {
         &mut self,
         control: &mut Control,
         scalars: &RawScalars,
-        set_masters: bool,
         stream: *mut c_void,
     ) -> Result<(), Error> {
         let _current = self.kernels.enter()?;
         // SAFETY: `stream` is live (`step_raw`'s first requirement).
         let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
-        if set_masters {
-            self.tables.tables.iter().try_for_each(|table| masters_blocks(table.members.len() as u32).map(|_| ()))?;
-        }
         let (memory, sets) = if is_captured {
             let memory = self.memory_for_capture(control.set_bytes())?;
             control.keep();
@@ -315,7 +320,7 @@ impl TensorList {
         // SAFETY: the scalars, and what the caller keeps of the control, are as `step_controlled` requires.
         let stepped = unsafe { control.launch(sets, scalars, stream) }.and_then(|()| {
             // SAFETY: the buffers are as `step_controlled` requires; the sets are prepared by then.
-            let launched = unsafe { self.launch_prepared(memory, control, set_masters, stream) };
+            let launched = unsafe { self.launch_prepared(memory, control, stream) };
             if launched.is_err() && !is_captured {
                 control.interrupt();
             }
@@ -337,45 +342,13 @@ impl TensorList {
     /// # Safety
     ///
     /// As for [`step_active`](Self::step_active).
-    unsafe fn launch_prepared(
-        &self,
-        memory: u64,
-        control: &Control,
-        set_masters: bool,
-        stream: *mut c_void,
-    ) -> Result<(), Error> {
-        let functions = self.kernels.control_functions();
-        for table in self.tables.tables.iter().filter(|table| set_masters && table.chunks > 0) {
-            let function = match table.combination.copy() {
-                Some(Dtype::Bf16) => functions.set_masters_bf16,
-                Some(Dtype::F16) => functions.set_masters_f16,
-                Some(Dtype::F32) | None => continue,
-            };
-            // SAFETY: as below.
-            unsafe { launch_set_masters(function, descriptors(memory, table), control.states(), stream) }?;
-        }
+    unsafe fn launch_prepared(&self, memory: u64, control: &Control, stream: *mut c_void) -> Result<(), Error> {
         let sets = SetsArguments { device: control.coeffs(), by_value: &[], skips: control.skips() };
-        // SAFETY: the tables are as the kernels expect them once the copies before have run, and so are the sets; the caller vouches
-        // for the buffers.
-        self.tables.tables.iter().try_for_each(|table| unsafe { self.launch(memory, table, sets, stream) })
-    }
-
-    /// # Safety
-    ///
-    /// As for [`launch_list`], of the table in `memory`.
-    unsafe fn launch(
-        &self,
-        memory: u64,
-        table: &Table,
-        sets: SetsArguments<'_>,
-        stream: *mut c_void,
-    ) -> Result<(), Error> {
-        if table.chunks == 0 {
-            return Ok(());
-        }
-        let function = self.kernels.functions(table.combination).list;
-        // SAFETY: as this function requires.
-        unsafe { launch_list(function, table.chunks, descriptors(memory, table), sets, stream) }
+        self.tables.tables.iter().zip(&self.functions).try_for_each(|(table, &function)| {
+            // SAFETY: the tables are as the kernels expect them once the copies before have run, and so are the sets; the buffers are as
+            // this function requires.
+            unsafe { launch_table(function, memory, table, sets, stream) }
+        })
     }
 
     /// The tables as they are now, and then these bytes, in memory that is never freed: a graph may read it at any later time.
@@ -409,9 +382,7 @@ impl TensorList {
             unsafe { memory::copy(at + to as u64, from, stream.cast()) }
         };
         let fill = |slot: &mut [u8]| {
-            for table in &tables.tables {
-                table.stage(tensors, slot, copy)?;
-            }
+            tables.stage(tensors, slot, copy)?;
             if too_many {
                 let staged = &mut slot[tables.staged_bytes..][..size_of_val(sets)];
                 staged.copy_from_slice(bytemuck::cast_slice(sets));
@@ -432,7 +403,22 @@ impl TensorList {
     }
 }
 
-/// Where a table is in a list's memory, and how many tensors it has.
-fn descriptors(memory: u64, table: &Table) -> TableArguments {
-    (memory + table.start as u64, table.members.len() as u32)
+/// Launches the kernel for the table in a list's memory.
+///
+/// # Safety
+///
+/// As for [`launch_list`].
+unsafe fn launch_table(
+    function: Function,
+    memory: u64,
+    table: &Table,
+    sets: SetsArguments<'_>,
+    stream: *mut c_void,
+) -> Result<(), Error> {
+    if table.chunks == 0 {
+        return Ok(());
+    }
+    let descriptors = (memory + table.start as u64, table.members.len() as u32);
+    // SAFETY: as this function requires.
+    unsafe { launch_list(function, table.chunks, descriptors, sets, stream) }
 }

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use half::{bf16, f16};
 
-use crate::dtype::Element;
 use crate::owner;
 use crate::sets::Sets;
 use crate::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, State, TensorLayout, TensorState};
@@ -32,7 +30,7 @@ const ALIGN: usize = 64;
 /// gradients for each step.
 ///
 /// Each tensor counts its own updates: one without a gradient is left alone, moments, step and all. A step is enqueued on the
-/// optimizer's stream and returns at once; only a tensor's masters, before its first update, are made by waiting for its parameters.
+/// optimizer's stream and returns at once. A tensor's first update takes its masters from the parameters, on the device.
 /// Methods, results and files are those of [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
 ///
 /// Dropping the optimizer never waits for the device, and frees its memory after the last step. Any thread may drop it, also while
@@ -325,8 +323,12 @@ impl DualAdam {
             return Ok(());
         }
         let stream = raw(&self.stream);
-        // SAFETY: the stream lives as long as the optimizer.
-        unsafe { self.set_masters(params, grads, stream) }?;
+        if self.mark_masters(grads) {
+            let _current = self.kernels.enter()?;
+            // The graph would set them in each launch.
+            // SAFETY: the stream lives as long as the optimizer.
+            unsafe { refuse_capture(stream, "the first update of a tensor with masters, without device control,") }?;
+        }
         let Some(list) = &mut self.list else { return Ok(()) };
         let tensors = &mut self.tensors;
         let count = |members: &[usize]| {
@@ -397,32 +399,19 @@ impl DualAdam {
         }
     }
 
-    /// Sets the masters that were never set from the parameters, on the host: waits for what is before on the stream.
-    ///
-    /// # Safety
-    ///
-    /// The stream must be live, and the parameters buffers of the tensors' lengths.
-    unsafe fn set_masters(
-        &self,
-        params: &[RawBuffer],
-        grads: &[Option<RawBuffer>],
-        stream: *mut c_void,
-    ) -> Result<(), Error> {
-        for ((tensor, params), grads) in self.tensors.iter().zip(params).zip(grads) {
-            let (Some(at), false, Some(_)) = (tensor.master_at, tensor.master_is_set, grads) else { continue };
-            let _current = self.kernels.enter()?;
-            // SAFETY: the caller's promise, and the masters' place and length.
-            unsafe {
-                refuse_capture(stream, "the first update of a tensor with masters")?;
-                let wide = match params.dtype {
-                    Dtype::F32 => download::<f32>(params.address, tensor.len, stream)?,
-                    Dtype::Bf16 => widen(&download::<bf16>(params.address, tensor.len, stream)?),
-                    Dtype::F16 => widen(&download::<f16>(params.address, tensor.len, stream)?),
-                };
-                upload(self.moments.masters.address() + at, &wide, stream)?;
+    /// Lets the list's next step set the masters of these tensors that were never set. Returns whether there are any. With device
+    /// control only the device knows, and sees to it.
+    pub(super) fn mark_masters(&mut self, grads: &[Option<RawBuffer>]) -> bool {
+        let Some(list) = &mut self.list else { return false };
+        let mut any = false;
+        for (index, (tensor, grads)) in self.tensors.iter().zip(grads).enumerate() {
+            if tensor.master_at.is_some() {
+                let is_unset = self.control.is_none() && !tensor.master_is_set && grads.is_some();
+                list.set_masters(index, is_unset);
+                any |= is_unset;
             }
         }
-        Ok(())
+        any
     }
 
     /// Sets the learning rate of a group, from its next step on.
@@ -668,8 +657,4 @@ impl Arena {
 
 pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
     stream.cu_stream().cast()
-}
-
-fn widen<T: Element>(values: &[T]) -> Vec<f32> {
-    values.iter().map(|value| value.widen()).collect()
 }

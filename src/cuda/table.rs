@@ -3,32 +3,46 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::combination::Combination;
 use crate::{Error, RawTensor};
 
 use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 
-/// What may change from step to step: five addresses and the coefficient set.
-const FIELDS: usize = 6;
-const SET: usize = 5;
+/// What a list knows of a tensor, as `kernels/step.cuh` says.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Record {
+    /// Parameters, gradients, `exp_avg`, `exp_avg_sq`, copy.
+    addresses: [u64; 5],
+    len: u64,
+    first_chunk: u32,
+    set: u32,
+    sets_masters: u64,
+}
 
-/// The descriptors of the tensors of one type combination, which one launch serves.
+const RECORD_BYTES: usize = size_of::<Record>();
+
+/// The descriptors of the tensors of one type combination, which one launch serves: a [`Record`] a tensor, and then, as `u32`, the
+/// tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for 4,096 elements.
 ///
-/// For n tensors they are these arrays, one after the other, as `kernels/step.cuh` says:
-/// `u64` param\[n\], grad\[n\], exp_avg\[n\], exp_avg_sq\[n\], copy\[n\], len\[n\]; `u32` first_chunk\[n\], set\[n\],
-/// span_tensor\[spans\]. That is 56 bytes a tensor and 4 for 32,768 elements.
+/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one only. With [`SPAN`] 8 the table
+/// would have an eighth of the 4 bytes, and each block one latency of the memory more before its data.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) combination: Combination,
     /// The tensors' positions in the list, the empty ones last: so each span has the chunks of [`SPAN`] tensors at most.
     pub(super) members: Vec<usize>,
+    /// The first chunk of each of them.
+    first_chunks: Vec<u32>,
     pub(super) chunks: u32,
     /// Where the table begins, in bytes after the first one.
     pub(super) start: usize,
-    /// Where its part that may change begins in a staging slot.
+    /// Where its records begin in a staging slot.
     staged: usize,
-    /// The entries of each field that the device does not have yet.
-    changed: [Range<usize>; FIELDS],
+    /// The records that the device does not have yet.
+    changed: Range<usize>,
 }
 
 /// The tables of a list.
@@ -37,6 +51,8 @@ pub(super) struct Tables {
     pub(super) tables: Vec<Table>,
     /// Each tensor's table and its position there.
     places: Vec<(u32, u32)>,
+    /// Which tensors' masters the next step sets from their parameters.
+    sets_masters: Vec<bool>,
     /// The bytes of all tables.
     pub(super) bytes: usize,
     /// The bytes of a staging slot for them.
@@ -54,17 +70,24 @@ impl Tables {
         for (index, tensor) in tensors.iter().enumerate() {
             members.entry(tensor.combination(index)?).or_default().push(index);
         }
-        let mut made = Self { tables: vec![], places: vec![(0, 0); tensors.len()], bytes: 0, staged_bytes: 0 };
+        let (places, sets_masters) = (vec![(0, 0); tensors.len()], vec![false; tensors.len()]);
+        let mut made = Self { tables: vec![], places, sets_masters, bytes: 0, staged_bytes: 0 };
         for (number, (combination, mut members)) in members.into_iter().enumerate() {
             members.sort_by_key(|&member| tensors[member].len == 0);
             for (position, &member) in members.iter().enumerate() {
                 made.places[member] = (number as u32, position as u32);
             }
             let chunks = chunks_of(members.iter().map(|&member| tensors[member].len))?;
+            let first_chunks = members.iter().scan(0, |next, &member| {
+                let first = *next;
+                *next += tensors[member].len.div_ceil(CHUNK) as u32;
+                Some(first)
+            });
+            let first_chunks = first_chunks.collect();
             let (start, staged) = (made.bytes, made.staged_bytes);
-            let table = Table { combination, members, chunks, start, staged, changed: Default::default() };
-            made.bytes += table.bytes().next_multiple_of(16);
-            made.staged_bytes += table.head_bytes().next_multiple_of(16);
+            let table = Table { combination, members, first_chunks, chunks, start, staged, changed: 0..0 };
+            made.bytes += table.bytes().next_multiple_of(RECORD_BYTES);
+            made.staged_bytes += RECORD_BYTES * table.members.len();
             made.tables.push(table);
         }
         Ok(made)
@@ -72,64 +95,41 @@ impl Tables {
 
     /// All tables as the device has them, [`bytes`](Self::bytes) in all.
     pub(super) fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.bytes);
+        let mut bytes = vec![0; self.bytes];
         for table in &self.tables {
-            bytes.resize(table.start, 0);
-            bytes.extend(table.build(tensors));
+            let (records, spans) = bytes[table.start..][..table.bytes()].split_at_mut(table.record_bytes());
+            table.write(0..table.members.len(), tensors, &self.sets_masters, records);
+            table.write_spans(spans);
         }
-        bytes.resize(self.bytes, 0);
         bytes
     }
 
     /// Whether the device lacks anything.
     pub(super) fn have_changes(&self) -> bool {
-        self.tables.iter().any(|table| table.changed.iter().any(|changed| !changed.is_empty()))
+        self.tables.iter().any(|table| !table.changed.is_empty())
     }
 
     pub(super) fn mark_sent(&mut self) {
-        self.tables.iter_mut().for_each(|table| table.changed = Default::default());
+        self.tables.iter_mut().for_each(|table| table.changed = 0..0);
     }
 
-    /// Notes what differs between a tensor's old and new descriptor.
-    pub(super) fn mark_changes(&mut self, index: usize, old: &RawTensor, new: &RawTensor) {
+    /// Notes that a tensor's record differs from what the device has.
+    pub(super) fn mark_changed(&mut self, index: usize) {
         let (table, position) = self.places[index];
-        let position = position as usize;
-        let changed = &mut self.tables[table as usize].changed;
-        for ((old, new), changed) in fields(old).into_iter().zip(fields(new)).zip(changed) {
-            if old == new {
-                continue;
-            }
-            *changed = if changed.start == changed.end {
-                position..position + 1
-            } else {
-                changed.start.min(position)..changed.end.max(position + 1)
-            };
-        }
+        let (changed, position) = (&mut self.tables[table as usize].changed, position as usize);
+        *changed = if changed.start == changed.end {
+            position..position + 1
+        } else {
+            changed.start.min(position)..changed.end.max(position + 1)
+        };
     }
-}
 
-impl Table {
-    /// The whole table.
-    fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
-        let mut bytes = vec![0; self.bytes()];
-        let n = self.members.len();
-        let (head, span_tensor) = bytes.split_at_mut(self.head_bytes());
-        for field in 0..FIELDS {
-            self.write(field, 0..n, tensors, &mut head[self.bytes_of(field, 0..n)]);
+    /// Says whether the next step sets a tensor's masters from its parameters.
+    pub(super) fn set_masters(&mut self, index: usize, sets_masters: bool) {
+        if self.sets_masters[index] != sets_masters {
+            self.sets_masters[index] = sets_masters;
+            self.mark_changed(index);
         }
-        let (lens, first_chunks) = (self.lens_at(), self.first_chunks_at());
-        let mut chunks = 0_u32;
-        let mut spans = span_tensor.as_chunks_mut().0.iter_mut();
-        for (position, &member) in self.members.iter().enumerate() {
-            let len = tensors[member].len;
-            head[lens + 8 * position..][..8].copy_from_slice(&len.to_ne_bytes());
-            head[first_chunks + 4 * position..][..4].copy_from_slice(&chunks.to_ne_bytes());
-            let before = chunks.div_ceil(SPAN);
-            chunks += len.div_ceil(CHUNK) as u32;
-            let first_in = chunks.div_ceil(SPAN) - before;
-            spans.by_ref().take(first_in as usize).for_each(|tensor| *tensor = (position as u32).to_ne_bytes());
-        }
-        bytes
     }
 
     /// Writes what the device lacks into a staging slot, and hands on each part with the place that it belongs to, in bytes after the
@@ -140,57 +140,53 @@ impl Table {
         slot: &mut [u8],
         mut send: impl FnMut(&[u8], usize) -> Result<(), E>,
     ) -> Result<(), E> {
-        for (field, entries) in self.changed.iter().enumerate().filter(|(_, entries)| !entries.is_empty()) {
-            let bytes = self.bytes_of(field, entries.clone());
-            let staged = self.staged + bytes.start..self.staged + bytes.end;
-            let part = &mut slot[staged];
-            self.write(field, entries.clone(), tensors, part);
-            send(part, self.start + bytes.start)?;
+        for table in self.tables.iter().filter(|table| !table.changed.is_empty()) {
+            let Range { start, end } = table.changed;
+            let part = &mut slot[table.staged + RECORD_BYTES * start..table.staged + RECORD_BYTES * end];
+            table.write(start..end, tensors, &self.sets_masters, part);
+            send(part, table.start + RECORD_BYTES * start)?;
         }
         Ok(())
     }
+}
 
-    fn write(&self, field: usize, entries: Range<usize>, tensors: &[RawTensor], bytes: &mut [u8]) {
-        let size = entry_bytes(field);
-        for (&member, bytes) in self.members[entries].iter().zip(bytes.chunks_exact_mut(size)) {
-            // A set fits in 32 bits, of which the first four bytes are on the little-endian hosts that CUDA has.
-            bytes.copy_from_slice(&fields(&tensors[member])[field].to_le_bytes()[..size]);
+impl Table {
+    /// Writes the records of some of the members.
+    fn write(&self, entries: Range<usize>, tensors: &[RawTensor], sets_masters: &[bool], bytes: &mut [u8]) {
+        let first_chunks = &self.first_chunks[entries.clone()];
+        for ((&member, &first_chunk), bytes) in
+            self.members[entries].iter().zip(first_chunks).zip(bytes.chunks_exact_mut(RECORD_BYTES))
+        {
+            let tensor = &tensors[member];
+            let record = Record {
+                addresses: tensor.addresses(),
+                len: tensor.len,
+                first_chunk,
+                // Checked by the step: it is below the number of sets.
+                set: tensor.set as u32,
+                sets_masters: sets_masters[member].into(),
+            };
+            bytes.copy_from_slice(bytemuck::bytes_of(&record));
         }
     }
 
+    /// Writes the tensor of every span's first chunk.
+    fn write_spans(&self, bytes: &mut [u8]) {
+        let ends = self.first_chunks.iter().skip(1).copied().chain([self.chunks]);
+        let mut spans = bytes.as_chunks_mut().0.iter_mut();
+        for (position, (&first, end)) in self.first_chunks.iter().zip(ends).enumerate() {
+            let count = end.div_ceil(SPAN) - first.div_ceil(SPAN);
+            spans.by_ref().take(count as usize).for_each(|tensor| *tensor = (position as u32).to_ne_bytes());
+        }
+    }
+
+    fn record_bytes(&self) -> usize {
+        RECORD_BYTES * self.members.len()
+    }
+
     fn bytes(&self) -> usize {
-        self.head_bytes() + 4 * self.chunks.div_ceil(SPAN) as usize
+        self.record_bytes() + 4 * self.chunks.div_ceil(SPAN) as usize
     }
-
-    /// The bytes before the spans, which hold all that may change.
-    fn head_bytes(&self) -> usize {
-        (6 * 8 + 2 * 4) * self.members.len()
-    }
-
-    fn lens_at(&self) -> usize {
-        5 * 8 * self.members.len()
-    }
-
-    fn first_chunks_at(&self) -> usize {
-        6 * 8 * self.members.len()
-    }
-
-    /// Where entries of a field are in the table.
-    fn bytes_of(&self, field: usize, entries: Range<usize>) -> Range<usize> {
-        let n = self.members.len();
-        let start = if field == SET { self.first_chunks_at() + 4 * n } else { 8 * n * field };
-        let size = entry_bytes(field);
-        start + size * entries.start..start + size * entries.end
-    }
-}
-
-fn entry_bytes(field: usize) -> usize {
-    if field == SET { 4 } else { 8 }
-}
-
-fn fields(tensor: &RawTensor) -> [u64; FIELDS] {
-    let [params, grads, exp_avg, exp_avg_sq, copy] = tensor.addresses();
-    [params, grads, exp_avg, exp_avg_sq, copy, tensor.set as u64]
 }
 
 fn chunks_of(mut lens: impl Iterator<Item = u64>) -> Result<u32, Error> {
@@ -237,48 +233,65 @@ mod tests {
             tensor(300, 0, 9, false),
             tensor(400, 4096, 1, false),
         ];
-        let made = Tables::new(&tensors).unwrap();
-        assert_eq!(made.tables.len(), 2);
-        let table = made.tables[0].build(&tensors);
-        assert_eq!((made.tables[0].members.as_slice(), made.tables[0].chunks), ([0, 3, 2].as_slice(), 3));
-        let (addresses, rest) = table.split_at(6 * 8 * 3);
-        let expected =
-            [100, 400, 300, 101, 401, 301, 102, 402, 302, 103, 403, 303, 0, 0, 0, 4097, 4096, 0].map(|x: u64| x);
-        assert_eq!(words::<8>(addresses), expected);
-        assert_eq!(words::<4>(rest), [0, 2, 3, 7, 1, 9, 0]);
-        assert_eq!(words::<8>(&made.tables[1].build(&tensors)[4 * 8..5 * 8]), [204]);
+        let mut made = Tables::new(&tensors).unwrap();
+        made.set_masters(1, true);
+        let bytes = made.build(&tensors);
+        assert_eq!((made.tables.len(), bytes.len()), (2, made.bytes));
+        let [first, second] = &made.tables[..] else { panic!("two tables") };
+        assert_eq!((first.members.as_slice(), first.chunks), ([0, 3, 2].as_slice(), 3));
+        // In words of eight bytes the first chunk is the low half, the set the high one.
+        let records = [
+            [100, 101, 102, 103, 0, 4097, 7 << 32, 0],
+            [400, 401, 402, 403, 0, 4096, (1 << 32) + 2, 0],
+            [300, 301, 302, 303, 0, 0, (9 << 32) + 3, 0],
+        ];
+        assert_eq!(words::<8>(&bytes[..3 * 64]), records.concat());
+        assert_eq!(words::<4>(&bytes[3 * 64..][..12]), [0, 0, 1]);
+        assert_eq!((second.start, second.start % 64), (4 * 64, 0));
+        assert_eq!(words::<8>(&bytes[second.start..][..64]), [200, 201, 202, 203, 204, 10, 8 << 32, 1]);
     }
 
     #[test]
     fn each_span_has_the_tensor_of_its_first_chunk() {
-        // In chunks: the first of tensor 1 is the last of a span, tensor 2 has four whole spans, the next eight have one chunk each.
         let chunks = [7, 2, 32, 1, 1, 1, 1, 1, 1, 1, 1, 3];
         let lens = chunks.map(|chunks| (chunks - 1) * CHUNK + 1);
         let tensors: Vec<_> = lens.into_iter().map(|len| tensor(100, len, 0, false)).collect();
         let made = Tables::new(&tensors).unwrap();
-        let table = made.tables[0].build(&tensors);
-        assert_eq!(table.len(), 56 * tensors.len() + 4 * 7);
-        assert_eq!(words::<4>(&table[56 * tensors.len()..]), [0, 1, 2, 2, 2, 2, 10]);
+        let bytes = made.build(&tensors);
+        let of_chunks: Vec<u64> =
+            (0..).zip(chunks).flat_map(|(tensor, chunks)| vec![tensor; chunks as usize]).collect();
+        let of_spans: Vec<u64> = of_chunks.into_iter().step_by(SPAN as usize).collect();
+        assert_eq!(words::<4>(&bytes[64 * tensors.len()..][..4 * of_spans.len()]), of_spans);
     }
 
     #[test]
-    fn changes_are_what_differs() {
-        let mut tensors = [tensor(100, 1, 0, false), tensor(200, 2, 0, true), tensor(300, 3, 0, false)];
+    fn changes_are_the_records_between_the_first_and_the_last() {
+        let mut tensors = [
+            tensor(100, 1, 0, false),
+            tensor(200, 2, 0, true),
+            tensor(300, 3, 0, false),
+            tensor(400, 4, 0, false),
+            tensor(500, 5, 0, false),
+        ];
         let mut made = Tables::new(&tensors).unwrap();
         assert!(!made.have_changes());
-        let new = RawTensor { exp_avg: 999, set: 5, ..tensors[2] };
-        made.mark_changes(2, &tensors[2], &new);
-        tensors[2] = new;
+        tensors[3] = RawTensor { exp_avg: 999, set: 5, ..tensors[3] };
+        made.mark_changed(3);
+        made.mark_changed(2);
+        made.set_masters(1, false);
         let mut slot = vec![0; made.staged_bytes];
         let mut sent = vec![];
         let send = |bytes: &[u8], to: usize| {
-            sent.push((to, bytes.to_vec()));
+            sent.push((to, words::<8>(bytes)));
             Ok::<(), Error>(())
         };
-        made.tables[0].stage(&tensors, &mut slot, send).unwrap();
-        assert_eq!(sent, [(2 * 16 + 8, 999_u64.to_le_bytes().to_vec()), (6 * 16 + 8 + 4, vec![5, 0, 0, 0])]);
+        made.stage(&tensors, &mut slot, send).unwrap();
+        let records = [[300, 301, 302, 303, 0, 3, 1, 0], [400, 401, 999, 403, 0, 4, (5 << 32) + 2, 0]];
+        assert_eq!(sent, [(64, records.concat())]);
         made.mark_sent();
         assert!(!made.have_changes());
+        made.set_masters(1, true);
+        assert!(made.have_changes());
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod failures;
 #[cfg(target_os = "linux")]
 mod interrupted;
 #[cfg(target_os = "linux")]
+mod loading;
+#[cfg(target_os = "linux")]
 mod waits;
 
 #[cfg(target_os = "linux")]
@@ -35,7 +37,7 @@ fn main() {
             Ok(())
         })
     };
-    let with_failures = failures::TESTS.iter().chain(interrupted::TESTS).chain(waits::TESTS);
+    let with_failures = failures::TESTS.iter().chain(interrupted::TESTS).chain(loading::TESTS).chain(waits::TESTS);
     let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.map(failing));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }

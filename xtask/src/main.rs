@@ -2,10 +2,13 @@
 
 mod bundle;
 mod c_programs;
+mod cuda_tools;
 mod fuzz;
 mod header;
 mod install;
 mod prebuilt;
+#[path = "../../build/ptx.rs"]
+mod ptx;
 mod python;
 #[path = "../../tests/common/require.rs"]
 mod require;

@@ -195,6 +195,7 @@ fn a_step_only_enqueues(gpu: &Gpu) {
     let mut host = Host::new(COMBINATIONS[8], &Inputs::random(1, 5000), [0; 5], 0);
     let device = host.upload(gpu);
     let config = DualAdamConfig::default();
+    gpu.kernels.prepare(COMBINATIONS[8].0, COMBINATIONS[8].1, COMBINATIONS[8].2).unwrap();
     let expected = [
         ("cuCtxGetCurrent", 5),
         ("cuLaunchKernel", 5),

@@ -6,6 +6,7 @@ use stand_in_cuda::memory::Memory;
 use stand_in_cuda::ptx::Module;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 const BLOCK: u32 = 256;
 const MAX_SETS: usize = 96;
@@ -249,19 +250,25 @@ fn place(memory: &mut Memory, combo: Combo, t: &Tensor, shifts: [usize; 5]) -> B
     Buffers { param, grad, exp_avg, exp_avg_sq, copy, len: t.param.len() }
 }
 
-/// As the entries want it.
-fn flat_blocks(len: usize) -> u32 {
-    len.div_ceil(BLOCK as usize * 4) as u32 + 1
+/// Elements that a block of a flat entry serves.
+fn elements_of_a_block() -> usize {
+    static FLAT_GROUPS: LazyLock<usize> = LazyLock::new(|| constant("FLAT_GROUPS"));
+    BLOCK as usize * 4 * *FLAT_GROUPS
 }
 
-fn launch(memory: &mut Memory, module: &Module, name: &str, blocks: u32, params: &[u8]) -> Stats {
+/// As the entries want it.
+fn flat_blocks(len: usize) -> u32 {
+    len.div_ceil(elements_of_a_block()) as u32 + 1
+}
+
+fn launch(memory: &mut Memory, module: &Modules, name: &str, blocks: u32, params: &[u8]) -> Stats {
     launch_blocks(memory, module, name, blocks, 0..blocks, params)
 }
 
 /// Runs some of the blocks of a launch.
 fn launch_blocks(
     memory: &mut Memory,
-    module: &Module,
+    module: &Modules,
     name: &str,
     blocks: u32,
     range: Range<u32>,
@@ -272,7 +279,7 @@ fn launch_blocks(
     run_blocks(memory, &launch, range).unwrap_or_else(|fault| panic!("{fault}"))
 }
 
-fn flat_params(module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Vec<u8> {
+fn flat_params(module: &Modules, name: &str, b: &Buffers, c: &Coeffs) -> Vec<u8> {
     let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     params.extend(c.bytes());
@@ -281,7 +288,7 @@ fn flat_params(module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Vec<u8> 
     params
 }
 
-fn run_flat(memory: &mut Memory, module: &Module, name: &str, b: &Buffers, c: &Coeffs) -> Stats {
+fn run_flat(memory: &mut Memory, module: &Modules, name: &str, b: &Buffers, c: &Coeffs) -> Stats {
     let params = flat_params(module, name, b, c);
     launch(memory, module, name, flat_blocks(b.len), &params)
 }
@@ -314,25 +321,37 @@ fn kernels_folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
 }
 
-fn module() -> Module {
-    let path = kernels_folder().join("prebuilt/dual_adam.ptx");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))
+fn text_of(module: &str) -> String {
+    let path = kernels_folder().join(format!("prebuilt/{module}.ptx"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The modules of all combinations.
+struct Modules(Vec<Module>);
+
+impl Modules {
+    fn kernel(&self, name: &str) -> Option<&Arc<Kernel>> {
+        self.0.iter().find_map(|module| module.kernel(name))
+    }
+}
+
+fn module() -> Modules {
+    let parse = |combo: Combo| Module::parse(&text_of(combo.name)).unwrap_or_else(|error| panic!("{error}"));
+    Modules(combos().into_iter().map(parse).collect())
 }
 
 fn chunk() -> usize {
     constant("CHUNK")
 }
 
-/// `NAME = …` of the kernel sources.
+/// What the kernels' sources define or enumerate under a name.
 fn constant(name: &str) -> usize {
-    let start = format!("{name} = ");
     let files = std::fs::read_dir(kernels_folder()).expect("the kernels").map(|file| file.expect("a file").path());
     let sources = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).expect("text"));
-    let text = sources.into_iter().find(|text| text.contains(&start)).expect(name);
-    let after = text.split(&start).nth(1).expect("a value");
-    let digits: String =
-        after.chars().take_while(|c| c.is_ascii_digit() || *c == '\'').filter(|c| *c != '\'').collect();
+    let text: String = sources.collect();
+    let starts = [format!(" {name} = "), format!("#define {name} ")];
+    let after = starts.iter().find_map(|start| text.split(start.as_str()).nth(1)).expect(name);
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().expect("a number")
 }
 
@@ -417,7 +436,7 @@ fn lists_follow_the_rule_bit_for_bit() {
                 placed.push(place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
             }
             placed[3].grad = 0;
-            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), chunk);
+            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), false, chunk);
             assert_eq!(blocks, 17 - 2 + 1 + 1);
             for (i, b) in placed.iter().enumerate() {
                 let what = format!("list_{} tensor {i}", combo.name);
@@ -434,14 +453,52 @@ fn lists_follow_the_rule_bit_for_bit() {
     }
 }
 
+/// Masters that are to be set are taken from the copy, whatever they are: by the tensor's record, or by the word of its set.
+#[test]
+fn lists_take_masters_from_their_copies() {
+    let (module, chunk) = (module(), chunk());
+    let sets: Vec<Coeffs> = vec![dual(); 3];
+    for combo in combos().into_iter().filter(|combo| combo.copy.is_some()) {
+        let copy = combo.copy.expect("a copy");
+        for (sets_masters, skips) in [(true, None), (true, Some([0, 7, 0])), (false, Some([8, 7, 8]))] {
+            let mut memory = Memory::new();
+            // The right parameters, narrowed as the copy has them.
+            let tensors: Vec<Tensor> = [5, chunk + 3, 17, 33, 4]
+                .into_iter()
+                .enumerate()
+                .map(|(i, len)| {
+                    let mut t = tensor(combo, len, i as u64 + 7);
+                    t.param = t.param.iter().flat_map(|&x| copy.decode(&copy.encode(x))).collect();
+                    t
+                })
+                .collect();
+            let mut placed = Vec::new();
+            for (i, t) in tensors.iter().enumerate() {
+                let b = place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]);
+                let params: Vec<u8> = t.param.iter().flat_map(|&x| copy.encode(x)).collect();
+                memory.write(b.copy, &params).expect("live");
+                // Reading a master would be a fault.
+                memory.forget(b.param, 4 * b.len).expect("live");
+                placed.push(b);
+            }
+            run_list(&mut memory, &module, combo, &placed, &sets, (false, skips), sets_masters, chunk);
+            for (i, b) in placed.iter().enumerate().filter(|(i, _)| skips.is_none_or(|skips| skips[i % 3] != 7)) {
+                let what = format!("list_{} tensor {i}", combo.name);
+                check(&memory, combo, b, &expected(combo, &tensors[i], &sets[i % 3]), &what);
+            }
+        }
+    }
+}
+
 /// Builds the table as the entries want it and launches one block a chunk. Returns the number of blocks.
 fn run_list(
     memory: &mut Memory,
-    module: &Module,
+    module: &Modules,
     combo: Combo,
     placed: &[Buffers],
     sets: &[Coeffs],
     (from_device, skips): (bool, Option<[u32; 3]>),
+    sets_masters: bool,
     chunk: usize,
 ) -> u32 {
     // The empty ones last.
@@ -453,12 +510,10 @@ fn run_list(
         first_chunk.push(chunk_tensor.len() as u32);
         chunk_tensor.extend(std::iter::repeat_n(i as u32, b.len.div_ceil(chunk)));
     }
-    let fields: [fn(&Buffers) -> u64; 6] =
-        [|b| b.param, |b| b.grad, |b| b.exp_avg, |b| b.exp_avg_sq, |b| b.copy, |b| b.len as u64];
-    let mut table: Vec<u8> =
-        fields.iter().flat_map(|field| placed.iter().flat_map(|(_, b)| field(b).to_le_bytes())).collect();
-    table.extend(first_chunk.iter().flat_map(|first| first.to_le_bytes()));
-    table.extend(placed.iter().flat_map(|(i, _)| ((i % sets.len()) as u32).to_le_bytes()));
+    let mut table = Vec::new();
+    for ((i, b), first_chunk) in placed.iter().zip(first_chunk) {
+        table.extend(record(b, first_chunk, (i % sets.len()) as u32, sets_masters));
+    }
     table.extend(chunk_tensor.iter().step_by(constant("SPAN")).flat_map(|tensor| tensor.to_le_bytes()));
     let table_address = upload(memory, &table, 0);
     memory.set_read_only(table_address, table.len(), true).expect("live");
@@ -473,6 +528,14 @@ fn run_list(
     let name = format!("list_{}", combo.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
     chunk_tensor.len() as u32
+}
+
+/// What a list knows of a tensor.
+fn record(b: &Buffers, first_chunk: u32, set: u32, sets_masters: bool) -> Vec<u8> {
+    let Buffers { param, grad, exp_avg, exp_avg_sq, copy, len } = *b;
+    let last = u64::from(first_chunk) | u64::from(set) << 32;
+    let words = [param, grad, exp_avg, exp_avg_sq, copy, len as u64, last, sets_masters.into()];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// The arguments of a list's entry. `device`: the addresses of the sets, if they are not `by_value`, and of what skips them, or 0.
@@ -511,8 +574,8 @@ fn offsets_and_lengths_have_64_bits() {
                 let b = place(&mut memory, combo, &t, shifts);
                 let name = format!("dual_adam_{}", combo.name);
                 let params = flat_params(&module, &name, &far(&b), &dual());
-                let first = (before / (4 * BLOCK as usize)) as u32;
-                let blocks = first..first + len.div_ceil(4 * BLOCK as usize) as u32;
+                let first = (before / elements_of_a_block()) as u32;
+                let blocks = first..first + len.div_ceil(elements_of_a_block()) as u32;
                 launch_blocks(&mut memory, &module, &name, flat_blocks(far(&b).len), blocks, &params);
                 check(&memory, combo, &b, &want, &format!("{name}, {what}"));
 
@@ -520,11 +583,8 @@ fn offsets_and_lengths_have_64_bits() {
                 let mut memory = Memory::new();
                 let b = place(&mut memory, combo, &t, shifts);
                 let name = format!("list_{}", combo.name);
-                let Buffers { param, grad, exp_avg, exp_avg_sq, copy, len: all } = far(&b);
-                let words = [param, grad, exp_avg, exp_avg_sq, copy, all as u64];
-                let mut table: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                let first_chunk = 0_u32.wrapping_sub((before / chunk) as u32);
-                table.extend([first_chunk, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+                let mut table = record(&far(&b), 0_u32.wrapping_sub((before / chunk) as u32), 0, false);
+                table.extend([0; 4 * 4]);
                 let params = list_params(upload(&mut memory, &table, 0), 1, [0; 2], &dual().bytes());
                 launch(&mut memory, &module, &name, len.div_ceil(chunk) as u32, &params);
                 check(&memory, combo, &b, &want, &format!("{name}, {what}"));
@@ -602,8 +662,9 @@ fn mutants(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them.
-const CASES: [(usize, [usize; 5]); 11] = [
+/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them; and so many elements that threads
+/// take several groups together.
+const CASES: [(usize, [usize; 5]); 15] = [
     (1, [0; 5]),
     (6, [3; 5]),
     (13, [2; 5]),
@@ -615,6 +676,10 @@ const CASES: [(usize, [usize; 5]); 11] = [
     (39, [0, 0, 1, 0, 0]),
     (39, [0, 0, 0, 1, 0]),
     (39, [0, 0, 0, 0, 1]),
+    (2054, [0; 5]),
+    (2057, [0, 1, 2, 3, 0]),
+    (2058, [2, 0, 1, 3, 1]),
+    (2056, [0, 2, 0, 2, 2]),
 ];
 
 /// What a kernel leaves in memory and how it moves it.
@@ -663,8 +728,8 @@ fn survives(text: &str, name: &str, combo: Combo, right: &[Outcome]) -> bool {
 
 #[test]
 fn a_kernel_with_one_wrong_instruction_is_caught() {
-    let text = std::fs::read_to_string(kernels_folder().join("prebuilt/dual_adam.ptx")).expect("the kernels");
     for name in ["f32_bf16_bf16", "f16_f32"] {
+        let text = text_of(name);
         let combo = combos().into_iter().find(|combo| combo.name == name).expect("a combination");
         let entry_name = format!("dual_adam_{name}");
         // The header and this one entry.
