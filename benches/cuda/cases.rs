@@ -4,7 +4,7 @@ use crate::shapes::{self, Shape};
 use crate::values::{TYPES, Types};
 use crate::variant::Variant;
 
-use Variant::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused};
+use Variant::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
 
 /// What is timed in turns, over one set of buffers.
 pub(crate) struct Case {
@@ -12,12 +12,14 @@ pub(crate) struct Case {
     pub(crate) types: Types,
     pub(crate) alignment: Alignment,
     pub(crate) variants: Vec<Variant>,
+    /// Whether three rows of ten have never had a gradient: their moments are 0.
+    pub(crate) has_untouched_rows: bool,
 }
 
 impl Case {
     /// The aligned f32 buffers of a shape, without work of their own.
     pub(crate) fn buffers(shape: &Shape) -> Self {
-        Self { shape: shape.clone(), types: TYPES[0], alignment: ALIGNED, variants: vec![] }
+        Self { shape: shape.clone(), types: TYPES[0], alignment: ALIGNED, variants: vec![], has_untouched_rows: false }
     }
 }
 
@@ -46,6 +48,31 @@ const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "f32_bf16_bf16"];
 const SHAPES_OF_ALL_TYPES: [&str; 3] = ["2^24", "2^28", "gpt2"];
 const SHAPE_OF_ALIGNMENTS: &str = "2^28";
 
+/// The shapes that tell most, in the order in which they are timed where time is short.
+const CORE: [&str; 4] = ["2^28", "gpt2", "10,000 x 1,000", "2^24"];
+
+/// The cases that tell most.
+pub(crate) fn core(quick: bool) -> Vec<Case> {
+    let shapes = shapes::all();
+    let named = |name: &str| shapes.iter().find(|shape| shape.name == name).expect("the shape is there");
+    let main = || TYPES.into_iter().filter(|types| MAIN.contains(&types.name));
+    let case = |shape: &Shape, types, has_untouched_rows| {
+        let variants: &[Variant] = match shape.lens.len() {
+            1 => &[Copy, UnrolledCopy, Triad, Dual, Adam],
+            _ => &[Copy, UnrolledCopy, Triad, Flat, Dual, Adam],
+        };
+        Case { shape: shape.clone(), types, alignment: ALIGNED, variants: variants.to_vec(), has_untouched_rows }
+    };
+    let mut cases: Vec<_> = CORE.iter().flat_map(|name| main().map(|types| case(named(name), types, false))).collect();
+    let mut untouched = case(named(SHAPE_OF_ALIGNMENTS), TYPES[0], true);
+    untouched.shape.name += ", 30% untouched";
+    cases.insert(main().count(), untouched);
+    if quick {
+        cases.iter_mut().for_each(|case| case.shape = case.shape.clone().cut());
+    }
+    cases
+}
+
 /// All cases. With `quick` each kind of them, of shapes that an interpreter can run.
 pub(crate) fn all(quick: bool) -> Vec<Case> {
     let shapes = shapes::all();
@@ -71,16 +98,17 @@ fn of(shape: &Shape, types: Types) -> Vec<Case> {
         types,
         alignment,
         variants: variants.concat(),
+        has_untouched_rows: false,
     };
     if is_main || SHAPES_OF_ALL_TYPES.contains(&shape.name.as_str()) {
         let (all, only_f32): (&[Variant], &[Variant]) = match shape.lens.len() {
-            1 => (&[Copy, Triad, Dual, Adam], &[Unfused, Controlled, Captured]),
-            _ => (&[Copy, Triad, Flat, Dual, Adam], &[MostSets, SetEach, Controlled, Captured]),
+            1 => (&[Copy, UnrolledCopy, Triad, Dual, Adam], &[Unfused, Controlled, Captured]),
+            _ => (&[Copy, UnrolledCopy, Triad, Flat, Dual, Adam], &[MostSets, SetEach, Controlled, Captured]),
         };
         cases.push(case(ALIGNED, &[all, if types.name == "f32_f32" { only_f32 } else { &[] }]));
     }
     if is_main && shape.name == SHAPE_OF_ALIGNMENTS {
-        cases.extend(MISALIGNED.map(|alignment| case(alignment, &[&[Copy, Triad, Dual]])));
+        cases.extend(MISALIGNED.map(|alignment| case(alignment, &[&[Copy, UnrolledCopy, Triad, Dual]])));
     }
     cases
 }

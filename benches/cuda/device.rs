@@ -112,6 +112,12 @@ impl Memory {
         }
     }
 
+    /// Fills bytes with zeros.
+    pub(crate) fn clear(&self, from: usize, bytes: usize) {
+        // SAFETY: all is within the memory.
+        unsafe { result::memset_d8_sync(self.address + from as u64, 0, bytes) }.expect("the memory can be written");
+    }
+
     pub(crate) fn read(&self, from: usize, bytes: usize) -> Vec<u8> {
         let mut values = vec![0; bytes];
         if bytes > 0 {

@@ -14,6 +14,8 @@ use crate::variant::{FIRST_STEP, Variant};
 const TIMES_CACHE: usize = 4;
 /// but are no more than this, which `peers.py` can hold too: below 2^14 elements, all that counts is the launch.
 const MOST_REPLICAS: usize = 256;
+/// Elements of a row that gradients touch together, as of an embedding.
+const ROW: usize = 768;
 /// Each tensor begins so many elements, or a multiple, after the first, as allocations do.
 pub(crate) const ALIGN: usize = 128;
 
@@ -23,6 +25,7 @@ pub(crate) struct Group<'a> {
     pub(crate) types: Types,
     pub(crate) alignment: Alignment,
     pub(crate) variants: Vec<Variant>,
+    has_untouched_rows: bool,
     lens: Vec<usize>,
     /// Elements of a replica, those between tensors too.
     stride: usize,
@@ -50,7 +53,7 @@ enum List {
 impl<'a> Group<'a> {
     /// The buffers with their content, or why they cannot be had.
     pub(crate) fn new(device: &'a Device, case: &Case) -> Result<Self, String> {
-        let Case { shape, types, alignment, variants } = case;
+        let Case { shape, types, alignment, variants, has_untouched_rows } = case;
         let (types, lens) = (*types, shape.lens.clone());
         let stride: usize = lens.iter().map(|len| len.next_multiple_of(ALIGN)).sum();
         let sizes = types.sizes();
@@ -70,6 +73,7 @@ impl<'a> Group<'a> {
             types,
             alignment: *alignment,
             variants: variants.clone(),
+            has_untouched_rows: *has_untouched_rows,
             lens,
             stride,
             replicas: vec![],
@@ -78,7 +82,7 @@ impl<'a> Group<'a> {
             between,
             next: 0,
         };
-        group.fill(replicas * stride, group.alignment.offsets);
+        group.fill_for_timing(replicas * stride);
         group.replicas = (0..replicas).map(|replica| group.replica(replica)).collect();
         Ok(group)
     }
@@ -90,6 +94,20 @@ impl<'a> Group<'a> {
             self.memory[i].repeat(pattern.bytes()[i], offsets[i] * size, elements * size);
         }
         self.device.synchronize();
+    }
+
+    /// Gives the first elements the content that is timed.
+    pub(crate) fn fill_for_timing(&self, elements: usize) {
+        self.fill(elements, self.alignment.offsets);
+        if self.has_untouched_rows {
+            let [_, grads, exp_avg, exp_avg_sq, _] = self.types.sizes();
+            for (i, size) in [(1, grads), (2, exp_avg), (3, exp_avg_sq)] {
+                for row in (0..elements / ROW).filter(|row| row % 10 < 3) {
+                    self.memory[i].clear((self.alignment.offsets[i] + row * ROW) * size, ROW * size);
+                }
+            }
+            self.device.synchronize();
+        }
     }
 
     fn replica(&self, replica: usize) -> Replica {
@@ -207,7 +225,7 @@ impl<'a> Group<'a> {
             self.memory[i].address + (start * self.types.sizes()[i]) as u64 // aligned
         });
         match variant {
-            Variant::Copy => self.enqueue_copy(replica),
+            Variant::Copy | Variant::UnrolledCopy => self.enqueue_copy(replica, variant),
             Variant::Triad => {
                 let addresses = [params, grads, exp_avg, exp_avg_sq, copy];
                 // SAFETY: the buffers have more elements; all work is in one stream.
@@ -223,9 +241,13 @@ impl<'a> Group<'a> {
         }
     }
 
-    fn enqueue_copy(&self, replica: usize) {
-        let bytes = self.bytes() / 2;
+    fn enqueue_copy(&self, replica: usize, variant: Variant) {
+        let bytes = self.bytes() / 2 / 16 * 16;
         let [from, to] = self.copies.each_ref().map(|memory| memory.address + (replica * bytes) as u64);
+        if variant == Variant::UnrolledCopy {
+            // SAFETY: both parts are within their memory, which lives until the work has ended; all work is in one stream.
+            return unsafe { self.device.yardsticks.copy(to, from, bytes as u64, &self.device.stream) };
+        }
         // SAFETY: both parts are within their memory, which lives until the work has ended.
         let answer = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.device.stream.cu_stream()) };
         answer.result().expect("the copy can be enqueued");

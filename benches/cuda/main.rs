@@ -2,7 +2,9 @@
 //!
 //! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a shape with one combination of types
 //! and one alignment, is checked against the CPU backend before it is timed. Its buffers are as many as it takes to be several times
-//! the size of the device's cache, where 256 are enough, and are used in turns. The host's time for a step is measured apart.
+//! the size of the device's cache, where 256 are enough, and are used in turns. The host's time for a step is measured apart. The JSON
+//! file is written anew after each case. `--core` times only the cases that tell most, which take about 25 s on an H200, reckoned
+//! likewise; `--deadline` begins no case after so many seconds; `--jit` only measures how long the driver takes to load the kernels.
 //!
 //! All cases take about a minute on an H200, and 56 GB of its memory. The time is reckoned, not measured: 68 TB at 4.8 TB/s, and what
 //! fills the queue, take 22 s, and the allocation of the buffers is guessed at 24 s. `--json FILE` writes the results as JSON. `--quick`
@@ -13,6 +15,7 @@ mod cases;
 mod device;
 mod group;
 mod host;
+mod jit;
 mod report;
 #[path = "../../tests/common/require.rs"]
 mod require;
@@ -25,6 +28,7 @@ mod yardsticks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use stand_in_cuda::client::StandIn;
@@ -44,6 +48,15 @@ struct Arguments {
     /// What the program was built from, for the JSON.
     #[arg(long, default_value = "")]
     build: String,
+    /// Only the cases that tell most.
+    #[arg(long)]
+    core: bool,
+    /// Begin no case after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<f64>,
+    /// Only measure how long the driver takes to load the kernels.
+    #[arg(long)]
+    jit: bool,
     /// Small shapes and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
@@ -56,7 +69,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, start) = (Arguments::parse(), Instant::now());
     // Before anything else opens libcuda.
     let stand_in = arguments.stand_in.then(|| StandIn::start().unwrap_or_else(|error| panic!("{error}")));
     let device = match Device::find() {
@@ -69,10 +82,15 @@ fn main() -> ExitCode {
     if stand_in.is_some() {
         println!("on the stand-in driver: no time below means anything\n");
     }
-    let report = run(&device, &arguments);
+    if arguments.jit {
+        jit::measure(&device);
+        return ExitCode::SUCCESS;
+    }
+    let report = run(&device, &arguments, start);
     println!("{report}");
-    if let Some(file) = &arguments.json {
-        report.write(file);
+    report.print_key_numbers();
+    if !report.is_whole {
+        println!("the CUDA benchmark was cut: no time left");
     }
     if let Some(stand_in) = stand_in {
         assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
@@ -83,11 +101,18 @@ fn main() -> ExitCode {
 /// The shapes that the host's time is measured for.
 const WITH_HOST_TIMES: [&str; 3] = ["2^16", "300 tensors", "10,000 x 1,000"];
 
-fn run(device: &Device, arguments: &Arguments) -> Report {
+fn run(device: &Device, arguments: &Arguments, start: Instant) -> Report {
     let rounds = if arguments.quick { 3 } else { 21 };
     let mut report = Report::new(device, &arguments.build);
     let timer = Timer::new(device, arguments.quick);
-    for case in cases::all(arguments.quick) {
+    let is_late = || arguments.deadline.is_some_and(|deadline| start.elapsed().as_secs_f64() > deadline);
+    let write = |report: &Report| arguments.json.iter().for_each(|file| report.write(file));
+    let cases = if arguments.core { cases::core(arguments.quick) } else { cases::all(arguments.quick) };
+    for case in cases {
+        if is_late() {
+            report.cut(&case);
+            continue;
+        }
         match Group::new(device, &case) {
             Ok(mut group) => {
                 verify::verify(device, &mut group);
@@ -98,11 +123,18 @@ fn run(device: &Device, arguments: &Arguments) -> Report {
                 report.skipped.push(format!("{shape} {types}, {alignment}: {reason}"));
             }
         }
+        write(&report);
     }
     for shape in shapes::all().into_iter().filter(|shape| WITH_HOST_TIMES.contains(&shape.name.as_str())) {
+        if is_late() {
+            report.is_whole = false;
+            continue;
+        }
         let shape = if arguments.quick { shape.cut() } else { shape };
         report.host.extend(host::times(device, &shape, 10 * rounds));
+        write(&report);
     }
+    write(&report);
     report
 }
 

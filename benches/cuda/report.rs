@@ -6,6 +6,7 @@ use std::path::Path;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::cases::Case;
 use crate::device::{Device, Facts};
 use crate::group::Group;
 use crate::timer::{median, quantile};
@@ -20,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) host: Vec<HostRow>,
     /// What did not run, and why.
     pub(crate) skipped: Vec<String>,
+    /// Whether there was time for all.
+    pub(crate) is_whole: bool,
 }
 
 /// One variant's time on the device.
@@ -38,7 +41,7 @@ pub(crate) struct Row {
     /// Bytes that must be moved for an element.
     bytes_per_element: usize,
     gb_per_s: f64,
-    /// The copy's time over this one's, the median of the rounds' ratios.
+    /// The faster copy's time over this one's, the median of the rounds' ratios.
     of_copy: Option<f64>,
     /// The triad's likewise.
     of_triad: Option<f64>,
@@ -68,6 +71,15 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
     let row = |(i, &variant): (usize, &Variant)| {
         let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
         let per_second = |amount: usize| amount as f64 / us(0.5) * 1e-3;
+        // The faster copy's time over this one's.
+        let copies: Vec<_> = (0..group.variants.len()).filter(|&i| group.variants[i].is_copy()).collect();
+        let of_copy = || {
+            let ratio = |round: &Vec<f64>| {
+                let fastest = copies.iter().map(|&copy| round[copy]).min_by(f64::total_cmp)?;
+                Some(fastest / round[i])
+            };
+            Some(median(rounds.iter().map(ratio).collect::<Option<Vec<_>>>()?))
+        };
         // Another variant's time over this one's.
         let of = |wanted| {
             let other = group.variants.iter().position(|&variant| variant == wanted)?;
@@ -85,7 +97,7 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
             us_high: us(0.75),
             bytes_per_element: group.types.bytes_moved(),
             gb_per_s: per_second(group.bytes()),
-            of_copy: of(Variant::Copy),
+            of_copy: of_copy(),
             of_triad: of(Variant::Triad),
             of_flat: of(Variant::Flat),
             gflop_per_s: per_second(variant.flops() * group.elements()),
@@ -105,12 +117,42 @@ impl Report {
             rows: vec![],
             host: vec![],
             skipped: vec![],
+            is_whole: true,
         }
     }
 
+    /// Notes a case that there was no time for.
+    pub(crate) fn cut(&mut self, case: &Case) {
+        let Case { shape, types, alignment, .. } = case;
+        self.skipped.push(format!("{} {}, {}: no time left", shape.name, types.name, alignment.name));
+        self.is_whole = false;
+    }
+
+    /// Writes the file anew, so that it is whole at any time.
     pub(crate) fn write(&self, file: &Path) {
         let text = serde_json::to_string_pretty(self).expect("the report is plain data");
-        std::fs::write(file, text + "\n").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let new = file.with_extension("new");
+        std::fs::write(&new, text + "\n")
+            .and_then(|()| std::fs::rename(&new, file))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+
+    /// What a closing table shows, a line each.
+    pub(crate) fn print_key_numbers(&self) {
+        let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
+        for row in self.rows.iter().filter(|row| row.variant == "dual" && row.alignment == "aligned") {
+            println!(
+                "key: {} {}: {:.1} µs, {:.0} GB/s, {} of the faster copy, {} of the triad, {} of flat, {} of Adam's time",
+                row.shape,
+                row.types,
+                row.us,
+                row.gb_per_s,
+                ratio(row.of_copy),
+                ratio(row.of_triad),
+                ratio(row.of_flat),
+                ratio(row.over_adam)
+            );
+        }
     }
 }
 
@@ -125,7 +167,7 @@ impl fmt::Display for Report {
             "what",
             "µs",
             "GB/s",
-            "of the copy",
+            "of the faster copy",
             "of the triad",
             "of flat",
             "GFLOP/s",

@@ -9,6 +9,8 @@ pub(crate) const FIRST_STEP: u64 = 2000;
 pub(crate) enum Variant {
     /// A device-to-device copy that moves as many bytes as the step.
     Copy,
+    /// A copy as large by a kernel that has many loads under way.
+    UnrolledCopy,
     /// A multiply and an add for each written value, over the step's streams as one flat buffer.
     Triad,
     /// The step with a kernel for each operation, over flat f32 buffers.
@@ -33,6 +35,7 @@ impl Variant {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
+            Self::UnrolledCopy => "copy, unrolled",
             Self::Triad => "triad",
             Self::Unfused => "unfused",
             Self::Dual => "dual",
@@ -48,7 +51,7 @@ impl Variant {
     /// Floating-point operations of an element, as the paper counts them.
     pub(crate) fn flops(self) -> usize {
         match self {
-            Self::Copy | Self::Triad => 0,
+            Self::Copy | Self::UnrolledCopy | Self::Triad => 0,
             Self::Adam => 14,
             _ => 18,
         }
@@ -61,6 +64,11 @@ impl Variant {
             Self::SetEach => tensors,
             _ => 1,
         }
+    }
+
+    /// Whether it only moves bytes.
+    pub(crate) fn is_copy(self) -> bool {
+        matches!(self, Self::Copy | Self::UnrolledCopy)
     }
 
     /// Whether the tensors of a list are taken one by one.

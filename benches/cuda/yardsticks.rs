@@ -16,6 +16,9 @@ const BLOCK: u64 = 256;
 /// Elements that a thread serves; a rest goes singly.
 const VEC: u64 = 4;
 
+/// Words that a thread of the copy serves.
+const UNROLLED: u64 = 8;
+
 /// In the order in which they make a step.
 const PASSES: [&str; 8] = [
     "unfused_exp_avg",
@@ -33,6 +36,7 @@ pub(crate) struct Yardsticks {
     /// For each of [`TYPES`].
     triads: Vec<CUfunction>,
     passes: Vec<CUfunction>,
+    copy: CUfunction,
 }
 
 impl Yardsticks {
@@ -44,6 +48,7 @@ impl Yardsticks {
         Self {
             triads: TYPES.iter().map(triad).collect(),
             passes: PASSES.iter().map(|name| function(module, name)).collect(),
+            copy: function(module, "copy_unrolled"),
         }
     }
 
@@ -65,6 +70,19 @@ impl Yardsticks {
         arguments.extend([argument(&mut len), argument(&mut factor)]);
         // SAFETY: the arguments are the kernel's; the caller vouches for the memory.
         unsafe { launch(self.triads[index], len, &mut arguments, stream) };
+    }
+
+    /// Enqueues a copy of whole words of 16 bytes.
+    ///
+    /// # Safety
+    ///
+    /// The addresses are multiples of 16, of buffers of so many bytes that do not overlap, in use by this stream only.
+    pub(crate) unsafe fn copy(&self, mut to: u64, mut from: u64, bytes: u64, stream: &CudaStream) {
+        let mut words = bytes / 16;
+        let blocks = u32::try_from(words.div_ceil(BLOCK * UNROLLED)).expect("the length fits in a launch");
+        let mut arguments = [argument(&mut to), argument(&mut from), argument(&mut words)];
+        // SAFETY: the arguments are the kernel's; the addresses are as this function requires.
+        unsafe { launch_blocks(self.copy, blocks, &mut arguments, stream) };
     }
 
     /// Enqueues the step as a kernel for each operation: of f32, without decay, and with the inverse term of the paper.
@@ -111,8 +129,16 @@ fn argument<T>(value: &mut T) -> *mut c_void {
 unsafe fn launch(function: CUfunction, len: u64, arguments: &mut [*mut c_void], stream: &CudaStream) {
     let units = len / VEC + len % VEC;
     let blocks = u32::try_from(units.div_ceil(BLOCK)).expect("the length fits in a launch");
+    // SAFETY: as this function requires.
+    unsafe { launch_blocks(function, blocks, arguments, stream) };
+}
+
+/// # Safety
+///
+/// As for [`launch`].
+unsafe fn launch_blocks(function: CUfunction, blocks: u32, arguments: &mut [*mut c_void], stream: &CudaStream) {
     let stream: CUstream = stream.cu_stream();
-    // SAFETY: the caller's promise; the function is loaded in the current context.
+    // SAFETY: as this function requires; the function is loaded in the current context.
     unsafe { result::launch_kernel(function, (blocks, 1, 1), (BLOCK as u32, 1, 1), 0, stream, arguments) }
         .expect("the kernel can be enqueued");
 }

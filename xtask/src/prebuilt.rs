@@ -36,7 +36,7 @@ const UNITS: [Unit; 2] = [
         folder: "benches/cuda",
         sources: &YARDSTICKS,
         modules: |folder| vec![Module::new("yardsticks", folder, &YARDSTICKS)],
-        entries: 19,
+        entries: 20,
     },
 ];
 
@@ -109,21 +109,26 @@ impl Unit {
 /// All modules' entries as an assembler makes them, for one architecture after the other.
 fn entries(tools: &Tools, assembler: &Assembler, texts: &BTreeMap<String, String>) -> Result<Vec<Entry>> {
     tools.install(assembler)?;
-    let of_architecture = |architecture: &str| {
+    let of_architecture = |architecture: &str| -> Result<Vec<Entry>> {
         let mut entries = vec![];
         for text in texts.values() {
             entries.extend(tools.assemble(assembler, text, architecture)?);
         }
-        entries.iter().try_for_each(check)?;
-        Ok(entries)
-    };
-    let of_architecture = |architecture: &'static str| {
-        of_architecture(architecture).with_context(|| format!("ptxas {}, {architecture}", assembler.version))
+        let checked = entries.iter().try_for_each(check);
+        checked.with_context(|| format!("ptxas {}, {architecture}", assembler.version)).map(|()| entries)
     };
     thread::scope(|scope| {
-        let started: Vec<_> = assembler.architectures.iter().map(|a| scope.spawn(|| of_architecture(a))).collect();
-        let ended = started.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
-        Ok(ended.collect::<Result<Vec<_>>>()?.concat())
+        let of_architecture = &of_architecture;
+        let started: Vec<_> = assembler
+            .architectures
+            .iter()
+            .map(|architecture| scope.spawn(move || of_architecture(architecture)))
+            .collect();
+        let mut all = vec![];
+        for thread in started {
+            all.extend(thread.join().map_err(|_| anyhow!("a thread panicked"))??);
+        }
+        Ok(all)
     })
 }
 
