@@ -138,7 +138,7 @@ __device__ __forceinline__ Piece<N, T> load_piece(const T *from) {
     typename Word<sizeof(Piece<N, T>)>::Type word;
     load_streaming(reinterpret_cast<decltype(word) const *>(from), word);
     Piece<N, T> piece;
-    __builtin_memcpy(&piece, &word, sizeof(piece));
+    memcpy(&piece, &word, sizeof(piece));
     return piece;
 #else
     return *reinterpret_cast<const Piece<N, T> *>(from);
@@ -182,7 +182,7 @@ __device__ __forceinline__ void store_pieces(T *to, const T (&from)[COUNT]) {
             for (u32 j = 0; j < N; ++j) piece.at[j] = from[k + j];
 #if STREAMING >= 1
             typename Word<sizeof(piece)>::Type word;
-            __builtin_memcpy(&word, &piece, sizeof(piece));
+            memcpy(&word, &piece, sizeof(piece));
             store_word(to + k, word);
 #else
             store_word(to + k, piece);

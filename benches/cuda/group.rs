@@ -173,6 +173,11 @@ impl<'a> Group<'a> {
         self.lens.iter().map(tensor).collect()
     }
 
+    /// A replica's elements as one flat buffer.
+    pub(crate) fn flat(&self, replica: usize) -> RawTensor {
+        self.replicas[replica].flat
+    }
+
     pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
     }

@@ -21,6 +21,7 @@ mod report;
 mod require;
 mod shapes;
 mod timer;
+mod tune;
 mod values;
 mod variant;
 mod verify;
@@ -57,6 +58,9 @@ struct Arguments {
     /// Only measure how long the driver takes to load the kernels.
     #[arg(long)]
     jit: bool,
+    /// Time kernels with other constants, which `cargo xtask tune` has put into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    tune: Option<PathBuf>,
     /// Small shapes and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
@@ -84,6 +88,11 @@ fn main() -> ExitCode {
     }
     if arguments.jit {
         jit::measure(&device);
+        return ExitCode::SUCCESS;
+    }
+    if let Some(folder) = &arguments.tune {
+        let Arguments { json, build, quick, deadline, .. } = &arguments;
+        tune::run(&device, folder, json.as_deref(), build, *quick, *deadline, start);
         return ExitCode::SUCCESS;
     }
     let report = run(&device, &arguments, start);

@@ -108,6 +108,15 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
     group.variants.iter().enumerate().map(row).collect()
 }
 
+/// Writes a file anew, so that it is whole at any time.
+pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
+    let text = serde_json::to_string_pretty(report).expect("the report is plain data");
+    let new = file.with_extension("new");
+    std::fs::write(&new, text + "\n")
+        .and_then(|()| std::fs::rename(&new, file))
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+}
+
 impl Report {
     pub(crate) fn new(device: &Device, build: &str) -> Self {
         Self {
@@ -128,13 +137,8 @@ impl Report {
         self.is_whole = false;
     }
 
-    /// Writes the file anew, so that it is whole at any time.
     pub(crate) fn write(&self, file: &Path) {
-        let text = serde_json::to_string_pretty(self).expect("the report is plain data");
-        let new = file.with_extension("new");
-        std::fs::write(&new, text + "\n")
-            .and_then(|()| std::fs::rename(&new, file))
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        write_json(file, self);
     }
 
     /// What a closing table shows, a line each.

@@ -25,7 +25,7 @@ pub(crate) fn verify(device: &Device, group: &mut Group<'_>) {
     group.fill_for_timing(group.stride());
 }
 
-fn verify_variant(group: &Group<'_>, variant: Variant) {
+pub(crate) fn verify_variant(group: &Group<'_>, variant: Variant) {
     let before = Pattern::new(&group.types);
     let lens = group.lens_of(variant);
     let mut start = 0;

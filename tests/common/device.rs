@@ -1,6 +1,8 @@
 //! Tests that need a device: they run where there is one, and show as ignored, with the reason, where there is none.
 
-use std::sync::Arc;
+use std::env;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
@@ -37,13 +39,28 @@ pub(crate) fn trial<D: Send + Sync + 'static>(
 ) -> Trial {
     let (device, required) = (device.clone(), is_required(backend));
     Trial::ignorable_test(name, move || match device {
+        Ok(_) if is_late() => Ok(Completion::ignored_with(NO_TIME_LEFT)),
         Ok(device) => Ok(test(&device)),
         Err(reason) if required => Err(reason.into()),
         Err(reason) => Ok(Completion::ignored_with(reason)),
     })
 }
 
+pub(crate) const NO_TIME_LEFT: &str = "no time left";
+
+/// When no test is begun any more: so many seconds after the start as the environment variable `DUALADAM_SECONDS` says.
+static END: LazyLock<Option<Instant>> = LazyLock::new(|| {
+    let seconds: f64 = env::var("DUALADAM_SECONDS").ok()?.parse().ok()?;
+    Some(Instant::now() + Duration::try_from_secs_f64(seconds).ok()?)
+});
+
+/// Whether no test is to begin any more.
+pub(crate) fn is_late() -> bool {
+    END.is_some_and(|end| Instant::now() >= end)
+}
+
 /// Runs the tests that the command line asks for.
 pub(crate) fn conclude(trials: Vec<Trial>) -> Conclusion {
+    LazyLock::force(&END);
     libtest_mimic::run(&Arguments::from_args(), trials)
 }

@@ -14,6 +14,7 @@ mod python;
 mod require;
 mod stand_in;
 mod test;
+mod tune;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Compile the kernels with other constants into `target/tune`, for the benchmark's sweep.
+    Tune,
     /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without Rust.
     Bundle,
     /// Build the C library and install it with its header and pkg-config file.
@@ -86,6 +89,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
+        Task::Tune => tune::write(&root(), &root().join("target/tune")),
         Task::Install { prefix } => install::run(&prefix),
         Task::CPrograms => c_programs::run(),
         Task::Fuzz { seconds } => fuzz::run(seconds),

@@ -3,6 +3,8 @@
 //! Their content repeats, so that the host holds one period of it: it steps the period, and compares the device's results with that,
 //! piece by piece. The period is odd, so that an index that loses its upper bits meets other values.
 
+use std::collections::BTreeSet;
+use std::env;
 use std::ops::Range;
 
 use dualadam::cuda::cudarc::driver::result;
@@ -43,6 +45,8 @@ const NAMES: [&str; 4] = ["p", "g", "m", "v"];
 /// What stands before and behind a buffer's elements.
 const FILL: u8 = 0x5a;
 const BEHIND: usize = 64;
+/// So many repetitions of the pattern are all compared.
+const FEW: usize = 24;
 
 impl Large {
     /// A flat step; the buffers begin so many elements after an aligned address.
@@ -148,10 +152,27 @@ impl Repeated {
         unsafe { result::memcpy_dtoh_sync(into, self.memory.address + from as u64) }.unwrap();
     }
 
+    /// Where the repetitions begin that are compared: all of them where they are few, or if the environment variable `DUALADAM_WHOLE` is
+    /// set; else those at both ends, around the elements that 31 and 32 bits count, and some between.
+    fn looked_at(&self, pattern: usize, size: usize) -> Vec<usize> {
+        let count = self.range.len().div_ceil(pattern);
+        let mut chosen: BTreeSet<usize> = if count <= FEW || env::var_os("DUALADAM_WHOLE").is_some() {
+            (0..count).collect()
+        } else {
+            let edges = [1_usize << 31, 1 << 32].map(|element| element * size / pattern);
+            let around = edges.into_iter().flat_map(|edge| edge.saturating_sub(1)..=edge + 1);
+            // Steps of the golden section come near every place.
+            let between = (1..=FEW).map(|i| (i as f64 * 0.618_033_988_749_895).fract() * count as f64);
+            around.chain(between.map(|place| place as usize)).chain([0, 1, count - 2, count - 1]).collect()
+        };
+        chosen.retain(|&repetition| repetition < count);
+        chosen.into_iter().map(|repetition| self.range.start + repetition * pattern).collect()
+    }
+
     fn assert_repeats(&self, gpu: &Gpu, pattern: &[u8], size: usize, what: &str) {
         gpu.context.synchronize().unwrap();
         let mut found = vec![0; pattern.len()];
-        for start in self.range.clone().step_by(pattern.len()) {
+        for start in self.looked_at(pattern.len(), size) {
             let found = &mut found[..pattern.len().min(self.range.end - start)];
             self.read(start, found);
             if *found != pattern[..found.len()] {

@@ -599,6 +599,9 @@ impl Decoder {
         let to = m.ty()?;
         let rounding = ["rn", "rni", "rzi", "rmi", "rpi"].into_iter().find(|name| m.take(name));
         m.finish()?;
+        if to == Type::Bf16 {
+            self.require((7, 0), 80, "a conversion to bf16")?;
+        }
         let [d, a] = exactly(operands)?;
         let d = self.destination_of(d, to, true)?;
         let a = self.source_of(a, from, true)?;

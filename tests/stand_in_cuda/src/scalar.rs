@@ -50,6 +50,7 @@ pub(crate) enum Type {
     S32,
     S64,
     F16,
+    Bf16,
     F32,
     F64,
 }
@@ -71,6 +72,7 @@ impl Type {
             "s32" => Self::S32,
             "s64" => Self::S64,
             "f16" => Self::F16,
+            "bf16" => Self::Bf16,
             "f32" => Self::F32,
             "f64" => Self::F64,
             _ => return None,
@@ -81,7 +83,7 @@ impl Type {
         match self {
             Self::Pred => 1,
             Self::B8 | Self::U8 | Self::S8 => 8,
-            Self::B16 | Self::U16 | Self::S16 | Self::F16 => 16,
+            Self::B16 | Self::U16 | Self::S16 | Self::F16 | Self::Bf16 => 16,
             Self::B32 | Self::U32 | Self::S32 | Self::F32 => 32,
             Self::B64 | Self::U64 | Self::S64 | Self::F64 => 64,
         }
@@ -92,7 +94,7 @@ impl Type {
     }
 
     pub(crate) fn is_float(self) -> bool {
-        matches!(self, Self::F16 | Self::F32 | Self::F64)
+        matches!(self, Self::F16 | Self::Bf16 | Self::F32 | Self::F64)
     }
 
     pub(crate) fn is_untyped(self) -> bool {
@@ -503,7 +505,7 @@ pub(crate) fn compare(name: &str, ty: Type) -> Option<Fn2> {
 pub(crate) fn extend(ty: Type) -> Option<Fn1> {
     Some(match ty {
         Type::B8 | Type::U8 => lanes!(|a| a & 0xff),
-        Type::B16 | Type::U16 | Type::F16 => lanes!(|a| a & 0xffff),
+        Type::B16 | Type::U16 | Type::F16 | Type::Bf16 => lanes!(|a| a & 0xffff),
         Type::B32 | Type::U32 | Type::F32 => lanes!(|a| a & 0xffff_ffff),
         Type::B64 | Type::U64 | Type::F64 => lanes!(|a| a),
         Type::S8 => lanes!(|a| a as i8 as u64),
@@ -546,6 +548,9 @@ pub(crate) fn convert(to: Type, from: Type, rounding: Option<&str>, register: u3
         (true, true, Some("rn")) if (to, from) == (Type::F16, Type::F32) => {
             Some([keep, lanes!(|a| u64::from(to_f16(f32_of(a)))), keep])
         }
+        (true, true, Some("rn")) if (to, from) == (Type::Bf16, Type::F32) => {
+            Some([keep, lanes!(|a| u64::from(to_bf16(f32_of(a)))), keep])
+        }
         (true, false, Some(rounding)) if to.is_integer() => {
             Some([integral(from, rounding)?, saturate(to, from)?, chop(register)])
         }
@@ -585,6 +590,16 @@ fn to_f16(x: f32) -> u16 {
     let exponent = ((x.abs().to_bits() >> 23) as i32 - 127).max(-14);
     let steps = (magnitude / 2f64.powi(exponent - 10)).round_ties_even() as u16;
     sign | (((exponent + 14) as u16) << 10).wrapping_add(steps)
+}
+
+/// Rounds to nearest even; a NaN becomes the canonical 0x7fff.
+fn to_bf16(x: f32) -> u16 {
+    if x.is_nan() {
+        return 0x7fff;
+    }
+    let bits = u64::from(x.to_bits());
+    // Halfway goes up where the last bit that stays is odd. From the largest finite numbers this gives infinity.
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 /// Rounds a float to an integral value.

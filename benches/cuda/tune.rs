@@ -1,0 +1,296 @@
+//! The sweep: the step's kernels with other constants, over a flat buffer and a list, in f32 and bf16, against the library's own.
+//!
+//! The texts are those of a folder that `cargo xtask tune` makes. Each is compared with the CPU backend, bit for bit, before it is
+//! timed. All of them take turns in each round.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
+use std::path::Path;
+use std::ptr;
+use std::time::Instant;
+
+use dualadam::cuda::cudarc::driver::result;
+use dualadam::cuda::cudarc::driver::sys::CUfunction;
+use dualadam::{RawTensor, StepCoeffs};
+use serde::{Deserialize, Serialize};
+
+use crate::cases;
+use crate::device::{Device, Memory};
+use crate::group::Group;
+use crate::timer::{Timer, median, quantile};
+use crate::verify;
+
+/// The library's constants, as in `kernels/tuning.cuh`.
+const LIBRARY: [(&str, u64); 5] =
+    [("BLOCK", 256), ("FLAT_GROUPS", 2), ("CHUNK", 4096), ("SPAN", 1), ("LIST_GROUPS", 1)];
+const VEC: u64 = 4;
+/// Bytes of the coefficient sets that a list's kernel takes as an argument.
+const SETS_BYTES: usize = 3840;
+/// Fewer rounds tell no quartiles.
+const FEWEST_ROUNDS: usize = 5;
+
+/// An entry of `index.json`.
+#[derive(Deserialize)]
+struct Combination {
+    defines: BTreeMap<String, u64>,
+    files: BTreeMap<String, String>,
+}
+
+impl Combination {
+    fn value(&self, name: &str) -> u64 {
+        let of_library = || LIBRARY.into_iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+        self.defines.get(name).copied().or_else(of_library).expect("the constant is known")
+    }
+
+    fn name(&self) -> String {
+        if self.defines.is_empty() {
+            return "the library's".to_owned();
+        }
+        let defines: Vec<_> = self.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        defines.join(" ")
+    }
+}
+
+/// One combination over the buffers of a case.
+struct Contestant {
+    name: String,
+    function: CUfunction,
+    block: u32,
+    blocks: u32,
+    /// The tables of a list, one a replica.
+    tables: Vec<Memory>,
+}
+
+/// The times of one combination over one case.
+#[derive(Debug, Serialize)]
+struct Row {
+    shape: String,
+    types: &'static str,
+    combination: String,
+    us: f64,
+    us_low: f64,
+    us_high: f64,
+    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
+    speedup: f64,
+    speedup_low: f64,
+    speedup_high: f64,
+    /// Whether the speedup is further from 1 than twice its interquartile range.
+    is_real: bool,
+    rounds: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    device: crate::device::Facts,
+    build: String,
+    rows: Vec<Row>,
+    skipped: Vec<String>,
+}
+
+/// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared among the cases.
+pub(crate) fn run(
+    device: &Device,
+    folder: &Path,
+    json: Option<&Path>,
+    build: &str,
+    quick: bool,
+    deadline: Option<f64>,
+    start: Instant,
+) {
+    let index = std::fs::read_to_string(folder.join("index.json")).expect("the folder has an index");
+    let combinations: Vec<Combination> = serde_json::from_str(&index).expect("the index is valid");
+    let timer = Timer::new(device, quick);
+    let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
+    let cases = cases::tuned(quick);
+    for (number, case) in cases.iter().enumerate() {
+        // Loading and verifying come first; a share that they use up is the next case's.
+        let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
+        let is_late = || until.is_some_and(|until| start.elapsed().as_secs_f64() > until);
+        let most_rounds = if quick { 5 } else { 15 };
+        match Group::new(device, case) {
+            Ok(mut group) => {
+                time_case(&timer, device, &mut group, folder, &combinations, most_rounds, is_late, &mut report)
+            }
+            Err(reason) => report.skipped.push(format!("{} {}: {reason}", case.shape.name, case.types.name)),
+        }
+        if let Some(json) = json {
+            crate::report::write_json(json, &report);
+        }
+    }
+    print(&report);
+}
+
+#[expect(clippy::too_many_arguments, reason = "what one case of the sweep needs, and it stands in one place")]
+fn time_case(
+    timer: &Timer<'_>,
+    device: &Device,
+    group: &mut Group<'_>,
+    folder: &Path,
+    combinations: &[Combination],
+    most_rounds: usize,
+    is_late: impl Fn() -> bool,
+    report: &mut Report,
+) {
+    let variant = group.variants[0];
+    let mut contestants = vec![];
+    for combination in combinations {
+        let name = combination.name();
+        if is_late() {
+            report.skipped.push(format!("{} {}, {name}: no time left", group.shape, group.types.name));
+            continue;
+        }
+        match Contestant::new(device, group, folder, combination) {
+            Ok(contestant) => {
+                group.fill(group.stride(), [0; 5]);
+                contestant.enqueue(device, group, 0, &variant.coeffs(0));
+                device.synchronize();
+                verify::verify_variant(group, variant);
+                contestants.push(contestant);
+            }
+            Err(reason) => report.skipped.push(format!("{} {}, {name}: {reason}", group.shape, group.types.name)),
+        }
+    }
+    let mut replica = 0;
+    let mut enqueue = |contestant: &Contestant, group: &Group<'_>| {
+        replica = (replica + 1) % group.replicas();
+        contestant.enqueue(device, group, replica, &variant.coeffs(0));
+    };
+    let plans: Vec<_> = contestants.iter().map(|contestant| timer.plan(|| enqueue(contestant, group))).collect();
+    let mut rounds: Vec<Vec<f64>> = vec![];
+    while rounds.len() < most_rounds && (rounds.len() < FEWEST_ROUNDS || !is_late()) {
+        let timed = contestants.iter().zip(&plans);
+        rounds.push(timed.map(|(contestant, plan)| timer.seconds(plan, || enqueue(contestant, group))).collect());
+    }
+    report.rows.extend(contestants.iter().enumerate().map(|(i, contestant)| row(group, contestant, i, &rounds)));
+}
+
+fn row(group: &Group<'_>, contestant: &Contestant, i: usize, rounds: &[Vec<f64>]) -> Row {
+    let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
+    let speedups: Vec<f64> = rounds.iter().map(|round| round[0] / round[i]).collect();
+    let speedup = |part| quantile(speedups.iter().copied(), part);
+    let middle = median(speedups.iter().copied());
+    Row {
+        shape: group.shape.clone(),
+        types: group.types.name,
+        combination: contestant.name.clone(),
+        us: us(0.5),
+        us_low: us(0.25),
+        us_high: us(0.75),
+        speedup: middle,
+        speedup_low: speedup(0.25),
+        speedup_high: speedup(0.75),
+        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
+        rounds: rounds.len(),
+    }
+}
+
+impl Contestant {
+    fn new(device: &Device, group: &Group<'_>, folder: &Path, combination: &Combination) -> Result<Self, String> {
+        let types = group.types.name;
+        let file = combination.files.get(types).ok_or("it has no text for these types")?;
+        let text = std::fs::read_to_string(folder.join(file)).map_err(|error| error.to_string())?;
+        let text = CString::new(text).map_err(|error| error.to_string())?;
+        // SAFETY: the text ends in a zero byte.
+        let module = unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(|error| error.to_string())?;
+        let is_list = group.lens().len() > 1;
+        let name = CString::new(format!("{}_{types}", if is_list { "list" } else { "dual_adam" }));
+        let name = name.map_err(|error| error.to_string())?;
+        // SAFETY: the module is loaded and stays so.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(|error| error.to_string())?;
+        let (block, chunk) = (combination.value("BLOCK"), combination.value("CHUNK"));
+        let (tables, blocks) = if is_list {
+            let tables: Vec<_> = (0..group.replicas())
+                .map(|replica| table(&group.tensors(replica), chunk, combination.value("SPAN")))
+                .collect();
+            let blocks = tables[0].1;
+            let memory = |(bytes, _): (Vec<u8>, u64)| {
+                let memory = device.memory(bytes.len())?;
+                memory.repeat(&bytes, 0, bytes.len());
+                Ok(memory)
+            };
+            (tables.into_iter().map(memory).collect::<Result<Vec<_>, String>>()?, blocks)
+        } else {
+            let per_block = block * VEC * combination.value("FLAT_GROUPS");
+            (vec![], (group.elements() as u64).div_ceil(per_block) + 1)
+        };
+        let blocks = u32::try_from(blocks).map_err(|error| error.to_string())?;
+        Ok(Self { name: combination.name(), function, block: block as u32, blocks, tables })
+    }
+
+    fn enqueue(&self, device: &Device, group: &Group<'_>, replica: usize, coeffs: &StepCoeffs) {
+        let stream = device.stream.cu_stream();
+        let mut coeffs = *coeffs;
+        // SAFETY: the arguments are the kernel's. The buffers are as long as the tensors and live until the work has ended; all work is
+        // in one stream.
+        let launched = unsafe {
+            if let Some(table) = self.tables.get(replica) {
+                let (mut table, mut count) = (table.address, group.lens().len() as u32);
+                let (mut sets, mut skips) = (0_u64, 0_u64);
+                let mut by_value = [0_u8; SETS_BYTES];
+                by_value[..size_of::<StepCoeffs>()].copy_from_slice(bytemuck::bytes_of(&coeffs));
+                let mut arguments = [
+                    argument(&mut table),
+                    argument(&mut count),
+                    argument(&mut sets),
+                    argument(&mut skips),
+                    argument(&mut by_value),
+                ];
+                result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
+            } else {
+                let tensor = group.flat(replica);
+                let mut addresses =
+                    [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0, tensor.len];
+                let mut arguments: Vec<_> = addresses.iter_mut().map(argument).collect();
+                arguments.push(argument(&mut coeffs));
+                result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
+            }
+        };
+        launched.expect("the kernel can be enqueued");
+    }
+}
+
+fn argument<T>(value: &mut T) -> *mut c_void {
+    ptr::from_mut(value).cast()
+}
+
+/// A list's table, as `kernels/step.cuh` wants it, and its chunks.
+fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
+    let (mut records, mut chunk_tensor) = (vec![], vec![]);
+    for (i, tensor) in tensors.iter().enumerate() {
+        let first_chunk = chunk_tensor.len() as u64;
+        let addresses = [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0];
+        records.extend(addresses);
+        // The set, in the high half, is 0; no masters.
+        records.extend([tensor.len, first_chunk, 0]);
+        chunk_tensor.extend(std::iter::repeat_n(i as u32, tensor.len.div_ceil(chunk) as usize));
+    }
+    let chunks = chunk_tensor.len() as u64;
+    let spans: Vec<u32> = chunk_tensor.into_iter().step_by(span as usize).collect();
+    ([bytemuck::cast_slice(&records[..]), bytemuck::cast_slice::<u32, u8>(&spans)].concat(), chunks)
+}
+
+/// A ranking for each case, and its winners for a closing table.
+fn print(report: &Report) {
+    let mut cases: Vec<_> = report.rows.iter().map(|row| (&row.shape, row.types)).collect();
+    cases.dedup();
+    for (shape, types) in cases {
+        let mut rows: Vec<_> = report.rows.iter().filter(|row| &row.shape == shape && row.types == types).collect();
+        rows.sort_by(|a, b| b.speedup.total_cmp(&a.speedup));
+        println!(
+            "\n{shape} {types}: speed over the library's constants, median and quartiles of {} rounds",
+            rows[0].rounds
+        );
+        for row in &rows {
+            let real = if row.is_real { "" } else { ", not beyond the noise" };
+            println!(
+                "  {:.3} ({:.3} to {:.3}), {:.1} µs: {}{real}",
+                row.speedup, row.speedup_low, row.speedup_high, row.us, row.combination
+            );
+        }
+        let real: Vec<_> = rows.iter().filter(|row| row.is_real && row.speedup > 1.0).take(2).collect();
+        let best: Vec<_> = real.iter().map(|row| format!("{:.3} with {}", row.speedup, row.combination)).collect();
+        let best = if best.is_empty() { "nothing beyond the noise".to_owned() } else { best.join("; ") };
+        println!("key: sweep, {shape} {types}: faster than the library's: {best}");
+    }
+    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
+}
