@@ -16,6 +16,7 @@ import gc
 import json
 import platform
 import statistics
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,8 @@ FLOPS_PER_ELEMENT = {"torch": 14, "dualadam": 18}
 START, LR, GRAD = 2.0**-5, 2.0**-10, 0.25  # after a few steps a parameter is still a bf16
 SWITCHING_STEPS = 1 << 20  # no timing gets there, so that both branches count
 MOST_TENSORS_OF_LOOP = 5000  # ten thousand take a second a step
+CORE = ["2^28", "gpt2", "10,000 x 1,000", "resnet50"]
+NO_TIME_LEFT = "no time left"
 SHAPES_OF_THE_CPU = ["2^16", "2^20", "2^24", "2^26", "2,000 x 1,000", "resnet50", "gpt2"]
 
 
@@ -38,6 +41,8 @@ def main():
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the times over those of torch's fused Adam (needs matplotlib)")
     parser.add_argument("--shapes", type=Path, metavar="FILE", help="only these, in the form of shapes.json")
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--core", action="store_true", help="on CUDA: only the shapes that tell most, and without the loop and foreach")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no shape after so many seconds")
     arguments = parser.parse_args()
     try:
         import torch
@@ -47,15 +52,31 @@ def main():
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(f"torch's Adam did not run: torch {torch.__version__} finds no CUDA device")
         return
+    start = time.monotonic()
     on_cuda = torch.cuda.is_available() and arguments.device != "cpu"
     machine = peers_on_cuda.Machine(torch) if on_cuda else peers_on_cpu.Machine(torch, arguments.threads)
-    results = run(torch, machine, shapes_for(machine, arguments.shapes), arguments.rounds)
     report = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
-    compare(results["rows"], report.get("rows", []))
+
+    def save(results):
+        """Adds what there is by now, so that a run that is cut keeps it."""
+        compare(results["rows"], report.get("rows", []))
+        if arguments.json:
+            report["torch"] = results
+            new = arguments.json.with_suffix(".new")
+            new.write_text(json.dumps(report, indent=2) + "\n")
+            new.replace(arguments.json)
+
+    shapes = shapes_for(machine, arguments.shapes)
+    if arguments.core:
+        shapes = sorted((s for s in shapes if s["name"] in CORE), key=lambda s: CORE.index(s["name"]))
+    until = None if arguments.deadline is None else start + arguments.deadline
+    results = run(torch, machine, shapes, arguments.rounds, arguments.core, until, save)
     print_tables(results)
-    if arguments.json:
-        report["torch"] = results
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    for r in results["rows"]:
+        if r["variant"] in ("dual", "captured fused adam"):
+            print(f"key: Python, {r['shape']} {r['types']}, {r['variant']}: {r['us']:.1f} µs, {r['over_fused']:.3f} of torch's fused Adam's time")
+    if any(skipped.endswith(NO_TIME_LEFT) for skipped in results["skipped"]):
+        print(f"the comparison with torch was cut: {NO_TIME_LEFT}")
     if arguments.png:
         draw(results, arguments.png)
 
@@ -82,7 +103,7 @@ def compare(rows, dualadam):
         r["over_dual"] = us and r["us"] / us
 
 
-def run(torch, machine, shapes, rounds):
+def run(torch, machine, shapes, rounds, is_core, until, save):
     programs = {"torch": torch.__version__, "python": platform.python_version()}
     dual_adam = None
     try:
@@ -94,27 +115,32 @@ def run(torch, machine, shapes, rounds):
     results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "host": [], "skipped": []}
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:
+            if until is not None and time.monotonic() > until:
+                results["skipped"].append(f"{shape['name']} {types}: {NO_TIME_LEFT}")
+                continue
             group = None
             gc.collect()  # what an optimizer's hooks keep alive in circles
             machine.empty_cache()
             try:
-                group = Group(torch, machine, dual_adam, shape, types)
+                group = Group(torch, machine, dual_adam, shape, types, is_core)
                 results["rows"] += time_group(machine, group, rounds)
                 if types == "f32_f32":
                     results["host"] += time_host(machine, group, 10 * rounds)
             except torch.OutOfMemoryError:
                 results["skipped"].append(f"{shape['name']} {types}: out of device memory")
+            save(results)
     return results
 
 
 class Group:
     """The tensors of a shape, each replica with its optimizers, and the variants that are timed."""
 
-    def __init__(self, torch, machine, dual_adam, shape, types):
+    def __init__(self, torch, machine, dual_adam, shape, types, is_core):
         self.shape, self.types = shape["name"], types
         self.lens = shape["lens"] * shape["repeat"]
         self.elements = sum(self.lens)
         self.peaks = {}
+        self.left_out = ["foreach adam", "loop adam"] if is_core else []
         dtype = {"f32_f32": torch.float32, "bf16_bf16": torch.bfloat16}[types]
         self.replicas = machine.replicas(4 * self.elements * dtype.itemsize)
         self.steps = [self.steps_of_replica(torch, machine, dual_adam, dtype) for _ in range(self.replicas)]
@@ -137,6 +163,8 @@ class Group:
         }
         if len(params) > MOST_TENSORS_OF_LOOP:
             del make["loop adam"]
+        for variant in self.left_out:
+            make.pop(variant, None)
         if dual_adam:
             make["dual"] = lambda: dual_adam(params, lr=LR, switching_steps=SWITCHING_STEPS).step
         steps, moved = {}, 0.0

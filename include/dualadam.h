@@ -814,8 +814,9 @@ dualadam_status dualadam_state_set_step(dualadam_state state,
                                         uint32_t master_is_set);
 
 /**
- * Loads the kernels into the primary context of a device, numbered from 0: the context that the CUDA runtime, PyTorch and most other
- * programs use. The first load in a context takes a moment; later ones share it. libcuda is opened by the first call.
+ * Makes the kernels for the primary context of a device, numbered from 0: the context that the CUDA runtime, PyTorch and most other
+ * programs use. The driver compiles the kernels of a combination of types when a list or a step first needs them, which takes a moment.
+ * libcuda is opened by the first call.
  *
  * kernels gets the handle, which is to be given back with dualadam_cuda_kernels_free. This and every other call leaves the thread's
  * current context as it found it.
@@ -834,7 +835,7 @@ dualadam_status dualadam_cuda_kernels_new(size_t device,
                                           dualadam_cuda_kernels *kernels);
 
 /**
- * Loads the kernels into the context that is current in the calling thread. The context stays its owner's.
+ * Makes the kernels for the context that is current in the calling thread. The context stays its owner's.
  *
  * kernels gets the handle, which is to be given back with dualadam_cuda_kernels_free.
  *
@@ -850,9 +851,25 @@ dualadam_status dualadam_cuda_kernels_new(size_t device,
 dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *kernels);
 
 /**
- * Frees the kernels; the handle is stale from then on. They are unloaded when all handles of the context's kernels, and of what was made
- * from them, are freed; that waits for the work in the context. A CUDA graph that captured dualadam_cuda_step needs them as long as it is
- * launched; one that captured steps of lists keeps them loaded.
+ * Loads ahead what dualadam_cuda_step needs for tensors of the types of tensor, of which nothing else is looked at. A step that is
+ * captured in a CUDA graph needs it, unless a step or a list with these types came before.
+ *
+ * Threads: any. The struct is only read.
+ *
+ * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
+ * DUALADAM_STATUS_SIZE for the struct; DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types; DUALADAM_STATUS_CUDA_PTX if the
+ * driver refuses the kernels; DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ *
+ * Required:
+ *
+ * The struct can be read for as many bytes as its size says.
+ */
+dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
+                                              const struct dualadam_tensor *tensor);
+
+/**
+ * Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
+ * may outlive the kernels. Nothing is waited for.
  *
  * Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
  *
@@ -862,8 +879,9 @@ dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *
 dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
 
 /**
- * One DualAdam step over one tensor in device memory, enqueued on stream; returns at once. The call does not allocate or wait, and can
- * be captured in a CUDA graph, which keeps the coefficients as they are now. The bits are those of dualadam_cpu_step.
+ * One DualAdam step over one tensor in device memory, enqueued on stream; returns at once. The call does not allocate or wait, but for
+ * the first one with a combination of types, which loads its kernels. It can be captured in a CUDA graph, which keeps the coefficients as
+ * they are now; dualadam_cuda_kernels_prepare loads the kernels ahead. The bits are those of dualadam_cpu_step.
  *
  * The pointers in tensor are device addresses; a CUdeviceptr is one as well. stream is a CUstream or a cudaStream_t; null is the
  * default stream.
@@ -873,8 +891,9 @@ dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
  * DUALADAM_STATUS_SIZE for a struct; DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types; DUALADAM_STATUS_NULL,
  * DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_EXTENT, DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_OVERLAP for the buffers;
- * DUALADAM_STATUS_INDEX for a set that is not 0; DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context. Nothing is enqueued
- * then. DUALADAM_STATUS_CUDA_DRIVER if the driver refuses the launch, or if earlier work on the device failed.
+ * DUALADAM_STATUS_INDEX for a set that is not 0; DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context;
+ * DUALADAM_STATUS_CUDA_CAPTURED in a capture where the kernels are not loaded; DUALADAM_STATUS_CUDA_PTX if the driver refuses them.
+ * Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver refuses the launch, or if earlier work on the device failed.
  * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
  * Required:
@@ -888,8 +907,8 @@ dualadam_status dualadam_cuda_step(dualadam_cuda_kernels kernels,
                                    void *stream);
 
 /**
- * Makes a list of tensors that are stepped together, in one launch per combination of types. Puts their descriptors into device memory
- * and waits until they are there.
+ * Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the
+ * kernels, puts the descriptors into device memory and waits until they are there, but for no other work.
  *
  * tensors is an array of count structs, their sizes alike, of device addresses. A null gradient leaves its tensor alone, and its other
  * addresses are not looked at. list gets the handle, which is to be given back with dualadam_cuda_list_free. The list keeps the
@@ -930,15 +949,17 @@ dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
  * One DualAdam step of every tensor of a list that has a gradient, with the coefficients sets[tensor.set], enqueued on stream.
  *
  * sets is an array of count structs, their sizes alike: at most as many as the list has tensors, or 96 if that is more. The call does
- * not allocate; it waits for the device only where the addresses of the four steps before have all changed and no change has reached the
- * device yet. A step of unchanged addresses and sets, with up to 96 sets, can be captured in a CUDA graph.
+ * not allocate. It blocks only when the changes of all four steps before are still in flight.
+ *
+ * Capture: the step can be captured in a CUDA graph, which keeps addresses, sets and coefficients as they are now. It takes new device
+ * memory then, which is never freed.
  *
  * Threads: any; waits for other calls with the same list.
  *
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED or
  * DUALADAM_STATUS_SIZE for the sets; DUALADAM_STATUS_INDEX for a tensor whose set is not there; DUALADAM_STATUS_TOO_MANY;
- * DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context; DUALADAM_STATUS_CUDA_CAPTURED for what cannot be captured. Nothing is
- * enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver refuses a copy or a launch, or if earlier work on the device failed: the
+ * DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context. Nothing is
+ * enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver refuses a copy, memory or a launch, or if earlier work on the device failed: the
  * launches for some of the combinations of types may have been made. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
  * Required:
@@ -953,9 +974,8 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
                                         void *stream);
 
 /**
- * Frees a list; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured its steps may still be
- * launched: memory that was captured is never freed, nor are the kernels unloaded then. Do not call it while a stream of the context is
- * being captured, which the wait would spoil; the list's memory is never freed then.
+ * Frees a list; the handle is stale from then on. Nothing is waited for: the list's memory is freed after its last step, in the order of a
+ * stream. So it may be freed while any stream is being captured. A CUDA graph that captured its steps may still be launched.
  *
  * Threads: any; a call with the same list that is under way in another thread goes on to its end.
  *
@@ -1036,10 +1056,9 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
                                           dualadam_cuda_control *control);
 
 /**
- * Frees a control; the handle is stale from then on. Waits for the work in the context. A CUDA graph that captured steps with it may
- * still be launched: memory that was captured is never freed, nor are the kernels unloaded then.
- *
- * Capture: not while a stream of the context is being captured, which the wait would spoil; the control's memory is never freed then.
+ * Frees a control; the handle is stale from then on. Nothing is waited for: the control's memory is freed after its last step, in the order
+ * of a stream. So it may be freed while any stream is being captured. A CUDA graph that captured steps with it may still be launched: its
+ * memory is never freed then.
  *
  * Threads: any; a call with the same control that is under way in another thread goes on to its end.
  *
@@ -1209,20 +1228,18 @@ dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
  * dualadam_config_coeffs, for the multiplier clip_factor / loss_scale. A set whose step cannot be made is skipped instead: no byte of its
  * tensors nor its counter changes, and dualadam_cuda_control_report says why.
  *
- * The call does not allocate or read from the device. It waits for the device only where the addresses of the four steps before have all
- * changed and no change has reached the device yet.
+ * The call does not allocate or read from the device. It blocks only when the changes of all four steps before are still in flight.
  *
- * Capture: a step of unchanged addresses and sets can be captured in a CUDA graph; dualadam_cuda_list_prepare sees to it. The graph keeps
- * the addresses in scalars; learning rates, configs, counters and the tensors' addresses it reads when it is launched, as the last step
- * or dualadam_cuda_list_prepare has sent them. It may outlive list, control and kernels.
+ * Capture: the step can be captured in a CUDA graph, also if it is the first and with new addresses; it takes new device memory then, which
+ * is never freed. The graph keeps the tensors, which of them have gradients, and the addresses in scalars. It reads learning rates,
+ * configs and counters when it is launched. It may outlive list, control and kernels.
  *
  * Threads: any; waits for other calls with the same list or control. The struct is only read.
  *
  * Errors: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND; DUALADAM_STATUS_MISALIGNED or DUALADAM_STATUS_SIZE for
  * scalars; DUALADAM_STATUS_INDEX for a tensor whose set is not in the control; DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream
- * of another context; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_CUDA_INTERRUPTED;
- * DUALADAM_STATUS_CUDA_CAPTURED for what cannot be captured. Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver
- * refuses a copy or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
+ * of another context; DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes; DUALADAM_STATUS_CUDA_INTERRUPTED.
+ * Nothing is enqueued then. DUALADAM_STATUS_CUDA_DRIVER if the driver refuses a copy, memory or a launch, or if earlier work on the device failed. If the coefficients were prepared by then, counters have advanced of
  * tensors that were not stepped, and the control refuses to go on with DUALADAM_STATUS_CUDA_INTERRUPTED until
  * dualadam_cuda_control_set_steps. DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
@@ -1237,28 +1254,6 @@ dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
                                                    dualadam_cuda_control control,
                                                    const struct dualadam_cuda_scalars *scalars,
                                                    void *stream);
-
-/**
- * Does what the host has to do for a controlled step with the list's addresses and sets, but steps nothing: such a step can then be
- * captured, also if it is the first. Call it before a capture, and after dualadam_cuda_list_update for a graph that was captured before
- * to see the new addresses.
- *
- * The call does not allocate, and waits for the device as dualadam_cuda_list_step_controlled does.
- *
- * Capture: on a stream that is being captured it does nothing, or fails if there is something to do.
- *
- * Threads: any; waits for other calls with the same list or control.
- *
- * Errors: as dualadam_cuda_list_step_controlled. After DUALADAM_STATUS_CUDA_DRIVER all is sent anew with the next call.
- *
- * Required:
- *
- * stream is null or live, and what else uses list and control is ordered before or after. Graphs that captured a step before use the new
- * addresses and sets from now on.
- */
-dualadam_status dualadam_cuda_list_prepare(dualadam_cuda_list list,
-                                           dualadam_cuda_control control,
-                                           void *stream);
 
 #ifdef __cplusplus
 }  // extern "C"

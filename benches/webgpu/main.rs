@@ -7,7 +7,8 @@
 //! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on a GPU 12 GB. The variable
 //! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
 //! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
-//! for a few rounds, `--criterion` gives criterion's view.
+//! for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no length after so many seconds. The JSON file is
+//! written anew after each length. `--criterion` gives criterion's view.
 
 mod device;
 mod group;
@@ -57,6 +58,12 @@ struct Arguments {
     /// criterion's view instead, without ratios and the CPU.
     #[arg(long)]
     criterion: bool,
+    /// Only the lengths that tell most.
+    #[arg(long)]
+    core: bool,
+    /// Begin no length after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<f64>,
     /// Small lengths and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
@@ -66,7 +73,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, start) = (Arguments::parse(), Instant::now());
     let device = match Device::find(arguments.software) {
         Ok(device) => device,
         Err(reason) => {
@@ -75,11 +82,15 @@ fn main() -> ExitCode {
         }
     };
     workloads::verify();
-    let Some(mut report) = run(&device, &arguments) else { return ExitCode::SUCCESS };
+    let Some(mut report) = run(&device, &arguments, start) else { return ExitCode::SUCCESS };
     if let Some(Err(error)) = arguments.cuda.as_ref().map(|file| report.compare_with_cuda(file)) {
         report.skipped.push(format!("the comparison with CUDA: {error}"));
     }
     println!("{report}");
+    report.print_key_numbers();
+    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
+        println!("the WebGPU benchmark was cut: {NO_TIME_LEFT}");
+    }
     if let Some(file) = &arguments.json {
         report.write(file);
     }
@@ -92,13 +103,17 @@ fn on_cpu() -> [&'static str; 3] {
         .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))
 }
 
+const NO_TIME_LEFT: &str = "no time left";
+
 /// The results, if they are not criterion's.
-fn run(device: &Device, arguments: &Arguments) -> Option<Report> {
+fn run(device: &Device, arguments: &Arguments, start: Instant) -> Option<Report> {
     let (rounds, exponents): (_, &[u32]) = match (arguments.quick, device.facts.software) {
         (true, _) => (3, &[12, 16]),
         (false, true) => (9, &[16, 20, 22, 24, 26]),
+        (false, false) if arguments.core => (11, &[24, 28]),
         (false, false) => (21, &[16, 20, 22, 24, 26, 28]),
     };
+    let is_late = || arguments.deadline.is_some_and(|deadline| start.elapsed().as_secs_f64() > deadline);
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
     let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
     main_types().iter().for_each(|types| verify::verify(device, &pipelines, types));
@@ -108,10 +123,19 @@ fn run(device: &Device, arguments: &Arguments) -> Option<Report> {
     }
     let mut report = Report::new(device, &arguments.build);
     for &exponent in exponents {
+        if is_late() {
+            report.skipped.push(format!("2^{exponent}: {NO_TIME_LEFT}"));
+            continue;
+        }
         match time(device, &timer, &pipelines, exponent, rounds) {
             Ok(rows) => report.rows.extend(rows),
             Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
         }
+        arguments.json.iter().for_each(|file| report.write(file));
+    }
+    if is_late() {
+        report.skipped.push(format!("the host's times: {NO_TIME_LEFT}"));
+        return Some(report);
     }
     report.host.extend(host::times(device, rounds));
     if device.facts.immediates {

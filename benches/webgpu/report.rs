@@ -108,9 +108,24 @@ impl Report {
         Ok(())
     }
 
+    /// Writes the file anew, so that it is whole at any time.
     pub(crate) fn write(&self, file: &Path) {
         let text = serde_json::to_string_pretty(self).expect("the report is plain data");
-        std::fs::write(file, text + "\n").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let new = file.with_extension("new");
+        std::fs::write(&new, text + "\n")
+            .and_then(|()| std::fs::rename(&new, file))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+
+    /// What a closing table shows, a line each.
+    pub(crate) fn print_key_numbers(&self) {
+        for row in self.rows.iter().filter(|row| row.variant == "dual_adam" || row.variant == "dual") {
+            let of_cuda = row.of_cuda.map_or(String::new(), |of| format!(", {of:.3} of CUDA's speed"));
+            println!(
+                "key: {}, {} {}: {:.1} µs, {:.0} GB/s, {:.3} of the triad{of_cuda}",
+                self.device.api, row.shape, row.types, row.us, row.gb_per_s, row.of_triad
+            );
+        }
     }
 }
 

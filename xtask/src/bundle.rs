@@ -8,15 +8,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::python;
+use crate::{python, tune};
 
 /// A program of the bundle, and how cargo builds it.
-struct Program {
-    name: &'static str,
-    cargo: &'static [&'static str],
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) cargo: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 4] = [
+pub(crate) const PROGRAMS: [Program; 4] = [
     Program { name: "cuda_device", cargo: &["test", "--release", "--test", "cuda_device"] },
     Program { name: "cuda_bench", cargo: &["bench", "--bench", "cuda"] },
     Program { name: "webgpu_device", cargo: &["test", "--release", "--test", "webgpu"] },
@@ -24,7 +24,7 @@ const PROGRAMS: [Program; 4] = [
 ];
 
 /// Files that go along as they are.
-const FILES: [&str; 7] = [
+pub(crate) const FILES: [&str; 7] = [
     "xtask/bundle/run",
     "benches/peers.py",
     "benches/peers_on_cpu.py",
@@ -61,10 +61,9 @@ pub(crate) fn run() -> Result<()> {
         ensure!(needed <= GLIBC, "{} must run with glibc {}.{}", program.name, GLIBC.major, GLIBC.minor);
     }
     add_python(root, &folder)?;
-    for file in FILES {
-        let name = Path::new(file).file_name().with_context(|| file.to_owned())?;
-        fs::copy(root.join(file), folder.join(name)).with_context(|| file.to_owned())?;
-    }
+    tune::write(root, &folder.join("tune"))?;
+    add_vulkan_loader(root, &folder.join("lib"))?;
+    add_files(root, &folder)?;
     fs::write(folder.join("about.txt"), about(root)?)?;
     let bytes = bytes_in(&folder)?;
     println!(
@@ -78,7 +77,7 @@ pub(crate) fn run() -> Result<()> {
 
 impl Program {
     /// Builds it, with the PTX of the repository, and says where it is.
-    fn build(&self, root: &Path) -> Result<PathBuf> {
+    pub(crate) fn build(&self, root: &Path) -> Result<PathBuf> {
         let mut cargo = Command::new("cargo");
         cargo.args(self.cargo).args(["--no-run", "--message-format=json-render-diagnostics"]);
         let messages = output(cargo.current_dir(root).env("DUALADAM_PTX", "prebuilt"))?;
@@ -91,7 +90,7 @@ impl Program {
 }
 
 /// Runs a program and gives its standard output; its standard error is the user's to see.
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let run = command.stderr(Stdio::inherit()).output().with_context(|| format!("{command:?}"))?;
     if !run.status.success() {
         bail!("{command:?}: {}", run.status);
@@ -126,6 +125,31 @@ fn about(root: &Path) -> Result<String> {
     let changes = if git(&["status", "--porcelain"])?.is_empty() { "" } else { " with changes" };
     let rustc = output(Command::new("rustc").arg("--version"))?;
     Ok(format!("dualadam, commit {}{changes}, {}, prebuilt PTX\n", commit.trim(), rustc.trim()))
+}
+
+/// Copies what goes along as it is.
+pub(crate) fn add_files(root: &Path, folder: &Path) -> Result<()> {
+    for file in FILES {
+        let name = Path::new(file).file_name().with_context(|| file.to_owned())?;
+        fs::copy(root.join(file), folder.join(name)).with_context(|| file.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Debian's Vulkan loader, for machines that have the driver only.
+fn add_vulkan_loader(root: &Path, folder: &Path) -> Result<()> {
+    let scratch = root.join("target/vulkan-loader");
+    fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+    output(Command::new("apt-get").args(["download", "--quiet", "libvulkan1"]).current_dir(&scratch))
+        .context("the Vulkan loader comes as Debian's package libvulkan1, by apt-get")?;
+    let packages = fs::read_dir(&scratch)?.flatten().map(|entry| entry.path());
+    let package = packages.filter(|path| path.extension().is_some_and(|end| end == "deb")).max();
+    let package = package.context("apt-get has left no package")?;
+    output(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&scratch))?;
+    let library = scratch.join("usr/lib/x86_64-linux-gnu/libvulkan.so.1");
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    fs::copy(&library, folder.join("libvulkan.so.1")).with_context(|| library.display().to_string())?;
+    Ok(())
 }
 
 /// The Python package and its tests, with what they import, so that nothing is left to install.

@@ -6,6 +6,7 @@ mod cuda_tools;
 mod fuzz;
 mod header;
 mod install;
+mod practice;
 mod prebuilt;
 #[path = "../../build/ptx.rs"]
 mod ptx;
@@ -41,6 +42,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Try the bundle's `run` on the stand-in driver: with deadlines that are too short, and killed.
+    Practice,
     /// Compile the kernels with other constants into `target/tune`, for the benchmark's sweep.
     Tune,
     /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without Rust.
@@ -89,6 +92,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Bundle => bundle::run(),
         Task::Prebuilt { check } => prebuilt::run(check),
+        Task::Practice => practice::run(&root()),
         Task::Tune => tune::write(&root(), &root().join("target/tune")),
         Task::Install { prefix } => install::run(&prefix),
         Task::CPrograms => c_programs::run(),

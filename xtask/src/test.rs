@@ -23,7 +23,7 @@ const NEEDS_ADAPTER: &[(&str, &str)] = &[(
 /// candle takes minutes to build.
 const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-const STAGES: [Stage; 13] = [
+const STAGES: [Stage; 14] = [
     Stage {
         name: "unit, integration and documentation tests",
         command: "cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features",
@@ -63,6 +63,11 @@ const STAGES: [Stage; 13] = [
         name: "the CUDA benchmark on the stand-in driver, a quick round",
         command: "cargo bench --bench cuda -- --quick --stand-in",
         needs: &[],
+    },
+    Stage {
+        name: "the bundle for a GPU machine, on the stand-in driver: short deadlines, and killed",
+        command: "cargo xtask practice",
+        needs: &[("bash --version", "no bash"), ("timeout --version", "no timeout")],
     },
     Stage {
         name: "steps in another program's compute pass",
