@@ -6,6 +6,9 @@ mod cuda;
 #[cfg(feature = "cuda")]
 #[path = "build/ptx.rs"]
 mod ptx;
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+#[path = "build/variants.rs"]
+mod variants;
 #[cfg(feature = "webgpu")]
 #[path = "build/webgpu.rs"]
 mod webgpu;

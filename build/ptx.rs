@@ -3,8 +3,6 @@
 
 #[path = "nvrtc.rs"]
 mod nvrtc;
-#[path = "variants.rs"]
-mod variants;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-pub(crate) use variants::VARIANTS;
+pub(crate) use super::variants::VARIANTS;
 
 /// The kernels' sources, in the order of the source hash. Two are translation units.
 pub(crate) const SOURCES: [&str; 7] =

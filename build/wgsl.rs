@@ -1,13 +1,10 @@
 //! From the files in `shaders/` to the text of each variant, and from a line of that text back to its file. Shared by the build
 //! script and the tests.
 
-#[path = "variants.rs"]
-mod variants;
-
 use std::path::Path;
 use std::{fmt, fs};
 
-pub(crate) use variants::VARIANTS as TYPES;
+pub(crate) use super::variants::VARIANTS as TYPES;
 
 /// Where the coefficients come from. `immediate` needs a feature of the device.
 pub(crate) const COEFFS: [&str; 2] = ["uniform", "immediate"];

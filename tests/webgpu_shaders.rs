@@ -1,5 +1,7 @@
 //! Every variant of the shaders, translated for the drivers that are not here, and checked by the tools that are.
 
+#[path = "../build/variants.rs"]
+mod variants;
 #[path = "../build/wgsl.rs"]
 mod wgsl;
 

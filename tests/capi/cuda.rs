@@ -211,10 +211,10 @@ fn drivers_and_devices_that_do_not_do() {
     fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, text);
     stand_in.set_driver_version(12_080);
     ok(new(0));
-    let host = Buffers::new(0, 100);
+    let tensor = Buffers::new(0, 100).tensor();
     stand_in.fail("cuModuleLoadDataEx", 1, 218);
     // SAFETY: the struct is there.
-    let prepare = || unsafe { dualadam_cuda_kernels_prepare(handle, &host.tensor()) };
+    let prepare = || unsafe { dualadam_cuda_kernels_prepare(handle, &tensor) };
     assert_eq!(prepare(), DUALADAM_STATUS_CUDA_PTX);
     assert!(last_error().contains("CUDA_ERROR_INVALID_PTX (218)"), "{}", last_error());
     ok(prepare());

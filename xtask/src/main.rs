@@ -16,6 +16,8 @@ mod require;
 mod stand_in;
 mod test;
 mod tune;
+#[path = "../../build/variants.rs"]
+mod variants;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -436,7 +436,7 @@ fn lists_follow_the_rule_bit_for_bit() {
                 placed.push(place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
             }
             placed[3].grad = 0;
-            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), false, chunk);
+            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), false);
             assert_eq!(blocks, 17 - 2 + 1 + 1);
             for (i, b) in placed.iter().enumerate() {
                 let what = format!("list_{} tensor {i}", combo.name);
@@ -481,7 +481,7 @@ fn lists_take_masters_from_their_copies() {
                 memory.forget(b.param, 4 * b.len).expect("live");
                 placed.push(b);
             }
-            run_list(&mut memory, &module, combo, &placed, &sets, (false, skips), sets_masters, chunk);
+            run_list(&mut memory, &module, combo, &placed, &sets, (false, skips), sets_masters);
             for (i, b) in placed.iter().enumerate().filter(|(i, _)| skips.is_none_or(|skips| skips[i % 3] != 7)) {
                 let what = format!("list_{} tensor {i}", combo.name);
                 check(&memory, combo, b, &expected(combo, &tensors[i], &sets[i % 3]), &what);
@@ -499,8 +499,8 @@ fn run_list(
     sets: &[Coeffs],
     (from_device, skips): (bool, Option<[u32; 3]>),
     sets_masters: bool,
-    chunk: usize,
 ) -> u32 {
+    let chunk = chunk();
     // The empty ones last.
     let mut placed = placed.iter().enumerate().collect::<Vec<_>>();
     placed.sort_by_key(|(_, b)| b.len == 0);
