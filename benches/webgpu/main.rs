@@ -8,7 +8,7 @@
 //! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
 //! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
 //! for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no length after so many seconds. The JSON file is
-//! written anew after each length. `--criterion` gives criterion's view.
+//! written anew after each length. `--sweep` runs the step with other workgroups instead, `--criterion` gives criterion's view.
 
 mod device;
 mod group;
@@ -17,6 +17,7 @@ mod report;
 #[path = "../../tests/common/require.rs"]
 mod require;
 mod samples;
+mod sweep;
 mod timer;
 mod triad;
 #[path = "../cuda/values.rs"]
@@ -64,6 +65,9 @@ struct Arguments {
     /// Begin no length after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<f64>,
+    /// The sweep instead: other workgroups, more quads an invocation, and lists over shared buffers, against what the library does.
+    #[arg(long)]
+    sweep: bool,
     /// Small lengths and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
@@ -92,7 +96,7 @@ fn main() -> ExitCode {
         println!("the WebGPU benchmark was cut: {NO_TIME_LEFT}");
     }
     if let Some(file) = &arguments.json {
-        report.write(file);
+        report::write_json(&report, file);
     }
     ExitCode::SUCCESS
 }
@@ -116,6 +120,10 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> Option<Report>
     let is_late = || arguments.deadline.is_some_and(|deadline| start.elapsed().as_secs_f64() > deadline);
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
     let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
+    if arguments.sweep {
+        sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
+        return None;
+    }
     main_types().iter().for_each(|types| verify::verify(device, &pipelines, types));
     if arguments.criterion {
         samples::run(device, &pipelines, &timer, exponents);
@@ -131,7 +139,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> Option<Report>
             Ok(rows) => report.rows.extend(rows),
             Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
         }
-        arguments.json.iter().for_each(|file| report.write(file));
+        arguments.json.iter().for_each(|file| report::write_json(&report, file));
     }
     if is_late() {
         report.skipped.push(format!("the host's times: {NO_TIME_LEFT}"));

@@ -108,15 +108,6 @@ impl Report {
         Ok(())
     }
 
-    /// Writes the file anew, so that it is whole at any time.
-    pub(crate) fn write(&self, file: &Path) {
-        let text = serde_json::to_string_pretty(self).expect("the report is plain data");
-        let new = file.with_extension("new");
-        std::fs::write(&new, text + "\n")
-            .and_then(|()| std::fs::rename(&new, file))
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    }
-
     /// What a closing table shows, a line each.
     pub(crate) fn print_key_numbers(&self) {
         for row in self.rows.iter().filter(|row| row.variant == "dual_adam" || row.variant == "dual") {
@@ -127,6 +118,15 @@ impl Report {
             );
         }
     }
+}
+
+/// Writes the file anew, so that it is whole at any time.
+pub(crate) fn write_json(report: &impl Serialize, file: &Path) {
+    let text = serde_json::to_string_pretty(report).expect("the report is plain data");
+    let new = file.with_extension("new");
+    std::fs::write(&new, text + "\n")
+        .and_then(|()| std::fs::rename(&new, file))
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
 impl fmt::Display for Report {

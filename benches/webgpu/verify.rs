@@ -1,6 +1,6 @@
 //! That every variant does what it should, before it is timed.
 
-use dualadam::webgpu::Pipelines;
+use dualadam::webgpu::{Pipelines, wgpu};
 use dualadam::{Dtype, half};
 
 use crate::device::Device;
@@ -30,16 +30,27 @@ pub(crate) fn verify(device: &Device, pipelines: &Pipelines, types: &Types) {
             Variant::Dual | Variant::Adam => after.step(&variant.coeffs()),
         }
         let checked = if variant == Variant::Triad { LEN / 4 * 4 } else { LEN };
-        let dtypes = [types.params, types.grads, Dtype::F32, Dtype::F32, types.copy.unwrap_or(Dtype::F32)];
-        for ((buffer, expected), dtype) in replica.buffers.iter().zip(after.bytes()).zip(dtypes) {
-            let found = widen(dtype, &device.read(buffer, buffer.size()));
-            let expected = widen(dtype, expected);
-            let error = if dtype == Dtype::F32 { 1e-6 } else { 1.0 / 128.0 };
-            for (i, (found, expected)) in found.iter().zip(expected.iter().cycle()).take(checked).enumerate() {
-                let (what, types) = (variant.name(), types.name);
-                let same = (found - expected).abs() <= error * expected.abs().max(SMALL);
-                assert!(same, "{what} {types}: element {i} is {found}, not {expected}");
-            }
+        compare(device, types, &replica.buffers, &after, checked, variant.name());
+    }
+}
+
+/// Fails unless the first elements of each buffer repeat the expected pattern, but for a rounding.
+pub(crate) fn compare(
+    device: &Device,
+    types: &Types,
+    buffers: &[wgpu::Buffer],
+    expected: &Pattern,
+    checked: usize,
+    what: &str,
+) {
+    let dtypes = [types.params, types.grads, Dtype::F32, Dtype::F32, types.copy.unwrap_or(Dtype::F32)];
+    for ((buffer, expected), dtype) in buffers.iter().zip(expected.bytes()).zip(dtypes) {
+        let found = widen(dtype, &device.read(buffer, buffer.size()));
+        let expected = widen(dtype, expected);
+        let error = if dtype == Dtype::F32 { 1e-6 } else { 1.0 / 128.0 };
+        for (i, (found, expected)) in found.iter().zip(expected.iter().cycle()).take(checked).enumerate() {
+            let same = (found - expected).abs() <= error * expected.abs().max(SMALL);
+            assert!(same, "{what} {}: element {i} is {found}, not {expected}", types.name);
         }
     }
 }

@@ -23,7 +23,7 @@ const NEEDS_ADAPTER: &[(&str, &str)] = &[(
 /// candle takes minutes to build.
 const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 15] = [
     Stage {
         name: "unit, integration and documentation tests",
         command: "cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features",
@@ -77,6 +77,11 @@ const STAGES: [Stage; 14] = [
     Stage {
         name: "the WebGPU benchmark, a quick round",
         command: "cargo bench --bench webgpu -- --quick --software",
+        needs: NEEDS_ADAPTER,
+    },
+    Stage {
+        name: "the WebGPU benchmark's sweep, a quick round",
+        command: "cargo bench --bench webgpu -- --quick --software --sweep",
         needs: NEEDS_ADAPTER,
     },
     Stage {

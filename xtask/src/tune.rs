@@ -54,10 +54,11 @@ pub(crate) fn write(root: &Path, folder: &Path) -> Result<()> {
     let mut index = vec![];
     for (number, defines) in COMBINATIONS.iter().enumerate() {
         let mut files = serde_json::Map::new();
-        for variant in VARIANTS {
+        let is_for_bf16 = defines.iter().any(|(name, _)| *name == "NATIVE_BF16");
+        for variant in VARIANTS.into_iter().filter(|variant| variant.contains("bf16") || !is_for_bf16) {
             let mut module = Module::of_variant(variant, &root.join("kernels"));
             defines.iter().for_each(|(name, value)| module.define(name, &value.to_string()));
-            if defines.iter().any(|(name, _)| *name == "NATIVE_BF16") {
+            if is_for_bf16 {
                 module.flags.retain(|flag| !flag.starts_with("-arch"));
                 module.flags.push("-arch=compute_80".to_owned());
                 module.ptx_version = "7.0";

@@ -1,0 +1,315 @@
+//! The sweep: the step with other workgroups and more quads an invocation, and a list over shared buffers, against what the library does.
+//!
+//! Each is compared with the CPU backend before it is timed. All that serve the same elements take turns in each round.
+
+use std::path::Path;
+
+use dualadam::StepCoeffs;
+use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use serde::Serialize;
+
+use crate::NO_TIME_LEFT;
+use crate::device::{Device, Facts};
+use crate::group::{self, Variant, tensor};
+use crate::timer::{Timer, median, quantile};
+use crate::values::{PERIOD, Pattern, TYPES, Types};
+use crate::verify;
+
+/// The library's joined shaders.
+const SHADERS: [(&str, &str); 2] = [
+    ("f32_f32", include_str!(concat!(env!("OUT_DIR"), "/shaders/f32_f32_uniform.wgsl"))),
+    ("bf16_bf16", include_str!(concat!(env!("OUT_DIR"), "/shaders/bf16_bf16_uniform.wgsl"))),
+];
+/// Invocations of a workgroup, and quads of an invocation; the library's first.
+const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2), (256, 2)];
+/// Tensors of the list, as in a model of some hundred million parameters.
+const TENSORS: u64 = 160;
+const MOST_ROUNDS: usize = 15;
+
+/// One way over some elements, and its time.
+#[derive(Debug, Serialize)]
+struct Row {
+    shape: String,
+    types: &'static str,
+    what: String,
+    us: f64,
+    us_low: f64,
+    us_high: f64,
+    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
+    speedup: f64,
+    speedup_low: f64,
+    speedup_high: f64,
+    /// Whether the speedup is further from 1 than twice its interquartile range.
+    is_real: bool,
+    rounds: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    device: Facts,
+    build: String,
+    rows: Vec<Row>,
+    skipped: Vec<String>,
+}
+
+/// Something that encodes the step over some replica.
+struct Contestant<'a> {
+    what: String,
+    encode: Box<dyn FnMut(&mut wgpu::ComputePass<'_>) + 'a>,
+}
+
+/// A shape's name, and how its rows are had.
+type Case<'a> = (String, &'a dyn Fn() -> Result<Vec<Row>, String>);
+
+/// Times all of them. `is_late` says that no further case may begin.
+pub(crate) fn run(
+    device: &Device,
+    timer: &Timer<'_>,
+    json: Option<&Path>,
+    build: &str,
+    quick: bool,
+    is_late: impl Fn() -> bool,
+) {
+    let (exponent, of_list, rounds) = match (quick, device.facts.software) {
+        (true, _) => (14, 10, 3),
+        (false, true) => (20, 12, MOST_ROUNDS),
+        (false, false) => (24, 17, MOST_ROUNDS),
+    };
+    let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
+    for (name, text) in SHADERS {
+        let types = TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
+        let cases: [Case<'_>; 2] = [
+            (format!("2^{exponent}"), &|| shapes(device, timer, &types, text, 1 << exponent, rounds)),
+            (format!("{TENSORS} x 2^{of_list}"), &|| lists(device, timer, &types, 1 << of_list, rounds)),
+        ];
+        for (shape, case) in cases {
+            let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { case() };
+            match found {
+                Ok(rows) => report.rows.extend(rows.into_iter().map(|row| Row { shape: shape.clone(), ..row })),
+                Err(reason) => report.skipped.push(format!("{shape} {name}: {reason}")),
+            }
+            json.iter().for_each(|file| crate::report::write_json(&report, file));
+        }
+    }
+    print(&report);
+}
+
+/// Flat buffers, served by workgroups of each shape.
+fn shapes(
+    device: &Device,
+    timer: &Timer<'_>,
+    types: &Types,
+    text: &str,
+    len: usize,
+    rounds: usize,
+) -> Result<Vec<Row>, String> {
+    let pattern = Pattern::new(types);
+    let new = |len| buffers(device, types, &pattern, len);
+    let replicas = (0..group::replicas(types, len)).map(|_| new(len)).collect::<Result<Vec<_>, _>>()?;
+    let coeffs = Variant::Dual.coeffs();
+    let mut contestants = vec![];
+    for (workgroup, quads) in SHAPES {
+        let what = format!("workgroups of {workgroup}, {quads} quads an invocation");
+        let pipeline = Pipeline::new(device, text, workgroup, quads, &coeffs);
+        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry point's.
+        let checked = new(2 * PERIOD / 4 * 4)?;
+        let bound = pipeline.bind(device, &checked, 2 * PERIOD as u64 / 4 * 4);
+        check(device, types, &pattern, &checked, &what, |pass| pipeline.encode(&bound, pass));
+        let bound: Vec<_> = replicas.iter().map(|buffers| pipeline.bind(device, buffers, len as u64)).collect();
+        let mut next = 0;
+        let encode = move |pass: &mut wgpu::ComputePass<'_>| {
+            pipeline.encode(&bound[next], pass);
+            next = (next + 1) % bound.len();
+        };
+        contestants.push(Contestant { what, encode: Box::new(encode) });
+    }
+    Ok(time(timer, types, contestants, replicas.len(), rounds))
+}
+
+/// The library's list, over a buffer of its own for each stream of each tensor, and over one buffer a stream.
+fn lists(device: &Device, timer: &Timer<'_>, types: &Types, len: usize, rounds: usize) -> Result<Vec<Row>, String> {
+    let pipelines = Pipelines::new(&device.device).map_err(|error| error.to_string())?;
+    let pattern = Pattern::new(types);
+    let apart = (0..TENSORS).map(|_| buffers(device, types, &pattern, len)).collect::<Result<Vec<_>, _>>()?;
+    let arenas = buffers(device, types, &pattern, len * TENSORS as usize)?;
+    let tensors: Vec<_> = apart.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
+    let parts: Vec<_> = (0..TENSORS).map(|i| part(types, &arenas, i * len as u64, len as u64)).collect();
+    let coeffs = [Variant::Dual.coeffs()];
+    let mut contestants = vec![];
+    let both = [("buffers of their own", tensors, &apart[TENSORS as usize - 1]), ("shared buffers", parts, &arenas)];
+    for (what, tensors, checked) in both {
+        let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
+        let encode = move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the set is there");
+        check(device, types, &pattern, checked, what, &encode);
+        contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
+    }
+    Ok(time(timer, types, contestants, 1, rounds))
+}
+
+fn buffers(device: &Device, types: &Types, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
+    let sizes = types.sizes().into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
+    sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
+}
+
+/// A tensor in the middle of buffers that it shares.
+fn part<'a>(types: &Types, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
+    let offset = |stream: usize| start * types.sizes()[stream] as u64;
+    let whole = tensor(types, arenas, len);
+    Tensor {
+        params: BufferView { offset: offset(0), ..whole.params },
+        grads: whole.grads.map(|grads| BufferView { offset: offset(1), ..grads }),
+        exp_avg: Moment { offset: offset(2), ..whole.exp_avg },
+        exp_avg_sq: Moment { offset: offset(3), ..whole.exp_avg_sq },
+        ..whole
+    }
+}
+
+/// Fails unless one step does what the CPU backend does, but for a rounding.
+fn check(
+    device: &Device,
+    types: &Types,
+    before: &Pattern,
+    buffers: &[wgpu::Buffer],
+    what: &str,
+    encode: impl FnOnce(&mut wgpu::ComputePass<'_>),
+) {
+    let mut encoder = device.device.create_command_encoder(&Default::default());
+    encode(&mut encoder.begin_compute_pass(&Default::default()));
+    device.queue.submit([encoder.finish()]);
+    let mut after = before.clone();
+    after.step(&Variant::Dual.coeffs());
+    verify::compare(device, types, buffers, &after, usize::MAX, what);
+}
+
+/// Rounds in which all take turns. The first is the library's.
+fn time(
+    timer: &Timer<'_>,
+    types: &Types,
+    mut contestants: Vec<Contestant<'_>>,
+    replicas: usize,
+    rounds: usize,
+) -> Vec<Row> {
+    let repeats: Vec<_> =
+        contestants.iter_mut().map(|contestant| timer.repeats(replicas, &mut contestant.encode)).collect();
+    let mut round = || -> Vec<f64> {
+        let timed = contestants.iter_mut().zip(&repeats);
+        timed.map(|(contestant, &repeats)| timer.seconds(repeats, &mut contestant.encode).on_device).collect()
+    };
+    let times: Vec<_> = (0..rounds).map(|_| round()).collect();
+    contestants.into_iter().enumerate().map(|(i, contestant)| row(types, contestant.what, i, &times)).collect()
+}
+
+fn row(types: &Types, what: String, i: usize, times: &[Vec<f64>]) -> Row {
+    let us = |part| quantile(times.iter().map(|round| round[i] * 1e6), part);
+    let speedups: Vec<f64> = times.iter().map(|round| round[0] / round[i]).collect();
+    let speedup = |part| quantile(speedups.iter().copied(), part);
+    let middle = median(speedups.iter().copied());
+    Row {
+        shape: String::new(),
+        types: types.name,
+        what,
+        us: us(0.5),
+        us_low: us(0.25),
+        us_high: us(0.75),
+        speedup: middle,
+        speedup_low: speedup(0.25),
+        speedup_high: speedup(0.75),
+        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
+        rounds: times.len(),
+    }
+}
+
+/// The library's shader with other constants.
+struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    coeffs: wgpu::BindGroup,
+    /// Elements that a workgroup serves.
+    elements: u64,
+}
+
+/// Buffers bound for a pipeline, and its columns and rows of workgroups.
+struct Bound(wgpu::BindGroup, [u32; 2]);
+
+impl Pipeline {
+    fn new(device: &Device, text: &str, workgroup: u64, quads: u64, coeffs: &StepCoeffs) -> Self {
+        let library = "step_quad(true, invocation(group, groups, local));";
+        // Neighbouring invocations serve neighbouring quads in each turn.
+        let stride = "let stride = groups.x * groups.y * WORKGROUP;";
+        let turns = format!(
+            "{stride} for (var i = 0u; i < {quads}u; i++) {{ step_quad(true, invocation(group, groups, local) + i * stride); }}"
+        );
+        let mut text = replace(text, "const WORKGROUP: u32 = 256;", &format!("const WORKGROUP: u32 = {workgroup};"));
+        if quads > 1 {
+            text = replace(&text, library, &turns);
+        }
+        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let module = device.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source });
+        let pipeline = device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: None,
+            module: &module,
+            entry_point: Some("dual_adam"),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        let uniform = device.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: size_of::<StepCoeffs>() as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        device.queue.write_buffer(&uniform, 0, bytemuck::bytes_of(coeffs));
+        let coeffs = bind(device, &pipeline, 1, &[uniform]);
+        Self { pipeline, coeffs, elements: workgroup * quads * 4 }
+    }
+
+    fn bind(&self, device: &Device, buffers: &[wgpu::Buffer], len: u64) -> Bound {
+        let groups = len.div_ceil(self.elements);
+        let rows = groups.div_ceil(device.device.limits().max_compute_workgroups_per_dimension.into());
+        Bound(bind(device, &self.pipeline, 0, buffers), [groups.div_ceil(rows) as u32, rows as u32])
+    }
+
+    fn encode(&self, Bound(buffers, [columns, rows]): &Bound, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, buffers, &[]);
+        pass.set_bind_group(1, &self.coeffs, &[]);
+        pass.dispatch_workgroups(*columns, *rows, 1);
+    }
+}
+
+fn bind(device: &Device, pipeline: &wgpu::ComputePipeline, group: u32, buffers: &[wgpu::Buffer]) -> wgpu::BindGroup {
+    let bindings = buffers.iter().map(|buffer| buffer.as_entire_binding()).zip(0..);
+    let entries: Vec<_> = bindings.map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource }).collect();
+    let layout = pipeline.get_bind_group_layout(group);
+    device.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries })
+}
+
+/// The text with one passage replaced, which must be there.
+fn replace(text: &str, old: &str, new: &str) -> String {
+    assert!(text.contains(old), "the shader has no line {old}");
+    text.replace(old, new)
+}
+
+fn print(report: &Report) {
+    for row in &report.rows {
+        let real = if row.is_real { "" } else { ", not beyond the noise" };
+        println!(
+            "sweep, {} {}: {:.1} µs, {:.3} ({:.3} to {:.3}) times the library's speed: {}{real}",
+            row.shape, row.types, row.us, row.speedup, row.speedup_low, row.speedup_high, row.what
+        );
+    }
+    let better: Vec<_> = report.rows.iter().filter(|row| row.is_real && row.speedup > 1.0).collect();
+    for row in &better {
+        println!(
+            "key: Vulkan sweep, {} {}: {:.3} times the library's speed with {}",
+            row.shape, row.types, row.speedup, row.what
+        );
+    }
+    if better.is_empty() && !report.rows.is_empty() {
+        println!("key: Vulkan sweep: nothing is faster than the library's, beyond the noise");
+    }
+    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
+    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
+        println!("the WebGPU sweep was cut: {NO_TIME_LEFT}");
+    }
+}
