@@ -16,6 +16,8 @@ mod device;
 mod group;
 mod host;
 mod jit;
+#[path = "../ranking/mod.rs"]
+mod ranking;
 mod report;
 #[path = "../../tests/common/require.rs"]
 mod require;

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::cases;
 use crate::device::{Device, Memory};
 use crate::group::Group;
-use crate::timer::{Timer, median, quantile};
+use crate::ranking::{self, Row};
+use crate::timer::Timer;
 use crate::verify;
 
 /// The library's constants, as in `kernels/tuning.cuh`.
@@ -61,24 +62,6 @@ struct Contestant {
     tables: Vec<Memory>,
 }
 
-/// The times of one combination over one case.
-#[derive(Debug, Serialize)]
-struct Row {
-    shape: String,
-    types: &'static str,
-    combination: String,
-    us: f64,
-    us_low: f64,
-    us_high: f64,
-    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
-    speedup: f64,
-    speedup_low: f64,
-    speedup_high: f64,
-    /// Whether the speedup is further from 1 than twice its interquartile range.
-    is_real: bool,
-    rounds: usize,
-}
-
 #[derive(Debug, Serialize)]
 struct Report {
     device: crate::device::Facts,
@@ -117,7 +100,8 @@ pub(crate) fn run(
             crate::report::write_json(json, &report);
         }
     }
-    print(&report);
+    ranking::print("sweep", &report.rows);
+    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
 }
 
 #[expect(clippy::too_many_arguments, reason = "what one case of the sweep needs, and it stands in one place")]
@@ -161,27 +145,8 @@ fn time_case(
         let timed = contestants.iter().zip(&plans);
         rounds.push(timed.map(|(contestant, plan)| timer.seconds(plan, || enqueue(contestant, group))).collect());
     }
-    report.rows.extend(contestants.iter().enumerate().map(|(i, contestant)| row(group, contestant, i, &rounds)));
-}
-
-fn row(group: &Group<'_>, contestant: &Contestant, i: usize, rounds: &[Vec<f64>]) -> Row {
-    let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
-    let speedups: Vec<f64> = rounds.iter().map(|round| round[0] / round[i]).collect();
-    let speedup = |part| quantile(speedups.iter().copied(), part);
-    let middle = median(speedups.iter().copied());
-    Row {
-        shape: group.shape.clone(),
-        types: group.types.name,
-        combination: contestant.name.clone(),
-        us: us(0.5),
-        us_low: us(0.25),
-        us_high: us(0.75),
-        speedup: middle,
-        speedup_low: speedup(0.25),
-        speedup_high: speedup(0.75),
-        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
-        rounds: rounds.len(),
-    }
+    let names = contestants.iter().map(|contestant| contestant.name.clone());
+    report.rows.extend(ranking::rows(&group.shape, group.types.name, names, &rounds));
 }
 
 impl Contestant {
@@ -267,30 +232,4 @@ fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
     let chunks = chunk_tensor.len() as u64;
     let spans: Vec<u32> = chunk_tensor.into_iter().step_by(span as usize).collect();
     ([bytemuck::cast_slice(&records[..]), bytemuck::cast_slice::<u32, u8>(&spans)].concat(), chunks)
-}
-
-/// A ranking for each case, and its winners for a closing table.
-fn print(report: &Report) {
-    let mut cases: Vec<_> = report.rows.iter().map(|row| (&row.shape, row.types)).collect();
-    cases.dedup();
-    for (shape, types) in cases {
-        let mut rows: Vec<_> = report.rows.iter().filter(|row| &row.shape == shape && row.types == types).collect();
-        rows.sort_by(|a, b| b.speedup.total_cmp(&a.speedup));
-        println!(
-            "\n{shape} {types}: speed over the library's constants, median and quartiles of {} rounds",
-            rows[0].rounds
-        );
-        for row in &rows {
-            let real = if row.is_real { "" } else { ", not beyond the noise" };
-            println!(
-                "  {:.3} ({:.3} to {:.3}), {:.1} µs: {}{real}",
-                row.speedup, row.speedup_low, row.speedup_high, row.us, row.combination
-            );
-        }
-        let real: Vec<_> = rows.iter().filter(|row| row.is_real && row.speedup > 1.0).take(2).collect();
-        let best: Vec<_> = real.iter().map(|row| format!("{:.3} with {}", row.speedup, row.combination)).collect();
-        let best = if best.is_empty() { "nothing beyond the noise".to_owned() } else { best.join("; ") };
-        println!("key: sweep, {shape} {types}: faster than the library's: {best}");
-    }
-    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
 }

@@ -13,6 +13,8 @@
 mod device;
 mod group;
 mod host;
+#[path = "../ranking/mod.rs"]
+mod ranking;
 mod report;
 #[path = "../../tests/common/require.rs"]
 mod require;

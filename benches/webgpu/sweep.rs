@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::NO_TIME_LEFT;
 use crate::device::{Device, Facts};
 use crate::group::{self, Variant, tensor};
-use crate::timer::{Timer, median, quantile};
+use crate::ranking::{self, Row};
+use crate::timer::Timer;
 use crate::values::{PERIOD, Pattern, TYPES, Types};
 use crate::verify;
 
@@ -26,26 +27,8 @@ const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2),
 const TENSORS: u64 = 160;
 const MOST_ROUNDS: usize = 15;
 
-/// One way over some elements, and its time.
 #[derive(Debug, Serialize)]
-struct Row {
-    shape: String,
-    types: &'static str,
-    what: String,
-    us: f64,
-    us_low: f64,
-    us_high: f64,
-    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
-    speedup: f64,
-    speedup_low: f64,
-    speedup_high: f64,
-    /// Whether the speedup is further from 1 than twice its interquartile range.
-    is_real: bool,
-    rounds: usize,
-}
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
+struct Report {
     device: Facts,
     build: String,
     rows: Vec<Row>,
@@ -59,7 +42,7 @@ struct Contestant<'a> {
 }
 
 /// A shape's name, and how its rows are had.
-type Case<'a> = (String, &'a dyn Fn() -> Result<Vec<Row>, String>);
+type Case<'a> = (String, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
 
 /// Times all of them. `is_late` says that no further case may begin.
 pub(crate) fn run(
@@ -79,25 +62,30 @@ pub(crate) fn run(
     for (name, text) in SHADERS {
         let types = TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
         let cases: [Case<'_>; 2] = [
-            (format!("2^{exponent}"), &|| shapes(device, timer, &types, text, 1 << exponent, rounds)),
-            (format!("{TENSORS} x 2^{of_list}"), &|| lists(device, timer, &types, 1 << of_list, rounds)),
+            (format!("2^{exponent}"), &|shape| shapes(device, timer, shape, &types, text, 1 << exponent, rounds)),
+            (format!("{TENSORS} x 2^{of_list}"), &|shape| lists(device, timer, shape, &types, 1 << of_list, rounds)),
         ];
         for (shape, case) in cases {
-            let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { case() };
+            let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { case(&shape) };
             match found {
-                Ok(rows) => report.rows.extend(rows.into_iter().map(|row| Row { shape: shape.clone(), ..row })),
+                Ok(rows) => report.rows.extend(rows),
                 Err(reason) => report.skipped.push(format!("{shape} {name}: {reason}")),
             }
             json.iter().for_each(|file| crate::report::write_json(&report, file));
         }
     }
-    print(&report);
+    ranking::print("Vulkan sweep", &report.rows);
+    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
+    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
+        println!("the WebGPU sweep was cut: {NO_TIME_LEFT}");
+    }
 }
 
 /// Flat buffers, served by workgroups of each shape.
 fn shapes(
     device: &Device,
     timer: &Timer<'_>,
+    shape: &str,
     types: &Types,
     text: &str,
     len: usize,
@@ -123,11 +111,18 @@ fn shapes(
         };
         contestants.push(Contestant { what, encode: Box::new(encode) });
     }
-    Ok(time(timer, types, contestants, replicas.len(), rounds))
+    Ok(time(timer, shape, types, contestants, replicas.len(), rounds))
 }
 
 /// The library's list, over a buffer of its own for each stream of each tensor, and over one buffer a stream.
-fn lists(device: &Device, timer: &Timer<'_>, types: &Types, len: usize, rounds: usize) -> Result<Vec<Row>, String> {
+fn lists(
+    device: &Device,
+    timer: &Timer<'_>,
+    shape: &str,
+    types: &Types,
+    len: usize,
+    rounds: usize,
+) -> Result<Vec<Row>, String> {
     let pipelines = Pipelines::new(&device.device).map_err(|error| error.to_string())?;
     let pattern = Pattern::new(types);
     let apart = (0..TENSORS).map(|_| buffers(device, types, &pattern, len)).collect::<Result<Vec<_>, _>>()?;
@@ -143,7 +138,7 @@ fn lists(device: &Device, timer: &Timer<'_>, types: &Types, len: usize, rounds: 
         check(device, types, &pattern, checked, what, &encode);
         contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
     }
-    Ok(time(timer, types, contestants, 1, rounds))
+    Ok(time(timer, shape, types, contestants, 1, rounds))
 }
 
 fn buffers(device: &Device, types: &Types, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
@@ -184,6 +179,7 @@ fn check(
 /// Rounds in which all take turns. The first is the library's.
 fn time(
     timer: &Timer<'_>,
+    shape: &str,
     types: &Types,
     mut contestants: Vec<Contestant<'_>>,
     replicas: usize,
@@ -196,27 +192,7 @@ fn time(
         timed.map(|(contestant, &repeats)| timer.seconds(repeats, &mut contestant.encode).on_device).collect()
     };
     let times: Vec<_> = (0..rounds).map(|_| round()).collect();
-    contestants.into_iter().enumerate().map(|(i, contestant)| row(types, contestant.what, i, &times)).collect()
-}
-
-fn row(types: &Types, what: String, i: usize, times: &[Vec<f64>]) -> Row {
-    let us = |part| quantile(times.iter().map(|round| round[i] * 1e6), part);
-    let speedups: Vec<f64> = times.iter().map(|round| round[0] / round[i]).collect();
-    let speedup = |part| quantile(speedups.iter().copied(), part);
-    let middle = median(speedups.iter().copied());
-    Row {
-        shape: String::new(),
-        types: types.name,
-        what,
-        us: us(0.5),
-        us_low: us(0.25),
-        us_high: us(0.75),
-        speedup: middle,
-        speedup_low: speedup(0.25),
-        speedup_high: speedup(0.75),
-        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
-        rounds: times.len(),
-    }
+    ranking::rows(shape, types.name, contestants.into_iter().map(|contestant| contestant.what), &times)
 }
 
 /// The library's shader with other constants.
@@ -288,28 +264,4 @@ fn bind(device: &Device, pipeline: &wgpu::ComputePipeline, group: u32, buffers: 
 fn replace(text: &str, old: &str, new: &str) -> String {
     assert!(text.contains(old), "the shader has no line {old}");
     text.replace(old, new)
-}
-
-fn print(report: &Report) {
-    for row in &report.rows {
-        let real = if row.is_real { "" } else { ", not beyond the noise" };
-        println!(
-            "sweep, {} {}: {:.1} µs, {:.3} ({:.3} to {:.3}) times the library's speed: {}{real}",
-            row.shape, row.types, row.us, row.speedup, row.speedup_low, row.speedup_high, row.what
-        );
-    }
-    let better: Vec<_> = report.rows.iter().filter(|row| row.is_real && row.speedup > 1.0).collect();
-    for row in &better {
-        println!(
-            "key: Vulkan sweep, {} {}: {:.3} times the library's speed with {}",
-            row.shape, row.types, row.speedup, row.what
-        );
-    }
-    if better.is_empty() && !report.rows.is_empty() {
-        println!("key: Vulkan sweep: nothing is faster than the library's, beyond the noise");
-    }
-    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
-    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
-        println!("the WebGPU sweep was cut: {NO_TIME_LEFT}");
-    }
 }

@@ -1,0 +1,75 @@
+//! How fast several ways to do the same are beside the first of them, the library's, and whether that is more than noise.
+
+use serde::Serialize;
+
+use crate::timer::{median, quantile};
+
+/// One way, and its time.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    shape: String,
+    types: &'static str,
+    what: String,
+    us: f64,
+    us_low: f64,
+    us_high: f64,
+    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
+    speedup: f64,
+    speedup_low: f64,
+    speedup_high: f64,
+    /// Whether the speedup is further from 1 than twice its interquartile range.
+    is_real: bool,
+    rounds: usize,
+}
+
+/// The rows of ways that took turns in rounds, whose seconds these are.
+pub(crate) fn rows(
+    shape: &str,
+    types: &'static str,
+    names: impl IntoIterator<Item = String>,
+    rounds: &[Vec<f64>],
+) -> Vec<Row> {
+    names.into_iter().enumerate().map(|(i, what)| row(shape, types, what, i, rounds)).collect()
+}
+
+fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f64>]) -> Row {
+    let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
+    let speedups: Vec<f64> = rounds.iter().map(|round| round[0] / round[i]).collect();
+    let speedup = |part| quantile(speedups.iter().copied(), part);
+    let middle = median(speedups.iter().copied());
+    Row {
+        shape: shape.to_owned(),
+        types,
+        what,
+        us: us(0.5),
+        us_low: us(0.25),
+        us_high: us(0.75),
+        speedup: middle,
+        speedup_low: speedup(0.25),
+        speedup_high: speedup(0.75),
+        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
+        rounds: rounds.len(),
+    }
+}
+
+/// Prints a ranking for each case, and its winners for a closing table, under the name of the sweep.
+pub(crate) fn print(sweep: &str, rows: &[Row]) {
+    let mut cases: Vec<_> = rows.iter().map(|row| (&row.shape, row.types)).collect();
+    cases.dedup();
+    for (shape, types) in cases {
+        let mut rows: Vec<_> = rows.iter().filter(|row| &row.shape == shape && row.types == types).collect();
+        rows.sort_by(|a, b| b.speedup.total_cmp(&a.speedup));
+        println!("\n{shape} {types}: speed over the library's, median and quartiles of {} rounds", rows[0].rounds);
+        for row in &rows {
+            let real = if row.is_real { "" } else { ", not beyond the noise" };
+            println!(
+                "  {:.3} ({:.3} to {:.3}), {:.1} µs: {}{real}",
+                row.speedup, row.speedup_low, row.speedup_high, row.us, row.what
+            );
+        }
+        let real: Vec<_> = rows.iter().filter(|row| row.is_real && row.speedup > 1.0).take(2).collect();
+        let best: Vec<_> = real.iter().map(|row| format!("{:.3} with {}", row.speedup, row.what)).collect();
+        let best = if best.is_empty() { "nothing beyond the noise".to_owned() } else { best.join("; ") };
+        println!("key: {sweep}, {shape} {types}: faster than the library's: {best}");
+    }
+}
