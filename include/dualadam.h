@@ -952,7 +952,7 @@ dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
  * not allocate. It blocks only when the changes of all four steps before are still in flight.
  *
  * Capture: the step can be captured in a CUDA graph, which keeps addresses, sets and coefficients as they are now. It takes new device
- * memory then, which is never freed.
+ * memory then, which stays until the graph is destroyed. The library must stay loaded until then.
  *
  * Threads: any; waits for other calls with the same list.
  *
@@ -1057,8 +1057,8 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
 
 /**
  * Frees a control; the handle is stale from then on. Nothing is waited for: the control's memory is freed after its last step, in the order
- * of a stream. So it may be freed while any stream is being captured. A CUDA graph that captured steps with it may still be launched: its
- * memory is never freed then.
+ * of a stream. So it may be freed while any stream is being captured. A CUDA graph that captured steps with it may still be launched: the
+ * memory stays until the graph is destroyed. The library must stay loaded until then.
  *
  * Threads: any; a call with the same control that is under way in another thread goes on to its end.
  *
@@ -1231,7 +1231,7 @@ dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
  * The call does not allocate or read from the device. It blocks only when the changes of all four steps before are still in flight.
  *
  * Capture: the step can be captured in a CUDA graph, also if it is the first and with new addresses; it takes new device memory then, which
- * is never freed. The graph keeps the tensors, which of them have gradients, and the addresses in scalars. It reads learning rates,
+ * stays until the graph is destroyed. The graph keeps the tensors, which of them have gradients, and the addresses in scalars. It reads learning rates,
  * configs and counters when it is launched. It may outlive list, control and kernels.
  *
  * Threads: any; waits for other calls with the same list or control. The struct is only read.

@@ -172,7 +172,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
 /// not allocate. It blocks only when the changes of all four steps before are still in flight.
 ///
 /// Capture: the step can be captured in a CUDA graph, which keeps addresses, sets and coefficients as they are now. It takes new device
-/// memory then, which is never freed.
+/// memory then, which stays until the graph is destroyed. The library must stay loaded until then.
 ///
 /// Threads: any; waits for other calls with the same list.
 ///

@@ -199,8 +199,8 @@ const MASTERS_UNSET: u32 = 1;
 /// takes its coefficients from here. A control serves one list.
 ///
 /// Learning rates and counters may lie in memory of the caller's; what does not lies in the control's. A graph that captured steps
-/// may outlive the control, whose memory is never freed then. Otherwise dropping the control frees it after the last step. That
-/// never waits for the device, and does no harm to captures.
+/// may outlive the control, whose memory stays until the graph is destroyed. Otherwise dropping the control frees it after the last
+/// step. That never waits for the device, and does no harm to captures.
 ///
 /// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
 ///
@@ -662,11 +662,6 @@ impl Control {
     /// Notes that counters have advanced of tensors that were not stepped.
     pub(super) fn interrupt(&mut self) {
         self.is_interrupted = true;
-    }
-
-    /// Never frees the control's memory: a graph may use it.
-    pub(super) fn keep(&mut self) {
-        self.memory.keep();
     }
 
     /// The end of the last work that uses the control's memory.

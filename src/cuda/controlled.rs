@@ -87,8 +87,8 @@ impl DualAdam {
     /// multiplier but 1.
     ///
     /// A CUDA graph that captured a step keeps the addresses of parameters and gradients, and works on the optimizer's moments, masters
-    /// and counters, which are never freed then, even if the optimizer is dropped. [`load`](Self::load) gives the optimizer new
-    /// memory: capture anew after it. The first step cannot be captured, unless [`prepare`](Self::prepare) came before.
+    /// and counters. These stay until the graph is destroyed, even if the optimizer is dropped. [`load`](Self::load) gives the
+    /// optimizer new memory: capture anew after it. The first step cannot be captured, unless [`prepare`](Self::prepare) came before.
     ///
     /// # Errors
     ///
@@ -212,9 +212,7 @@ impl DualAdam {
         list.check_control(control, scalars)?;
         // SAFETY: the caller's promise for parameters, gradients and scalars; the rest is this optimizer's, whose work is all on one
         // stream.
-        let stepped = unsafe { list.step_active(control, scalars, stream) };
-        self.keep_what_was_captured();
-        stepped
+        unsafe { list.step_active(control, scalars, stream) }
     }
 
     /// Makes what the first controlled step with these buffers needs, but steps nothing: that step can then be captured. The optimizer

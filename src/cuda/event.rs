@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUevent, CUresult};
+use cudarc::driver::sys::{
+    self, CUevent, CUresult, CUstreamCaptureStatus, CUuserObject_flags, CUuserObjectRetain_flags,
+};
 
 use crate::Error;
 
@@ -76,11 +78,14 @@ impl Drop for Event {
     }
 }
 
-/// The end of the last work that uses some memory. What frees the memory waits for this, and for nothing else.
+/// The end of the last work that uses some memory, and the graphs that may use it again. What frees the memory waits for these, and
+/// for nothing else.
 #[derive(Debug)]
 pub(super) struct LastUse {
     end: Event,
     state: AtomicU8,
+    /// Each graph that may use the memory has a clone of this.
+    graphs: Arc<()>,
 }
 
 /// No work was enqueued.
@@ -93,7 +98,7 @@ const UNKNOWN: u8 = 2;
 impl LastUse {
     /// That of memory which nothing uses yet. The context must be current.
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED) }))
+        Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED), graphs: Arc::default() }))
     }
 
     /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the memory is never freed.
@@ -108,14 +113,48 @@ impl LastUse {
         self.state.store(state, Ordering::Release);
     }
 
+    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph and all that is made of it are
+    /// destroyed, and their launches have ended. If the driver refuses to take that note, the memory is never freed.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of the event's context, which must be current.
+    pub(super) unsafe fn note_in_graph(&self, stream: *mut c_void) {
+        let (mut status, mut graph, mut object) =
+            (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, ptr::null_mut(), ptr::null_mut());
+        // Only `let_go` undoes this. Where the driver does not take it over, it is never undone.
+        let hold = Arc::into_raw(self.graphs.clone()).cast_mut().cast();
+        // SAFETY: the stream is live (this function's requirement); each pointer is where the driver may write such an answer, or null
+        // for an answer that is not wanted. The driver calls `let_go` once, with what it takes.
+        unsafe {
+            let (no_id, no_nodes, no_count) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+            let found =
+                sys::cuStreamGetCaptureInfo_v2(stream.cast(), &mut status, no_id, &mut graph, no_nodes, no_count);
+            let flags = CUuserObject_flags::CU_USER_OBJECT_NO_DESTRUCTOR_SYNC as u32;
+            if found == CUresult::CUDA_SUCCESS
+                && !graph.is_null()
+                && sys::cuUserObjectCreate(&mut object, hold, Some(let_go), 1, flags) == CUresult::CUDA_SUCCESS
+            {
+                let flags = CUuserObjectRetain_flags::CU_GRAPH_USER_OBJECT_MOVE as u32;
+                let _ = sys::cuGraphRetainUserObject(graph, object, 1, flags);
+            }
+        }
+    }
+
+    /// Whether a graph may use the memory.
+    pub(super) fn is_in_graph(&self) -> bool {
+        Arc::strong_count(&self.graphs) > 1
+    }
+
     /// Whether nothing can tell when the last use ends.
     pub(super) fn is_unknown(&self) -> bool {
         self.state.load(Ordering::Acquire) == UNKNOWN
     }
 
-    /// Whether the last use has ended.
+    /// Whether the last use has ended, and no graph may use the memory again.
     pub(super) fn has_ended(&self) -> bool {
         match self.state.load(Ordering::Acquire) {
+            _ if self.is_in_graph() => false,
             UNUSED => true,
             RECORDED => self.end.has_ended(),
             _ => false,
@@ -134,4 +173,10 @@ impl LastUse {
             _ => unsafe { self.end.hold_up(stream) },
         }
     }
+}
+
+/// Ends a graph's hold on memory. The driver calls this, from any thread, when the graph is gone.
+unsafe extern "C" fn let_go(hold: *mut c_void) {
+    // SAFETY: `note_in_graph` made the pointer of an `Arc<()>`, for this one call.
+    drop(unsafe { Arc::from_raw(hold.cast::<()>()) });
 }

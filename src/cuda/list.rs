@@ -23,8 +23,8 @@ use super::table::{Table, Tables};
 ///
 /// A step that is captured in a CUDA graph gets descriptors of its own: the graph steps the tensors as they were at the capture,
 /// whatever later steps, other captures or [`update`](Self::update) change. So gradients may be at new addresses in each capture, as
-/// PyTorch's are. The graph may outlive the list: the memory of its descriptors, 64 bytes a tensor and 4 for 4,096 elements, is
-/// never freed.
+/// PyTorch's are. The graph may outlive the list: its descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is
+/// destroyed. A later call that allocates then frees them.
 ///
 /// Dropping the list never waits for the device, and frees its memory after the last step. It does no harm to captures.
 ///
@@ -58,7 +58,6 @@ pub struct TensorList {
     most_sets: usize,
     staging: Staging,
     last_use: Arc<LastUse>,
-    was_captured: bool,
 }
 
 impl TensorList {
@@ -96,8 +95,7 @@ impl TensorList {
         let memory = DeviceMemory::with_content(kernels, last_use, &content, content.len() + sets_bytes)?;
         let staging = Staging::new(kernels, last_use, tables.staged_bytes + sets_bytes)?;
         let (kernels, last_use) = (kernels.clone(), last_use.clone());
-        let was_captured = false;
-        Ok(Self { kernels, tensors: checked, tables, functions, memory, most_sets, staging, last_use, was_captured })
+        Ok(Self { kernels, tensors: checked, tables, functions, memory, most_sets, staging, last_use })
     }
 
     /// How many tensors there are.
@@ -197,9 +195,10 @@ impl TensorList {
         // SAFETY: `stream` is live (`step_raw`'s first requirement).
         let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
         let (memory, device) = if is_captured {
-            let memory =
-                self.memory_for_capture(if sets.len() > MAX_SETS { bytemuck::cast_slice(sets) } else { &[] })?;
-            (memory, if sets.len() > MAX_SETS { memory + self.tables.bytes as u64 } else { 0 })
+            let sets = if sets.len() > MAX_SETS { bytemuck::cast_slice(sets) } else { &[] };
+            // SAFETY: as above, and the context is current.
+            let memory = unsafe { self.memory_for_graph(sets, stream) }?;
+            (memory, if sets.is_empty() { 0 } else { memory + self.tables.bytes as u64 })
         } else {
             // SAFETY: as above, and the context is current.
             (self.memory.address(), unsafe { self.send_changes(sets, stream) }?)
@@ -306,8 +305,12 @@ impl TensorList {
         // SAFETY: `stream` is live (`step_raw`'s first requirement).
         let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
         let (memory, sets) = if is_captured {
-            let memory = self.memory_for_capture(control.set_bytes())?;
-            control.keep();
+            // SAFETY: as above, and the context is current.
+            let memory = unsafe { self.memory_for_graph(control.set_bytes(), stream) }?;
+            if !Arc::ptr_eq(&self.last_use, control.last_use()) {
+                // SAFETY: as above.
+                unsafe { control.last_use().note_in_graph(stream) };
+            }
             (memory, memory + self.tables.bytes as u64)
         } else {
             // SAFETY: as above, and the context is current.
@@ -351,19 +354,24 @@ impl TensorList {
         })
     }
 
-    /// The tables as they are now, and then these bytes, in memory that is never freed: a graph may read it at any later time.
-    fn memory_for_capture(&mut self, after: &[u8]) -> Result<u64, Error> {
+    /// The tables as they are now, and then these bytes, in memory that the graph into which `stream` is being captured has for
+    /// itself. Notes also that this graph uses what shares the list's last use: the moments of the optimizer whose list this is.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be live, and the kernels' context current.
+    unsafe fn memory_for_graph(&self, after: &[u8], stream: *mut c_void) -> Result<u64, Error> {
         let mut content = self.tables.build(self.tensors.as_slice());
         content.extend_from_slice(after);
-        let mut memory = DeviceMemory::with_content(&self.kernels, &self.last_use, &content, content.len())?;
-        memory.keep();
-        self.was_captured = true;
+        let last_use = LastUse::new(self.kernels.context())?;
+        let memory = DeviceMemory::with_content(&self.kernels, &last_use, &content, content.len())?;
+        // SAFETY: as this function requires.
+        unsafe {
+            last_use.note_in_graph(stream);
+            self.last_use.note_in_graph(stream);
+        }
+        // The memory is dropped here, and freed when the graph is gone.
         Ok(memory.address())
-    }
-
-    /// Whether a graph may have captured a step of the list.
-    pub(super) fn was_captured(&self) -> bool {
-        self.was_captured
     }
 
     /// Sends what the device does not have yet. Returns the address of the sets, or 0 if they fit in an argument.

@@ -26,7 +26,7 @@ pub(super) struct Pool {
     frees: CUstream,
     /// Whether the device has memory that streams allocate and free.
     is_stream_ordered: bool,
-    /// What no stream can free: it is freed by a later allocation, once its last use has ended.
+    /// What no stream can free, and what a graph may still use: a later allocation frees it, once its last use has ended.
     left: Mutex<Vec<Left>>,
 }
 
@@ -104,7 +104,7 @@ impl Pool {
     fn free(&self, block: Block, last_use: &Arc<LastUse>) {
         let Ok(_current) = Current::enter(&self.context) else { return };
         match block {
-            Block::Device(address) if self.is_stream_ordered => {
+            Block::Device(address) if self.is_stream_ordered && !last_use.is_in_graph() => {
                 // SAFETY: the stream lives as long as `self`. The memory was allocated in stream order, and what is enqueued on
                 // this stream now comes after its last use.
                 unsafe {
@@ -129,6 +129,7 @@ impl Pool {
                 // SAFETY: allocated by the driver in this context, and its last use has ended.
                 let _ = unsafe {
                     match *block {
+                        Block::Device(address) if self.is_stream_ordered => sys::cuMemFreeAsync(address, self.frees),
                         Block::Device(address) => sys::cuMemFree_v2(address),
                         Block::Pinned(start) => sys::cuMemFreeHost(start.cast()),
                     }
@@ -152,13 +153,13 @@ impl Drop for Pool {
     }
 }
 
-/// Memory on the device, freed after its last use when dropped, unless a graph may use it. No bytes are no memory: the address is 0
-/// then.
+/// Memory on the device, freed after its last use when dropped. No bytes are no memory: the address is 0 then.
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     kernels: Kernels,
     address: u64,
     last_use: Arc<LastUse>,
+    /// Whether something may still write there of which nothing tells the end.
     is_kept: bool,
 }
 
@@ -215,14 +216,8 @@ impl DeviceMemory {
         // SAFETY: the place has room for the values, which stay as they are until the copy has ended.
         let enqueued = unsafe { copy(self.address + at, values, pool.uploads) };
         let arrived = pool.wait_for_uploads();
-        // What could not be waited for may still write there.
         self.is_kept |= arrived.is_err();
         enqueued.and(arrived)
-    }
-
-    /// Never frees it: a graph that was captured with its address may be launched at any later time.
-    pub(super) fn keep(&mut self) {
-        self.is_kept = true;
     }
 
     pub(super) fn address(&self) -> u64 {

@@ -25,7 +25,8 @@
 //!   or by the caller.
 //! - A step that is captured gets tensor descriptors of its own. So the gradients may be at new addresses in each capture, as they are
 //!   where PyTorch captures a whole iteration, and nothing that comes later changes what a graph reads.
-//! - Memory that a graph may use is never freed: a graph may outlive the list, the control or the optimizer.
+//! - A graph may outlive the list, the control or the optimizer: memory that it may use stays until the graph, and what was made of
+//!   it, is destroyed. A later allocation of the library then frees it.
 //! - No call waits for the whole context. Dropping a list, a control or an optimizer waits for nothing: its memory is freed after its
 //!   last step, in the order of a stream. So all of it can be done while another thread captures, in any capture mode.
 //!

@@ -340,16 +340,7 @@ impl DualAdam {
         };
         // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
         // one stream.
-        let stepped = unsafe { list.step_groups(self.sets.coeffs(), stream, count) };
-        self.keep_what_was_captured();
-        stepped
-    }
-
-    /// Never frees the moments if a graph may use them.
-    pub(super) fn keep_what_was_captured(&mut self) {
-        if self.list.as_ref().is_some_and(TensorList::was_captured) {
-            self.moments.keep();
-        }
+        unsafe { list.step_groups(self.sets.coeffs(), stream, count) }
     }
 
     /// Checks everything and brings the list up to date. Nothing is launched, and the host's state stays as it is.
@@ -378,7 +369,7 @@ impl DualAdam {
             let next = &mut self.next[index];
             match grads[index] {
                 Some(grads) => *next = self.moments.describe(tensor, index, params[index], grads)?,
-                // What is left alone keeps its place in the list, and its types, lest the list be built anew.
+                // What is left alone keeps its place and types, so that the list need not be rebuilt.
                 None => (next.grads.address, next.set) = (0, 0),
             }
         }
@@ -611,11 +602,6 @@ impl Moments {
         };
         described.combination(index)?;
         Ok(described)
-    }
-
-    /// Never frees the memory: a graph may use it.
-    fn keep(&mut self) {
-        [&mut self.exp_avg, &mut self.exp_avg_sq, &mut self.masters].into_iter().for_each(DeviceMemory::keep);
     }
 
     /// Fills a tensor's moments, in the order of the stream, and waits for it.

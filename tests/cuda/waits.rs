@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::thread;
 
+use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
 };
@@ -20,7 +21,10 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
     dropping_waits_for_nothing_and_frees_after_the_last_step,
     without_stream_ordered_memory_later_allocations_free,
     what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on,
-    what_a_graph_uses_is_kept_and_nothing_else,
+    what_a_graph_uses_stays_until_the_graph_is_gone,
+    a_step_that_is_captured_again_and_again_needs_no_more_memory,
+    what_a_failed_capture_used_is_freed,
+    a_driver_that_takes_no_note_of_graphs_keeps_their_memory,
     nothing_waits_for_the_context,
     the_last_kernels_leave_their_modules_to_the_context,
     work_that_nothing_tells_the_end_of_keeps_its_memory,
@@ -166,29 +170,122 @@ fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
     }
 }
 
-/// The descriptors of the capture, the control, the moments: a graph may be launched at any later time.
-fn what_a_graph_uses_is_kept_and_nothing_else() {
-    let gpu = failures::gpu();
-    let live = || stand_in(&gpu).live("memory");
+/// The descriptors of the capture, the control, the moments: a graph, or an executable made of it, may be launched at any later time.
+fn what_a_graph_uses_stays_until_the_graph_is_gone() {
+    for pools in [1, 0] {
+        let stand_in = failures::start();
+        stand_in.set_attribute(115, pools);
+        a_graph_holds_what_it_uses(&Gpu::new(Some(stand_in)));
+    }
+}
+
+fn a_graph_holds_what_it_uses(gpu: &Gpu) {
+    let live = || stand_in(gpu).live("memory");
     let empty = live();
-    let mut run = Run::new(&gpu, &[300, 5], &switching());
+    let mut run = Run::new(gpu, &[300, 5], &switching());
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
         step_on(&gpu.stream, &mut run, RawScalars::default());
     });
     step_on(&gpu.stream, &mut run, RawScalars::default());
     run.expect(&[1e-2; 2], 1.0, |_| true);
-    let fresh = Run::new(&gpu, &[1], &switching());
+    let fresh = Run::new(gpu, &[1], &switching());
     let tensors = 2 * 5;
     (run.list, run.control) = (fresh.list, fresh.control);
     drop(fresh.devices);
     gpu.context.synchronize().unwrap();
-    // Of the old ones: what was captured, and the control. Of the fresh ones: the tables and the control.
-    assert_eq!(live() - empty, tensors + 2 + 2);
+    // Of the old ones: what was captured, the list's own tables, and the control. Of the fresh ones: the tables and the control.
+    assert_eq!(live() - empty, tensors + 3 + 2);
+    let raw = run.raw();
+    let allocate = || drop(TensorList::new(&gpu.kernels, &raw).unwrap());
     for _ in 0..3 {
         graph.launch().unwrap();
         run.expect(&[1e-2; 2], 1.0, |_| true);
+        allocate();
     }
-    run.assert_same_tensors(&gpu, "after the end");
+    // The last launch is still to come, and with it the graph's end.
+    drop(graph);
+    assert!(stand_in(gpu).pending() > 0);
+    allocate();
+    run.assert_same_tensors(gpu, "after the end");
+    gpu.context.synchronize().unwrap();
+    allocate();
+    allocate();
+    gpu.context.synchronize().unwrap();
+    // Without pools the last list that was dropped waits for the next allocation.
+    let is_left = u64::from(stand_in(gpu).calls("cuMemAllocAsync") == 0);
+    assert_eq!(live() - empty, tensors + 2 + is_left);
+    gpu.assert_clean();
+}
+
+/// As where a program captures anew for each size of a batch.
+fn a_step_that_is_captured_again_and_again_needs_no_more_memory() {
+    let gpu = failures::gpu();
+    let live = || stand_in(&gpu).live("memory");
+    let mut run = Run::new(&gpu, &[300, 5], &switching());
+    let mut graph = None;
+    let mut counts = vec![];
+    for _ in 0..20 {
+        let next = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+            step_on(&gpu.stream, &mut run, RawScalars::default());
+        });
+        next.launch().unwrap();
+        run.expect(&[1e-2; 2], 1.0, |_| true);
+        graph = Some(next);
+        gpu.context.synchronize().unwrap();
+        counts.push(live());
+    }
+    assert!(counts[2..].iter().all(|&count| count == counts[2]), "{counts:?}");
+    run.assert_same(&gpu, "captured 20 times");
+    drop(graph);
+    gpu.assert_clean();
+}
+
+/// A capture that somebody spoils has no graph.
+fn what_a_failed_capture_used_is_freed() {
+    let gpu = failures::gpu();
+    let live = || stand_in(&gpu).live("memory");
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    let before = live();
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    assert_eq!(live(), before + 1);
+    assert!(gpu.context.synchronize().is_err());
+    assert!(gpu.stream.end_capture(CUgraphInstantiate_flags(0)).is_err());
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    let allocate = || drop(TensorList::new(&gpu.kernels, &run.raw()).unwrap());
+    allocate();
+    gpu.context.synchronize().unwrap();
+    assert_eq!(live(), before);
+    run.assert_same(&gpu, "after a spoilt capture");
+    gpu.assert_clean();
+}
+
+/// Whatever it refuses, the step is captured; what the graph uses is then never freed.
+fn a_driver_that_takes_no_note_of_graphs_keeps_their_memory() {
+    for call in ["cuStreamGetCaptureInfo_v2", "cuUserObjectCreate", "cuGraphRetainUserObject"] {
+        let gpu = failures::gpu();
+        let live = || stand_in(&gpu).live("memory");
+        let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+        let before = live();
+        // For the captured tables, the list and the control.
+        (1..=3).for_each(|nth| stand_in(&gpu).fail(call, nth, failures::CODE));
+        let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+            step_on(&gpu.stream, &mut run, RawScalars::default());
+        });
+        let Run { list, control, .. } = run;
+        drop((list, control));
+        graph.launch().unwrap();
+        drop(graph);
+        gpu.context.synchronize().unwrap();
+        drop(DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[1]).unwrap());
+        gpu.context.synchronize().unwrap();
+        assert_eq!(live(), before + 1, "{call}");
+        drop(run.devices);
+        gpu.assert_clean();
+    }
 }
 
 /// In a whole life, with state and files, of all that there is.

@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg, result};
@@ -1033,6 +1034,63 @@ fn a_wait_for_the_context_spoils_every_capture() {
         let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
         assert_eq!(ended, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "{mode:?}");
     }
+}
+
+/// An object lives as long as the graph that holds it, what is made of the graph, and the launches under way.
+#[test]
+fn a_user_object_ends_with_the_last_that_holds_it() {
+    extern "C" fn count(ended: *mut c_void) {
+        // SAFETY: the test gives a counter, which outlives the object.
+        unsafe { &*ended.cast::<AtomicU32>() }.fetch_add(1, Ordering::Relaxed);
+    }
+    let stand_in = start();
+    let device = device();
+    let ended = AtomicU32::new(0);
+    let mut object = std::ptr::null_mut();
+    let create = |object: *mut sys::CUuserObject, flags| {
+        let data = std::ptr::from_ref(&ended).cast_mut().cast();
+        // SAFETY: the function takes what it is given.
+        unsafe { sys::cuUserObjectCreate(object, data, Some(count), 1, flags) }
+    };
+    assert_eq!(create(&mut object, 0), CUresult::CUDA_ERROR_INVALID_VALUE);
+    // Its caller gives up the only reference.
+    assert_eq!(create(&mut object, 1), CUresult::CUDA_SUCCESS);
+    // SAFETY: the object was made above.
+    assert_eq!(unsafe { sys::cuUserObjectRelease(object, 1) }, CUresult::CUDA_SUCCESS);
+    assert_eq!(ended.load(Ordering::Relaxed), 1);
+
+    let hold = |device: &Device| {
+        let (mut status, mut graph, mut object) =
+            (sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, std::ptr::null_mut(), std::ptr::null_mut());
+        let (no_id, no_nodes, no_count) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: places for the answers, or none.
+        let found = unsafe {
+            let stream = device.stream.cu_stream();
+            sys::cuStreamGetCaptureInfo_v2(stream, &mut status, no_id, &mut graph, no_nodes, no_count)
+        };
+        assert_eq!(found, CUresult::CUDA_SUCCESS);
+        assert_eq!(create(&mut object, 1), CUresult::CUDA_SUCCESS);
+        // SAFETY: both were made above; 1 gives the reference to the graph.
+        assert_eq!(unsafe { sys::cuGraphRetainUserObject(graph, object, 1, 1) }, CUresult::CUDA_SUCCESS);
+    };
+    let x = filled(&[1.0; 4]);
+    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
+    hold(&device);
+    device.twice(&device.stream, x, 4).expect("a launch");
+    let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("a graph").expect("not empty");
+    graph.launch().expect("a launch");
+    drop(graph);
+    assert_eq!(ended.load(Ordering::Relaxed), 1, "its launch is under way");
+    device.context.synchronize().expect("a wait");
+    assert_eq!(ended.load(Ordering::Relaxed), 2);
+
+    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
+    hold(&device);
+    assert!(device.context.synchronize().is_err());
+    assert_eq!(ended.load(Ordering::Relaxed), 2);
+    assert!(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).is_err());
+    assert_eq!(ended.load(Ordering::Relaxed), 3, "a capture that failed has no graph");
+    assert_eq!(stand_in.violations(), [""; 0]);
 }
 
 /// Stream-ordered memory comes and goes while another stream is captured, in all modes.

@@ -8,6 +8,7 @@ use super::abi::{HostAddress, List, Out, api};
 use super::codes::*;
 use super::queue::{TaskId, Work};
 use super::state::{Driver, GraphExec, Handle, Kind};
+use super::user_object::UserObjects;
 
 /// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of them a thread heeds.
 const MODE_GLOBAL: i32 = 0;
@@ -36,6 +37,8 @@ struct Node {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     nodes: Vec<Node>,
+    /// What it holds, and what is made of it.
+    pub(crate) objects: UserObjects,
 }
 
 /// A capture under way.
@@ -200,7 +203,7 @@ impl Driver {
         Ok(())
     }
 
-    fn end_capture(&mut self, stream: Handle) -> Result<Graph, Code> {
+    fn end_capture(&mut self, stream: Handle) -> Result<Handle, Code> {
         let id = self.stream(stream)?.capture.ok_or(ERROR_INVALID_VALUE)?;
         let is_origin = self.captures.get(&id).is_some_and(|capture| capture.origin == stream);
         if !is_origin {
@@ -214,7 +217,23 @@ impl Driver {
         if capture.is_invalid {
             return Err(ERROR_STREAM_CAPTURE_INVALIDATED);
         }
-        if capture.is_joined() { Ok(capture.graph) } else { Err(ERROR_STREAM_CAPTURE_UNJOINED) }
+        if !capture.is_joined() {
+            return Err(ERROR_STREAM_CAPTURE_UNJOINED);
+        }
+        self.graphs.insert(id, capture.graph);
+        Ok(id)
+    }
+
+    /// A graph by its handle, which it has from the beginning of its capture on.
+    pub(crate) fn graph_under_way_or_made(&mut self, handle: Handle) -> Result<&mut Graph, Code> {
+        if !self.captures.contains_key(&handle) && !self.graphs.contains_key(&handle) {
+            return Err(self.bad_handle(handle, Kind::Graph));
+        }
+        let graph = match self.captures.get_mut(&handle) {
+            Some(capture) => Some(&mut capture.graph),
+            None => self.graphs.get_mut(&handle),
+        };
+        graph.ok_or(ERROR_INVALID_HANDLE)
     }
 
     /// Queues a graph's nodes, each after those it depends on, and a task on the stream that comes after all of them.
@@ -225,7 +244,7 @@ impl Driver {
         let Some(GraphExec { graph, last }) = self.execs.get(&exec) else {
             return Err(self.bad_handle(exec, Kind::GraphExec));
         };
-        let (nodes, last) = (graph.nodes.clone(), *last);
+        let (Graph { nodes, objects }, last) = (graph.clone(), *last);
         let mut before = self.predecessors(stream)?;
         before.extend(last);
         let mut tasks: Vec<TaskId> = Vec::new();
@@ -237,7 +256,7 @@ impl Driver {
             tasks.push(task);
         }
         tasks.extend(before);
-        let end = self.queue_task(stream, Work::Nothing, "cuGraphLaunch", tasks)?;
+        let end = self.queue_task(stream, Work::EndOfGraph { objects }, "cuGraphLaunch", tasks)?;
         if let Some(exec) = self.execs.get_mut(&exec) {
             exec.last = Some(end);
         }
@@ -281,11 +300,7 @@ api! {
     fn cuStreamEndCapture(driver, stream: Handle, graph: Out<Handle>) {
         let stream = driver.resolve_stream(stream)?;
         match driver.end_capture(stream) {
-            Ok(captured) => {
-                let handle = driver.new_handle(Kind::Graph);
-                driver.graphs.insert(handle, captured);
-                graph.set(handle)
-            }
+            Ok(captured) => graph.set(captured),
             Err(code) => {
                 graph.set_if_wanted(0);
                 Err(code)
@@ -311,10 +326,11 @@ api! {
     ) {
         let stream = driver.resolve_stream(stream)?;
         let capture = driver.stream(stream)?.capture;
-        if !(graph.is_null() && dependencies.is_null() && count.is_null()) {
+        if !(dependencies.is_null() && count.is_null()) {
             return Err(ERROR_NOT_SUPPORTED);
         }
         id.set_if_wanted(capture.unwrap_or(0));
+        graph.set_if_wanted(capture.unwrap_or(0));
         let is_invalid = |id: u64| driver.captures.get(&id).is_none_or(|capture| capture.is_invalid);
         status.set(capture.map_or(0, |id| if is_invalid(id) { 2 } else { 1 }))
     }

@@ -13,6 +13,7 @@ mod queue;
 mod run;
 mod state;
 mod stream;
+mod user_object;
 
 use std::cell::Cell;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};

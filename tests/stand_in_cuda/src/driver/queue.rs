@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::abi::{HostAddress, HostFunction};
 use super::state::Handle;
+use super::user_object::UserObjects;
 use crate::memory::Hull;
 use crate::op::Kernel;
 
@@ -41,6 +42,11 @@ pub(crate) struct LaunchWork {
 pub(crate) enum Work {
     /// A place in the order: an event's record, a wait, a join.
     Nothing,
+    /// The end of a graph's launch, which holds the graph's objects until then.
+    EndOfGraph {
+        #[expect(dead_code, reason = "only held")]
+        objects: UserObjects,
+    },
     Launch(Arc<LaunchWork>),
     Copy {
         to: Place,

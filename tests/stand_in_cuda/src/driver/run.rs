@@ -107,7 +107,7 @@ impl Driver {
 
     fn try_execute(&mut self, id: TaskId, task: &Task) -> Result<(), Trouble> {
         match &task.work {
-            Work::Nothing => Ok(()),
+            Work::Nothing | Work::EndOfGraph { .. } => Ok(()),
             Work::Launch(_) => self.launch(id, task),
             Work::Copy { to, from, bytes } => self.copy(id, task, to, from, *bytes),
             Work::Fill { address, unit, count } => {

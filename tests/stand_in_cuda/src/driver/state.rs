@@ -8,6 +8,7 @@ use super::abi::HostAddress;
 use super::capture::{Capture, Graph};
 use super::codes::*;
 use super::queue::{Queue, TaskId};
+use super::user_object::UserObject;
 use crate::exec::Stats;
 use crate::memory::Memory;
 use crate::op::Kernel;
@@ -26,6 +27,7 @@ pub(crate) enum Kind {
     Function,
     Graph,
     GraphExec,
+    UserObject,
 }
 
 /// What a test can set.
@@ -157,6 +159,8 @@ pub(crate) struct Driver {
     pub(crate) graphs: BTreeMap<Handle, Graph>,
     pub(crate) execs: BTreeMap<Handle, GraphExec>,
     pub(crate) captures: BTreeMap<u64, Capture>,
+    /// What the caller holds of them, with how many references.
+    pub(crate) user_objects: BTreeMap<Handle, (Arc<UserObject>, u32)>,
     pub(crate) queue: Queue,
     pub(crate) failures: Vec<Failure>,
     pub(crate) journal: Journal,
