@@ -116,8 +116,8 @@ pub enum Error {
         /// How many there are.
         actual: u64,
     },
-    /// The machine has not the memory that an optimizer's state takes.
-    #[error("memory for {elements} elements of tensor {tensor} must be there, it is not")]
+    /// The machine lacks the memory that an optimizer's state takes.
+    #[error("out of memory: tensor {tensor} needs memory for {elements} elements")]
     Memory {
         /// Position of the tensor in the list.
         tensor: usize,
@@ -191,6 +191,9 @@ pub enum Error {
     /// There is no CUDA driver on this machine.
     #[error("no CUDA driver: libcuda cannot be opened; it comes with the NVIDIA driver")]
     NoDriver,
+    /// The dynamic linker finds a CUDA toolkit's stub of libcuda, which is only there to link programs with, before the driver's.
+    #[error("libcuda is the stub of a CUDA toolkit: take its folder out of the library search path (LD_LIBRARY_PATH)")]
+    StubDriver,
     /// The CUDA driver is older than any that is supported.
     #[error(
         "the CUDA driver must support CUDA {}.{}, it supports {}.{}",

@@ -11,6 +11,7 @@ pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
         Error::Types { .. } => PyTypeError::new_err(text),
         Error::Memory { .. } => PyMemoryError::new_err(text),
         Error::NoDriver
+        | Error::StubDriver
         | Error::OldDriver { .. }
         | Error::Ptx { .. }
         | Error::Driver { .. }

@@ -90,7 +90,7 @@ pub unsafe extern "C" fn dualadam_cuda_scalars_init(
 /// in each array alike. All counters that are not the caller's are 0. `control` gets the handle, which is to be given back with
 /// `dualadam_cuda_control_free`. The control keeps the kernels. It serves one list.
 ///
-/// Capture: not while a stream is being captured, unless in another thread and in a mode that allows it: the call allocates.
+/// Capture: allowed while any stream is being captured.
 ///
 /// Threads: any; the structs are only read.
 ///
@@ -99,7 +99,8 @@ pub unsafe extern "C" fn dualadam_cuda_scalars_init(
 /// `DUALADAM_STATUS_EMPTY` for no set at all; `DUALADAM_STATUS_POSITION` for a set's group that is not there;
 /// `DUALADAM_STATUS_CUDA_ADDRESS` for a counter or lr that is misaligned, a counter that overlaps another or an lr, or a group with both an
 /// lr of type float and one of type double; `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_MEMORY` for more than can be;
-/// `DUALADAM_STATUS_CUDA_DRIVER`; `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
+/// `DUALADAM_STATUS_CUDA_PTX` if the driver refuses the kernel that prepares sets; `DUALADAM_STATUS_CUDA_DRIVER`;
+/// `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
 ///
 /// # Safety
 ///

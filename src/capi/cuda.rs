@@ -18,7 +18,7 @@ use super::types::{dualadam_coeffs, dualadam_tensor};
 ///
 /// Threads: any.
 ///
-/// Errors: `DUALADAM_STATUS_CUDA_NO_DRIVER`, `DUALADAM_STATUS_CUDA_OLD_DRIVER`, `DUALADAM_STATUS_CUDA_PTX`,
+/// Errors: `DUALADAM_STATUS_CUDA_NO_DRIVER`, `DUALADAM_STATUS_CUDA_STUB_DRIVER`, `DUALADAM_STATUS_CUDA_OLD_DRIVER`,
 /// `DUALADAM_STATUS_CUDA_DRIVER`; `DUALADAM_STATUS_POSITION` if there is no such device; `DUALADAM_STATUS_NULL` or
 /// `DUALADAM_STATUS_MISALIGNED` for `kernels`; `DUALADAM_STATUS_UNSUPPORTED` from a library without CUDA.
 ///
@@ -76,7 +76,8 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
 }
 
 /// Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
-/// may outlive the kernels. Nothing is waited for.
+/// may outlive the kernels. Where these are the last ones of a context, and nothing made from them is left, the driver may wait for the
+/// device.
 ///
 /// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
 ///
@@ -119,8 +120,8 @@ pub unsafe extern "C" fn dualadam_cuda_step(
     border(|| unsafe { work::step(kernels, tensor, coeffs, stream) })
 }
 
-/// Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the
-/// kernels, puts the descriptors into device memory and waits until they are there, but for no other work.
+/// Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the kernels, puts the descriptors
+/// into device memory and waits until they are there.
 ///
 /// `tensors` is an array of `count` structs, their sizes alike, of device addresses. A null gradient leaves its tensor alone, and its other
 /// addresses are not looked at. `list` gets the handle, which is to be given back with `dualadam_cuda_list_free`. The list keeps the

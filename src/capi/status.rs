@@ -84,7 +84,7 @@ pub const DUALADAM_STATUS_CUDA_PTX: i32 = 62;
 pub const DUALADAM_STATUS_CUDA_DRIVER: i32 = 63;
 /// A stream belongs to another CUDA context than the kernels.
 pub const DUALADAM_STATUS_CUDA_CONTEXT: i32 = 64;
-/// The call would copy what changes later, which a CUDA graph that is being captured must not.
+/// The call cannot be captured in a CUDA graph: the text says what it would do.
 pub const DUALADAM_STATUS_CUDA_CAPTURED: i32 = 65;
 /// An address in device memory that a control or a controlled step is given is null, misaligned, or overlaps another.
 pub const DUALADAM_STATUS_CUDA_ADDRESS: i32 = 66;
@@ -99,6 +99,8 @@ pub const DUALADAM_STATUS_CUDA_UNORDERED: i32 = 69;
 pub const DUALADAM_STATUS_CUDA_PER_THREAD_STREAM: i32 = 70;
 /// An optimizer has no device control. No function of this library gives it: its controls are objects of their own.
 pub const DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL: i32 = 71;
+/// The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's.
+pub const DUALADAM_STATUS_CUDA_STUB_DRIVER: i32 = 72;
 
 /// The name of a status, such as "DUALADAM_STATUS_NULL". The text is the library's and stays valid; a number that is no status has the
 /// name "unknown status".
@@ -149,6 +151,7 @@ pub extern "C" fn dualadam_status_name(status: dualadam_status) -> *const c_char
         DUALADAM_STATUS_CUDA_UNORDERED => c"DUALADAM_STATUS_CUDA_UNORDERED",
         DUALADAM_STATUS_CUDA_PER_THREAD_STREAM => c"DUALADAM_STATUS_CUDA_PER_THREAD_STREAM",
         DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL => c"DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL",
+        DUALADAM_STATUS_CUDA_STUB_DRIVER => c"DUALADAM_STATUS_CUDA_STUB_DRIVER",
         _ => c"unknown status",
     };
     name.as_ptr()
@@ -230,7 +233,7 @@ pub(super) enum Failure {
     StaleHandle { place: Place, handle: u64 },
     #[error("{place} must be a handle of {expected}, got {handle:#x}, which is one of {actual}")]
     HandleKind { place: Place, handle: u64, expected: &'static str, actual: &'static str },
-    #[error("memory for {count} {name} must be there, it is not")]
+    #[error("out of memory: {count} {name} are needed")]
     Memory { name: &'static str, count: usize },
     #[cfg(not(feature = "cuda"))]
     #[error("the library must be built with the feature {feature}, it is built without")]
@@ -290,6 +293,7 @@ fn status_of(error: &Error) -> dualadam_status {
         Error::Overlap { .. } => DUALADAM_STATUS_OVERLAP,
         Error::Fixed { .. } => DUALADAM_STATUS_FIXED,
         Error::NoDriver => DUALADAM_STATUS_CUDA_NO_DRIVER,
+        Error::StubDriver => DUALADAM_STATUS_CUDA_STUB_DRIVER,
         Error::OldDriver { .. } => DUALADAM_STATUS_CUDA_OLD_DRIVER,
         Error::Ptx { .. } => DUALADAM_STATUS_CUDA_PTX,
         Error::Driver { .. } => DUALADAM_STATUS_CUDA_DRIVER,
@@ -411,6 +415,7 @@ mod tests {
             (69, Error::Unordered { argument: "" }),
             (70, Error::PerThreadStream),
             (71, Error::NoDeviceControl { call: "" }),
+            (72, Error::StubDriver),
         ];
         let mut names = BTreeSet::new();
         for (status, error) in errors {
@@ -418,7 +423,7 @@ mod tests {
             // SAFETY: a name is a C string that stays.
             names.insert(unsafe { CStr::from_ptr(dualadam_status_name(status)) });
         }
-        assert_eq!(names.len(), 34);
+        assert_eq!(names.len(), 35);
         assert!(!names.contains(c"unknown status"));
     }
 }

@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use cudarc::driver::sys::{self, CUstreamCaptureStatus};
+use cudarc::driver::sys::{self, CUresult, CUstreamCaptureStatus};
 
 use crate::overlap::BUFFERS;
 use crate::raw::Span;
@@ -57,16 +57,22 @@ pub(super) unsafe fn check_stream(kernels: &Kernels, stream: *mut c_void) -> Res
     if context == kernels.context().cu_ctx() { Ok(()) } else { Err(Error::Context { argument: "stream" }) }
 }
 
-/// Whether what is enqueued on a stream goes into a graph.
+/// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has failed.
 ///
 /// # Safety
 ///
 /// `stream` must be live, and its context current.
 unsafe fn is_captured(stream: *mut c_void) -> Result<bool, Error> {
+    const CALL: &str = "cuStreamIsCapturing";
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the caller's stream, and a place for the answer.
-    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
-    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    check(CALL, unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
+    match status {
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Ok(true),
+        // The driver would refuse the launch.
+        _ => check(CALL, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED).map(|()| true),
+    }
 }
 
 /// Fails unless a stream belongs to the kernels' context. Returns whether what is enqueued on it goes into a graph.
@@ -88,6 +94,6 @@ pub(super) unsafe fn check_capture(kernels: &Kernels, stream: *mut c_void) -> Re
 ///
 /// `stream` must be live, and its context current.
 pub(super) unsafe fn refuse_capture(stream: *mut c_void, what: &'static str) -> Result<(), Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the stream is live and its context current, as this function requires.
     if unsafe { is_captured(stream) }? { Err(Error::Captured { what }) } else { Ok(()) }
 }

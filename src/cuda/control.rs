@@ -200,7 +200,7 @@ const MASTERS_UNSET: u32 = 1;
 ///
 /// Learning rates and counters may lie in memory of the caller's; what does not lies in the control's. A graph that captured steps
 /// may outlive the control, whose memory stays until the graph is destroyed. Otherwise dropping the control frees it after the last
-/// step. That never waits for the device, and does no harm to captures.
+/// step. That never waits for the device, and leaves captures valid.
 ///
 /// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
 ///
@@ -274,14 +274,15 @@ impl Places {
 }
 
 impl Control {
-    /// A control with these groups and sets, in device memory. Waits until it is there, but for no other work. All sets without a
-    /// counter of the caller's are before their first step.
+    /// A control with these groups and sets, in device memory. Waits until it is there. All sets without a counter of the caller's are
+    /// before their first step.
     ///
     /// # Errors
     ///
     /// [`Error::Empty`] for no set at all, [`Error::Value`] if a config is not valid, [`Error::Position`] if a set's group is not
     /// there, [`Error::Address`] for a counter or lr of the caller's that is null or misaligned, or a counter that overlaps another
-    /// counter or an lr, [`Error::TooMany`] for more sets than 32 bits count, [`Error::Driver`] for what the driver reports.
+    /// counter or an lr, [`Error::TooMany`] for more sets than 32 bits count, [`Error::Ptx`] if the driver refuses the kernel that
+    /// prepares sets, [`Error::Driver`] for what the driver reports.
     pub fn new(kernels: &Kernels, groups: &[ControlGroup], sets: &[ControlSet]) -> Result<Self, Error> {
         if sets.is_empty() {
             return Err(Error::Empty { list: "sets" });
@@ -405,7 +406,7 @@ impl Control {
         if callers.is_some() {
             return Err(Error::CallersLr { group });
         }
-        // SAFETY: the caller's promise; that is where the lr lies.
+        // SAFETY: `stream` is live (this function's first requirement); that is where the lr lies.
         unsafe { self.send("a new lr", &lr, self.lr_address(group), stream) }?;
         self.groups[group].config = config;
         Ok(())
@@ -430,7 +431,7 @@ impl Control {
         config.validate()?;
         let before = *self.group(group)?;
         self.groups[group].config = config;
-        // SAFETY: the caller's promise; that is where the group lies.
+        // SAFETY: `stream` is live (this function's first requirement); that is where the group lies.
         let sent = unsafe { self.send("a new config", &self.device_group(group), self.group_address(group), stream) };
         if sent.is_err() {
             self.groups[group] = before;
@@ -451,7 +452,7 @@ impl Control {
         stream: *mut c_void,
     ) -> Result<(), Error> {
         let _current = self.kernels.enter()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             check_stream(&self.kernels, stream)?;
             refuse_capture(stream, what)?;
@@ -471,15 +472,15 @@ impl Control {
     /// `stream` is null or a live stream, steps with this control on other streams are ordered before or after, and the caller's own
     /// counters are live memory.
     pub unsafe fn steps(&self, stream: *mut c_void) -> Result<Vec<u64>, Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             let _current = self.begin_read(stream)?;
             self.read_steps(stream)
         }
     }
 
-    /// Sets the step counters of all sets, the caller's own ones too, for the steps that come later on `stream`. May wait for the work
-    /// before on it.
+    /// Sets the step counters of all sets, the caller's own ones too, for the steps that come later on `stream`. Waits for the
+    /// work before on it.
     ///
     /// After an interrupted step this makes the control usable again. The tensors that the step was not made of are then the caller's
     /// to restore.
@@ -532,7 +533,7 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps).
     pub unsafe fn report(&self, stream: *mut c_void) -> Result<Vec<SetReport>, Error> {
-        // SAFETY: the caller's promise; the sets' states and coefficients lie at these places.
+        // SAFETY: as this function requires; the sets' states and coefficients lie at these places.
         let (steps, states, coeffs) = unsafe {
             let _current = self.begin_read(stream)?;
             let states: Vec<DeviceState> = download(self.states(), self.sets.len(), stream)?;
@@ -552,7 +553,7 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps).
     pub(super) unsafe fn steps_and_masters(&self, stream: *mut c_void) -> Result<Vec<(u64, bool)>, Error> {
-        // SAFETY: the caller's promise; the sets' states lie at this place.
+        // SAFETY: as this function requires; the sets' states lie at this place.
         let (steps, states): (_, Vec<DeviceState>) = unsafe {
             let _current = self.begin_read(stream)?;
             (self.read_steps(stream)?, download(self.states(), self.sets.len(), stream)?)
@@ -566,7 +567,7 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps), and the context must be current.
     pub(super) unsafe fn set_step(&mut self, set: usize, step: u64, stream: *mut c_void) -> Result<(), Error> {
-        // SAFETY: the caller's promise; that is where the counter lies.
+        // SAFETY: as this function requires; that is where the counter lies.
         unsafe { upload(self.sets[set].step, &[step], stream) }
     }
 
@@ -576,7 +577,7 @@ impl Control {
     unsafe fn begin_read(&self, stream: *mut c_void) -> Result<Current, Error> {
         self.check_interrupted()?;
         let current = self.kernels.enter()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             check_stream(&self.kernels, stream)?;
             refuse_capture(stream, "reading from the device")?;
@@ -588,7 +589,7 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps), and the context must be current.
     unsafe fn read_steps(&self, stream: *mut c_void) -> Result<Vec<u64>, Error> {
-        // SAFETY: the caller's promise; the counters lie at these places.
+        // SAFETY: as this function requires; the counters lie at these places.
         let mut steps: Vec<u64> = unsafe { download(self.at(self.places.steps), self.sets.len(), stream) }?;
         for (set, step) in self.sets.iter().zip(&mut steps).filter(|(set, _)| !self.owns(set.step)) {
             // SAFETY: as above.

@@ -40,7 +40,7 @@ impl DeviceControl {
         config: DualAdamConfig,
         stream: *mut c_void,
     ) -> Result<(), Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             if self.control.config(group)?.with_lr(config.lr) == config {
                 self.control.set_lr(group, config.lr, stream)
@@ -54,7 +54,7 @@ impl DeviceControl {
     ///
     /// As for [`Control::steps`].
     pub(super) unsafe fn steps(&self, stream: *mut c_void) -> Result<Vec<u64>, Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.control.steps(stream) }
     }
 
@@ -62,7 +62,7 @@ impl DeviceControl {
     ///
     /// As for [`Control::steps`], and the context must be current.
     pub(super) unsafe fn set_step(&mut self, tensor: usize, step: u64, stream: *mut c_void) -> Result<(), Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.control.set_step(tensor, step, stream) }
     }
 
@@ -72,7 +72,7 @@ impl DeviceControl {
     ///
     /// As for [`Control::steps`].
     pub(super) unsafe fn steps_and_masters(&self, stream: *mut c_void) -> Result<Vec<(u64, bool)>, Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.control.steps_and_masters(stream) }
     }
 }
@@ -92,7 +92,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Captured`] if the optimizer's stream is being captured, [`Error::Driver`] for what the driver reports.
+    /// [`Error::Captured`] if the optimizer's stream is being captured, [`Error::Ptx`] if the driver refuses the kernel that prepares
+    /// coefficients, [`Error::Driver`] for what the driver reports.
     ///
     /// # Example
     ///
@@ -210,13 +211,16 @@ impl DualAdam {
             return Ok(());
         };
         list.check_control(control, scalars)?;
-        // SAFETY: the caller's promise for parameters, gradients and scalars; the rest is this optimizer's, whose work is all on one
-        // stream.
+        // SAFETY: parameters, gradients and scalars are as this function requires; the rest is this optimizer's, whose work is all on
+        // one stream.
         unsafe { list.step_active(control, scalars, stream) }
     }
 
     /// Makes what the first controlled step with these buffers needs, but steps nothing: that step can then be captured. The optimizer
     /// must have device control. Later steps need no such call, whatever their gradients' addresses are.
+    ///
+    /// A tensor without a gradient is taken to get gradients of its parameters' type. If its first one is of another type, that step
+    /// cannot be captured.
     ///
     /// # Errors
     ///
@@ -231,7 +235,10 @@ impl DualAdam {
     ///
     /// As [`prepare`](Self::prepare), and what [`TensorList`](super::TensorList) refuses of addresses.
     pub fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), Error> {
-        self.describe_controlled("prepare", params, grads).map(|_| ())
+        if !self.describe_controlled("prepare", params, grads)? && self.list.is_none() {
+            self.update_list()?;
+        }
+        Ok(())
     }
 
     /// Brings list and control up to date on the host. Returns whether any tensor has a gradient.

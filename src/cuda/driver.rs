@@ -31,8 +31,8 @@ pub(super) fn name_of(error: DriverError) -> String {
 /// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and not where another crate in the build
 /// makes it link the library.
 fn driver_is_present() -> bool {
-    // Of the names that cudarc tries, those that drivers have. The driver's own comes first: a toolkit may have a `libcuda.so` that
-    // is only there to link programs with.
+    // Of the names that cudarc tries, those that drivers have. cudarc itself asks for `libcuda.so` before `libcuda.so.1`, which may find
+    // a toolkit's stub before the driver: `start` says so then.
     let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
     // SAFETY: opening the driver's library runs its initialisers only, which is what a program does that links it.
     names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
@@ -46,7 +46,11 @@ pub(super) fn start() -> Result<(), Error> {
     }
     let mut found = 0;
     // SAFETY: `found` is where the driver may write the version.
-    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut found) })?;
+    let answer = unsafe { sys::cuDriverGetVersion(&mut found) };
+    if answer == CUresult::CUDA_ERROR_STUB_LIBRARY {
+        return Err(Error::StubDriver);
+    }
+    check("cuDriverGetVersion", answer)?;
     if found < OLDEST_DRIVER {
         return Err(Error::OldDriver { required: OLDEST_DRIVER, found });
     }

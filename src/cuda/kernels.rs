@@ -24,8 +24,9 @@ const LOG_BYTES: usize = 16 << 10;
 /// The kernels in a CUDA context. Cheap to clone.
 ///
 /// There is a module of kernels for each combination of types. The driver compiles it when a list or a flat step first needs it, or
-/// when [`prepare`](Self::prepare) asks for it, which takes a moment. It does so once per context, and stays loaded until the context
-/// ends, so that a CUDA graph may outlive the kernels that it captured.
+/// when [`prepare`](Self::prepare) asks for it, which takes a moment. A module stays loaded until the context ends, so that a CUDA
+/// graph may outlive the kernels that it captured. Keep a clone for as long as you need kernels: after the last one is dropped, new
+/// kernels in the same context are compiled again. That last drop may wait for the device; no other one does.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -84,8 +85,8 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`] where libcuda is missing, [`Error::OldDriver`], [`Error::Position`] if there is no such device, and
-    /// [`Error::Driver`] for anything else that the driver reports.
+    /// [`Error::NoDriver`] where libcuda is missing, [`Error::StubDriver`], [`Error::OldDriver`], [`Error::Position`] if there is no such
+    /// device, and [`Error::Driver`] for anything else that the driver reports.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
         driver::start()?;
         let len = driver::device_count()?;
@@ -153,8 +154,8 @@ impl Kernels {
                     return Ok(kernels);
                 }
             }
-            // SAFETY: the context is valid, since it is current, and of this device. That it is not destroyed while it is in use is
-            // the caller's promise, and that it is never destroyed by cudarc is what the reference that is never dropped is for.
+            // SAFETY: the context is valid, since it is current, and of this device. The caller keeps it while it is in use (this
+            // function's requirement). cudarc never destroys it, since one reference is never dropped.
             let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
             std::mem::forget(context.clone());
             Self::share(Held::new(context))
@@ -205,7 +206,8 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// [`Error::Context`] for a stream of another context, and [`Error::Driver`] for what the driver reports.
+    /// [`Error::Context`] for a stream of another context, and [`Error::Driver`] for what the driver reports: a capture that has failed,
+    /// or for the null stream, that a stream which waits for it is being captured.
     ///
     /// # Safety
     ///

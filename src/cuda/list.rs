@@ -26,7 +26,7 @@ use super::table::{Table, Tables};
 /// PyTorch's are. The graph may outlive the list: its descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is
 /// destroyed. A later call that allocates then frees them.
 ///
-/// Dropping the list never waits for the device, and frees its memory after the last step. It does no harm to captures.
+/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is freed after the last step.
 ///
 /// # Example
 ///
@@ -61,13 +61,14 @@ pub struct TensorList {
 }
 
 impl TensorList {
-    /// Builds the descriptors of these tensors and puts them into device memory. Waits until they are there, but for no other work.
+    /// Loads the kernels of these tensors, builds the tensors' descriptors and puts them into device memory. Waits until they are there.
     ///
     /// # Errors
     ///
     /// [`Error::Empty`] for no tensor at all, [`Error::Types`] for a type combination without a kernel, [`Error::Null`],
     /// [`Error::Misaligned`], [`Error::Extent`] or [`Error::Overlap`] for buffers that cannot be right (two gradients may share
-    /// memory), [`Error::TooMany`] for more than a launch can serve, [`Error::Driver`] for what the driver reports.
+    /// memory), [`Error::TooMany`] for more than a launch can serve, [`Error::Ptx`] if the driver refuses the kernels, [`Error::Driver`] for
+    /// what the driver reports.
     pub fn new(kernels: &Kernels, tensors: &[RawTensor]) -> Result<Self, Error> {
         let last_use = {
             let _current = kernels.enter()?;
@@ -171,7 +172,7 @@ impl TensorList {
     ///   if their streams differ.
     /// - A graph that captured this step is launched only while that holds of the buffers that it captured.
     pub unsafe fn step_raw(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<(), Error> {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.step_groups(sets, stream, |_| ()) }
     }
 
@@ -217,7 +218,7 @@ impl TensorList {
         stepped
     }
 
-    /// One DualAdam step whose coefficients, counters and skipping are the device's affair, enqueued on `stream`: `control` has the
+    /// One DualAdam step whose coefficients, counters and skips the device decides, enqueued on `stream`: `control` has the
     /// sets that the tensors name, `scalars` is what else steers the step.
     ///
     /// A small kernel advances the counter of each set that a tensor with a gradient names, and forms its coefficients with the
@@ -235,7 +236,8 @@ impl TensorList {
     /// [`Error::Address`] for a scalar that is not aligned to 4 bytes, [`Error::Interrupted`]. Nothing is launched then.
     /// [`Error::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the device failed. If the coefficients were
     /// prepared by then, counters have advanced of tensors that were not stepped, and `control` refuses to go on with
-    /// [`Error::Interrupted`] until [`Control::set_steps`].
+    /// [`Error::Interrupted`] until [`Control::set_steps`]. If that happens in a capture, do not launch its graph: it may advance counters
+    /// and step nothing.
     ///
     /// # Safety
     ///
@@ -273,7 +275,7 @@ impl TensorList {
     ) -> Result<(), Error> {
         self.check_control(control, scalars)?;
         self.choose_active(control);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.step_active(control, scalars, stream) }
     }
 

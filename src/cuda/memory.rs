@@ -26,7 +26,8 @@ pub(super) struct Pool {
     frees: CUstream,
     /// Whether the device has memory that streams allocate and free.
     is_stream_ordered: bool,
-    /// What no stream can free, and what a graph may still use: a later allocation frees it, once its last use has ended.
+    /// What no stream can free, and what a graph may still use: a later allocation frees it or takes it over, once its last use has
+    /// ended.
     left: Mutex<Vec<Left>>,
 }
 
@@ -44,7 +45,7 @@ struct Left {
 #[derive(Debug, Clone, Copy)]
 enum Block {
     Device(u64),
-    Pinned(*mut u8),
+    Pinned { start: *mut u8, bytes: usize },
 }
 
 // SAFETY: the address is only given to the driver.
@@ -71,7 +72,7 @@ impl Pool {
 
     /// Device memory of undefined content, in the order of the stream `uploads`. The context must be current.
     fn allocate(&self, bytes: usize) -> Result<u64, Error> {
-        self.free_what_is_left();
+        self.free_device_memory();
         let mut address = 0;
         if self.is_stream_ordered {
             // SAFETY: `address` is where the driver may write the address, and the stream lives as long as `self`.
@@ -120,23 +121,42 @@ impl Pool {
         }
     }
 
-    /// Frees what was dropped before and is not used any more. The context must be current.
-    fn free_what_is_left(&self) {
+    /// Frees the device memory that was dropped before and is not used any more. The context must be current.
+    fn free_device_memory(&self) {
+        self.take(|left| matches!(left.block, Block::Device(_))).iter().for_each(|left| self.free_now(left));
+    }
+
+    /// Pinned memory of so many bytes that was dropped before and is not used any more. To free it and to allocate anew could wait for
+    /// the device.
+    fn take_over_pinned_memory(&self, bytes: usize) -> Option<*mut u8> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.retain(|Left { block, last_use }| {
-            let has_ended = last_use.has_ended();
-            if has_ended {
-                // SAFETY: allocated by the driver in this context, and its last use has ended.
-                let _ = unsafe {
-                    match *block {
-                        Block::Device(address) if self.is_stream_ordered => sys::cuMemFreeAsync(address, self.frees),
-                        Block::Device(address) => sys::cuMemFree_v2(address),
-                        Block::Pinned(start) => sys::cuMemFreeHost(start.cast()),
-                    }
-                };
+        let mut of_this_size = left.iter().enumerate().filter_map(|(index, left)| match left.block {
+            Block::Pinned { start, bytes: found } if found == bytes && left.last_use.has_ended() => {
+                Some((index, start))
             }
-            !has_ended
+            _ => None,
         });
+        let (index, start) = of_this_size.next()?;
+        left.swap_remove(index);
+        Some(start)
+    }
+
+    /// Takes what is left and is not used any more out of the list, so that nobody who drops memory waits while it is freed.
+    fn take(&self, mut is_wanted: impl FnMut(&Left) -> bool) -> Vec<Left> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.extract_if(.., |left| is_wanted(left) && left.last_use.has_ended()).collect()
+    }
+
+    /// Frees what is not used any more, which may wait for the device. The context must be current.
+    fn free_now(&self, left: &Left) {
+        // SAFETY: allocated by the driver in this context, and its last use has ended. The stream lives as long as `self`.
+        let _ = unsafe {
+            match left.block {
+                Block::Device(address) if self.is_stream_ordered => sys::cuMemFreeAsync(address, self.frees),
+                Block::Device(address) => sys::cuMemFree_v2(address),
+                Block::Pinned { start, .. } => sys::cuMemFreeHost(start.cast()),
+            }
+        };
     }
 }
 
@@ -144,7 +164,7 @@ impl Drop for Pool {
     /// What is in use then stays allocated until the context ends.
     fn drop(&mut self) {
         if let Ok(_current) = Current::enter(&self.context) {
-            self.free_what_is_left();
+            self.take(|_| true).iter().for_each(|left| self.free_now(left));
             for stream in [self.uploads, self.frees].into_iter().filter(|stream| !stream.is_null()) {
                 // SAFETY: the stream lives, and this is its end. The driver lets its work finish.
                 let _ = unsafe { sys::cuStreamDestroy_v2(stream) };
@@ -153,7 +173,7 @@ impl Drop for Pool {
     }
 }
 
-/// Memory on the device, freed after its last use when dropped. No bytes are no memory: the address is 0 then.
+/// Memory on the device, freed after its last use when dropped. Of size 0 it has the address 0.
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     kernels: Kernels,
@@ -233,7 +253,11 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Memory on the host that the device copies from while the host goes on; freed some time after its last use when dropped.
+/// The least that is allocated: a page.
+const SMALLEST_PINNED: usize = 4096;
+
+/// Memory on the host that the device copies from while the host goes on. When it is dropped, later memory takes it over after its last
+/// use.
 #[derive(Debug)]
 pub(super) struct PinnedMemory {
     kernels: Kernels,
@@ -248,16 +272,15 @@ unsafe impl Send for PinnedMemory {}
 unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
-    /// Memory of zeros.
+    /// Memory of zeros. Its size is rounded up, so that other lists and controls can take it over later.
     pub(super) fn new(kernels: &Kernels, last_use: &Arc<LastUse>, bytes: usize) -> Result<Self, Error> {
-        let mut start: *mut c_void = ptr::null_mut();
-        let bytes = bytes.max(1);
+        let bytes = bytes.max(SMALLEST_PINNED).checked_next_power_of_two().unwrap_or(bytes);
         let _current = kernels.enter()?;
-        kernels.pool().free_what_is_left();
-        // SAFETY: `start` is where the driver may write the address.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut start, bytes, 0) })?;
-        let start = start.cast::<u8>();
-        // SAFETY: the driver has given that many bytes there.
+        let start = match kernels.pool().take_over_pinned_memory(bytes) {
+            Some(start) => start,
+            None => allocate_pinned(bytes)?,
+        };
+        // SAFETY: the driver has given that many bytes there, and nothing uses them.
         unsafe { start.write_bytes(0, bytes) };
         Ok(Self { kernels: kernels.clone(), start, bytes, last_use: last_use.clone() })
     }
@@ -272,9 +295,18 @@ impl PinnedMemory {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         if !self.last_use.is_unknown() {
-            self.kernels.pool().free(Block::Pinned(self.start), &self.last_use);
+            let block = Block::Pinned { start: self.start, bytes: self.bytes };
+            self.kernels.pool().free(block, &self.last_use);
         }
     }
+}
+
+/// Pinned memory of undefined content. The context must be current.
+fn allocate_pinned(bytes: usize) -> Result<*mut u8, Error> {
+    let mut start: *mut c_void = ptr::null_mut();
+    // SAFETY: `start` is where the driver may write the address.
+    check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut start, bytes, 0) })?;
+    Ok(start.cast())
 }
 
 /// Copies to the device, in the order of `stream`, and waits for the stream: the values may go then.

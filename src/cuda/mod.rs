@@ -27,12 +27,16 @@
 //!   where PyTorch captures a whole iteration, and nothing that comes later changes what a graph reads.
 //! - A graph may outlive the list, the control or the optimizer: memory that it may use stays until the graph, and what was made of
 //!   it, is destroyed. A later allocation of the library then frees it.
-//! - No call waits for the whole context. Dropping a list, a control or an optimizer waits for nothing: its memory is freed after its
-//!   last step, in the order of a stream. So all of it can be done while another thread captures, in any capture mode.
+//! - No call waits for the whole context by itself. The driver may wait where it loads a module, or allocates or frees pinned memory:
+//!   in the calls that make kernels, lists, controls and optimizers, and where the last clone of [`Kernels`] is dropped.
+//! - Dropping a list, a control or an optimizer waits for nothing. Device memory is freed after its last use, in the order of a stream;
+//!   on a device without memory pools, a later allocation of the library frees it. Pinned memory is taken over by what is made later.
+//! - All of it can be done while another thread captures, in any capture mode.
 //!
 //! Nothing is needed to build this but Rust; libcuda is looked for when [`Kernels`] are made, and its absence is
-//! [`Error::NoDriver`](crate::Error::NoDriver). Every failure of the driver is an [`Error`](crate::Error) with its code. After one that
-//! says that the device is lost, such as an illegal address, every later call fails in the same way, as the driver lays down.
+//! [`Error::NoDriver`](crate::Error::NoDriver). A toolkit's stub that is found before it is
+//! [`Error::StubDriver`](crate::Error::StubDriver). Every failure of the driver is an [`Error`](crate::Error) with its code. After one that
+//! says that the device is lost, such as an illegal address, every later call fails in the same way, as the driver documents.
 
 mod checks;
 mod control;

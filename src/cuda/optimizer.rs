@@ -33,8 +33,8 @@ const ALIGN: usize = 64;
 /// optimizer's stream and returns at once. A tensor's first update takes its masters from the parameters, on the device.
 /// Methods, results and files are those of [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
 ///
-/// Dropping the optimizer never waits for the device, and frees its memory after the last step. Any thread may drop it, also while
-/// another thread captures.
+/// Dropping the optimizer never waits for the device. Its device memory is freed after the last step, and after the last graph that
+/// captured a step; see [the module's page](super). Any thread may drop it, also while another thread captures.
 ///
 /// # Example
 ///
@@ -62,7 +62,7 @@ pub struct DualAdam {
     pub(super) groups: Vec<DualAdamConfig>,
     pub(super) tensors: Vec<Tensor>,
     pub(super) moments: Moments,
-    /// What counts the steps in place of the tensors, where that is the device's affair.
+    /// What counts the steps in place of the tensors, where the device does that.
     pub(super) control: Option<DeviceControl>,
     sets: Sets,
     raw_params: Vec<RawBuffer>,
@@ -198,8 +198,8 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
-    /// A CUDA graph that captured the step keeps its coefficients and addresses, and counts no steps: use
-    /// [`enable_device_control`](Self::enable_device_control) for graphs. The graph may be launched only while the buffers live, which
+    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts as a step, and the graph's launches
+    /// count as none: use [`enable_device_control`](Self::enable_device_control) for graphs. The graph may be launched only while the buffers live, which
     /// cudarc does not see to. The optimizer's first step cannot be captured.
     ///
     /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
@@ -209,8 +209,8 @@ impl DualAdam {
     ///
     /// [`Error::Count`], [`Error::Length`], [`Error::Types`] or [`Error::Overlap`] for lists or buffers that don't fit,
     /// [`Error::Context`] for buffers of another context, [`Error::Unordered`] for buffers of another `CudaContext` value than the
-    /// stream's, [`Error::Value`] for a config that is not valid. Nothing is launched then,
-    /// and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
+    /// stream's, [`Error::Value`] for a config that is not valid, [`Error::Captured`] for what cannot be captured, [`Error::Ptx`] if the
+    /// driver refuses the kernels, which the first step loads. Nothing is launched then, and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
     pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
         self.step_scaled(params, grads, 1.0)
     }
@@ -314,7 +314,7 @@ impl DualAdam {
                 let requirement = "be 1 with device control, which takes loss scale and clip factor from the device";
                 return Err(Error::Value { name: "grad_multiplier", requirement, value: grad_multiplier });
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: the buffers are as this function requires, and there are no scalars.
             return unsafe { self.step_controlled_raw(params, grads, &RawScalars::default()) };
         }
         owner::check_counts(self.tensors.len(), params.len(), grads.len())?;
@@ -338,7 +338,7 @@ impl DualAdam {
                 tensor.master_is_set |= tensor.master_at.is_some();
             }
         };
-        // SAFETY: the caller's promise for parameters and gradients; moments and masters are this optimizer's, whose work is all on
+        // SAFETY: parameters and gradients are as this function requires; moments and masters are this optimizer's, whose work is all on
         // one stream.
         unsafe { list.step_groups(self.sets.coeffs(), stream, count) }
     }
@@ -458,7 +458,8 @@ impl DualAdam {
     /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
     /// Adam or AdamW, which mean the same. The moments are given on the host.
     ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters.
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters. The call waits for the work
+    /// before on the optimizer's stream.
     ///
     /// # Errors
     ///

@@ -17,8 +17,15 @@ use super::kernels::Kernels;
 /// # Errors
 ///
 /// [`Error::Length`] if a buffer's length differs from the parameters', [`Error::Context`] if the stream or a buffer belongs to
-/// another context than the kernels, [`Error::Unordered`] if a buffer belongs to another `CudaContext` value than the stream, and what [`Kernels::step_raw`] refuses; nothing is launched then. [`Error::Driver`] for what
+/// another context than the kernels, [`Error::Unordered`] if a buffer belongs to another
+/// `CudaContext` value than the stream, and what [`Kernels::step_raw`] refuses; nothing is launched then. [`Error::Driver`] for what
 /// the driver reports.
+///
+/// # Order
+///
+/// cudarc orders the step with other uses of the buffers, once the context has made a stream (`CudaContext::new_stream`). Two things it
+/// leaves to you: the order with work on streams that you let it borrow, and a CUDA graph that captured the step, which may be launched
+/// only while the buffers live.
 ///
 /// # Example
 ///
@@ -110,7 +117,7 @@ fn flat<P: Element, G: Element, C: Element>(
         set: 0,
     };
     // SAFETY: the stream is live and the views are buffers of their types and of this length in the kernels' context. They are borrowed
-    // now, and cudarc orders later uses after this work, and their end as well.
+    // now, and cudarc orders later uses after this work, and their end as well; what it leaves to the caller is in the documentation.
     unsafe { kernels.step_raw(&tensor, coeffs, stream.cu_stream().cast()) }
 }
 

@@ -212,7 +212,7 @@ fn pointers_to_structs_and_results() {
         let limit = (isize::MAX as usize - (&raw const one).addr()) / 72;
         let text = format!("tensors must number at most {limit}, got {}", usize::MAX);
         fails(dualadam_cpu_step_list(&one, usize::MAX, &set, 1), DUALADAM_STATUS_TOO_MANY, &text);
-        let text = format!("memory for {} tensors must be there, it is not", 1_u64 << 50);
+        let text = format!("out of memory: {} tensors are needed", 1_u64 << 50);
         fails(dualadam_cpu_step_list(&one, 1 << 50, &set, 1), DUALADAM_STATUS_MEMORY, &text);
         fails(dualadam_state_new(config, 1, &layout(1), 1, ptr::null_mut()), null, "state must not be null");
         assert_eq!(dualadam_last_error(ptr::null_mut(), 1, ptr::null_mut()), null);
@@ -279,7 +279,7 @@ fn states() {
     fails(status(with(1, 0)), DUALADAM_STATUS_INDEX, "group of tensor 0 must be below 1, got 1");
     fails(status(with(0, 2)), DUALADAM_STATUS_ENUM, "has_master of tensors[0] must be 0 or 1, got 2");
     for len in [1 << 50, u64::MAX / 4, u64::MAX] {
-        let text = format!("memory for {len} elements of tensor 0 must be there, it is not");
+        let text = format!("out of memory: tensor 0 needs memory for {len} elements");
         fails(status(layout(len)), DUALADAM_STATUS_MEMORY, &text);
     }
 

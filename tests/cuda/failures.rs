@@ -342,6 +342,9 @@ fn drivers_that_cannot_do_it_are_refused() {
     assert_eq!(error.to_string(), "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(11_040);
     drop(Kernels::new(0).unwrap());
+    // A toolkit's stub answers so to every call.
+    stand_in.fail("cuDriverGetVersion", 1, 34);
+    assert!(matches!(Kernels::new(0), Err(Error::StubDriver)));
 
     assert!(matches!(Kernels::new(5), Err(Error::Position { list: "device", value: 5, .. })));
     assert!(matches!(Kernels::new(1 << 32), Err(Error::Position { list: "device", .. })));

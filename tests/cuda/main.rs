@@ -8,12 +8,16 @@
 #[macro_use]
 mod bodies;
 #[cfg(target_os = "linux")]
+mod capture_failures;
+#[cfg(target_os = "linux")]
 #[path = "../common/mod.rs"]
 mod common;
 #[cfg(target_os = "linux")]
 mod failures;
 #[cfg(target_os = "linux")]
 mod interrupted;
+#[cfg(target_os = "linux")]
+mod leaks;
 #[cfg(target_os = "linux")]
 mod loading;
 #[cfg(target_os = "linux")]
@@ -35,14 +39,15 @@ fn main() {
             Ok(Completion::Completed)
         })
     };
-    let failing = |&(name, test): &(&'static str, fn())| {
+    let failing = |(name, test): (&'static str, fn())| {
         Trial::test(name, move || {
             test();
             Ok(())
         })
     };
-    let with_failures = failures::TESTS.iter().chain(interrupted::TESTS).chain(loading::TESTS).chain(waits::TESTS);
-    let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.map(failing));
+    let with_failures =
+        [failures::TESTS, capture_failures::TESTS, interrupted::TESTS, leaks::TESTS, loading::TESTS, waits::TESTS];
+    let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.concat().into_iter().map(failing));
     device::conclude(trials.collect()).exit();
 }
 

@@ -179,10 +179,30 @@ impl Driver {
 
     /// Work on the null stream would wait for blocking streams, and one of them is being captured.
     pub(crate) fn refuse_implicit_capture(&mut self, context: Handle) -> Result<(), Code> {
-        let is_caught = |stream: &&super::state::Stream| stream.context == context && stream.is_blocking;
-        let captures: Vec<u64> = self.streams.values().filter(is_caught).filter_map(|stream| stream.capture).collect();
+        let captures = self.captures_of_blocking_streams(context);
         captures.iter().for_each(|&id| self.invalidate(Some(id)));
         if captures.is_empty() { Ok(()) } else { Err(ERROR_STREAM_CAPTURE_IMPLICIT) }
+    }
+
+    fn captures_of_blocking_streams(&self, context: Handle) -> Vec<u64> {
+        let is_caught = |stream: &&super::state::Stream| stream.context == context && stream.is_blocking;
+        self.streams.values().filter(is_caught).filter_map(|stream| stream.capture).collect()
+    }
+
+    /// The capture of a stream, 0 for none, and its status. For the null stream there is no answer while a blocking stream is being
+    /// captured, which does not spoil that capture.
+    fn capture_status(&mut self, stream: Handle) -> Result<(u64, i32), Code> {
+        let (context, capture) = {
+            let stream = self.stream(stream)?;
+            (stream.context, stream.capture)
+        };
+        if self.sound_context(context)?.null_stream == stream && !self.captures_of_blocking_streams(context).is_empty()
+        {
+            return Err(ERROR_STREAM_CAPTURE_IMPLICIT);
+        }
+        let is_invalid = |id: u64| self.captures.get(&id).is_none_or(|capture| capture.is_invalid);
+        let status = capture.map_or(0, |id| if is_invalid(id) { 2 } else { 1 });
+        Ok((capture.unwrap_or(0), status))
     }
 
     fn begin_capture(&mut self, stream: Handle, mode: i32) -> Result<(), Code> {
@@ -310,9 +330,7 @@ api! {
 
     fn cuStreamIsCapturing(driver, stream: Handle, status: Out<i32>) {
         let stream = driver.resolve_stream(stream)?;
-        let capture = driver.stream(stream)?.capture;
-        let is_invalid = |id: u64| driver.captures.get(&id).is_none_or(|capture| capture.is_invalid);
-        status.set(capture.map_or(0, |id| if is_invalid(id) { 2 } else { 1 }))
+        status.set(driver.capture_status(stream)?.1)
     }
 
     fn cuStreamGetCaptureInfo_v2(
@@ -325,14 +343,14 @@ api! {
         count: Out<usize>,
     ) {
         let stream = driver.resolve_stream(stream)?;
-        let capture = driver.stream(stream)?.capture;
+        let (capture, state) = driver.capture_status(stream)?;
         if !(dependencies.is_null() && count.is_null()) {
             return Err(ERROR_NOT_SUPPORTED);
         }
-        id.set_if_wanted(capture.unwrap_or(0));
-        graph.set_if_wanted(capture.unwrap_or(0));
-        let is_invalid = |id: u64| driver.captures.get(&id).is_none_or(|capture| capture.is_invalid);
-        status.set(capture.map_or(0, |id| if is_invalid(id) { 2 } else { 1 }))
+        id.set_if_wanted(capture);
+        // A failed capture has no graph.
+        graph.set_if_wanted(if state == 1 { capture } else { 0 });
+        status.set(state)
     }
 
     fn cuGraphInstantiateWithFlags(driver, exec: Out<Handle>, graph: Handle, flags: u64) {

@@ -71,7 +71,8 @@ extern "C" fn stand_in_set_attribute(number: i32, value: i32) {
 }
 
 /// `devices`, `total_memory`, `patience` (how often a query answers "not ready" before the work is done), `check_order` (0: work
-/// on the same bytes that nothing orders is not reported). Returns whether there is such a setting.
+/// on the same bytes that nothing orders is not reported), `reads_pageable_late` (1: copies read pageable memory when they run). Returns
+/// whether there is such a setting.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_set(name: Text, value: i64) -> bool {
     let name = name_of(name);
@@ -82,6 +83,7 @@ extern "C" fn stand_in_set(name: Text, value: i64) -> bool {
         "total_memory" => settings.total_memory = value as usize,
         "patience" => settings.patience = value as u32,
         "check_order" => settings.check_order = value != 0,
+        "reads_pageable_late" => settings.reads_pageable_late = value != 0,
         _ => return false,
     }
     true

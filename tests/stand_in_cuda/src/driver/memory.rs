@@ -101,7 +101,8 @@ impl Driver {
         }
     }
 
-    /// A copy on a stream. From pageable memory the bytes are taken now; to pageable memory the call returns when it is done.
+    /// A copy on a stream. From pageable memory the bytes are taken now, or when it runs, as is set; to pageable memory the call returns
+    /// when it is done.
     fn copy_async(&mut self, to: Place, from: Place, bytes: usize, stream: Handle, label: &str) -> Result<(), Code> {
         let stream = self.resolve_stream(stream)?;
         if bytes == 0 {
@@ -109,7 +110,9 @@ impl Driver {
         }
         let is_captured = self.stream(stream)?.capture.is_some();
         let from = match from {
-            Place::Pageable(address) if !is_captured => Place::Staged(Arc::new(read_host(address, bytes))),
+            Place::Pageable(address) if !is_captured && !self.settings.reads_pageable_late => {
+                Place::Staged(Arc::new(read_host(address, bytes)))
+            }
             from => from,
         };
         let returns_when_done = matches!(to, Place::Pageable(_)) && !is_captured;

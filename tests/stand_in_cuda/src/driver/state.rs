@@ -40,14 +40,23 @@ pub(crate) struct Settings {
     pub(crate) patience: u32,
     /// Report work on the same bytes that nothing orders.
     pub(crate) check_order: bool,
+    /// Copies read pageable memory when they run, and not at the call.
+    pub(crate) reads_pageable_late: bool,
     pub(crate) attributes: HashMap<i32, i32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let patience = 3;
-        let attributes = HashMap::new();
-        Self { driver_version: 12_080, devices: 2, total_memory: 8 << 30, patience, check_order: true, attributes }
+        Self {
+            driver_version: 12_080,
+            devices: 2,
+            total_memory: 8 << 30,
+            patience,
+            check_order: true,
+            reads_pageable_late: false,
+            attributes: HashMap::new(),
+        }
     }
 }
 

@@ -1,0 +1,153 @@
+//! Captures in which something fails, or that have failed already; and what they must not do to others.
+
+use std::sync::Arc;
+
+use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
+use dualadam::cuda::cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
+use dualadam::cuda::cudarc::driver::{CudaStream, result};
+use dualadam::cuda::{DualAdam, RawScalars};
+use dualadam::{DualAdamConfig, Error, TensorLayout};
+
+use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
+
+use crate::bodies::control::{Run, switching};
+use crate::bodies::gpu::Gpu;
+use crate::bodies::graphs::{capture, step_on};
+use crate::failures::{self, at_each_call, stand_in};
+
+pub(crate) const TESTS: &[(&str, fn())] = bodies!["capture_failures":
+    a_captured_step_fails_at_every_call_and_spoils_no_other_capture,
+    a_step_in_a_capture_that_has_failed_allocates_nothing,
+    the_thread_has_its_capture_mode_back,
+    the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured,
+    preparing_without_gradients_is_enough_for_a_capture,
+];
+
+struct Captures {
+    run: Run,
+    other: Arc<CudaStream>,
+    gpu: Gpu,
+}
+
+impl Captures {
+    /// A list and its control that have made a step, a capture of them under way, and one of somebody else in the global mode.
+    fn new() -> Self {
+        let gpu = failures::gpu();
+        let mut run = Run::new(&gpu, &[300, 5], &switching());
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+        run.expect(&[1e-2; 2], 1.0, |_| true);
+        let other = gpu.context.new_stream().unwrap();
+        gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+        other.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        Self { run, other, gpu }
+    }
+}
+
+fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
+    let work = |Captures { run, gpu, .. }: &mut Captures| {
+        // SAFETY: the stand-in checks each access.
+        unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
+    };
+    let mut failures = 0;
+    let verify = |world: Captures, result: Result<(), Error>| {
+        // Dropped in the opposite order: the stand-in last.
+        let Captures { gpu, other, mut run } = world;
+        other.end_capture(Flags(0)).expect("the other capture");
+        let graph = gpu.stream.end_capture(Flags(0));
+        match result {
+            Ok(()) => {
+                graph.unwrap().unwrap().launch().unwrap();
+                run.expect(&[1e-2; 2], 1.0, |_| true);
+            }
+            Err(_) => failures += 1,
+        }
+        step_on(&gpu.stream, &mut run, RawScalars::default());
+        run.expect(&[1e-2; 2], 1.0, |_| true);
+        run.assert_same(&gpu, "after a failure");
+        drop(run);
+        gpu.assert_clean();
+    };
+    at_each_call(Captures::new, |world| &world.gpu, work, verify);
+    // Twice the capture mode and which is current; the stream's context; whether it is captured; the event, the memory, the copy and the
+    // wait for the tables; three launches. The calls that take note of the graph may fail.
+    assert_eq!(failures, 13);
+}
+
+fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
+    let gpu = failures::gpu();
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    assert!(gpu.context.synchronize().is_err());
+    let before = stand_in(&gpu).live("memory");
+    for _ in 0..2 {
+        // SAFETY: the stand-in checks each access.
+        let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
+        let Err(error @ Error::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
+        assert_eq!(error.to_string(), "cuStreamIsCapturing failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (901)");
+    }
+    assert_eq!(stand_in(&gpu).live("memory"), before);
+    assert!(gpu.stream.end_capture(Flags(0)).is_err());
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    run.assert_same(&gpu, "after the capture");
+    gpu.assert_clean();
+}
+
+/// What the library allows itself is not allowed to the caller afterwards, whether the step was made or not.
+fn the_thread_has_its_capture_mode_back() {
+    for fails in [false, true] {
+        let gpu = failures::gpu();
+        let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+        gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        if fails {
+            stand_in(&gpu).fail("cuMemAllocAsync", 1, failures::CODE);
+        }
+        // SAFETY: the stand-in checks each access.
+        let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
+        assert_eq!(step.is_err(), fails);
+        // SAFETY: refused.
+        let refused = unsafe { result::malloc_sync(4) }.unwrap_err();
+        assert_eq!(refused.0, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        assert!(gpu.stream.end_capture(Flags(0)).is_err());
+        gpu.assert_clean();
+    }
+}
+
+fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
+    let gpu = failures::gpu();
+    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    let null = std::ptr::null_mut();
+    let mut blocking = null;
+    // SAFETY: a place for the handle.
+    assert_eq!(unsafe { sys::cuStreamCreate(&mut blocking, 0) }, CUresult::CUDA_SUCCESS);
+    // SAFETY: the stream was made above.
+    unsafe { result::stream::begin_capture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL) }.unwrap();
+    // SAFETY: the stand-in checks each access.
+    let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), null.cast()) };
+    let Err(Error::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
+    // SAFETY: as above; the graph goes with the context.
+    unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
+    step_on(&gpu.stream, &mut run, RawScalars::default());
+    run.expect(&[1e-2], 1.0, |_| true);
+    run.assert_same(&gpu, "after the capture");
+    gpu.assert_clean();
+}
+
+/// As after `zero_grad(set_to_none=True)`.
+fn preparing_without_gradients_is_enough_for_a_capture() {
+    let gpu = failures::gpu();
+    let run = Run::new(&gpu, &[300], &switching()[..1]);
+    let raw = run.raw()[0];
+    let layout = [TensorLayout::new(300)];
+    let mut optimizer =
+        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    optimizer.enable_device_control().unwrap();
+    optimizer.prepare_raw(&[raw.params], &[None]).unwrap();
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
+        unsafe { optimizer.step_controlled_raw(&[raw.params], &[Some(raw.grads)], &RawScalars::default()) }.unwrap();
+    });
+    graph.launch().unwrap();
+    assert_eq!(optimizer.step_of(0).unwrap(), 1);
+    gpu.assert_clean();
+}
