@@ -568,7 +568,11 @@ impl Control {
     /// As for [`steps`](Self::steps), and the context must be current.
     pub(super) unsafe fn set_step(&mut self, set: usize, step: u64, stream: *mut c_void) -> Result<(), Error> {
         // SAFETY: as this function requires; that is where the counter lies.
-        unsafe { upload(self.sets[set].step, &[step], stream) }
+        unsafe {
+            let uploaded = upload(self.sets[set].step, &[step], stream);
+            self.last_use.note(stream);
+            uploaded
+        }
     }
 
     /// # Safety

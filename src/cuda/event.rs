@@ -161,6 +161,13 @@ impl LastUse {
         }
     }
 
+    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs. The context must be current.
+    pub(super) fn wait(&self) {
+        if self.state.load(Ordering::Acquire) == RECORDED {
+            let _ = self.end.wait();
+        }
+    }
+
     /// Lets what is enqueued on `stream` from now on wait for the last use.
     ///
     /// # Safety

@@ -2,10 +2,10 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUfunction, CUjit_option, CUmodule};
+use cudarc::driver::sys::{self, CUcontext, CUfunction, CUjit_option, CUmodule};
 
 use crate::combination::Combination;
 use crate::{Dtype, Error};
@@ -26,7 +26,8 @@ const LOG_BYTES: usize = 16 << 10;
 /// There is a module of kernels for each combination of types. The driver compiles it when a list or a flat step first needs it, or
 /// when [`prepare`](Self::prepare) asks for it, which takes a moment. A module stays loaded until the context ends, so that a CUDA
 /// graph may outlive the kernels that it captured. Keep a clone for as long as you need kernels: after the last one is dropped, new
-/// kernels in the same context are compiled again. That last drop may wait for the device; no other one does.
+/// kernels in the same context are compiled again. That last drop may wait for the device, and on a
+/// device without memory pools it waits for the last steps. No other drop waits.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -79,6 +80,10 @@ pub(super) struct Functions {
 
 /// What is made, so that no context has it twice.
 static MADE: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
+fn made() -> MutexGuard<'static, Vec<Weak<Inner>>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Kernels {
     /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most other programs use as well.
@@ -147,12 +152,15 @@ impl Kernels {
         let current = driver::current()?;
         let device = driver::current_device()?;
         let failed = |error| driver::failed("CudaContext::from_raw_context", error);
+        if let Some(kernels) = Self::find(current, &mut made()) {
+            return Ok(kernels);
+        }
         keeping_current(|| {
-            if driver::primary_is_active(device)? {
-                let kernels = Self::new(device as usize)?;
-                if kernels.context().cu_ctx() == current {
-                    return Ok(kernels);
-                }
+            if driver::primary_is_active(device)?
+                && let Ok(primary) = CudaContext::new(device as usize).map(Held::new)
+                && primary.cu_ctx() == current
+            {
+                return Self::share(primary);
             }
             // SAFETY: the context is valid, since it is current, and of this device. The caller keeps it while it is in use (this
             // function's requirement). cudarc never destroys it, since one reference is never dropped.
@@ -164,11 +172,9 @@ impl Kernels {
 
     /// Those of a context that are there already, or new ones.
     fn share(context: Held<CudaContext>) -> Result<Self, Error> {
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-        made.retain(|inner| inner.strong_count() > 0);
-        let of_this_context = |inner: &Arc<Inner>| inner.context.cu_ctx() == context.cu_ctx();
-        if let Some(inner) = made.iter().filter_map(Weak::upgrade).find(of_this_context) {
-            return Ok(Self { inner });
+        let mut made = made();
+        if let Some(kernels) = Self::find(context.cu_ctx(), &mut made) {
+            return Ok(kernels);
         }
         let pool = {
             let _current = Current::enter(&context)?;
@@ -178,6 +184,13 @@ impl Kernels {
         let inner = Arc::new(Inner { functions, prepare_sets, loading: Mutex::default(), pool, context });
         made.push(Arc::downgrade(&inner));
         Ok(Self { inner })
+    }
+
+    /// Those of a context that are there already.
+    fn find(context: CUcontext, made: &mut Vec<Weak<Inner>>) -> Option<Self> {
+        made.retain(|inner| inner.strong_count() > 0);
+        let of_this_context = |inner: &Arc<Inner>| inner.context.cu_ctx() == context;
+        made.iter().filter_map(Weak::upgrade).find(of_this_context).map(|inner| Self { inner })
     }
 
     /// Loads ahead the kernels of a combination of types: all that flat steps and lists of it need. A flat step that is captured in a

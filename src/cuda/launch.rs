@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use crate::{Error, RawTensor, StepCoeffs};
 
-use super::checks::{check_one, check_stream, refuse_capture};
+use super::checks::{check_capture, check_one};
 use super::driver::check;
 use super::kernels::{Function, Kernels};
 
@@ -84,20 +84,19 @@ impl Kernels {
         check_one(tensor)?;
         let blocks = flat_blocks(tensor.len)?;
         let _current = self.enter()?;
+        // Also where the answer does not matter: the driver refuses it where a launch would spoil somebody else's capture.
         // SAFETY: `stream` is live (this function's first requirement), and the context is current.
-        unsafe { check_stream(self, stream) }?;
+        let is_captured = unsafe { check_capture(self, stream) }?;
         if tensor.len == 0 {
             return Ok(());
         }
         let functions = match self.loaded(combination) {
             Some(functions) => functions,
-            None => {
-                // SAFETY: as above.
-                unsafe {
-                    refuse_capture(stream, "the first step with a combination of types, which loads its kernels,")
-                }?;
-                self.functions(combination)?
+            None if is_captured => {
+                let what = "the first step with a combination of types, which loads its kernels,";
+                return Err(Error::Captured { what });
             }
+            None => self.functions(combination)?,
         };
         let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
         let [mut params, mut grads, mut exp_avg, mut exp_avg_sq, mut copy] = tensor.addresses();

@@ -161,9 +161,15 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// What is in use then stays allocated until the context ends.
+    /// Pinned memory that is in use then, and what a graph uses, stays allocated until the context ends.
     fn drop(&mut self) {
         if let Ok(_current) = Current::enter(&self.context) {
+            if !self.is_stream_ordered {
+                // Nobody else would free device memory, which may be much. An error leaves it allocated.
+                let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let is_device = |left: &&mut Left| matches!(left.block, Block::Device(_));
+                left.iter_mut().filter(is_device).for_each(|left| left.last_use.wait());
+            }
             self.take(|_| true).iter().for_each(|left| self.free_now(left));
             for stream in [self.uploads, self.frees].into_iter().filter(|stream| !stream.is_null()) {
                 // SAFETY: the stream lives, and this is its end. The driver lets its work finish.

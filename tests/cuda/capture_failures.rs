@@ -122,9 +122,20 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     assert_eq!(unsafe { sys::cuStreamCreate(&mut blocking, 0) }, CUresult::CUDA_SUCCESS);
     // SAFETY: the stream was made above.
     unsafe { result::stream::begin_capture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL) }.unwrap();
+    let raw = run.raw()[0];
+    gpu.kernels.prepare(raw.params.dtype, raw.grads.dtype, raw.copy.map(|copy| copy.dtype)).unwrap();
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     // SAFETY: the stand-in checks each access.
-    let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), null.cast()) };
-    let Err(Error::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
+    let steps = unsafe {
+        [
+            run.list.step_controlled(&mut run.control, &RawScalars::default(), null.cast()),
+            run.list.step_raw(&[coeffs], null.cast()),
+            gpu.kernels.step_raw(&raw, &coeffs, null.cast()),
+        ]
+    };
+    for step in steps {
+        let Err(Error::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
+    }
     // SAFETY: as above; the graph goes with the context.
     unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
     step_on(&gpu.stream, &mut run, RawScalars::default());

@@ -5,6 +5,7 @@ use dualadam::cuda::{self, Control, DualAdam, Kernels, RawBuffer, RawTensor, Ten
 use dualadam::{Dtype, DualAdamConfig, Error};
 
 use std::ptr;
+use std::sync::Arc;
 
 use stand_in_cuda::client::StandIn;
 
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     the_owner_stays_consistent_at_every_failing_call,
     steps_that_cannot_be_ordered_are_not_launched,
     a_lost_device_stays_an_error,
+    another_context_is_sound_where_the_primary_one_is_lost,
     drivers_that_cannot_do_it_are_refused,
     the_current_context_is_restored_when_all_is_dropped,
 ];
@@ -332,6 +334,30 @@ fn a_lost_device_stays_an_error() {
     lost(TensorList::new(&gpu.kernels, &[tensor(0x100)]).map(|_| ()));
     lost(optimizer.set_moments(0, 1, &vec![0.0; 5000], &vec![0.0; 5000]));
     assert_eq!(optimizer.step_of(0).unwrap(), 1);
+}
+
+/// The caller's own context is current, and the primary one of the device has failed.
+fn another_context_is_sound_where_the_primary_one_is_lost() {
+    let gpu = self::gpu();
+    let other = gpu.other_context();
+    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 30), [0; 5], 0);
+    let device = host.upload(&gpu);
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+    stand_in(&gpu).fail("execute", 1, 700);
+    // SAFETY: the stand-in checks each access.
+    unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
+    assert!(gpu.context.synchronize().is_err());
+    let Gpu { kernels, stream, context, stand_in } = gpu;
+    drop(kernels);
+    set_current(other.cu_ctx().cast());
+    // SAFETY: the context lives until the kernels are dropped.
+    let [made, again] = [0, 1].map(|_| unsafe { Kernels::in_current_context() }.unwrap());
+    assert_eq!(made.context().cu_ctx(), other.cu_ctx());
+    assert!(Arc::ptr_eq(made.context(), again.context()));
+    // The memory is lost with its context.
+    std::mem::forget(device);
+    drop((made, again, other, stream, context));
+    drop(stand_in);
 }
 
 fn drivers_that_cannot_do_it_are_refused() {

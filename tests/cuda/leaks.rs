@@ -2,7 +2,7 @@
 
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
-use dualadam::cuda::{Control, ControlGroup, ControlSet, DualAdam, RawScalars, TensorList};
+use dualadam::cuda::{Control, ControlGroup, ControlSet, DualAdam, Kernels, RawScalars, TensorList};
 use dualadam::{DualAdamConfig, Error, State, TensorLayout};
 
 use crate::bodies::buffers::{COMBINATIONS, Device, Host};
@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
     what_could_not_be_sent_is_dropped_at_once,
     sources_may_go_when_a_call_returns,
     streams_may_end_before_what_used_them,
+    a_counter_that_could_not_be_awaited_is_dropped_at_once,
+    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
 ];
 
 /// A tensor, and nothing that the library makes.
@@ -185,4 +187,56 @@ fn streams_may_end_before_what_used_them() {
     host.step(&coeffs);
     device.assert_same(&gpu, &host, "after the end");
     gpu.assert_clean();
+}
+
+/// The counter's upload is enqueued, and its wait fails; then the optimizer is dropped.
+fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
+    let World { gpu, device, host } = World::new();
+    let raw = device.raw(&host);
+    // The waits for the moments, and that for the counter.
+    for nth in 1..=3 {
+        let layout = [TensorLayout::new(300).with_master()];
+        let mut optimizer =
+            DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+        optimizer.enable_device_control().unwrap();
+        // SAFETY: the stand-in checks each access.
+        unsafe { optimizer.step_raw(&[raw.copy.unwrap()], &[Some(raw.grads)], 1.0) }.unwrap();
+        gpu.context.synchronize().unwrap();
+        stand_in(&gpu).fail("cuStreamSynchronize", nth, failures::CODE);
+        assert!(optimizer.set_moments(0, 7, &[0.5; 300], &[0.5; 300]).is_err(), "wait {nth}");
+        drop(optimizer);
+        // The device may do the frees before the copies that nothing orders before them.
+        drop(TensorList::new(&gpu.kernels, &[raw]).unwrap());
+        stand_in(&gpu).run_pending();
+        assert!(stand_in(&gpu).violations().is_empty(), "wait {nth}: {:#?}", stand_in(&gpu).violations());
+    }
+    gpu.assert_clean();
+}
+
+/// Optimizer and kernels are dropped while the last step is to come; the context is somebody else's, and stays.
+fn nothing_is_left_of_lives_that_end_while_steps_are_to_come() {
+    for pools in [1, 0] {
+        let stand_in = failures::start();
+        stand_in.set_attribute(115, pools);
+        let gpu = Gpu::new(Some(stand_in));
+        let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 30), [0; 5], 0);
+        let device = host.upload(&gpu);
+        let raw = device.raw(&host);
+        let Gpu { kernels, stream, context, stand_in } = gpu;
+        drop(kernels);
+        let stand_in = stand_in.unwrap();
+        let before = stand_in.live("memory");
+        for _ in 0..4 {
+            let kernels = Kernels::new(0).unwrap();
+            let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[30]).unwrap();
+            // SAFETY: the stand-in checks each access.
+            unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+            drop((optimizer, kernels));
+            context.synchronize().unwrap();
+            assert_eq!(stand_in.live("memory"), before, "pools: {pools}");
+        }
+        let gpu = Gpu { kernels: Kernels::new(0).unwrap(), stream, context, stand_in: Some(stand_in) };
+        drop(device);
+        gpu.assert_clean();
+    }
 }
