@@ -36,14 +36,7 @@ pub(crate) struct Facts {
 impl Device {
     /// The first device, or why there is none. A device that is there and does not work fails.
     pub(crate) fn find() -> Result<Self, String> {
-        let kernels = match Kernels::new(0) {
-            Ok(kernels) => kernels,
-            Err(error @ (Error::NoDriver | Error::OldDriver { .. } | Error::Driver { call: "cuInit", .. })) => {
-                return Err(error.to_string());
-            }
-            Err(Error::Position { .. }) => return Err("the CUDA driver finds no device".to_owned()),
-            Err(error) => panic!("{error}"),
-        };
+        let kernels = find_kernels()?;
         let context = kernels.context().clone();
         context.bind_to_thread().expect("the context can be used");
         // SAFETY: all work goes to one stream, or is waited for.
@@ -67,6 +60,21 @@ impl Device {
 
     pub(crate) fn synchronize(&self) {
         self.context.synchronize().expect("the work succeeds");
+    }
+}
+
+/// The kernels of the first device, or why there is none.
+pub(crate) fn find_kernels() -> Result<Kernels, String> {
+    match Kernels::new(0) {
+        Ok(kernels) => Ok(kernels),
+        Err(
+            error @ (Error::NoDriver
+            | Error::StubDriver
+            | Error::OldDriver { .. }
+            | Error::Driver { call: "cuInit", .. }),
+        ) => Err(error.to_string()),
+        Err(Error::Position { .. }) => Err("the CUDA driver finds no device".to_owned()),
+        Err(error) => panic!("{error}"),
     }
 }
 

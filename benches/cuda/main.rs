@@ -4,13 +4,16 @@
 //! and one alignment, is checked against the CPU backend before it is timed. Its buffers are as many as it takes to be several times
 //! the size of the device's cache, where 256 are enough, and are used in turns. The host's time for a step is measured apart. The JSON
 //! file is written anew after each case. `--core` times only the cases that tell most, which take about 25 s on an H200, reckoned
-//! likewise; `--deadline` begins no case after so many seconds; `--jit` only measures how long the driver takes to load the kernels.
+//! likewise; `--deadline` begins no case after so many seconds; `--jit` only measures how long the driver takes to load the kernels. A case that fails is
+//! reported, and the others go on.
 //!
 //! All cases take about a minute on an H200, and 56 GB of its memory. The time is reckoned, not measured: 68 TB at 4.8 TB/s, and what
 //! fills the queue, take 22 s, and the allocation of the buffers is guessed at 24 s. `--json FILE` writes the results as JSON. `--quick`
 //! runs small shapes for a few rounds, and `--stand-in` runs on the stand-in driver of the tests: that tries the program, its times
 //! mean nothing.
 
+#[path = "../attempt/mod.rs"]
+mod attempt;
 mod cases;
 mod device;
 mod group;
@@ -78,41 +81,45 @@ fn main() -> ExitCode {
     let (arguments, start) = (Arguments::parse(), Instant::now());
     // Before anything else opens libcuda.
     let stand_in = arguments.stand_in.then(|| StandIn::start().unwrap_or_else(|error| panic!("{error}")));
-    let device = match Device::find() {
-        Ok(device) => device,
-        Err(reason) => {
-            println!("the CUDA benchmark did not run: {reason}");
-            return if require::is_required("cuda") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
-    };
     if stand_in.is_some() {
         println!("on the stand-in driver: no time below means anything\n");
     }
-    if arguments.jit {
-        jit::measure(&device);
-        return ExitCode::SUCCESS;
-    }
-    if let Some(folder) = &arguments.tune {
-        let Arguments { json, build, quick, deadline, .. } = &arguments;
-        tune::run(&device, folder, json.as_deref(), build, *quick, *deadline, start);
-        return ExitCode::SUCCESS;
-    }
-    let report = run(&device, &arguments, start);
-    println!("{report}");
-    report.print_key_numbers();
-    if !report.is_whole {
-        println!("the CUDA benchmark was cut: no time left");
-    }
+    let has_failed = match run(&arguments, start) {
+        Ok(has_failed) => has_failed,
+        Err(reason) => {
+            println!("the CUDA benchmark did not run: {reason}");
+            require::is_required("cuda")
+        }
+    };
     if let Some(stand_in) = stand_in {
         assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
     }
-    ExitCode::SUCCESS
+    if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs what the arguments ask for. Returns whether something failed, or why there is no device.
+fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
+    if arguments.jit {
+        jit::measure(&device::find_kernels()?);
+        return Ok(false);
+    }
+    let device = Device::find()?;
+    if let Some(folder) = &arguments.tune {
+        let Arguments { json, build, quick, deadline, .. } = arguments;
+        return Ok(tune::run(&device, folder, json.as_deref(), build, *quick, *deadline, start));
+    }
+    let report = time_cases(&device, arguments, start);
+    println!("{report}");
+    if !report.is_whole {
+        println!("the CUDA benchmark was cut: no time left");
+    }
+    Ok(attempt::has_failed(&report.skipped))
 }
 
 /// The shapes that the host's time is measured for.
 const WITH_HOST_TIMES: [&str; 3] = ["2^16", "300 tensors", "10,000 x 1,000"];
 
-fn run(device: &Device, arguments: &Arguments, start: Instant) -> Report {
+fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report {
     let rounds = if arguments.quick { 3 } else { 21 };
     let mut report = Report::new(device, &arguments.build);
     let timer = Timer::new(device, arguments.quick);
@@ -124,10 +131,15 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> Report {
             report.cut(&case);
             continue;
         }
-        match Group::new(device, &case) {
-            Ok(mut group) => {
-                verify::verify(device, &mut group);
-                report.rows.extend(time(&timer, &mut group, rounds));
+        let timed = attempt::attempt(|| {
+            let mut group = Group::new(device, &case)?;
+            verify::verify(device, &mut group);
+            Ok(time(&timer, &mut group, rounds))
+        });
+        match timed {
+            Ok(rows) => {
+                report::print_key_numbers(&rows);
+                report.rows.extend(rows);
             }
             Err(reason) => {
                 let (shape, types, alignment) = (case.shape.name, case.types.name, case.alignment.name);
@@ -142,7 +154,10 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> Report {
             continue;
         }
         let shape = if arguments.quick { shape.cut() } else { shape };
-        report.host.extend(host::times(device, &shape, 10 * rounds));
+        match attempt::attempt(|| Ok(host::times(device, &shape, 10 * rounds))) {
+            Ok(times) => report.host.extend(times),
+            Err(reason) => report.skipped.push(format!("the host's times, {}: {reason}", shape.name)),
+        }
         write(&report);
     }
     write(&report);

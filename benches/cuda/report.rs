@@ -140,23 +140,23 @@ impl Report {
     pub(crate) fn write(&self, file: &Path) {
         write_json(file, self);
     }
+}
 
-    /// What a closing table shows, a line each.
-    pub(crate) fn print_key_numbers(&self) {
-        let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
-        for row in self.rows.iter().filter(|row| row.variant == "dual" && row.alignment == "aligned") {
-            println!(
-                "key: {} {}: {:.1} µs, {:.0} GB/s, {} of the faster copy, {} of the triad, {} of flat, {} of Adam's time",
-                row.shape,
-                row.types,
-                row.us,
-                row.gb_per_s,
-                ratio(row.of_copy),
-                ratio(row.of_triad),
-                ratio(row.of_flat),
-                ratio(row.over_adam)
-            );
-        }
+/// Prints what a closing table shows of these rows, a line each.
+pub(crate) fn print_key_numbers(rows: &[Row]) {
+    let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
+    for row in rows.iter().filter(|row| row.variant == "dual" && row.alignment == "aligned") {
+        println!(
+            "key: {} {}: {:.1} µs, {:.0} GB/s; of copy {}, triad {}, flat {}, Adam's time {}",
+            row.shape,
+            row.types,
+            row.us,
+            row.gb_per_s,
+            ratio(row.of_copy),
+            ratio(row.of_triad),
+            ratio(row.of_flat),
+            ratio(row.over_adam)
+        );
     }
 }
 

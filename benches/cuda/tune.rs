@@ -14,10 +14,11 @@ use dualadam::cuda::cudarc::driver::sys::CUfunction;
 use dualadam::{RawTensor, StepCoeffs};
 use serde::{Deserialize, Serialize};
 
+use crate::attempt::{attempt, has_failed};
 use crate::cases;
 use crate::device::{Device, Memory};
 use crate::group::Group;
-use crate::ranking::{self, Row};
+use crate::ranking::{self, NO_TIME_LEFT, Row};
 use crate::timer::Timer;
 use crate::verify;
 
@@ -28,7 +29,7 @@ const VEC: u64 = 4;
 /// Bytes of the coefficient sets that a list's kernel takes as an argument.
 const SETS_BYTES: usize = 3840;
 /// Fewer rounds tell no quartiles.
-const FEWEST_ROUNDS: usize = 5;
+const FEWEST_ROUNDS: usize = 7;
 
 /// An entry of `index.json`.
 #[derive(Deserialize)]
@@ -70,7 +71,8 @@ struct Report {
     skipped: Vec<String>,
 }
 
-/// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared among the cases.
+/// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared among the cases. Returns whether any
+/// failed.
 pub(crate) fn run(
     device: &Device,
     folder: &Path,
@@ -79,20 +81,26 @@ pub(crate) fn run(
     quick: bool,
     deadline: Option<f64>,
     start: Instant,
-) {
+) -> bool {
     let index = std::fs::read_to_string(folder.join("index.json")).expect("the folder has an index");
     let combinations: Vec<Combination> = serde_json::from_str(&index).expect("the index is valid");
     let timer = Timer::new(device, quick);
     let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
     let cases = cases::tuned(quick);
     for (number, case) in cases.iter().enumerate() {
-        // Loading and verifying come first; a share that they use up is the next case's.
+        // Each case has its share of the time, for loading, verifying and timing.
         let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
         let is_late = || until.is_some_and(|until| start.elapsed().as_secs_f64() > until);
-        let most_rounds = if quick { 5 } else { 15 };
-        match Group::new(device, case) {
-            Ok(mut group) => {
-                time_case(&timer, device, &mut group, folder, &combinations, most_rounds, is_late, &mut report)
+        let most_rounds = if quick { FEWEST_ROUNDS } else { 15 };
+        let skipped = &mut report.skipped;
+        let timed = attempt(|| {
+            let mut group = Group::new(device, case)?;
+            time_case(&timer, device, &mut group, folder, &combinations, most_rounds, is_late, skipped)
+        });
+        match timed {
+            Ok(rows) => {
+                ranking::print("sweep", "the library's", &rows);
+                report.rows.extend(rows);
             }
             Err(reason) => report.skipped.push(format!("{} {}: {reason}", case.shape.name, case.types.name)),
         }
@@ -100,8 +108,11 @@ pub(crate) fn run(
             crate::report::write_json(json, &report);
         }
     }
-    ranking::print("sweep", &report.rows);
     report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
+    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
+        println!("the CUDA sweep was cut: {NO_TIME_LEFT}");
+    }
+    has_failed(&report.skipped)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what one case of the sweep needs, and it stands in one place")]
@@ -113,26 +124,34 @@ fn time_case(
     combinations: &[Combination],
     most_rounds: usize,
     is_late: impl Fn() -> bool,
-    report: &mut Report,
-) {
+    skipped: &mut Vec<String>,
+) -> Result<Vec<Row>, String> {
     let variant = group.variants[0];
     let mut contestants = vec![];
     for combination in combinations {
-        let name = combination.name();
         if is_late() {
-            report.skipped.push(format!("{} {}, {name}: no time left", group.shape, group.types.name));
+            skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.types.name, combination.name()));
             continue;
         }
-        match Contestant::new(device, group, folder, combination) {
-            Ok(contestant) => {
-                group.fill(group.stride(), [0; 5]);
-                contestant.enqueue(device, group, 0, &variant.coeffs(0));
-                device.synchronize();
-                verify::verify_variant(group, variant);
-                contestants.push(contestant);
+        let verified = attempt(|| {
+            let contestant = Contestant::new(device, group, folder, combination)?;
+            group.fill(group.stride(), [0; 5]);
+            contestant.enqueue(device, group, 0, &variant.coeffs(0));
+            device.synchronize();
+            verify::verify_variant(group, variant);
+            Ok(contestant)
+        });
+        match verified {
+            Ok(contestant) => contestants.push(contestant),
+            // All others are compared with it.
+            Err(reason) if combination.defines.is_empty() => return Err(format!("{}: {reason}", combination.name())),
+            Err(reason) => {
+                skipped.push(format!("{} {}, {}: {reason}", group.shape, group.types.name, combination.name()));
             }
-            Err(reason) => report.skipped.push(format!("{} {}, {name}: {reason}", group.shape, group.types.name)),
         }
+    }
+    if contestants.is_empty() {
+        return Err(NO_TIME_LEFT.to_owned());
     }
     let mut replica = 0;
     let mut enqueue = |contestant: &Contestant, group: &Group<'_>| {
@@ -146,7 +165,7 @@ fn time_case(
         rounds.push(timed.map(|(contestant, plan)| timer.seconds(plan, || enqueue(contestant, group))).collect());
     }
     let names = contestants.iter().map(|contestant| contestant.name.clone());
-    report.rows.extend(ranking::rows(&group.shape, group.types.name, names, &rounds));
+    Ok(ranking::rows(&group.shape, group.types.name, names, &rounds))
 }
 
 impl Contestant {
@@ -154,12 +173,12 @@ impl Contestant {
         let types = group.types.name;
         let file = combination.files.get(types).ok_or("it has no text for these types")?;
         let text = std::fs::read_to_string(folder.join(file)).map_err(|error| error.to_string())?;
-        let text = CString::new(text).map_err(|error| error.to_string())?;
+        let is_list = group.lens().len() > 1;
+        let name = format!("{}_{types}", if is_list { "list" } else { "dual_adam" });
+        let text = CString::new(entry_alone(&text, &name)?).map_err(|error| error.to_string())?;
         // SAFETY: the text ends in a zero byte.
         let module = unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(|error| error.to_string())?;
-        let is_list = group.lens().len() > 1;
-        let name = CString::new(format!("{}_{types}", if is_list { "list" } else { "dual_adam" }));
-        let name = name.map_err(|error| error.to_string())?;
+        let name = CString::new(name).map_err(|error| error.to_string())?;
         // SAFETY: the module is loaded and stays so.
         let function = unsafe { result::module::get_function(module, name) }.map_err(|error| error.to_string())?;
         let (block, chunk) = (combination.value("BLOCK"), combination.value("CHUNK"));
@@ -212,6 +231,15 @@ impl Contestant {
         };
         launched.expect("the kernel can be enqueued");
     }
+}
+
+/// A PTX text without its other entries, so that the driver compiles no more than is timed.
+fn entry_alone(text: &str, name: &str) -> Result<String, String> {
+    const ENTRY: &str = "\n.visible .entry ";
+    let mut entries = text.split(ENTRY);
+    let head = entries.next().unwrap_or_default();
+    let entry = entries.find(|entry| entry.starts_with(&format!("{name}(")));
+    entry.map(|entry| format!("{head}{ENTRY}{entry}\n")).ok_or_else(|| format!("the text has no entry {name}"))
 }
 
 fn argument<T>(value: &mut T) -> *mut c_void {

@@ -1,8 +1,16 @@
-//! How fast several ways to do the same are beside the first of them, the library's, and whether that is more than noise.
+//! How fast several ways to do the same are beside the first of them, and whether that is more than noise.
 
 use serde::Serialize;
 
 use crate::timer::{median, quantile};
+
+/// The reason why something did not run that there was no time for.
+pub(crate) const NO_TIME_LEFT: &str = "no time left";
+
+/// A smaller difference is never called real: clocks have steps.
+const SMALLEST: f64 = 0.002;
+/// Fewer rounds tell nothing of the noise.
+const FEWEST_ROUNDS: usize = 6;
 
 /// One way, and its time.
 #[derive(Debug, Serialize)]
@@ -13,11 +21,11 @@ pub(crate) struct Row {
     us: f64,
     us_low: f64,
     us_high: f64,
-    /// The library's time over this one's, the median of the rounds' ratios, and their quartiles.
+    /// The first one's time over this one's, the median of the rounds' ratios, and their quartiles.
     speedup: f64,
     speedup_low: f64,
     speedup_high: f64,
-    /// Whether the speedup is further from 1 than twice its interquartile range.
+    /// Whether the speedup is further from 1 than twice its interquartile range, and than noise can be that the rounds do not show.
     is_real: bool,
     rounds: usize,
 }
@@ -37,6 +45,7 @@ fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f
     let speedups: Vec<f64> = rounds.iter().map(|round| round[0] / round[i]).collect();
     let speedup = |part| quantile(speedups.iter().copied(), part);
     let middle = median(speedups.iter().copied());
+    let noise = (2.0 * (speedup(0.75) - speedup(0.25))).max(SMALLEST);
     Row {
         shape: shape.to_owned(),
         types,
@@ -47,19 +56,20 @@ fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f
         speedup: middle,
         speedup_low: speedup(0.25),
         speedup_high: speedup(0.75),
-        is_real: (middle - 1.0).abs() > 2.0 * (speedup(0.75) - speedup(0.25)),
+        is_real: rounds.len() >= FEWEST_ROUNDS && (middle - 1.0).abs() > noise,
         rounds: rounds.len(),
     }
 }
 
-/// Prints a ranking for each case, and its winners for a closing table, under the name of the sweep.
-pub(crate) fn print(sweep: &str, rows: &[Row]) {
+/// Prints a ranking for each case, and its winners for a closing table, under the name of the sweep. `first` is what all are compared
+/// with.
+pub(crate) fn print(sweep: &str, first: &str, rows: &[Row]) {
     let mut cases: Vec<_> = rows.iter().map(|row| (&row.shape, row.types)).collect();
     cases.dedup();
     for (shape, types) in cases {
         let mut rows: Vec<_> = rows.iter().filter(|row| &row.shape == shape && row.types == types).collect();
         rows.sort_by(|a, b| b.speedup.total_cmp(&a.speedup));
-        println!("\n{shape} {types}: speed over the library's, median and quartiles of {} rounds", rows[0].rounds);
+        println!("\n{shape} {types}: speed over {first}, median and quartiles of {} rounds", rows[0].rounds);
         for row in &rows {
             let real = if row.is_real { "" } else { ", not beyond the noise" };
             println!(
@@ -68,8 +78,8 @@ pub(crate) fn print(sweep: &str, rows: &[Row]) {
             );
         }
         let real: Vec<_> = rows.iter().filter(|row| row.is_real && row.speedup > 1.0).take(2).collect();
-        let best: Vec<_> = real.iter().map(|row| format!("{:.3} with {}", row.speedup, row.what)).collect();
-        let best = if best.is_empty() { "nothing beyond the noise".to_owned() } else { best.join("; ") };
-        println!("key: {sweep}, {shape} {types}: faster than the library's: {best}");
+        let best: Vec<_> = real.iter().map(|row| format!("{:.3} {}", row.speedup, row.what)).collect();
+        let best = if best.is_empty() { "nothing faster beyond the noise".to_owned() } else { best.join("; ") };
+        println!("key: {sweep} {shape} {types}: {best}");
     }
 }

@@ -10,6 +10,8 @@
 //! for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no length after so many seconds. The JSON file is
 //! written anew after each length. `--sweep` runs the step with other workgroups instead, `--criterion` gives criterion's view.
 
+#[path = "../attempt/mod.rs"]
+mod attempt;
 mod device;
 mod group;
 mod host;
@@ -35,8 +37,10 @@ use std::time::Instant;
 use clap::Parser;
 use dualadam::webgpu::Pipelines;
 
+use attempt::{attempt, has_failed};
 use device::Device;
 use group::{Group, Variant, main_types};
+use ranking::NO_TIME_LEFT;
 use report::{Report, Row};
 use timer::{Seconds, Timer, median, quantile};
 use values::Types;
@@ -88,19 +92,7 @@ fn main() -> ExitCode {
         }
     };
     workloads::verify();
-    let Some(mut report) = run(&device, &arguments, start) else { return ExitCode::SUCCESS };
-    if let Some(Err(error)) = arguments.cuda.as_ref().map(|file| report.compare_with_cuda(file)) {
-        report.skipped.push(format!("the comparison with CUDA: {error}"));
-    }
-    println!("{report}");
-    report.print_key_numbers();
-    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
-        println!("the WebGPU benchmark was cut: {NO_TIME_LEFT}");
-    }
-    if let Some(file) = &arguments.json {
-        report::write_json(&report, file);
-    }
-    ExitCode::SUCCESS
+    if run(&device, &arguments, start) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// What the CPU's workload for each of the main types is called.
@@ -109,10 +101,11 @@ fn on_cpu() -> [&'static str; 3] {
         .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))
 }
 
-const NO_TIME_LEFT: &str = "no time left";
+/// A combination of types, and its workload on the CPU.
+type Subject = (Types, &'static str);
 
-/// The results, if they are not criterion's.
-fn run(device: &Device, arguments: &Arguments, start: Instant) -> Option<Report> {
+/// Runs what the arguments ask for. Returns whether something failed.
+fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     let (rounds, exponents): (_, &[u32]) = match (arguments.quick, device.facts.software) {
         (true, _) => (3, &[12, 16]),
         (false, true) => (9, &[16, 20, 22, 24, 26]),
@@ -123,35 +116,48 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> Option<Report>
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
     let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
     if arguments.sweep {
-        sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
-        return None;
-    }
-    main_types().iter().for_each(|types| verify::verify(device, &pipelines, types));
-    if arguments.criterion {
-        samples::run(device, &pipelines, &timer, exponents);
-        return None;
+        return sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
     }
     let mut report = Report::new(device, &arguments.build);
+    let mut subjects: Vec<Subject> = main_types().into_iter().zip(on_cpu()).collect();
+    subjects.retain(|(types, _)| {
+        let verified = attempt(|| {
+            verify::verify(device, &pipelines, types);
+            Ok(())
+        });
+        verified.map_err(|reason| report.skipped.push(format!("{}: {reason}", types.name))).is_ok()
+    });
+    if arguments.criterion {
+        samples::run(device, &pipelines, &timer, exponents);
+        return has_failed(&report.skipped);
+    }
+    // On a GPU the CPU would take most of the time.
+    let with_cpu = device.facts.software || !arguments.core;
     for &exponent in exponents {
         if is_late() {
             report.skipped.push(format!("2^{exponent}: {NO_TIME_LEFT}"));
             continue;
         }
-        match time(device, &timer, &pipelines, exponent, rounds) {
-            Ok(rows) => report.rows.extend(rows),
+        match attempt(|| time(device, &timer, &pipelines, &subjects, exponent, rounds, with_cpu)) {
+            Ok(rows) => report.add(rows, arguments.cuda.as_deref()),
             Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
         }
         arguments.json.iter().for_each(|file| report::write_json(&report, file));
     }
     if is_late() {
         report.skipped.push(format!("the host's times: {NO_TIME_LEFT}"));
-        return Some(report);
+    } else {
+        report.host.extend(host::times(device, rounds));
+        if device.facts.immediates {
+            report.host.extend(host::times(&device.without_immediates(), rounds));
+        }
     }
-    report.host.extend(host::times(device, rounds));
-    if device.facts.immediates {
-        report.host.extend(host::times(&device.without_immediates(), rounds));
+    arguments.json.iter().for_each(|file| report::write_json(&report, file));
+    println!("{report}");
+    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
+        println!("the WebGPU benchmark was cut: {NO_TIME_LEFT}");
     }
-    Some(report)
+    has_failed(&report.skipped)
 }
 
 /// Times all variants of a length in turns. Fails if the device lacks the memory.
@@ -159,30 +165,34 @@ fn time(
     device: &Device,
     timer: &Timer<'_>,
     pipelines: &Pipelines,
+    subjects: &[Subject],
     exponent: u32,
     rounds: usize,
+    with_cpu: bool,
 ) -> Result<Vec<Row>, String> {
     let len = 1 << exponent;
-    let mut subjects = vec![];
-    for (types, cpu) in main_types().into_iter().zip(on_cpu()) {
+    let mut timed = vec![];
+    for &(types, cpu) in subjects {
         let mut group = Group::new(device, pipelines, types, len)?;
         let repeats = Variant::ALL.map(|variant| timer.repeats(group.replicas(), |pass| group.encode(variant, pass)));
-        subjects.push((group, repeats, Cpu::new(cpu, &types, len)));
+        timed.push((group, repeats, with_cpu.then(|| Cpu::new(cpu, &types, len))));
     }
     let mut times: Vec<Vec<Seconds>> = vec![];
     for _ in 0..rounds {
         let mut round = vec![];
-        for (group, repeats, cpu) in &mut subjects {
+        for (group, repeats, cpu) in &mut timed {
             for (variant, &mut repeats) in Variant::ALL.into_iter().zip(repeats) {
                 round.push(timer.seconds(repeats, |pass| group.encode(variant, pass)));
             }
-            round.push(cpu.seconds());
+            round.extend(cpu.as_mut().map(Cpu::seconds));
         }
         times.push(round);
     }
-    let names = Variant::ALL.map(Variant::name).into_iter().chain(["dual, CPU"]).collect::<Vec<_>>();
+    let on_cpu = with_cpu.then_some("dual, CPU");
+    let names = Variant::ALL.map(Variant::name).into_iter().chain(on_cpu).collect::<Vec<_>>();
+    let has_f32 = subjects.first().is_some_and(|(types, _)| types.name == "f32_f32");
     let mut rows = vec![];
-    for (place, (group, _, cpu)) in subjects.iter().enumerate() {
+    for (place, (group, _, cpu)) in timed.iter().enumerate() {
         let first = place * names.len();
         for (i, variant) in names.iter().enumerate() {
             let of = |round: &[Seconds], i: usize| round[i].on_device;
@@ -190,7 +200,9 @@ fn time(
             let ratio = |from: usize, to: usize| median(times.iter().map(|round| of(round, from) / of(round, to)));
             let from_submit = median(times.iter().map(|round| round[first + i].from_submit / of(round, first + i)));
             let per_second = |amount: u64| amount as f64 / us(0.5) * 1e-3;
-            let flops = Variant::ALL.get(i).map_or(cpu.replicas[0].flops(), |variant| variant.flops() * len as u64);
+            let bytes = (group.types.bytes_moved() * len) as u64;
+            let of_cpu = || cpu.as_ref().map_or(0, |cpu| cpu.replicas[0].flops());
+            let flops = Variant::ALL.get(i).map_or_else(of_cpu, |variant| variant.flops() * len as u64);
             rows.push(Row {
                 shape: format!("2^{exponent}"),
                 elements: len,
@@ -200,10 +212,10 @@ fn time(
                 us_low: us(0.25),
                 us_high: us(0.75),
                 bytes_per_element: group.types.bytes_moved(),
-                gb_per_s: per_second(cpu.replicas[0].bytes()),
+                gb_per_s: per_second(cpu.as_ref().map_or(bytes, |cpu| cpu.replicas[0].bytes())),
                 gflop_per_s: per_second(flops),
                 of_triad: ratio(first, first + i),
-                over_dual_f32: ratio(first + i, Variant::Dual as usize),
+                over_dual_f32: has_f32.then(|| ratio(first + i, Variant::Dual as usize)),
                 from_submit: (i < Variant::ALL.len()).then_some(from_submit),
                 replicas: group.replicas(),
                 of_cuda: None,

@@ -38,7 +38,7 @@ pub(crate) struct Row {
     /// The triad's time over this one's, the median of the rounds' ratios.
     pub(crate) of_triad: f64,
     /// This time over that of the f32 step, likewise.
-    pub(crate) over_dual_f32: f64,
+    pub(crate) over_dual_f32: Option<f64>,
     /// The time from the submit to the end over that by timestamps, likewise.
     pub(crate) from_submit: Option<f64>,
     /// Buffers that were used in turns.
@@ -96,7 +96,7 @@ impl Report {
     }
 
     /// Sets each speed beside that in the results of the CUDA benchmark on the same card.
-    pub(crate) fn compare_with_cuda(&mut self, file: &Path) -> Result<(), String> {
+    fn compare_with_cuda(&mut self, file: &Path) -> Result<(), String> {
         let failed = |error: &dyn fmt::Display| format!("{}: {error}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
         let cuda: Cuda = serde_json::from_str(&text).map_err(|error| failed(&error))?;
@@ -108,9 +108,15 @@ impl Report {
         Ok(())
     }
 
-    /// What a closing table shows, a line each.
-    pub(crate) fn print_key_numbers(&self) {
-        for row in self.rows.iter().filter(|row| row.variant == "dual_adam" || row.variant == "dual") {
+    /// Adds the rows of a length, compares them with the results of the CUDA benchmark on the same card, and prints what a closing table
+    /// shows of them, a line each.
+    pub(crate) fn add(&mut self, rows: Vec<Row>, cuda: Option<&Path>) {
+        let first = self.rows.len();
+        self.rows.extend(rows);
+        if let Some(Err(error)) = cuda.map(|file| self.compare_with_cuda(file)) {
+            self.skipped.push(format!("the comparison with CUDA: {error}"));
+        }
+        for row in self.rows[first..].iter().filter(|row| row.variant == "dual_adam" || row.variant == "dual") {
             let of_cuda = row.of_cuda.map_or(String::new(), |of| format!(", {of:.3} of CUDA's speed"));
             println!(
                 "key: {}, {} {}: {:.1} µs, {:.0} GB/s, {:.3} of the triad{of_cuda}",
@@ -160,7 +166,7 @@ impl fmt::Display for Report {
                 format!("{:.1}", row.gb_per_s),
                 format!("{:.1}", row.gflop_per_s),
                 format!("{:.3}", row.of_triad),
-                format!("{:.3}", row.over_dual_f32),
+                row.over_dual_f32.map(|ratio| format!("{ratio:.3}")).unwrap_or_default(),
                 optional(row.from_submit),
                 optional(row.of_cuda),
             ]);

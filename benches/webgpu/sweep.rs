@@ -8,10 +8,10 @@ use dualadam::StepCoeffs;
 use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
 use serde::Serialize;
 
-use crate::NO_TIME_LEFT;
+use crate::attempt::{attempt, has_failed};
 use crate::device::{Device, Facts};
 use crate::group::{self, Variant, tensor};
-use crate::ranking::{self, Row};
+use crate::ranking::{self, NO_TIME_LEFT, Row};
 use crate::timer::Timer;
 use crate::values::{PERIOD, Pattern, TYPES, Types};
 use crate::verify;
@@ -21,7 +21,7 @@ const SHADERS: [(&str, &str); 2] = [
     ("f32_f32", include_str!(concat!(env!("OUT_DIR"), "/shaders/f32_f32_uniform.wgsl"))),
     ("bf16_bf16", include_str!(concat!(env!("OUT_DIR"), "/shaders/bf16_bf16_uniform.wgsl"))),
 ];
-/// Invocations of a workgroup, and quads of an invocation; the library's first.
+/// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read the coefficients from a uniform buffer.
 const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2), (256, 2)];
 /// Tensors of the list, as in a model of some hundred million parameters.
 const TENSORS: u64 = 160;
@@ -41,10 +41,10 @@ struct Contestant<'a> {
     encode: Box<dyn FnMut(&mut wgpu::ComputePass<'_>) + 'a>,
 }
 
-/// A shape's name, and how its rows are had.
-type Case<'a> = (String, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
+/// A shape's name, what the first contestant is, and how the rows are had.
+type Case<'a> = (String, &'static str, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
 
-/// Times all of them. `is_late` says that no further case may begin.
+/// Times all of them. `is_late` says that no further case may begin. Returns whether any failed.
 pub(crate) fn run(
     device: &Device,
     timer: &Timer<'_>,
@@ -52,7 +52,7 @@ pub(crate) fn run(
     build: &str,
     quick: bool,
     is_late: impl Fn() -> bool,
-) {
+) -> bool {
     let (exponent, of_list, rounds) = match (quick, device.facts.software) {
         (true, _) => (14, 10, 3),
         (false, true) => (20, 12, MOST_ROUNDS),
@@ -62,23 +62,30 @@ pub(crate) fn run(
     for (name, text) in SHADERS {
         let types = TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
         let cases: [Case<'_>; 2] = [
-            (format!("2^{exponent}"), &|shape| shapes(device, timer, shape, &types, text, 1 << exponent, rounds)),
-            (format!("{TENSORS} x 2^{of_list}"), &|shape| lists(device, timer, shape, &types, 1 << of_list, rounds)),
+            (format!("2^{exponent}"), "workgroups of 256, 1 quad", &|shape| {
+                shapes(device, timer, shape, &types, text, 1 << exponent, rounds)
+            }),
+            (format!("{TENSORS} x 2^{of_list}"), "shared moments", &|shape| {
+                lists(device, timer, shape, &types, 1 << of_list, rounds)
+            }),
         ];
-        for (shape, case) in cases {
-            let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { case(&shape) };
+        for (shape, first, case) in cases {
+            let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { attempt(|| case(&shape)) };
             match found {
-                Ok(rows) => report.rows.extend(rows),
+                Ok(rows) => {
+                    ranking::print("Vulkan sweep", first, &rows);
+                    report.rows.extend(rows);
+                }
                 Err(reason) => report.skipped.push(format!("{shape} {name}: {reason}")),
             }
             json.iter().for_each(|file| crate::report::write_json(&report, file));
         }
     }
-    ranking::print("Vulkan sweep", &report.rows);
     report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
     if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
         println!("the WebGPU sweep was cut: {NO_TIME_LEFT}");
     }
+    has_failed(&report.skipped)
 }
 
 /// Flat buffers, served by workgroups of each shape.
@@ -97,7 +104,7 @@ fn shapes(
     let coeffs = Variant::Dual.coeffs();
     let mut contestants = vec![];
     for (workgroup, quads) in SHAPES {
-        let what = format!("workgroups of {workgroup}, {quads} quads an invocation");
+        let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
         let pipeline = Pipeline::new(device, text, workgroup, quads, &coeffs);
         // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry point's.
         let checked = new(2 * PERIOD / 4 * 4)?;
@@ -114,7 +121,8 @@ fn shapes(
     Ok(time(timer, shape, types, contestants, replicas.len(), rounds))
 }
 
-/// The library's list, over a buffer of its own for each stream of each tensor, and over one buffer a stream.
+/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with parameters and gradients in buffers of their
+/// own; over a buffer of its own for each stream of each tensor; and over one buffer a stream.
 fn lists(
     device: &Device,
     timer: &Timer<'_>,
@@ -125,14 +133,27 @@ fn lists(
 ) -> Result<Vec<Row>, String> {
     let pipelines = Pipelines::new(&device.device).map_err(|error| error.to_string())?;
     let pattern = Pattern::new(types);
-    let apart = (0..TENSORS).map(|_| buffers(device, types, &pattern, len)).collect::<Result<Vec<_>, _>>()?;
-    let arenas = buffers(device, types, &pattern, len * TENSORS as usize)?;
-    let tensors: Vec<_> = apart.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
-    let parts: Vec<_> = (0..TENSORS).map(|i| part(types, &arenas, i * len as u64, len as u64)).collect();
+    let all_apart = || (0..TENSORS).map(|_| buffers(device, types, &pattern, len)).collect::<Result<Vec<_>, _>>();
+    let all_shared = || buffers(device, types, &pattern, len * TENSORS as usize);
+    let (apart, shared) = (all_apart()?, all_shared()?);
+    let tensors = apart.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
+    let parts = (0..TENSORS).map(|i| part(types, &shared, i * len as u64, len as u64)).collect();
+    // Steps of the one are not to change what the other is checked with.
+    let (others, moments) = (all_apart()?, all_shared()?);
+    let mixed = |i: u64| {
+        let Tensor { exp_avg, exp_avg_sq, .. } = part(types, &moments, i * len as u64, len as u64);
+        Tensor { exp_avg, exp_avg_sq, ..tensor(types, &others[i as usize], len as u64) }
+    };
+    let last = TENSORS as usize - 1;
+    let checked_of_mixed = [&others[last][..2], &moments[2..4]].concat();
+    let contested: [(&str, Vec<Tensor<'_>>, &[wgpu::Buffer]); 3] = [
+        ("shared moments", (0..TENSORS).map(mixed).collect(), &checked_of_mixed),
+        ("buffers of their own", tensors, &apart[last]),
+        ("shared buffers", parts, &shared),
+    ];
     let coeffs = [Variant::Dual.coeffs()];
     let mut contestants = vec![];
-    let both = [("buffers of their own", tensors, &apart[TENSORS as usize - 1]), ("shared buffers", parts, &arenas)];
-    for (what, tensors, checked) in both {
+    for (what, tensors, checked) in contested {
         let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
         let encode = move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the set is there");
         check(device, types, &pattern, checked, what, &encode);

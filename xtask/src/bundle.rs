@@ -41,6 +41,10 @@ const PYTHON_TESTS: [&str; 5] =
 /// What the Python package's tests need beside torch and NumPy, which the machine must have.
 const PYTHON_PACKAGES: [&str; 2] = ["pytest", "safetensors"];
 
+/// Debian's packages of the Vulkan loader and of what NVIDIA's Vulkan driver opens.
+const VULKAN_PACKAGES: [&str; 7] =
+    ["libvulkan1", "libegl1", "libglvnd0", "libopengl0", "libgl1", "libglx0", "libgles2"];
+
 /// The newest glibc that the programs may need, Ubuntu 22.04's.
 const GLIBC: Version = Version { major: 2, minor: 35 };
 /// So that it travels in seconds; compressed it is a third.
@@ -137,20 +141,31 @@ pub(crate) fn add_files(root: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Debian's Vulkan loader, for machines that have the driver only.
+/// Debian's Vulkan loader, and the libraries that NVIDIA's Vulkan driver opens, for machines that have the driver only.
 fn add_vulkan_loader(root: &Path, folder: &Path) -> Result<()> {
     let scratch = root.join("target/vulkan-loader");
+    let _ = fs::remove_dir_all(&scratch);
     fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-    output(Command::new("apt-get").args(["download", "--quiet", "libvulkan1"]).current_dir(&scratch))
-        .context("the Vulkan loader comes as Debian's package libvulkan1, by apt-get")?;
-    let packages = fs::read_dir(&scratch)?.flatten().map(|entry| entry.path());
-    let package = packages.filter(|path| path.extension().is_some_and(|end| end == "deb")).max();
-    let package = package.context("apt-get has left no package")?;
-    output(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&scratch))?;
-    let library = scratch.join("usr/lib/x86_64-linux-gnu/libvulkan.so.1");
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    fs::copy(&library, folder.join("libvulkan.so.1")).with_context(|| library.display().to_string())?;
+    output(Command::new("apt-get").args(["download", "--quiet"]).args(VULKAN_PACKAGES).current_dir(&scratch))
+        .context("the Vulkan loader comes in Debian's packages, by apt-get")?;
+    for package in entries_of(&scratch)?.into_iter().filter(|path| path.extension().is_some_and(|end| end == "deb")) {
+        output(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&scratch))?;
+    }
+    for library in entries_of(&scratch.join("usr/lib/x86_64-linux-gnu"))? {
+        // Programs ask for the name with one number, which is a link.
+        let name = library.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.split_once(".so.").is_some_and(|(_, version)| !version.contains('.')) {
+            fs::copy(&library, folder.join(name)).with_context(|| library.display().to_string())?;
+        }
+    }
+    ensure!(folder.join("libvulkan.so.1").exists(), "apt-get has left no Vulkan loader");
     Ok(())
+}
+
+fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    Ok(entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|entry| entry.path()).collect())
 }
 
 /// The Python package and its tests, with what they import, so that nothing is left to install.
