@@ -199,7 +199,8 @@ fn a_step_only_enqueues(gpu: &Gpu) {
     let expected = [
         ("cuCtxGetCurrent", 5),
         ("cuLaunchKernel", 5),
-        ("cuStreamGetCtx", 5), ("cuStreamIsCapturing", 5),
+        ("cuStreamGetCtx", 5),
+        ("cuStreamIsCapturing", 5),
         ("cuThreadExchangeStreamCaptureMode", 10),
     ];
     gpu.calling_only(&expected, || {
