@@ -9,6 +9,16 @@ MOST_REPEATS = 300
 PLUG_BYTES = 512 << 20
 
 
+class CapturedStep:
+    """Launches a graph, and owns what the graph knows by address only: moments and step counters."""
+
+    def __init__(self, graph, optimizer):
+        self.graph, self.optimizer = graph, optimizer
+
+    def __call__(self):
+        self.graph.replay()
+
+
 class Machine:
     device, limit = "cuda", "copy"
 
@@ -41,7 +51,7 @@ class Machine:
         return {"captured fused adam": lambda: self.captured(params, lr)}
 
     def captured(self, params, lr):
-        """The launch of a graph that captured a step. The moments are made before, beside the capture as torch wants it."""
+        """A step in a graph. A step before makes the moments, beside the capture as torch wants it."""
         torch = self.torch
         optimizer = torch.optim.Adam(params, lr=lr, fused=True, capturable=True)
         before = [param.detach().clone() for param in params]
@@ -56,7 +66,7 @@ class Machine:
         with torch.no_grad():  # the caller counts the steps
             for param, value in zip(params, before):
                 param.copy_(value)
-        return graph.replay
+        return CapturedStep(graph, optimizer)
 
     def plan(self, enqueue):
         """How often to enqueue the work between two events, and how many plugs keep the device busy meanwhile."""
