@@ -271,6 +271,8 @@ def test_graphed_callables_beside_ordinary_steps() -> None:
             assert torch.equal(bits(ours).cpu(), bits(theirs))
 
 
+# torch says so once, when the mode is first set.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_grad_scaler_does_not_wait() -> None:
     p, q = torch.nn.Parameter(torch.ones(3, device=DEVICE)), torch.nn.Parameter(torch.ones(3))
     optimizer, plain = DualAdam([p], switching_steps=4), DualAdam([q], switching_steps=4)
