@@ -3,7 +3,11 @@
 moves as many bytes: on the CPU a triad, on CUDA a device copy.
 
 All variants of a shape take turns over the same parameters and gradients; times are medians over rounds. Every variant is checked
-before it is timed. With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can be the one that
+before it is timed. On CUDA the device spins while the host enqueues, and the host's time of a step stands
+beside the device's. A row is marked as host-bound if the device began before the host had enqueued all: it
+may have waited for the host then.
+
+With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can be the one that
 `cargo bench --bench cuda -- --json FILE` wrote; the times are then also given over those of its DualAdam step. Where Python has no torch,
 or torch not the device, it says so and ends without a failure.
 
@@ -17,6 +21,7 @@ import json
 import platform
 import statistics
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,8 +33,10 @@ FLOPS_PER_ELEMENT = {"torch": 14, "dualadam": 18}
 START, LR, GRAD = 2.0**-5, 2.0**-10, 0.25  # after a few steps a parameter is still a bf16
 SWITCHING_STEPS = 1 << 20  # no timing gets there, so that both branches count
 MOST_TENSORS_OF_LOOP = 5000  # ten thousand take a second a step
+LEAST_ROUNDS = 5
 CORE = ["2^28", "gpt2", "10,000 x 1,000", "resnet50"]
 NO_TIME_LEFT = "no time left"
+FEW_LATE = 0.25  # A row is host-bound if the host was late in more of its rounds.
 SHAPES_OF_THE_CPU = ["2^16", "2^20", "2^24", "2^26", "2,000 x 1,000", "resnet50", "gpt2"]
 
 
@@ -74,7 +81,7 @@ def main():
     print_tables(results)
     for r in results["rows"]:
         if r["variant"] in ("dual", "captured fused adam"):
-            print(f"key: Python, {r['shape']} {r['types']}, {r['variant']}: {r['us']:.1f} µs, {r['over_fused']:.3f} of torch's fused Adam's time")
+            print(f"key: Python, {r['shape']} {r['types']}, {r['variant']}: {r['us']:.1f} µs{host_bound(r)}, {r['over_fused']:.3f} of torch's fused Adam's time")
     if any(skipped.endswith(NO_TIME_LEFT) for skipped in results["skipped"]):
         print(f"the comparison with torch was cut: {NO_TIME_LEFT}")
     if arguments.png:
@@ -112,7 +119,7 @@ def run(torch, machine, shapes, rounds, is_core, until, save):
         programs["dualadam"] = version("dualadam")
     except ImportError as error:
         print(f"without DualAdam through Python: {error}")
-    results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "host": [], "skipped": []}
+    results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "skipped": []}
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:
             if until is not None and time.monotonic() > until:
@@ -123,9 +130,7 @@ def run(torch, machine, shapes, rounds, is_core, until, save):
             machine.empty_cache()
             try:
                 group = Group(torch, machine, dual_adam, shape, types, is_core)
-                results["rows"] += time_group(machine, group, rounds)
-                if types == "f32_f32":
-                    results["host"] += time_host(machine, group, 10 * rounds)
+                results["rows"] += time_group(machine, group, rounds, until)
             except torch.OutOfMemoryError:
                 results["skipped"].append(f"{shape['name']} {types}: out of device memory")
             save(results)
@@ -193,15 +198,24 @@ def program(variant):
     return "dualadam" if variant == "dual" else "torch"
 
 
-def time_group(machine, group, rounds):
+def time_group(machine, group, rounds, until):
+    """At least LEAST_ROUNDS, and as many of the rounds as there is time for."""
     variants = {variant: (lambda variant=variant: group.enqueue(variant)) for variant in group.variants}
-    plans = {variant: machine.plan(enqueue) for variant, enqueue in variants.items()}
-    times = [{name: machine.seconds(plans[name], enqueue) for name, enqueue in variants.items()} for _ in range(rounds)]
-    return [row(machine, group, variant, times) for variant in variants]
+    machine.warm_up(variants[machine.limit])
+    host_times = {variant: machine.host_times(enqueue) for variant, enqueue in variants.items()}
+    plans = {variant: machine.plan(enqueue, host_times[variant]) for variant, enqueue in variants.items()}
+    times, late = [], Counter()
+    while len(times) < rounds and (len(times) < LEAST_ROUNDS or until is None or time.monotonic() < until):
+        times.append({})
+        for variant, enqueue in variants.items():
+            times[-1][variant], is_late = machine.seconds(plans[variant], enqueue)
+            late[variant] += is_late
+    return [row(machine, group, variant, times, late[variant], host_times[variant]) for variant in variants]
 
 
-def row(machine, group, variant, times):
-    low, median, high = statistics.quantiles([round[variant] for round in times], n=4, method="inclusive")
+def row(machine, group, variant, times, late, host_times):
+    low, median, high = quartiles([round[variant] for round in times])
+    host_low, host, host_high = (seconds and seconds * 1e6 for seconds in quartiles(host_times))
     bytes_per_element = BYTES_PER_ELEMENT[group.types][program(variant)]
     # The limit was timed over the bytes that torch moves.
     more_bytes = bytes_per_element / BYTES_PER_ELEMENT[group.types]["torch"]
@@ -217,6 +231,12 @@ def row(machine, group, variant, times):
         "us": median * 1e6,
         "us_low": low * 1e6,
         "us_high": high * 1e6,
+        "rounds": len(times),
+        "host_us": host,
+        "host_us_low": host_low,
+        "host_us_high": host_high,
+        "host_bound": late > FEW_LATE * len(times),
+        "host_bound_rounds": late,
         "bytes_per_element": bytes_per_element,
         "gb_per_s": bytes_per_element * group.elements / median * 1e-9,
         f"of_{machine.limit}": statistics.median(more_bytes * round[machine.limit] / round[variant] for round in times),
@@ -227,34 +247,26 @@ def row(machine, group, variant, times):
     }
 
 
-def time_host(machine, group, rounds):
-    """The host's time of a step of each kind, with nothing else in the device's queue. On the CPU it cannot be told from the step's."""
-    if machine.device == "cpu":
-        return []
-    rows = []
-    for variant, step in group.steps[0].items():
-        times = [machine.host_seconds(step) for _ in range(rounds)]
-        low, median, high = statistics.quantiles(times[rounds // 10 :], n=4, method="inclusive")
-        us = {"us": median * 1e6, "us_low": low * 1e6, "us_high": high * 1e6}
-        rows.append({"shape": group.shape, "tensors": len(group.lens), "call": variant, **us})
-    return rows
+def quartiles(times):
+    return statistics.quantiles(times, n=4, method="inclusive") if times else [None] * 3
+
+
+def host_bound(row):
+    return " (host-bound)" if row["host_bound"] else ""
 
 
 def print_tables(results):
     programs = ", ".join(f"{name} {version}" for name, version in results["programs"].items())
     print(f"{programs}, on {results['device']}\n")
     limit = f"of_{results['limit']}"
-    print(f"| shape | types | what | µs | GB/s | of the {results['limit']} | over fused | GFLOP/s | peak bytes | over dualadam's dual |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(f"| shape | types | what | µs | host's µs | GB/s | of the {results['limit']} | over fused | GFLOP/s | peak bytes | over dualadam's dual |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for r in results["rows"]:
-        numbers = [f"{r['us']:.1f}", f"{r['gb_per_s']:.1f}", f"{r[limit]:.3f}", f"{r['over_fused']:.3f}", f"{r['gflop_per_s']:.1f}"]
+        host = "" if r["host_us"] is None else f"{r['host_us']:.1f}"
+        numbers = [f"{r['us']:.1f}{host_bound(r)}", host, f"{r['gb_per_s']:.1f}", f"{r[limit]:.3f}", f"{r['over_fused']:.3f}", f"{r['gflop_per_s']:.1f}"]
         maybe = [f"{value:.2f}" if value is not None else "" for value in (r["peak_bytes_per_element"], r["over_dual"])]
         print("|", " | ".join([r["shape"], r["types"], r["variant"], *numbers, *maybe]), "|")
     print("\nPeak bytes: what the first step took beside parameters and gradients, an element.")
-    if results["host"]:
-        print("\n| shape | tensors | the host's time of a step | µs |\n| --- | ---: | --- | ---: |")
-    for r in results["host"]:
-        print(f"| {r['shape']} | {r['tensors']} | {r['call']} | {r['us']:.1f} |")
     for skipped in results["skipped"]:
         print(f"did not run: {skipped}")
 

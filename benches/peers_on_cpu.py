@@ -53,7 +53,14 @@ class Machine:
     def more_variants(self, params, lr):
         return {}
 
-    def plan(self, enqueue):
+    def warm_up(self, enqueue):
+        pass
+
+    def host_times(self, enqueue):
+        """None: the host's time cannot be told from the step's."""
+        return []
+
+    def plan(self, enqueue, host_times):
         self.elapsed(2, enqueue)
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 
@@ -61,7 +68,7 @@ class Machine:
         # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some milliseconds after their last work, and take a
         # processor from whoever has other threads.
         enqueue()
-        return self.elapsed(plan, enqueue)
+        return self.elapsed(plan, enqueue), False
 
     def elapsed(self, repeats, enqueue):
         start = time.perf_counter()

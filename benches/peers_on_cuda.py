@@ -1,12 +1,23 @@
 """How `peers.py` times on CUDA: by events, with the device kept busy while the host enqueues."""
 
+import statistics
 import time
+from typing import NamedTuple
 
 TIMES_CACHE = 4  # together the replicas have so many times the size of the cache,
 MOST_REPLICAS = 256  # but are no more than this
 SHORTEST = 1e-3  # seconds of a timing
 MOST_REPEATS = 300
-PLUG_BYTES = 512 << 20
+WARM_UP = 0.1  # seconds
+CALIBRATION_CYCLES = 20_000_000  # some 10 ms
+# The device spins for so many times what the host took to enqueue the same work, and a little more.
+TIMES_HOST, MORE_SPIN, LONGEST_SPIN = 2, 2e-4, 0.25
+MOST_HOST_TIMES, HOST_SECONDS = 100, 0.2
+
+
+class Plan(NamedTuple):
+    repeats: int  # of the work, between two events
+    spin: float  # seconds for which the device spins before
 
 
 class CapturedStep:
@@ -24,9 +35,18 @@ class Machine:
 
     def __init__(self, torch):
         self.torch, self.name = torch, torch.cuda.get_device_name()
-        self.plug = torch.empty(PLUG_BYTES, dtype=torch.uint8, device="cuda")
-        self.plug.zero_()
-        self.seconds_of_plug = self.elapsed(1, self.plug.zero_)
+        work = torch.empty(512 << 20, dtype=torch.uint8, device=self.device)
+        self.warm_up(work.zero_)
+        torch.cuda._sleep(1)  # The first call loads the kernel.
+        # A device that slows down later spins for longer, which does no harm.
+        seconds = min(self.elapsed(1, lambda: torch.cuda._sleep(CALIBRATION_CYCLES)) for _ in range(3))
+        self.cycles_per_second = CALIBRATION_CYCLES / seconds
+
+    def warm_up(self, enqueue):
+        """Keeps the device at work until its clocks are up."""
+        end = time.perf_counter() + WARM_UP
+        while time.perf_counter() < end:
+            self.elapsed(10, enqueue)
 
     def empty_cache(self):
         self.torch.cuda.empty_cache()
@@ -68,37 +88,49 @@ class Machine:
                 param.copy_(value)
         return CapturedStep(graph, optimizer)
 
-    def plan(self, enqueue):
-        """How often to enqueue the work between two events, and how many plugs keep the device busy meanwhile."""
+    def host_times(self, enqueue):
+        """The host's seconds to enqueue the work once, with nothing else in the device's queue."""
         self.elapsed(3, enqueue)
-        self.plug.zero_()
-        repeats = min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
-        self.torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(repeats):
+        times, end = [], time.perf_counter() + HOST_SECONDS
+        while len(times) < 5 or len(times) < MOST_HOST_TIMES and time.perf_counter() < end:
+            self.torch.cuda.synchronize()
+            start = time.perf_counter()
             enqueue()
-        host = time.perf_counter() - start
+            times.append(time.perf_counter() - start)
         self.torch.cuda.synchronize()
-        return repeats, min(100, max(1, round(1.5 * host / self.seconds_of_plug)))
+        return times
+
+    def plan(self, enqueue, host_times):
+        host = statistics.median(host_times)
+        seconds, _ = self.seconds(plan_for(1, host), enqueue)
+        return plan_for(min(MOST_REPEATS, max(1, round(SHORTEST / max(seconds, 1e-7)))), host)
 
     def seconds(self, plan, enqueue):
-        """Seconds on the device for each call of `enqueue`."""
-        repeats, plugs = plan
-        for _ in range(plugs):
-            self.plug.zero_()
-        return self.elapsed(repeats, enqueue)
+        """Seconds on the device for each call of `enqueue`, and whether the host may have held the device up.
+
+        It may if the device reached the first event before the last call was enqueued. That is also so where
+        the driver's queue is full, since the host then waits for the device.
+        """
+        self.torch.cuda._sleep(round(plan.spin * self.cycles_per_second))
+        start, end = self.record(plan.repeats, enqueue)
+        is_host_bound = start.query()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / plan.repeats, is_host_bound
 
     def elapsed(self, repeats, enqueue):
+        start, end = self.record(repeats, enqueue)
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / repeats
+
+    def record(self, repeats, enqueue):
+        """Enqueues the work between two events."""
         start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(repeats):
             enqueue()
         end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / repeats
+        return start, end
 
-    def host_seconds(self, step):
-        self.torch.cuda.synchronize()
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
+
+def plan_for(repeats, host):
+    return Plan(repeats, min(LONGEST_SPIN, TIMES_HOST * repeats * host + MORE_SPIN))
