@@ -15,12 +15,16 @@ torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where
 those that one pass must move; foreach and the loop make several.
 """
 
+import time
+
+BEGIN = time.monotonic()  # torch may take many seconds to import, and the deadline counts them.
+
 import argparse
 import gc
 import json
 import platform
 import statistics
-import time
+import sys
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +39,7 @@ SWITCHING_STEPS = 1 << 20  # no timing gets there, so that both branches count
 MOST_TENSORS_OF_LOOP = 5000  # ten thousand take a second a step
 LEAST_ROUNDS = 5
 CORE = ["2^28", "gpt2", "10,000 x 1,000", "resnet50"]
+KEY_VARIANTS = {"dual": "dual", "captured fused adam": "captured"}
 NO_TIME_LEFT = "no time left"
 FEW_LATE = 0.25  # A row is host-bound if the host was late in more of its rounds.
 SHAPES_OF_THE_CPU = ["2^16", "2^20", "2^24", "2^26", "2,000 x 1,000", "resnet50", "gpt2"]
@@ -49,8 +54,10 @@ def main():
     parser.add_argument("--shapes", type=Path, metavar="FILE", help="only these, in the form of shapes.json")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--core", action="store_true", help="on CUDA: only the shapes that tell most, and without the loop and foreach")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no shape after so many seconds")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no shape so many seconds after the start")
     arguments = parser.parse_args()
+    # A run that is cut has printed what it knew.
+    sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
     try:
         import torch
     except ImportError as error:
@@ -59,14 +66,15 @@ def main():
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(f"torch's Adam did not run: torch {torch.__version__} finds no CUDA device")
         return
-    start = time.monotonic()
     on_cuda = torch.cuda.is_available() and arguments.device != "cpu"
     machine = peers_on_cuda.Machine(torch) if on_cuda else peers_on_cpu.Machine(torch, arguments.threads)
     report = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
 
-    def save(results):
-        """Adds what there is by now, so that a run that is cut keeps it."""
-        compare(results["rows"], report.get("rows", []))
+    def add(results, rows):
+        """Adds what a shape gave, in print and in the file, so that a run that is cut keeps it."""
+        compare(rows, report.get("rows", []))
+        results["rows"] += rows
+        print_group(rows, machine.limit)
         if arguments.json:
             report["torch"] = results
             new = arguments.json.with_suffix(".new")
@@ -76,12 +84,10 @@ def main():
     shapes = shapes_for(machine, arguments.shapes)
     if arguments.core:
         shapes = sorted((s for s in shapes if s["name"] in CORE), key=lambda s: CORE.index(s["name"]))
-    until = None if arguments.deadline is None else start + arguments.deadline
-    results = run(torch, machine, shapes, arguments.rounds, arguments.core, until, save)
-    print_tables(results)
-    for r in results["rows"]:
-        if r["variant"] in ("dual", "captured fused adam"):
-            print(f"key: Python, {r['shape']} {r['types']}, {r['variant']}: {r['us']:.1f} µs{host_bound(r)}, {r['over_fused']:.3f} of torch's fused Adam's time")
+    until = None if arguments.deadline is None else BEGIN + arguments.deadline
+    results = run(torch, machine, shapes, arguments.rounds, arguments.core, until, add)
+    for skipped in results["skipped"]:
+        print(f"did not run: {skipped}")
     if any(skipped.endswith(NO_TIME_LEFT) for skipped in results["skipped"]):
         print(f"the comparison with torch was cut: {NO_TIME_LEFT}")
     if arguments.png:
@@ -110,7 +116,7 @@ def compare(rows, dualadam):
         r["over_dual"] = us and r["us"] / us
 
 
-def run(torch, machine, shapes, rounds, is_core, until, save):
+def run(torch, machine, shapes, rounds, is_core, until, add):
     programs = {"torch": torch.__version__, "python": platform.python_version()}
     dual_adam = None
     try:
@@ -120,6 +126,8 @@ def run(torch, machine, shapes, rounds, is_core, until, save):
     except ImportError as error:
         print(f"without DualAdam through Python: {error}")
     results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "skipped": []}
+    print(f"{', '.join(' '.join(program) for program in programs.items())}, on {machine.name}")
+    print("Peak bytes: what the first step took beside parameters and gradients, an element.")
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:
             if until is not None and time.monotonic() > until:
@@ -128,12 +136,13 @@ def run(torch, machine, shapes, rounds, is_core, until, save):
             group = None
             gc.collect()  # what an optimizer's hooks keep alive in circles
             machine.empty_cache()
+            rows = []
             try:
                 group = Group(torch, machine, dual_adam, shape, types, is_core)
-                results["rows"] += time_group(machine, group, rounds, until)
+                rows = time_group(machine, group, rounds, until)
             except torch.OutOfMemoryError:
                 results["skipped"].append(f"{shape['name']} {types}: out of device memory")
-            save(results)
+            add(results, rows)
     return results
 
 
@@ -255,20 +264,27 @@ def host_bound(row):
     return " (host-bound)" if row["host_bound"] else ""
 
 
-def print_tables(results):
-    programs = ", ".join(f"{name} {version}" for name, version in results["programs"].items())
-    print(f"{programs}, on {results['device']}\n")
-    limit = f"of_{results['limit']}"
-    print(f"| shape | types | what | µs | host's µs | GB/s | of the {results['limit']} | over fused | GFLOP/s | peak bytes | over dualadam's dual |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for r in results["rows"]:
-        host = "" if r["host_us"] is None else f"{r['host_us']:.1f}"
-        numbers = [f"{r['us']:.1f}{host_bound(r)}", host, f"{r['gb_per_s']:.1f}", f"{r[limit]:.3f}", f"{r['over_fused']:.3f}", f"{r['gflop_per_s']:.1f}"]
-        maybe = [f"{value:.2f}" if value is not None else "" for value in (r["peak_bytes_per_element"], r["over_dual"])]
-        print("|", " | ".join([r["shape"], r["types"], r["variant"], *numbers, *maybe]), "|")
-    print("\nPeak bytes: what the first step took beside parameters and gradients, an element.")
-    for skipped in results["skipped"]:
-        print(f"did not run: {skipped}")
+def print_group(rows, limit):
+    """The table of a shape, and its key numbers."""
+    if not rows:
+        return
+    print(f"\n{rows[0]['shape']} {rows[0]['types']}; tensors: {rows[0]['tensors']}, rounds: {rows[0]['rounds']}\n")
+    print(f"| what | µs | host's µs | GB/s | of the {limit} | over fused | GFLOP/s | peak bytes | over dualadam's dual |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for r in rows:
+        columns = [(r["host_us"], 1), (r["gb_per_s"], 1), (r[f"of_{limit}"], 3), (r["over_fused"], 3), (r["gflop_per_s"], 1)]
+        columns += [(r["peak_bytes_per_element"], 2), (r["over_dual"], 2)]
+        texts = ["" if number is None else f"{number:.{digits}f}" for number, digits in columns]
+        print("|", " | ".join([r["variant"], f"{r['us']:.1f}{host_bound(r)}", *texts]), "|")
+    print()
+    for r in rows:
+        if r["variant"] in KEY_VARIANTS:
+            print(key_number(r))
+
+
+def key_number(r):
+    shape, variant = f"{r['shape']} {r['types'].split('_')[0]}", KEY_VARIANTS[r["variant"]]
+    return f"key: Python, {shape}, {variant}: {r['us']:.1f} µs{host_bound(r)}, {r['over_fused']:.3f} of fused"
 
 
 def draw(results, file):
