@@ -11,6 +11,9 @@ With --json FILE the results go into the file under "torch"; what is there stays
 `cargo bench --bench cuda -- --json FILE` wrote; the times are then also given over those of its DualAdam step. Where Python has no torch,
 or torch not the device, it says so and ends without a failure.
 
+What fails is left out, and said in print and in FILE, and the others go on; the status is then 1. What finds
+too little device memory is left out too, and is no failure. Where the device is lost, nothing goes on.
+
 torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where DualAdam's f32 moments take 22. The bytes counted are
 those that one pass must move; foreach and the loop make several.
 """
@@ -22,10 +25,12 @@ BEGIN = time.monotonic()  # torch may take many seconds to import, and the deadl
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +43,7 @@ START, LR, GRAD = 2.0**-5, 2.0**-10, 0.25  # after a few steps a parameter is st
 SWITCHING_STEPS = 1 << 20  # no timing gets there, so that both branches count
 MOST_TENSORS_OF_LOOP = 5000  # ten thousand take a second a step
 LEAST_ROUNDS = 5
+MOST_OF_ERROR = 500  # characters
 CORE = ["2^28", "gpt2", "10,000 x 1,000", "resnet50"]
 KEY_VARIANTS = {"dual": "dual", "captured fused adam": "captured"}
 NO_TIME_LEFT = "no time left"
@@ -68,30 +74,57 @@ def main():
         return
     on_cuda = torch.cuda.is_available() and arguments.device != "cpu"
     machine = peers_on_cuda.Machine(torch) if on_cuda else peers_on_cpu.Machine(torch, arguments.threads)
-    report = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
-
-    def add(results, rows):
-        """Adds what a shape gave, in print and in the file, so that a run that is cut keeps it."""
-        compare(rows, report.get("rows", []))
-        results["rows"] += rows
-        print_group(rows, machine.limit)
-        if arguments.json:
-            report["torch"] = results
-            new = arguments.json.with_suffix(".new")
-            new.write_text(json.dumps(report, indent=2) + "\n")
-            new.replace(arguments.json)
-
     shapes = shapes_for(machine, arguments.shapes)
     if arguments.core:
         shapes = sorted((s for s in shapes if s["name"] in CORE), key=lambda s: CORE.index(s["name"]))
     until = None if arguments.deadline is None else BEGIN + arguments.deadline
-    results = run(torch, machine, shapes, arguments.rounds, arguments.core, until, add)
-    for skipped in results["skipped"]:
-        print(f"did not run: {skipped}")
-    if any(skipped.endswith(NO_TIME_LEFT) for skipped in results["skipped"]):
-        print(f"the comparison with torch was cut: {NO_TIME_LEFT}")
+    results = Results(torch, machine, arguments.json)
+    run(torch, machine, shapes, arguments.rounds, arguments.core, until, results)
     if arguments.png:
-        draw(results, arguments.png)
+        draw(results.known, arguments.png)
+    if results.has_failed:
+        sys.exit("the comparison with torch has failures: see above")
+
+
+class Results:
+    """What is known by now, printed and written as it comes, so that a run that is cut keeps it."""
+
+    def __init__(self, torch, machine, file):
+        self.torch, self.machine, self.file = torch, machine, file
+        self.report = json.loads(file.read_text()) if file and file.exists() else {}
+        programs = {"torch": torch.__version__, "python": platform.python_version()}
+        self.known = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "skipped": []}
+        self.has_failed = False
+
+    def add(self, rows):
+        compare(rows, self.report.get("rows", []))
+        self.known["rows"] += rows
+        self.write()
+        print_group(rows, self.machine.limit)
+
+    def skip(self, what, why):
+        self.known["skipped"].append(f"{what}: {why}")
+        self.write()
+        print(f"did not run: {what}: {why}")
+
+    def fail(self, what, error):
+        """Notes an exception. If the device is lost, as after a wrong access, nothing more can run on it."""
+        if isinstance(error, self.torch.OutOfMemoryError):
+            self.skip(what, "out of device memory")
+            return
+        self.has_failed = True
+        self.skip(what, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:MOST_OF_ERROR]}")
+        if not self.machine.works():
+            self.skip("the rest", "the device is lost")
+            sys.stdout.flush()
+            os._exit(1)  # Without destructors, which would fail or wait.
+
+    def write(self):
+        if self.file:
+            self.report["torch"] = self.known
+            new = self.file.with_suffix(".new")
+            new.write_text(json.dumps(self.report, indent=2) + "\n")
+            new.replace(self.file)
 
 
 def shapes_for(machine, file):
@@ -116,83 +149,109 @@ def compare(rows, dualadam):
         r["over_dual"] = us and r["us"] / us
 
 
-def run(torch, machine, shapes, rounds, is_core, until, add):
-    programs = {"torch": torch.__version__, "python": platform.python_version()}
+def run(torch, machine, shapes, rounds, is_core, until, results):
     dual_adam = None
     try:
         from dualadam.torch import DualAdam as dual_adam
 
-        programs["dualadam"] = version("dualadam")
+        results.known["programs"]["dualadam"] = version("dualadam")
     except ImportError as error:
         print(f"without DualAdam through Python: {error}")
-    results = {"programs": programs, "device": machine.name, "limit": machine.limit, "rows": [], "skipped": []}
-    print(f"{', '.join(' '.join(program) for program in programs.items())}, on {machine.name}")
+    except Exception as error:
+        results.fail("DualAdam through Python", error)
+    print(f"{', '.join(map(' '.join, results.known['programs'].items()))}, on {machine.name}")
     print("Peak bytes: what the first step took beside parameters and gradients, an element.")
+    is_cut = False
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:
+            name = f"{shape['name']} {types}"
             if until is not None and time.monotonic() > until:
-                results["skipped"].append(f"{shape['name']} {types}: {NO_TIME_LEFT}")
+                results.skip(name, NO_TIME_LEFT)
+                is_cut = True
                 continue
-            group = None
-            gc.collect()  # what an optimizer's hooks keep alive in circles
-            machine.empty_cache()
-            rows = []
             try:
-                group = Group(torch, machine, dual_adam, shape, types, is_core)
-                rows = time_group(machine, group, rounds, until)
-            except torch.OutOfMemoryError:
-                results["skipped"].append(f"{shape['name']} {types}: out of device memory")
-            add(results, rows)
-    return results
+                gc.collect()  # what an optimizer's hooks keep alive in circles
+                machine.empty_cache()
+                group = Group(torch, machine, dual_adam, shape, types, is_core, results)
+                results.add(time_group(machine, group, rounds, until))
+            except Exception as error:
+                results.fail(name, error)
+            group = None
+    if is_cut:
+        print(f"the comparison with torch was cut: {NO_TIME_LEFT}")
 
 
 class Group:
     """The tensors of a shape, each replica with its optimizers, and the variants that are timed."""
 
-    def __init__(self, torch, machine, dual_adam, shape, types, is_core):
-        self.shape, self.types = shape["name"], types
+    def __init__(self, torch, machine, dual_adam, shape, types, is_core, results):
+        self.shape, self.types, self.results = shape["name"], types, results
         self.lens = shape["lens"] * shape["repeat"]
         self.elements = sum(self.lens)
         self.peaks = {}
-        self.left_out = ["foreach adam", "loop adam"] if is_core else []
+        self.left_out = {"foreach adam", "loop adam"} if is_core else set()
+        if len(self.lens) > MOST_TENSORS_OF_LOOP:
+            self.left_out.add("loop adam")
         dtype = {"f32_f32": torch.float32, "bf16_bf16": torch.bfloat16}[types]
         self.replicas = machine.replicas(4 * self.elements * dtype.itemsize)
-        self.steps = [self.steps_of_replica(torch, machine, dual_adam, dtype) for _ in range(self.replicas)]
         limit = machine.limit_of(self.elements * BYTES_PER_ELEMENT[types]["torch"], self.replicas)
-        self.variants = [machine.limit, *self.steps[0]]
-        for replica, steps in enumerate(self.steps):
-            steps[machine.limit] = lambda replica=replica: limit(replica)
+        self.steps = []
+        for replica in range(self.replicas):
+            steps = {machine.limit: lambda replica=replica: limit(replica)}
+            self.steps.append(steps | self.steps_of_replica(torch, machine, dual_adam, dtype))
         self.next = 0
+
+    def variants(self):
+        """What enqueues the next step of each variant that is not left out, the limit first."""
+        return {name: lambda name=name: self.enqueue(name) for name in self.steps[0] if name not in self.left_out}
+
+    @contextmanager
+    def attempt(self, variant):
+        """Leaves a variant out from here on if it fails."""
+        try:
+            yield
+        except Exception as error:
+            self.left_out.add(variant)
+            self.results.fail(f"{self.shape} {self.types}, {variant}", error)
+            for steps in self.steps:
+                steps.pop(variant, None)
 
     def steps_of_replica(self, torch, machine, dual_adam, dtype):
         """The steps of each kind, by variant. They share parameters and gradients; each has moments of its own."""
         params = [torch.full((length,), START, dtype=dtype, device=machine.device) for length in self.lens]
         for param in params:
             param.grad = torch.full_like(param, GRAD)
-        make = {
-            "fused adam": lambda: torch.optim.Adam(params, lr=LR, fused=True).step,
+        # Those that tell most come first: the last may find no memory.
+        contestants = {"fused adam": lambda: torch.optim.Adam(params, lr=LR, fused=True).step}
+        if dual_adam:
+            contestants["dual"] = lambda: dual_adam(params, lr=LR, switching_steps=SWITCHING_STEPS).step
+        contestants |= {
+            **machine.more_variants(params, LR),
             "foreach adam": lambda: torch.optim.Adam(params, lr=LR, foreach=True).step,
             "loop adam": lambda: torch.optim.Adam(params, lr=LR, foreach=False).step,
-            **machine.more_variants(params, LR),
         }
-        if len(params) > MOST_TENSORS_OF_LOOP:
-            del make["loop adam"]
-        for variant in self.left_out:
-            make.pop(variant, None)
-        if dual_adam:
-            make["dual"] = lambda: dual_adam(params, lr=LR, switching_steps=SWITCHING_STEPS).step
-        steps, moved = {}, 0.0
-        for variant, of in make.items():
-            before = machine.memory()
-            steps[variant] = of()
-            steps[variant]()
-            self.peaks.setdefault(variant, machine.peak_since(before))
-            moved += LR * (GRAD**2 if variant == "dual" else 1)
-            self.check(torch, params, moved)
+        steps = {}
+        for variant, make in contestants.items():
+            if variant in self.left_out:
+                continue
+            with self.attempt(variant):
+                steps[variant] = self.checked_step(torch, machine, variant, make, params)
+            if variant in self.left_out:
+                gc.collect()  # its moments
         return steps
 
+    def checked_step(self, torch, machine, variant, make, params):
+        before = machine.memory()
+        step = make()
+        for param in params:
+            param.fill_(START)  # whatever was done to it
+        step()
+        self.peaks.setdefault(variant, machine.peak_since(before))
+        self.check(torch, params, LR * (GRAD**2 if variant == "dual" else 1))
+        return step
+
     def check(self, torch, params, moved):
-        """With the same gradient again, Adam moves a parameter by the learning rate, and the inverse branch by lr * g * |g|."""
+        """First steps move a parameter: Adam by the learning rate, the inverse branch by lr * g * |g|."""
         tolerance = LR / 3 if self.types == "bf16_bf16" else LR * 1e-4
         for param in params[:3] + params[-3:]:
             ends = param.detach()[[0, -1]].float()
@@ -209,17 +268,20 @@ def program(variant):
 
 def time_group(machine, group, rounds, until):
     """At least LEAST_ROUNDS, and as many of the rounds as there is time for."""
-    variants = {variant: (lambda variant=variant: group.enqueue(variant)) for variant in group.variants}
-    machine.warm_up(variants[machine.limit])
-    host_times = {variant: machine.host_times(enqueue) for variant, enqueue in variants.items()}
-    plans = {variant: machine.plan(enqueue, host_times[variant]) for variant, enqueue in variants.items()}
+    machine.warm_up(group.variants()[machine.limit])
+    host_times, plans = {}, {}
+    for variant, enqueue in group.variants().items():
+        with group.attempt(variant):
+            host_times[variant] = machine.host_times(enqueue)
+            plans[variant] = machine.plan(enqueue, host_times[variant])
     times, late = [], Counter()
     while len(times) < rounds and (len(times) < LEAST_ROUNDS or until is None or time.monotonic() < until):
         times.append({})
-        for variant, enqueue in variants.items():
-            times[-1][variant], is_late = machine.seconds(plans[variant], enqueue)
-            late[variant] += is_late
-    return [row(machine, group, variant, times, late[variant], host_times[variant]) for variant in variants]
+        for variant, enqueue in group.variants().items():
+            with group.attempt(variant):
+                times[-1][variant], is_late = machine.seconds(plans[variant], enqueue)
+                late[variant] += is_late
+    return [row(machine, group, variant, times, late[variant], host_times[variant]) for variant in group.variants()]
 
 
 def row(machine, group, variant, times, late, host_times):
@@ -248,12 +310,19 @@ def row(machine, group, variant, times, late, host_times):
         "host_bound_rounds": late,
         "bytes_per_element": bytes_per_element,
         "gb_per_s": bytes_per_element * group.elements / median * 1e-9,
-        f"of_{machine.limit}": statistics.median(more_bytes * round[machine.limit] / round[variant] for round in times),
-        "over_fused": statistics.median(round[variant] / round["fused adam"] for round in times),
+        f"of_{machine.limit}": ratio(times, machine.limit, variant, more_bytes),
+        "over_fused": ratio(times, variant, "fused adam"),
         "gflop_per_s": flops / median * 1e-9,
         "peak_bytes_per_element": peak and peak / group.elements,
         "replicas": group.replicas,
     }
+
+
+def ratio(times, one, other, factor=1):
+    """The median of the rounds' ratios. There is none if one of the two was left out."""
+    if not all(one in round and other in round for round in times):
+        return None
+    return statistics.median(factor * round[one] / round[other] for round in times)
 
 
 def quartiles(times):
@@ -284,7 +353,8 @@ def print_group(rows, limit):
 
 def key_number(r):
     shape, variant = f"{r['shape']} {r['types'].split('_')[0]}", KEY_VARIANTS[r["variant"]]
-    return f"key: Python, {shape}, {variant}: {r['us']:.1f} µs{host_bound(r)}, {r['over_fused']:.3f} of fused"
+    of_fused = "" if r["over_fused"] is None else f", {r['over_fused']:.3f} of fused"
+    return f"key: Python, {shape}, {variant}: {r['us']:.1f} µs{host_bound(r)}{of_fused}"
 
 
 def draw(results, file):
@@ -301,7 +371,7 @@ def draw(results, file):
     for i, variant in enumerate(variants):
         of = {r["shape"]: r[limit] for r in rows if r["variant"] == variant}
         label = "DualAdam (this library)" if variant == "dual" else f"torch, {variant}"
-        axes.bar([x + (i - len(variants) / 2 + 0.5) * width for x in range(len(shapes))], [of.get(s, 0) for s in shapes], width, label=label)
+        axes.bar([x + (i - len(variants) / 2 + 0.5) * width for x in range(len(shapes))], [of.get(s) or 0 for s in shapes], width, label=label)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(shapes)), shapes)
     axes.set_ylabel(f"bandwidth, as a fraction of the {results['limit']}'s")

@@ -28,6 +28,9 @@ class Machine:
     def empty_cache(self):
         pass
 
+    def works(self):
+        return True
+
     def memory(self):
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is used now
         return peak()

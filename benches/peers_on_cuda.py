@@ -51,6 +51,17 @@ class Machine:
     def empty_cache(self):
         self.torch.cuda.empty_cache()
 
+    def works(self):
+        """Whether the device still works after an exception. After some errors every call fails."""
+        try:
+            # A capture that failed may have left its stream current.
+            self.torch.cuda.set_stream(self.torch.cuda.default_stream())
+            self.torch.cuda.synchronize()
+        except Exception as error:
+            print(f"the device is lost: {error}")
+            return False
+        return True
+
     def memory(self):
         self.torch.cuda.reset_peak_memory_stats()
         return self.torch.cuda.memory_allocated()
@@ -64,7 +75,7 @@ class Machine:
 
     def limit_of(self, moved_bytes, replicas):
         """A copy that reads and writes so many bytes together."""
-        source, target = (self.torch.ones(replicas, moved_bytes // 2, dtype=self.torch.uint8, device="cuda") for _ in range(2))
+        source, target = (self.torch.ones(replicas, moved_bytes // 2, dtype=self.torch.uint8, device=self.device) for _ in range(2))
         return lambda replica: target[replica].copy_(source[replica])
 
     def more_variants(self, params, lr):
@@ -74,7 +85,6 @@ class Machine:
         """A step in a graph. A step before makes the moments, beside the capture as torch wants it."""
         torch = self.torch
         optimizer = torch.optim.Adam(params, lr=lr, fused=True, capturable=True)
-        before = [param.detach().clone() for param in params]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -83,9 +93,6 @@ class Machine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             optimizer.step()
-        with torch.no_grad():  # the caller counts the steps
-            for param, value in zip(params, before):
-                param.copy_(value)
         return CapturedStep(graph, optimizer)
 
     def host_times(self, enqueue):
