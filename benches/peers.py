@@ -15,7 +15,8 @@ What fails is left out, and said in print and in FILE, and the others go on; the
 too little device memory is left out too, and is no failure. Where the device is lost, nothing goes on.
 
 torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where DualAdam's f32 moments take 22. The bytes counted are
-those that one pass must move; foreach and the loop make several.
+those that one pass must move; foreach and the loop make several. "At equal bytes" is the time over that of
+the fused step, each divided by its bytes.
 """
 
 import time
@@ -160,6 +161,7 @@ def run(torch, machine, shapes, rounds, is_core, until, results):
     except Exception as error:
         results.fail("DualAdam through Python", error)
     print(f"{', '.join(map(' '.join, results.known['programs'].items()))}, on {machine.name}")
+    print("Bytes: what one pass must move, an element. At equal bytes: time a byte, over fused's.")
     print("Peak bytes: what the first step took beside parameters and gradients, an element.")
     is_cut = False
     for shape in shapes:
@@ -312,6 +314,8 @@ def row(machine, group, variant, times, late, host_times):
         "gb_per_s": bytes_per_element * group.elements / median * 1e-9,
         f"of_{machine.limit}": ratio(times, machine.limit, variant, more_bytes),
         "over_fused": ratio(times, variant, "fused adam"),
+        # As if both moved the same bytes.
+        "over_fused_a_byte": ratio(times, variant, "fused adam", 1 / more_bytes),
         "gflop_per_s": flops / median * 1e-9,
         "peak_bytes_per_element": peak and peak / group.elements,
         "replicas": group.replicas,
@@ -338,23 +342,37 @@ def print_group(rows, limit):
     if not rows:
         return
     print(f"\n{rows[0]['shape']} {rows[0]['types']}; tensors: {rows[0]['tensors']}, rounds: {rows[0]['rounds']}\n")
-    print(f"| what | µs | host's µs | GB/s | of the {limit} | over fused | GFLOP/s | peak bytes | over dualadam's dual |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"| what | µs | host's µs | bytes | GB/s | of the {limit} | over fused | at equal bytes | GFLOP/s | peak bytes "
+        "| over dualadam's dual |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for r in rows:
-        columns = [(r["host_us"], 1), (r["gb_per_s"], 1), (r[f"of_{limit}"], 3), (r["over_fused"], 3), (r["gflop_per_s"], 1)]
+        columns = [(r["host_us"], 1), (r["bytes_per_element"], 0), (r["gb_per_s"], 1), (r[f"of_{limit}"], 3)]
+        columns += [(r["over_fused"], 3), (r["over_fused_a_byte"], 3), (r["gflop_per_s"], 1)]
         columns += [(r["peak_bytes_per_element"], 2), (r["over_dual"], 2)]
         texts = ["" if number is None else f"{number:.{digits}f}" for number, digits in columns]
         print("|", " | ".join([r["variant"], f"{r['us']:.1f}{host_bound(r)}", *texts]), "|")
     print()
+    fused = next((r for r in rows if r["variant"] == "fused adam"), None)
     for r in rows:
         if r["variant"] in KEY_VARIANTS:
-            print(key_number(r))
+            print(key_number(r, fused))
 
 
-def key_number(r):
-    shape, variant = f"{r['shape']} {r['types'].split('_')[0]}", KEY_VARIANTS[r["variant"]]
-    of_fused = "" if r["over_fused"] is None else f", {r['over_fused']:.3f} of fused"
-    return f"key: Python, {shape}, {variant}: {r['us']:.1f} µs{host_bound(r)}{of_fused}"
+def key_number(r, fused):
+    """In fewer than 105 characters. The ratio at equal bytes says nothing where a time is the host's."""
+    shape, types, us = r["shape"], r["types"].split("_")[0], r["us"]
+    text = f"key: Python, {shape} {types}, {KEY_VARIANTS[r['variant']]}: {us:.{0 if us >= 1e4 else 1}f} µs"
+    if not fused:
+        return f"{text} ({r['bytes_per_element']} bytes){', host-bound' if r['host_bound'] else ''}"
+    ours, theirs = r["bytes_per_element"], fused["bytes_per_element"]
+    text += f", {r['over_fused']:.3f} of fused"
+    is_host_bound = (r["host_bound"], fused["host_bound"])
+    if ours != theirs and not any(is_host_bound):
+        return f"{text}, {r['over_fused_a_byte']:.3f} at equal bytes ({ours}, {theirs})"
+    mark = {(True, True): ", both host-bound", (True, False): ", host-bound", (False, True): ", fused host-bound"}
+    return f"{text} ({ours}, {theirs} bytes){mark.get(is_host_bound, '')}"
 
 
 def draw(results, file):
