@@ -59,11 +59,11 @@ class Machine:
     def warm_up(self, enqueue):
         pass
 
-    def host_times(self, enqueue):
-        """None: the host's time cannot be told from the step's."""
-        return []
+    def host_seconds(self, enqueue):
+        """The host's time cannot be told from the step's."""
+        return None
 
-    def plan(self, enqueue, host_times):
+    def plan(self, enqueue, host):
         self.elapsed(2, enqueue)
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 

@@ -1,6 +1,5 @@
 """How `peers.py` times on CUDA: by events, with the device kept busy while the host enqueues."""
 
-import statistics
 import time
 from typing import NamedTuple
 
@@ -11,8 +10,10 @@ MOST_REPEATS = 300
 WARM_UP = 0.1  # seconds
 CALIBRATION_CYCLES = 20_000_000  # some 10 ms
 # The device spins for so many times what the host took to enqueue the same work, and a little more.
-TIMES_HOST, MORE_SPIN, LONGEST_SPIN = 2, 2e-4, 0.25
-MOST_HOST_TIMES, HOST_SECONDS = 100, 0.2
+TIMES_HOST, MORE_SPIN = 2, 2e-4
+# Work is repeated so often only that the device need not spin for longer than the first. The second
+# bounds it where the host needs that long for a single step.
+LONGEST_SPIN, LONGEST_SPIN_OF_ONE = 0.05, 0.25
 
 
 class Plan(NamedTuple):
@@ -95,22 +96,18 @@ class Machine:
             optimizer.step()
         return CapturedStep(graph, optimizer)
 
-    def host_times(self, enqueue):
+    def host_seconds(self, enqueue):
         """The host's seconds to enqueue the work once, with nothing else in the device's queue."""
-        self.elapsed(3, enqueue)
-        times, end = [], time.perf_counter() + HOST_SECONDS
-        while len(times) < 5 or len(times) < MOST_HOST_TIMES and time.perf_counter() < end:
-            self.torch.cuda.synchronize()
-            start = time.perf_counter()
-            enqueue()
-            times.append(time.perf_counter() - start)
         self.torch.cuda.synchronize()
-        return times
+        start = time.perf_counter()
+        enqueue()
+        return time.perf_counter() - start
 
-    def plan(self, enqueue, host_times):
-        host = statistics.median(host_times)
+    def plan(self, enqueue, host):
+        """How to time work that the host enqueues in so many seconds."""
         seconds, _ = self.seconds(plan_for(1, host), enqueue)
-        return plan_for(min(MOST_REPEATS, max(1, round(SHORTEST / max(seconds, 1e-7)))), host)
+        repeats = min(MOST_REPEATS, SHORTEST / max(seconds, 1e-7), LONGEST_SPIN / (TIMES_HOST * host))
+        return plan_for(max(1, round(repeats)), host)
 
     def seconds(self, plan, enqueue):
         """Seconds on the device for each call of `enqueue`, and whether the host may have held the device up.
@@ -140,4 +137,4 @@ class Machine:
 
 
 def plan_for(repeats, host):
-    return Plan(repeats, min(LONGEST_SPIN, TIMES_HOST * repeats * host + MORE_SPIN))
+    return Plan(repeats, min(LONGEST_SPIN_OF_ONE, TIMES_HOST * repeats * host + MORE_SPIN))
