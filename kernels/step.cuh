@@ -8,8 +8,8 @@
 #include "update.cuh"
 
 enum : u32 {
-    // Coefficient sets that fit beside the other arguments in 4,096 bytes, CUDA's limit; what they cost against sets in device
-    // memory was tuned on nothing: no GPU has run it.
+    // Coefficient sets that fit beside the other arguments in 4,096 bytes, CUDA's limit. No GPU has measured what they cost against
+    // sets in device memory.
     MAX_SETS = 96,
 };
 
@@ -164,8 +164,14 @@ __device__ __forceinline__ void step_units(const Buffers<P, G, C> &b, const Layo
     } else if (unit + (GROUPS - 1) * BLOCK < layout.groups) {
         Elements<VEC, P, G> e[GROUPS];
         const u64 start = layout.head + unit * VEC;
+        // One test for all groups: with one for each, a group's values are unpacked before the next group's loads are issued.
+        if (layout.aligned) {
 #pragma unroll
-        for (u32 i = 0; i < GROUPS; ++i) load(b, layout.aligned, start + i * BLOCK * VEC, e[i]);
+            for (u32 i = 0; i < GROUPS; ++i) load(b, true, start + i * BLOCK * VEC, e[i]);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < GROUPS; ++i) load(b, false, start + i * BLOCK * VEC, e[i]);
+        }
 #pragma unroll
         for (u32 i = 0; i < GROUPS; ++i) step<DUAL>(b, layout.aligned, start + i * BLOCK * VEC, e[i], coeffs);
     } else {
@@ -214,20 +220,25 @@ template <typename P, typename G, typename C>
 __device__ __forceinline__ void step_list(const Record *table, u32 n, const StepCoeffs *sets_device, const u32 *skips, const StepSets &sets) {
     const Record &record = record_of(table, n);
     const Piece<2, void *> param_and_grad = record.param_and_grad, moments = record.moments;
-    const u32 set = record.set;
+    void *const copy = record.copy;
+    u64 len = record.len, sets_masters = record.sets_masters;
+    u32 first_chunk = record.first_chunk, set = record.set;
+    // All are loaded by here: the compiler would put loads behind the branches after which it needs them.
+    asm volatile("" : "+l"(len), "+r"(first_chunk), "+r"(set));
+    if constexpr (Writes<C>::copy) asm volatile("" : "+l"(sets_masters));
     const u32 skip = skips != nullptr ? skips[set] : u32(NOT_SKIPPED);
     if (skip != NOT_SKIPPED && skip != SETTING_MASTERS) return;
 
-    const u64 begin = u64(blockIdx.x - record.first_chunk) * CHUNK;
+    const u64 begin = u64(blockIdx.x - first_chunk) * CHUNK;
     // An empty chunk, so that no load waits for a branch on another.
     const u64 most = param_and_grad.at[1] == nullptr ? 0 : CHUNK;
     const Buffers<P, G, C> b = {global<P>(param_and_grad.at[0]) + begin,
                                 global<const G>(param_and_grad.at[1]) + begin,
                                 global<float>(moments.at[0]) + begin,
                                 global<float>(moments.at[1]) + begin,
-                                global<C>(record.copy) + begin,
-                                min(record.len - begin, most),
-                                record.sets_masters != 0 || skip == SETTING_MASTERS};
+                                global<C>(copy) + begin,
+                                min(len - begin, most),
+                                sets_masters != 0 || skip == SETTING_MASTERS};
     const Layout layout = layout_of(b);
 
     // Not by the choice of an address: the argument would be copied to memory to have one.

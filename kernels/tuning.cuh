@@ -1,6 +1,6 @@
 // What may be tuned. Each constant can be set by a define, for sweeps; no bit of a result depends on any.
 //
-// Reckoned in docs/performance.md, and tuned on nothing: no GPU has run them.
+// Derived in docs/performance.md. No GPU has confirmed them.
 
 #pragma once
 
