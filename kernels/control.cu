@@ -3,7 +3,7 @@
 #include "control.cuh"
 
 enum : u32 {
-    // Threads of a block. Tuned on nothing: no GPU has run it.
+    // Threads of a block. No GPU has confirmed it.
     CONTROL_BLOCK = 256,
 };
 

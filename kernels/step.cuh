@@ -201,11 +201,26 @@ struct alignas(64) Record {
     u64 sets_masters; // whether the masters, which are param, are to be taken from the parameters, which are copy
 };
 
+__device__ __forceinline__ const u32 *spans_of(const Record *table, u32 n) { return reinterpret_cast<const u32 *>(table + n); }
+
+__device__ __forceinline__ void prefetch(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+}
+
+// Brings into the L2 cache what a later block reads of the table. A step of many small tensors moves more than the cache holds between
+// two uses of a record, and the block would wait for memory twice before it knows its data.
+__device__ __forceinline__ void prefetch_table(const Record *table, u32 n, u32 tensor) {
+    if (AHEAD == 0 || threadIdx.x != 0) return;
+    if (n - tensor > AHEAD) prefetch(table + tensor + AHEAD);
+    if (gridDim.x - blockIdx.x > AHEAD) prefetch(spans_of(table, n) + (blockIdx.x + AHEAD) / SPAN);
+}
+
 // A list's table: a record a tensor and then, as u32, the tensor of every SPAN-th chunk. Empty tensors are the last, so that a span has the
 // chunks of SPAN tensors at most.
 __device__ __forceinline__ const Record &record_of(const Record *table, u32 n) {
-    const u32 *const span_tensor = reinterpret_cast<const u32 *>(table + n);
+    const u32 *const span_tensor = spans_of(table, n);
     const u32 first = span_tensor[blockIdx.x / SPAN];
+    prefetch_table(table, n, first);
     u32 tensor = first;
     // A later chunk of the span may be of one of the tensors that follow. These loads do not wait for each other.
 #pragma unroll

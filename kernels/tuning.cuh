@@ -36,6 +36,11 @@
 #define SPAN 1
 #endif
 
+// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a time. 0 for not at all.
+#ifndef AHEAD
+#define AHEAD 2048
+#endif
+
 // Cache hints: 0 for none, 1 for streaming stores, 2 for streaming loads and stores (evict first).
 #ifndef STREAMING
 #define STREAMING 0

@@ -9,8 +9,7 @@ use super::event::{Event, LastUse};
 use super::kernels::Kernels;
 use super::memory::PinnedMemory;
 
-/// How many batches of changes can be under way. Only the one after these waits, for the oldest of them. Tuned on nothing: no GPU has
-/// run it.
+/// How many batches of changes can be under way. Only the one after these waits, for the oldest of them. No GPU has confirmed it.
 const SLOTS: usize = 4;
 
 /// A ring of pinned slots of one size. A slot is not written again before the copies from it have ended.

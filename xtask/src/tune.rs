@@ -29,6 +29,7 @@ const COMBINATIONS: &[Defines] = &[
     &[("CHUNK", 32768)],
     &[("CHUNK", 2048)],
     &[("SPAN", 8)],
+    &[("AHEAD", 0)],
     &[("LIST_BLOCKS_PER_SM", 6), ("FLAT_BLOCKS_PER_SM", 3)],
     &[("BLOCK", 128), ("FLAT_BLOCKS_PER_SM", 8), ("LIST_BLOCKS_PER_SM", 10)],
     &[("BLOCK", 512), ("FLAT_BLOCKS_PER_SM", 2), ("LIST_BLOCKS_PER_SM", 2)],

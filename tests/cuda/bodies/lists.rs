@@ -3,7 +3,7 @@
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::cuda::{RawTensor, TensorList};
+use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
 use dualadam::{DualAdamConfig, Error, StepCoeffs};
 
 use crate::common::data::{Inputs, configs};
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     unchanged_lists_only_launch,
     a_capture_takes_tensors_and_sets_as_they_are,
     gradients_may_share_memory,
+    lists_of_thousands_of_tensors_have_the_bits_of_the_cpu,
 ];
 
 /// Tensors of all combinations, some of them empty, on host and device.
@@ -270,4 +271,38 @@ fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
         unsafe { list.step_raw(&many, gpu.raw_stream()) },
         Err(Error::TooMany { list: "sets", limit: 96, actual: 97 })
     ));
+}
+
+/// More tensors, and more chunks, than a block looks ahead.
+fn lists_of_thousands_of_tensors_have_the_bits_of_the_cpu(gpu: &Gpu) {
+    const LEN: usize = 3;
+    let count = 4200;
+    let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
+    for types in [COMBINATIONS[0], COMBINATIONS[8]] {
+        let mut host = Host::new(types, &Inputs::random(1, LEN * count), [0; 5], 0);
+        let device = host.upload(gpu);
+        let whole = device.raw(&host);
+        let part = |i: usize| {
+            let at = |buffer: RawBuffer| RawBuffer {
+                address: buffer.address + (LEN * i * buffer.dtype.size()) as u64,
+                ..buffer
+            };
+            let moment = |address: u64| address + (LEN * i * size_of::<f32>()) as u64;
+            RawTensor {
+                params: at(whole.params),
+                grads: at(whole.grads),
+                exp_avg: moment(whole.exp_avg),
+                exp_avg_sq: moment(whole.exp_avg_sq),
+                copy: whole.copy.map(at),
+                len: LEN as u64,
+                set: 0,
+            }
+        };
+        let tensors: Vec<_> = (0..count).map(part).collect();
+        let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
+        // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
+        unsafe { list.step_raw(&coeffs, gpu.raw_stream()) }.unwrap();
+        host.step(&coeffs);
+        device.assert_same(gpu, &host, &format!("{types:?}"));
+    }
 }

@@ -285,6 +285,7 @@ impl Decoder {
             "ret" | "exit" => self.plain(m, operands, Op::Return),
             "trap" => self.plain(m, operands, Op::Trap),
             "ld" | "st" => self.access(head == "st", m, operands),
+            "prefetch" => self.prefetch(m, operands),
             "mov" => self.mov(m, operands),
             "cvta" => self.address_conversion(m, operands),
             "cvt" => self.conversion(m, operands),
@@ -511,6 +512,18 @@ impl Decoder {
         let index = u16::try_from(self.accesses.len()).map_err(|_| "too many accesses".to_owned())?;
         self.accesses.push(access);
         self.push(if is_store { Op::Store { index } } else { Op::Load { index } });
+        Ok(())
+    }
+
+    /// `prefetch.global.L2`: nothing else prefetches what other blocks read.
+    fn prefetch(&mut self, mut m: Modifiers<'_>, operands: &[Operand]) -> Decoded<()> {
+        if !(m.take("global") && m.take("L2")) {
+            return Err(unknown_form("prefetch"));
+        }
+        m.finish()?;
+        let [address] = exactly(operands)?;
+        let (base, offset) = self.address(Space::Global, address, 1)?;
+        self.push(Op::Prefetch { base, offset });
         Ok(())
     }
 

@@ -407,6 +407,13 @@ impl Machine<'_> {
             }
             Op::Load { index } => self.load(&kernel.accesses[usize::from(index)], usize::from(index), file, mask)?,
             Op::Store { index } => self.store(&kernel.accesses[usize::from(index)], usize::from(index), file, mask)?,
+            Op::Prefetch { base, offset } => {
+                let bases = *file.get(base, mask)?;
+                for lane in lanes_of(mask) {
+                    let checked = self.memory.check(bases[lane].wrapping_add_signed(offset), 1);
+                    checked.map_err(|fault| Stop::new(lane, Cause::Memory(fault)))?;
+                }
+            }
             Op::Guard { p, when } => {
                 // Guard and guarded operation are one instruction: those that go on are counted there.
                 let go_on = holds(file.get(p, mask)?, when) & mask;

@@ -150,6 +150,11 @@ pub(crate) enum Op {
         when: bool,
         to: u32,
     },
+    /// Only the address is looked at.
+    Prefetch {
+        base: Slot,
+        offset: i64,
+    },
     Return,
     Trap,
 }
