@@ -130,7 +130,7 @@
 /** A stream belongs to another CUDA context than the kernels. */
 #define DUALADAM_STATUS_CUDA_CONTEXT 64
 
-/** The call would copy what changes later, which a CUDA graph that is being captured must not. */
+/** The call cannot be captured in a CUDA graph: the text says what it would do. */
 #define DUALADAM_STATUS_CUDA_CAPTURED 65
 
 /** An address in device memory that a control or a controlled step is given is null, misaligned, or overlaps another. */
@@ -153,6 +153,9 @@
 
 /** An optimizer has no device control. No function of this library gives it: its controls are objects of their own. */
 #define DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL 71
+
+/** The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's. */
+#define DUALADAM_STATUS_CUDA_STUB_DRIVER 72
 
 /** No buffer: the type of a copy that is not there. */
 #define DUALADAM_DTYPE_NONE 0
@@ -823,7 +826,7 @@ dualadam_status dualadam_state_set_step(dualadam_state state,
  *
  * Threads: any.
  *
- * Errors: DUALADAM_STATUS_CUDA_NO_DRIVER, DUALADAM_STATUS_CUDA_OLD_DRIVER, DUALADAM_STATUS_CUDA_PTX,
+ * Errors: DUALADAM_STATUS_CUDA_NO_DRIVER, DUALADAM_STATUS_CUDA_STUB_DRIVER, DUALADAM_STATUS_CUDA_OLD_DRIVER,
  * DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_POSITION if there is no such device; DUALADAM_STATUS_NULL or
  * DUALADAM_STATUS_MISALIGNED for kernels; DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
@@ -869,7 +872,8 @@ dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
 
 /**
  * Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
- * may outlive the kernels. Nothing is waited for.
+ * may outlive the kernels. Where these are the last ones of a context, and nothing made from them is left, the driver may wait for the
+ * device.
  *
  * Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
  *
@@ -907,8 +911,8 @@ dualadam_status dualadam_cuda_step(dualadam_cuda_kernels kernels,
                                    void *stream);
 
 /**
- * Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the
- * kernels, puts the descriptors into device memory and waits until they are there, but for no other work.
+ * Makes a list of tensors that are stepped together, in one launch per combination of types. Loads the kernels, puts the descriptors
+ * into device memory and waits until they are there.
  *
  * tensors is an array of count structs, their sizes alike, of device addresses. A null gradient leaves its tensor alone, and its other
  * addresses are not looked at. list gets the handle, which is to be given back with dualadam_cuda_list_free. The list keeps the
@@ -1032,7 +1036,7 @@ dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars
  * in each array alike. All counters that are not the caller's are 0. control gets the handle, which is to be given back with
  * dualadam_cuda_control_free. The control keeps the kernels. It serves one list.
  *
- * Capture: not while a stream is being captured, unless in another thread and in a mode that allows it: the call allocates.
+ * Capture: allowed while any stream is being captured.
  *
  * Threads: any; the structs are only read.
  *
@@ -1041,7 +1045,8 @@ dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars
  * DUALADAM_STATUS_EMPTY for no set at all; DUALADAM_STATUS_POSITION for a set's group that is not there;
  * DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, a counter that overlaps another or an lr, or a group with both an
  * lr of type float and one of type double; DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for more than can be;
- * DUALADAM_STATUS_CUDA_DRIVER; DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
+ * DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernel that prepares sets; DUALADAM_STATUS_CUDA_DRIVER;
+ * DUALADAM_STATUS_UNSUPPORTED from a library without CUDA.
  *
  * Required:
  *
