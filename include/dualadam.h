@@ -10,8 +10,8 @@
  * Handles are numbers. One that was freed is refused with DUALADAM_STATUS_STALE_HANDLE, whatever was made since.
  *
  * Pointers. Nothing that a pointer leads to is kept after a call, but for device memory, of which only addresses are kept. What can be told
- * of pointers is checked: null, alignment, overlap, buffers beyond the last address. That there is memory of the stated length is the
- * caller's promise.
+ * of pointers is checked: null, alignment, overlap, buffers beyond the last address. The caller must give memory of
+ * the stated length.
  *
  * Threads. All functions may be called from any thread. Calls with the same handle wait for each other where they must.
  */
@@ -873,7 +873,7 @@ dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
 /**
  * Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
  * may outlive the kernels. Where these are the last ones of a context, and nothing made from them is left, the driver may wait for the
- * device.
+ * device, and memory that a CUDA graph still uses stays allocated until the context ends.
  *
  * Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
  *

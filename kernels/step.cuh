@@ -238,7 +238,7 @@ __device__ __forceinline__ void step_list(const Record *table, u32 n, const Step
     void *const copy = record.copy;
     u64 len = record.len, sets_masters = record.sets_masters;
     u32 first_chunk = record.first_chunk, set = record.set;
-    // All are loaded by here: the compiler would put loads behind the branches after which it needs them.
+    // In PTX all are loaded by here: the compiler would put loads behind the branches after which it needs them.
     asm volatile("" : "+l"(len), "+r"(first_chunk), "+r"(set));
     if constexpr (Writes<C>::copy) asm volatile("" : "+l"(sets_masters));
     const u32 skip = skips != nullptr ? skips[set] : u32(NOT_SKIPPED);

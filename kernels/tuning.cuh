@@ -36,7 +36,8 @@
 #define SPAN 1
 #endif
 
-// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a time. 0 for not at all.
+// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a time with the constants below. 0 for
+// not at all.
 #ifndef AHEAD
 #define AHEAD 2048
 #endif

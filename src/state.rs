@@ -85,7 +85,7 @@ impl State {
     /// # Errors
     ///
     /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there; [`Error::Memory`]
-    /// if the machine has not the memory for it.
+    /// if the machine lacks the memory for it.
     pub fn new(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
         let tensors = layout.iter().enumerate().map(|(tensor, layout)| {
             let zeros = || {

@@ -77,7 +77,7 @@ pub(crate) fn core(quick: bool) -> Vec<Case> {
 pub(crate) fn tuned(quick: bool) -> Vec<Case> {
     let is_swept = |case: &Case| {
         let (name, types) = (case.shape.name.trim_end_matches(", cut"), case.types.name);
-        ["2^28", "gpt2"].contains(&name) && ["f32_f32", "bf16_bf16"].contains(&types)
+        ["2^28", "gpt2", "10,000 x 1,000"].contains(&name) && ["f32_f32", "bf16_bf16"].contains(&types)
     };
     let mut cases: Vec<_> = core(quick).into_iter().filter(is_swept).collect();
     cases.iter_mut().for_each(|case| case.variants = vec![Dual]);

@@ -58,6 +58,11 @@ impl Device {
         Ok(Memory { address })
     }
 
+    /// Whether an error has ended all work on the device.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.context.synchronize().is_err()
+    }
+
     pub(crate) fn synchronize(&self) {
         self.context.synchronize().expect("the work succeeds");
     }

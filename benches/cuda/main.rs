@@ -116,6 +116,8 @@ fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
     Ok(attempt::has_failed(&report.skipped))
 }
 
+const DEVICE_IS_LOST: &str = "all further cases: the device is lost";
+
 /// The shapes that the host's time is measured for.
 const WITH_HOST_TIMES: [&str; 3] = ["2^16", "300 tensors", "10,000 x 1,000"];
 
@@ -130,6 +132,10 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
         if is_late() {
             report.cut(&case);
             continue;
+        }
+        if device.is_lost() {
+            report.skipped.push(DEVICE_IS_LOST.to_owned());
+            break;
         }
         let timed = attempt::attempt(|| {
             let mut group = Group::new(device, &case)?;
@@ -149,7 +155,7 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
         write(&report);
     }
     for shape in shapes::all().into_iter().filter(|shape| WITH_HOST_TIMES.contains(&shape.name.as_str())) {
-        if is_late() {
+        if is_late() || device.is_lost() {
             report.is_whole = false;
             continue;
         }

@@ -25,11 +25,14 @@ use crate::verify;
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =
     [("BLOCK", 256), ("FLAT_GROUPS", 2), ("CHUNK", 4096), ("SPAN", 1), ("LIST_GROUPS", 1)];
+/// The constants that only flat kernels, or only those of lists, are made with.
+const OF_FLAT: [&str; 2] = ["FLAT_GROUPS", "FLAT_BLOCKS_PER_SM"];
+const OF_LISTS: [&str; 5] = ["LIST_GROUPS", "LIST_BLOCKS_PER_SM", "CHUNK", "SPAN", "AHEAD"];
 const VEC: u64 = 4;
 /// Bytes of the coefficient sets that a list's kernel takes as an argument.
 const SETS_BYTES: usize = 3840;
 /// Fewer rounds tell no quartiles.
-const FEWEST_ROUNDS: usize = 7;
+const LEAST_ROUNDS: usize = 7;
 
 /// An entry of `index.json`.
 #[derive(Deserialize)]
@@ -42,6 +45,12 @@ impl Combination {
     fn value(&self, name: &str) -> u64 {
         let of_library = || LIBRARY.into_iter().find(|(known, _)| *known == name).map(|(_, value)| value);
         self.defines.get(name).copied().or_else(of_library).expect("the constant is known")
+    }
+
+    /// Whether it differs from the library's in what a list's kernel, or a flat one, is made with.
+    fn concerns(&self, is_list: bool) -> bool {
+        let others = if is_list { &OF_FLAT[..] } else { &OF_LISTS[..] };
+        self.defines.is_empty() || self.defines.keys().any(|name| !others.contains(&name.as_str()))
     }
 
     fn name(&self) -> String {
@@ -89,9 +98,13 @@ pub(crate) fn run(
     let cases = cases::tuned(quick);
     for (number, case) in cases.iter().enumerate() {
         // Each case has its share of the time, for loading, verifying and timing.
+        if device.is_lost() {
+            report.skipped.push(crate::DEVICE_IS_LOST.to_owned());
+            break;
+        }
         let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
         let is_late = || until.is_some_and(|until| start.elapsed().as_secs_f64() > until);
-        let most_rounds = if quick { FEWEST_ROUNDS } else { 15 };
+        let most_rounds = if quick { LEAST_ROUNDS } else { 15 };
         let skipped = &mut report.skipped;
         let timed = attempt(|| {
             let mut group = Group::new(device, case)?;
@@ -128,7 +141,8 @@ fn time_case(
 ) -> Result<Vec<Row>, String> {
     let variant = group.variants[0];
     let mut contestants = vec![];
-    for combination in combinations {
+    let is_list = group.lens().len() > 1;
+    for combination in combinations.iter().filter(|combination| combination.concerns(is_list)) {
         if is_late() {
             skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.types.name, combination.name()));
             continue;
@@ -160,7 +174,7 @@ fn time_case(
     };
     let plans: Vec<_> = contestants.iter().map(|contestant| timer.plan(|| enqueue(contestant, group))).collect();
     let mut rounds: Vec<Vec<f64>> = vec![];
-    while rounds.len() < most_rounds && (rounds.len() < FEWEST_ROUNDS || !is_late()) {
+    while rounds.len() < most_rounds && (rounds.len() < LEAST_ROUNDS || !is_late()) {
         let timed = contestants.iter().zip(&plans);
         rounds.push(timed.map(|(contestant, plan)| timer.seconds(plan, || enqueue(contestant, group))).collect());
     }

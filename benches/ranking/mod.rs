@@ -10,7 +10,7 @@ pub(crate) const NO_TIME_LEFT: &str = "no time left";
 /// A smaller difference is never called real: clocks have steps.
 const SMALLEST: f64 = 0.002;
 /// Fewer rounds tell nothing of the noise.
-const FEWEST_ROUNDS: usize = 6;
+const FEWEST_TO_JUDGE: usize = 6;
 
 /// One way, and its time.
 #[derive(Debug, Serialize)]
@@ -56,7 +56,7 @@ fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f
         speedup: middle,
         speedup_low: speedup(0.25),
         speedup_high: speedup(0.75),
-        is_real: rounds.len() >= FEWEST_ROUNDS && (middle - 1.0).abs() > noise,
+        is_real: rounds.len() >= FEWEST_TO_JUDGE && (middle - 1.0).abs() > noise,
         rounds: rounds.len(),
     }
 }

@@ -147,9 +147,16 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     if is_late() {
         report.skipped.push(format!("the host's times: {NO_TIME_LEFT}"));
     } else {
-        report.host.extend(host::times(device, rounds));
-        if device.facts.immediates {
-            report.host.extend(host::times(&device.without_immediates(), rounds));
+        let times = attempt(|| {
+            let mut times = host::times(device, rounds);
+            if device.facts.immediates {
+                times.extend(host::times(&device.without_immediates(), rounds));
+            }
+            Ok(times)
+        });
+        match times {
+            Ok(times) => report.host.extend(times),
+            Err(reason) => report.skipped.push(format!("the host's times: {reason}")),
         }
     }
     arguments.json.iter().for_each(|file| report::write_json(&report, file));

@@ -114,7 +114,10 @@ impl Report {
         let first = self.rows.len();
         self.rows.extend(rows);
         if let Some(Err(error)) = cuda.map(|file| self.compare_with_cuda(file)) {
-            self.skipped.push(format!("the comparison with CUDA: {error}"));
+            let reason = format!("the comparison with CUDA: {error}");
+            if !self.skipped.contains(&reason) {
+                self.skipped.push(reason);
+            }
         }
         for row in self.rows[first..].iter().filter(|row| row.variant == "dual_adam" || row.variant == "dual") {
             let of_cuda = row.of_cuda.map_or(String::new(), |of| format!(", {of:.3} of CUDA's speed"));

@@ -41,7 +41,7 @@ struct Contestant<'a> {
     encode: Box<dyn FnMut(&mut wgpu::ComputePass<'_>) + 'a>,
 }
 
-/// A shape's name, what the first contestant is, and how the rows are had.
+/// A shape's name, what the first contestant is, and what times them all.
 type Case<'a> = (String, &'static str, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
 
 /// Times all of them. `is_late` says that no further case may begin. Returns whether any failed.
@@ -181,7 +181,7 @@ fn part<'a>(types: &Types, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> 
     }
 }
 
-/// Fails unless one step does with the first elements of the buffers what the CPU backend does, but for a rounding.
+/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a rounding.
 fn check(
     device: &Device,
     types: &Types,

@@ -143,7 +143,7 @@ impl Tensor {
 ///
 /// Unless `count` is 0, there must be so many entries.
 unsafe fn entries<'a>(first: *const i64, count: i32) -> &'a [i64] {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     if count <= 0 || first.is_null() { &[] } else { unsafe { slice::from_raw_parts(first, count as usize) } }
 }
 
@@ -245,7 +245,7 @@ impl Exchange {
     /// as it is.
     pub(crate) unsafe fn look(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
         let mut tensor = Tensor::EMPTY;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { self.look_into(object, &mut tensor) }.then_some(tensor)
     }
 
@@ -256,7 +256,7 @@ impl Exchange {
     /// As for [`look`](Self::look).
     #[inline]
     pub(crate) unsafe fn look_into(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> bool {
-        // SAFETY: the caller's promise, and a place for the answer.
+        // SAFETY: as this function requires, and a place for the answer.
         if unsafe { (self.tensor_from_object)(object.cast(), out) } == 0 {
             return true;
         }
@@ -272,7 +272,7 @@ impl Exchange {
     /// `object` is a live object of the type that the table is of.
     pub(crate) unsafe fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
         let mut managed = ptr::null_mut();
-        // SAFETY: the caller's promise, and a place for the answer.
+        // SAFETY: as this function requires, and a place for the answer.
         if unsafe { (self.managed_from_object)(object.cast(), &mut managed) } == 0 {
             return ptr::NonNull::new(managed).map(Held);
         }

@@ -121,7 +121,7 @@ pub(crate) fn step(
     py.detach(|| {
         let stream: *mut c_void = ptr::with_exposed_provenance_mut(stream);
         // SAFETY: the producers say that this is memory of the device, of these types and lengths. That it lives until the work has run,
-        // that it is left alone until then, and that the stream is one, is the caller's promise.
+        // the caller leaves it alone until then, and gives a stream (this function's requirements).
         unsafe { kernels.step_raw(&tensor, &coeffs, stream) }
     })
     .map_err(plain)

@@ -86,11 +86,11 @@ pub(super) unsafe trait Versioned: Copy {
 pub(super) unsafe fn read<T: Versioned>(place: impl Into<Place>, from: *const T) -> Result<T, Failure> {
     let place = place.into();
     check_pointer(place, from)?;
-    // SAFETY: the caller's promise; a struct begins with its size.
+    // SAFETY: as this function requires; a struct begins with its size.
     let size = unsafe { from.cast::<usize>().read() };
     T::check_size(place, size)?;
     let known = size_of::<T>().min(size);
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     let rest = unsafe { slice::from_raw_parts(from.cast::<u8>().add(known), size - known) };
     if rest.iter().any(|&byte| byte != 0) {
         return Err(Failure::Size { place, known, size });
@@ -117,7 +117,7 @@ pub(super) unsafe fn read_all<T: Versioned>(
     if count > 0 {
         let place = Place::entry(name, 0);
         check_pointer(place, from)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         stride = unsafe { from.cast::<usize>().read() };
         T::check_size(place, stride)?;
         let limit = (isize::MAX as usize - from.addr().min(isize::MAX as usize)) / stride;
@@ -129,12 +129,12 @@ pub(super) unsafe fn read_all<T: Versioned>(
         let place = Place::entry(name, entry);
         // SAFETY: all of them are one object, the caller says, and it fits into the address space.
         let from = unsafe { from.byte_add(entry * stride) };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let size = unsafe { from.cast::<usize>().read() };
         if size != stride {
             return Err(Failure::Size { place, known: stride, size });
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { read(place, from) }
     }))
 }
@@ -150,7 +150,7 @@ pub(super) unsafe fn collect<T: Versioned, U>(
     count: usize,
     mut convert: impl FnMut(usize, Place, T) -> Result<U, Failure>,
 ) -> Result<Vec<U>, Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     let all = unsafe { read_all(name, from, count) }?;
     let mut converted = Vec::new();
     converted.try_reserve_exact(count).map_err(|_| Failure::Memory { name, count })?;
@@ -186,7 +186,7 @@ impl<T: Versioned> StructOut<T> {
     /// There are as many writable bytes as the size says.
     pub(super) unsafe fn write(self, value: T) {
         let known = size_of::<T>().min(self.size);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             self.to.cast::<u8>().copy_from((&raw const value).cast(), known);
             self.to.cast::<u8>().add(known).write_bytes(0, self.size - known);
@@ -222,7 +222,7 @@ impl<T: Versioned> StructsOut<T> {
         for (index, value) in values.enumerate() {
             // SAFETY: all of them are one object, the caller says.
             let to = unsafe { self.to.byte_add(index * self.size) };
-            // SAFETY: the caller's promise.
+            // SAFETY: as this function requires.
             unsafe { StructOut { to, size: self.size }.write(value) };
         }
     }
@@ -244,7 +244,7 @@ impl<T: Copy> Out<T> {
     ///
     /// The place can be written.
     pub(super) unsafe fn write(self, value: T) {
-        // SAFETY: the caller's promise; aligned, as was checked.
+        // SAFETY: as this function requires; aligned, as was checked.
         unsafe { self.0.write(value) };
     }
 }
@@ -257,7 +257,7 @@ impl<T: Copy> Out<T> {
 pub(super) unsafe fn path<'a>(name: &'static str, path: *const c_char) -> Result<&'a Path, Failure> {
     let place = name.into();
     check_pointer(place, path)?;
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     let path = unsafe { CStr::from_ptr(path) };
     let text = path.to_str().map_err(|error| {
         let position = error.valid_up_to();

@@ -15,7 +15,7 @@ use super::types::{DUALADAM_DTYPE_F32, DUALADAM_DTYPE_NONE, dualadam_coeffs, dua
 ///
 /// As for [`read`].
 unsafe fn read_config(config: *const dualadam_config) -> Result<DualAdamConfig, Failure> {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     unsafe { read("config", config) }?.convert("config".into())
 }
 
@@ -33,7 +33,7 @@ pub unsafe extern "C" fn dualadam_config_init(config: *mut dualadam_config, size
     border(|| {
         let out = StructOut::new("config", config, size)?;
         let made = dualadam_config::new(out.size(), &DualAdamConfig::default());
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn dualadam_tensor_init(tensor: *mut dualadam_tensor, size
             copy_dtype: DUALADAM_DTYPE_NONE,
             set: 0,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -89,7 +89,7 @@ pub unsafe extern "C" fn dualadam_tensor_layout_init(
     border(|| {
         let out = StructOut::new("layout", layout, size)?;
         let made = dualadam_tensor_layout { size: out.size(), len: 0, group: 0, has_master: 0 };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn dualadam_tensor_layout_init(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_validate(config: *const dualadam_config) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read_config(config) }?;
         Ok(config.validate()?)
     })
@@ -132,11 +132,11 @@ pub unsafe extern "C" fn dualadam_config_alpha(
     alpha: *mut f64,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read_config(config) }?;
         let out = Out::new("alpha", alpha)?;
         config.validate()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(config.schedule.alpha(step)) };
         Ok(())
     })
@@ -159,12 +159,12 @@ pub unsafe extern "C" fn dualadam_config_first_adam_step(
     exists: *mut u32,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read_config(config) }?;
         let (step, exists) = (Out::new("step", step)?, Out::new("exists", exists)?);
         config.validate()?;
         let first = config.schedule.first_adam_step();
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             step.write(first.unwrap_or(0));
             exists.write(first.is_some().into());
@@ -194,11 +194,11 @@ pub unsafe extern "C" fn dualadam_config_coeffs(
     size: usize,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read_config(config) }?;
         let out = StructOut::new("coeffs", coeffs, size)?;
         let made = dualadam_coeffs::new(out.size(), &config.coeffs_scaled(step, grad_multiplier)?);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })

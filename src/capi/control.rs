@@ -29,7 +29,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_group_init(
         let out = StructOut::new("group", group, size)?;
         let size = out.size();
         let made = dualadam_cuda_control_group { size, config: ptr::null(), lr_f32: ptr::null(), lr_f64: ptr::null() };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_init(
     border(|| {
         let out = StructOut::new("set", set, size)?;
         let made = dualadam_cuda_control_set { size: out.size(), group: 0, step: ptr::null_mut() };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -76,7 +76,7 @@ pub unsafe extern "C" fn dualadam_cuda_scalars_init(
         let out = StructOut::new("scalars", scalars, size)?;
         let (size, none) = (out.size(), ptr::null());
         let made = dualadam_cuda_scalars { size, loss_scale: none, clip_factor: none, found_inf: none };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
     set_count: usize,
     control: *mut dualadam_cuda_control,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::new(kernels, (groups, group_count), (sets, set_count), control) })
 }
 
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
     config: *mut dualadam_config,
     size: usize,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::config(control, group, config, size) })
 }
 
@@ -179,7 +179,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_lr(
     lr: f64,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::set_lr(control, group, lr, stream) })
 }
 
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_config(
     config: *const dualadam_config,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::set_config(control, group, config, stream) })
 }
 
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_steps(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::steps(control, steps, count, stream) })
 }
 
@@ -257,7 +257,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_steps(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::set_steps(control, steps, count, stream) })
 }
 
@@ -283,7 +283,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_report(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::report(control, reports, size, count, stream) })
 }
 
@@ -309,7 +309,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_coeffs(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::coeffs(control, coeffs, size, count, stream) })
 }
 
@@ -348,7 +348,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
     scalars: *const dualadam_cuda_scalars,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::list_step(list, control, scalars, stream) })
 }
 
@@ -376,7 +376,7 @@ mod work {
         /// The config can be read for as many bytes as its size says.
         unsafe fn convert(&self, place: Place) -> Result<ControlGroup, Failure> {
             let at = place.field("config");
-            // SAFETY: the caller's promise.
+            // SAFETY: as this function requires.
             let config = unsafe { read(at, self.config) }?.convert(at)?;
             let lr = match (address(self.lr_f32), address(self.lr_f64)) {
                 (0, 0) => None,
@@ -427,7 +427,7 @@ mod work {
     ) -> Result<(), Failure> {
         let kernels: Kernels = handles::get("kernels", kernels)?;
         let out = Out::new("control", control)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let (groups, sets) = unsafe {
             let groups = collect("groups", groups, group_count, |_, place, group| {
                 dualadam_cuda_control_group::convert(&group, place)
@@ -436,7 +436,7 @@ mod work {
             (groups?, collect("sets", sets, set_count, set)?)
         };
         let made = Control::new(&kernels, &groups, &sets)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(Object::Control(Arc::new(Mutex::new(made))))) };
         Ok(())
     }
@@ -454,14 +454,14 @@ mod work {
         let control = get(control)?;
         let out = StructOut::new("config", config, size)?;
         let made = dualadam_config::new(out.size(), &lock(&control).config(group)?);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     }
 
     pub(super) unsafe fn set_lr(control: u64, group: usize, lr: f64, stream: *mut c_void) -> Result<(), Failure> {
         let control = get(control)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         Ok(unsafe { lock(&control).set_lr(group, lr, stream) }?)
     }
 
@@ -472,9 +472,9 @@ mod work {
         stream: *mut c_void,
     ) -> Result<(), Failure> {
         let control = get(control)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read("config", config) }?.convert("config".into())?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         Ok(unsafe { lock(&control).set_config(group, config, stream) }?)
     }
 
@@ -488,7 +488,7 @@ mod work {
         check_pointer("steps".into(), steps)?;
         let control = lock(&control);
         check_count("steps", &control, count)?;
-        // SAFETY: the caller's promise; as many as the control has sets.
+        // SAFETY: as this function requires; as many as the control has sets.
         unsafe {
             let read = control.steps(stream)?;
             steps.copy_from_nonoverlapping(read.as_ptr(), read.len());
@@ -506,7 +506,7 @@ mod work {
         check_pointer("steps".into(), steps)?;
         let mut control = lock(&control);
         check_count("steps", &control, count)?;
-        // SAFETY: the caller's promise; as many as the control has sets.
+        // SAFETY: as this function requires; as many as the control has sets.
         Ok(unsafe { control.set_steps(slice::from_raw_parts(steps, count), stream) }?)
     }
 
@@ -526,7 +526,7 @@ mod work {
         let out = StructsOut::new(name, to, size)?;
         let control = lock(&control);
         check_count(name, &control, count)?;
-        // SAFETY: the caller's promise; as many as the control has sets.
+        // SAFETY: as this function requires; as many as the control has sets.
         unsafe {
             let reports = control.report(stream)?;
             let size = out.size();
@@ -546,7 +546,7 @@ mod work {
             let last_skip = number_of(last_skip);
             dualadam_cuda_set_report { size, step, skipped, last_skip, reserved: 0 }
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { write_reports(control, ("reports", reports), (size, count), stream, convert) }
     }
 
@@ -558,7 +558,7 @@ mod work {
         stream: *mut c_void,
     ) -> Result<(), Failure> {
         let convert = |size, report: &SetReport| dualadam_coeffs::new(size, &report.coeffs);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { write_reports(control, ("coeffs", coeffs), (size, count), stream, convert) }
     }
 
@@ -572,7 +572,7 @@ mod work {
         let scalars = if scalars.is_null() {
             RawScalars::default()
         } else {
-            // SAFETY: the caller's promise.
+            // SAFETY: as this function requires.
             let scalars = unsafe { read("scalars", scalars) }?;
             let [loss_scale, clip_factor, found_inf] =
                 [scalars.loss_scale, scalars.clip_factor, scalars.found_inf].map(address);
@@ -580,7 +580,7 @@ mod work {
         };
         // The list first, here and below: two calls with the same two handles never wait for each other.
         let (mut list, mut control) = (lock(&list), lock(&control));
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         Ok(unsafe { list.list.step_controlled(&mut control, &scalars, stream) }?)
     }
 }

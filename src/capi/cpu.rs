@@ -34,7 +34,7 @@ pub unsafe extern "C" fn dualadam_cpu_step(
     coeffs: *const dualadam_coeffs,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let (tensor, coeffs) = unsafe { (read("tensor", tensor)?, read("coeffs", coeffs)?) };
         let types = types_of(&tensor, "tensor".into(), 0)?;
         let mut spans = [const { None }; BUFFERS.len()];
@@ -44,7 +44,7 @@ pub unsafe extern "C" fn dualadam_cpu_step(
         let used = spans.iter().flatten().count();
         let mut spans = spans.map(|span| span.unwrap_or(Span { memory: (), start: 0, end: 0, tensor: 0, buffer: 0 }));
         overlap::check(&mut spans[..used])?;
-        // SAFETY: the buffers are there, aligned, no longer than can be and apart; the rest is the caller's promise.
+        // SAFETY: the buffers are there, aligned, no longer than can be and apart; the rest is as this function requires.
         let tensor = unsafe { borrow(&tensor, types) };
         Ok(cpu::step_list(&mut [tensor], &[StepCoeffs::from(coeffs)])?)
     })
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn dualadam_cpu_step_list(
     set_count: usize,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let (tensors, sets) = unsafe {
             let tensors = collect("tensors", tensors, tensor_count, |index, place, mut tensor: dualadam_tensor| {
                 if tensor.grads.is_null() {
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn dualadam_cpu_step_list(
             }
         }
         overlap::check(&mut spans)?;
-        // SAFETY: the buffers are there, aligned, no longer than can be and apart; the rest is the caller's promise.
+        // SAFETY: the buffers are there, aligned, no longer than can be and apart; the rest is as this function requires.
         let mut tensors: Vec<_> = tensors.iter().map(|(types, tensor)| unsafe { borrow(tensor, *types) }).collect();
         Ok(cpu::step_list(&mut tensors, &sets)?)
     })
@@ -135,7 +135,7 @@ fn spans_of(
 /// [`types_of`] and [`spans_of`] must have passed the tensor and [`overlap::check`] the spans; the buffers must be there, and no one else's meanwhile.
 unsafe fn borrow<'a>(tensor: &dualadam_tensor, (params, grads, copy): Types) -> Tensor<'a> {
     let (p, g, c, len) = (tensor.params, tensor.grads, tensor.copy, tensor.len as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     unsafe {
         Tensor {
             params: match params {
@@ -164,7 +164,7 @@ unsafe fn borrow<'a>(tensor: &dualadam_tensor, (params, grads, copy): Types) -> 
 ///
 /// As for [`slice::from_raw_parts`], but that the address of an empty slice may be anything.
 unsafe fn slice<'a, T>(address: *const T, len: usize) -> &'a [T] {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     if len == 0 { &[] } else { unsafe { slice::from_raw_parts(address, len) } }
 }
 
@@ -172,6 +172,6 @@ unsafe fn slice<'a, T>(address: *const T, len: usize) -> &'a [T] {
 ///
 /// As for [`slice::from_raw_parts_mut`], but that the address of an empty slice may be anything.
 unsafe fn slice_mut<'a, T>(address: *mut T, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     if len == 0 { &mut [] } else { unsafe { slice::from_raw_parts_mut(address, len) } }
 }

@@ -30,7 +30,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
     device: usize,
     kernels: *mut dualadam_cuda_kernels,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::kernels_new(device, kernels) })
 }
 
@@ -50,7 +50,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
 pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     kernels: *mut dualadam_cuda_kernels,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::kernels_in_current_context(kernels) })
 }
 
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
 
 /// Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded until the context ends, so that CUDA graphs
 /// may outlive the kernels. Where these are the last ones of a context, and nothing made from them is left, the driver may wait for the
-/// device.
+/// device, and memory that a CUDA graph still uses stays allocated until the context ends.
 ///
 /// Threads: any; a call with the same kernels that is under way in another thread goes on to its end.
 ///
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn dualadam_cuda_step(
     coeffs: *const dualadam_coeffs,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::step(kernels, tensor, coeffs, stream) })
 }
 
@@ -142,7 +142,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_new(
     count: usize,
     list: *mut dualadam_cuda_list,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::list_new(kernels, tensors, count, list) })
 }
 
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
     tensors: *const dualadam_tensor,
     count: usize,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::list_update(list, tensors, count) })
 }
 
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     border(|| unsafe { work::list_step(list, sets, count, stream) })
 }
 
@@ -248,16 +248,16 @@ mod work {
     pub(super) unsafe fn kernels_new(device: usize, kernels: *mut u64) -> Result<(), Failure> {
         let out = Out::new("kernels", kernels)?;
         let made = Kernels::new(device)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(Object::Kernels(made))) };
         Ok(())
     }
 
     pub(super) unsafe fn kernels_in_current_context(kernels: *mut u64) -> Result<(), Failure> {
         let out = Out::new("kernels", kernels)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let made = unsafe { Kernels::in_current_context() }?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(Object::Kernels(made))) };
         Ok(())
     }
@@ -282,10 +282,10 @@ mod work {
         stream: *mut c_void,
     ) -> Result<(), Failure> {
         let kernels: Kernels = handles::get("kernels", kernels)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let (tensor, coeffs) = unsafe { (read("tensor", tensor)?, read("coeffs", coeffs)?) };
         let tensor = tensor.raw("tensor".into())?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         Ok(unsafe { kernels.step_raw(&tensor, &coeffs.into(), stream) }?)
     }
 
@@ -297,13 +297,13 @@ mod work {
     ) -> Result<(), Failure> {
         let kernels: Kernels = handles::get("kernels", kernels)?;
         let out = Out::new("list", list)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let tensors =
             unsafe { collect("tensors", tensors, count, |_, place, tensor| dualadam_tensor::raw(&tensor, place)) }?;
         let list = TensorList::new(&kernels, &tensors)?;
         let sets = Vec::with_capacity(list.most_sets());
         let object = Object::List(Arc::new(Mutex::new(List { list, tensors, sets })));
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(object)) };
         Ok(())
     }
@@ -315,7 +315,7 @@ mod work {
             return Err(Error::Count { list: "tensors", expected: list.len(), actual: count }.into());
         }
         room.clear();
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         for (index, tensor) in unsafe { read_all("tensors", tensors, count) }?.enumerate() {
             room.push(tensor?.raw(Place::entry("tensors", index))?);
         }
@@ -335,11 +335,11 @@ mod work {
             return Err(Error::TooMany { list: "sets", limit, actual }.into());
         }
         room.clear();
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         for coeffs in unsafe { read_all("sets", sets, count) }? {
             room.push(coeffs?.into());
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         Ok(unsafe { list.step_raw(room, stream) }?)
     }
 

@@ -36,7 +36,7 @@ pub unsafe extern "C" fn dualadam_state_new(
     state: *mut dualadam_state,
 ) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let (groups, layout) = unsafe {
             let groups =
                 collect("groups", groups, group_count, |_, place, config: dualadam_config| config.convert(place));
@@ -45,7 +45,7 @@ pub unsafe extern "C" fn dualadam_state_new(
         };
         let out = Out::new("state", state)?;
         let made = State::new(&groups, &layout)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(Object::State(Arc::new(Mutex::new(made))))) };
         Ok(())
     })
@@ -68,11 +68,11 @@ pub unsafe extern "C" fn dualadam_state_new(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut dualadam_state) -> dualadam_status {
     border(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let file = unsafe { path("file", file) }?;
         let out = Out::new("state", state)?;
         let loaded = State::load(file)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(handles::insert(Object::State(Arc::new(Mutex::new(loaded))))) };
         Ok(())
     })
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut du
 pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
         let state: Arc<Mutex<State>> = handles::get("state", state)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let file = unsafe { path("file", file) }?;
         let loaded = State::load(file)?;
         let mut state = lock(&state);
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *con
 pub unsafe extern "C" fn dualadam_state_save(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
         let state: Arc<Mutex<State>> = handles::get("state", state)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let file = unsafe { path("file", file) }?;
         Ok(lock(&state).save(file)?)
     })
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn dualadam_state_counts(
         let state: Arc<Mutex<State>> = handles::get("state", state)?;
         let (groups, tensors) = (Out::new("groups", groups)?, Out::new("tensors", tensors)?);
         let state = lock(&state);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             groups.write(state.groups.len());
             tensors.write(state.tensors.len());
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn dualadam_state_config(
         let state: Arc<Mutex<State>> = handles::get("state", state)?;
         let out = StructOut::new("config", config, size)?;
         let made = dualadam_config::new(out.size(), at("group", &lock(&state).groups, group)?);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })
@@ -219,7 +219,7 @@ pub unsafe extern "C" fn dualadam_state_set_config(
 ) -> dualadam_status {
     border(|| {
         let state: Arc<Mutex<State>> = handles::get("state", state)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         let config = unsafe { read("config", config) }?.convert("config".into())?;
         Ok(set_config(&mut lock(&state).groups, group, config)?)
     })
@@ -262,7 +262,7 @@ pub unsafe extern "C" fn dualadam_state_tensor(
             group: found.group as u32,
             master_is_set: found.master_is_set.into(),
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe { out.write(made) };
         Ok(())
     })

@@ -201,7 +201,7 @@ pub unsafe extern "C" fn dualadam_last_error(buffer: *mut c_char, len: usize, ne
             }
         }
         if !needed.is_null() {
-            // SAFETY: the caller's promise; aligned, as was checked.
+            // SAFETY: as this function requires; aligned, as was checked.
             unsafe { needed.write(text.len() + 1) };
         }
     };

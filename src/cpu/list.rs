@@ -109,7 +109,7 @@ impl TensorList {
         self.tensors.check_sets(sets.len())?;
         let step = |tensor: &RawTensor| {
             if !tensor.is_left_alone() {
-                // SAFETY: types, addresses, lengths and overlap were checked; the rest is the caller's promise.
+                // SAFETY: types, addresses, lengths and overlap were checked; the rest is as this function requires.
                 unsafe { borrow(tensor) }.run(&sets[tensor.set]);
             }
         };
@@ -130,7 +130,7 @@ impl TensorList {
 unsafe fn borrow<'a>(tensor: &RawTensor) -> Tensor<'a> {
     let len = tensor.len as usize;
     let (p, g) = (tensor.params.address, tensor.grads.address);
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     unsafe {
         Tensor {
             params: match tensor.params.dtype {
@@ -159,7 +159,7 @@ unsafe fn borrow<'a>(tensor: &RawTensor) -> Tensor<'a> {
 ///
 /// As for [`slice::from_raw_parts`].
 unsafe fn slice<'a, T: Element>(address: u64, len: usize) -> &'a [T] {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     unsafe { slice::from_raw_parts(std::ptr::with_exposed_provenance(address as usize), len) }
 }
 
@@ -167,6 +167,6 @@ unsafe fn slice<'a, T: Element>(address: u64, len: usize) -> &'a [T] {
 ///
 /// As for [`slice::from_raw_parts_mut`].
 unsafe fn slice_mut<'a, T: Element>(address: u64, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function requires.
     unsafe { slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address as usize), len) }
 }

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
@@ -143,7 +143,10 @@ impl LastUse {
 
     /// Whether a graph may use the memory.
     pub(super) fn is_in_graph(&self) -> bool {
-        Arc::strong_count(&self.graphs) > 1
+        let is_in_graph = Arc::strong_count(&self.graphs) > 1;
+        // What the driver did before it called `let_go` comes before the memory is freed.
+        fence(Ordering::Acquire);
+        is_in_graph
     }
 
     /// Whether nothing can tell when the last use ends.

@@ -25,9 +25,11 @@ const LOG_BYTES: usize = 16 << 10;
 ///
 /// There is a module of kernels for each combination of types. The driver compiles it when a list or a flat step first needs it, or
 /// when [`prepare`](Self::prepare) asks for it, which takes a moment. A module stays loaded until the context ends, so that a CUDA
-/// graph may outlive the kernels that it captured. Keep a clone for as long as you need kernels: after the last one is dropped, new
-/// kernels in the same context are compiled again. That last drop may wait for the device, and on a
-/// device without memory pools it waits for the last steps. No other drop waits.
+/// graph may outlive the kernels that it captured.
+///
+/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is dropped, new kernels in the same context
+/// are compiled again, and memory that a graph still uses stays allocated until the context ends. That last drop may wait for the
+/// device; on a device without memory pools it waits for the last steps. No other drop waits.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -78,10 +80,12 @@ pub(super) struct Functions {
     pub(super) list: Function,
 }
 
-/// What is made, so that no context has it twice.
-static MADE: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// What is made in which context, by the address of its handle, so that no context has it twice.
+static MADE: Mutex<Made> = Mutex::new(Vec::new());
 
-fn made() -> MutexGuard<'static, Vec<Weak<Inner>>> {
+type Made = Vec<(usize, Weak<Inner>)>;
+
+fn made() -> MutexGuard<'static, Made> {
     MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -182,15 +186,15 @@ impl Kernels {
         };
         let (functions, prepare_sets) = (Default::default(), OnceLock::new());
         let inner = Arc::new(Inner { functions, prepare_sets, loading: Mutex::default(), pool, context });
-        made.push(Arc::downgrade(&inner));
+        made.push((inner.context.cu_ctx().addr(), Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
     /// Those of a context that are there already.
-    fn find(context: CUcontext, made: &mut Vec<Weak<Inner>>) -> Option<Self> {
-        made.retain(|inner| inner.strong_count() > 0);
-        let of_this_context = |inner: &Arc<Inner>| inner.context.cu_ctx() == context;
-        made.iter().filter_map(Weak::upgrade).find(of_this_context).map(|inner| Self { inner })
+    fn find(context: CUcontext, made: &mut Made) -> Option<Self> {
+        made.retain(|(_, inner)| inner.strong_count() > 0);
+        let (_, inner) = made.iter().find(|(made_in, _)| *made_in == context.addr())?;
+        inner.upgrade().map(|inner| Self { inner })
     }
 
     /// Loads ahead the kernels of a combination of types: all that flat steps and lists of it need. A flat step that is captured in a

@@ -51,7 +51,8 @@ impl Kernels {
     /// [`Error::Overlap`] for buffers that cannot be right; [`Error::Index`] if `tensor.set` is not 0; [`Error::TooMany`] for
     /// more elements than a launch can serve; [`Error::Context`] for a stream of another context; [`Error::Captured`] in a capture
     /// where the kernels are not loaded, and [`Error::Ptx`] if the driver refuses them. Nothing is launched then.
-    /// [`Error::Driver`] if the driver refuses the launch, or if earlier work on the device failed.
+    /// [`Error::Driver`] if the driver refuses the launch, or if earlier work on the device failed. It is also the error of a stream whose
+    /// capture has failed, and of the null stream while a stream that waits for it is being captured: nothing is launched then.
     ///
     /// # Safety
     ///

@@ -26,7 +26,8 @@ use super::table::{Table, Tables};
 /// PyTorch's are. The graph may outlive the list: its descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is
 /// destroyed. A later call that allocates then frees them.
 ///
-/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is freed after the last step.
+/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is freed after the last step,
+/// and after the last graph that captured a step.
 ///
 /// # Example
 ///
@@ -162,6 +163,8 @@ impl TensorList {
     /// [`most_sets`](Self::most_sets), [`Error::Context`] for a stream of another context. Nothing is launched then.
     /// [`Error::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the device failed; the launches for
     /// some of the list's type combinations may have been made.
+    /// A stream whose capture has failed is also an [`Error::Driver`], and so is the null stream while a stream that waits for it is being
+    /// captured; nothing is launched then.
     ///
     /// # Safety
     ///

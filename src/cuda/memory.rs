@@ -126,8 +126,8 @@ impl Pool {
         self.take(|left| matches!(left.block, Block::Device(_))).iter().for_each(|left| self.free_now(left));
     }
 
-    /// Pinned memory of so many bytes that was dropped before and is not used any more. To free it and to allocate anew could wait for
-    /// the device.
+    /// Pinned memory of exactly so many bytes that was dropped before and is not used any more. To free it and to allocate again could
+    /// wait for the device. Sizes are powers of two, so that little is left that nothing takes over.
     fn take_over_pinned_memory(&self, bytes: usize) -> Option<*mut u8> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let mut of_this_size = left.iter().enumerate().filter_map(|(index, left)| match left.block {
@@ -319,7 +319,7 @@ fn allocate_pinned(bytes: usize) -> Result<*mut u8, Error> {
 ///
 /// # Safety
 ///
-/// As for [`copy`], but that the values may go when the call returns.
+/// As for [`copy`], except that the values may go when the call returns.
 pub(super) unsafe fn upload<T: bytemuck::Pod>(to: u64, values: &[T], stream: *mut c_void) -> Result<(), Error> {
     if values.is_empty() {
         return Ok(());

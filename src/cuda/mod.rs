@@ -26,7 +26,7 @@
 //! - A step that is captured gets tensor descriptors of its own. So the gradients may be at new addresses in each capture, as they are
 //!   where PyTorch captures a whole iteration, and nothing that comes later changes what a graph reads.
 //! - A graph may outlive the list, the control or the optimizer: memory that it may use stays until the graph, and what was made of
-//!   it, is destroyed. A later allocation of the library then frees it.
+//!   it, is destroyed. A later allocation of the library then frees it, if the [`Kernels`] are still there.
 //! - No call waits for the whole context by itself. The driver may wait where it loads a module, or allocates or frees pinned memory:
 //!   in the calls that make kernels, lists, controls and optimizers, and where the last clone of [`Kernels`] is dropped.
 //! - Dropping a list, a control or an optimizer waits for nothing. Device memory is freed after its last use, in the order of a stream;

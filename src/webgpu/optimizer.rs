@@ -311,7 +311,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Wgpu`] for what wgpu reports, such as a lost device; [`Error::Memory`] if the machine has not the memory for it.
+    /// [`Error::Wgpu`] for what wgpu reports, such as a lost device; [`Error::Memory`] if the machine lacks the memory for it.
     #[cfg(not(target_family = "wasm"))]
     pub fn state(&self, queue: &wgpu::Queue) -> Result<State, Error> {
         let device = self.pipelines.device();
@@ -332,7 +332,7 @@ impl DualAdam {
     /// # Errors
     ///
     /// The future's are [`Error::Wgpu`] for what wgpu reports, such as a device that is lost meanwhile, and [`Error::Memory`] if the
-    /// machine has not the memory for the state.
+    /// machine lacks the memory for the state.
     ///
     /// # Example
     ///

@@ -24,8 +24,8 @@ const INTRODUCTION: &str = "\
  * Handles are numbers. One that was freed is refused with DUALADAM_STATUS_STALE_HANDLE, whatever was made since.
  *
  * Pointers. Nothing that a pointer leads to is kept after a call, but for device memory, of which only addresses are kept. What can be told
- * of pointers is checked: null, alignment, overlap, buffers beyond the last address. That there is memory of the stated length is the
- * caller's promise.
+ * of pointers is checked: null, alignment, overlap, buffers beyond the last address. The caller must give memory of
+ * the stated length.
  *
  * Threads. All functions may be called from any thread. Calls with the same handle wait for each other where they must.
  */";

@@ -132,7 +132,7 @@ impl Counter {
     ///
     /// The counter's memory must still be there.
     pub(super) unsafe fn advance(&self) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function requires.
         unsafe {
             match *self {
                 Self::F32(place, steps) => *place = (steps + 1) as f32,
