@@ -67,7 +67,13 @@ const STAGES: [Stage; 15] = [
     Stage {
         name: "the bundle for a GPU machine, on the stand-in driver: short deadlines, and killed",
         command: "cargo xtask practice",
-        needs: &[("bash --version", "no bash"), ("timeout --version", "no timeout")],
+        needs: &[
+            ("bash --version", "no bash"),
+            ("timeout --version", "no timeout"),
+            ("setsid --version", "no setsid (util-linux)"),
+            ("pkill --version", "no pkill (procps)"),
+            ("python3 -m ensurepip --version", "no python3 with venv, by which the CUDA compilers come"),
+        ],
     },
     Stage {
         name: "steps in another program's compute pass",
