@@ -108,7 +108,7 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
     group.variants.iter().enumerate().map(row).collect()
 }
 
-/// Writes a file anew, so that it is whole at any time.
+/// Replaces a file, so that it is whole at any time.
 pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
     let text = serde_json::to_string_pretty(report).expect("the report is plain data");
     let new = file.with_extension("new");

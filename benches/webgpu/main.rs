@@ -8,7 +8,7 @@
 //! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
 //! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
 //! for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no length after so many seconds. The JSON file is
-//! written anew after each length. `--sweep` runs the step with other workgroups instead, `--criterion` gives criterion's view.
+//! rewritten after each length. `--sweep` runs the step with other workgroups instead, `--criterion` gives criterion's view.
 
 #[path = "../attempt/mod.rs"]
 mod attempt;

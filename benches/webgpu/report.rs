@@ -129,7 +129,7 @@ impl Report {
     }
 }
 
-/// Writes the file anew, so that it is whole at any time.
+/// Replaces the file, so that it is whole at any time.
 pub(crate) fn write_json(report: &impl Serialize, file: &Path) {
     let text = serde_json::to_string_pretty(report).expect("the report is plain data");
     let new = file.with_extension("new");

@@ -323,8 +323,8 @@ pub unsafe extern "C" fn dualadam_cuda_control_coeffs(
 /// The call does not allocate or read from the device. It blocks only when the changes of all four steps before are still in flight.
 ///
 /// Capture: the step can be captured in a CUDA graph, also if it is the first and with new addresses; it takes new device memory then, which
-/// stays until the graph is destroyed. The graph keeps the tensors, which of them have gradients, and the addresses in `scalars`. It reads learning rates,
-/// configs and counters when it is launched. It may outlive list, control and kernels.
+/// stays until the graph is destroyed. The graph keeps the tensors, which of them have gradients, and the addresses in `scalars`. It reads
+/// learning rates, configs and counters when it is launched. It may outlive list, control and kernels.
 ///
 /// Threads: any; waits for other calls with the same list or control. The struct is only read.
 ///

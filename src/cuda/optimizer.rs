@@ -198,9 +198,10 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
-    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts as a step, and the graph's launches
-    /// count as none: use [`enable_device_control`](Self::enable_device_control) for graphs. The graph may be launched only while the buffers live, which
-    /// cudarc does not see to. The optimizer's first step cannot be captured.
+    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts as a
+    /// step, and the graph's launches count as none: use
+    /// [`enable_device_control`](Self::enable_device_control) for graphs. The graph may be launched only
+    /// while the buffers live, which cudarc does not check. The optimizer's first step cannot be captured.
     ///
     /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
     /// masters are set from them before its first update and rule from then on.
@@ -210,7 +211,8 @@ impl DualAdam {
     /// [`Error::Count`], [`Error::Length`], [`Error::Types`] or [`Error::Overlap`] for lists or buffers that don't fit,
     /// [`Error::Context`] for buffers of another context, [`Error::Unordered`] for buffers of another `CudaContext` value than the
     /// stream's, [`Error::Value`] for a config that is not valid, [`Error::Captured`] for what cannot be captured, [`Error::Ptx`] if the
-    /// driver refuses the kernels, which the first step loads. Nothing is launched then, and no step is counted. After [`Error::Driver`] the steps of those tensors are counted whose launch was made.
+    /// driver refuses the kernels, which the first step loads. Nothing is launched then, and no step is counted. After
+    /// [`Error::Driver`] the steps of those tensors are counted whose launch was made.
     pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
         self.step_scaled(params, grads, 1.0)
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the same of what the benchmark measures
 //! them against, made by pinned compilers from PyPI.
 //!
-//! `--check` makes them anew and compares byte for byte. Either way two compilers, nvcc and NVRTC, must give the same PTX; and the
+//! `--check` makes them again and compares byte for byte. Either way two compilers, nvcc and NVRTC, must give the same PTX; and the
 //! assemblers of three CUDA versions, as drivers have them, must accept it for every architecture without a spill and with at most
 //! 64 registers.
 
