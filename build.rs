@@ -6,6 +6,8 @@ mod cuda;
 #[cfg(feature = "cuda")]
 #[path = "build/ptx.rs"]
 mod ptx;
+#[path = "build/table.rs"]
+mod table;
 #[cfg(any(feature = "cuda", feature = "webgpu"))]
 #[path = "build/variants.rs"]
 mod variants;
@@ -31,6 +33,11 @@ fn main() -> ExitCode {
 }
 
 fn embed() -> Result<(), String> {
+    println!("cargo::rerun-if-changed=variants.txt");
+    let out = std::env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
+    let rust = table::rust(&table::read(std::path::Path::new("."))?);
+    std::fs::write(std::path::Path::new(&out).join("variants.rs"), rust)
+        .map_err(|error| format!("variants.rs: {error}"))?;
     #[cfg(feature = "cuda")]
     cuda::embed_ptx()?;
     #[cfg(feature = "webgpu")]

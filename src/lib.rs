@@ -4,34 +4,28 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
 )]
 
-#[cfg(feature = "capi")]
-pub mod capi;
-mod coeffs;
-mod combination;
-mod config;
+// rule, tensor, ledger, checkpoint, then the backends, then error: each uses only those before it.
+mod checkpoint;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod dtype;
 mod error;
-mod overlap;
-mod owner;
-mod raw;
-pub mod reference;
-mod schedule;
-#[cfg(any(feature = "cuda", feature = "webgpu"))]
-mod sets;
-mod state;
-mod state_file;
+mod ledger;
+mod rule;
+mod steering;
+mod tensor;
 #[cfg(feature = "webgpu")]
 pub mod webgpu;
 
-pub use coeffs::StepCoeffs;
-pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
-pub use dtype::{Dtype, Element, GradOf, HalfElement};
-pub use error::{Error, StateProblem, WgpuProblem};
+#[cfg(feature = "files")]
+pub use checkpoint::FORMAT_VERSION;
+pub use checkpoint::{Arrays, State, StateError, StateProblem};
+pub use error::Error;
 pub use half;
-pub use raw::{RawBuffer, RawTensor};
-pub use schedule::SwitchSchedule;
-pub use state::{State, TensorLayout, TensorState};
-pub use state_file::FORMAT_VERSION;
+pub use ledger::{CoeffsTable, Ledger, TensorSpec};
+pub use rule::{ConfigError, DualAdamConfig, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay, reference};
+pub use steering::{SkipReason, Steering};
+pub use tensor::{
+    ArgumentError, Dtype, Element, Formats, GradOf, HalfElement, ListError, RawBuffer, RawTensor, Role, TensorError,
+    TensorProblem, Variant,
+};

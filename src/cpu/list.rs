@@ -1,38 +1,126 @@
-//! Lists of tensors by address, for callers whose memory Rust does not know: other languages and frameworks.
+//! Steps of one tensor and of lists, as slices and by address.
 
-use std::slice;
+use crate::rule::StepCoeffs;
+use crate::tensor::{ArgumentError, CheckedList, RawTensor, TensorError, TensorProblem, check_coeffs_index};
 
-use half::{bf16, f16};
-use rayon::prelude::*;
+use super::buffer::Tensor;
+use super::kernels::Job;
+use super::threads::{for_each, for_each_mut};
 
-use crate::dtype::Element;
-use crate::raw::Tensors;
-use crate::{Dtype, Error, RawTensor, StepCoeffs};
+/// The most elements that a buffer of any format can have in one address space.
+const MOST_ELEMENTS: u64 = isize::MAX as u64 / size_of::<f32>() as u64;
 
-use super::launch::CHUNK;
-use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
-
-/// A list of tensors by address that are stepped together, of any sizes and type combinations, each with its own coefficient set.
+/// One DualAdam step over a list of tensors of any sizes and formats, each with the coefficients
+/// `coeffs[tensor.coeffs_index]`.
 ///
-/// Types, addresses and overlap are checked once; when addresses change, only what changed. So a step of a list that stays as it is costs
-/// little beside its arithmetic. Tensors may be empty. One whose gradient has address 0 is left alone.
+/// Empty tensors and an empty list are fine. The bits are those of a [`step`](super::step) per tensor.
+///
+/// # Errors
+///
+/// For the first tensor with a problem; all tensors are checked before any is written:
+///
+/// - [`TensorProblem::Length`] for buffers of unequal length.
+/// - [`TensorProblem::Formats`] for formats without a kernel.
+/// - [`TensorProblem::Index`] for coefficients that are not there.
 ///
 /// # Example
 ///
 /// ```
-/// use dualadam::{DualAdamConfig, Dtype, RawBuffer, RawTensor, cpu};
+/// use dualadam::{DualAdamConfig, cpu};
+/// use half::bf16;
+///
+/// let coeffs = [DualAdamConfig::adam().coeffs(1)?, DualAdamConfig::adam().with_lr(0.0).coeffs(1)?];
+/// let (mut w, mut w_m, mut w_v) = ([1.0_f32; 3], [0.0_f32; 3], [0.0_f32; 3]);
+/// let (mut b, mut b_m, mut b_v) = ([bf16::ONE], [0.0_f32], [0.0_f32]);
+/// cpu::step_list(
+///     &mut [
+///         cpu::Tensor::new(&mut w, &[1.0_f32; 3], &mut w_m, &mut w_v),
+///         cpu::Tensor::new(&mut b, &[1.0_f32], &mut b_m, &mut b_v).with_coeffs_index(1),
+///     ],
+///     &coeffs,
+/// )?;
+/// assert_eq!(w, [0.999; 3]);
+/// assert_eq!(b, [bf16::ONE]);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
+    let mut elements = 0_u64;
+    for (index, tensor) in tensors.iter_mut().enumerate() {
+        tensor.check(index)?;
+        check_coeffs_index(index, tensor.coeffs_index, coeffs.len())?;
+        elements = elements.saturating_add(tensor.param.len() as u64);
+    }
+    for_each_mut(tensors, elements, |tensor| {
+        // All tensors have passed the same check above.
+        if let Ok(job) = tensor.job(0) {
+            // SAFETY: the buffers are slices of the tensor's length and formats, borrowed for this call.
+            unsafe { job.run(&coeffs[tensor.coeffs_index]) };
+        }
+    });
+    Ok(())
+}
+
+/// One DualAdam step of a tensor by address. Types are those of the tensor's formats; nothing is allocated.
+///
+/// # Errors
+///
+/// - [`TensorProblem::Formats`] for formats without a kernel.
+/// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`], [`TensorProblem::TooLong`] or
+///   [`TensorProblem::Overlap`] for buffers that cannot be right, unless the tensor is empty.
+/// - [`TensorProblem::Index`] if `tensor.coeffs_index` is not 0.
+///
+/// Nothing is written then.
+///
+/// # Safety
+///
+/// - Each buffer of the tensor is memory of its length and format, which nothing else uses during the call.
+pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
+    let variant = tensor.check_alone()?;
+    check_len(0, tensor)?;
+    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and nobody else's (this
+    // function's requirement).
+    unsafe { Job { tensor: *tensor, variant, sets_master: false }.run(coeffs) };
+    Ok(())
+}
+
+/// One DualAdam step of a list of tensors by address, each with the coefficients `coeffs[tensor.coeffs_index]`: that of a
+/// [`TensorList`] that is made for this step only.
+///
+/// # Errors
+///
+/// As [`TensorList::new`] and [`TensorList::step_raw`]. Nothing is written then.
+///
+/// # Safety
+///
+/// As for [`TensorList::step_raw`].
+pub unsafe fn step_list_raw(tensors: &[RawTensor], coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
+    let mut list = TensorList::new(tensors)?;
+    // SAFETY: the buffers are as `TensorList::step_raw` requires (this function's requirement).
+    unsafe { list.step_raw(coeffs) }
+}
+
+fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
+    if tensor.len <= MOST_ELEMENTS {
+        return Ok(());
+    }
+    let problem = TensorProblem::TooLong { limit: MOST_ELEMENTS, actual: tensor.len };
+    Err(TensorError::of_tensor(index, problem))
+}
+
+/// A list of tensors by address that are stepped together, of any sizes and formats, each with its own coefficients.
+///
+/// Formats, addresses and overlap are checked once; when addresses change, only what changed. So a step of a list that stays as it
+/// is costs little beside its arithmetic. Tensors may be empty. One whose gradient has address 0 is skipped.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{DualAdamConfig, RawBuffer, RawTensor, cpu};
 ///
 /// let (mut p, g, mut m, mut v) = ([1.0_f32; 3], [1.0_f32; 3], [0.0_f32; 3], [0.0_f32; 3]);
-/// let f32_at = |address| RawBuffer { address, dtype: Dtype::F32 };
-/// let tensor = RawTensor {
-///     params: f32_at(p.as_mut_ptr().expose_provenance() as u64),
-///     grads: f32_at(g.as_ptr().expose_provenance() as u64),
-///     exp_avg: m.as_mut_ptr().expose_provenance() as u64,
-///     exp_avg_sq: v.as_mut_ptr().expose_provenance() as u64,
-///     copy: None,
-///     len: 3,
-///     set: 0,
-/// };
+/// let written = |buffer: &mut [f32; 3]| RawBuffer::f32(buffer.as_mut_ptr().expose_provenance() as u64);
+/// let grad = RawBuffer::f32(g.as_ptr().expose_provenance() as u64);
+/// let tensor = RawTensor::new(3, written(&mut p), grad, written(&mut m), written(&mut v));
 /// let mut list = cpu::TensorList::new(&[tensor])?;
 /// // SAFETY: the addresses are those of live buffers of 3 f32, which nothing else uses meanwhile.
 /// unsafe { list.step_raw(&[DualAdamConfig::adam().coeffs(1)?])? };
@@ -41,7 +129,8 @@ use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
 /// ```
 #[derive(Debug)]
 pub struct TensorList {
-    tensors: Tensors,
+    list: CheckedList,
+    jobs: Vec<Job>,
     /// Elements of all tensors.
     elements: u64,
 }
@@ -51,122 +140,74 @@ impl TensorList {
     ///
     /// # Errors
     ///
-    /// [`Error::Types`] for a type combination without a kernel, [`Error::Null`], [`Error::Misaligned`], [`Error::Extent`],
-    /// [`Error::TooMany`] or [`Error::Overlap`] for buffers that cannot be right (two gradients may share memory).
-    pub fn new(tensors: &[RawTensor]) -> Result<Self, Error> {
-        let limit = isize::MAX as u64 / size_of::<f32>() as u64;
-        if let Some(tensor) = tensors.iter().find(|tensor| tensor.len > limit) {
-            return Err(Error::TooMany { list: "the elements of a buffer", limit, actual: tensor.len });
-        }
+    /// - [`TensorProblem::Formats`] for formats without a kernel.
+    /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`], [`TensorProblem::TooLong`] or
+    ///   [`TensorProblem::Overlap`] for buffers that cannot be right. Two gradients may share memory.
+    pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
+        tensors.iter().enumerate().try_for_each(|(index, tensor)| check_len(index, tensor))?;
         let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
-        Ok(Self { tensors: Tensors::new(tensors)?, elements })
+        let list = CheckedList::new(tensors)?;
+        let job = |(&tensor, &variant)| Job { tensor, variant, sets_master: false };
+        let jobs = tensors.iter().zip(list.variants()).map(job).collect();
+        Ok(Self { list, jobs, elements })
     }
 
     /// How many tensors there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.tensors.as_slice().len()
+        self.list.tensors().len()
     }
 
     /// Whether there is no tensor.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tensors.as_slice().is_empty()
+        self.list.tensors().is_empty()
     }
 
     /// The tensors as they were taken over last.
     #[must_use]
     pub fn tensors(&self) -> &[RawTensor] {
-        self.tensors.as_slice()
+        self.list.tensors()
     }
 
-    /// Takes over new addresses and sets of the same tensors.
+    /// Takes over new addresses and coefficient indices of the same tensors.
     ///
     /// The call does not allocate. Where nothing changed it only compares; new gradients are checked one by one against what the
     /// list writes, and any other new address makes it check the whole list.
     ///
     /// # Errors
     ///
-    /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for other lengths or types, and what
-    /// [`new`](Self::new) refuses of addresses. The list stays as it was then.
-    pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), Error> {
-        self.tensors.update(tensors, |_| ())
+    /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
+    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for other lengths or formats.
+    /// - What [`new`](Self::new) refuses of addresses.
+    ///
+    /// The list stays as it was then.
+    pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), ArgumentError> {
+        let jobs = &mut self.jobs;
+        self.list.update(tensors, |index| jobs[index].tensor = tensors[index])
     }
 
-    /// One DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`.
+    /// One DualAdam step of every tensor that has a gradient, with the coefficients `coeffs[tensor.coeffs_index]`.
     ///
     /// The call allocates nothing; rayon's queue may grow. The bits are those of a [`step`](super::step) per tensor.
     ///
     /// # Errors
     ///
-    /// [`Error::Index`] for a tensor whose set is not there. Nothing is written then.
+    /// - [`TensorProblem::Index`] for a tensor whose coefficients are not there. Nothing is written then.
     ///
     /// # Safety
     ///
-    /// Each buffer of each tensor that has a gradient is memory of the tensor's length and of its type, which nothing else uses
-    /// during the call.
-    pub unsafe fn step_raw(&mut self, sets: &[StepCoeffs]) -> Result<(), Error> {
-        self.tensors.check_sets(sets.len())?;
-        let step = |tensor: &RawTensor| {
-            if !tensor.is_left_alone() {
-                // SAFETY: types, addresses, lengths and overlap were checked; the rest is as this function requires.
-                unsafe { borrow(tensor) }.run(&sets[tensor.set]);
+    /// - Each buffer of each tensor that has a gradient is memory of the tensor's length and of its format, which nothing else uses
+    ///   during the call.
+    pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
+        self.list.check_coeffs(coeffs.len())?;
+        for_each(&self.jobs, self.elements, |job| {
+            if !job.tensor.is_skipped() {
+                // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and nobody else's
+                // (this function's requirement).
+                unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
             }
-        };
-        if self.elements <= CHUNK as u64 {
-            self.tensors.as_slice().iter().for_each(step);
-        } else {
-            self.tensors.as_slice().par_iter().for_each(step);
-        }
+        });
         Ok(())
     }
-}
-
-/// The tensor as slices.
-///
-/// # Safety
-///
-/// A [`TensorList`] must have checked the tensor, which is not empty; the buffers must be there, and no one else's meanwhile.
-unsafe fn borrow<'a>(tensor: &RawTensor) -> Tensor<'a> {
-    let len = tensor.len as usize;
-    let (p, g) = (tensor.params.address, tensor.grads.address);
-    // SAFETY: as this function requires.
-    unsafe {
-        Tensor {
-            params: match tensor.params.dtype {
-                Dtype::F32 => ParamsMut::F32(slice_mut(p, len)),
-                Dtype::Bf16 => ParamsMut::Bf16(slice_mut(p, len)),
-                Dtype::F16 => ParamsMut::F16(slice_mut(p, len)),
-            },
-            grads: match tensor.grads.dtype {
-                Dtype::F32 => Grads::F32(slice::<f32>(g, len)),
-                Dtype::Bf16 => Grads::Bf16(slice::<bf16>(g, len)),
-                Dtype::F16 => Grads::F16(slice::<f16>(g, len)),
-            },
-            exp_avg: slice_mut(tensor.exp_avg, len),
-            exp_avg_sq: slice_mut(tensor.exp_avg_sq, len),
-            copy: tensor.copy.and_then(|copy| match copy.dtype {
-                Dtype::F32 => None,
-                Dtype::Bf16 => Some(CopyMut::Bf16(slice_mut(copy.address, len))),
-                Dtype::F16 => Some(CopyMut::F16(slice_mut(copy.address, len))),
-            }),
-            set: tensor.set,
-        }
-    }
-}
-
-/// # Safety
-///
-/// As for [`slice::from_raw_parts`].
-unsafe fn slice<'a, T: Element>(address: u64, len: usize) -> &'a [T] {
-    // SAFETY: as this function requires.
-    unsafe { slice::from_raw_parts(std::ptr::with_exposed_provenance(address as usize), len) }
-}
-
-/// # Safety
-///
-/// As for [`slice::from_raw_parts_mut`].
-unsafe fn slice_mut<'a, T: Element>(address: u64, len: usize) -> &'a mut [T] {
-    // SAFETY: as this function requires.
-    unsafe { slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address as usize), len) }
 }

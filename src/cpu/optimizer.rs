@@ -1,20 +1,22 @@
 //! The optimizer that owns its moments and counts its tensors' steps.
 
+#[cfg(all(feature = "files", not(target_family = "wasm")))]
 use std::path::Path;
 
-use rayon::prelude::*;
+#[cfg(all(feature = "files", not(target_family = "wasm")))]
+use crate::checkpoint::StateError;
+use crate::checkpoint::{State, check_moments};
+use crate::ledger::{CoeffsTable, TensorSpec};
+use crate::rule::{DualAdamConfig, check_grad_multiplier};
+use crate::tensor::{ArgumentError, ListError, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
 
-use crate::config::check_grad_multiplier;
-use crate::dtype::Element;
-use crate::owner;
-use crate::{DualAdamConfig, Error, State, StepCoeffs, TensorLayout, TensorState};
-
-use super::launch::CHUNK;
-use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
+use super::buffer::{Buffer, BufferMut, raw_mut};
+use super::kernels::Job;
+use super::threads::for_each;
 
 /// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and gradients for each step.
 ///
-/// Each tensor counts its own updates: one without a gradient is left alone, moments, step and all.
+/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all.
 ///
 /// # Example
 ///
@@ -25,18 +27,27 @@ use super::tensor::{CopyMut, Grads, ParamsMut, Tensor};
 /// let mut optimizer = cpu::DualAdam::new(config, &[2, 1])?;
 /// let (mut w, mut b) = ([3.0_f32, -4.0], [1.0_f32]);
 /// for _ in 0..200 {
-///     let grads = w; // of (w0² + w1²)/2
-///     optimizer.step(&mut [(&mut w).into(), (&mut b).into()], &[Some((&grads).into()), None])?;
+///     let grad = w; // of (w0² + w1²)/2
+///     optimizer.step([(&mut w).into(), (&mut b).into()], [Some((&grad).into()), None])?;
 /// }
 /// assert!(w.iter().all(|w| w.abs() < 1e-2));
 /// assert_eq!((b, optimizer.step_of(0)?, optimizer.step_of(1)?), ([1.0], 200, 0));
 /// # Ok::<(), dualadam::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct DualAdam {
     state: State,
-    /// Each tensor's coefficients in the step under way.
-    sets: Vec<StepCoeffs>,
+    /// What the step under way needs, kept for the next one's memory.
+    table: CoeffsTable,
+    borrowed: Vec<Borrowed>,
+    jobs: Vec<Job>,
+}
+
+/// What a step was given for one tensor, with its elements.
+#[derive(Debug, Clone, Copy)]
+struct Borrowed {
+    param: (RawBuffer, usize),
+    grad: Option<(RawBuffer, usize)>,
 }
 
 impl DualAdam {
@@ -44,30 +55,30 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Value`] if the config is not valid.
-    pub fn new(config: DualAdamConfig, lens: &[usize]) -> Result<Self, Error> {
-        let layout: Vec<_> = lens.iter().map(|&len| TensorLayout::new(len)).collect();
-        Self::with_groups(&[config], &layout)
+    /// As [`with_groups`](Self::with_groups).
+    pub fn new(config: DualAdamConfig, lens: &[usize]) -> Result<Self, ArgumentError> {
+        let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
+        Self::with_groups(&[config], &specs)
     }
 
-    /// An optimizer with several parameter groups, or with f32 masters.
+    /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors.
     ///
     /// # Errors
     ///
-    /// [`Error::Value`] if a config is not valid; [`Error::Index`] if a tensor names a group that is not there.
+    /// As [`State::new`].
     ///
     /// # Example
     ///
     /// ```
-    /// use dualadam::{DualAdamConfig, TensorLayout, WeightDecay, cpu::DualAdam};
+    /// use dualadam::{DualAdamConfig, TensorSpec, WeightDecay, cpu::DualAdam};
     ///
     /// let decayed = DualAdamConfig::default().with_weight_decay(WeightDecay::Decoupled(0.1));
-    /// let layout = [TensorLayout::new(1024).with_master(), TensorLayout::new(32).in_group(1)];
-    /// let optimizer = DualAdam::with_groups(&[decayed, DualAdamConfig::default()], &layout)?;
+    /// let specs = [TensorSpec::new(1024).with_master().with_name("weight"), TensorSpec::new(32).in_group(1)];
+    /// let optimizer = DualAdam::with_groups(&[decayed, DualAdamConfig::default()], &specs)?;
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn with_groups(groups: &[DualAdamConfig], layout: &[TensorLayout]) -> Result<Self, Error> {
-        Self::try_from(State::new(groups, layout)?)
+    pub fn with_groups(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
+        Self::try_from(State::new(groups, specs)?)
     }
 
     /// One step of every tensor that has a gradient; the others stay as they are.
@@ -77,19 +88,27 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Count`], [`Error::Length`] or [`Error::Types`] for lists or buffers that don't fit, [`Error::Value`] for a
-    /// config that is not valid. Nothing is written then, and no step is counted.
-    pub fn step(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<(), Error> {
+    /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
+    /// - [`TensorProblem::Length`] or [`TensorProblem::Formats`] for buffers that don't fit.
+    /// - [`TensorProblem::StepOverflow`] for a tensor whose step cannot grow further.
+    ///
+    /// Nothing is written then, and no step is counted.
+    pub fn step<'a>(
+        &mut self,
+        params: impl IntoIterator<Item = BufferMut<'a>>,
+        grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
+    ) -> Result<(), ArgumentError> {
         self.step_scaled(params, grads, 1.0)
     }
 
     /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the inverse of a loss
-    /// scale, or their product.
+    /// scale, or their product, as [`Steering`](crate::Steering) forms it.
     ///
     /// # Errors
     ///
-    /// As [`step`](Self::step), and [`Error::Value`] for a multiplier that
-    /// [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    /// - As [`step`](Self::step).
+    /// - [`ConfigError::Value`](crate::ConfigError::Value) for a multiplier that
+    ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
     ///
     /// # Example
     ///
@@ -97,70 +116,82 @@ impl DualAdam {
     /// # let mut optimizer = dualadam::cpu::DualAdam::new(dualadam::DualAdamConfig::adam(), &[1])?;
     /// let (loss_scale, norm, max_norm) = (1024.0, 5.0, 1.0_f64); // the norm is that of the unscaled gradients
     /// let clip = f64::min(1.0, max_norm / norm);
-    /// let (mut w, grads) = ([1.0_f32], [1024.0_f32]);
-    /// optimizer.step_scaled(&mut [(&mut w).into()], &[Some((&grads).into())], clip / loss_scale)?;
+    /// let (mut w, grad) = ([1.0_f32], [1024.0_f32]);
+    /// optimizer.step_scaled([(&mut w).into()], [Some((&grad).into())], clip / loss_scale)?;
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn step_scaled(
+    pub fn step_scaled<'a>(
         &mut self,
-        params: &mut [ParamsMut<'_>],
-        grads: &[Option<Grads<'_>>],
+        params: impl IntoIterator<Item = BufferMut<'a>>,
+        grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
         grad_multiplier: f64,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ArgumentError> {
+        self.borrow(params, grads)?;
         check_grad_multiplier(grad_multiplier)?;
-        let elements = self.check(params, grads)?;
-        self.form_sets(grads, grad_multiplier)?;
-        let work = (params, grads, self.state.tensors.as_mut_slice(), self.sets.as_slice());
-        let update = |(params, grads, state, set): (&mut ParamsMut<'_>, &Option<Grads<'_>>, &mut TensorState, _)| {
-            if let Some(grads) = grads {
-                state.update(params, grads, set);
-            }
-        };
-        if elements <= CHUNK {
-            let (params, grads, states, sets) = work;
-            let tensors = params.iter_mut().zip(grads).zip(states).zip(sets);
-            tensors.for_each(|(((params, grads), state), set)| update((params, grads, state, set)));
-        } else {
-            work.into_par_iter().for_each(update);
+        let prepared = self.prepare(grad_multiplier);
+        prepared.map_err(|error| self.state.ledger.named_argument(error))?;
+        let elements = self.jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.tensor.len));
+        let coeffs = self.table.coeffs();
+        for_each(&self.jobs, elements, |job| {
+            // SAFETY: parameters and gradients are slices of the tensor's length and formats, borrowed for this call; the
+            // other buffers are the optimizer's own, of the same length, and used by this job alone.
+            unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
+        });
+        for (tensor, _) in self.borrowed.iter().enumerate().filter(|(_, borrowed)| borrowed.grad.is_some()) {
+            self.state.ledger.count(tensor);
         }
         Ok(())
     }
 
-    /// Checks everything but the coefficients; returns the elements that have a gradient.
-    fn check(&mut self, params: &mut [ParamsMut<'_>], grads: &[Option<Grads<'_>>]) -> Result<usize, Error> {
-        owner::check_counts(self.state.tensors.len(), params.len(), grads.len())?;
-        let mut elements = 0_usize;
-        for (index, ((params, grads), state)) in params.iter_mut().zip(grads).zip(&mut self.state.tensors).enumerate() {
-            if params.len() != state.exp_avg.len() {
-                let (expected, actual) = (state.exp_avg.len(), params.len());
-                return Err(Error::Length { tensor: index, buffer: "params", expected, actual });
+    /// Notes what the step was given.
+    fn borrow<'a>(
+        &mut self,
+        params: impl IntoIterator<Item = BufferMut<'a>>,
+        grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
+    ) -> Result<(), ListError> {
+        let param = |mut param: BufferMut<'a>| (param.raw(), param.len());
+        let grad = |grad: Option<Buffer<'a>>| grad.map(|grad| (grad.raw(), grad.len()));
+        let (mut params, mut grads) = (params.into_iter().map(param), grads.into_iter().map(grad));
+        self.borrowed.clear();
+        let (mut param_count, mut grad_count) = (0, 0);
+        loop {
+            let (param, grad) = (params.next(), grads.next());
+            param_count += usize::from(param.is_some());
+            grad_count += usize::from(grad.is_some());
+            match (param, grad) {
+                (Some(param), Some(grad)) => self.borrowed.push(Borrowed { param, grad }),
+                (None, None) => break,
+                _ => {}
             }
-            let Some(grads) = grads else { continue };
-            if state.step == u64::MAX {
-                return Err(Error::StepOverflow { tensor: index });
+            // However many there are, there are too many.
+            if param_count.max(grad_count) > self.state.ledger.len() {
+                break;
             }
-            if let (Some(_), ParamsMut::F32(_)) = (&state.master, &*params) {
-                let (params, grads) = (params.dtype(), grads.dtype());
-                return Err(Error::Types { tensor: index, params, grads, copy: Some(params) });
-            }
-            state.tensor(params, grads).check(index)?;
-            elements = elements.saturating_add(params.len());
         }
-        Ok(elements)
+        self.state.ledger.check_counts(param_count, grad_count)
     }
 
-    fn form_sets(&mut self, grads: &[Option<Grads<'_>>], grad_multiplier: f64) -> Result<(), Error> {
-        let mut last: Option<(usize, u64, StepCoeffs)> = None;
-        for ((tensor, set), grads) in self.state.tensors.iter().zip(&mut self.sets).zip(grads) {
-            if grads.is_none() {
-                continue;
+    /// Checks everything, and forms the jobs of the step.
+    fn prepare(&mut self, grad_multiplier: f64) -> Result<(), ArgumentError> {
+        let Self { state: State { ledger, arrays }, table, borrowed, jobs } = self;
+        table.clear();
+        jobs.clear();
+        for (index, (borrowed, arrays)) in borrowed.iter().zip(arrays).enumerate() {
+            let expected = arrays.exp_avg.len();
+            let lens = [(Role::Param, Some(borrowed.param.1)), (Role::Grad, borrowed.grad.map(|grad| grad.1))];
+            for (role, len) in lens {
+                if let Some(actual) = len.filter(|&actual| actual != expected) {
+                    let problem = TensorProblem::Length { expected, actual };
+                    return Err(TensorError::of_buffer(index, role, problem).into());
+                }
             }
-            // Neighbours mostly share group and step, and the powers are dear beside a small tensor.
-            *set = match last {
-                Some((group, step, set)) if (group, step) == (tensor.group, tensor.step) => set,
-                _ => self.state.groups[tensor.group].coeffs_scaled(tensor.step + 1, grad_multiplier)?,
-            };
-            last = Some((tensor.group, tensor.step, *set));
+            let Some((grad, _)) = borrowed.grad else { continue };
+            let (exp_avg, exp_avg_sq) = (raw_mut(&mut arrays.exp_avg), raw_mut(&mut arrays.exp_avg_sq));
+            let mut tensor = RawTensor::new(expected as u64, borrowed.param.0, grad, exp_avg, exp_avg_sq);
+            tensor.master = arrays.master.as_mut().map(|master| raw_mut(master));
+            let variant = tensor.variant(index)?;
+            tensor.coeffs_index = ledger.coeffs_index(table, index, grad_multiplier)?;
+            jobs.push(Job { tensor, variant, sets_master: ledger.sets_master(index) });
         }
         Ok(())
     }
@@ -169,7 +200,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if `lr` is not valid with the rest of the config.
+    /// As [`set_config`](Self::set_config).
     ///
     /// # Example
     ///
@@ -181,24 +212,25 @@ impl DualAdam {
     /// }
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), Error> {
-        self.set_config(group, self.config(group)?.with_lr(lr))
+    pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
+        self.state.ledger.set_lr(group, lr)
     }
 
     /// Sets the whole config of a group, from its next step on.
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group; [`Error::Value`] if the config is not valid.
-    pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), Error> {
-        owner::set_config(&mut self.state.groups, group, config)
+    /// - [`ListError::Position`] if there is no such group.
+    /// - [`ConfigError`](crate::ConfigError) if the config is not valid.
+    pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), ArgumentError> {
+        self.state.ledger.set_config(group, config)
     }
 
     /// The config of a group.
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such group.
+    /// - [`ListError::Position`] if there is no such group.
     ///
     /// # Example
     ///
@@ -208,17 +240,17 @@ impl DualAdam {
     /// optimizer.set_config(0, optimizer.config(0)?.with_lr(halved))?;
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn config(&self, group: usize) -> Result<DualAdamConfig, Error> {
-        owner::at("group", &self.state.groups, group).copied()
+    pub fn config(&self, group: usize) -> Result<DualAdamConfig, ListError> {
+        self.state.ledger.config(group)
     }
 
     /// The updates that a tensor has had.
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such tensor.
-    pub fn step_of(&self, tensor: usize) -> Result<u64, Error> {
-        owner::at("tensor", &self.state.tensors, tensor).map(|tensor| tensor.step)
+    /// - [`ListError::Position`] if there is no such tensor.
+    pub fn step_of(&self, tensor: usize) -> Result<u64, ListError> {
+        self.state.ledger.step(tensor)
     }
 
     /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
@@ -228,8 +260,9 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// [`Error::Position`] if there is no such tensor, [`Error::Length`] if a moment's length differs from it,
-    /// [`Error::Value`] if `exp_avg_sq` has a negative element.
+    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`TensorProblem::Length`] if a moment's length differs from it.
+    /// - [`TensorProblem::Negative`] if `exp_avg_sq` has a negative element.
     ///
     /// # Example
     ///
@@ -240,14 +273,19 @@ impl DualAdam {
     /// assert_eq!(optimizer.step_of(0)?, 100);
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn set_moments(&mut self, tensor: usize, step: u64, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), Error> {
-        let len = owner::at("tensor", &self.state.tensors, tensor)?.exp_avg.len();
-        owner::check_moments(tensor, len, exp_avg, exp_avg_sq)?;
-        let state = &mut self.state.tensors[tensor];
-        state.exp_avg.copy_from_slice(exp_avg);
-        state.exp_avg_sq.copy_from_slice(exp_avg_sq);
-        state.step = step;
-        Ok(())
+    pub fn set_moments(
+        &mut self,
+        tensor: usize,
+        step: u64,
+        exp_avg: &[f32],
+        exp_avg_sq: &[f32],
+    ) -> Result<(), ArgumentError> {
+        let State { ledger, arrays } = &mut self.state;
+        let len = ledger.spec(tensor)?.len;
+        check_moments(tensor, len, exp_avg, exp_avg_sq).map_err(|error| ledger.named(error))?;
+        arrays[tensor].exp_avg.copy_from_slice(exp_avg);
+        arrays[tensor].exp_avg_sq.copy_from_slice(exp_avg_sq);
+        Ok(ledger.set_step(tensor, step)?)
     }
 
     /// The whole state: configs, steps, moments and masters.
@@ -261,7 +299,8 @@ impl DualAdam {
     /// # Errors
     ///
     /// As [`State::save`].
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+    #[cfg(all(feature = "files", not(target_family = "wasm")))]
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), StateError> {
         self.state.save(path)
     }
 
@@ -271,8 +310,11 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// As [`State::load`], and [`Error::State`] if the file's tensors are not this optimizer's: their number, lengths,
-    /// groups and masters must agree. The optimizer stays as it was then.
+    /// - As [`State::load`].
+    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this optimizer's: their number,
+    ///   lengths, groups and masters must agree, and names where both have them.
+    ///
+    /// The optimizer stays as it was then.
     ///
     /// # Example
     ///
@@ -288,84 +330,24 @@ impl DualAdam {
     /// assert_eq!(resumed.state(), optimizer.state());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let path = path.as_ref();
-        let state = State::load(path)?;
-        self.state.check_layout(&state).map_err(|problem| Error::State { path: path.to_owned(), problem })?;
+    #[cfg(all(feature = "files", not(target_family = "wasm")))]
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), StateError> {
+        let state = State::load_for(&self.state.ledger, path.as_ref())?;
         *self = Self::try_from(state)?;
         Ok(())
     }
 }
 
 impl TryFrom<State> for DualAdam {
-    type Error = Error;
+    type Error = ArgumentError;
 
     /// An optimizer that goes on from a state, wherever it is from.
     ///
     /// # Errors
     ///
     /// As [`State::validate`].
-    fn try_from(state: State) -> Result<Self, Error> {
+    fn try_from(state: State) -> Result<Self, ArgumentError> {
         state.validate()?;
-        let sets = vec![bytemuck::Zeroable::zeroed(); state.tensors.len()];
-        Ok(Self { state, sets })
-    }
-}
-
-impl TensorState {
-    fn tensor<'a>(&'a mut self, params: &'a mut ParamsMut<'_>, grads: &'a Grads<'_>) -> Tensor<'a> {
-        let (exp_avg, exp_avg_sq) = (self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice());
-        let grads = grads.reborrow();
-        match &mut self.master {
-            None => Tensor { params: params.reborrow(), grads, exp_avg, exp_avg_sq, copy: None, set: 0 },
-            Some(master) => {
-                Tensor { params: master.into(), grads, exp_avg, exp_avg_sq, copy: params.as_copy(), set: 0 }
-            }
-        }
-    }
-
-    fn update(&mut self, params: &mut ParamsMut<'_>, grads: &Grads<'_>, coeffs: &StepCoeffs) {
-        if let (false, Some(master)) = (self.master_is_set, &mut self.master) {
-            params.widen_into(master);
-            self.master_is_set = true;
-        }
-        self.tensor(params, grads).run(coeffs);
-        self.step += 1;
-    }
-}
-
-impl ParamsMut<'_> {
-    fn reborrow(&mut self) -> ParamsMut<'_> {
-        match self {
-            Self::F32(buffer) => ParamsMut::F32(buffer),
-            Self::Bf16(buffer) => ParamsMut::Bf16(buffer),
-            Self::F16(buffer) => ParamsMut::F16(buffer),
-        }
-    }
-
-    fn as_copy(&mut self) -> Option<CopyMut<'_>> {
-        match self {
-            Self::F32(_) => None,
-            Self::Bf16(buffer) => Some(CopyMut::Bf16(buffer)),
-            Self::F16(buffer) => Some(CopyMut::F16(buffer)),
-        }
-    }
-
-    fn widen_into(&self, master: &mut [f32]) {
-        match self {
-            Self::F32(buffer) => master.copy_from_slice(buffer),
-            Self::Bf16(buffer) => master.iter_mut().zip(buffer.iter()).for_each(|(to, from)| *to = from.widen()),
-            Self::F16(buffer) => master.iter_mut().zip(buffer.iter()).for_each(|(to, from)| *to = from.widen()),
-        }
-    }
-}
-
-impl Grads<'_> {
-    fn reborrow(&self) -> Grads<'_> {
-        match self {
-            Self::F32(buffer) => Grads::F32(buffer),
-            Self::Bf16(buffer) => Grads::Bf16(buffer),
-            Self::F16(buffer) => Grads::F16(buffer),
-        }
+        Ok(Self { state, table: CoeffsTable::default(), borrowed: vec![], jobs: vec![] })
     }
 }

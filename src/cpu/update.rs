@@ -1,6 +1,6 @@
 //! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same, name for name.
 
-use crate::StepCoeffs;
+use crate::rule::StepCoeffs;
 
 /// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2` and `decay` are not 0: the
 /// caller has asked once for all elements.

@@ -1,9 +1,13 @@
 //! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device, `kernels/control.cuh`.
 
+use std::hint::black_box;
+
 use bytemuck::{Pod, Zeroable};
 
-use crate::schedule::integer_power;
-use crate::{DualAdamConfig, InverseTerm, WeightDecay};
+use super::config::{DualAdamConfig, InverseTerm, WeightDecay};
+use super::error::{ConfigError, finite_and_not_negative, require};
+use super::float_env::FloatEnv;
+use super::schedule::integer_power;
 
 /// The scalars that one update of one tensor needs, formed in f64 and rounded once to f32.
 ///
@@ -14,7 +18,7 @@ use crate::{DualAdamConfig, InverseTerm, WeightDecay};
 /// g = grad_scale * grad
 /// g = l2 == 0 ? g : fma(l2, p, g)
 /// m = fma(one_minus_beta1, g - m, m)
-/// v = fma(one_minus_beta2, fma(g, g, -v), v)
+/// v = saturate(fma(one_minus_beta2, fma(g, g, -v), v))
 /// s = sqrt(v) * inv_sqrt_bc2
 /// q = adam_scale / (s + eps)
 /// w = inverse_scale == 0 ? q : fma(inverse_scale, s + inverse_eps, q)
@@ -27,8 +31,8 @@ use crate::{DualAdamConfig, InverseTerm, WeightDecay};
 ///
 /// A term whose coefficient is 0 is absent, not multiplied by 0: 0·inf would be NaN.
 ///
-/// The layout is that of the kernels' argument: ten f32, 40 bytes, no padding. [`DualAdamConfig::coeffs`] makes valid ones;
-/// values set by hand are used as they are.
+/// The layout is that of the kernels' argument: f32 without padding, ten of them in this version. [`DualAdamConfig::coeffs`] makes
+/// valid ones. Others begin with [`Zeroable::zeroed`]; values that are set by hand are used as they are.
 ///
 /// # Example
 ///
@@ -40,6 +44,7 @@ use crate::{DualAdamConfig, InverseTerm, WeightDecay};
 /// ```
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[non_exhaustive]
 pub struct StepCoeffs {
     /// `1-β1`, formed in f64: `1 - 0.999f32` is off by 1.3e-5.
     pub one_minus_beta1: f32,
@@ -65,7 +70,7 @@ pub struct StepCoeffs {
 
 impl StepCoeffs {
     /// The config must be valid and the step at least 1: [`DualAdamConfig::coeffs_scaled`] sees to both.
-    pub(crate) fn new(config: &DualAdamConfig, step: u64, grad_multiplier: f64) -> Self {
+    fn new(config: &DualAdamConfig, step: u64, grad_multiplier: f64) -> Self {
         let alpha = config.schedule.alpha(step);
         let bc1 = 1.0 - integer_power(config.beta1, step);
         let bc2 = 1.0 - integer_power(config.beta2, step);
@@ -97,4 +102,57 @@ impl StepCoeffs {
     pub fn is_adam(&self) -> bool {
         self.inverse_scale == 0.0
     }
+}
+
+impl DualAdamConfig {
+    /// The coefficients of a tensor's `step`-th update.
+    ///
+    /// # Errors
+    ///
+    /// What [`validate`](Self::validate) refuses, and [`ConfigError::StepZero`]: steps count from 1.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let coeffs = dualadam::DualAdamConfig::adam().coeffs(1)?;
+    /// assert_eq!(coeffs.inverse_scale, 0.0);
+    /// assert_eq!(coeffs.adam_scale, (1e-3 / (1.0 - 0.9)) as f32);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn coeffs(&self, step: u64) -> Result<StepCoeffs, ConfigError> {
+        self.coeffs_scaled(step, 1.0)
+    }
+
+    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a clip factor, the inverse of a
+    /// loss scale, or their product.
+    ///
+    /// # Errors
+    ///
+    /// As [`coeffs`](Self::coeffs), and [`ConfigError::Value`] for a multiplier that is NaN, infinite or negative, or that is above
+    /// 0 and rounds to 0 or infinity as an f32.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let coeffs = dualadam::DualAdamConfig::default().with_maximize(true).coeffs_scaled(1, 0.25)?;
+    /// assert_eq!(coeffs.grad_scale, -0.25);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, ConfigError> {
+        let _standard = FloatEnv::standard();
+        // So that the arithmetic stays between the two changes of the control word.
+        let (config, grad_multiplier) = black_box((*self, grad_multiplier));
+        config.validate()?;
+        check_grad_multiplier(grad_multiplier)?;
+        if step == 0 {
+            return Err(ConfigError::StepZero);
+        }
+        Ok(black_box(StepCoeffs::new(&config, step, grad_multiplier)))
+    }
+}
+
+pub(crate) fn check_grad_multiplier(grad_multiplier: f64) -> Result<(), ConfigError> {
+    finite_and_not_negative("grad_multiplier", grad_multiplier)?;
+    let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
+    require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)
 }

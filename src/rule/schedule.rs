@@ -1,8 +1,6 @@
 //! The switch from inverse Adam to Adam: α as a function of the step.
 
-use serde::{Deserialize, Serialize};
-
-use crate::Error;
+use super::error::{ConfigError, require};
 
 /// A residue of the rounded product below this is the 0 that exact arithmetic gives at `t = 1/ξ`.
 const RESIDUE: f64 = 1e-12;
@@ -23,8 +21,13 @@ const RESIDUE: f64 = 1e-12;
 /// assert_eq!(schedule.alpha(160), 0.0);
 /// assert_eq!(schedule.first_adam_step(), Some(160));
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "files",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(tag = "kind", rename_all = "snake_case")
+)]
+#[non_exhaustive]
 pub enum SwitchSchedule {
     /// `α = max(0, 1 - t·ξ)`; below 1e-12 it is 0.
     Linear {
@@ -113,15 +116,9 @@ impl SwitchSchedule {
     ///
     /// # Errors
     ///
-    /// [`Error::Value`] for a parameter that is NaN or out of its range.
-    pub fn validate(&self) -> Result<(), Error> {
-        let in_unit_range = |name, value: f64| {
-            if (0.0..=1.0).contains(&value) {
-                return Ok(());
-            }
-            let requirement = "lie in 0..=1";
-            Err(Error::Value { name, requirement, value })
-        };
+    /// [`ConfigError::Value`] for a parameter that is NaN or out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let in_unit_range = |name, value: f64| require(name, "lie in 0..=1", value, (0.0..=1.0).contains(&value));
         match *self {
             Self::Linear { switching_rate } | Self::LinearEarlyDrop { switching_rate } => {
                 in_unit_range("switching_rate", switching_rate)
@@ -129,10 +126,7 @@ impl SwitchSchedule {
             Self::Exponential { base, period, cutoff } => {
                 in_unit_range("base", base)?;
                 in_unit_range("cutoff", cutoff)?;
-                if period == 0 {
-                    return Err(Error::Value { name: "period", requirement: "be at least 1", value: 0.0 });
-                }
-                Ok(())
+                require("period", "be at least 1", period as f64, period > 0)
             }
             Self::Fixed { .. } => Ok(()),
         }
@@ -140,7 +134,7 @@ impl SwitchSchedule {
 }
 
 /// `base^exponent` by squaring: the same multiplications everywhere, so that every backend forms the same bits.
-pub(crate) fn integer_power(base: f64, exponent: u64) -> f64 {
+pub(super) fn integer_power(base: f64, exponent: u64) -> f64 {
     let (mut power, mut square, mut rest) = (1.0, base, exponent);
     while rest > 0 {
         if rest & 1 == 1 {

@@ -1,8 +1,7 @@
 //! The hyperparameters, as users know them, and what makes them valid.
 
-use serde::{Deserialize, Serialize};
-
-use crate::{Error, StepCoeffs, SwitchSchedule};
+use super::error::{ConfigError, finite_and_not_negative, require};
+use super::schedule::SwitchSchedule;
 
 /// How weights decay.
 ///
@@ -15,8 +14,9 @@ use crate::{Error, StepCoeffs, SwitchSchedule};
 /// assert_eq!((coeffs.decay, coeffs.l2), (0.125, 0.0));
 /// # Ok::<(), dualadam::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "files", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum WeightDecay {
     /// No decay.
     None,
@@ -37,8 +37,9 @@ pub enum WeightDecay {
 /// assert_eq!(coeffs.inverse_eps, coeffs.eps);
 /// # Ok::<(), dualadam::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "files", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum InverseTerm {
     /// `m̂·√v̂`, line 10 of Algorithm 1 in arXiv 2603.07122.
     Paper,
@@ -54,7 +55,7 @@ pub enum InverseTerm {
 /// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))        (Algorithm 1 of arXiv 2603.07122)
 /// ```
 ///
-/// The fields are free to set; every use validates them first.
+/// Begin with [`default`](Self::default) or a preset, and set what differs. Every use validates the fields first.
 ///
 /// # Example
 ///
@@ -68,7 +69,9 @@ pub enum InverseTerm {
 /// config.validate()?;
 /// # Ok::<(), dualadam::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "files", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct DualAdamConfig {
     /// Learning rate; finite, at least 0. Default 1e-3.
     pub lr: f64,
@@ -199,9 +202,9 @@ impl DualAdamConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::Value`] names the first field that is NaN, infinite, negative or out of range, an `eps` that rounds to 0,
+    /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of range, an `eps` that rounds to 0,
     /// or an `lr` with which `lr/(1-beta1)/eps` overflows: both would make NaN of a parameter whose gradient is 0.
-    pub fn validate(&self) -> Result<(), Error> {
+    pub fn validate(&self) -> Result<(), ConfigError> {
         finite_and_not_negative("lr", self.lr)?;
         beta("beta1", self.beta1)?;
         beta("beta2", self.beta2)?;
@@ -222,65 +225,8 @@ impl DualAdamConfig {
         }
         self.schedule.validate()
     }
-
-    /// The coefficients of a tensor's `step`-th update.
-    ///
-    /// # Errors
-    ///
-    /// What [`validate`](Self::validate) refuses, and [`Error::StepZero`]: steps count from 1.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// let coeffs = dualadam::DualAdamConfig::adam().coeffs(1)?;
-    /// assert_eq!(coeffs.inverse_scale, 0.0);
-    /// assert_eq!(coeffs.adam_scale, (1e-3 / (1.0 - 0.9)) as f32);
-    /// # Ok::<(), dualadam::Error>(())
-    /// ```
-    pub fn coeffs(&self, step: u64) -> Result<StepCoeffs, Error> {
-        self.coeffs_scaled(step, 1.0)
-    }
-
-    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a clip factor, the inverse of a
-    /// loss scale, or their product.
-    ///
-    /// # Errors
-    ///
-    /// As [`coeffs`](Self::coeffs), and [`Error::Value`] for a multiplier that is NaN, infinite or negative, or that is above
-    /// 0 and rounds to 0 or infinity as an f32.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// let coeffs = dualadam::DualAdamConfig::default().with_maximize(true).coeffs_scaled(1, 0.25)?;
-    /// assert_eq!(coeffs.grad_scale, -0.25);
-    /// # Ok::<(), dualadam::Error>(())
-    /// ```
-    pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, Error> {
-        self.validate()?;
-        check_grad_multiplier(grad_multiplier)?;
-        if step == 0 {
-            return Err(Error::StepZero);
-        }
-        Ok(StepCoeffs::new(self, step, grad_multiplier))
-    }
 }
 
-pub(crate) fn check_grad_multiplier(grad_multiplier: f64) -> Result<(), Error> {
-    finite_and_not_negative("grad_multiplier", grad_multiplier)?;
-    let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
-    require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)
-}
-
-fn require(name: &'static str, requirement: &'static str, value: f64, holds: bool) -> Result<(), Error> {
-    if holds { Ok(()) } else { Err(Error::Value { name, requirement, value }) }
-}
-
-fn finite_and_not_negative(name: &'static str, value: f64) -> Result<(), Error> {
-    require(name, "be finite and at least 0", value, value >= 0.0 && value.is_finite())?;
-    require(name, "be finite as an f32", value, (value as f32).is_finite())
-}
-
-fn beta(name: &'static str, value: f64) -> Result<(), Error> {
+fn beta(name: &'static str, value: f64) -> Result<(), ConfigError> {
     require(name, "be at least 0 and below 1", value, (0.0..1.0).contains(&value))
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-/// An element type of parameters or gradients.
+/// The format of a tensor's elements.
 ///
 /// # Example
 ///
@@ -12,6 +12,7 @@ use half::{bf16, f16};
 /// assert_eq!((Dtype::Bf16.size(), Dtype::Bf16.to_string()), (2, "bf16".to_owned()));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE 754 binary32.
     F32,
@@ -67,10 +68,10 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     fn narrow(value: f32) -> Self;
 }
 
-/// A 16-bit type that f32 masters can keep a copy of their parameter in: [`bf16`] or [`struct@f16`].
+/// A 16-bit type whose parameters can have f32 masters: [`bf16`] or [`struct@f16`].
 pub trait HalfElement: Element {}
 
-/// A gradient type that parameters of type `P` take. Sealed through [`Element`].
+/// A gradient type that parameters of type `P` take: those of the [variants](crate::Variant). Sealed through [`Element`].
 ///
 /// f32 parameters take any gradient; bf16 and f16 parameters take their own type or f32.
 ///
@@ -81,14 +82,6 @@ pub trait HalfElement: Element {}
 /// dualadam::cpu::step(&mut p, &g, &mut m, &mut v, &coeffs); // no kernel mixes the two
 /// ```
 pub trait GradOf<P: Element>: Element {}
-
-impl GradOf<f32> for f32 {}
-impl GradOf<f32> for bf16 {}
-impl GradOf<f32> for f16 {}
-impl GradOf<bf16> for bf16 {}
-impl GradOf<bf16> for f32 {}
-impl GradOf<f16> for f16 {}
-impl GradOf<f16> for f32 {}
 
 impl sealed::Sealed for f32 {}
 impl Element for f32 {

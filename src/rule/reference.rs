@@ -2,7 +2,7 @@
 //!
 //! Every backend is checked against it. It is slow, simple, and shares nothing with the kernels but the configuration.
 
-use crate::{DualAdamConfig, InverseTerm, WeightDecay};
+use super::config::{DualAdamConfig, InverseTerm, WeightDecay};
 
 /// One element and its moments, all f64.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -1,11 +1,8 @@
 //! Buffers of a list's tensors that share memory, though one of them is written.
 
-use crate::Error;
-
-/// A tensor's buffers, in the order of the kernels' arguments.
-pub(crate) const BUFFERS: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
-/// The only one that is not written.
-pub(crate) const GRADS: usize = 1;
+use super::error::{TensorError, TensorProblem};
+use super::raw::RawBuffer;
+use super::role::Role;
 
 /// The bytes of one buffer, in a memory of addresses of its own.
 #[derive(Debug, Clone, Copy)]
@@ -14,40 +11,36 @@ pub(crate) struct Span<M> {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) tensor: usize,
-    /// Position in [`BUFFERS`].
-    pub(crate) buffer: usize,
+    pub(crate) role: Role,
 }
 
 impl Span<()> {
     /// The bytes of a buffer by address, if there can be such a buffer.
-    pub(crate) fn at(tensor: usize, buffer: usize, address: u64, len: u64, size: usize) -> Result<Self, Error> {
-        let name = BUFFERS[buffer];
+    pub(crate) fn of_buffer(tensor: usize, role: Role, buffer: RawBuffer, len: u64) -> Result<Self, TensorError> {
+        let RawBuffer { address, dtype } = buffer;
+        let (size, align) = (dtype.size() as u32, dtype.size());
+        let failed = |problem| TensorError::of_buffer(tensor, role, problem);
         if address == 0 {
-            return Err(Error::Null { tensor, buffer: name });
+            return Err(failed(TensorProblem::Null));
         }
-        if !address.is_multiple_of(size as u64) {
-            return Err(Error::Misaligned { tensor, buffer: name, address, align: size });
+        if !address.is_multiple_of(align as u64) {
+            return Err(failed(TensorProblem::Misaligned { address, align }));
         }
-        let end = len.checked_mul(size as u64).and_then(|bytes| address.checked_add(bytes));
-        let end = end.ok_or(Error::Extent { tensor, buffer: name, address, len, size })?;
-        Ok(Self { memory: (), start: address, end, tensor, buffer })
+        let end = len.checked_mul(size.into()).and_then(|bytes| address.checked_add(bytes));
+        let end = end.ok_or_else(|| failed(TensorProblem::Extent { address, len, size }))?;
+        Ok(Self { memory: (), start: address, end, tensor, role })
     }
 }
 
 impl<M: Copy + Ord> Span<M> {
-    pub(crate) fn is_written(&self) -> bool {
-        self.buffer != GRADS
-    }
-
     /// The error for two that overlap.
-    pub(crate) fn overlap(&self, other: &Self) -> Error {
-        Error::Overlap {
-            tensor: self.tensor,
-            buffer: BUFFERS[self.buffer],
+    pub(crate) fn overlap(&self, other: &Self) -> TensorError {
+        let problem = TensorProblem::Overlap {
             other_tensor: other.tensor,
-            other_buffer: BUFFERS[other.buffer],
+            other_buffer: other.role,
             address: self.start.max(other.start),
-        }
+        };
+        TensorError::of_buffer(self.tensor, self.role, problem)
     }
 
     fn ends_after(&self, other: Option<Self>) -> bool {
@@ -56,19 +49,19 @@ impl<M: Copy + Ord> Span<M> {
 }
 
 /// Fails if two of them overlap and one of the two is written. Sorts them by memory and address. O(n log n).
-pub(crate) fn check<M: Copy + Ord>(spans: &mut [Span<M>]) -> Result<(), Error> {
+pub(crate) fn check_overlap<M: Copy + Ord>(spans: &mut [Span<M>]) -> Result<(), TensorError> {
     spans.sort_unstable_by_key(|span| (span.memory, span.start));
     // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before the furthest end so far.
     let (mut furthest, mut furthest_written): (Option<Span<M>>, Option<Span<M>>) = (None, None);
     for &span in &*spans {
-        let before = if span.is_written() { furthest } else { furthest_written };
+        let before = if span.role.is_written() { furthest } else { furthest_written };
         if let Some(other) = before.filter(|other| other.memory == span.memory && span.start < other.end) {
             return Err(span.overlap(&other));
         }
         if span.ends_after(furthest) {
             furthest = Some(span);
         }
-        if span.is_written() && span.ends_after(furthest_written) {
+        if span.role.is_written() && span.ends_after(furthest_written) {
             furthest_written = Some(span);
         }
     }

@@ -1,0 +1,116 @@
+//! The file that a state is saved in, replaced as a whole.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use safetensors::SafeTensorError;
+
+use crate::ledger::Ledger;
+
+use super::error::StateError;
+use super::format::{self, CRC_BYTES};
+use super::state::{Arrays, State};
+
+impl State {
+    /// Writes the state to `path`, replacing what is there.
+    ///
+    /// A temporary file in the same folder is written, synced and renamed, so that a crash at any point leaves the old or
+    /// the new file whole. A process that is killed meanwhile leaves its temporary file (`.dualadam-*.tmp` or `.tmp*`) behind; a
+    /// symbolic link at `path` is replaced, not followed.
+    ///
+    /// # Errors
+    ///
+    /// - As [`validate`](Self::validate): what cannot be loaded is not saved.
+    /// - [`StateError::Io`] if the file cannot be written. What was at `path` is still there then, unless syncing the
+    ///   folder was all that failed.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), StateError> {
+        self.validate()?;
+        let path = path.as_ref();
+        let failed = |action| move |source| StateError::Io { action, path: path.to_owned(), source };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (file, temporary) = temporary_file(folder).map_err(failed("create a temporary file beside"))?.into_parts();
+        let permissions = file.metadata().map_err(failed("create a temporary file beside"))?.permissions();
+        drop(file);
+        // This puts a file of its own in the temporary one's place.
+        write(&self.ledger, &self.arrays, &temporary).map_err(failed("write"))?;
+        let mut file = File::options().read(true).write(true).open(&temporary).map_err(failed("write"))?;
+        file.set_permissions(permissions).map_err(failed("set the permissions of"))?;
+        seal(&mut file).map_err(failed("write the checksum of"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        temporary.persist(path).map_err(|error| failed("replace")(error.error))?;
+        sync_folder(folder).map_err(failed("sync the folder of"))
+    }
+
+    /// Reads a state from `path`.
+    ///
+    /// The whole file is read and its checksum tested before anything is used of it.
+    ///
+    /// # Errors
+    ///
+    /// - [`StateError::Io`] if the file cannot be read.
+    /// - [`StateError::File`] if it is cut, damaged, of another version, or not a state.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, StateError> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path);
+        let bytes = bytes.map_err(|source| StateError::Io { action: "read", path: path.to_owned(), source })?;
+        format::parse(&bytes).map_err(|problem| StateError::File { path: path.to_owned(), problem: problem.into() })
+    }
+
+    /// [`load`](Self::load) of a state that must be of the model of this ledger.
+    pub(crate) fn load_for(ledger: &Ledger, path: &Path) -> Result<Self, StateError> {
+        let state = Self::load(path)?;
+        super::state::check_layout(ledger, &state.ledger)
+            .map_err(|problem| StateError::File { path: path.to_owned(), problem })?;
+        Ok(state)
+    }
+}
+
+/// Writes all but the checksum.
+fn write(ledger: &Ledger, arrays: &[Arrays], path: &Path) -> io::Result<()> {
+    let metadata = format::metadata(ledger)?;
+    let written = safetensors::serialize_to_file(format::arrays(ledger, arrays), Some(metadata), path);
+    written.map_err(|error| match error {
+        SafeTensorError::IoError(error) => error,
+        other => io::Error::other(other),
+    })
+}
+
+/// A new file with the permissions that any new file gets, removed again unless it is renamed.
+fn temporary_file(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".dualadam-").suffix(".tmp");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Puts the checksum of all that is before the last four bytes into them.
+fn seal(file: &mut File) -> io::Result<()> {
+    let body = file.seek(SeekFrom::End(0))? - CRC_BYTES as u64;
+    file.rewind()?;
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut rest = Read::take(&mut *file, body);
+    loop {
+        let read = rest.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        crc.update(&buffer[..read]);
+    }
+    file.seek(SeekFrom::Start(body))?;
+    file.write_all(&crc.finalize().to_le_bytes())
+}
+
+/// Makes the renaming durable. Only Unix can, and needs to, sync a folder.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! What an optimizer remembers between steps, and the file that keeps it.
+
+mod error;
+#[cfg(all(feature = "files", not(target_family = "wasm")))]
+mod file;
+#[cfg(feature = "files")]
+mod format;
+mod state;
+
+pub use error::{StateError, StateProblem};
+#[cfg(feature = "files")]
+pub use format::FORMAT_VERSION;
+pub(crate) use state::check_moments;
+pub use state::{Arrays, State};

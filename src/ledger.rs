@@ -1,0 +1,356 @@
+//! What an optimizer knows of its tensors beside their memory: groups, steps, masters, and the coefficients of a step.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::rule::{ConfigError, DualAdamConfig, StepCoeffs};
+use crate::tensor::{ArgumentError, ListError, Role, TensorError, TensorProblem, check_count};
+
+/// What an optimizer must know of a tensor beforehand.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::TensorSpec;
+///
+/// let spec = TensorSpec::new(1024).in_group(1).with_master().with_name("embedding.weight");
+/// assert_eq!((spec.len, spec.group, spec.has_master, spec.name.as_deref()), (1024, 1, true, Some("embedding.weight")));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorSpec {
+    /// Elements.
+    pub len: usize,
+    /// The index of the parameter group.
+    pub group: usize,
+    /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
+    pub has_master: bool,
+    /// What errors call the tensor, and files too, which are compared with it. Without a name, errors give its position.
+    pub name: Option<Arc<str>>,
+}
+
+impl TensorSpec {
+    /// A tensor of `len` elements in group 0, without masters and name.
+    #[must_use]
+    pub const fn new(len: usize) -> Self {
+        Self { len, group: 0, has_master: false, name: None }
+    }
+
+    /// Puts the tensor into a group.
+    #[must_use]
+    pub fn in_group(self, group: usize) -> Self {
+        Self { group, ..self }
+    }
+
+    /// Keeps f32 masters of the tensor, whose parameters are then bf16 or f16.
+    #[must_use]
+    pub fn with_master(self) -> Self {
+        Self { has_master: true, ..self }
+    }
+
+    /// Names the tensor.
+    #[must_use]
+    pub fn with_name(self, name: impl Into<Arc<str>>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+}
+
+/// The groups of an optimizer, and of each tensor its group, its step and whether its masters are set.
+///
+/// The owning optimizers have one, and so may an adapter that keeps the memory itself: for each step it asks for the
+/// coefficients of each tensor that has a gradient, makes the step, and then counts those tensors.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
+///
+/// let mut ledger = Ledger::new(&[DualAdamConfig::adam()], &[TensorSpec::new(8), TensorSpec::new(2)])?;
+/// let mut table = CoeffsTable::default();
+/// let with_gradient = [0]; // tensor 1 has none, and is skipped
+/// table.clear();
+/// for tensor in with_gradient {
+///     let index = ledger.coeffs_index(&mut table, tensor, 1.0)?;
+///     assert_eq!(table.coeffs()[index], DualAdamConfig::adam().coeffs(1)?);
+/// }
+/// // … the step, and then:
+/// with_gradient.into_iter().for_each(|tensor| ledger.count(tensor));
+/// assert_eq!((ledger.step(0)?, ledger.step(1)?), (1, 0));
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Ledger {
+    groups: Vec<DualAdamConfig>,
+    tensors: Vec<Entry>,
+}
+
+/// What is known of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    spec: TensorSpec,
+    /// Updates that the tensor has had.
+    step: u64,
+    /// Whether the masters hold the parameters; until then, the next update sets them first.
+    master_is_set: bool,
+}
+
+impl Ledger {
+    /// The ledger of tensors before their first step.
+    ///
+    /// # Errors
+    ///
+    /// - [`ConfigError`] if a config is not valid.
+    /// - [`TensorProblem::Index`] if a tensor's group is not there.
+    pub fn new(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
+        groups.iter().try_for_each(DualAdamConfig::validate)?;
+        let entry = |(index, spec): (usize, &TensorSpec)| {
+            let (len, value) = (groups.len(), spec.group);
+            if value >= len {
+                let name = spec.name.clone();
+                let problem = TensorProblem::Index { index: "group", len, value };
+                return Err(TensorError { name, ..TensorError::of_tensor(index, problem) });
+            }
+            Ok(Entry { spec: spec.clone(), step: 0, master_is_set: false })
+        };
+        let tensors = specs.iter().enumerate().map(entry).collect::<Result<_, _>>()?;
+        Ok(Self { groups: groups.to_vec(), tensors })
+    }
+
+    /// How many tensors there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there is no tensor.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// The parameter groups.
+    #[must_use]
+    pub fn groups(&self) -> &[DualAdamConfig] {
+        &self.groups
+    }
+
+    /// What was said of each tensor beforehand.
+    pub fn specs(&self) -> impl ExactSizeIterator<Item = &TensorSpec> {
+        self.tensors.iter().map(|entry| &entry.spec)
+    }
+
+    /// What was said of a tensor beforehand.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    pub fn spec(&self, tensor: usize) -> Result<&TensorSpec, ListError> {
+        at("tensor", &self.tensors, tensor).map(|entry| &entry.spec)
+    }
+
+    /// The config of a group.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such group.
+    pub fn config(&self, group: usize) -> Result<DualAdamConfig, ListError> {
+        at("group", &self.groups, group).copied()
+    }
+
+    /// Replaces the config of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such group.
+    /// - [`ConfigError`] if the config is not valid.
+    pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), ArgumentError> {
+        at("group", &self.groups, group)?;
+        config.validate()?;
+        self.groups[group] = config;
+        Ok(())
+    }
+
+    /// Sets the learning rate of a group, from its next step on.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_config`](Self::set_config).
+    pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
+        self.set_config(group, self.config(group)?.with_lr(lr))
+    }
+
+    /// The updates that a tensor has had.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    pub fn step(&self, tensor: usize) -> Result<u64, ListError> {
+        at("tensor", &self.tensors, tensor).map(|entry| entry.step)
+    }
+
+    /// Sets the updates that a tensor has had.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    pub fn set_step(&mut self, tensor: usize, step: u64) -> Result<(), ListError> {
+        at_mut("tensor", &mut self.tensors, tensor)?.step = step;
+        Ok(())
+    }
+
+    /// Whether a tensor's masters hold its parameters. Until then, its next update sets them first. False without masters.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    pub fn master_is_set(&self, tensor: usize) -> Result<bool, ListError> {
+        at("tensor", &self.tensors, tensor).map(|entry| entry.master_is_set)
+    }
+
+    /// Says whether a tensor's masters hold its parameters.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`TensorProblem::NoMaster`] if they are said to and the tensor has none.
+    pub fn set_master_is_set(&mut self, tensor: usize, is_set: bool) -> Result<(), ArgumentError> {
+        let entry = at_mut("tensor", &mut self.tensors, tensor)?;
+        if is_set && !entry.spec.has_master {
+            let name = entry.spec.name.clone();
+            let error = TensorError::of_buffer(tensor, Role::Master, TensorProblem::NoMaster);
+            return Err(TensorError { name, ..error }.into());
+        }
+        entry.master_is_set = is_set;
+        Ok(())
+    }
+
+    /// Whether a tensor's next update sets its masters from its parameters. The tensor must be there.
+    pub(crate) fn sets_master(&self, tensor: usize) -> bool {
+        let Entry { spec, master_is_set, .. } = &self.tensors[tensor];
+        spec.has_master && !master_is_set
+    }
+
+    /// The index in `table` of the coefficients of a tensor's next update, for gradients that are first multiplied by
+    /// `grad_multiplier`. The table gets them, if it does not have them yet.
+    ///
+    /// # Errors
+    ///
+    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`TensorProblem::StepOverflow`] if its step cannot grow further.
+    /// - [`ConfigError`] for a multiplier that
+    ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    pub fn coeffs_index(
+        &self,
+        table: &mut CoeffsTable,
+        tensor: usize,
+        grad_multiplier: f64,
+    ) -> Result<usize, ArgumentError> {
+        let Entry { spec, step, .. } = at("tensor", &self.tensors, tensor)?;
+        let step = step.checked_add(1).ok_or_else(|| self.step_overflow(tensor))?;
+        Ok(table.index(&self.groups, spec.group, step, grad_multiplier)?)
+    }
+
+    fn step_overflow(&self, tensor: usize) -> TensorError {
+        self.named(TensorError::of_tensor(tensor, TensorProblem::StepOverflow))
+    }
+
+    /// Counts an update of a tensor, whose masters are set then.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such tensor.
+    pub fn count(&mut self, tensor: usize) {
+        let entry = &mut self.tensors[tensor];
+        entry.step += 1;
+        entry.master_is_set = entry.spec.has_master;
+    }
+
+    /// Fails unless there are as many parameters and gradients as tensors.
+    pub(crate) fn check_counts(&self, params: usize, grads: usize) -> Result<(), ListError> {
+        check_count("params", self.len(), params)?;
+        check_count("grads", self.len(), grads)
+    }
+
+    /// The error with the tensor's name, if it has one.
+    pub(crate) fn named(&self, error: TensorError) -> TensorError {
+        let name = self.tensors.get(error.tensor).and_then(|entry| entry.spec.name.clone());
+        TensorError { name, ..error }
+    }
+
+    /// [`named`](Self::named), for any error of arguments.
+    pub(crate) fn named_argument(&self, error: ArgumentError) -> ArgumentError {
+        match error {
+            ArgumentError::Tensor(error) => self.named(error).into(),
+            other => other,
+        }
+    }
+}
+
+/// The entry of a list at a position that the caller named; `list` is what the list holds.
+fn at<'a, T>(list: &'static str, entries: &'a [T], position: usize) -> Result<&'a T, ListError> {
+    entries.get(position).ok_or(ListError::Position { list, len: entries.len(), value: position })
+}
+
+fn at_mut<'a, T>(list: &'static str, entries: &'a mut [T], position: usize) -> Result<&'a mut T, ListError> {
+    let len = entries.len();
+    entries.get_mut(position).ok_or(ListError::Position { list, len, value: position })
+}
+
+/// The coefficients of the step under way: one entry for each group and step that its tensors have.
+///
+/// [`Ledger::coeffs_index`] fills it. An adapter that keeps steps elsewhere calls [`index`](Self::index) itself.
+#[derive(Debug, Default)]
+pub struct CoeffsTable {
+    coeffs: Vec<StepCoeffs>,
+    known: HashMap<(usize, u64), usize>,
+    last: Option<((usize, u64), usize)>,
+}
+
+impl CoeffsTable {
+    /// Forgets the step before.
+    pub fn clear(&mut self) {
+        self.coeffs.clear();
+        self.known.clear();
+        self.last = None;
+    }
+
+    /// The coefficients that were asked for since the last [`clear`](Self::clear).
+    #[must_use]
+    pub fn coeffs(&self) -> &[StepCoeffs] {
+        &self.coeffs
+    }
+
+    /// The index of the coefficients of the `step`-th update of tensors in a group. Between two calls of
+    /// [`clear`](Self::clear), groups and multiplier must stay the same.
+    ///
+    /// # Errors
+    ///
+    /// - What [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such group.
+    pub fn index(
+        &mut self,
+        groups: &[DualAdamConfig],
+        group: usize,
+        step: u64,
+        grad_multiplier: f64,
+    ) -> Result<usize, ConfigError> {
+        let key = (group, step);
+        // Neighbours mostly share group and step.
+        if let Some((_, index)) = self.last.filter(|(last, _)| *last == key) {
+            return Ok(index);
+        }
+        let index = match self.known.get(&key) {
+            Some(&index) => index,
+            None => {
+                self.coeffs.push(groups[group].coeffs_scaled(step, grad_multiplier)?);
+                self.known.insert(key, self.coeffs.len() - 1);
+                self.coeffs.len() - 1
+            }
+        };
+        self.last = Some((key, index));
+        Ok(index)
+    }
+}

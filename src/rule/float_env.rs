@@ -1,0 +1,110 @@
+//! The processor's floating-point control word, which a thread may have set to round another way or to
+//! flush subnormals (`torch.set_flush_denormal` does).
+
+/// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped, the control
+/// word is what it was before.
+///
+/// The compiler does not know that arithmetic depends on the control word. Values that are read from memory
+/// after this was made, or that went through [`std::hint::black_box`], are computed with under it.
+#[derive(Debug)]
+pub(crate) struct FloatEnv {
+    before: Option<word::Word>,
+}
+
+impl FloatEnv {
+    #[inline]
+    pub(crate) fn standard() -> Self {
+        let before = word::read();
+        if word::is_standard(before) {
+            return Self { before: None };
+        }
+        word::write(word::STANDARD);
+        Self { before: Some(before) }
+    }
+}
+
+impl Drop for FloatEnv {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            word::write(before);
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod word {
+    use std::arch::asm;
+
+    pub(super) type Word = u32;
+
+    /// MXCSR: nearest even, subnormals kept, exceptions masked.
+    pub(super) const STANDARD: Word = 0x1f80;
+
+    /// The bits that say which exceptions have been met, and change no result.
+    const MET: Word = 0x3f;
+
+    #[inline]
+    pub(super) fn is_standard(word: Word) -> bool {
+        word & !MET == STANDARD
+    }
+
+    #[inline]
+    pub(super) fn read() -> Word {
+        let mut word: Word = 0;
+        // SAFETY: the instruction writes the control word, four bytes, to a place that has as many.
+        unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags)) };
+        word
+    }
+
+    #[inline]
+    pub(super) fn write(word: Word) {
+        // SAFETY: the word is the standard one, or was read from the register, so that no reserved bit is set.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags)) };
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+mod word {
+    use std::arch::asm;
+
+    pub(super) type Word = u64;
+
+    /// FPCR: nearest even, subnormals and NaNs kept, no traps.
+    pub(super) const STANDARD: Word = 0;
+
+    #[inline]
+    pub(super) fn is_standard(word: Word) -> bool {
+        word == STANDARD
+    }
+
+    #[inline]
+    pub(super) fn read() -> Word {
+        let word: Word;
+        // SAFETY: every program may read the register.
+        unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nostack, preserves_flags)) };
+        word
+    }
+
+    #[inline]
+    pub(super) fn write(word: Word) {
+        // SAFETY: every program may write the register; the word is the standard one, or was read from it.
+        unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
+    }
+}
+
+/// Where the control word is out of reach, results are as the caller's thread rounds.
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+mod word {
+    pub(super) type Word = ();
+
+    pub(super) const STANDARD: Word = ();
+
+    pub(super) fn is_standard((): Word) -> bool {
+        true
+    }
+
+    pub(super) fn read() -> Word {}
+
+    pub(super) fn write((): Word) {}
+}

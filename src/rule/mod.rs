@@ -1,0 +1,15 @@
+//! The rule's scalars: hyperparameters, schedules, and the coefficients of a step. Nothing here knows of buffers.
+
+mod coeffs;
+mod config;
+mod error;
+mod float_env;
+pub mod reference;
+mod schedule;
+
+pub use coeffs::StepCoeffs;
+pub(crate) use coeffs::check_grad_multiplier;
+pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
+pub use error::ConfigError;
+pub(crate) use float_env::FloatEnv;
+pub use schedule::SwitchSchedule;

@@ -1,0 +1,22 @@
+//! What a tensor is: its buffers by role, their formats, and what must hold of lists of tensors.
+
+mod dtype;
+mod error;
+mod list;
+mod overlap;
+mod raw;
+mod role;
+mod variant;
+
+pub use dtype::{Dtype, Element, GradOf, HalfElement};
+pub(crate) use error::check_count;
+pub use error::{ArgumentError, ListError, TensorError, TensorProblem};
+pub(crate) use list::{CheckedList, check_coeffs_index};
+#[cfg(feature = "webgpu")]
+pub(crate) use overlap::Span;
+#[cfg(feature = "webgpu")]
+pub(crate) use overlap::check_overlap;
+pub use raw::{RawBuffer, RawTensor};
+pub use role::Role;
+pub(crate) use variant::for_each_variant;
+pub use variant::{Formats, Variant};

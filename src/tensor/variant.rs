@@ -1,0 +1,178 @@
+//! The combinations of formats that have kernels, on every backend alike: the table `variants.txt`.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+use super::dtype::{Dtype, GradOf};
+use super::role::Role;
+
+// `TABLE`, the implementations of `GradOf`, and the macro `for_each_variant!`.
+include!(concat!(env!("OUT_DIR"), "/variants.rs"));
+pub(crate) use for_each_variant;
+
+/// The format of each of a tensor's buffers.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{Dtype, Formats};
+///
+/// let formats = Formats::new(Dtype::Bf16, Dtype::Bf16).with_master(Dtype::F32);
+/// assert_eq!(formats.to_string(), "bf16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq, f32 master");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Formats {
+    /// Of the parameters.
+    pub param: Dtype,
+    /// Of the gradients.
+    pub grad: Dtype,
+    /// Of the first moment.
+    pub exp_avg: Dtype,
+    /// Of the second moment.
+    pub exp_avg_sq: Dtype,
+    /// Of the masters; `None` without masters.
+    pub master: Option<Dtype>,
+}
+
+impl Formats {
+    /// These parameters and gradients, f32 moments, and no masters.
+    #[must_use]
+    pub const fn new(param: Dtype, grad: Dtype) -> Self {
+        Self { param, grad, exp_avg: Dtype::F32, exp_avg_sq: Dtype::F32, master: None }
+    }
+
+    /// With masters.
+    #[must_use]
+    pub const fn with_master(self, master: Dtype) -> Self {
+        Self { master: Some(master), ..self }
+    }
+
+    /// The format of a role; `None` for masters that are not there.
+    #[must_use]
+    pub const fn of(&self, role: Role) -> Option<Dtype> {
+        match role {
+            Role::Param => Some(self.param),
+            Role::Grad => Some(self.grad),
+            Role::ExpAvg => Some(self.exp_avg),
+            Role::ExpAvgSq => Some(self.exp_avg_sq),
+            Role::Master => self.master,
+        }
+    }
+
+    /// A number of its own for all formats, below [`CODES`].
+    const fn code(&self) -> usize {
+        const fn digit(dtype: Dtype) -> usize {
+            match dtype {
+                Dtype::F32 => 1,
+                Dtype::Bf16 => 2,
+                Dtype::F16 => 3,
+            }
+        }
+        let master = match self.master {
+            None => 0,
+            Some(dtype) => digit(dtype),
+        };
+        let moments = digit(self.exp_avg) * 4 + digit(self.exp_avg_sq);
+        ((digit(self.param) * 4 + digit(self.grad)) * 16 + moments) * 4 + master
+    }
+}
+
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for role in Role::ALL {
+            if let Some(dtype) = self.of(role) {
+                write!(f, "{separator}{dtype} {role}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+const CODES: usize = 1 << 10;
+
+/// Each code's variant, or none.
+const BY_CODE: [Option<Variant>; CODES] = {
+    let mut by_code = [None; CODES];
+    let mut index = 0;
+    while index < Variant::COUNT {
+        by_code[TABLE[index].1.code()] = Some(Variant(index as u8));
+        index += 1;
+    }
+    by_code
+};
+
+/// A combination of formats that has kernels. `variants.txt` in the repository lists them all.
+///
+/// # Example
+///
+/// ```
+/// use dualadam::{Dtype, Formats, Variant};
+///
+/// let variant = Variant::of(Formats::new(Dtype::F32, Dtype::Bf16)).unwrap();
+/// assert_eq!(variant.name(), "f32_bf16");
+/// assert_eq!(Variant::of(Formats::new(Dtype::F16, Dtype::Bf16)), None);
+/// assert!(Variant::all().any(|other| other == variant));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Variant(u8);
+
+impl Variant {
+    /// How many there are.
+    pub const COUNT: usize = TABLE.len();
+
+    /// All variants, in the order of the table.
+    pub fn all() -> impl ExactSizeIterator<Item = Self> {
+        (0..Self::COUNT).map(|index| Self(index as u8))
+    }
+
+    /// The variant with these formats, if there is one.
+    #[must_use]
+    pub const fn of(formats: Formats) -> Option<Self> {
+        BY_CODE[formats.code()]
+    }
+
+    /// The name, which those of the kernels end with, such as `bf16_bf16_master`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        TABLE[self.index()].0
+    }
+
+    /// The format of each role.
+    #[must_use]
+    pub fn formats(self) -> Formats {
+        TABLE[self.index()].1
+    }
+
+    /// The position among [`all`](Self::all).
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_variant_is_found_by_its_formats() {
+        assert_eq!(Variant::all().len(), Variant::COUNT);
+        for (index, variant) in Variant::all().enumerate() {
+            assert_eq!((variant.index(), Variant::of(variant.formats())), (index, Some(variant)));
+        }
+    }
+
+    /// A name says which formats differ from f32 moments without masters.
+    #[test]
+    fn names_are_those_of_their_formats() {
+        for variant in Variant::all() {
+            let Formats { param, grad, master, .. } = variant.formats();
+            let master = if master.is_some() { "_master" } else { "" };
+            assert_eq!(variant.name(), format!("{param}_{grad}{master}"));
+        }
+    }
+}
