@@ -100,14 +100,14 @@ impl Ledger {
     /// # Errors
     ///
     /// - [`ConfigError`] if a config is not valid.
-    /// - [`TensorProblem::Index`] if a tensor's group is not there.
+    /// - [`TensorProblem::Group`] if a tensor's group is not there.
     pub fn new(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
         groups.iter().try_for_each(DualAdamConfig::validate)?;
         let entry = |(index, spec): (usize, &TensorSpec)| {
             let (len, value) = (groups.len(), spec.group);
             if value >= len {
                 let name = spec.name.clone();
-                let problem = TensorProblem::Index { index: "group", len, value };
+                let problem = TensorProblem::Group { len, value };
                 return Err(TensorError { name, ..TensorError::of_tensor(index, problem) });
             }
             Ok(Entry { spec: spec.clone(), step: 0, master_is_set: false })

@@ -21,7 +21,7 @@ const MOST_ELEMENTS: u64 = isize::MAX as u64 / size_of::<f32>() as u64;
 ///
 /// - [`TensorProblem::Length`] for buffers of unequal length.
 /// - [`TensorProblem::Formats`] for formats without a kernel.
-/// - [`TensorProblem::Index`] for coefficients that are not there.
+/// - [`TensorProblem::CoeffsIndex`] for coefficients that are not there.
 ///
 /// # Example
 ///
@@ -67,7 +67,7 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
 /// - [`TensorProblem::Formats`] for formats without a kernel.
 /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`], [`TensorProblem::TooLong`] or
 ///   [`TensorProblem::Overlap`] for buffers that cannot be right, unless the tensor is empty.
-/// - [`TensorProblem::Index`] if `tensor.coeffs_index` is not 0.
+/// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
 ///
 /// Nothing is written then.
 ///
@@ -193,7 +193,7 @@ impl TensorList {
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::Index`] for a tensor whose coefficients are not there. Nothing is written then.
+    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there. Nothing is written then.
     ///
     /// # Safety
     ///

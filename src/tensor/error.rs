@@ -138,14 +138,20 @@ pub enum TensorProblem {
         /// The formats given.
         actual: Formats,
     },
-    /// An index points past the end of its list.
-    #[error("must have a {index} below {len}, got {value}")]
-    Index {
-        /// The index: `coeffs_index` or `group`.
-        index: &'static str,
-        /// The length of the list that it points into.
+    /// A tensor's coefficients are not there.
+    #[error("must have a coeffs_index below {len}, got {value}")]
+    CoeffsIndex {
+        /// How many coefficients there are.
         len: usize,
         /// The index given.
+        value: usize,
+    },
+    /// A tensor's parameter group is not there.
+    #[error("must have a group below {len}, got {value}")]
+    Group {
+        /// How many groups there are.
+        len: usize,
+        /// The group given.
         value: usize,
     },
     /// A tensor's step counter cannot grow further.

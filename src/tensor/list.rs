@@ -32,7 +32,7 @@ pub(crate) fn check_coeffs_index(tensor: usize, value: usize, len: usize) -> Res
     if value < len {
         return Ok(());
     }
-    Err(TensorError::of_tensor(tensor, TensorProblem::Index { index: "coeffs_index", len, value }))
+    Err(TensorError::of_tensor(tensor, TensorProblem::CoeffsIndex { len, value }))
 }
 
 /// The memory that a list of tensors writes, in the order of addresses.
