@@ -1,0 +1,119 @@
+//! The bits of a step are the same whatever the calling thread's floating-point control word says.
+
+#![cfg(target_arch = "x86_64")]
+
+use std::arch::asm;
+
+use dualadam::half::{bf16, f16};
+use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
+
+/// MXCSR with its exceptions masked.
+const STANDARD: u32 = 0x1f80;
+const FLUSH_TO_ZERO: u32 = 1 << 15;
+const DENORMALS_ARE_ZERO: u32 = 1 << 6;
+
+/// Every rounding mode, with and without flushing subnormals.
+fn words() -> impl Iterator<Item = u32> {
+    let flushing = [0, FLUSH_TO_ZERO, DENORMALS_ARE_ZERO, FLUSH_TO_ZERO | DENORMALS_ARE_ZERO];
+    (0..4).flat_map(move |rounding| flushing.map(|flush| STANDARD | rounding << 13 | flush))
+}
+
+fn control_word() -> u32 {
+    let mut word = 0_u32;
+    // SAFETY: the instruction writes four bytes to a place that has as many.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word) };
+    word
+}
+
+/// Does something under a control word. It must leave the word as it is, but for the flags of met exceptions.
+fn under<R>(word: u32, work: impl FnOnce() -> R) -> R {
+    let before = control_word();
+    // SAFETY: no reserved bit is set, and exceptions stay masked.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word) };
+    let result = work();
+    let after = control_word();
+    // SAFETY: the word was read from the register.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const before) };
+    assert_eq!(after & !0x3f, word & !0x3f, "the control word must be the caller's again");
+    result
+}
+
+fn config() -> DualAdamConfig {
+    let schedule = SwitchSchedule::linear_until(1_000);
+    DualAdamConfig::default().with_schedule(schedule).with_weight_decay(WeightDecay::Decoupled(0.013)).with_lr(3.7e-3)
+}
+
+/// The bits of parameters and moments after three steps under a control word, from values whose moments go through subnormals.
+fn bits<P: Element, G: GradOf<P>>(len: usize, coeffs: &[StepCoeffs], word: u32) -> Vec<u32> {
+    let value = |i: usize, scale: f32| ((i * 7919 % 1009) as f32 - 504.0) * scale;
+    let mut param: Vec<_> = (0..len).map(|i| P::narrow(value(i, 1.3e-3))).collect();
+    let grad: Vec<_> = (0..len).map(|i| G::narrow(value(i, if i % 2 == 0 { 1.1e-3 } else { 3.3e-21 }))).collect();
+    let mut exp_avg: Vec<_> = (0..len).map(|i| value(i, 1e-41)).collect();
+    let mut exp_avg_sq: Vec<_> = (0..len).map(|i| value(i, 1e-42).abs()).collect();
+    for coeffs in coeffs {
+        under(word, || cpu::step(&mut param, &grad, &mut exp_avg, &mut exp_avg_sq, coeffs)).unwrap();
+    }
+    let param = param.iter().map(|p| p.widen());
+    param.chain(exp_avg).chain(exp_avg_sq).map(f32::to_bits).collect()
+}
+
+#[test]
+fn steps_of_any_size_have_the_same_bits() {
+    let coeffs: Vec<_> = (1..=3).map(|t| config().coeffs(t).unwrap()).collect();
+    // One stays on the calling thread, the other is shared out.
+    for len in [100, 100_000] {
+        let all: [fn(usize, &[StepCoeffs], u32) -> Vec<u32>; 4] =
+            [bits::<f32, f32>, bits::<f32, f16>, bits::<bf16, bf16>, bits::<f16, f32>];
+        for bits in all {
+            let expected = bits(len, &coeffs, STANDARD);
+            assert!(expected.iter().any(|bits| (1..0x80_0000).contains(&(bits & 0x7fff_ffff))), "no subnormal");
+            for word in words() {
+                assert_eq!(bits(len, &coeffs, word), expected, "{len} elements under {word:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_threads_may_each_have_their_own_word() {
+    let coeffs: Vec<_> = (1..=3).map(|t| config().coeffs(t).unwrap()).collect();
+    let expected = bits::<f32, f32>(70_000, &coeffs, STANDARD);
+    std::thread::scope(|scope| {
+        for word in words() {
+            let (coeffs, expected) = (&coeffs, &expected);
+            scope.spawn(move || assert_eq!(&bits::<f32, f32>(70_000, coeffs, word), expected, "{word:#x}"));
+        }
+    });
+}
+
+#[test]
+fn coefficients_have_the_same_bits() {
+    let config = config();
+    for t in [1, 7, 999, 123_456] {
+        let expected = config.coeffs_scaled(t, 0.37).unwrap();
+        for word in words() {
+            assert_eq!(under(word, || config.coeffs_scaled(t, 0.37).unwrap()), expected, "step {t} under {word:#x}");
+        }
+    }
+}
+
+#[test]
+fn an_optimizer_gives_the_same_bits() {
+    let config = config();
+    let run = |word| {
+        under(word, || {
+            let mut optimizer = cpu::DualAdam::new(config, &[1000, 50_000]).unwrap();
+            let (mut a, mut b) = (vec![1e-3_f32; 1000], vec![-2e-3_f32; 50_000]);
+            let (a_grad, b_grad) = (vec![1.7e-20_f32; 1000], vec![0.9e-3_f32; 50_000]);
+            for _ in 0..3 {
+                let params = [(&mut a).into(), (&mut b).into()];
+                optimizer.step(params, [Some((&a_grad).into()), Some((&b_grad).into())]).unwrap();
+            }
+            (a.iter().chain(&b).map(|p| p.to_bits()).collect::<Vec<_>>(), optimizer.state().clone())
+        })
+    };
+    let expected = run(STANDARD);
+    for word in words() {
+        assert!(run(word) == expected, "under {word:#x}");
+    }
+}
