@@ -10,7 +10,7 @@ use std::vec;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 use dualadam::StepCoeffs;
-use dualadam::cpu::{Grads, ParamsMut, Tensor, step_list};
+use dualadam::cpu::{Buffer, BufferMut, Tensor, step_list};
 
 use crate::{Update, elements};
 
@@ -27,27 +27,27 @@ impl Moments {
 }
 
 /// One step of the variables that have an update, which have been checked.
-pub(crate) fn step(updates: &[Option<Update<'_>>], moments: &mut [Moments], sets: &[StepCoeffs]) -> Result<()> {
+pub(crate) fn step(updates: &[Option<Update<'_>>], moments: &mut [Moments], coeffs: &[StepCoeffs]) -> Result<()> {
     let updates = updates.iter().zip(moments).filter_map(|(&update, moments)| Some((update?, moments)));
     let updates: Vec<_> = updates.collect();
     let tensors = Vec::with_capacity(updates.len());
-    borrow_next(updates.into_iter(), tensors, sets)
+    borrow_next(updates.into_iter(), tensors, coeffs)
 }
 
 type Updates<'a> = vec::IntoIter<(Update<'a>, &'a mut Moments)>;
 
 /// Borrows the memory of the next variable, or steps all where there is none left.
-fn borrow_next<'a>(mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>, sets: &'a [StepCoeffs]) -> Result<()> {
+fn borrow_next<'a>(mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>, coeffs: &'a [StepCoeffs]) -> Result<()> {
     let Some((update, moments)) = left.next() else {
-        return step_list(&mut tensors, sets).map_err(candle_core::Error::wrap);
+        return step_list(&mut tensors, coeffs).map_err(candle_core::Error::wrap);
     };
-    let borrow = Borrow { set: update.set, rest: Cell::new(Some(Rest { moments, left, tensors, sets })) };
-    update.var.inplace_op2(update.grads, &borrow)
+    let borrow = Borrow { coeffs_index: update.coeffs_index, rest: Cell::new(Some(Rest { moments, left, tensors, coeffs })) };
+    update.var.inplace_op2(update.grad, &borrow)
 }
 
 /// The operation that borrows one variable, and then the next ones.
 struct Borrow<'a> {
-    set: usize,
+    coeffs_index: usize,
     /// Taken when the operation runs, which is once.
     rest: Cell<Option<Rest<'a>>>,
 }
@@ -56,7 +56,7 @@ struct Rest<'a> {
     moments: &'a mut Moments,
     left: Updates<'a>,
     tensors: Vec<Tensor<'a>>,
-    sets: &'a [StepCoeffs],
+    coeffs: &'a [StepCoeffs],
 }
 
 impl InplaceOp2 for Borrow<'_> {
@@ -64,23 +64,18 @@ impl InplaceOp2 for Borrow<'_> {
         "dualadam"
     }
 
-    fn cpu_fwd(&self, params: &mut CpuStorage, params_l: &Layout, grads: &CpuStorage, grads_l: &Layout) -> Result<()> {
-        let Some(Rest { moments, left, mut tensors, sets }) = self.rest.take() else {
+    fn cpu_fwd(&self, param: &mut CpuStorage, param_l: &Layout, grad: &CpuStorage, grad_l: &Layout) -> Result<()> {
+        let Some(Rest { moments, left, mut tensors, coeffs }) = self.rest.take() else {
             bail!("the operation {} runs once", self.name());
         };
-        tensors.push(Tensor {
-            params: params_mut(params, elements(params_l)?)?,
-            grads: grads_of(grads, elements(grads_l)?)?,
-            exp_avg: &mut moments.exp_avg,
-            exp_avg_sq: &mut moments.exp_avg_sq,
-            copy: None,
-            set: self.set,
-        });
-        borrow_next(left, tensors, sets)
+        let (param, grad) = (param_mut(param, elements(param_l)?)?, grad_of(grad, elements(grad_l)?)?);
+        let tensor = Tensor::new(param, grad, &mut moments.exp_avg, &mut moments.exp_avg_sq);
+        tensors.push(tensor.with_coeffs_index(self.coeffs_index));
+        borrow_next(left, tensors, coeffs)
     }
 }
 
-fn params_mut(storage: &mut CpuStorage, elements: Range<usize>) -> Result<ParamsMut<'_>> {
+fn param_mut(storage: &mut CpuStorage, elements: Range<usize>) -> Result<BufferMut<'_>> {
     Ok(match storage {
         CpuStorage::F32(buffer) => (&mut buffer[elements]).into(),
         CpuStorage::BF16(buffer) => (&mut buffer[elements]).into(),
@@ -89,7 +84,7 @@ fn params_mut(storage: &mut CpuStorage, elements: Range<usize>) -> Result<Params
     })
 }
 
-fn grads_of(storage: &CpuStorage, elements: Range<usize>) -> Result<Grads<'_>> {
+fn grad_of(storage: &CpuStorage, elements: Range<usize>) -> Result<Buffer<'_>> {
     Ok(match storage {
         CpuStorage::F32(buffer) => (&buffer[elements]).into(),
         CpuStorage::BF16(buffer) => (&buffer[elements]).into(),

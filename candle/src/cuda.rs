@@ -11,8 +11,8 @@ use std::vec;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, DType, InplaceOp2, Layout, Result, Var, bail};
-use dualadam::cuda::{Kernels, RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, StepCoeffs};
+use dualadam::cuda::{Kernels, TensorList};
+use dualadam::{Dtype, RawBuffer, RawTensor, StepCoeffs};
 
 use crate::{Update, elements};
 
@@ -37,41 +37,34 @@ impl Moments {
         let mut moments = Self { device: device.clone(), kernels, slices: Vec::new(), tensors: Vec::new(), list: None };
         for var in vars {
             let slices = [device.alloc_zeros::<f32>(var.elem_count())?, device.alloc_zeros::<f32>(var.elem_count())?];
-            let absent = RawBuffer { address: 0, dtype: dtype(var.dtype())? };
+            let absent = RawBuffer::new(0, dtype(var.dtype())?);
             // Work on the stream alone uses the moments, so that cudarc has nothing to order.
-            let [exp_avg, exp_avg_sq] = slices.each_ref().map(|slice| slice.device_ptr(&stream).0);
-            moments.tensors.push(RawTensor {
-                params: absent,
-                grads: absent,
-                exp_avg,
-                exp_avg_sq,
-                copy: None,
-                len: var.elem_count() as u64,
-                set: 0,
-            });
+            let [exp_avg, exp_avg_sq] = slices.each_ref().map(|slice| RawBuffer::f32(slice.device_ptr(&stream).0));
+            let len = var.elem_count() as u64;
+            moments.tensors.push(RawTensor::new(len, absent, absent, exp_avg, exp_avg_sq));
             moments.slices.push(slices);
         }
         Ok(moments)
     }
 
     /// One step of the variables that have an update, which have been checked, enqueued on candle's stream.
-    pub(crate) fn step(&mut self, updates: &[Option<Update<'_>>], sets: &[StepCoeffs]) -> Result<()> {
+    pub(crate) fn step(&mut self, updates: &[Option<Update<'_>>], coeffs: &[StepCoeffs]) -> Result<()> {
         let updates = updates.iter().enumerate().filter_map(|(index, &update)| Some((index, update?)));
         let updates: Vec<_> = updates.collect();
         if updates.is_empty() {
             return Ok(());
         }
         for tensor in &mut self.tensors {
-            // The set too, since the one that it had may not be there now.
-            (tensor.grads.address, tensor.set) = (0, 0);
+            // The coefficients too, since those that it had may not be there now.
+            (tensor.grad.address, tensor.coeffs_index) = (0, 0);
         }
         let stream = self.device.cuda_stream();
         let uses = Vec::with_capacity(2 * updates.len());
-        borrow_next(self, updates.into_iter(), uses, &stream, sets)
+        borrow_next(self, updates.into_iter(), uses, &stream, coeffs)
     }
 
     /// Enqueues the step of the tensors, whose memory is locked.
-    fn enqueue(&mut self, stream: &CudaStream, sets: &[StepCoeffs]) -> Result<()> {
+    fn enqueue(&mut self, stream: &CudaStream, coeffs: &[StepCoeffs]) -> Result<()> {
         // What cudarc could not order is only noted there.
         stream.context().check_err().w()?;
         let list = match &mut self.list {
@@ -85,7 +78,7 @@ impl Moments {
         // stream's, with at least their lengths: the windows of the slices that `Borrow` was lent in this step, and the moments'
         // slices, which live as long as `self`. The caller holds what tells cudarc of the use, so that work on other streams and the
         // end of the slices come after it; all of candle's work on this device, and the moments' end, is on this stream.
-        unsafe { list.step_raw(sets, stream.cu_stream().cast()) }.map_err(candle_core::Error::wrap)
+        unsafe { list.step_raw(coeffs, stream.cu_stream().cast()) }.map_err(candle_core::Error::wrap)
     }
 }
 
@@ -98,14 +91,14 @@ fn borrow_next<'a>(
     mut left: Updates<'a>,
     uses: Vec<SyncOnDrop<'a>>,
     stream: &'a CudaStream,
-    sets: &'a [StepCoeffs],
+    coeffs: &'a [StepCoeffs],
 ) -> Result<()> {
     let Some((index, update)) = left.next() else {
-        return moments.enqueue(stream, sets);
+        return moments.enqueue(stream, coeffs);
     };
-    moments.tensors[index].set = update.set;
-    let borrow = Borrow { index, rest: Cell::new(Some(Rest { moments, left, uses, stream, sets })) };
-    update.var.inplace_op2(update.grads, &borrow)
+    moments.tensors[index].coeffs_index = update.coeffs_index;
+    let borrow = Borrow { index, rest: Cell::new(Some(Rest { moments, left, uses, stream, coeffs })) };
+    update.var.inplace_op2(update.grad, &borrow)
 }
 
 /// The operation that borrows one variable, and then the next ones.
@@ -120,7 +113,7 @@ struct Rest<'a> {
     left: Updates<'a>,
     uses: Vec<SyncOnDrop<'a>>,
     stream: &'a CudaStream,
-    sets: &'a [StepCoeffs],
+    coeffs: &'a [StepCoeffs],
 }
 
 impl InplaceOp2 for Borrow<'_> {
@@ -134,20 +127,20 @@ impl InplaceOp2 for Borrow<'_> {
 
     fn cuda_fwd(
         &self,
-        params: &mut CudaStorage,
-        params_l: &Layout,
-        grads: &CudaStorage,
-        grads_l: &Layout,
+        param: &mut CudaStorage,
+        param_l: &Layout,
+        grad: &CudaStorage,
+        grad_l: &Layout,
     ) -> Result<()> {
-        let Some(Rest { moments, left, mut uses, stream, sets }) = self.rest.take() else {
+        let Some(Rest { moments, left, mut uses, stream, coeffs }) = self.rest.take() else {
             bail!("the operation {} runs once", self.name());
         };
         let tensor = &mut moments.tensors[self.index];
-        let (params, params_use) = address_mut(params, elements(params_l)?, stream)?;
-        let (grads, grads_use) = address(grads, elements(grads_l)?, stream)?;
-        (tensor.params, tensor.grads) = (params, grads);
-        uses.extend([params_use, grads_use]);
-        borrow_next(moments, left, uses, stream, sets)
+        let (param, param_use) = address_mut(param, elements(param_l)?, stream)?;
+        let (grad, grad_use) = address(grad, elements(grad_l)?, stream)?;
+        (tensor.param, tensor.grad) = (param, grad);
+        uses.extend([param_use, grad_use]);
+        borrow_next(moments, left, uses, stream, coeffs)
     }
 }
 
@@ -172,7 +165,7 @@ macro_rules! window {
     };
     ($elements:expr, $pointer:expr, $dtype:expr) => {{
         let (address, used) = $pointer;
-        (RawBuffer { address: address + ($elements.start * $dtype.size()) as u64, dtype: $dtype }, used)
+        (RawBuffer::new(address + ($elements.start * $dtype.size()) as u64, $dtype), used)
     }};
 }
 

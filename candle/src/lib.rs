@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Layout, Result, Storage, Tensor, Var, bail};
 use candle_nn::Optimizer;
-use dualadam::{DualAdamConfig, StepCoeffs};
+use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 
 /// DualAdam over a model's variables: owns the moments, counts the steps, and writes the variables where they are.
 ///
 /// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their moments are f32. A step is one call of the
-/// library for all of them. One without a gradient is left alone, moments, step and all. Variables of integers are left out, as by
+/// library for all of them. One without a gradient is skipped, moments, step and all. Variables of integers are left out, as by
 /// candle's own optimizers.
 ///
 /// A step locks all variables that it writes until it has returned, or until it is enqueued on a CUDA device. Another thread may
@@ -38,12 +38,13 @@ use dualadam::{DualAdamConfig, StepCoeffs};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub struct DualAdam {
-    config: DualAdamConfig,
+    /// What the next step has to set in the ledger; candle asks for a setter that cannot fail.
+    lr: f64,
+    ledger: Ledger,
+    table: CoeffsTable,
     vars: Vec<Var>,
     /// The variable that each storage is of.
     owners: HashMap<usize, usize>,
-    /// The updates that each variable has had.
-    steps: Vec<u64>,
     moments: Moments,
 }
 
@@ -58,9 +59,9 @@ enum Moments {
 #[derive(Clone, Copy)]
 struct Update<'a> {
     var: &'a Var,
-    grads: &'a Tensor,
-    /// Index of the coefficients in the step's list of sets.
-    set: usize,
+    grad: &'a Tensor,
+    /// The index of the coefficients in the step's table.
+    coeffs_index: usize,
 }
 
 impl Optimizer for DualAdam {
@@ -89,7 +90,9 @@ impl Optimizer for DualAdam {
             Device::Cuda(device) => Moments::Cuda(Box::new(cuda::Moments::zeros(device, &vars)?)),
             other => bail!("the variables must be on the CPU or a CUDA device, and are on {:?}", other.location()),
         };
-        Ok(Self { config, steps: vec![0; vars.len()], vars, owners, moments })
+        let specs: Vec<_> = vars.iter().map(|var| TensorSpec::new(var.elem_count())).collect();
+        let ledger = Ledger::new(&[config], &specs).map_err(candle_core::Error::wrap)?;
+        Ok(Self { lr: config.lr, ledger, table: CoeffsTable::default(), vars, owners, moments })
     }
 
     /// One step of every variable that has a gradient.
@@ -102,25 +105,26 @@ impl Optimizer for DualAdam {
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         let grads: Vec<_> = self.vars.iter().map(|var| grads.get(var)).collect();
         self.check_grads(&grads)?;
-        let (sets, updates) = updates(&self.config, &self.vars, &self.steps, &grads)?;
+        self.ledger.set_lr(0, self.lr).map_err(candle_core::Error::wrap)?;
+        self.table.clear();
+        let updates = updates(&self.ledger, &mut self.table, &self.vars, &grads)?;
         match &mut self.moments {
-            Moments::Cpu(moments) => cpu::step(&updates, moments, &sets)?,
+            Moments::Cpu(moments) => cpu::step(&updates, moments, self.table.coeffs())?,
             #[cfg(feature = "cuda")]
-            Moments::Cuda(moments) => moments.step(&updates, &sets)?,
+            Moments::Cuda(moments) => moments.step(&updates, self.table.coeffs())?,
         }
-        for (step, grads) in self.steps.iter_mut().zip(&grads) {
-            *step += u64::from(grads.is_some());
-        }
+        let stepped = grads.iter().enumerate().filter(|(_, grad)| grad.is_some());
+        stepped.for_each(|(index, _)| self.ledger.count(index));
         Ok(())
     }
 
     fn learning_rate(&self) -> f64 {
-        self.config.lr
+        self.lr
     }
 
     /// Sets the learning rate from the next step on, which fails if it is not valid.
     fn set_learning_rate(&mut self, lr: f64) {
-        self.config.lr = lr;
+        self.lr = lr;
     }
 }
 
@@ -151,27 +155,19 @@ impl DualAdam {
     }
 }
 
-/// The coefficients of the step, a set for all variables that are at the same one, and what is to be done to each variable.
+/// What is to be done to each variable, with its coefficients in the table.
 fn updates<'a>(
-    config: &DualAdamConfig,
+    ledger: &Ledger,
+    table: &mut CoeffsTable,
     vars: &'a [Var],
-    steps: &[u64],
     grads: &[Option<&'a Tensor>],
-) -> Result<(Vec<StepCoeffs>, Vec<Option<Update<'a>>>)> {
-    let (mut sets, mut sets_of) = (Vec::new(), HashMap::new());
-    let mut updates = Vec::with_capacity(vars.len());
-    for ((var, &step), &grads) in vars.iter().zip(steps).zip(grads) {
-        let Some(grads) = grads else {
-            updates.push(None);
-            continue;
-        };
-        let set = *sets_of.entry(step).or_insert(sets.len());
-        if set == sets.len() {
-            sets.push(config.coeffs(step + 1).map_err(candle_core::Error::wrap)?);
-        }
-        updates.push(Some(Update { var, grads, set }));
-    }
-    Ok((sets, updates))
+) -> Result<Vec<Option<Update<'a>>>> {
+    let update = |(index, (var, &grad)): (usize, (&'a Var, &Option<&'a Tensor>))| {
+        let Some(grad) = grad else { return Ok(None) };
+        let coeffs_index = ledger.coeffs_index(table, index, 1.0).map_err(candle_core::Error::wrap)?;
+        Ok(Some(Update { var, grad, coeffs_index }))
+    };
+    vars.iter().zip(grads).enumerate().map(update).collect()
 }
 
 fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
