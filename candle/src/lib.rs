@@ -74,8 +74,9 @@ impl Optimizer for DualAdam {
     /// For a config that is not valid; and, naming the variable, for a type other than f32, bf16 and f16, a layout that is not
     /// contiguous, a device other than the CPU and CUDA or than the first variable's, and memory that another variable has already.
     fn new(vars: Vec<Var>, config: DualAdamConfig) -> Result<Self> {
-        config.validate().map_err(candle_core::Error::wrap)?;
         let vars: Vec<_> = vars.into_iter().filter(|var| !var.dtype().is_int()).collect();
+        let specs: Vec<_> = vars.iter().map(|var| TensorSpec::new(var.elem_count())).collect();
+        let ledger = Ledger::new(&[config], &specs).map_err(candle_core::Error::wrap)?;
         let device = vars.first().map_or(Device::Cpu, |var| var.device().clone());
         let mut owners = HashMap::new();
         for (index, var) in vars.iter().enumerate() {
@@ -90,8 +91,6 @@ impl Optimizer for DualAdam {
             Device::Cuda(device) => Moments::Cuda(Box::new(cuda::Moments::zeros(device, &vars)?)),
             other => bail!("the variables must be on the CPU or a CUDA device, and are on {:?}", other.location()),
         };
-        let specs: Vec<_> = vars.iter().map(|var| TensorSpec::new(var.elem_count())).collect();
-        let ledger = Ledger::new(&[config], &specs).map_err(candle_core::Error::wrap)?;
         Ok(Self { lr: config.lr, ledger, table: CoeffsTable::default(), vars, owners, moments })
     }
 
