@@ -51,6 +51,7 @@ def step(
     stream: int | None = None,
 ) -> None: ...
 def use_threads(threads: int) -> None: ...
+
 @final
 class Stepper:
     def __new__(

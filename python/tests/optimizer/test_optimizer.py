@@ -167,6 +167,10 @@ def test_copies_go_on_alike_and_apart(copied) -> None:  # type: ignore[no-untype
     assert all(map(torch.equal, weights(net), weights(other_net)))
 
 
+def test_pickles_name_the_public_module() -> None:
+    assert pickle.dumps(DualAdam, protocol=0).startswith(b"cdualadam.torch\nDualAdam\n")
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 def test_adams_state_is_taken_over(kind: type[torch.optim.Optimizer]) -> None:
     net = model()

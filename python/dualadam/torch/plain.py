@@ -1,0 +1,113 @@
+"""The plain tensor behind a parameter or a gradient: its memory, its strides, and their checks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def plain(tensor: Any) -> Tensor | None:
+    """The tensor whose memory an object stands for: of a DTensor, the part on this process.
+
+    None if there is no such tensor.
+    """
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor  # type: ignore[no-any-return]
+    if not isinstance(tensor, Tensor):
+        return None
+    local = getattr(tensor, "_local_tensor", None)
+    if local is not None:
+        return plain(local)
+    # The result of a collective operation that may still be in flight.
+    if hasattr(tensor, "trigger_wait"):
+        return plain(tensor.trigger_wait())
+    # A subclass that overrides no operation is a tensor with its own memory.
+    has_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return tensor if has_memory else None
+
+
+def plain_grad(param: Any, grad: Any) -> Tensor | None:
+    """The plain tensor behind a parameter's gradient, or None if there is no such tensor.
+
+    If both are DTensors, the gradient is redistributed to the parameter's placements first.
+    """
+    if hasattr(param, "placements") != hasattr(grad, "placements"):
+        return None
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        if grad.device_mesh != param.device_mesh:
+            return None
+        with torch.no_grad():
+            grad = grad.redistribute(placements=param.placements)
+    return plain(grad)
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape place each element at the same offset.
+
+    The stride of a dimension with at most one element places nothing and is not compared.
+    """
+    if a.numel() == 0:
+        return True
+    return all(x == y for x, y, size in zip(a.stride(), b.stride(), a.shape) if size != 1)
+
+
+def kind(value: Any) -> str:
+    """What error messages call a value of the wrong kind."""
+    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else torch.typename(value)
+
+
+def check_param(name: str, param: Tensor) -> None:
+    """Fails unless a parameter has memory of its own, without gaps or overlap."""
+    _check_dense(name, param)
+    own = plain(param)
+    if own is None:
+        raise TypeError(f"{name} must be a tensor with memory, it is a {torch.typename(param)}")
+    if own.is_neg():
+        raise ValueError(f"{name} must have its own values in memory, it is a negated view")
+    # A copy has the same strides exactly if the tensor has neither gaps nor overlap.
+    if not same_strides(torch.empty_like(own, device="meta"), own):
+        raise ValueError(
+            f"{name} must fill its memory without gaps or overlap, "
+            f"its shape is {tuple(own.shape)} and its strides are {own.stride()}"
+        )
+
+
+def check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
+    """Fails unless a gradient is like its parameter, which `name` names."""
+    what = f"the gradient of {name}"
+    if grad is not None:
+        _check_dense(what, grad)
+    like, own = plain(param), plain_grad(param, grad)
+    if like is None or own is None:
+        is_dtensor = hasattr(param, "placements")
+        expected = "a DTensor on its mesh" if is_dtensor else "a tensor with memory"
+        raise TypeError(f"{what} must be {expected}, it is a {torch.typename(grad)}")
+    if own.shape != like.shape:
+        text = f"{what} must have the shape {tuple(like.shape)}, it has {tuple(own.shape)}"
+        raise ValueError(text)
+    if own.device != like.device:
+        raise ValueError(f"{what} must be on {like.device}, it is on {own.device}")
+    for which, tensor in ((name, like), (what, own)):
+        if tensor.device.type not in ("cpu", "cuda"):
+            text = f"{which} must be on the CPU or on CUDA, it is on {tensor.device}"
+            raise ValueError(text)
+        check_memory(which, tensor)
+
+
+def _check_dense(what: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{what} must be dense, its layout is {tensor.layout}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{what} must be float32, bfloat16 or float16, it is {tensor.dtype}")
+
+
+def check_memory(what: str, tensor: Tensor | None) -> None:
+    """Fails if the storage of a tensor ends before its last element."""
+    if tensor is None or tensor.numel() == 0 or tensor.device.type == "meta":
+        return
+    dimensions = zip(tensor.shape, tensor.stride())
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in dimensions)
+    if tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size():
+        raise ValueError(f"{what} must have memory, its storage was freed or made smaller")

@@ -1,0 +1,38 @@
+"""What `torch.amp.GradScaler` gives to a step: the loss scale and found-inf."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# For each CUDA device, by its number: the loss scale and found-inf as scalars on it.
+Scalars = list[tuple[int, Tensor | None, Tensor | None]]
+
+
+def scaling(
+    groups: list[dict[str, Any]], grad_scale: Any | None, found_inf: Any | None
+) -> tuple[float, Scalars] | None:
+    """The multiplier of the gradients on the CPU, and what the CUDA devices read for themselves.
+
+    None if the step must be skipped: with parameters on the CPU, the host reads found-inf.
+    """
+    devices = {param.device for group in groups for param in group["params"]}
+    multiplier = 1.0
+    if any(device.type == "cpu" for device in devices):
+        if found_inf is not None and float(found_inf) != 0:
+            return None
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        if scale == 0:
+            raise ValueError("grad_scale must not be 0")
+        multiplier = 1.0 / scale
+    on_cuda = [device for device in devices if device.type == "cuda"]
+    scalars = [
+        (device.index, _on(device, grad_scale), _on(device, found_inf)) for device in on_cuda
+    ]
+    return multiplier, scalars
+
+
+def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
+    if scalar is None:
+        return None
+    return scalar.detach().to(device=device, dtype=torch.float32, non_blocking=True)

@@ -1,0 +1,154 @@
+"""A parameter's state: its check, and its repair into the form that the kernels take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualadam.torch.groups import REFUSED
+from dualadam.torch.plain import check_memory, kind, plain, same_strides
+
+MASTER = "master_param"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Float32 has every whole number below this; counters from here on are float64.
+_FLOAT32_END = 2**24 - 1
+# Above every count of steps, and within float64's whole numbers.
+_STEPS_END = 9e15
+
+
+def needs_master(param: Tensor, master_weights: bool) -> bool:
+    """Whether the step of a parameter updates a master."""
+    return master_weights and param.dtype != torch.float32
+
+
+def is_incomplete(state: dict[str, Any], param: Tensor, master_weights: bool) -> bool:
+    """Whether a repair of this state would make new tensors."""
+    needed = ["step", *_MOMENTS]
+    if needs_master(param, master_weights):
+        needed.append(MASTER)
+    return any(key not in state for key in needed)
+
+
+def is_on_device(step: Any) -> bool:
+    """Whether a step counter is in a device's memory."""
+    return isinstance(step, Tensor) and step.is_cuda
+
+
+def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
+    """Fails if this cannot be the state of a parameter, which `name` names.
+
+    An empty state passes, and so does one whose tensors have another type or layout: `repaired`
+    brings it into order.
+    """
+    if not state:
+        return
+    for key in ("step", *_MOMENTS):
+        if key not in state:
+            found = ", ".join(map(str, state))
+            raise ValueError(f"the state of {name} must have {key}, it has {found}")
+    tensors = [key for key in (*_MOMENTS, MASTER) if key in state]
+    for key in tensors:
+        _check_like(f"{key} of {name}", param, state[key])
+    for key in ("step", *tensors):
+        if isinstance(state[key], Tensor):
+            check_memory(f"{key} of {name}", plain(state[key]))
+    _check_step(f"step of {name}", state["step"])
+
+
+def _check_like(what: str, param: Tensor, value: Any) -> None:
+    """Fails if this cannot be a moment or the master of a parameter."""
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or not value.is_floating_point() or value.layout != torch.strided:
+        raise TypeError(f"{what} must be a dense floating-point tensor, it is {kind(value)}")
+    if value.shape != param.shape:
+        text = f"{what} must have the shape {tuple(param.shape)}, it has {tuple(value.shape)}"
+        raise ValueError(text)
+    placements, expected = (getattr(tensor, "placements", None) for tensor in (value, param))
+    if placements != expected:
+        raise ValueError(f"{what} must have the placements {expected}, it has {placements}")
+
+
+def _check_step(what: str, step: Any) -> None:
+    """Fails if this cannot be a step counter. The value of one on a device is not read."""
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"{what} must be one number, it has the shape {tuple(step.shape)}")
+    if not is_on_device(step):
+        number = float(step)
+        if not (0 <= number < _STEPS_END and number.is_integer()):
+            raise ValueError(
+                f"{what} must be a whole number of at least 0 and below {_STEPS_END:.0e}, "
+                f"it is {number}"
+            )
+
+
+def check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
+    """Fails if this, from a state dict, cannot be the state of a parameter, which `name` names."""
+    if not isinstance(state, dict):
+        raise TypeError(f"the state of {name} must be a dict, it is {kind(state)}")
+    if "max_exp_avg_sq" in state:
+        reason = REFUSED["amsgrad"]
+        raise ValueError(f"the state of {name} must be without max_exp_avg_sq: {reason}")
+    check_state(name, param, state)
+
+
+def repaired(
+    param: Tensor,
+    state: dict[str, Any],
+    master_weights: bool,
+    on_device: bool,
+    copies: bool = False,
+) -> dict[str, Any]:
+    """The state of a parameter as the kernels take it.
+
+    Missing tensors are made. Tensors that fit stay the same objects, unless `copies` is set.
+    """
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
+
+    def copy_of(value: Tensor) -> Tensor:
+        return torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(value)
+
+    def fitting(key: str, start: Callable[[], Tensor]) -> Tensor:
+        value: Tensor | None = state.get(key)
+        if value is None:
+            return start()
+        return value if not copies and _fits(value, param) else copy_of(value)
+
+    # Entries that are not this optimizer's stay as they are.
+    own = ("step", *_MOMENTS, MASTER)
+    result: dict[str, Any] = {key: value for key, value in state.items() if key not in own}
+    result["step"] = _counter(state.get("step", 0), param.device, on_device, copies)
+    for key in _MOMENTS:
+        result[key] = fitting(key, zeros)
+    if needs_master(param, master_weights):
+        result[MASTER] = fitting(MASTER, lambda: copy_of(param.detach()))
+    return result
+
+
+def _fits(value: Tensor, param: Tensor) -> bool:
+    """Whether the kernels can take a tensor as a moment or the master of a parameter."""
+    own, like = plain(value), plain(param)
+    if own is None or like is None:
+        return False
+    is_alike = own.dtype == torch.float32 and own.device == like.device
+    return is_alike and same_strides(own, like)
+
+
+def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> Tensor:
+    """A step counter as the kernels take it.
+
+    On the device it is int64. On the CPU it is float32, as torch's is, and float64 where float32
+    does not have every whole number.
+    """
+    if on_device or (is_on_device(step) and not copies):
+        if isinstance(step, Tensor):
+            return step.detach().reshape(()).to(device=device, dtype=torch.int64, copy=copies)
+        return torch.full((), int(step), dtype=torch.int64, device=device)
+    number = float(step)
+    dtype = torch.float32 if number < _FLOAT32_END else torch.float64
+    if isinstance(step, Tensor) and not copies:
+        if step.dtype == dtype and step.device.type == "cpu":
+            return step
+    return torch.tensor(number, dtype=dtype)
