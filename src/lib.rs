@@ -4,8 +4,6 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
 )]
 
-#[cfg(feature = "capi")]
-pub mod capi;
 mod coeffs;
 mod combination;
 mod config;

@@ -129,8 +129,24 @@ impl State {
         Ok(())
     }
 
-    /// Fails unless `found` has the same tensors as this state, in lengths, groups and masters.
-    pub(crate) fn check_layout(&self, found: &Self) -> Result<(), StateProblem> {
+    /// Checks that `found` has the same number of groups as this state and the same tensors: in lengths,
+    /// groups and masters.
+    ///
+    /// # Errors
+    ///
+    /// - [`StateProblem::Layout`] for the first difference.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, State, TensorLayout};
+    ///
+    /// let state = |len| State::new(&[DualAdamConfig::default()], &[TensorLayout::new(len)]);
+    /// assert!(state(3)?.check_layout(&state(3)?).is_ok());
+    /// assert!(state(3)?.check_layout(&state(4)?).is_err());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn check_layout(&self, found: &Self) -> Result<(), StateProblem> {
         let same = |what: String, expected: String, found: String| {
             if expected == found { Ok(()) } else { Err(StateProblem::Layout { what, expected, found }) }
         };

@@ -15,7 +15,7 @@ mod optimizer;
 mod tensor;
 mod update;
 
-pub use list::TensorList;
+pub use list::{TensorList, step_list_raw, step_raw};
 pub use optimizer::DualAdam;
 pub use tensor::{CopyMut, Grads, ParamsMut, Tensor, step_list};
 
