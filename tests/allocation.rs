@@ -227,38 +227,3 @@ fn the_counter_sees_this_thread_and_the_pools() {
         assert!(allocations_of(on_every_thread) >= STEPS * pool.current_num_threads());
     }
 }
-
-/// The C library's step of one tensor, and the coefficients for it.
-#[cfg(feature = "capi")]
-#[test]
-fn a_step_from_c_allocates_nothing() {
-    use std::mem::MaybeUninit;
-
-    use dualadam::capi::*;
-
-    let _turn = one_at_a_time();
-    let mut flat = Flat::new(1000);
-    let mut config = MaybeUninit::uninit();
-    let mut tensor = MaybeUninit::uninit();
-    // SAFETY: the structs have these sizes, and are filled.
-    let (config, mut tensor) = unsafe {
-        assert_eq!(dualadam_config_init(config.as_mut_ptr(), size_of::<dualadam_config>()), DUALADAM_STATUS_OK);
-        assert_eq!(dualadam_tensor_init(tensor.as_mut_ptr(), size_of::<dualadam_tensor>()), DUALADAM_STATUS_OK);
-        (config.assume_init(), tensor.assume_init())
-    };
-    (tensor.params, tensor.grads) = (flat.params.as_mut_ptr().cast(), flat.grads.as_ptr().cast());
-    (tensor.exp_avg, tensor.exp_avg_sq) = (flat.exp_avg.as_mut_ptr(), flat.exp_avg_sq.as_mut_ptr());
-    tensor.len = 1000;
-    let mut coeffs = MaybeUninit::uninit();
-    let mut step = 0;
-    let allocations = allocations_of(|| {
-        step += 1;
-        // SAFETY: the structs and the buffers are there.
-        unsafe {
-            let size = size_of::<dualadam_coeffs>();
-            assert_eq!(dualadam_config_coeffs(&config, step, 1.0, coeffs.as_mut_ptr(), size), DUALADAM_STATUS_OK);
-            assert_eq!(dualadam_cpu_step(&tensor, coeffs.as_ptr()), DUALADAM_STATUS_OK);
-        }
-    });
-    assert_eq!(allocations, 0);
-}

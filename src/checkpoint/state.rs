@@ -97,6 +97,17 @@ impl State {
     /// # Errors
     ///
     /// - [`StateProblem::Layout`] for the first difference.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, State, TensorSpec};
+    ///
+    /// let state = |len| State::new(&[DualAdamConfig::default()], &[TensorSpec::new(len)]);
+    /// assert!(state(3)?.check_layout(&state(3)?).is_ok());
+    /// assert!(state(3)?.check_layout(&state(4)?).is_err());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn check_layout(&self, other: &Self) -> Result<(), Box<StateProblem>> {
         check_layout(&self.ledger, &other.ledger)
     }

@@ -46,7 +46,7 @@ struct Library {
 /// Asks for both kinds of library here, so that no other build makes them.
 fn build(soname: &str) -> Result<Library> {
     let output = Command::new("cargo")
-        .args(["rustc", "--release", "--package", "dualadam", "--lib", "--features", "capi"])
+        .args(["rustc", "--release", "--package", "dualadam-capi", "--lib"])
         .args(["--crate-type", "cdylib,staticlib", "--message-format", "json-render-diagnostics", "--"])
         .args(["-C", "strip=debuginfo", "--print", "native-static-libs"])
         .arg(format!("-Clink-arg=-Wl,-soname,{soname}"))
@@ -83,7 +83,7 @@ pub(crate) fn with_extension(files: &[PathBuf], extension: &str) -> Result<PathB
 }
 
 fn version() -> Result<String> {
-    let output = Command::new("cargo").args(["pkgid", "--package", "dualadam"]).current_dir(root()).output()?;
+    let output = Command::new("cargo").args(["pkgid", "--package", "dualadam-capi"]).current_dir(root()).output()?;
     let id = String::from_utf8(output.stdout)?;
     let (_, version) = id.trim().rsplit_once(['@', '#']).with_context(|| format!("no version in {id:?}"))?;
     Ok(version.to_owned())

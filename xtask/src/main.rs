@@ -66,7 +66,7 @@ enum Task {
     },
     /// Install the Python package into an environment below `target/`, and run its tests.
     Python,
-    /// Make `include/dualadam.h` from `src/capi/`.
+    /// Make `include/dualadam.h` from `capi/src/`.
     Header {
         /// Only compare with what is there.
         #[arg(long)]

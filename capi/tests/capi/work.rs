@@ -3,12 +3,12 @@
 use std::ffi::{CStr, CString};
 use std::ptr;
 
-use dualadam::capi::*;
 use dualadam::half::bf16;
 use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+use dualadam_capi::*;
 
 use crate::calls::*;
-use crate::common::data::configs;
+use crate::data::configs;
 
 /// The config as C has it.
 fn in_c(config: &DualAdamConfig) -> dualadam_config {
@@ -106,7 +106,8 @@ fn a_step_has_the_bits_of_rusts() {
     ok(unsafe { dualadam_cpu_step(&tensor(), &coeffs(&config(), 1, 1.0)) });
 }
 
-/// Every combination of types that there is, in one list, with a tensor that is left alone and an empty one.
+/// Every combination of types that there is, in one list, with a tensor that is left alone and an
+/// empty one.
 #[test]
 fn a_list_has_the_bits_of_rusts() {
     const LEN: usize = 37;
@@ -253,7 +254,8 @@ fn states_are_those_of_rust() {
     ok(dualadam_state_free(loaded));
 }
 
-/// A program that was compiled with a header of a later version passes larger structs, with zeros where it wants nothing new.
+/// A program that was compiled with a header of a later version passes larger structs, with zeros
+/// where it wants nothing new.
 #[test]
 fn larger_structs_with_zeros_are_fine() {
     #[repr(C)]

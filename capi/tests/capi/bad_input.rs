@@ -1,9 +1,10 @@
-//! What must not be is refused with a status and a text that names argument and value, and nothing is written.
+//! What must not be is refused with a status and a text that names argument and value, and nothing
+//! is written.
 
 use std::ffi::{CString, c_char};
 use std::ptr;
 
-use dualadam::capi::*;
+use dualadam_capi::*;
 
 use crate::calls::*;
 
@@ -414,45 +415,7 @@ fn paths_and_files() {
 
 #[test]
 fn unknown_statuses_have_a_name() {
-    for status in [-1, 10, 19, 34, 73, i32::MAX, i32::MIN] {
+    for status in [-1, 9, 10, 19, 22, 23, 34, 69, 70, 71, 73, i32::MAX, i32::MIN] {
         assert_eq!(name(status), "unknown status");
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-#[test]
-fn without_cuda() {
-    let (unsupported, text) =
-        (DUALADAM_STATUS_UNSUPPORTED, "the library must be built with the feature cuda, it is built without");
-    let mut handle = 9;
-    let set = coeffs(&config(), 1, 1.0);
-    // SAFETY: nothing is looked at.
-    unsafe {
-        fails(dualadam_cuda_kernels_new(0, &mut handle), unsupported, text);
-        fails(dualadam_cuda_kernels_in_current_context(&mut handle), unsupported, text);
-        fails(dualadam_cuda_step(1, &tensor(), &set, ptr::null_mut()), unsupported, text);
-        fails(dualadam_cuda_list_new(1, &tensor(), 1, &mut handle), unsupported, text);
-        fails(dualadam_cuda_list_update(1, &tensor(), 1), unsupported, text);
-        fails(dualadam_cuda_list_step(1, &set, 1, ptr::null_mut()), unsupported, text);
-    }
-    let (mut read, mut steps, mut out) = (config(), [9; 2], set);
-    let mut report = dualadam_cuda_set_report { size: 32, step: 9, skipped: 9, last_skip: 9, reserved: 9 };
-    let stream = ptr::null_mut();
-    // SAFETY: as above.
-    unsafe {
-        fails(dualadam_cuda_control_new(1, ptr::null(), 0, ptr::null(), 0, &mut handle), unsupported, text);
-        fails(dualadam_cuda_control_config(1, 0, &mut read, 104), unsupported, text);
-        fails(dualadam_cuda_control_set_lr(1, 0, 0.1, stream), unsupported, text);
-        fails(dualadam_cuda_control_set_config(1, 0, &config(), stream), unsupported, text);
-        fails(dualadam_cuda_control_steps(1, steps.as_mut_ptr(), 2, stream), unsupported, text);
-        fails(dualadam_cuda_control_set_steps(1, steps.as_ptr(), 2, stream), unsupported, text);
-        fails(dualadam_cuda_control_report(1, &mut report, 32, 1, stream), unsupported, text);
-        fails(dualadam_cuda_control_coeffs(1, &mut out, 48, 1, stream), unsupported, text);
-        fails(dualadam_cuda_list_step_controlled(1, 1, ptr::null(), stream), unsupported, text);
-        fails(dualadam_cuda_kernels_prepare(1, ptr::null()), unsupported, text);
-    }
-    fails(dualadam_cuda_control_free(1), unsupported, text);
-    fails(dualadam_cuda_kernels_free(1), unsupported, text);
-    fails(dualadam_cuda_list_free(1), unsupported, text);
-    assert_eq!(handle, 9);
 }

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use dualadam::capi::*;
 use dualadam::cuda::cudarc::driver::{CudaContext, result, sys};
+use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
@@ -229,7 +229,8 @@ fn drivers_and_devices_that_do_not_do() {
     }
 }
 
-/// The kernels go where the caller is: into a primary context, which they hold, or into any other, which they leave alone.
+/// The kernels go where the caller is: into a primary context, which they hold, or into any other,
+/// which they leave alone.
 #[test]
 fn kernels_in_the_current_context() {
     let stand_in = start();
@@ -303,7 +304,8 @@ fn threads_share_kernels_and_lists() {
                 std::mem::forget(on_device); // it is not this thread's to free
                 for step in 1..=10 {
                     let set = coeffs(&config(), step, 1.0);
-                    // SAFETY: the structs and the buffers are there; all is in the order of the default stream.
+                    // SAFETY: the structs and the buffers are there; all is in the order of the
+                    // default stream.
                     unsafe {
                         ok(dualadam_cuda_step(kernels, &tensor, &set, ptr::null_mut()));
                         ok(dualadam_cuda_list_step(list, &coeffs(&config(), 1, 1.0), 1, ptr::null_mut()));

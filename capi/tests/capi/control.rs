@@ -4,10 +4,10 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use dualadam::capi::*;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
+use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
@@ -138,7 +138,8 @@ fn assert_clean(stand_in: &StandIn) {
     assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
 }
 
-/// What a test is about: a device, a stream, kernels, two tensors of two sets there and on the host.
+/// What a test is about: a device, a stream, kernels, two tensors of two sets there and on the
+/// host.
 struct World {
     host: [Buffers; 2],
     device: [OnDevice; 2],
@@ -193,7 +194,8 @@ impl World {
     }
 }
 
-/// Through the switch, with learning rates and a counter in the caller's memory and in the control's, and with steps that are skipped.
+/// Through the switch, with learning rates and a counter in the caller's memory and in the
+/// control's, and with steps that are skipped.
 #[test]
 fn controlled_steps_have_the_bits_of_the_cpu() {
     let mut world = World::new();
@@ -294,7 +296,8 @@ fn the_lr_may_be_a_double() {
     ok(dualadam_cuda_kernels_free(world.kernels));
 }
 
-/// The very first step is captured; list, control and kernels are freed, and the graph goes on counting.
+/// The very first step is captured; list, control and kernels are freed, and the graph goes on
+/// counting.
 #[test]
 fn a_graph_outlives_what_it_captured() {
     let mut world = World::new();
@@ -550,8 +553,8 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
     ok(dualadam_cuda_kernels_free(world.kernels));
 }
 
-/// Threads with a list and a control of their own, which all also step the same list with the same control and ask for its report; a
-/// control that all of them free is freed once.
+/// Threads with a list and a control of their own, which all also step the same list with the same
+/// control and ask for its report; a control that all of them free is freed once.
 #[test]
 fn threads_share_a_control() {
     const THREADS: usize = 4;

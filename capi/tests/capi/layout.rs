@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use dualadam::capi::*;
+use dualadam_capi::*;
 
-/// The layout of structs: a line for each, with its size, its alignment and its fields' offsets; and the same as assertions in C.
+/// The layout of structs: a line for each, with its size, its alignment and its fields' offsets;
+/// and the same as assertions in C.
 macro_rules! layouts {
     ($($name:ident { $($field:ident),+ })+) => {{
         let (mut lines, mut assertions) = (String::new(), String::new());
@@ -68,14 +69,15 @@ fn the_layout_is_the_published_one() {
     );
 }
 
-/// The C compiler that Rust links with sees the same; and the constants, which the header has as macros, are those of the sources.
+/// The C compiler that Rust links with sees the same; and the constants, which the header has as
+/// macros, are those of the sources.
 #[test]
 fn c_sees_the_layout_of_rust() {
     let (_, mut assertions) = all();
     let constants = [
         ("DUALADAM_STATUS_PANIC", DUALADAM_STATUS_PANIC as u32),
         ("DUALADAM_STATUS_CUDA_CAPTURED", DUALADAM_STATUS_CUDA_CAPTURED as u32),
-        ("DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL", DUALADAM_STATUS_CUDA_NO_DEVICE_CONTROL as u32),
+        ("DUALADAM_STATUS_CUDA_STUB_DRIVER", DUALADAM_STATUS_CUDA_STUB_DRIVER as u32),
         ("DUALADAM_SKIP_NONE", DUALADAM_SKIP_NONE),
         ("DUALADAM_SKIP_STEP", DUALADAM_SKIP_STEP),
         ("DUALADAM_DTYPE_F16", DUALADAM_DTYPE_F16),
@@ -96,7 +98,7 @@ fn c_sees_the_layout_of_rust() {
         }
         let source = folder.path().join("layout.c");
         std::fs::write(&source, format!("#include \"dualadam.h\"\n{macros}{assertions}")).unwrap();
-        let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/include");
+        let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
         let compiler = if language == "c" { "cc" } else { "c++" };
         let output = Command::new(compiler)
             .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include, "-x", language])

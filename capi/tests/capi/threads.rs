@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::thread;
 
-use dualadam::capi::*;
+use dualadam_capi::*;
 
 use crate::calls::*;
 
@@ -61,7 +61,8 @@ fn threads_share_a_state() {
                     assert_eq!(values.step, step - 1);
                     let (exp_avg, exp_avg_sq) = (values.exp_avg, values.exp_avg_sq);
                     let tensor = dualadam_tensor { exp_avg, exp_avg_sq, ..buffers.tensor() };
-                    // SAFETY: the structs and the buffers are there, and no other thread has this tensor.
+                    // SAFETY: the structs and the buffers are there, and no other thread has this
+                    // tensor.
                     ok(unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), step, 1.0)) });
                     ok(dualadam_state_set_step(state, number, step, 0));
                 }

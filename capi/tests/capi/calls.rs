@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::ptr;
 
-use dualadam::capi::*;
+use dualadam_capi::*;
 
 /// The text of this thread's last error.
 pub(crate) fn last_error() -> String {

@@ -1,0 +1,9 @@
+//! The structs and numbers of the C interface, and what they mean in Rust.
+
+mod conversions;
+mod numbers;
+mod structs;
+
+pub(crate) use conversions::{address_of, flag};
+pub use numbers::*;
+pub use structs::*;
