@@ -46,7 +46,7 @@ struct Library {
 /// Asks for both kinds of library here, so that no other build makes them.
 fn build(soname: &str) -> Result<Library> {
     let output = Command::new("cargo")
-        .args(["rustc", "--release", "--package", "dualadam", "--lib", "--features", "capi"])
+        .args(["rustc", "--release", "--package", "dualadam", "--lib", "--features", "capi,cuda"])
         .args(["--crate-type", "cdylib,staticlib", "--message-format", "json-render-diagnostics", "--"])
         .args(["-C", "strip=debuginfo", "--print", "native-static-libs"])
         .arg(format!("-Clink-arg=-Wl,-soname,{soname}"))
