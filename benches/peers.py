@@ -8,7 +8,7 @@ beside the device's. A row is marked as host-bound if the device began before th
 may have waited for the host then.
 
 With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can be the one that
-`cargo bench --bench cuda -- --json FILE` wrote; the times are then also given over those of its DualAdam step. Where Python has no torch,
+`cargo bench --features cuda --bench cuda -- --json FILE` wrote; the times are then also given over those of its DualAdam step. Where Python has no torch,
 or torch not the device, it says so and ends without a failure.
 
 What fails is left out, and said in print and in FILE, and the others go on; the status is then 1. What finds

@@ -1,4 +1,4 @@
-//! DualAdam in another program's compute pass: `cargo run --release --example external_wgpu`.
+//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native --example external_wgpu`.
 //!
 //! The program owns the device, made with default limits, its buffers, its pass and its submit. Here it fits a line of 4,096 weights to
 //! targets: a shader of its own computes the gradients of the loss, the library encodes the step right behind it, and so on, a hundred

@@ -1,4 +1,4 @@
-//! The CUDA step against a copy and a triad of the same bytes, all variants in turns: `cargo bench --bench cuda`.
+//! The CUDA step against a copy and a triad of the same bytes, all variants in turns: `cargo bench --features cuda --bench cuda`.
 //!
 //! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a shape
 //! with one combination of types and one alignment, is checked against the CPU backend before it is
@@ -49,7 +49,7 @@ use timer::Timer;
 
 /// Times DualAdam on a CUDA device.
 #[derive(Parser)]
-#[command(name = "cargo bench --bench cuda --")]
+#[command(name = "cargo bench --features cuda --bench cuda --")]
 struct Arguments {
     /// Write the results as JSON.
     #[arg(long, value_name = "FILE")]

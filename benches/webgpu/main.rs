@@ -1,4 +1,4 @@
-//! The step in WGSL against a triad of the same streams, all variants in turns: `cargo bench --bench webgpu`.
+//! The step in WGSL against a triad of the same streams, all variants in turns: `cargo bench --features webgpu-native --bench webgpu`.
 //!
 //! Times are those of timestamp queries where the device has them, medians over rounds; each type combination is compared with the CPU
 //! backend before it is timed, and the CPU backend's own time stands beside it. The buffers are several times the size of a GPU's
@@ -48,7 +48,7 @@ use workloads::Workload;
 
 /// Times DualAdam on a WebGPU device.
 #[derive(Parser)]
-#[command(name = "cargo bench --bench webgpu --")]
+#[command(name = "cargo bench --features webgpu-native --bench webgpu --")]
 struct Arguments {
     /// Write the results as JSON.
     #[arg(long, value_name = "FILE")]

@@ -1,6 +1,6 @@
 //! Trains a small network on real handwritten digits with candle's autograd: DualAdam beside candle's AdamW.
 
-#[path = "../../examples/digits/data.rs"]
+#[path = "../../examples/digits/src/data.rs"]
 mod data;
 
 use std::time::Instant;

@@ -17,10 +17,10 @@ pub(crate) struct Program {
 }
 
 pub(crate) const PROGRAMS: [Program; 4] = [
-    Program { name: "cuda_device", cargo: &["test", "--release", "--test", "cuda_device"] },
-    Program { name: "cuda_bench", cargo: &["bench", "--bench", "cuda"] },
-    Program { name: "webgpu_device", cargo: &["test", "--release", "--test", "webgpu"] },
-    Program { name: "webgpu_bench", cargo: &["bench", "--bench", "webgpu"] },
+    Program { name: "cuda_device", cargo: &["test", "--release", "--features", "cuda", "--test", "cuda_device"] },
+    Program { name: "cuda_bench", cargo: &["bench", "--features", "cuda", "--bench", "cuda"] },
+    Program { name: "webgpu_device", cargo: &["test", "--release", "--features", "webgpu-native", "--test", "webgpu"] },
+    Program { name: "webgpu_bench", cargo: &["bench", "--features", "webgpu-native", "--bench", "webgpu"] },
 ];
 
 /// Files that go along as they are.

@@ -31,7 +31,7 @@ const STAGES: [Stage; 15] = [
     },
     Stage {
         name: "the digits example, two epochs",
-        command: "cargo run --release --example digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
+        command: "cargo run --release -p digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: &[],
     },
     Stage {
@@ -61,7 +61,7 @@ const STAGES: [Stage; 15] = [
     Stage { name: "the benchmarks, a quick round", command: "cargo bench --bench limit -- --quick", needs: &[] },
     Stage {
         name: "the CUDA benchmark on the stand-in driver, a quick round",
-        command: "cargo bench --bench cuda -- --quick --stand-in",
+        command: "cargo bench --features cuda --bench cuda -- --quick --stand-in",
         needs: &[],
     },
     Stage {
@@ -77,27 +77,27 @@ const STAGES: [Stage; 15] = [
     },
     Stage {
         name: "steps in another program's compute pass",
-        command: "cargo run --release --example external_wgpu",
+        command: "cargo run --release --features webgpu-native --example external_wgpu",
         needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the WebGPU benchmark, a quick round",
-        command: "cargo bench --bench webgpu -- --quick --software",
+        command: "cargo bench --features webgpu-native --bench webgpu -- --quick --software",
         needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the WebGPU benchmark's sweep, a quick round",
-        command: "cargo bench --bench webgpu -- --quick --software --sweep",
+        command: "cargo bench --features webgpu-native --bench webgpu -- --quick --software --sweep",
         needs: NEEDS_ADAPTER,
     },
     Stage {
         name: "the CUDA tests on a real device",
-        command: "env DUALADAM_REQUIRE=cuda cargo test --release --test cuda_device",
+        command: "env DUALADAM_REQUIRE=cuda cargo test --release --features cuda --test cuda_device",
         needs: &[("nvidia-smi", "no NVIDIA driver with a device (nvidia-smi)")],
     },
     Stage {
         name: "the library's unit tests under Miri",
-        command: "cargo +nightly miri test --lib",
+        command: "cargo +nightly miri test --features cuda,webgpu-native --lib",
         needs: &[("cargo +nightly miri --version", "no nightly toolchain with the component miri")],
     },
 ];

@@ -8,7 +8,7 @@ use dualadam::{DualAdamConfig, TensorLayout};
 
 #[cfg(feature = "cuda")]
 use crate::on_cuda;
-#[cfg(feature = "webgpu-native")]
+#[cfg(feature = "webgpu")]
 use crate::on_webgpu;
 
 /// Whatever can go wrong in a run.
@@ -40,7 +40,7 @@ pub(crate) enum Device {
     Cpu,
     #[cfg(feature = "cuda")]
     Cuda(on_cuda::Cuda),
-    #[cfg(feature = "webgpu-native")]
+    #[cfg(feature = "webgpu")]
     Webgpu(on_webgpu::Webgpu),
 }
 
@@ -66,14 +66,14 @@ fn cuda() -> Result<Device, Error> {
     Err("the backend cuda needs the feature cuda, which this program was built without".into())
 }
 
-#[cfg(feature = "webgpu-native")]
+#[cfg(feature = "webgpu")]
 fn webgpu(software: Software) -> Result<Device, Error> {
     Ok(Device::Webgpu(on_webgpu::Webgpu::open(software)?))
 }
 
-#[cfg(not(feature = "webgpu-native"))]
+#[cfg(not(feature = "webgpu"))]
 fn webgpu(_software: Software) -> Result<Device, Error> {
-    Err("the backend webgpu needs the feature webgpu-native, which this program was built without".into())
+    Err("the backend webgpu needs the feature webgpu, which this program was built without".into())
 }
 
 impl Device {
@@ -82,7 +82,7 @@ impl Device {
             Self::Cpu => "CPU",
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.name(),
-            #[cfg(feature = "webgpu-native")]
+            #[cfg(feature = "webgpu")]
             Self::Webgpu(webgpu) => webgpu.name(),
         }
     }
@@ -97,7 +97,7 @@ impl Device {
             Self::Cpu => Box::new(cpu::DualAdam::with_groups(&[config], layout)?),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Box::new(cuda.optimizer(config, layout)?),
-            #[cfg(feature = "webgpu-native")]
+            #[cfg(feature = "webgpu")]
             Self::Webgpu(webgpu) => Box::new(webgpu.optimizer(config, layout)?),
         })
     }

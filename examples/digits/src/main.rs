@@ -5,7 +5,7 @@ mod data;
 mod network;
 #[cfg(feature = "cuda")]
 mod on_cuda;
-#[cfg(feature = "webgpu-native")]
+#[cfg(feature = "webgpu")]
 mod on_webgpu;
 mod optimizers;
 mod plot;

@@ -2,21 +2,26 @@
 
 #![expect(dead_code, unused_imports, reason = "the example's own tests, table and options are not used here")]
 
-#[path = "../examples/digits/backend.rs"]
+#[path = "../src/backend.rs"]
 mod backend;
-mod common;
-#[path = "../examples/digits/data.rs"]
+#[path = "../../../tests/common/contract.rs"]
+mod contract;
+#[path = "../src/data.rs"]
 mod data;
-#[path = "../examples/digits/network.rs"]
+#[path = "../../../tests/common/device.rs"]
+mod device;
+#[path = "../src/network.rs"]
 mod network;
 #[cfg(feature = "cuda")]
-#[path = "../examples/digits/on_cuda.rs"]
+#[path = "../src/on_cuda.rs"]
 mod on_cuda;
-#[path = "../examples/digits/on_webgpu.rs"]
+#[path = "../src/on_webgpu.rs"]
 mod on_webgpu;
-#[path = "../examples/digits/optimizers.rs"]
+#[path = "../src/optimizers.rs"]
 mod optimizers;
-#[path = "../examples/digits/train.rs"]
+#[path = "../../../tests/common/require.rs"]
+mod require;
+#[path = "../src/train.rs"]
 mod train;
 
 use std::time::Duration;
@@ -26,9 +31,9 @@ use dualadam::cpu::{self, Grads, ParamsMut};
 use indicatif::ProgressBar;
 
 use backend::{Backend, Device, Error, Optimizer};
-use common::contract::U;
-use common::device::{self, DeviceTest};
+use contract::U;
 use data::Digits;
+use device::DeviceTest;
 use optimizers::{DUAL_LINEAR, contenders};
 use train::{Dtype, Setting, train_with};
 

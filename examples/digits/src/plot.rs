@@ -1,6 +1,8 @@
 //! The picture: training loss, test error and α over the steps.
 
 use std::error::Error;
+use std::fs::File;
+use std::io::BufWriter;
 use std::ops::Range;
 use std::path::Path;
 
@@ -49,9 +51,10 @@ pub(crate) fn draw(
     lr: f64,
     switch: u64,
 ) -> Result<(), Box<dyn Error>> {
-    register_font(FONT, FontStyle::Normal, include_bytes!("Roboto-Regular-subset.ttf"))
+    register_font(FONT, FontStyle::Normal, include_bytes!("../Roboto-Regular-subset.ttf"))
         .map_err(|_| "the bundled font cannot be read")?;
-    let root = BitMapBackend::new(path, SIZE).into_drawing_area();
+    let mut pixels = vec![0; 3 * SIZE.0 as usize * SIZE.1 as usize];
+    let root = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let (header, body) = root.split_vertically(HEADER);
     let title = format!(
@@ -78,7 +81,17 @@ pub(crate) fn draw(
         panel.draw(area, setting.steps(), switch, steps_below)?;
     }
     root.present()?;
-    Ok(())
+    drop((areas, header, body, root));
+    write_png(path, &pixels)
+}
+
+/// Here and not by plotters, whose own way brings decoders of pictures that take longer to build than the rest of it.
+fn write_png(path: &Path, pixels: &[u8]) -> Result<(), Box<dyn Error>> {
+    let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), SIZE.0, SIZE.1);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    Ok(writer.finish()?)
 }
 
 /// The title, and below it the contenders with their lines.

@@ -18,7 +18,7 @@ pub(crate) struct Digits {
 impl Digits {
     /// All images of the bundled file, their pixels scaled from 0..=16 to 0..=1.
     pub(crate) fn bundled() -> Self {
-        let text = include_str!("optdigits.csv");
+        let text = include_str!("../optdigits.csv");
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         for row in reader.deserialize::<Vec<u8>>() {
