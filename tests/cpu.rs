@@ -1,13 +1,11 @@
 //! The CPU backend against the contract, bit for bit, and against exact arithmetic, within the contract's error.
 
-mod common;
-
-use common::bound;
-use common::contract::{self, TINY, same};
-use common::data::{Inputs, SIZES, configs, narrow};
 use dualadam::cpu::{self, Tensor};
 use dualadam::half::{bf16, f16};
 use dualadam::{DualAdamConfig, Element, GradOf, HalfElement, StepCoeffs};
+use testkit::bound;
+use testkit::contract::{self, TINY, same};
+use testkit::data::{Inputs, SIZES, configs, narrow};
 
 /// The buffers of one tensor in its own types, each at an offset from its allocation.
 struct Case<P, G, C> {

@@ -4,7 +4,6 @@
 
 #[path = "../examples/digits/backend.rs"]
 mod backend;
-mod common;
 #[path = "../examples/digits/data.rs"]
 mod data;
 #[path = "../examples/digits/network.rs"]
@@ -26,10 +25,10 @@ use dualadam::cpu::{self, Grads, ParamsMut};
 use indicatif::ProgressBar;
 
 use backend::{Backend, Device, Error, Optimizer};
-use common::contract::U;
-use common::device::{self, DeviceTest};
 use data::Digits;
 use optimizers::{DUAL_LINEAR, contenders};
+use testkit::contract::U;
+use testkit::device::{self, DeviceTest};
 use train::{Dtype, Setting, train_with};
 
 const TESTS: &[DeviceTest<()>] = &[("losses_are_within_the_steps_bounds", losses_are_within_the_steps_bounds)];

@@ -2,8 +2,7 @@
 
 #![cfg(all(feature = "capi", target_os = "linux"))]
 
-#[path = "../common/mod.rs"]
-mod common;
+use testkit as common;
 
 mod bad_input;
 mod calls;

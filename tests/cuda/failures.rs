@@ -14,7 +14,7 @@ use crate::bodies::buffers::{COMBINATIONS, Device, Host};
 use crate::bodies::flat::upload;
 use crate::bodies::gpu::{Gpu, Memory, set_current};
 use crate::bodies::owner::{self, Model};
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     kernels_fail_with_the_drivers_code_at_every_call,
@@ -226,8 +226,8 @@ fn the_owner_stays_consistent_at_every_failing_call() {
             let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
             let params = lens.map(|len| Inputs::random(9, len).p);
             let (mut p, mut q) = (
-                crate::common::data::narrow::<dualadam::half::bf16>(&params[0]),
-                crate::common::data::narrow::<dualadam::half::f16>(&params[1]),
+                testkit::data::narrow::<dualadam::half::bf16>(&params[0]),
+                testkit::data::narrow::<dualadam::half::f16>(&params[1]),
             );
             let (mut device_p, mut device_q) = (gpu.stream.clone_htod(&p).unwrap(), gpu.stream.clone_htod(&q).unwrap());
             let grads = lens.map(|len| Inputs::random(10, len).grad);

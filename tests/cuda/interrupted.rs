@@ -5,8 +5,8 @@ use dualadam::{DualAdamConfig, Error, TensorLayout, cpu};
 
 use crate::bodies::control::{Run, report, step, switching};
 use crate::bodies::gpu::Gpu;
-use crate::common::data::{Inputs, narrow};
 use crate::failures::{self, CODE, at_each_call, is_of_the_driver, stand_in};
+use testkit::data::{Inputs, narrow};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,

@@ -9,8 +9,8 @@ use crate::bodies::buffers::{COMBINATIONS, Device, Host};
 use crate::bodies::control::{Run, switching};
 use crate::bodies::gpu::Gpu;
 use crate::bodies::graphs::step_on;
-use crate::common::data::Inputs;
 use crate::failures::{self, at_each_call, stand_in};
+use testkit::data::Inputs;
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
     nothing_is_left_of_what_could_not_be_made,

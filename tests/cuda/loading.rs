@@ -10,8 +10,8 @@ use dualadam::{Dtype, DualAdamConfig, Error};
 use crate::bodies::buffers::{COMBINATIONS, Host};
 use crate::bodies::gpu::Gpu;
 use crate::bodies::graphs::capture;
-use crate::common::data::Inputs;
 use crate::failures::{self, CODE, is_of_the_driver, stand_in};
+use testkit::data::Inputs;
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":
     only_what_is_needed_is_loaded,

@@ -14,8 +14,8 @@ use crate::bodies::buffers::{COMBINATIONS, Device, Host};
 use crate::bodies::control::{Run, switching};
 use crate::bodies::gpu::Gpu;
 use crate::bodies::graphs::{capture, step_on};
-use crate::common::data::Inputs;
 use crate::failures::{self, stand_in};
+use testkit::data::Inputs;
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
     dropping_waits_for_nothing_and_frees_after_the_last_step,

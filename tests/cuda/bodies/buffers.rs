@@ -7,8 +7,8 @@ use dualadam::cuda::{RawBuffer, RawTensor};
 use dualadam::half::{bf16, f16};
 use dualadam::{Dtype, Element, StepCoeffs};
 
-use crate::common::contract::same;
-use crate::common::data::{Inputs, narrow};
+use testkit::contract::same;
+use testkit::data::{Inputs, narrow};
 
 use super::gpu::{Gpu, Memory};
 

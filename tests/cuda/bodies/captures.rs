@@ -13,7 +13,7 @@ use CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
 };
 
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 use super::Body;
 use super::buffers::{Buffer, COMBINATIONS, Device, Host};

@@ -8,7 +8,7 @@ use dualadam::cuda::{
 };
 use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay};
 
-use crate::common::data::{Inputs, SPECIAL, configs};
+use testkit::data::{Inputs, SPECIAL, configs};
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Device, Host};

@@ -8,7 +8,7 @@ use dualadam::{DualAdamConfig, GradOf, HalfElement, StepCoeffs, cpu};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr};
 
-use crate::common::data::{Inputs, SIZES, configs, narrow};
+use testkit::data::{Inputs, SIZES, configs, narrow};
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Host};

@@ -13,7 +13,7 @@ use dualadam::{Dtype, DualAdamConfig, Error, State, SwitchSchedule, TensorLayout
 
 use std::sync::Arc;
 
-use crate::common::data::{Inputs, narrow};
+use testkit::data::{Inputs, narrow};
 
 use super::Body;
 use super::control::{Run, SIZES, report, scalar, step, switching};

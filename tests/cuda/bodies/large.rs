@@ -11,7 +11,7 @@ use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig};
 
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 use super::Body;
 use super::buffers::Host;

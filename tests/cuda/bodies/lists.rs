@@ -6,7 +6,7 @@ use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_
 use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
 use dualadam::{DualAdamConfig, Error, StepCoeffs};
 
-use crate::common::data::{Inputs, configs};
+use testkit::data::{Inputs, configs};
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Device, Host};

@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUgraphInstantiate_flags;
 use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 
-use crate::common::data::{Inputs, narrow};
+use testkit::data::{Inputs, narrow};
 
 use super::Body;
 use super::flat::{copied, read, upload};

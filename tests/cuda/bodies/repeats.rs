@@ -3,7 +3,7 @@
 use dualadam::StepCoeffs;
 use dualadam::cuda::TensorList;
 
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Device, Host};

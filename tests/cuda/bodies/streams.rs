@@ -8,7 +8,7 @@ use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::half::bf16;
 use dualadam::{DualAdamConfig, TensorLayout, cpu};
 
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Host};

@@ -4,7 +4,7 @@
 use dualadam::DualAdamConfig;
 use dualadam::cuda::TensorList;
 
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Host};

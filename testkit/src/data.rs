@@ -5,7 +5,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 /// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
-pub(crate) const SPECIAL: [f32; 28] = [
+pub const SPECIAL: [f32; 28] = [
     0.0,
     -0.0,
     1e-45,
@@ -37,21 +37,21 @@ pub(crate) const SPECIAL: [f32; 28] = [
 ];
 
 /// The sizes at which loops, vectors, chunks and threads have their edges.
-pub(crate) const SIZES: [usize; 20] =
+pub const SIZES: [usize; 20] =
     [0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 4095, 4097, 32_767, 32_768, 32_769, 65_535, 65_537, 131_073, 1_000_003];
 
 /// The inputs of one tensor.
 #[derive(Clone)]
-pub(crate) struct Inputs {
-    pub(crate) p: Vec<f32>,
-    pub(crate) grad: Vec<f32>,
-    pub(crate) m: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+pub struct Inputs {
+    pub p: Vec<f32>,
+    pub grad: Vec<f32>,
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
 }
 
 impl Inputs {
     /// Values of magnitudes from 1e-6 to 1e2 with signs; the second moment is not negative.
-    pub(crate) fn random(seed: u64, len: usize) -> Self {
+    pub fn random(seed: u64, len: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut vector = |signed: bool| -> Vec<f32> {
             let mut value = || {
@@ -64,7 +64,7 @@ impl Inputs {
     }
 
     /// Every special value as parameter, with every special value as gradient, and each of both as either moment.
-    pub(crate) fn special() -> Self {
+    pub fn special() -> Self {
         let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
         for (i, &a) in SPECIAL.iter().enumerate() {
             for (j, &b) in SPECIAL.iter().enumerate() {
@@ -78,18 +78,18 @@ impl Inputs {
         inputs
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.p.len()
     }
 }
 
 /// The values narrowed to `T`.
-pub(crate) fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
+pub fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&value| T::narrow(value)).collect()
 }
 
 /// Configurations and steps that together take every branch of the rule.
-pub(crate) fn configs() -> Vec<(DualAdamConfig, u64)> {
+pub fn configs() -> Vec<(DualAdamConfig, u64)> {
     let linear = |until| SwitchSchedule::linear_until(until);
     vec![
         (DualAdamConfig::default(), 1),
