@@ -1,40 +1,19 @@
 //! Inputs for the comparisons: ordinary values, every special one, and configurations that take every branch of the rule.
 
-use dualadam::{DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
+use dualadam::{Dtype, DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::values::Values;
+
 /// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
-pub const SPECIAL: [f32; 28] = [
-    0.0,
-    -0.0,
-    1e-45,
-    -1e-45,
-    1.0e-39,
-    f32::MIN_POSITIVE,
-    -f32::MIN_POSITIVE,
-    5.960_464_5e-8,
-    2.980_232_2e-8,
-    6.103_515_6e-5,
-    1.0,
-    -1.0,
-    1.0 + 1.0 / 256.0,
-    1.0 + 3.0 / 256.0,
-    1.0 + 1.0 / 2048.0,
-    1.0 + 3.0 / 2048.0,
-    0.999_999_94,
-    65_504.0,
-    65_519.996,
-    65_520.0,
-    1e19,
-    -1e19,
-    f32::MAX,
-    f32::MIN,
-    f32::INFINITY,
-    f32::NEG_INFINITY,
-    f32::NAN,
-    -f32::NAN,
-];
+pub const SPECIAL: &[f32] = [
+    [0.0, -0.0, 1e-45, -1e-45, 1.0e-39, f32::MIN_POSITIVE, -f32::MIN_POSITIVE],
+    [5.960_464_5e-8, 2.980_232_2e-8, 6.103_515_6e-5, 1.0, -1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0],
+    [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 0.999_999_94, 65_504.0, 65_519.996, 65_520.0, 1e19],
+    [-1e19, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN],
+]
+.as_flattened();
 
 /// The sizes at which loops, vectors, chunks and threads have their edges.
 pub const SIZES: [usize; 20] =
@@ -80,6 +59,34 @@ impl Inputs {
 
     pub fn len(&self) -> usize {
         self.p.len()
+    }
+}
+
+/// A source of numbers that look random.
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// In -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// Mostly ordinary numbers; one in sixteen is a zero, subnormal, extreme, infinity or NaN.
+    pub fn any(&mut self) -> f32 {
+        const SPECIAL: [f32; 8] = [0.0, -0.0, 1e-45, -1e-39, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let choice = self.bits() % 128;
+        SPECIAL.get(choice as usize).copied().unwrap_or_else(|| self.unit() * 8.0)
+    }
+
+    pub fn values(&mut self, dtype: Dtype, len: usize, mut value: impl FnMut(&mut Self) -> f32) -> Values {
+        Values::new(dtype, &(0..len).map(|_| value(self)).collect::<Vec<_>>())
     }
 }
 
