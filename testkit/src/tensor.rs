@@ -59,6 +59,12 @@ impl Tensor {
         Self { offsets: [part.start; 5], behind: self.len() - part.end, ..self }
     }
 
+    /// Numbers that any step would change.
+    pub fn filled(formats: Formats, len: usize) -> Self {
+        let values = filled(len);
+        Self::new(formats, &Inputs { p: values.clone(), grad: values.clone(), m: values.clone(), v: values })
+    }
+
     /// Of any values, special ones as well.
     pub fn random(formats: Formats, len: usize, seed: u64) -> Self {
         let noise = &mut Noise(seed);
@@ -197,6 +203,17 @@ impl Tensor {
         assert!(difference.is_none(), "{what}, {}", difference.unwrap_or_default());
     }
 
+    /// What the library's errors call the buffers.
+    pub fn names(&self) -> [&'static str; 5] {
+        [if self.master.is_some() { "copy" } else { "params" }, "grads", "exp_avg", "exp_avg_sq", "params"]
+    }
+
+    /// The same type and the same values, but so many of them, in one of its buffers.
+    pub fn resize(&mut self, buffer: usize, len: usize) {
+        let values = &mut *self.buffers_mut()[buffer];
+        *values = Values::new(values.dtype(), &filled(len));
+    }
+
     /// For messages.
     pub fn types(&self) -> String {
         let dtypes: Vec<_> = self.buffers().iter().map(|values| values.dtype().to_string()).collect();
@@ -211,6 +228,10 @@ impl Tensor {
         }
         rest
     }
+}
+
+fn filled(len: usize) -> Vec<f32> {
+    (0..len).map(|i| 0.5 + i as f32).collect()
 }
 
 fn step<P: Element + Pod, G: GradOf<P> + Pod>(tensor: &mut Tensor, coeffs: &StepCoeffs) -> Option<Result<(), Error>> {
