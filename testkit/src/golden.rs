@@ -65,8 +65,9 @@ fn read(path: &std::path::Path) -> Golden {
 }
 
 /// The rows of a matrix; each element of a vector is a row of one.
-fn rows<T, const N: usize>(file: &SafeTensors<'_>, name: &str, decode: impl Fn([u8; N]) -> T) -> Vec<Vec<T>> {
+pub fn rows<T, const N: usize>(file: &SafeTensors<'_>, name: &str, decode: impl Fn([u8; N]) -> T) -> Vec<Vec<T>> {
     let array = file.tensor(name).unwrap();
+    assert_eq!(array.dtype().bitsize(), 8 * N, "{name}");
     let columns = if array.shape().len() == 2 { array.shape()[1] } else { 1 };
     let row = |bytes: &[u8]| bytes.as_chunks::<N>().0.iter().map(|bytes| decode(*bytes)).collect();
     array.data().chunks(columns * N).map(row).collect()
