@@ -72,7 +72,9 @@ fn what_cannot_be_right_is_refused_and_the_list_stays() {
     refused::count(list.update(&[first]), "tensors", 2, 1);
     let mixed = RawTensor { params: at(second.params.address, Dtype::Bf16), grads: at(8, Dtype::F16), ..second };
     refused::types(TensorList::new(&[first, mixed]), 1, Dtype::Bf16, Dtype::F16, None);
-    refused::too_many(TensorList::new(&[RawTensor { len: u64::MAX / 4, ..first }]));
+    let limit = isize::MAX as u64 / 4;
+    let longer = TensorList::new(&[RawTensor { len: limit + 1, ..first }]);
+    refused::too_many(longer, "the elements of a buffer", limit, limit + 1);
     // SAFETY: nothing is stepped.
     refused::index(unsafe { list.step_raw(&sets[..1]) }, 1, "set", 1, 1);
 }

@@ -37,7 +37,7 @@ refusals! {
     overlap = Overlap {};
     position = Position { list: &str, len: usize, value: usize };
     step_overflow = StepOverflow { tensor: usize };
-    too_many = TooMany {};
+    too_many = TooMany { list: &str, limit: u64, actual: u64 };
     types = Types { tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype> };
     unordered = Unordered { argument: &str };
     value = Value { name: &str };

@@ -128,6 +128,12 @@ impl Tensor {
         }
     }
 
+    /// As the CPU backend's optimizer takes it.
+    pub fn param_and_grad(&mut self) -> (cpu::ParamsMut<'_>, cpu::Grads<'_>) {
+        let [param, grad, ..] = self.ranges();
+        (self.param.params(param), self.grad.grads(grad))
+    }
+
     /// Steps it as a list of the CPU backend.
     pub fn step(&mut self, sets: &[StepCoeffs]) {
         cpu::step_list(&mut [self.cpu()], sets).unwrap();
@@ -227,6 +233,19 @@ impl Tensor {
             *rest = values.split_off(at);
         }
         rest
+    }
+}
+
+/// The tensor with other addresses, which follow from each one and the size of an element.
+pub fn map_addresses(tensor: RawTensor, change: impl Fn(u64, usize) -> u64) -> RawTensor {
+    let at = |buffer: RawBuffer| RawBuffer { address: change(buffer.address, buffer.dtype.size()), ..buffer };
+    RawTensor {
+        params: at(tensor.params),
+        grads: at(tensor.grads),
+        exp_avg: change(tensor.exp_avg, 4),
+        exp_avg_sq: change(tensor.exp_avg_sq, 4),
+        copy: tensor.copy.map(at),
+        ..tensor
     }
 }
 
