@@ -1,105 +1,58 @@
-//! Lists of tensors by address on the CPU: the bits of single steps, and what is refused.
+//! Lists of tensors by address on the CPU: the bits of the contract, and what is refused.
 
-use dualadam::cpu::{self, TensorList};
-use dualadam::half::bf16;
-use dualadam::{Dtype, DualAdamConfig, Element, Error, RawBuffer, RawTensor, StepCoeffs};
+use dualadam::cpu::TensorList;
+use dualadam::{Dtype, RawBuffer, RawTensor, StepCoeffs};
+use testkit::data::Inputs;
+use testkit::laws::{self, by_contract};
+use testkit::refused;
+use testkit::tensor::Tensor;
+use testkit::variant::formats;
 
-/// A tensor's memory, f32 or bf16 parameters with gradients of the same type.
-struct Memory<P> {
-    p: Vec<P>,
-    g: Vec<P>,
-    m: Vec<f32>,
-    v: Vec<f32>,
-    copy: Vec<bf16>,
+fn f32s(len: usize) -> Tensor {
+    Tensor::new(formats("f32_f32"), &Inputs::random(1, len))
 }
 
-impl<P: Element> Memory<P> {
-    fn new(len: usize) -> Self {
-        let value = |i: usize, k: f32| P::narrow((i as f32 * k).sin());
-        let (p, g) = ((0..len).map(|i| value(i, 0.7)).collect(), (0..len).map(|i| value(i, 1.3)).collect());
-        Self { p, g, m: vec![0.0; len], v: vec![0.0; len], copy: vec![bf16::ZERO; len] }
-    }
-
-    fn raw(&mut self, set: usize) -> RawTensor {
-        let of = |address: usize| RawBuffer { address: address as u64, dtype: P::DTYPE };
-        RawTensor {
-            params: of(self.p.as_mut_ptr().expose_provenance()),
-            grads: of(self.g.as_ptr().expose_provenance()),
-            exp_avg: self.m.as_mut_ptr().expose_provenance() as u64,
-            exp_avg_sq: self.v.as_mut_ptr().expose_provenance() as u64,
-            copy: None,
-            len: self.p.len() as u64,
-            set,
-        }
-    }
-
-    fn with_copy(&mut self, set: usize) -> RawTensor {
-        let address = self.copy.as_mut_ptr().expose_provenance() as u64;
-        RawTensor { copy: Some(RawBuffer { address, dtype: Dtype::Bf16 }), ..self.raw(set) }
-    }
-
-    fn bits(&self) -> Vec<u32> {
-        let p = self.p.iter().map(|p| p.widen().to_bits());
-        p.chain(self.m.iter().chain(&self.v).map(|x| x.to_bits())).collect()
-    }
-}
-
-fn sets(step: u64) -> [StepCoeffs; 2] {
-    let config = DualAdamConfig::inv_adam().with_lr(0.01);
-    [config.coeffs(step).unwrap(), DualAdamConfig::adamw(0.1).coeffs(step).unwrap()]
+fn step(list: &mut TensorList, sets: &[StepCoeffs]) {
+    // SAFETY: the tests' tensors have these addresses, and nothing else uses them.
+    unsafe { list.step_raw(sets) }.unwrap();
 }
 
 #[test]
-fn a_list_gives_the_bits_of_single_steps() {
+fn a_list_gives_the_contract_bits() {
+    let thrice = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        let raw: Vec<_> = tensors.iter_mut().map(Tensor::raw).collect();
+        let mut list = TensorList::new(&raw).unwrap();
+        assert_eq!((list.len(), list.is_empty(), list.tensors()), (raw.len(), false, raw.as_slice()));
+        (0..3).for_each(|_| step(&mut list, sets));
+    };
+    let right = |tensors: &mut [Tensor], sets: &[StepCoeffs]| (0..3).for_each(|_| by_contract(tensors, sets));
     // More elements than one thread takes.
-    let lens = [1, 0, 70_000, 17];
-    let (mut f32s, mut singles) = (lens.map(Memory::<f32>::new), lens.map(Memory::<f32>::new));
-    let (mut half, mut single_half) = (Memory::<bf16>::new(33), Memory::<bf16>::new(33));
-    let (mut master, mut single_master) = (Memory::<f32>::new(9), Memory::<f32>::new(9));
-    let mut tensors: Vec<_> = f32s.iter_mut().enumerate().map(|(i, memory)| memory.raw(i % 2)).collect();
-    tensors.extend([half.raw(1), master.with_copy(0)]);
-    let mut list = TensorList::new(&tensors).unwrap();
-    assert_eq!((list.len(), list.is_empty(), list.tensors()), (6, false, tensors.as_slice()));
-    for step in 1..4 {
-        let sets = sets(step);
-        // SAFETY: the addresses are those of the memory above.
-        unsafe { list.step_raw(&sets) }.unwrap();
-        for (i, x) in singles.iter_mut().enumerate() {
-            cpu::step(&mut x.p, &x.g, &mut x.m, &mut x.v, &sets[i % 2]).unwrap();
-        }
-        let x = &mut single_half;
-        cpu::step(&mut x.p, &x.g, &mut x.m, &mut x.v, &sets[1]).unwrap();
-        let x = &mut single_master;
-        cpu::step_with_copy(&mut x.p, &mut x.copy, &x.g, &mut x.m, &mut x.v, &sets[0]).unwrap();
-        for (memory, single) in f32s.iter().zip(&singles) {
-            assert_eq!(memory.bits(), single.bits());
-        }
-        assert_eq!((half.bits(), master.bits()), (single_half.bits(), single_master.bits()));
-        assert_eq!(master.copy, single_master.copy);
-    }
+    laws::lists(&thrice, &right, &[1, 0, 70_000, 17, 33, 9, 5, 6, 7, 8, 300, 12]);
+    assert!(TensorList::new(&[]).unwrap().is_empty());
 }
 
 #[test]
 fn new_addresses_are_taken_over_and_a_missing_gradient_leaves_the_tensor_alone() {
-    let (mut a, mut b) = (Memory::<f32>::new(5), Memory::<f32>::new(6));
-    let mut tensors = [a.raw(0), b.raw(0)];
+    let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
+    let mut tensors = [a.raw(), b.raw()];
     let mut list = TensorList::new(&tensors).unwrap();
+    let (mut expected, before) = (a.clone(), b.clone());
     let grads = [1.0_f32; 5];
+    expected.set_grads(&grads);
     tensors[0].grads.address = grads.as_ptr().expose_provenance() as u64;
     tensors[1].grads.address = 0;
     list.update(&tensors).unwrap();
-    let before = b.bits();
-    // SAFETY: the addresses are those of the memory above.
-    unsafe { list.step_raw(&sets(1)) }.unwrap();
-    let mut single = Memory::<f32>::new(5);
-    cpu::step(&mut single.p, &grads, &mut single.m, &mut single.v, &sets(1)[0]).unwrap();
-    assert_eq!((a.bits(), b.bits()), (single.bits(), before));
+    step(&mut list, &sets);
+    by_contract(std::slice::from_mut(&mut expected), &sets);
+    a.set_grads(&grads);
+    a.assert_same(&expected, "new gradients");
+    assert_eq!(b, before);
 }
 
 #[test]
 fn what_cannot_be_right_is_refused_and_the_list_stays() {
-    let (mut a, mut b) = (Memory::<f32>::new(5), Memory::<f32>::new(6));
-    let tensors = [a.raw(0), b.raw(1)];
+    let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
+    let tensors = [a.raw(), b.raw()];
     let mut list = TensorList::new(&tensors).unwrap();
     let at = |address, dtype| RawBuffer { address, dtype };
     let [first, second] = tensors;
@@ -116,14 +69,14 @@ fn what_cannot_be_right_is_refused_and_the_list_stays() {
         assert!(error.contains(text), "{error}");
         assert_eq!(list.tensors(), tensors);
     }
-    assert!(matches!(list.update(&[first]), Err(Error::Count { expected: 2, actual: 1, .. })));
+    refused::count(list.update(&[first]), "tensors", 2, 1);
     let mixed = RawTensor { params: at(second.params.address, Dtype::Bf16), grads: at(8, Dtype::F16), ..second };
-    assert!(matches!(TensorList::new(&[first, mixed]), Err(Error::Types { tensor: 1, .. })));
-    assert!(matches!(TensorList::new(&[RawTensor { len: u64::MAX / 4, ..first }]), Err(Error::TooMany { .. })));
+    refused::types(TensorList::new(&[first, mixed]), 1, Dtype::Bf16, Dtype::F16, None);
+    let limit = isize::MAX as u64 / 4;
+    let longer = TensorList::new(&[RawTensor { len: limit + 1, ..first }]);
+    refused::too_many(longer, "the elements of a buffer", limit, limit + 1);
     // SAFETY: nothing is stepped.
-    let answer = unsafe { list.step_raw(&sets(1)[..1]) };
-    assert!(matches!(answer, Err(Error::Index { tensor: 1, index: "set", len: 1, value: 1 })));
-    assert!(TensorList::new(&[]).is_ok());
+    refused::index(unsafe { list.step_raw(&sets[..1]) }, 1, "set", 1, 1);
 }
 
 #[test]

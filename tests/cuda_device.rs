@@ -5,7 +5,6 @@
 
 #[path = "cuda/bodies/mod.rs"]
 mod bodies;
-mod common;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +15,7 @@ use libtest_mimic::Completion;
 
 use bodies::gpu::Gpu;
 use bodies::large::Large;
-use common::device;
+use testkit::device;
 
 /// A real device.
 struct Device {

@@ -1,10 +1,8 @@
 //! The oracle against the golden trajectories, and the CPU backend over the same runs.
 
-mod common;
-
-use common::contract::U;
-use common::golden::{self, Golden};
 use dualadam::{cpu, reference};
+use testkit::contract::U;
+use testkit::golden::{self, Golden};
 
 fn close(what: &str, actual: f64, expected: f64, tolerance: f64) {
     assert!((actual - expected).abs() <= tolerance, "{what}: {actual:e}, not {expected:e} ± {tolerance:e}");

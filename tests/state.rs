@@ -6,108 +6,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dualadam::cpu::{DualAdam, Grads, ParamsMut};
-use dualadam::half::{bf16, f16};
+use dualadam::cpu::DualAdam;
+use dualadam::half::bf16;
 use dualadam::{
     DualAdamConfig, Error, FORMAT_VERSION, InverseTerm, State, StateProblem, SwitchSchedule, TensorLayout, TensorState,
     WeightDecay,
 };
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-
-// A state compared by bits, so that -0, NaN and the last digit of a learning rate count.
-
-#[derive(Debug, PartialEq)]
-struct StateBits {
-    /// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
-    groups: Vec<String>,
-    tensors: Vec<TensorBits>,
-}
-
-#[derive(Debug, PartialEq)]
-struct TensorBits {
-    group: usize,
-    step: u64,
-    exp_avg: Vec<u32>,
-    exp_avg_sq: Vec<u32>,
-    master: Option<Vec<u32>>,
-    master_is_set: bool,
-}
-
-fn float_bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
-fn state_bits(state: &State) -> StateBits {
-    let tensors = state.tensors.iter().map(|tensor| TensorBits {
-        group: tensor.group,
-        step: tensor.step,
-        exp_avg: float_bits(&tensor.exp_avg),
-        exp_avg_sq: float_bits(&tensor.exp_avg_sq),
-        master: tensor.master.as_deref().map(float_bits),
-        master_is_set: tensor.master_is_set,
-    });
-    StateBits { groups: state.groups.iter().map(|group| format!("{group:?}")).collect(), tensors: tensors.collect() }
-}
+use testkit::contract::U;
+use testkit::data::{Noise, narrow};
+use testkit::golden::rows;
+use testkit::model::{Model, Spec, small};
+use testkit::state::{StateBits, assert_survives, bits, float_bits, temporary};
+use testkit::values::Values;
+use testkit::variant::formats;
 
 // A model whose gradients depend on its parameters, so that one wrong bit grows.
 
-#[derive(Debug, Clone, PartialEq)]
-enum Params {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-impl Params {
-    fn view(&mut self) -> ParamsMut<'_> {
-        match self {
-            Self::F32(values) => values.into(),
-            Self::Bf16(values) => values.into(),
-            Self::F16(values) => values.into(),
-        }
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.clone(),
-            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
-            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
-        }
-    }
-}
-
-/// A number in -1..1 that looks random.
-fn noise(tensor: usize, step: u64, element: usize) -> f32 {
-    let mut x = (tensor as u64) << 48 ^ step << 24 ^ element as u64;
-    for multiplier in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
-        x = (x ^ (x >> 33)).wrapping_mul(multiplier).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    }
-    (x >> 40) as f32 / (1 << 23) as f32 - 1.0
-}
-
-fn initial(tensor: usize, len: usize) -> Vec<f32> {
-    (0..len).map(|element| noise(tensor, 0, element)).collect()
-}
-
 /// Tensors of every kind: both groups, 16 bits with and without masters, an empty one.
-fn layout() -> Vec<TensorLayout> {
-    vec![
-        TensorLayout::new(37),
-        TensorLayout::new(0),
-        TensorLayout::new(129).in_group(1),
-        TensorLayout::new(64),
-        TensorLayout::new(33).with_master(),
-        TensorLayout::new(20).with_master().in_group(1),
-        TensorLayout::new(9).with_master(),
-    ]
-}
-
-fn model() -> Vec<Params> {
-    let of = |tensor: usize| initial(tensor, layout()[tensor].len);
-    let bf16s = |tensor| Params::Bf16(of(tensor).into_iter().map(bf16::from_f32).collect());
-    let f16s = |tensor| Params::F16(of(tensor).into_iter().map(f16::from_f32).collect());
-    vec![Params::F32(of(0)), Params::F32(of(1)), Params::F32(of(2)), bf16s(3), bf16s(4), f16s(5), bf16s(6)]
+fn model() -> Model {
+    let specs = [
+        ("f32_f32", 37, 0),
+        ("f32_f32", 0, 0),
+        ("f32_f32", 129, 1),
+        ("bf16_f32", 64, 0),
+        ("bf16_f32_master", 33, 0),
+        ("f16_f32_master", 20, 1),
+        ("bf16_f32_master", 9, 0),
+    ];
+    Model::new(&specs.map(|(name, len, group)| Spec { formats: formats(name), len, group }), small)
 }
 
 /// Each tensor misses one step in five, so that steps differ. The last has its first gradient, which sets its masters, late.
@@ -115,23 +43,27 @@ fn has_gradient(tensor: usize, t: u64) -> bool {
     if tensor == 6 { t >= 12 } else { !(t + tensor as u64).is_multiple_of(5) }
 }
 
-fn train(optimizer: &mut DualAdam, model: &mut [Params], steps: std::ops::RangeInclusive<u64>) {
+fn train(optimizer: &mut DualAdam, model: &mut Model, steps: std::ops::RangeInclusive<u64>) {
     for t in steps {
         if t == 5 {
             optimizer.set_lr(0, 0.02 / 3.0).unwrap();
         }
-        let grads: Vec<Option<Vec<f32>>> = model
-            .iter()
-            .enumerate()
-            .map(|(tensor, params)| {
-                let grad = |(i, p): (usize, &f32)| 0.5 * p + noise(tensor, t, i);
-                has_gradient(tensor, t).then(|| params.to_f32().iter().enumerate().map(grad).collect())
-            })
-            .collect();
-        let grads: Vec<Option<Grads<'_>>> = grads.iter().map(|grads| grads.as_ref().map(Grads::from)).collect();
-        let mut params: Vec<_> = model.iter_mut().map(Params::view).collect();
-        optimizer.step(&mut params, &grads).unwrap();
+        let mut grads = model.grads(t, |tensor| has_gradient(tensor, t));
+        for (grads, params) in grads.iter_mut().zip(&model.params) {
+            if let Some(Values::F32(grads)) = grads {
+                grads.iter_mut().zip(params.wide()).for_each(|(grad, p)| *grad += 0.5 * p);
+            }
+        }
+        model.step(optimizer, &grads, 1.0).unwrap();
     }
+}
+
+/// After these steps from the first on.
+fn trained(configs: &[DualAdamConfig; 2], steps: u64) -> (DualAdam, Model) {
+    let mut model = model();
+    let mut optimizer = DualAdam::with_groups(configs, &model.layout()).unwrap();
+    train(&mut optimizer, &mut model, 1..=steps);
+    (optimizer, model)
 }
 
 fn groups(schedule: SwitchSchedule) -> [DualAdamConfig; 2] {
@@ -150,8 +82,7 @@ fn groups(schedule: SwitchSchedule) -> [DualAdamConfig; 2] {
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
     const LAST: u64 = 22;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
+    let (_folder, path) = temporary();
     for schedule in [
         SwitchSchedule::linear_until(10),
         SwitchSchedule::LinearEarlyDrop { switching_rate: 0.1 },
@@ -160,22 +91,18 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
         SwitchSchedule::Linear { switching_rate: 0.0 },
         SwitchSchedule::Linear { switching_rate: 1.0 },
     ] {
-        let mut whole = (DualAdam::with_groups(&groups(schedule), &layout()).unwrap(), model());
-        train(&mut whole.0, &mut whole.1, 1..=LAST);
+        let (whole, whole_model) = trained(&groups(schedule), LAST);
         for saved_after in 0..LAST {
-            let mut first = (DualAdam::with_groups(&groups(schedule), &layout()).unwrap(), model());
-            train(&mut first.0, &mut first.1, 1..=saved_after);
-            first.0.save(&path).unwrap();
-
-            let others = [DualAdamConfig::adam(), DualAdamConfig::inv_adam()];
-            let mut resumed = (DualAdam::with_groups(&others, &layout()).unwrap(), first.1);
-            resumed.0.load(&path).unwrap();
-            assert_eq!(state_bits(resumed.0.state()), state_bits(first.0.state()), "{schedule:?}, {saved_after}");
-            train(&mut resumed.0, &mut resumed.1, saved_after + 1..=LAST);
-            assert_eq!(state_bits(resumed.0.state()), state_bits(whole.0.state()), "{schedule:?}, {saved_after}");
-            assert_eq!(resumed.1, whole.1, "{schedule:?}, {saved_after}");
+            let (first, mut model) = trained(&groups(schedule), saved_after);
+            first.save(&path).unwrap();
+            let (mut resumed, _) = trained(&[DualAdamConfig::adam(), DualAdamConfig::inv_adam()], 0);
+            resumed.load(&path).unwrap();
+            assert_eq!(bits(resumed.state()), bits(first.state()), "{schedule:?}, {saved_after}");
+            train(&mut resumed, &mut model, saved_after + 1..=LAST);
+            assert_eq!(bits(resumed.state()), bits(whole.state()), "{schedule:?}, {saved_after}");
+            assert_eq!(model.params, whole_model.params, "{schedule:?}, {saved_after}");
         }
-        let steps: Vec<_> = (0..layout().len()).map(|tensor| whole.0.step_of(tensor).unwrap()).collect();
+        let steps: Vec<_> = (0..whole_model.specs.len()).map(|tensor| whole.step_of(tensor).unwrap()).collect();
         assert_eq!(steps, [18, 18, 18, 17, 17, 18, 11]);
     }
 }
@@ -183,8 +110,6 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
 /// Learning rates that decimal digits cut short would change, and every other field of a config.
 #[test]
 fn configs_keep_every_bit() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
     let base = DualAdamConfig::default();
     let configs = [
         base.with_lr(0.1 + 0.2),
@@ -196,15 +121,11 @@ fn configs_keep_every_bit() {
         base.with_schedule(SwitchSchedule::Fixed { switching_step: u64::MAX }).with_maximize(true),
         base.with_schedule(SwitchSchedule::LinearEarlyDrop { switching_rate: f64::from_bits(1) }),
     ];
-    let state = State { groups: configs.to_vec(), tensors: vec![] };
-    state.save(&path).unwrap();
-    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+    assert_survives(&State { groups: configs.to_vec(), tensors: vec![] });
 }
 
 #[test]
 fn special_values_and_the_largest_step_survive() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
     let special = [0x7fc0_1234, 0xffa0_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 1, 0x8000_0001, 0x7f7f_ffff];
     let special = special.map(f32::from_bits).to_vec();
     let tensor = TensorState {
@@ -216,15 +137,12 @@ fn special_values_and_the_largest_step_survive() {
         master: Some(special),
         master_is_set: true,
     };
-    let state = State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] };
-    state.save(&path).unwrap();
-    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+    assert_survives(&State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] });
 }
 
 #[test]
 fn no_tensors_and_empty_tensors_are_a_state() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
+    let (_folder, path) = temporary();
     State::default().save(&path).unwrap();
     assert_eq!(State::load(&path).unwrap(), State::default());
 
@@ -234,18 +152,17 @@ fn no_tensors_and_empty_tensors_are_a_state() {
         optimizer.save(&path).unwrap();
         let mut resumed = DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
         resumed.load(&path).unwrap();
-        assert_eq!(state_bits(resumed.state()), state_bits(optimizer.state()));
+        assert_eq!(bits(resumed.state()), bits(optimizer.state()));
     }
 }
 
 /// Names sort as text, "10" before "2": tensors must still come back in their places.
 #[test]
 fn many_tensors_keep_their_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let state = State { groups: vec![DualAdamConfig::default()], tensors: (0..120).map(numbered_tensor).collect() };
-    state.save(&path).unwrap();
-    assert_eq!(state_bits(&State::load(&path).unwrap()), state_bits(&state));
+    assert_survives(&State {
+        groups: vec![DualAdamConfig::default()],
+        tensors: (0..120).map(numbered_tensor).collect(),
+    });
 }
 
 fn numbered_tensor(number: u64) -> TensorState {
@@ -260,9 +177,7 @@ fn equal_states_give_equal_files() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, save_early: bool| {
         let path = folder.path().join(name);
-        let (mut optimizer, mut model) =
-            (DualAdam::with_groups(&groups(SwitchSchedule::linear_until(4)), &layout()).unwrap(), model());
-        train(&mut optimizer, &mut model, 1..=3);
+        let (mut optimizer, mut model) = trained(&groups(SwitchSchedule::linear_until(4)), 3);
         if save_early {
             optimizer.save(&path).unwrap();
             optimizer.load(&path).unwrap();
@@ -341,8 +256,7 @@ impl Saved {
                 tensor(1, 7, &[0.0, 3e-39], Some(vec![4.0, -5.0])),
             ],
         };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state");
+        let (folder, path) = temporary();
         state.save(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
 
@@ -351,7 +265,7 @@ impl Saved {
         other.tensors[0].exp_avg[0] = -9.0;
         other.tensors[2].step = 1;
         let optimizer = DualAdam::try_from(other).unwrap();
-        let optimizer_bits = state_bits(optimizer.state());
+        let optimizer_bits = bits(optimizer.state());
         Self { _folder: folder, path, state, bytes, optimizer, optimizer_bits }
     }
 
@@ -360,7 +274,7 @@ impl Saved {
         write_in_place(&self.path, bytes);
         let result = self.optimizer.load(&self.path);
         if result.is_err() {
-            assert_eq!(state_bits(self.optimizer.state()), self.optimizer_bits);
+            assert_eq!(bits(self.optimizer.state()), self.optimizer_bits);
         }
         result.map_err(|error| match error {
             Error::State { path, problem } if path == self.path => problem,
@@ -439,7 +353,7 @@ fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused(
             Err(_) => refused += 1,
             Ok(()) => {
                 saved.optimizer.state().groups.iter().for_each(|group| group.validate().unwrap());
-                saved.optimizer_bits = state_bits(saved.optimizer.state());
+                saved.optimizer_bits = bits(saved.optimizer.state());
             }
         }
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -520,8 +434,7 @@ fn a_state_that_could_not_be_loaded_is_not_saved() {
     for change in change {
         let mut other = state.clone();
         change(&mut other.tensors[2]);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state");
+        let (_folder, path) = temporary();
         let error = other.save(&path).unwrap_err();
         assert!(matches!(error, Error::Length { tensor: 2, .. } | Error::Value { name: "exp_avg_sq", .. }), "{error}");
         assert!(!path.exists());
@@ -530,51 +443,39 @@ fn a_state_that_could_not_be_loaded_is_not_saved() {
 
 #[test]
 fn another_models_state_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
+    let (_folder, path) = temporary();
     let config = DualAdamConfig::default();
     let own = [TensorLayout::new(3), TensorLayout::new(4).in_group(1), TensorLayout::new(5).with_master()];
     let mut optimizer = DualAdam::with_groups(&[config; 2], &own).unwrap();
     optimizer.set_moments(0, 3, &[1.0; 3], &[2.0; 3]).unwrap();
-    let before = state_bits(optimizer.state());
+    let before = bits(optimizer.state());
 
-    let tensor = |index: usize, layout: TensorLayout| {
+    let with = |index: usize, layout: TensorLayout| {
         let mut other = own;
         other[index] = layout;
         other.to_vec()
     };
     let four = [own[0], own[1], own[2], own[0]];
-    for (groups, layout, message) in [
-        (2, own[..2].to_vec(), "the number of tensors must be 3, it is 2"),
-        (2, four.to_vec(), "the number of tensors must be 3, it is 4"),
-        (3, own.to_vec(), "the number of groups must be 2, it is 3"),
-        (
-            2,
-            tensor(0, TensorLayout::new(2)),
-            "tensor 0 must be 3 elements in group 0 without masters, it is 2 elements in group 0 without masters",
-        ),
-        (
-            2,
-            tensor(1, TensorLayout::new(4)),
-            "tensor 1 must be 4 elements in group 1 without masters, it is 4 elements in group 0 without masters",
-        ),
-        (
-            2,
-            tensor(1, own[1].with_master()),
-            "tensor 1 must be 4 elements in group 1 without masters, it is 4 elements in group 1 with masters",
-        ),
-        (
-            2,
-            tensor(2, TensorLayout::new(5)),
-            "tensor 2 must be 5 elements in group 0 with masters, it is 5 elements in group 0 without masters",
-        ),
+    let of = |len, group, masters: &str| format!("{len} elements in group {group} {masters} masters");
+    let tensor = |index: usize, own: String, other: String| (format!("tensor {index}"), own, other);
+    let number =
+        |what: &str, own: usize, other: usize| (format!("the number of {what}"), own.to_string(), other.to_string());
+    for (groups, layout, (what, own, other)) in [
+        (2, own[..2].to_vec(), number("tensors", 3, 2)),
+        (2, four.to_vec(), number("tensors", 3, 4)),
+        (3, own.to_vec(), number("groups", 2, 3)),
+        (2, with(0, TensorLayout::new(2)), tensor(0, of(3, 0, "without"), of(2, 0, "without"))),
+        (2, with(1, TensorLayout::new(4)), tensor(1, of(4, 1, "without"), of(4, 0, "without"))),
+        (2, with(1, own[1].with_master()), tensor(1, of(4, 1, "without"), of(4, 1, "with"))),
+        (2, with(2, TensorLayout::new(5)), tensor(2, of(5, 0, "with"), of(5, 0, "without"))),
     ] {
+        let message = format!("{what} must be {own}, it is {other}");
         DualAdam::with_groups(&vec![config; groups], &layout).unwrap().save(&path).unwrap();
         let error = optimizer.load(&path).unwrap_err();
         assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
-        assert!(error.to_string().contains(message), "{error}");
+        assert!(error.to_string().contains(&message), "{error}");
         assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
-        assert_eq!(state_bits(optimizer.state()), before);
+        assert_eq!(bits(optimizer.state()), before);
     }
 }
 
@@ -624,7 +525,7 @@ fn a_path_that_cannot_be_read_is_an_io_error_and_the_optimizer_stays() {
     let source = io_error(saved.optimizer.load(&missing), &missing);
     assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
     io_error(saved.optimizer.load(folder.path()), folder.path());
-    assert_eq!(state_bits(saved.optimizer.state()), saved.optimizer_bits);
+    assert_eq!(bits(saved.optimizer.state()), saved.optimizer_bits);
 }
 
 // Tests that need a process of their own run their own test again, with this variable set to the folder to work in.
@@ -694,8 +595,7 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
         save_until_killed(&folder.join("state"));
     }
     const KILLS: u64 = 80;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
+    let (folder, path) = temporary();
     let start = Instant::now();
     numbered_state(0).save(&path).unwrap();
     // Long enough for some saves, on a slow disk too.
@@ -705,7 +605,7 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
         let mut writer = child("a_killed_writer_leaves_the_old_or_the_new_file", folder.path(), "").spawn().unwrap();
         let mut reports = writer.stderr.take().unwrap();
         reports.read_exact(&mut [0]).unwrap();
-        std::thread::sleep(delay.mul_f64(f64::from(noise(0, kill, 0)) + 1.0));
+        std::thread::sleep(delay.mul_f64(f64::from(Noise(kill).unit()) + 1.0));
         writer.kill().unwrap();
         writer.wait().unwrap();
 
@@ -793,9 +693,6 @@ fn a_bare_file_name_works() {
 
 // torch's state.
 
-/// The unit of f32: rounding to nearest is off by at most this, relatively.
-const U: f64 = 1.0 / (1 << 24) as f64;
-
 /// An element's exact state, or bounds on how far an f32 state may be from it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Element {
@@ -849,15 +746,11 @@ struct TorchCase<'a> {
 
 impl TorchCase<'_> {
     fn f32s(&self, array: &str) -> Vec<f32> {
-        let array = self.file.tensor(&format!("{}.{array}", self.name)).unwrap();
-        assert_eq!(array.dtype(), Dtype::F32);
-        array.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        rows(&self.file, &format!("{}.{array}", self.name), f32::from_le_bytes).concat()
     }
 
     fn f64s(&self, array: &str) -> Vec<f64> {
-        let array = self.file.tensor(&format!("{}.{array}", self.name)).unwrap();
-        assert_eq!(array.dtype(), Dtype::F64);
-        array.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+        rows(&self.file, &format!("{}.{array}", self.name), f64::from_le_bytes).concat()
     }
 
     /// The exact states of one recorded step.
@@ -944,9 +837,9 @@ fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCas
 #[test]
 fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() {
     let config = DualAdamConfig::adam();
-    let mut model: Vec<bf16> = initial(1, 20).into_iter().map(bf16::from_f32).collect();
+    let mut model: Vec<bf16> = narrow(&small(1, 20));
     let mut params: Vec<f32> = model.iter().map(|value| value.to_f32()).collect();
-    let (m, v, grads) = (initial(2, 20), vec![0.5; 20], initial(3, 20));
+    let (m, v, grads) = (small(2, 20), vec![0.5; 20], small(3, 20));
 
     let mut masters = DualAdam::with_groups(&[config], &[TensorLayout::new(20).with_master()]).unwrap();
     let mut plain = DualAdam::new(config, &[20]).unwrap();
@@ -960,5 +853,5 @@ fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() 
     let tensor = &masters.state().tensors[0];
     assert_eq!(float_bits(tensor.master.as_ref().unwrap()), float_bits(&params));
     assert_eq!(float_bits(&tensor.exp_avg), float_bits(&plain.state().tensors[0].exp_avg));
-    assert_eq!(model, params.iter().map(|&value| bf16::from_f32(value)).collect::<Vec<_>>());
+    assert_eq!(model, narrow::<bf16>(&params));
 }

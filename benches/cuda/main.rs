@@ -25,8 +25,6 @@ mod jit;
 #[path = "../ranking/mod.rs"]
 mod ranking;
 mod report;
-#[path = "../../tests/common/require.rs"]
-mod require;
 mod shapes;
 mod timer;
 mod tune;
@@ -91,7 +89,7 @@ fn main() -> ExitCode {
         Ok(has_failed) => has_failed,
         Err(reason) => {
             println!("the CUDA benchmark did not run: {reason}");
-            require::is_required("cuda")
+            testkit::require::is_required("cuda")
         }
     };
     if let Some(stand_in) = stand_in {

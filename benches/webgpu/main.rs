@@ -18,8 +18,6 @@ mod host;
 #[path = "../ranking/mod.rs"]
 mod ranking;
 mod report;
-#[path = "../../tests/common/require.rs"]
-mod require;
 mod samples;
 mod sweep;
 mod timer;
@@ -88,7 +86,7 @@ fn main() -> ExitCode {
         Ok(device) => device,
         Err(reason) => {
             println!("the WebGPU benchmark did not run: {reason}");
-            return if require::is_required("webgpu") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return if testkit::require::is_required("webgpu") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     workloads::verify();

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
+use dualadam::cuda::RawScalars;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaStream, result};
-use dualadam::cuda::{DualAdam, RawScalars};
 use dualadam::{DualAdamConfig, Error, TensorLayout};
 
 use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
 
 use crate::bodies::control::{Run, switching};
 use crate::bodies::gpu::Gpu;
-use crate::bodies::graphs::{capture, step_on};
-use crate::failures::{self, at_each_call, stand_in};
+use crate::bodies::graphs::capture;
+use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["capture_failures":
     a_captured_step_fails_at_every_call_and_spoils_no_other_capture,
@@ -34,8 +34,7 @@ impl Captures {
     fn new() -> Self {
         let gpu = failures::gpu();
         let mut run = Run::new(&gpu, &[300, 5], &switching());
-        step_on(&gpu.stream, &mut run, RawScalars::default());
-        run.expect(&[1e-2; 2], 1.0, |_| true);
+        run.step(&gpu);
         let other = gpu.context.new_stream().unwrap();
         gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
         other.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
@@ -44,10 +43,7 @@ impl Captures {
 }
 
 fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
-    let work = |Captures { run, gpu, .. }: &mut Captures| {
-        // SAFETY: the stand-in checks each access.
-        unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
-    };
+    let work = |Captures { run, gpu, .. }: &mut Captures| run.try_launch(&gpu.stream, RawScalars::default());
     let mut failures = 0;
     let verify = |world: Captures, result: Result<(), Error>| {
         // Dropped in the opposite order: the stand-in last.
@@ -57,12 +53,11 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
         match result {
             Ok(()) => {
                 graph.unwrap().unwrap().launch().unwrap();
-                run.expect(&[1e-2; 2], 1.0, |_| true);
+                run.expect_all();
             }
             Err(_) => failures += 1,
         }
-        step_on(&gpu.stream, &mut run, RawScalars::default());
-        run.expect(&[1e-2; 2], 1.0, |_| true);
+        run.step(&gpu);
         run.assert_same(&gpu, "after a failure");
         drop(run);
         gpu.assert_clean();
@@ -75,20 +70,18 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
 
 fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
     let gpu = failures::gpu();
-    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    let mut run = failures::run(&gpu);
     gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
     assert!(gpu.context.synchronize().is_err());
-    let before = stand_in(&gpu).live("memory");
+    let before = gpu.stand_in().live("memory");
     for _ in 0..2 {
-        // SAFETY: the stand-in checks each access.
-        let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
+        let step = run.try_launch(&gpu.stream, RawScalars::default());
         let Err(error @ Error::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
         assert_eq!(error.to_string(), "cuStreamIsCapturing failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (901)");
     }
-    assert_eq!(stand_in(&gpu).live("memory"), before);
+    assert_eq!(gpu.stand_in().live("memory"), before);
     assert!(gpu.stream.end_capture(Flags(0)).is_err());
-    step_on(&gpu.stream, &mut run, RawScalars::default());
-    run.expect(&[1e-2], 1.0, |_| true);
+    run.step(&gpu);
     run.assert_same(&gpu, "after the capture");
     gpu.assert_clean();
 }
@@ -97,13 +90,12 @@ fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
 fn the_thread_has_its_capture_mode_back() {
     for fails in [false, true] {
         let gpu = failures::gpu();
-        let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+        let mut run = failures::run(&gpu);
         gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         if fails {
-            stand_in(&gpu).fail("cuMemAllocAsync", 1, failures::CODE);
+            gpu.stand_in().fail("cuMemAllocAsync", 1, failures::CODE);
         }
-        // SAFETY: the stand-in checks each access.
-        let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
+        let step = run.try_launch(&gpu.stream, RawScalars::default());
         assert_eq!(step.is_err(), fails);
         // SAFETY: refused.
         let refused = unsafe { result::malloc_sync(4) }.unwrap_err();
@@ -115,7 +107,7 @@ fn the_thread_has_its_capture_mode_back() {
 
 fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     let gpu = failures::gpu();
-    let mut run = Run::new(&gpu, &[300], &switching()[..1]);
+    let mut run = failures::run(&gpu);
     let null = std::ptr::null_mut();
     let mut blocking = null;
     // SAFETY: a place for the handle.
@@ -123,7 +115,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     // SAFETY: the stream was made above.
     unsafe { result::stream::begin_capture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL) }.unwrap();
     let raw = run.raw()[0];
-    gpu.kernels.prepare(raw.params.dtype, raw.grads.dtype, raw.copy.map(|copy| copy.dtype)).unwrap();
+    gpu.prepare("f32_f32").unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     // SAFETY: the stand-in checks each access.
     let steps = unsafe {
@@ -138,8 +130,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     }
     // SAFETY: as above; the graph goes with the context.
     unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
-    step_on(&gpu.stream, &mut run, RawScalars::default());
-    run.expect(&[1e-2], 1.0, |_| true);
+    run.step(&gpu);
     run.assert_same(&gpu, "after the capture");
     gpu.assert_clean();
 }
@@ -147,11 +138,9 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
 /// As after `zero_grad(set_to_none=True)`.
 fn preparing_without_gradients_is_enough_for_a_capture() {
     let gpu = failures::gpu();
-    let run = Run::new(&gpu, &[300], &switching()[..1]);
+    let run = failures::run(&gpu);
     let raw = run.raw()[0];
-    let layout = [TensorLayout::new(300)];
-    let mut optimizer =
-        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorLayout::new(300)]).unwrap();
     optimizer.enable_device_control().unwrap();
     optimizer.prepare_raw(&[raw.params], &[None]).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {

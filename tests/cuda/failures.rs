@@ -1,20 +1,21 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
-use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, Control, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error};
-
 use std::ptr;
 use std::sync::Arc;
 
+use dualadam::cuda::cudarc::driver::CudaContext;
+use dualadam::cuda::{self, Control, Kernels, TensorList};
+use dualadam::{DualAdamConfig, Error, TensorLayout};
 use stand_in_cuda::client::StandIn;
+use testkit::data::Inputs;
+use testkit::tensor::Tensor;
+use testkit::variant::{Variant, formats};
 
-use crate::bodies::bad_input;
-use crate::bodies::buffers::{COMBINATIONS, Device, Host};
+use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;
-use crate::bodies::gpu::{Gpu, Memory, set_current};
-use crate::bodies::owner::{self, Model};
-use crate::common::data::Inputs;
+use crate::bodies::gpu::{Gpu, Memory, prepare, set_current};
+use crate::bodies::twin::{self, Models, Twin};
+use crate::bodies::{bad_input, owner};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     kernels_fail_with_the_drivers_code_at_every_call,
@@ -38,8 +39,16 @@ pub(crate) fn gpu() -> Gpu {
     Gpu::new(Some(start()))
 }
 
-pub(crate) fn stand_in(gpu: &Gpu) -> &StandIn {
-    gpu.stand_in.as_ref().unwrap()
+/// With stream-ordered memory, or without.
+pub(crate) fn gpu_with_pools(pools: i32) -> Gpu {
+    let stand_in = start();
+    stand_in.set_attribute(115, pools);
+    Gpu::new(Some(stand_in))
+}
+
+/// A controlled list of one tensor.
+pub(crate) fn run(gpu: &Gpu) -> Run {
+    Run::new(gpu, &[300], &switching()[..1])
 }
 
 /// Launch failed.
@@ -62,10 +71,10 @@ pub(crate) fn at_each_call<W>(
 ) {
     for nth in 1.. {
         let mut world = prepare();
-        let before = stand_in(of(&world)).calls("*");
-        stand_in(of(&world)).fail("*", nth, CODE);
+        let before = of(&world).stand_in().calls("*");
+        of(&world).stand_in().fail("*", nth, CODE);
         let result = work(&mut world);
-        let happened = stand_in(of(&world)).calls("*") - before >= nth;
+        let happened = of(&world).stand_in().calls("*") - before >= nth;
         if let Err(error) = &result {
             assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
         }
@@ -83,7 +92,7 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
         let stand_in = start();
         stand_in.fail("*", nth, CODE);
         let result = Kernels::new(0).and_then(|kernels| {
-            COMBINATIONS.into_iter().try_for_each(|(params, grads, copy)| kernels.prepare(params, grads, copy))?;
+            Variant::all().into_iter().try_for_each(|variant| prepare(&kernels, variant.formats()))?;
             Ok(kernels)
         });
         let happened = stand_in.calls("*") >= nth;
@@ -100,47 +109,35 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
     assert!(failures > 4 * 11, "each module was loaded, and its kernels looked up: {failures}");
 }
 
-struct FlatWorld {
-    device: Device,
-    host: Host,
-    gpu: Gpu,
-}
-
 fn flat_steps_fail_with_the_drivers_code_at_every_call() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let prepare = || {
         let gpu = self::gpu();
-        let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-        let device = host.upload(&gpu);
+        let twin = Twin::of(&gpu, "f32_f32", 100);
         set_current(ptr::null_mut());
-        FlatWorld { device, host, gpu }
+        (twin, gpu)
     };
-    let work = |FlatWorld { device, host, gpu }: &mut FlatWorld| {
-        // SAFETY: the stand-in checks each access.
-        unsafe { gpu.kernels.step_raw(&device.raw(host), &coeffs, gpu.raw_stream()) }
-    };
+    let work = |(twin, gpu): &mut (Twin, Gpu)| gpu.step(&twin.raw(), &coeffs);
     let mut failures = 0;
-    let verify = |world: FlatWorld, result: Result<(), Error>| {
-        // Dropped in the opposite order: the stand-in last.
-        let FlatWorld { gpu, device, mut host } = world;
+    let verify = |(mut twin, gpu): (Twin, Gpu), result: Result<(), Error>| {
         gpu.context.bind_to_thread().unwrap();
         match result {
-            Ok(()) => host.step(&[coeffs]),
+            Ok(()) => twin.expect(&[coeffs]),
             Err(_) => failures += 1,
         }
-        device.assert_same(&gpu, &host, "after a failure");
+        twin.assert_same(&gpu, "after a failure");
+        drop(twin);
     };
-    at_each_call(prepare, |world| &world.gpu, work, verify);
+    at_each_call(prepare, |(_, gpu)| gpu, work, verify);
     // The capture mode, which is current, push, the stream's context, whether it is captured, the module with its three kernels, the
     // capture mode and which is current for them, the launch; not the pop.
     assert_eq!(failures, 12);
 }
 
-/// Tensors of two combinations, with more sets than fit in an argument.
+/// Tensors of two variants, with more sets than fit in an argument.
 struct ListWorld {
     list: Option<TensorList>,
-    devices: Vec<Device>,
-    hosts: Vec<Host>,
+    twins: Vec<Twin>,
     spare: Memory,
     gpu: Gpu,
 }
@@ -148,12 +145,10 @@ struct ListWorld {
 impl ListWorld {
     fn new() -> Self {
         let gpu = self::gpu();
-        let types = [COMBINATIONS[0], COMBINATIONS[8]];
-        let host = |i: usize| Host::new(types[i % 2], &Inputs::random(i as u64, i % 9), [0; 5], i);
-        let hosts: Vec<_> = (0..100).map(host).collect();
-        let devices = hosts.iter().map(|host| host.upload(&gpu)).collect();
-        let spare = gpu.memory(&[0; 64]);
-        Self { list: None, devices, hosts, spare, gpu }
+        let formats = ["f32_f32", "bf16_bf16_master"].map(formats);
+        let tensor = |i: usize| Tensor::padded(formats[i % 2], &Inputs::random(i as u64, i % 9), [0; 5]).with_set(i);
+        let (twins, spare) = (Twin::all(&gpu, (0..100).map(tensor)), gpu.memory(&[0; 64]));
+        Self { list: None, twins, spare, gpu }
     }
 }
 
@@ -161,39 +156,36 @@ impl ListWorld {
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     let config = DualAdamConfig::default();
     let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
-    let work = |world: &mut ListWorld| {
-        let ListWorld { list, devices, hosts, spare, gpu } = world;
-        let mut raw: Vec<_> = devices.iter().zip(&*hosts).map(|(device, host)| device.raw(host)).collect();
+    let work = |ListWorld { list, twins, spare, gpu }: &mut ListWorld| {
+        let mut raw = twin::raw(twins);
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
         // Tensor 7 gets zeros for a gradient, elsewhere, and another set.
-        raw[7].grads.address = spare.address;
-        raw[7].set = 3;
-        hosts[7].buffers[1].bytes_mut().fill(0);
-        hosts[7].set = 3;
+        (raw[7].grads.address, raw[7].set) = (spare.address, 3);
+        twins[7].host.grad.bytes_mut().fill(0);
+        twins[7].host.set = 3;
         list.update(&raw)?;
-        // SAFETY: the stand-in checks each access.
-        unsafe { list.step_raw(&sets, gpu.raw_stream()) }
+        gpu.step_list(list, &sets)
     };
     let mut recovered = 0;
     let verify = |world: ListWorld, result: Result<(), Error>| {
         // Dropped in the opposite order: the stand-in last.
-        let ListWorld { gpu, list, devices, mut hosts, spare: _spare } = world;
+        let ListWorld { gpu, list, mut twins, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
-        let launched = stand_in(&gpu).launches().len();
+        let launched = gpu.stand_in().launches().len();
         assert_eq!(result.is_ok(), launched == 2);
-        // The combinations are launched in their order.
-        hosts.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, host)| host.step(&sets));
+        // The variants are launched in their order.
+        twins.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, twin)| twin.expect(&sets));
         if let (Some(mut list), Err(_)) = (list, result) {
             // What failed was not forgotten: this step sends it.
-            // SAFETY: the stand-in checks each access.
-            unsafe { list.step_raw(&sets, gpu.raw_stream()) }.unwrap();
-            hosts.iter_mut().for_each(|host| host.step(&sets));
+            gpu.step_list(&mut list, &sets).unwrap();
+            twins.iter_mut().for_each(|twin| twin.expect(&sets));
             recovered += 1;
         }
-        hosts[7].buffers[1] = Host::new(COMBINATIONS[8], &Inputs::random(7, 7), [0; 5], 7).buffers[1].clone();
-        for (i, (device, host)) in devices.iter().zip(&hosts).enumerate() {
-            device.assert_same(&gpu, host, &format!("tensor {i}"));
+        for (i, twin) in twins.iter().enumerate() {
+            twin.assert_same_but_grads(&gpu, &format!("tensor {i}"));
         }
+        twins[7].host.set_grads(&Inputs::random(7, 7).grad);
+        twins[7].assert_same(&gpu, "the gradient elsewhere");
         gpu.assert_clean();
     };
     at_each_call(ListWorld::new, |world| &world.gpu, work, verify);
@@ -201,6 +193,9 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     // launches.
     assert_eq!(recovered, 9);
 }
+
+/// A model whose tensors both have masters.
+pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
 /// After a failure the owner's steps and moments are those of a step that was made or was not, tensor by tensor.
 fn the_owner_stays_consistent_at_every_failing_call() {
@@ -221,23 +216,10 @@ fn the_owner_stays_consistent_at_every_failing_call() {
         let mut failed = 0;
         for nth in 1.. {
             let gpu = self::gpu();
-            let lens = [300, 20];
-            let layout = lens.map(|len| dualadam::TensorLayout::new(len).with_master());
-            let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
-            let params = lens.map(|len| Inputs::random(9, len).p);
-            let (mut p, mut q) = (
-                crate::common::data::narrow::<dualadam::half::bf16>(&params[0]),
-                crate::common::data::narrow::<dualadam::half::f16>(&params[1]),
-            );
-            let (mut device_p, mut device_q) = (gpu.stream.clone_htod(&p).unwrap(), gpu.stream.clone_htod(&q).unwrap());
-            let grads = lens.map(|len| Inputs::random(10, len).grad);
-            let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
-            gpu.context.synchronize().unwrap();
-
-            let before = stand_in(&gpu).calls(function);
-            stand_in(&gpu).fail(function, nth, CODE);
-            let made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);
-            let mut optimizer = match made {
+            let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
+            let before = gpu.stand_in().calls(function);
+            gpu.stand_in().fail(function, nth, CODE);
+            let mut optimizer = match gpu.optimizer(&models.host.layout()) {
                 Ok(made) => made,
                 Err(error) => {
                     assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
@@ -245,35 +227,29 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                     continue;
                 }
             };
-            let mut errors = 0;
             for _ in 0..3 {
-                let on_device = device_grads.each_ref().map(|grads| Some(grads.into()));
-                let result = optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &on_device);
-                let steps = [0, 1].map(|tensor| optimizer.step_of(tensor).unwrap());
-                let done = [0, 1].map(|tensor| steps[tensor] > on_cpu.step_of(tensor).unwrap());
+                let result = models.launch(&mut optimizer, |_| false);
+                let step_of = |tensor| optimizer.step_of(tensor).unwrap();
+                let done = [0, 1].map(|tensor| step_of(tensor) > models.cpu.step_of(tensor).unwrap());
                 match result {
                     Ok(()) => assert_eq!(done, [true, true]),
                     Err(error) => {
                         assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
-                        errors += 1;
+                        failed += 1;
                     }
                 }
-                let on_host = [0, 1].map(|tensor| done[tensor].then(|| (&grads[tensor]).into()));
-                on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
+                models.expect(|tensor| !done[tensor]);
             }
-            let happened = stand_in(&gpu).calls(function) - before >= nth;
-            failed += errors;
-            if !happened {
+            if gpu.stand_in().calls(function) - before < nth {
                 break;
             }
             let state = optimizer.state().unwrap();
-            for (tensor, (found, expected)) in state.tensors.iter().zip(&on_cpu.state().tensors).enumerate() {
+            for (tensor, (found, expected)) in state.tensors.iter().zip(&models.cpu.state().tensors).enumerate() {
                 if found.step > 0 {
                     assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
                 }
             }
-            assert_eq!(gpu.stream.clone_dtoh(&device_p).unwrap(), p);
-            assert_eq!(gpu.stream.clone_dtoh(&device_q).unwrap(), q);
+            models.assert_same_params(&format!("{function} {nth}"));
             gpu.assert_clean();
         }
         assert!(failed > 0, "no {function} failed");
@@ -286,52 +262,42 @@ fn steps_that_cannot_be_ordered_are_not_launched() {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
 
-    stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
+    gpu.stand_in().fail("cuStreamWaitEvent", 1, CODE);
     let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
     let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut p.as_view_mut(), &g.as_view(), m, v, &coeffs);
     assert!(matches!(flat, Err(Error::Driver { code: CODE, .. })), "{flat:?}");
-    stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
+    gpu.stand_in().fail("cuStreamWaitEvent", 1, CODE);
     let owned = optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]);
     assert!(matches!(owned, Err(Error::Driver { code: CODE, .. })), "{owned:?}");
-    assert_eq!((stand_in(&gpu).calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
+    assert_eq!((gpu.stand_in().calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
 
     // cudarc takes the uploads for ordered by now.
     gpu.context.synchronize().unwrap();
     optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]).unwrap();
-    assert_eq!(stand_in(&gpu).calls("cuLaunchKernel"), 1);
+    assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
     gpu.assert_clean();
 }
 
 fn a_lost_device_stays_an_error() {
     let gpu = self::gpu();
-    let mut model = Model::new(&gpu);
-    let mut optimizer = owner::optimizer(&gpu).unwrap();
-    model.step(&gpu, &mut optimizer, 1, |_| false).unwrap();
+    let mut models = owner::models(&gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    models.step(&mut optimizer, 1, |_| false);
     gpu.context.synchronize().unwrap();
-    let tensor = |address| RawTensor {
-        params: RawBuffer { address, dtype: Dtype::F32 },
-        grads: RawBuffer { address: address + 64, dtype: Dtype::F32 },
-        exp_avg: address + 128,
-        exp_avg_sq: address + 192,
-        copy: None,
-        len: 4,
-        set: 0,
-    };
+    // Nobody else would; the stand-in notices that there is no memory.
+    let tensor = Tensor::filled(formats("f32_f32"), 4).raw_at([0x100, 0x140, 0x180, 0x1c0, 0]);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    // SAFETY: nobody else would; the stand-in notices that there is no memory.
-    let launch = unsafe { gpu.kernels.step_raw(&tensor(0x100), &coeffs, gpu.raw_stream()) };
-    launch.unwrap();
+    gpu.step(&tensor, &coeffs).unwrap();
     let lost = |result: Result<(), Error>| match result {
         Err(Error::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
         result => panic!("{result:?}"),
     };
     lost(optimizer.state().map(|_| ()));
-    // SAFETY: as above.
-    lost(unsafe { gpu.kernels.step_raw(&tensor(0x100), &coeffs, gpu.raw_stream()) });
-    lost(TensorList::new(&gpu.kernels, &[tensor(0x100)]).map(|_| ()));
+    lost(gpu.step(&tensor, &coeffs));
+    lost(TensorList::new(&gpu.kernels, &[tensor]).map(|_| ()));
     lost(optimizer.set_moments(0, 1, &vec![0.0; 5000], &vec![0.0; 5000]));
     assert_eq!(optimizer.step_of(0).unwrap(), 1);
 }
@@ -340,12 +306,10 @@ fn a_lost_device_stays_an_error() {
 fn another_context_is_sound_where_the_primary_one_is_lost() {
     let gpu = self::gpu();
     let other = gpu.other_context();
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 30), [0; 5], 0);
-    let device = host.upload(&gpu);
+    let twin = Twin::of(&gpu, "f32_f32", 30);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    stand_in(&gpu).fail("execute", 1, 700);
-    // SAFETY: the stand-in checks each access.
-    unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
+    gpu.stand_in().fail("execute", 1, 700);
+    gpu.step(&twin.raw(), &coeffs).unwrap();
     assert!(gpu.context.synchronize().is_err());
     let Gpu { kernels, stream, context, stand_in } = gpu;
     drop(kernels);
@@ -355,7 +319,7 @@ fn another_context_is_sound_where_the_primary_one_is_lost() {
     assert_eq!(made.context().cu_ctx(), other.cu_ctx());
     assert!(Arc::ptr_eq(made.context(), again.context()));
     // The memory is lost with its context.
-    std::mem::forget(device);
+    std::mem::forget(twin);
     drop((made, again, other, stream, context));
     drop(stand_in);
 }
@@ -380,7 +344,7 @@ fn drivers_that_cannot_do_it_are_refused() {
     stand_in.set_attribute(75, 7);
     stand_in.set_attribute(76, 0);
     for _ in 0..2 {
-        match kernels.prepare(Dtype::F32, Dtype::F32, None) {
+        match prepare(&kernels, formats("f32_f32")) {
             Err(Error::Ptx { code: 209, name, origin, log }) => {
                 assert_eq!(name, "CUDA_ERROR_NO_BINARY_FOR_GPU");
                 assert!(origin.contains("13.0") && log.contains("sm_75"), "{origin}: {log}");
@@ -390,7 +354,7 @@ fn drivers_that_cannot_do_it_are_refused() {
     }
     assert!(matches!(Control::new(&kernels, &[], &[]), Err(Error::Empty { .. })));
     stand_in.set_attribute(76, 5);
-    kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+    prepare(&kernels, formats("f32_f32")).unwrap();
     drop(kernels);
     stand_in.set("devices", 0);
     assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));

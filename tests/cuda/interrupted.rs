@@ -1,12 +1,14 @@
 //! Controlled steps with a driver that fails: at each call in turn.
 
-use dualadam::cuda::{DualAdam, RawScalars};
-use dualadam::{DualAdamConfig, Error, TensorLayout, cpu};
+use dualadam::cuda::RawScalars;
+use dualadam::{DualAdamConfig, Error};
+use testkit::refused::{self, refused};
+use testkit::state::temporary;
 
-use crate::bodies::control::{Run, report, step, switching};
+use crate::bodies::control::{Run, report, set_steps, switching};
 use crate::bodies::gpu::Gpu;
-use crate::common::data::{Inputs, narrow};
-use crate::failures::{self, CODE, at_each_call, is_of_the_driver, stand_in};
+use crate::bodies::twin::Models;
+use crate::failures::{self, CODE, MASTERS, at_each_call, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,
@@ -31,19 +33,16 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
     };
     let has_gradient = |tensor: usize| tensor < 4;
     let work = |World { run, gpu }: &mut World| {
-        let mut raw = run.raw();
-        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grads.address = 0);
-        run.list.update(&raw)?;
-        // SAFETY: the stand-in checks each access.
-        unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
+        run.leave_out(|tensor| !has_gradient(tensor))?;
+        run.try_launch(&gpu.stream, RawScalars::default())
     };
     let (mut untouched, mut interrupted) = (0, 0);
     let verify = |world: World, result: Result<(), Error>| {
         let World { gpu, mut run } = world;
         gpu.context.synchronize().unwrap();
-        let prepared = stand_in(&gpu).launches().iter().any(|launch| launch.0 == "prepare_sets");
+        let prepared = gpu.stand_in().launches().iter().any(|launch| launch.0 == "prepare_sets");
         match (&result, prepared) {
-            (Ok(()), _) => run.expect(&[1e-2; 2], 1.0, has_gradient),
+            (Ok(()), _) => run.expect_of(has_gradient),
             // As if it had not been called.
             (Err(_), false) => {
                 run.assert_same(&gpu, "untouched");
@@ -51,25 +50,23 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
             }
             (Err(_), true) => {
                 interrupted += 1;
-                let stream = gpu.raw_stream();
-                // SAFETY: the stream lives, and nothing is launched before all is well again.
+                refused::interrupted(run.try_launch(&gpu.stream, RawScalars::default()));
+                // SAFETY: the stream lives.
                 unsafe {
-                    let step = run.list.step_controlled(&mut run.control, &RawScalars::default(), stream);
-                    assert!(matches!(step, Err(Error::Interrupted)), "{step:?}");
-                    assert!(matches!(run.control.report(stream), Err(Error::Interrupted)));
-                    assert!(matches!(run.control.steps(stream), Err(Error::Interrupted)));
-                    run.control.set_steps(&[0; 3], stream).unwrap();
+                    refused::interrupted(run.control.report(gpu.raw_stream()));
+                    refused::interrupted(run.control.steps(gpu.raw_stream()));
                 }
+                set_steps(&gpu, &mut run.control, &[0; 3]);
                 // The tensors are the caller's to restore.
                 let fresh = Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching());
                 let before = std::mem::replace(&mut run, fresh);
                 drop(before);
             }
         }
-        step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
+        run.launch(&gpu.stream);
         // Where the list was made anew it has all gradients.
         let is_new = result.is_err() && prepared;
-        run.expect(&[1e-2; 2], 1.0, |tensor| is_new || has_gradient(tensor));
+        run.expect_of(|tensor| is_new || has_gradient(tensor));
         run.assert_same(&gpu, "the next step");
         gpu.assert_clean();
     };
@@ -83,28 +80,21 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
 fn an_interrupted_control_goes_on_when_its_steps_are_set() {
     let gpu = failures::gpu();
     let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
-    step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
-    run.expect(&[1e-2], 1.0, |_| true);
+    run.step(&gpu);
     // prepare_sets and the first tensor's list are launched, the second's is not.
-    stand_in(&gpu).fail("cuLaunchKernel", 3, CODE);
-    // SAFETY: the stand-in checks each access.
-    let failed = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
-    assert!(is_of_the_driver(&failed.unwrap_err()));
-    // SAFETY: the stream lives.
-    unsafe { run.control.set_steps(&[1], gpu.raw_stream()) }.unwrap();
+    gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
+    assert!(is_of_the_driver(&refused(run.try_launch(&gpu.stream, RawScalars::default()))));
+    set_steps(&gpu, &mut run.control, &[1]);
     assert_eq!(report(&gpu, &run.control)[0].step, 1);
     // In a capture nothing has run: the counters are what they were.
     let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
     use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
     use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    stand_in(&gpu).fail("cuLaunchKernel", 3, CODE);
-    // SAFETY: the stand-in checks each access.
-    let failed = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
-    assert!(is_of_the_driver(&failed.unwrap_err()));
+    gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
+    assert!(is_of_the_driver(&refused(run.try_launch(&gpu.stream, RawScalars::default()))));
     let _ = gpu.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
-    step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
-    run.expect(&[1e-2], 1.0, |_| true);
+    run.step(&gpu);
     run.assert_same(&gpu, "after the capture");
     gpu.assert_clean();
 }
@@ -133,7 +123,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
             run.control.set_config(0, config, gpu.raw_stream()).unwrap();
             run.control.set_lr(0, 0.25, gpu.raw_stream()).unwrap();
         }
-        step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
+        run.launch(&gpu.stream);
         let expected = config.with_lr(0.25).coeffs(1).unwrap();
         assert_eq!(report(&gpu, &run.control)[0].coeffs, expected);
         gpu.assert_clean();
@@ -148,18 +138,15 @@ fn a_change_that_failed_is_not_remembered() {
     let gpu = failures::gpu();
     let mut run = Run::new(&gpu, &[30, 2], &switching()[..1]);
     let before = run.control.config(0).unwrap();
-    stand_in(&gpu).fail("cuMemcpyHtoDAsync_v2", 1, CODE);
+    gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
     // SAFETY: the stream lives.
     let failed = unsafe { run.control.set_config(0, before.with_betas(0.5, 0.5), gpu.raw_stream()) };
     assert!(is_of_the_driver(&failed.unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
-    stand_in(&gpu).fail("cuMemcpyHtoDAsync_v2", 1, CODE);
-    // SAFETY: the stream lives.
-    let failed = unsafe { run.control.set_lr(0, 0.5, gpu.raw_stream()) };
-    assert!(is_of_the_driver(&failed.unwrap_err()));
+    gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
+    assert!(is_of_the_driver(&refused(run.set_lr(&gpu, 0, 0.5))));
     assert_eq!(run.control.config(0).unwrap(), before);
-    step(&gpu, &mut run.list, &mut run.control, RawScalars::default());
-    run.expect(&[1e-2], 1.0, |_| true);
+    run.step(&gpu);
     run.assert_same(&gpu, "unchanged");
     gpu.assert_clean();
 }
@@ -185,21 +172,12 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
         let mut failed = 0;
         for nth in 1.. {
             let gpu = failures::gpu();
-            let lens = [300, 20];
-            let layout = lens.map(|len| TensorLayout::new(len).with_master());
-            let config = DualAdamConfig::default();
-            let mut on_cpu = cpu::DualAdam::with_groups(&[config], &layout).unwrap();
-            let params = lens.map(|len| Inputs::random(9, len).p);
-            let (mut p, mut q) =
-                (narrow::<dualadam::half::bf16>(&params[0]), narrow::<dualadam::half::f16>(&params[1]));
-            let (mut device_p, mut device_q) = (gpu.stream.clone_htod(&p).unwrap(), gpu.stream.clone_htod(&q).unwrap());
-            let grads = lens.map(|len| Inputs::random(10, len).grad);
-            let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
-            let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[config], &layout).unwrap();
+            let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
+            let mut optimizer = models.optimizer(&gpu.kernels);
             gpu.context.synchronize().unwrap();
 
-            let before = stand_in(&gpu).calls(function);
-            stand_in(&gpu).fail(function, nth, CODE);
+            let before = gpu.stand_in().calls(function);
+            gpu.stand_in().fail(function, nth, CODE);
             let mut errors = 0;
             if let Err(error) = optimizer.enable_device_control() {
                 assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
@@ -208,16 +186,11 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             }
             let mut is_interrupted = false;
             for missing in [None, Some(1), None] {
-                let mut tensors = 0..;
-                let on_device =
-                    device_grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
-                let result = optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &on_device);
-                match result {
+                let is_missing = |tensor| Some(tensor) == missing;
+                match models.launch(&mut optimizer, is_missing) {
                     Ok(()) => {
                         assert!(!is_interrupted);
-                        let mut tensors = 0..;
-                        let on_host = grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
-                        on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
+                        models.expect(is_missing);
                     }
                     Err(Error::Interrupted) if is_interrupted => {}
                     Err(error) => {
@@ -227,7 +200,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
                     }
                 }
             }
-            let happened = stand_in(&gpu).calls(function) - before >= nth;
+            let happened = gpu.stand_in().calls(function) - before >= nth;
             failed += errors;
             // The failure cannot be called off, and must not meet the test's own calls.
             if !happened {
@@ -235,19 +208,14 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             }
             if is_interrupted {
                 interruptions += 1;
-                assert!(matches!(optimizer.state(), Err(Error::Interrupted)));
+                refused::interrupted(optimizer.state());
                 // A state makes it whole again, whatever the driver had done.
-                let folder = tempfile::tempdir().unwrap();
-                on_cpu.save(folder.path().join("state")).unwrap();
-                optimizer.load(folder.path().join("state")).unwrap();
-                assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
+                let (_folder, path) = temporary();
+                models.cpu.save(&path).unwrap();
+                optimizer.load(&path).unwrap();
+                assert_eq!(optimizer.state().unwrap(), *models.cpu.state());
             } else {
-                let state = optimizer.state().unwrap();
-                for (tensor, (found, expected)) in state.tensors.iter().zip(&on_cpu.state().tensors).enumerate() {
-                    assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
-                }
-                assert_eq!(gpu.stream.clone_dtoh(&device_p).unwrap(), p);
-                assert_eq!(gpu.stream.clone_dtoh(&device_q).unwrap(), q);
+                models.assert_same(&optimizer, &format!("{function} {nth}"));
             }
             gpu.assert_clean();
         }

@@ -4,14 +4,15 @@ use std::sync::Barrier;
 use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::cuda::{DualAdam, Kernels, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error};
+use dualadam::cuda::{Kernels, TensorList};
+use dualadam::{Dtype, DualAdamConfig, TensorLayout};
+use testkit::refused::{self, refused};
+use testkit::variant::{Formats, formats};
 
-use crate::bodies::buffers::{COMBINATIONS, Host};
-use crate::bodies::gpu::Gpu;
+use crate::bodies::gpu::{Gpu, prepare};
 use crate::bodies::graphs::capture;
-use crate::common::data::Inputs;
-use crate::failures::{self, CODE, is_of_the_driver, stand_in};
+use crate::bodies::twin::Twin;
+use crate::failures::{self, CODE, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":
     only_what_is_needed_is_loaded,
@@ -22,50 +23,44 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":
 ];
 
 fn loads(gpu: &Gpu) -> u64 {
-    stand_in(gpu).calls("cuModuleLoadDataEx")
+    gpu.stand_in().calls("cuModuleLoadDataEx")
 }
 
 fn only_what_is_needed_is_loaded() {
     let gpu = failures::gpu();
     assert_eq!(loads(&gpu), 0, "Kernels::new");
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    for (expected, types) in [(1, 0), (2, 8), (2, 0), (3, 3)] {
-        let host = Host::new(COMBINATIONS[types], &Inputs::random(1, 100), [0; 5], 0);
-        let device = host.upload(&gpu);
-        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
+    for (expected, name) in [(1, "f32_f32"), (2, "bf16_bf16_master"), (2, "f32_f32"), (3, "bf16_bf16")] {
+        let twin = Twin::of(&gpu, name, 100);
+        gpu.step(&twin.raw(), &coeffs).unwrap();
         assert_eq!(loads(&gpu), expected, "a flat step");
-        drop(TensorList::new(&gpu.kernels, &[device.raw(&host)]).unwrap());
+        drop(TensorList::new(&gpu.kernels, &[twin.raw()]).unwrap());
         assert_eq!(loads(&gpu), expected, "a list of the same types");
         gpu.context.synchronize().unwrap();
     }
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
     assert_eq!(loads(&gpu), 3, "an optimizer does not know the types of its tensors");
     optimizer.enable_device_control().unwrap();
     assert_eq!(loads(&gpu), 4, "what forms coefficients");
-    gpu.kernels.prepare(Dtype::F16, Dtype::F32, None).unwrap();
+    gpu.prepare("f16_f32").unwrap();
     assert_eq!(loads(&gpu), 5, "prepare");
-    let refused = gpu.kernels.prepare(Dtype::F16, Dtype::Bf16, None);
-    assert!(matches!(refused, Err(Error::Types { .. })), "{refused:?}");
+    let without = prepare(&gpu.kernels, Formats { grad: Dtype::Bf16, ..formats("f16_f32") });
+    refused::types(without, 0, Dtype::F16, Dtype::Bf16, None);
     assert_eq!(loads(&gpu), 5);
 }
 
 fn a_load_that_failed_is_tried_again() {
     let gpu = failures::gpu();
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-    let device = host.upload(&gpu);
+    let twin = Twin::of(&gpu, "f32_f32", 100);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     for function in ["cuModuleLoadDataEx", "cuModuleGetFunction"] {
-        stand_in(&gpu).fail(function, 1, CODE);
-        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        let failed = unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) };
-        assert!(is_of_the_driver(&failed.unwrap_err()), "{function}");
-        stand_in(&gpu).fail(function, 1, CODE);
-        assert!(is_of_the_driver(&TensorList::new(&gpu.kernels, &[device.raw(&host)]).unwrap_err()), "{function}");
+        gpu.stand_in().fail(function, 1, CODE);
+        assert!(is_of_the_driver(&refused(gpu.step(&twin.raw(), &coeffs))), "{function}");
+        gpu.stand_in().fail(function, 1, CODE);
+        assert!(is_of_the_driver(&refused(TensorList::new(&gpu.kernels, &[twin.raw()]))), "{function}");
     }
     gpu.assert_nothing_launched();
-    // SAFETY: as above.
-    unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
+    gpu.step(&twin.raw(), &coeffs).unwrap();
     gpu.assert_clean();
 }
 
@@ -77,7 +72,7 @@ fn threads_load_once() {
             scope.spawn(|| {
                 let kernels = Kernels::new(0).unwrap();
                 start.wait();
-                kernels.prepare(Dtype::Bf16, Dtype::Bf16, None).unwrap();
+                prepare(&kernels, formats("bf16_bf16")).unwrap();
             });
         }
     });
@@ -86,23 +81,21 @@ fn threads_load_once() {
 
 fn a_flat_step_is_captured_once_its_kernels_are_loaded() {
     let gpu = failures::gpu();
-    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-    let device = host.upload(&gpu);
+    let mut twin = Twin::of(&gpu, "f32_f32", 100);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-    let step = || unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) };
-    let refused = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-        let refused = step();
-        assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
-        assert!(refused.unwrap_err().to_string().contains("loads its kernels"));
-    });
-    drop(refused);
+    let raw = twin.raw();
+    let step = || gpu.step(&raw, &coeffs);
+    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        let error = refused(step());
+        assert!(error.to_string().contains("loads its kernels"), "{error}");
+        refused::captured(Err::<(), _>(error));
+    }));
     assert_eq!(loads(&gpu), 0);
-    gpu.kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+    gpu.prepare("f32_f32").unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || step().unwrap());
     (0..2).for_each(|_| graph.launch().unwrap());
-    (0..2).for_each(|_| host.step(&[coeffs]));
-    device.assert_same(&gpu, &host, "replayed");
+    (0..2).for_each(|_| twin.expect(&[coeffs]));
+    twin.assert_same(&gpu, "replayed");
     gpu.assert_clean();
 }
 
@@ -115,7 +108,7 @@ fn the_driver_s_cache_folder_may_be_unwritable() {
     unsafe { std::env::set_var("CUDA_CACHE_PATH", &file) };
     for _ in 0..2 {
         let gpu = failures::gpu();
-        gpu.kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+        gpu.prepare("f32_f32").unwrap();
         assert_eq!(loads(&gpu), 1, "once in a process");
     }
     // SAFETY: as above.

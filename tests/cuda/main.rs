@@ -10,9 +10,6 @@ mod bodies;
 #[cfg(target_os = "linux")]
 mod capture_failures;
 #[cfg(target_os = "linux")]
-#[path = "../common/mod.rs"]
-mod common;
-#[cfg(target_os = "linux")]
 mod failures;
 #[cfg(target_os = "linux")]
 mod interrupted;
@@ -25,8 +22,8 @@ mod waits;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use common::device::{self, NO_TIME_LEFT};
     use libtest_mimic::{Completion, Trial};
+    use testkit::device::{self, NO_TIME_LEFT};
 
     let on_the_stand_in = |(name, body): bodies::Body| {
         Trial::ignorable_test(name, move || {

@@ -4,10 +4,10 @@ use dualadam::webgpu::{Pipelines, TensorList};
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 
 use crate::bound::{Quantity, bound};
-use crate::common::contract::{Element, U};
-use crate::common::data::{Inputs, SIZES, SPECIAL, configs};
 use crate::gpu::{Device, Gpu};
 use crate::host::{COMBINATIONS, Host, Values};
+use testkit::contract::{Element, U};
+use testkit::data::{Inputs, SIZES, SPECIAL, configs};
 
 const NAMES: [&str; 3] = ["p", "m", "v"];
 

@@ -3,9 +3,9 @@
 use dualadam::webgpu::{BufferView, DualAdam, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
 use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
 
-use crate::common::data::Inputs;
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::{COMBINATIONS, Host, Uploaded};
+use testkit::data::Inputs;
 
 fn uploaded(device: &Device, len: usize) -> Uploaded {
     Host::new(COMBINATIONS[0], &Inputs::random(1, len), 0).upload(device)

@@ -3,8 +3,8 @@
 
 use dualadam::{DualAdamConfig, reference};
 
-use crate::common::bound::ExactCoeffs;
-use crate::common::contract::{Element, U};
+use testkit::bound::ExactCoeffs;
+use testkit::contract::{Element, U};
 
 /// Two subnormals that a driver may flush: an operand or product, and the result.
 const FLUSH: f64 = 1.0 / (1_u128 << 125) as f64;

@@ -4,8 +4,8 @@ use dualadam::half::{bf16, f16};
 use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{Dtype, Element, StepCoeffs, cpu};
 
-use crate::common::data::{Inputs, narrow};
 use crate::gpu::Device;
+use testkit::data::{Inputs, narrow};
 
 pub(crate) type Types = (Dtype, Dtype, Option<Dtype>);
 

@@ -3,9 +3,9 @@
 use dualadam::webgpu::{Pipelines, Tensor, TensorList};
 use dualadam::{DualAdamConfig, Error, StepCoeffs, SwitchSchedule};
 
-use crate::common::data::Inputs;
 use crate::gpu::{Device, Gpu};
 use crate::host::{COMBINATIONS, Host, Uploaded};
+use testkit::data::Inputs;
 
 pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {

@@ -1,8 +1,5 @@
 //! The WebGPU backend on a device: the shaders through wgpu, beside the CPU backend.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod accuracy;
 mod bad_input;
 mod bound;
@@ -13,8 +10,8 @@ mod neighbours;
 mod owner;
 mod storage;
 
-use common::device::{self, DeviceTest};
 use gpu::Gpu;
+use testkit::device::{self, DeviceTest};
 
 const TESTS: &[DeviceTest<Gpu>] = &[
     ("uniform_coefficients", accuracy::uniform_coefficients),

@@ -3,9 +3,9 @@
 use dualadam::DualAdamConfig;
 use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
 
-use crate::common::data::Inputs;
 use crate::gpu::Gpu;
 use crate::host::{COMBINATIONS, Host};
+use testkit::data::Inputs;
 
 const SIZES: [usize; 11] = [1, 2, 3, 4, 5, 7, 128, 257, 1023, 1026, 1029];
 /// What offsets are multiples of in these tests.

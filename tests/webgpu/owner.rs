@@ -12,10 +12,10 @@ use dualadam::{
 };
 use pollster::block_on;
 
-use crate::common::data::Inputs;
-use crate::common::device::DeviceTest;
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::{COMBINATIONS, Host, Types, Values};
+use testkit::data::Inputs;
+use testkit::device::DeviceTest;
 
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),

@@ -7,10 +7,10 @@ use dualadam::half::f16;
 use dualadam::webgpu::{Pipelines, TensorList};
 use dualadam::{Dtype, StepCoeffs};
 
-use crate::common::contract::same;
-use crate::common::data::{Inputs, SPECIAL};
 use crate::gpu::{Device, Gpu};
 use crate::host::{Host, Uploaded, Values};
+use testkit::contract::same;
+use testkit::data::{Inputs, SPECIAL};
 
 fn step(device: &Device, hosts: &[Host], coeffs: StepCoeffs) -> Vec<Host> {
     let uploaded: Vec<_> = hosts.iter().map(|host| host.upload(device)).collect();

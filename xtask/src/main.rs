@@ -11,7 +11,8 @@ mod prebuilt;
 #[path = "../../build/ptx.rs"]
 mod ptx;
 mod python;
-#[path = "../../tests/common/require.rs"]
+#[path = "../../testkit/src/require.rs"]
+#[expect(unreachable_pub, reason = "it is public there")]
 mod require;
 mod stand_in;
 mod test;

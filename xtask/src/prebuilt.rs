@@ -152,7 +152,7 @@ fn check(entry: &Entry) -> Result<()> {
 /// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A step's kernel has one for each stream
 /// of each group of four elements, in each place where such a group stands: all groups of a thread at once, and one alone where there
 /// are several; each for aligned buffers, and for others. Of 16-bit streams only those of the first place are asked for, since other
-/// places count as well; the interpreter's statistics in `tests/stand_in_cuda/tests/kernels.rs` say more of them.
+/// places count as well; the interpreter's statistics in `stand_in_cuda/tests/kernels.rs` say more of them.
 fn least_accesses(name: &str) -> [u32; 4] {
     let kind = KINDS.iter().find_map(|&(kind, groups)| Some((groups, name.strip_prefix(kind)?)));
     let Some((groups, types)) = kind else { return [1, 0, 1, 0] };

@@ -7,9 +7,6 @@ mod bad_input;
 mod calls;
 mod control;
 mod cuda;
-#[path = "../../../tests/common/data.rs"]
-#[expect(dead_code, reason = "only the configurations are used")]
-mod data;
 mod layout;
 mod surface;
 mod threads;

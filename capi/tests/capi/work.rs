@@ -8,7 +8,7 @@ use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, T
 use dualadam_capi::*;
 
 use crate::calls::*;
-use crate::data::configs;
+use testkit::data::configs;
 
 /// The config as C has it.
 fn in_c(config: &DualAdamConfig) -> dualadam_config {

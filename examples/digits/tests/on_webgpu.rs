@@ -4,12 +4,8 @@
 
 #[path = "../src/backend.rs"]
 mod backend;
-#[path = "../../../tests/common/contract.rs"]
-mod contract;
 #[path = "../src/data.rs"]
 mod data;
-#[path = "../../../tests/common/device.rs"]
-mod device;
 #[path = "../src/network.rs"]
 mod network;
 #[cfg(feature = "cuda")]
@@ -19,8 +15,6 @@ mod on_cuda;
 mod on_webgpu;
 #[path = "../src/optimizers.rs"]
 mod optimizers;
-#[path = "../../../tests/common/require.rs"]
-mod require;
 #[path = "../src/train.rs"]
 mod train;
 
@@ -31,10 +25,10 @@ use dualadam::cpu::{self, Grads, ParamsMut};
 use indicatif::ProgressBar;
 
 use backend::{Backend, Device, Error, Optimizer};
-use contract::U;
 use data::Digits;
-use device::DeviceTest;
 use optimizers::{DUAL_LINEAR, contenders};
+use testkit::contract::U;
+use testkit::device::{self, DeviceTest};
 use train::{Dtype, Setting, train_with};
 
 const TESTS: &[DeviceTest<()>] = &[("losses_are_within_the_steps_bounds", losses_are_within_the_steps_bounds)];

@@ -4,10 +4,13 @@ use std::ptr;
 
 use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error, StepCoeffs};
+use dualadam::{Dtype, DualAdamConfig, Error, StepCoeffs, TensorLayout};
+use testkit::refused::{self, refused};
+use testkit::tensor::map_addresses;
+use testkit::variant::formats;
 
 use super::Body;
-use super::gpu::{Gpu, current, set_current};
+use super::gpu::{self, Gpu, current, set_current};
 
 pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     addresses_that_cannot_be_right_are_refused,
@@ -38,15 +41,7 @@ fn good() -> RawTensor {
 }
 
 fn moved(tensor: RawTensor, by: u64) -> RawTensor {
-    let moved = |buffer: RawBuffer| at(buffer.address + by, buffer.dtype);
-    RawTensor {
-        params: moved(tensor.params),
-        grads: moved(tensor.grads),
-        exp_avg: tensor.exp_avg + by,
-        exp_avg_sq: tensor.exp_avg_sq + by,
-        copy: tensor.copy.map(moved),
-        ..tensor
-    }
+    map_addresses(tensor, |address, _| address + by)
 }
 
 fn coeffs() -> StepCoeffs {
@@ -55,72 +50,47 @@ fn coeffs() -> StepCoeffs {
 
 /// The message for a tensor by itself, flat and in a list, where it is the second of two.
 fn messages(gpu: &Gpu, tensor: RawTensor) -> [String; 2] {
-    // SAFETY: refused before anything is launched.
-    let flat = unsafe { gpu.kernels.step_raw(&tensor, &coeffs(), ptr::null_mut()) }.unwrap_err();
-    let list = TensorList::new(&gpu.kernels, &[moved(good(), 0x10_0000), tensor]).unwrap_err();
-    [flat.to_string(), list.to_string()]
+    let list = TensorList::new(&gpu.kernels, &[moved(good(), 0x10_0000), tensor]);
+    [refused(gpu.step(&tensor, &coeffs())).to_string(), refused(list).to_string()]
 }
 
 fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
     let f32_at = |address| at(address, Dtype::F32);
     let bf16_at = |address| at(address, Dtype::Bf16);
-    let cases: [(RawTensor, &str); 18] = [
-        (RawTensor { params: f32_at(0), ..good() }, "params of tensor N must not be null"),
-        (RawTensor { exp_avg: 0, ..good() }, "exp_avg of tensor N must not be null"),
-        (RawTensor { exp_avg_sq: 0, ..good() }, "exp_avg_sq of tensor N must not be null"),
-        (RawTensor { copy: Some(bf16_at(0)), ..good() }, "copy of tensor N must not be null"),
-        (
-            RawTensor { params: f32_at(0x1002), ..good() },
-            "params of tensor N must be aligned to 4 bytes, got address 0x1002",
-        ),
-        (
-            RawTensor { grads: bf16_at(0x1101), ..good() },
-            "grads of tensor N must be aligned to 2 bytes, got address 0x1101",
-        ),
-        (RawTensor { exp_avg: 0x1201, ..good() }, "exp_avg of tensor N must be aligned to 4 bytes, got address 0x1201"),
-        (
-            RawTensor { exp_avg_sq: 0x1302, ..good() },
-            "exp_avg_sq of tensor N must be aligned to 4 bytes, got address 0x1302",
-        ),
-        (
-            RawTensor { copy: Some(bf16_at(0x1403)), ..good() },
-            "copy of tensor N must be aligned to 2 bytes, got address 0x1403",
-        ),
-        (
-            RawTensor { exp_avg: u64::MAX - 127, ..good() },
-            "exp_avg of tensor N must end within 2^64 bytes, got 64 elements of 4 bytes at 0xffffffffffffff80",
-        ),
-        (
-            RawTensor { grads: f32_at(0x1100), copy: None, len: 1 << 62, ..good() },
-            "params of tensor N must end within 2^64 bytes, got 4611686018427387904 elements of 4 bytes at 0x1000",
-        ),
-        (
-            RawTensor { grads: bf16_at(0x10fe), ..good() },
-            "grads of tensor N must not overlap params of tensor N, both have address 0x10fe",
-        ),
-        (
-            RawTensor { exp_avg: 0x10fc, ..good() },
-            "exp_avg of tensor N must not overlap params of tensor N, both have address 0x10fc",
-        ),
-        (
-            RawTensor { exp_avg_sq: 0x1200, ..good() },
-            "exp_avg_sq of tensor N must not overlap exp_avg of tensor N, both have address 0x1200",
-        ),
-        (
-            RawTensor { copy: Some(bf16_at(0x137e)), ..good() },
-            "copy of tensor N must not overlap exp_avg_sq of tensor N, both have address 0x137e",
-        ),
-        (
-            RawTensor { copy: Some(bf16_at(0x1100)), ..good() },
-            "copy of tensor N must not overlap grads of tensor N, both have address 0x1100",
-        ),
+    let null = |buffer: &str| format!("{buffer} of tensor N must not be null");
+    let misaligned = |buffer: &str, align: u64, address: u64| {
+        format!("{buffer} of tensor N must be aligned to {align} bytes, got address {address:#x}")
+    };
+    let overlap = |buffer: &str, other: &str, address: u64| {
+        format!("{buffer} of tensor N must not overlap {other} of tensor N, both have address {address:#x}")
+    };
+    let extent = |buffer: &str, len: u64, address: u64| {
+        format!("{buffer} of tensor N must end within 2^64 bytes, got {len} elements of 4 bytes at {address:#x}")
+    };
+    let cases: [(RawTensor, String); 18] = [
+        (RawTensor { params: f32_at(0), ..good() }, null("params")),
+        (RawTensor { exp_avg: 0, ..good() }, null("exp_avg")),
+        (RawTensor { exp_avg_sq: 0, ..good() }, null("exp_avg_sq")),
+        (RawTensor { copy: Some(bf16_at(0)), ..good() }, null("copy")),
+        (RawTensor { params: f32_at(0x1002), ..good() }, misaligned("params", 4, 0x1002)),
+        (RawTensor { grads: bf16_at(0x1101), ..good() }, misaligned("grads", 2, 0x1101)),
+        (RawTensor { exp_avg: 0x1201, ..good() }, misaligned("exp_avg", 4, 0x1201)),
+        (RawTensor { exp_avg_sq: 0x1302, ..good() }, misaligned("exp_avg_sq", 4, 0x1302)),
+        (RawTensor { copy: Some(bf16_at(0x1403)), ..good() }, misaligned("copy", 2, 0x1403)),
+        (RawTensor { exp_avg: u64::MAX - 127, ..good() }, extent("exp_avg", 64, u64::MAX - 127)),
+        (RawTensor { grads: f32_at(0x1100), copy: None, len: 1 << 62, ..good() }, extent("params", 1 << 62, 0x1000)),
+        (RawTensor { grads: bf16_at(0x10fe), ..good() }, overlap("grads", "params", 0x10fe)),
+        (RawTensor { exp_avg: 0x10fc, ..good() }, overlap("exp_avg", "params", 0x10fc)),
+        (RawTensor { exp_avg_sq: 0x1200, ..good() }, overlap("exp_avg_sq", "exp_avg", 0x1200)),
+        (RawTensor { copy: Some(bf16_at(0x137e)), ..good() }, overlap("copy", "exp_avg_sq", 0x137e)),
+        (RawTensor { copy: Some(bf16_at(0x1100)), ..good() }, overlap("copy", "grads", 0x1100)),
         (
             RawTensor { params: bf16_at(0x1000), ..good() },
-            "tensor N: bf16 parameters with bf16 gradients and a bf16 copy",
+            "tensor N: bf16 parameters with bf16 gradients and a bf16 copy".to_owned(),
         ),
         (
             RawTensor { params: bf16_at(0x1000), grads: at(0x1100, Dtype::F16), copy: None, ..good() },
-            "tensor N: bf16 parameters with f16 gradients are not supported",
+            "tensor N: bf16 parameters with f16 gradients are not supported".to_owned(),
         ),
     ];
     for (tensor, expected) in cases {
@@ -135,17 +105,13 @@ fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
             assert!(message.starts_with(&expected) || words(&message) == words(&expected), "{message}\n{expected}");
         }
     }
-    // SAFETY: refused before anything is launched.
-    let null = unsafe { gpu.kernels.step_raw(&RawTensor { grads: bf16_at(0), ..good() }, &coeffs(), ptr::null_mut()) };
-    assert_eq!(null.unwrap_err().to_string(), "grads of tensor 0 must not be null");
-    // SAFETY: as above.
-    let set = unsafe { gpu.kernels.step_raw(&RawTensor { set: 1, ..good() }, &coeffs(), ptr::null_mut()) };
-    assert!(matches!(set, Err(Error::Index { index: "set", len: 1, value: 1, .. })));
+    let null = refused(gpu.step(&RawTensor { grads: bf16_at(0), ..good() }, &coeffs()));
+    assert_eq!(null.to_string(), "grads of tensor 0 must not be null");
+    refused::index(gpu.step(&RawTensor { set: 1, ..good() }, &coeffs()), 0, "set", 1, 1);
     let (p, grads, m, v) = (f32_at(1 << 62), bf16_at(1 << 61), 1 << 60, 1 << 63);
     let huge = RawTensor { params: p, grads, exp_avg: m, exp_avg_sq: v, copy: None, len: 1 << 42, set: 0 };
-    // SAFETY: as above.
-    let huge = unsafe { gpu.kernels.step_raw(&huge, &coeffs(), ptr::null_mut()) };
-    assert!(matches!(huge, Err(Error::TooMany { .. })), "{huge:?}");
+    let huge = refused(gpu.step(&huge, &coeffs()));
+    assert!(matches!(huge, Error::TooMany { .. }), "{huge:?}");
     gpu.assert_nothing_launched();
 }
 
@@ -173,10 +139,10 @@ fn buffers_of_two_tensors_must_not_overlap(gpu: &Gpu) {
 }
 
 fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
-    assert!(matches!(TensorList::new(&gpu.kernels, &[]), Err(Error::Empty { list: "tensors" })));
+    refused::empty(TensorList::new(&gpu.kernels, &[]), "tensors");
     let tensors = [good(), moved(good(), 0x10_0000)];
     let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
-    assert!(matches!(list.update(&tensors[..1]), Err(Error::Count { expected: 2, actual: 1, .. })));
+    refused::count(list.update(&tensors[..1]), "tensors", 2, 1);
     let with = |tensor: RawTensor| [good(), tensor];
     let second = tensors[1];
     let wrong = [
@@ -202,12 +168,9 @@ fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
     assert!(messages[6].contains("null"), "{}", messages[6]);
 
     list.update(&with(RawTensor { set: 3, ..second })).unwrap();
-    let mut step = |sets: usize| {
-        // SAFETY: refused before anything is launched.
-        unsafe { list.step_raw(&vec![coeffs(); sets], gpu.raw_stream()) }.unwrap_err()
-    };
-    assert!(matches!(step(3), Error::Index { tensor: 1, index: "set", len: 3, value: 3 }));
-    assert!(matches!(step(97), Error::TooMany { list: "sets", limit: 96, actual: 97 }));
+    let mut step = |sets: usize| gpu.step_list(&mut list, &vec![coeffs(); sets]);
+    refused::index(step(3), 1, "set", 3, 3);
+    refused::too_many(step(97), "sets", 96, 97);
     gpu.assert_nothing_launched();
 }
 
@@ -216,27 +179,24 @@ fn streams_and_buffers_of_other_contexts_are_refused(gpu: &Gpu) {
     let stream = other.new_stream().unwrap();
     let raw = stream.cu_stream().cast();
     // SAFETY: refused before anything is launched.
-    let flat = unsafe { gpu.kernels.step_raw(&good(), &coeffs(), raw) };
-    assert!(matches!(flat, Err(Error::Context { argument: "stream" })), "{flat:?}");
+    refused::context(unsafe { gpu.kernels.step_raw(&good(), &coeffs(), raw) }, "stream");
     let mut list = TensorList::new(&gpu.kernels, &[good()]).unwrap();
     // SAFETY: as above.
-    let list = unsafe { list.step_raw(&[coeffs()], raw) };
-    assert!(matches!(list, Err(Error::Context { argument: "stream" })), "{list:?}");
-    let owner = DualAdam::new(&gpu.kernels, &stream, DualAdamConfig::default(), &[1]);
-    assert!(matches!(owner, Err(Error::Context { argument: "stream" })), "{owner:?}");
-    let per_thread = gpu.context.per_thread_stream();
-    let owner = DualAdam::new(&gpu.kernels, &per_thread, DualAdamConfig::default(), &[1]);
-    assert!(matches!(owner, Err(Error::PerThreadStream)), "{owner:?}");
+    refused::context(unsafe { list.step_raw(&[coeffs()], raw) }, "stream");
+    let owner = |stream| DualAdam::new(&gpu.kernels, stream, DualAdamConfig::default(), &[1]);
+    refused::context(owner(&stream), "stream");
+    let per_thread = owner(&gpu.context.per_thread_stream());
+    assert!(matches!(per_thread, Err(Error::PerThreadStream)), "{per_thread:?}");
 
     let mut foreign = stream.alloc_zeros::<f32>(4).unwrap();
     let mut own = [(); 3].map(|()| gpu.stream.alloc_zeros::<f32>(4).unwrap());
     let [g, m, v] = &mut own;
     let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
     let step = cuda::step(&gpu.kernels, &gpu.stream, &mut foreign.as_view_mut(), &g.as_view(), m, v, &coeffs());
-    assert!(matches!(step, Err(Error::Context { argument: "params" })), "{step:?}");
+    refused::context(step, "params");
     let short = &foreign.as_view();
     let step = cuda::step(&gpu.kernels, &gpu.stream, m, &short.slice(1..), &mut g.as_view_mut(), v, &coeffs());
-    assert!(matches!(step, Err(Error::Length { buffer: "grads", expected: 4, actual: 3, .. })), "{step:?}");
+    refused::length(step, 0, "grads", 4, 3);
     gpu.assert_nothing_launched();
 }
 
@@ -250,15 +210,15 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     let (stream, coeffs) = (&gpu.stream, &coeffs());
     let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
     let step = cuda::step(&gpu.kernels, stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs);
-    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    refused::unordered(step, "params");
     let step = cuda::step(&gpu.kernels, stream, &mut own.as_view_mut(), &g.as_view(), m, v, coeffs);
-    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+    refused::unordered(step, "grads");
 
-    let mut owner = DualAdam::new(&gpu.kernels, stream, DualAdamConfig::default(), &[4]).unwrap();
+    let mut owner = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
     let step = owner.step(&mut [(&mut *p).into()], &[None]);
-    assert!(matches!(step, Err(Error::Unordered { argument: "params" })), "{step:?}");
+    refused::unordered(step, "params");
     let step = owner.step(&mut [(&mut own).into()], &[Some((&*g).into())]);
-    assert!(matches!(step, Err(Error::Unordered { argument: "grads" })), "{step:?}");
+    refused::unordered(step, "grads");
     gpu.assert_nothing_launched();
 
     // The kernels themselves may be of another value than stream and buffers.
@@ -268,39 +228,32 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
 
 fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
     let new = |config, lens: &[usize]| DualAdam::new(&gpu.kernels, &gpu.stream, config, lens);
-    assert!(matches!(new(DualAdamConfig::default().with_lr(-1.0), &[1]), Err(Error::Value { name: "lr", .. })));
-    assert!(matches!(new(DualAdamConfig::default(), &[usize::MAX]), Err(Error::TooMany { .. })));
-    assert!(matches!(
-        new(DualAdamConfig::default(), &[usize::MAX / 4 - 63]),
-        Err(Error::Driver { call: "cuMemAllocAsync", .. })
-    ));
-    let layout = [dualadam::TensorLayout::new(4).with_master(), dualadam::TensorLayout::new(4).in_group(1)];
-    let grouped = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout);
-    assert!(matches!(grouped, Err(Error::Index { tensor: 1, index: "group", .. })));
+    let config = DualAdamConfig::default();
+    refused::value(new(config.with_lr(-1.0), &[1]), "lr");
+    assert!(matches!(new(config, &[usize::MAX]), Err(Error::TooMany { .. })));
+    let unobtainable = new(config, &[usize::MAX / 4 - 63]);
+    assert!(matches!(unobtainable, Err(Error::Driver { call: "cuMemAllocAsync", .. })), "{unobtainable:?}");
+    let layout = [TensorLayout::new(4).with_master(), TensorLayout::new(4).in_group(1)];
+    refused::index(gpu.optimizer(&layout), 1, "group", 1, 1);
 
-    let mut owner =
-        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout[..1]).unwrap();
-    let mut floats = gpu.stream.alloc_zeros::<f32>(4).unwrap();
-    let grads = gpu.stream.alloc_zeros::<f32>(4).unwrap();
-    assert!(matches!(owner.step(&mut [], &[]), Err(Error::Count { list: "params", expected: 1, actual: 0 })));
+    let mut owner = gpu.optimizer(&layout[..1]).unwrap();
+    let [mut floats, grads] = [0; 2].map(|_| gpu.stream.alloc_zeros::<f32>(4).unwrap());
+    refused::count(owner.step(&mut [], &[]), "params", 1, 0);
     let step = owner.step(&mut [(&mut floats).into()], &[Some((&grads).into())]);
-    assert!(matches!(step, Err(Error::Types { tensor: 0, copy: Some(Dtype::F32), .. })), "{step:?}");
-    let step = owner.step(&mut [floats.slice_mut(..3).into()], &[None]);
-    assert!(matches!(step, Err(Error::Length { buffer: "params", expected: 4, actual: 3, .. })), "{step:?}");
+    refused::types(step, 0, Dtype::F32, Dtype::F32, Some(Dtype::F32));
+    refused::length(owner.step(&mut [floats.slice_mut(..3).into()], &[None]), 0, "params", 4, 3);
     let mut half = gpu.stream.alloc_zeros::<dualadam::half::bf16>(4).unwrap();
     let step = owner.step_scaled(&mut [(&mut half).into()], &[Some((&grads).into())], -1.0);
-    assert!(matches!(step, Err(Error::Value { name: "grad_multiplier", .. })), "{step:?}");
-    let null = [Some(at(0, Dtype::F32))];
+    refused::value(step, "grad_multiplier");
     // SAFETY: refused before anything is launched.
-    let step = unsafe { owner.step_raw(&[at(0x1000, Dtype::Bf16)], &null, 1.0) };
+    let step = unsafe { owner.step_raw(&[at(0x1000, Dtype::Bf16)], &[Some(at(0, Dtype::F32))], 1.0) };
     assert!(matches!(step, Err(Error::Null { tensor: 0, buffer: "grads" })), "{step:?}");
-    assert!(matches!(owner.set_moments(0, 1, &[0.0; 3], &[0.0; 4]), Err(Error::Length { buffer: "exp_avg", .. })));
-    assert!(matches!(owner.set_moments(0, 1, &[0.0; 4], &[-1.0; 4]), Err(Error::Value { name: "exp_avg_sq", .. })));
-    assert!(matches!(owner.set_moments(1, 1, &[], &[]), Err(Error::Position { list: "tensor", .. })));
-    assert!(matches!(owner.set_lr(1, 0.0), Err(Error::Position { list: "group", .. })));
+    refused::length(owner.set_moments(0, 1, &[0.0; 3], &[0.0; 4]), 0, "exp_avg", 4, 3);
+    refused::value(owner.set_moments(0, 1, &[0.0; 4], &[-1.0; 4]), "exp_avg_sq");
+    refused::position(owner.set_moments(1, 1, &[], &[]), "tensor", 1, 1);
+    refused::position(owner.set_lr(1, 0.0), "group", 1, 1);
     owner.set_moments(0, u64::MAX, &[0.0; 4], &[0.0; 4]).unwrap();
-    let step = owner.step(&mut [(&mut half).into()], &[Some((&grads).into())]);
-    assert!(matches!(step, Err(Error::StepOverflow { tensor: 0 })), "{step:?}");
+    refused::step_overflow(owner.step(&mut [(&mut half).into()], &[Some((&grads).into())]), 0);
     assert_eq!(owner.step_of(0).unwrap(), u64::MAX);
     gpu.assert_nothing_launched();
 }
@@ -353,8 +306,7 @@ pub(crate) fn check_current_context(other: &CudaContext, make: impl Fn() -> Kern
 fn kernels_are_loaded_once_per_context(gpu: &Gpu) {
     let loads = || gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls("cuModuleLoadDataEx"));
     let prepare = |kernels: &Kernels| {
-        kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
-        kernels.prepare(Dtype::Bf16, Dtype::F32, None).unwrap();
+        ["f32_f32", "bf16_f32"].iter().for_each(|name| gpu::prepare(kernels, formats(name)).unwrap());
     };
     prepare(&gpu.kernels);
     let first = loads();

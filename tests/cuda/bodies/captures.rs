@@ -6,20 +6,23 @@ use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::{self, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, result};
-use dualadam::cuda::{DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error, StepCoeffs, TensorLayout, cpu};
+use dualadam::cuda::{Control, DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
+use dualadam::{DualAdamConfig, Error, StepCoeffs, TensorLayout, cpu};
+use testkit::data::Inputs;
+use testkit::laws;
+use testkit::refused::{self, refused};
+use testkit::tensor::Tensor;
+use testkit::variant::formats;
 
 use CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
 };
 
-use crate::common::data::Inputs;
-
 use super::Body;
-use super::buffers::{Buffer, COMBINATIONS, Device, Host};
-use super::control::{Run, switching};
+use super::control::{Run, switching, try_step};
 use super::gpu::{Gpu, Memory};
-use super::graphs::{capture, step_on};
+use super::graphs::capture;
+use super::twin::{self, Twin, step_owner};
 
 pub(crate) const TESTS: &[Body] = bodies!["captures":
     whole_iterations_with_control,
@@ -30,7 +33,7 @@ pub(crate) const TESTS: &[Body] = bodies!["captures":
     other_threads_make_step_and_drop_during_a_capture,
 ];
 
-const MODES: [CUstreamCaptureMode; 3] =
+pub(crate) const MODES: [CUstreamCaptureMode; 3] =
     [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED];
 
 /// Device memory of undefined content, as PyTorch's allocator gets it while a stream is being captured.
@@ -48,12 +51,6 @@ fn allocate_in_capture(bytes: usize) -> Memory {
     Memory { address }
 }
 
-/// Gradients of a list's tensors that differ in each round, with the filling around them.
-fn new_grads(host: &Host, seed: u64) -> Buffer {
-    let values = Inputs::random(seed, host.len).grad;
-    Buffer::padded(host.buffers[1].dtype(), host.offsets[1], &values)
-}
-
 /// What a training program captures: gradients in memory of the graph's own, which a backward pass, here a copy of the batch,
 /// writes; and the step.
 struct Iteration {
@@ -66,21 +63,20 @@ impl Iteration {
     fn capture(
         gpu: &Gpu,
         mode: CUstreamCaptureMode,
-        hosts: &[Host],
-        mut raw: Vec<RawTensor>,
+        twins: &[Twin],
         missing: &[usize],
         step: impl FnOnce(&[RawTensor]),
     ) -> Self {
-        let batch: Vec<_> = hosts.iter().map(|host| gpu.memory(host.buffers[1].bytes())).collect();
-        let mut grads = vec![];
+        let batch: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
+        let (mut raw, mut grads) = (twin::raw(twins), vec![]);
         let graph = capture(&gpu.stream, mode, || {
-            for (i, (host, batch)) in hosts.iter().zip(&batch).enumerate() {
-                let memory = allocate_in_capture(host.buffers[1].bytes().len());
+            for (i, (twin, batch)) in twins.iter().zip(&batch).enumerate() {
+                let bytes = twin.host.grad.bytes().len();
+                let memory = allocate_in_capture(bytes);
                 if let Some(stand_in) = &gpu.stand_in {
                     assert!(stand_in.set_private(memory.address));
                 }
-                let (offset, bytes) = (host.offsets[1] * host.buffers[1].dtype().size(), host.buffers[1].bytes().len());
-                raw[i].grads.address = if missing.contains(&i) { 0 } else { memory.address + offset as u64 };
+                raw[i].grads.address = if missing.contains(&i) { 0 } else { grads_at(twin, &memory) };
                 // SAFETY: both are as long, and the stream lives.
                 unsafe { result::memcpy_dtod_async(memory.address, batch.address, bytes, gpu.stream.cu_stream()) }
                     .unwrap();
@@ -92,33 +88,40 @@ impl Iteration {
     }
 
     /// Launches the graph for another batch, which the hosts' gradients then are.
-    fn launch(&self, gpu: &Gpu, hosts: &mut [Host], seed: u64) {
-        set_grads(hosts, seed);
-        for (host, batch) in hosts.iter().zip(&self.batch) {
-            gpu.write(batch, host.buffers[1].bytes());
+    fn launch(&self, gpu: &Gpu, twins: &mut [Twin], seed: u64) {
+        set_grads(twins, seed);
+        for (twin, batch) in twins.iter().zip(&self.batch) {
+            gpu.write(batch, twin.host.grad.bytes());
         }
         self.graph.launch().unwrap();
     }
 }
 
-fn set_grads(hosts: &mut [Host], seed: u64) {
-    hosts.iter_mut().zip(seed..).for_each(|(host, seed)| host.buffers[1] = new_grads(host, seed));
+/// Where the gradient begins that this memory holds with its filling.
+fn grads_at(twin: &Twin, memory: &Memory) -> u64 {
+    twin.host.raw_at([memory.address; 5]).grads.address
 }
 
-/// The gradients of an ordinary step, in memory that is gone after it, as PyTorch's is.
-fn upload_grads(gpu: &Gpu, hosts: &mut [Host], raw: &mut [RawTensor], seed: u64) -> Vec<Memory> {
-    set_grads(hosts, seed);
-    let grads: Vec<_> = hosts.iter().map(|host| gpu.memory(host.buffers[1].bytes())).collect();
-    for ((host, raw), memory) in hosts.iter().zip(raw).zip(&grads) {
-        raw.grads.address = memory.address + (host.offsets[1] * host.buffers[1].dtype().size()) as u64;
+/// Gradients on the host that differ in each round.
+fn set_grads(twins: &mut [Twin], seed: u64) {
+    for (twin, seed) in twins.iter_mut().zip(seed..) {
+        twin.host.set_grads(&Inputs::random(seed, twin.host.len()).grad);
     }
-    grads
 }
 
-fn assert_same(gpu: &Gpu, devices: &[Device], hosts: &[Host], what: &str) {
-    for (i, (device, host)) in devices.iter().zip(hosts).enumerate() {
-        device.assert_same_but_grads(gpu, host, &format!("{what}, tensor {i}"));
+/// The tensors with the gradients of an ordinary step, in memory that is gone after it, as PyTorch's is.
+fn upload_grads(gpu: &Gpu, twins: &mut [Twin], seed: u64) -> (Vec<RawTensor>, Vec<Memory>) {
+    set_grads(twins, seed);
+    let grads: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
+    let mut raw = twin::raw(twins);
+    for ((twin, raw), memory) in twins.iter().zip(&mut raw).zip(&grads) {
+        raw.grads.address = grads_at(twin, memory);
     }
+    (raw, grads)
+}
+
+fn assert_same(gpu: &Gpu, twins: &[Twin], what: &str) {
+    twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same_but_grads(gpu, &format!("{what}, tensor {i}")));
 }
 
 /// Two captures of one list and its control, with ordinary steps between their launches. One of the captures misses gradients.
@@ -126,29 +129,28 @@ fn whole_iterations_with_control(gpu: &Gpu) {
     for mode in MODES {
         let mut run = Run::new(gpu, &[300, 40, 5, 17, 4097, 0, 12, 1, 4096], &switching());
         let missing = [1, 4, 5];
-        let step = |run: &mut Run, raw: &[RawTensor]| {
-            run.list.update(raw).unwrap();
-            step_on(&gpu.stream, run, RawScalars::default());
+        let step = |list: &mut TensorList, control: &mut Control, raw: &[RawTensor]| {
+            list.update(raw).unwrap();
+            try_step(&gpu.stream, list, control, RawScalars::default()).unwrap();
         };
-        let (hosts, raw) = (run.hosts.clone(), run.raw());
-        let all = Iteration::capture(gpu, mode, &hosts, raw.clone(), &[], |raw| step(&mut run, raw));
-        let some = Iteration::capture(gpu, mode, &hosts, raw, &missing, |raw| step(&mut run, raw));
+        let Run { list, control, twins, .. } = &mut run;
+        let all = Iteration::capture(gpu, mode, twins, &[], |raw| step(list, control, raw));
+        let some = Iteration::capture(gpu, mode, twins, &missing, |raw| step(list, control, raw));
         for round in 0..3 {
             let what = format!("{mode:?}, round {round}");
-            all.launch(gpu, &mut run.hosts, 100 * round);
-            run.expect(&[1e-2; 2], 1.0, |_| true);
-            assert_same(gpu, &run.devices, &run.hosts, &what);
+            all.launch(gpu, &mut run.twins, 100 * round);
+            run.expect_all();
+            assert_same(gpu, &run.twins, &what);
 
-            let mut raw = run.raw();
-            let grads = upload_grads(gpu, &mut run.hosts, &mut raw, 100 * round + 30);
-            step(&mut run, &raw);
-            run.expect(&[1e-2; 2], 1.0, |_| true);
-            assert_same(gpu, &run.devices, &run.hosts, &what);
+            let (raw, grads) = upload_grads(gpu, &mut run.twins, 100 * round + 30);
+            step(&mut run.list, &mut run.control, &raw);
+            run.expect_all();
+            assert_same(gpu, &run.twins, &what);
             drop(grads);
 
-            some.launch(gpu, &mut run.hosts, 100 * round + 60);
-            run.expect(&[1e-2; 2], 1.0, |tensor| !missing.contains(&tensor));
-            assert_same(gpu, &run.devices, &run.hosts, &what);
+            some.launch(gpu, &mut run.twins, 100 * round + 60);
+            run.expect_of(|tensor| !missing.contains(&tensor));
+            assert_same(gpu, &run.twins, &what);
         }
     }
 }
@@ -157,31 +159,24 @@ fn whole_iterations_with_control(gpu: &Gpu) {
 fn whole_iterations_without_control(gpu: &Gpu) {
     for sets in [3, 100] {
         let sets: Vec<_> = (1..=sets).map(|step| DualAdamConfig::adamw(0.1).coeffs(step).unwrap()).collect();
-        let host =
-            |i: usize| Host::new(COMBINATIONS[i % 11], &Inputs::random(i as u64, i % 13), [0; 5], i % sets.len());
-        let mut hosts: Vec<_> = (0..100).map(host).collect();
-        let devices: Vec<_> = hosts.iter().map(|host| host.upload(gpu)).collect();
-        let raw: Vec<_> = devices.iter().zip(&hosts).map(|(device, host)| device.raw(host)).collect();
-        let mut list = TensorList::new(&gpu.kernels, &raw).unwrap();
+        let sizes: Vec<_> = (0..100).map(|i| i % 13).collect();
+        let mut twins = Twin::all(gpu, laws::mixed(&sizes, |i| i % sets.len()));
+        let mut list = gpu.list(&twins);
         let mut step = |raw: &[RawTensor], sets: &[StepCoeffs]| {
             list.update(raw).unwrap();
-            // SAFETY: the stream lives, and the buffers are as long as the tensors.
-            unsafe { list.step_raw(sets, gpu.raw_stream()) }.unwrap();
+            gpu.step_list(&mut list, sets).unwrap();
         };
-        let captured = Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &hosts, raw.clone(), &[7], |raw| {
-            step(raw, &sets);
-        });
+        let captured = Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &twins, &[7], |raw| step(raw, &sets));
         // Ordinary steps have other coefficients.
         let others: Vec<_> = sets.iter().rev().copied().collect();
         for round in 0..2 {
-            captured.launch(gpu, &mut hosts, 1000 * round);
-            hosts.iter_mut().enumerate().filter(|(i, _)| *i != 7).for_each(|(_, host)| host.step(&sets));
-            assert_same(gpu, &devices, &hosts, &format!("{} sets, captured, round {round}", sets.len()));
-            let mut raw = raw.clone();
-            let grads = upload_grads(gpu, &mut hosts, &mut raw, 1000 * round + 500);
+            captured.launch(gpu, &mut twins, 1000 * round);
+            twins.iter_mut().enumerate().filter(|(i, _)| *i != 7).for_each(|(_, twin)| twin.expect(&sets));
+            assert_same(gpu, &twins, &format!("{} sets, captured, round {round}", sets.len()));
+            let (raw, grads) = upload_grads(gpu, &mut twins, 1000 * round + 500);
             step(&raw, &others);
-            hosts.iter_mut().for_each(|host| host.step(&others));
-            assert_same(gpu, &devices, &hosts, &format!("{} sets, ordinary, round {round}", sets.len()));
+            twins.iter_mut().for_each(|twin| twin.expect(&others));
+            assert_same(gpu, &twins, &format!("{} sets, ordinary, round {round}", sets.len()));
             drop(grads);
         }
     }
@@ -195,37 +190,31 @@ fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
     let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups, &layout).unwrap();
     let mut on_cpu = cpu::DualAdam::with_groups(&groups, &layout).unwrap();
     optimizer.enable_device_control().unwrap();
-    let types = (Dtype::Bf16, Dtype::Bf16, None);
-    let mut hosts = lens.map(|len| Host::new(types, &Inputs::random(len as u64, len), [0; 5], 0));
-    let devices = hosts.each_ref().map(|host| host.upload(gpu));
-    let raw = [0, 1].map(|i| devices[i].raw(&hosts[i])).to_vec();
-    let params: Vec<_> = raw.iter().map(|raw| raw.params).collect();
+    let tensor = |len| Tensor::padded(formats("bf16_bf16"), &Inputs::random(len as u64, len), [0; 5]);
+    let mut twins = Twin::all(gpu, lens.map(tensor));
+    let params: Vec<_> = twin::raw(&twins).iter().map(twin::param).collect();
     let grads = |raw: &[RawTensor]| raw.iter().map(|raw| Some(raw.grads)).collect::<Vec<Option<RawBuffer>>>();
-    optimizer.prepare_raw(&params, &grads(&raw)).unwrap();
+    optimizer.prepare_raw(&params, &grads(&twin::raw(&twins))).unwrap();
     let mut step = |raw: &[RawTensor]| {
         // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
         unsafe { optimizer.step_controlled_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
     };
-    let captures = [0, 1]
-        .map(|_| Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &hosts, raw.clone(), &[], |raw| step(raw)));
-    let mut expect = |hosts: &mut [Host; 2]| {
-        let [(a, a_grads), (b, b_grads)] = hosts.each_mut().map(|host| {
-            let [params, grads, ..] = &mut host.buffers;
-            (params.params(0..host.len), grads.grads(0..host.len))
-        });
-        on_cpu.step(&mut [a, b], &[Some(a_grads), Some(b_grads)]).unwrap();
+    let captures = [0, 1].map(|_| Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &twins, &[], &mut step));
+    let mut expect = |twins: &mut [Twin]| {
+        let both = twins.iter_mut().map(|twin| twin.host.param_and_grad());
+        let (mut params, grads): (Vec<_>, Vec<_>) = both.map(|(param, grad)| (param, Some(grad))).unzip();
+        on_cpu.step(&mut params, &grads).unwrap();
     };
     for round in 0..3 {
         for (number, captured) in captures.iter().enumerate() {
-            captured.launch(gpu, &mut hosts, 100 * round + 10 * number as u64);
-            expect(&mut hosts);
-            assert_same(gpu, &devices, &hosts, &format!("round {round}, capture {number}"));
+            captured.launch(gpu, &mut twins, 100 * round + 10 * number as u64);
+            expect(&mut twins);
+            assert_same(gpu, &twins, &format!("round {round}, capture {number}"));
         }
-        let mut raw = raw.clone();
-        let grads = upload_grads(gpu, &mut hosts, &mut raw, 100 * round + 50);
+        let (raw, grads) = upload_grads(gpu, &mut twins, 100 * round + 50);
         step(&raw);
-        expect(&mut hosts);
-        assert_same(gpu, &devices, &hosts, &format!("round {round}, ordinary"));
+        expect(&mut twins);
+        assert_same(gpu, &twins, &format!("round {round}, ordinary"));
         drop(grads);
     }
     assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
@@ -233,12 +222,10 @@ fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
 
 /// An optimizer's first step makes its list, which a graph cannot do again for each launch.
 fn a_first_step_in_a_capture_allocates_nothing(gpu: &Gpu) {
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 10), [0; 5], 0);
-    let device = host.upload(gpu);
-    let raw = device.raw(&host);
-    let config = DualAdamConfig::default();
+    let twin = Twin::of(gpu, "f32_f32", 10);
+    let raw = twin.raw();
     for is_controlled in [false, true] {
-        let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, config, &[10]).unwrap();
+        let mut optimizer = gpu.optimizer(&[TensorLayout::new(10)]).unwrap();
         if is_controlled {
             optimizer.enable_device_control().unwrap();
         }
@@ -246,17 +233,15 @@ fn a_first_step_in_a_capture_allocates_nothing(gpu: &Gpu) {
         let allocations = || ["cuMemAlloc_v2", "cuMemAllocAsync", "cuMemHostAlloc", "cuModuleLoadDataEx"].map(calls);
         let before = allocations();
         let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-            // SAFETY: refused before anything is launched.
-            let step = unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) };
-            let Err(error @ Error::Captured { .. }) = step else { panic!("{step:?}") };
+            let error = refused(step_owner(&mut optimizer, &raw));
             assert!(error.to_string().contains("an optimizer's first step"), "{error}");
+            refused::captured(Err::<(), _>(error));
         });
         assert_eq!(allocations(), before);
         drop(graph);
         // Nothing is counted, and the step can be made.
         assert_eq!(optimizer.step_of(0).unwrap(), 0);
-        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+        step_owner(&mut optimizer, &raw).unwrap();
         assert_eq!(optimizer.step_of(0).unwrap(), 1);
     }
 }
@@ -265,14 +250,14 @@ fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17], &switching());
     let raw = run.raw();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-        assert!(matches!(run.list.update(&raw[..2]), Err(Error::Count { list: "tensors", expected: 3, actual: 2 })));
+        refused::count(run.list.update(&raw[..2]), "tensors", 3, 2);
         let longer = RawTensor { len: 301, ..raw[0] };
         assert!(matches!(run.list.update(&[longer, raw[1], raw[2]]), Err(Error::Fixed { .. })));
-        step_on(&gpu.stream, &mut run, RawScalars::default());
+        run.launch(&gpu.stream);
     });
     for _ in 0..2 {
         graph.launch().unwrap();
-        run.expect(&[1e-2; 2], 1.0, |_| true);
+        run.expect_all();
     }
     run.assert_same(gpu, "replayed");
 }
@@ -286,12 +271,10 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     unsafe { list.step_raw(&sets, stream.cu_stream().cast()) }.unwrap();
     drop(list);
     let mut optimizer = DualAdam::new(kernels, stream, config, &[raw.len as usize]).unwrap();
-    // SAFETY: as above; the same stream orders it after the list's step.
-    unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+    step_owner(&mut optimizer, &raw).unwrap();
     optimizer.enable_device_control().unwrap();
     optimizer.set_lr(0, 0.5).unwrap();
-    // SAFETY: as above.
-    unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+    step_owner(&mut optimizer, &raw).unwrap();
     assert_eq!(optimizer.state().unwrap().tensors[0].step, 2);
     assert_eq!(optimizer.report().unwrap().len(), 1);
 }
@@ -300,16 +283,14 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
 /// frees what had steps before the capture.
 fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
     let other = gpu.context.new_stream().unwrap();
-    let host = Host::new(COMBINATIONS[3], &Inputs::random(1, 100), [0; 5], 0);
     for mode in MODES {
-        let device = host.upload(gpu);
-        let raw = device.raw(&host);
+        let twin = Twin::of(gpu, "bf16_bf16", 100);
+        let raw = twin.raw();
         let mut run = Run::new(gpu, &[300, 5, 17, 4096], &switching());
         let mut before = DualAdam::new(&gpu.kernels, &other, DualAdamConfig::default(), &[100]).unwrap();
-        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { before.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+        step_owner(&mut before, &raw).unwrap();
         let graph = capture(&gpu.stream, mode, || {
-            step_on(&gpu.stream, &mut run, RawScalars::default());
+            run.launch(&gpu.stream);
             thread::scope(|scope| {
                 let (kernels, other) = (&gpu.kernels, &other);
                 scope.spawn(move || {
@@ -317,11 +298,11 @@ fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
                     live_a_life(kernels, other, raw);
                 });
             });
-            step_on(&gpu.stream, &mut run, RawScalars::default());
+            run.launch(&gpu.stream);
         });
         for round in 0..2 {
             graph.launch().unwrap();
-            (0..2).for_each(|_| run.expect(&[1e-2; 2], 1.0, |_| true));
+            (0..2).for_each(|_| run.expect_all());
             run.assert_same(gpu, &format!("{mode:?}, launch {round}"));
         }
     }

@@ -1,18 +1,25 @@
 //! Steps controlled on the device: coefficients, counters, and what is skipped.
 
-use std::ptr;
+use std::fmt::Display;
+use std::sync::Arc;
 
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{
-    Control, ControlGroup, ControlSet, DualAdam, Kernels, RawBuffer, RawLr, RawScalars, RawTensor, SetReport,
-    SkipReason, TensorList,
+    Control, ControlGroup, ControlSet, Kernels, RawBuffer, RawLr, RawScalars, RawTensor, SetReport, SkipReason,
+    TensorList,
 };
-use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay};
-
-use crate::common::data::{Inputs, SPECIAL, configs};
+use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, TensorLayout, WeightDecay};
+use testkit::data::{Inputs, SPECIAL, configs};
+use testkit::laws::{self, by_cpu};
+use testkit::refused::{self, refused};
+use testkit::tensor::Tensor;
+use testkit::variant::formats;
 
 use super::Body;
-use super::buffers::{COMBINATIONS, Device, Host};
 use super::gpu::{Gpu, Memory};
+use super::graphs::capture;
+use super::twin::{self, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["control":
     coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host,
@@ -35,8 +42,12 @@ pub(crate) const TESTS: &[Body] = bodies!["control":
 
 /// A tensor without elements, whose gradient is not missing.
 fn empty(set: usize) -> RawTensor {
-    let at = |address| RawBuffer { address, dtype: Dtype::F32 };
-    RawTensor { params: at(4), grads: at(4), exp_avg: 4, exp_avg_sq: 4, copy: None, len: 0, set }
+    Tensor::new(formats("f32_f32"), &Inputs::random(0, 0)).with_set(set).raw_at([4; 5])
+}
+
+/// A list of so many of them, each with a set of its own.
+fn empty_list(gpu: &Gpu, count: usize) -> TensorList {
+    TensorList::new(&gpu.kernels, &(0..count).map(empty).collect::<Vec<_>>()).unwrap()
 }
 
 fn group(config: DualAdamConfig) -> ControlGroup {
@@ -47,9 +58,22 @@ fn set(group: usize) -> ControlSet {
     ControlSet { group, step: None }
 }
 
-pub(crate) fn step(gpu: &Gpu, list: &mut TensorList, control: &mut Control, scalars: RawScalars) {
-    // SAFETY: the stand-in checks each access.
-    unsafe { list.step_controlled(control, &scalars, gpu.raw_stream()) }.unwrap();
+fn control(gpu: &Gpu, groups: &[ControlGroup], sets: &[ControlSet]) -> Control {
+    Control::new(&gpu.kernels, groups, sets).unwrap()
+}
+
+pub(crate) fn try_step(
+    stream: &CudaStream,
+    list: &mut TensorList,
+    control: &mut Control,
+    scalars: RawScalars,
+) -> Result<(), Error> {
+    // SAFETY: what is not refused has buffers as long as the tensors; the stand-in checks each access.
+    unsafe { list.step_controlled(control, &scalars, stream.cu_stream().cast()) }
+}
+
+fn step(gpu: &Gpu, list: &mut TensorList, control: &mut Control, scalars: RawScalars) {
+    try_step(&gpu.stream, list, control, scalars).unwrap();
 }
 
 pub(crate) fn report(gpu: &Gpu, control: &Control) -> Vec<SetReport> {
@@ -57,13 +81,24 @@ pub(crate) fn report(gpu: &Gpu, control: &Control) -> Vec<SetReport> {
     unsafe { control.report(gpu.raw_stream()) }.unwrap()
 }
 
+pub(crate) fn set_steps(gpu: &Gpu, control: &mut Control, steps: &[u64]) {
+    // SAFETY: the stream lives.
+    unsafe { control.set_steps(steps, gpu.raw_stream()) }.unwrap();
+}
+
+/// What a set's report says but for the coefficients.
+fn counts(report: &SetReport) -> (u64, u64, Option<SkipReason>) {
+    (report.step, report.skipped, report.last_skip)
+}
+
 /// An f32 in device memory.
 pub(crate) fn scalar(gpu: &Gpu, value: f32) -> Memory {
     gpu.memory(&value.to_ne_bytes())
 }
 
-fn same_bits(a: &StepCoeffs, b: &StepCoeffs) -> bool {
-    bytemuck::bytes_of(a) == bytemuck::bytes_of(b)
+#[track_caller]
+fn assert_same_bits(found: &SetReport, expected: &StepCoeffs, what: impl Display) {
+    assert!(bytemuck::bytes_of(&found.coeffs) == bytemuck::bytes_of(expected), "{what}: {found:?} {expected:?}");
 }
 
 /// Every schedule and term, and hyperparameters at the ends of their ranges.
@@ -88,22 +123,19 @@ fn odd_configs() -> Vec<DualAdamConfig> {
 
 /// The coefficients of many steps of one config, each a set of its own, in one launch.
 fn coeffs_of(gpu: &Gpu, list: &mut TensorList, config: DualAdamConfig, before: &[u64]) -> Vec<SetReport> {
-    let mut control = Control::new(&gpu.kernels, &[group(config)], &vec![set(0); before.len()]).unwrap();
-    // SAFETY: the stream lives.
-    unsafe { control.set_steps(before, gpu.raw_stream()) }.unwrap();
+    let mut control = control(gpu, &[group(config)], &vec![set(0); before.len()]);
+    set_steps(gpu, &mut control, before);
     step(gpu, list, &mut control, RawScalars::default());
     report(gpu, &control)
 }
 
 fn coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     let before: Vec<u64> = (0..100_000).collect();
-    let tensors: Vec<_> = (0..before.len()).map(empty).collect();
-    let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
+    let mut list = empty_list(gpu, before.len());
     for config in odd_configs() {
         for (t, found) in (1..).zip(coeffs_of(gpu, &mut list, config, &before)) {
-            let expected = config.coeffs(t).unwrap();
-            assert!(same_bits(&found.coeffs, &expected), "{config:?}, step {t}: {found:?} {expected:?}");
-            assert_eq!((found.step, found.skipped, found.last_skip), (t, 0, None));
+            assert_same_bits(&found, &config.coeffs(t).unwrap(), format_args!("{config:?}, step {t}"));
+            assert_eq!(counts(&found), (t, 0, None));
         }
     }
 }
@@ -112,16 +144,14 @@ fn coefficients_of_huge_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     let near = |power: u32| (-2..3).map(move |off: i64| (1_u64 << power).wrapping_add_signed(off));
     let mut before: Vec<u64> = [24, 31, 32, 52, 53, 54, 62, 63].into_iter().flat_map(near).collect();
     before.extend([u64::MAX - 1024, u64::MAX - 1023, u64::MAX - 2, u64::MAX - 1]);
-    let tensors: Vec<_> = (0..before.len()).map(empty).collect();
-    let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
+    let mut list = empty_list(gpu, before.len());
     let slow = DualAdamConfig::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1e-18 });
     let period = 1 << 40;
     let exponential = SwitchSchedule::Exponential { base: 0.999_999, period, cutoff: 1e-3 };
     let fixed = SwitchSchedule::Fixed { switching_step: 1 << 53 };
     for config in [slow, slow.with_schedule(exponential), slow.with_schedule(fixed)] {
         for (t, found) in before.iter().zip(coeffs_of(gpu, &mut list, config, &before)) {
-            let expected = config.coeffs(t + 1).unwrap();
-            assert!(same_bits(&found.coeffs, &expected), "{config:?}, step {}: {found:?} {expected:?}", t + 1);
+            assert_same_bits(&found, &config.coeffs(t + 1).unwrap(), format_args!("{config:?}, step {t} and one"));
         }
     }
 }
@@ -137,16 +167,17 @@ fn schedules_of_many_rates_switch_at_the_steps_of_the_host(gpu: &Gpu) {
     let sets: Vec<_> = (0..groups.len()).flat_map(|group| [set(group); 4]).collect();
     let before = cases.iter().flat_map(|&(k, _)| near.map(|off| (k + 1_u64).saturating_add_signed(off - 2)));
     let before: Vec<_> = before.collect();
-    let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
-    let tensors: Vec<_> = (0..sets.len()).map(empty).collect();
-    let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
-    // SAFETY: the stream lives.
-    unsafe { control.set_steps(&before, gpu.raw_stream()) }.unwrap();
+    let mut control = control(gpu, &groups, &sets);
+    let mut list = empty_list(gpu, sets.len());
+    set_steps(gpu, &mut control, &before);
     step(gpu, &mut list, &mut control, RawScalars::default());
     for ((set, before), found) in sets.iter().zip(before).zip(report(gpu, &control)) {
         let config = groups[set.group].config;
-        let expected = config.coeffs(before + 1).unwrap();
-        assert!(same_bits(&found.coeffs, &expected), "{config:?}, step {}: {found:?} {expected:?}", before + 1);
+        assert_same_bits(
+            &found,
+            &config.coeffs(before + 1).unwrap(),
+            format_args!("{config:?}, step {before} and one"),
+        );
     }
 }
 
@@ -167,8 +198,8 @@ fn expected_skip(loss_scale: f32, clip_factor: f32, found_inf: f32) -> Option<Sk
 
 fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_maximize(true);
-    let mut list = TensorList::new(&gpu.kernels, &[empty(0)]).unwrap();
-    let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
+    let mut list = empty_list(gpu, 1);
+    let mut control = control(gpu, &[group(config)], &[set(0)]);
     let memory = [0.0; 3].map(|value| scalar(gpu, value));
     let [loss_scale, clip_factor, found_inf] = memory.each_ref().map(|memory| memory.address);
     let scalars = RawScalars { loss_scale, clip_factor, found_inf };
@@ -190,10 +221,10 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
             None => t += 1,
         }
         let found = report(gpu, &control)[0];
-        assert_eq!((found.step, found.skipped, found.last_skip), (t, skipped, last), "{values:?}");
+        assert_eq!(counts(&found), (t, skipped, last), "{values:?}");
         if reason.is_none() {
             let multiplier = f64::from(clip_factor) / f64::from(loss_scale);
-            assert!(same_bits(&found.coeffs, &config.coeffs_scaled(t, multiplier).unwrap()), "{values:?}");
+            assert_same_bits(&found, &config.coeffs_scaled(t, multiplier).unwrap(), format_args!("{values:?}"));
         }
         reasons.extend(reason);
     }
@@ -202,9 +233,7 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
         assert!(reasons.contains(&reason), "{reason:?}");
     }
     // Each may be missing.
-    gpu.write(&memory[0], &8_f32.to_ne_bytes());
-    gpu.write(&memory[1], &0.5_f32.to_ne_bytes());
-    gpu.write(&memory[2], &0_f32.to_ne_bytes());
+    memory.iter().zip([8.0_f32, 0.5, 0.0]).for_each(|(memory, value)| gpu.write(memory, &value.to_ne_bytes()));
     for (scalars, multiplier) in [
         (RawScalars::default(), 1.0),
         (RawScalars { loss_scale, ..RawScalars::default() }, 0.125),
@@ -214,8 +243,8 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     ] {
         step(gpu, &mut list, &mut control, scalars);
         t += 1;
-        let found = report(gpu, &control)[0];
-        assert!(same_bits(&found.coeffs, &config.coeffs_scaled(t, multiplier).unwrap()), "{scalars:?}");
+        let expected = config.coeffs_scaled(t, multiplier).unwrap();
+        assert_same_bits(&report(gpu, &control)[0], &expected, format_args!("{scalars:?}"));
     }
 }
 
@@ -236,16 +265,14 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
         let cases: Vec<_> = f64s.chain(f32s).collect();
         let groups: Vec<_> = cases.iter().map(|&(_, lr)| ControlGroup { config, lr: Some(lr) }).collect();
         let sets: Vec<_> = (0..groups.len()).map(set).collect();
-        let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
-        let tensors: Vec<_> = (0..sets.len()).map(empty).collect();
-        let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
-        step(gpu, &mut list, &mut control, RawScalars::default());
+        let mut control = control(gpu, &groups, &sets);
+        step(gpu, &mut empty_list(gpu, sets.len()), &mut control, RawScalars::default());
         let mut skipped = 0;
         for (&(lr, _), found) in cases.iter().zip(report(gpu, &control)) {
             match config.with_lr(lr).coeffs(1) {
                 Ok(expected) => {
                     assert_eq!((found.step, found.last_skip), (1, None), "{lr:e}, {config:?}");
-                    assert!(same_bits(&found.coeffs, &expected), "{lr:e}: {found:?}");
+                    assert_same_bits(&found, &expected, format_args!("{lr:e}"));
                 }
                 Err(_) => {
                     assert_eq!((found.step, found.last_skip), (0, Some(SkipReason::Lr)), "{lr:e}, {config:?}");
@@ -259,14 +286,12 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
 
 /// All reasons to skip at once, and one less each time.
 fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
-    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(3, 300), [0; 5], 0);
-    let device = host.upload(gpu);
-    let mut list = TensorList::new(&gpu.kernels, &[device.raw(&host)]).unwrap();
+    let mut twin = Twin::of(gpu, "f32_f32", 300);
+    let mut list = gpu.list(std::slice::from_ref(&twin));
     let config = DualAdamConfig::default();
     let (lr, counter) = (gpu.memory(&f64::NAN.to_ne_bytes()), gpu.memory(&u64::MAX.to_ne_bytes()));
     let groups = [ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
-    let mut control =
-        Control::new(&gpu.kernels, &groups, &[ControlSet { group: 0, step: Some(counter.address) }]).unwrap();
+    let mut control = control(gpu, &groups, &[ControlSet { group: 0, step: Some(counter.address) }]);
     let [loss_scale, clip_factor, found_inf] = [f32::NAN; 3].map(|value| scalar(gpu, value));
     let scalars =
         RawScalars { loss_scale: loss_scale.address, clip_factor: clip_factor.address, found_inf: found_inf.address };
@@ -282,29 +307,26 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
     ];
     for (skipped, (reason, memory, right)) in (1..).zip(ends) {
         step(gpu, &mut list, &mut control, scalars);
-        let SetReport { step, skipped: found, last_skip, coeffs } = report(gpu, &control)[0];
-        assert_eq!((step, found, last_skip), (full, skipped, Some(reason)));
-        assert_eq!(coeffs, bytemuck::Zeroable::zeroed());
-        device.assert_same(gpu, &host, "skipped");
+        let found = report(gpu, &control)[0];
+        assert_eq!((counts(&found), found.coeffs), ((full, skipped, Some(reason)), bytemuck::Zeroable::zeroed()));
+        twin.assert_same(gpu, "skipped");
         gpu.write(memory, right);
     }
     step(gpu, &mut list, &mut control, scalars);
-    host.step(&[config.with_lr(0.25).coeffs_scaled(full, 0.5).unwrap()]);
-    device.assert_same(gpu, &host, "made");
+    twin.expect(&[config.with_lr(0.25).coeffs_scaled(full, 0.5).unwrap()]);
+    twin.assert_same(gpu, "made");
     // The last reason stays told, and the counter stays at its end.
-    let SetReport { step: t, skipped, last_skip, .. } = report(gpu, &control)[0];
-    assert_eq!((t, skipped, last_skip), (full, 6, Some(Step)));
+    assert_eq!(counts(&report(gpu, &control)[0]), (full, 6, Some(Step)));
     step(gpu, &mut list, &mut control, scalars);
-    device.assert_same(gpu, &host, "at the end");
+    twin.assert_same(gpu, "at the end");
     assert_eq!(report(gpu, &control)[0].skipped, 7);
 }
 
-/// Tensors of all combinations on host and device, their list and their control.
+/// Tensors of all variants on host and device, their list and their control.
 pub(crate) struct Run {
     pub(crate) list: TensorList,
     pub(crate) control: Control,
-    pub(crate) hosts: Vec<Host>,
-    pub(crate) devices: Vec<Device>,
+    pub(crate) twins: Vec<Twin>,
     configs: Vec<DualAdamConfig>,
     pub(crate) steps: Vec<u64>,
 }
@@ -317,53 +339,87 @@ impl Run {
     }
 
     pub(crate) fn with_groups(gpu: &Gpu, sizes: &[usize], groups: &[ControlGroup]) -> Self {
-        let host = |(i, &size): (usize, &usize)| {
-            let types = COMBINATIONS[i % COMBINATIONS.len()];
-            Host::new(types, &Inputs::random(i as u64, size), [i % 3, i % 4, i % 2, 0, i % 5], i / 2)
-        };
-        let hosts: Vec<_> = sizes.iter().enumerate().map(host).collect();
-        let devices: Vec<_> = hosts.iter().map(|host| host.upload(gpu)).collect();
-        let raw: Vec<_> = devices.iter().zip(&hosts).map(|(device, host)| device.raw(host)).collect();
-        let list = TensorList::new(&gpu.kernels, &raw).unwrap();
+        let twins = Twin::all(gpu, laws::mixed(sizes, |i| i / 2));
         let sets: Vec<_> = (0..sizes.len().div_ceil(2)).map(|i| set(i % groups.len())).collect();
-        let control = Control::new(&gpu.kernels, groups, &sets).unwrap();
         let configs = groups.iter().map(|group| group.config).collect();
-        Self { list, control, hosts, devices, configs, steps: vec![0; sets.len()] }
+        let (list, control) = (gpu.list(&twins), control(gpu, groups, &sets));
+        Self { list, control, twins, configs, steps: vec![0; sets.len()] }
     }
 
     pub(crate) fn raw(&self) -> Vec<RawTensor> {
-        self.devices.iter().zip(&self.hosts).map(|(device, host)| device.raw(host)).collect()
+        twin::raw(&self.twins)
+    }
+
+    /// Takes the gradients of some tensors out of the list.
+    pub(crate) fn leave_out(&mut self, is_left_out: impl Fn(usize) -> bool) -> Result<(), Error> {
+        let mut raw = self.raw();
+        raw.iter_mut().enumerate().filter(|(i, _)| is_left_out(*i)).for_each(|(_, raw)| raw.grads.address = 0);
+        self.list.update(&raw)
+    }
+
+    pub(crate) fn try_launch(&mut self, stream: &CudaStream, scalars: RawScalars) -> Result<(), Error> {
+        try_step(stream, &mut self.list, &mut self.control, scalars)
+    }
+
+    /// A step on a stream.
+    pub(crate) fn launch(&mut self, stream: &CudaStream) {
+        self.try_launch(stream, RawScalars::default()).unwrap();
+    }
+
+    /// A step in a graph.
+    pub(crate) fn capture(&mut self, stream: &Arc<CudaStream>) -> CudaGraph {
+        capture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || self.launch(stream))
+    }
+
+    /// A step on the device, and on the CPU.
+    pub(crate) fn step(&mut self, gpu: &Gpu) {
+        self.launch(&gpu.stream);
+        self.expect_all();
+    }
+
+    pub(crate) fn set_lr(&mut self, gpu: &Gpu, group: usize, lr: f64) -> Result<(), Error> {
+        // SAFETY: the stream lives.
+        unsafe { self.control.set_lr(group, lr, gpu.raw_stream()) }
     }
 
     /// The step on the CPU, of the tensors that have a gradient, with these learning rates in the groups.
     pub(crate) fn expect(&mut self, lrs: &[f64], multiplier: f64, has_gradient: impl Fn(usize) -> bool) {
-        let active: Vec<_> =
-            (0..self.steps.len()).map(|set| has_gradient(2 * set) || has_gradient(2 * set + 1)).collect();
-        let zero = bytemuck::Zeroable::zeroed();
-        let mut sets: Vec<StepCoeffs> = vec![zero; self.steps.len()];
-        for (set, coeffs) in sets.iter_mut().enumerate().filter(|(set, _)| active[*set]) {
-            self.steps[set] += 1;
-            let group = set % self.configs.len();
-            *coeffs = self.configs[group].with_lr(lrs[group]).coeffs_scaled(self.steps[set], multiplier).unwrap();
+        let mut sets: Vec<StepCoeffs> = vec![bytemuck::Zeroable::zeroed(); self.steps.len()];
+        for (set, coeffs) in sets.iter_mut().enumerate() {
+            if has_gradient(2 * set) || has_gradient(2 * set + 1) {
+                self.steps[set] += 1;
+                let group = set % self.configs.len();
+                *coeffs = self.configs[group].with_lr(lrs[group]).coeffs_scaled(self.steps[set], multiplier).unwrap();
+            }
         }
-        let stepped = self.hosts.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i));
-        stepped.for_each(|(_, host)| host.step(&sets));
+        let stepped = self.twins.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i));
+        stepped.for_each(|(_, twin)| twin.expect(&sets));
     }
 
+    /// The same with the groups' own learning rates.
+    pub(crate) fn expect_of(&mut self, has_gradient: impl Fn(usize) -> bool) {
+        let lrs: Vec<_> = self.configs.iter().map(|config| config.lr).collect();
+        self.expect(&lrs, 1.0, has_gradient);
+    }
+
+    pub(crate) fn expect_all(&mut self) {
+        self.expect_of(|_| true);
+    }
+
+    #[track_caller]
     pub(crate) fn assert_same(&self, gpu: &Gpu, what: &str) {
         self.assert_same_tensors(gpu, what);
         let steps: Vec<_> = report(gpu, &self.control).iter().map(|report| report.step).collect();
         assert_eq!(steps, self.steps, "{what}");
     }
 
+    #[track_caller]
     pub(crate) fn assert_same_tensors(&self, gpu: &Gpu, what: &str) {
-        for (i, (device, host)) in self.devices.iter().zip(&self.hosts).enumerate() {
-            device.assert_same(gpu, host, &format!("{what}, tensor {i}"));
-        }
+        twin::assert_all_same(gpu, &self.twins, what);
     }
 }
 
-/// Sizes around edges, for all combinations twice, and a pair of empty tensors.
+/// Sizes around edges, for all variants twice, and a pair of empty tensors.
 pub(crate) const SIZES: [usize; 24] =
     [5000, 0, 17, 4096, 33, 1, 2, 3, 4, 5, 255, 256, 257, 7, 8193, 0, 12, 4097, 64, 9, 100, 31, 0, 0];
 
@@ -386,16 +442,13 @@ fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     let mut lrs = [1e-2; 2];
     for round in 0..9_u32 {
         let has_gradient = |tensor: usize| !(tensor + round as usize).is_multiple_of(3) && tensor / 2 != round as usize;
-        let mut raw = run.raw();
-        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grads.address = 0);
-        run.list.update(&raw).unwrap();
+        run.leave_out(|i| !has_gradient(i)).unwrap();
         let is_skipped = round == 2 || round == 6;
         gpu.write(&found_inf, &f32::from(u8::from(is_skipped)).to_ne_bytes());
         gpu.write(&loss_scale, &2_f32.powi(round as i32).to_ne_bytes());
         lrs[1] = 1e-3 * f64::from(round);
-        // SAFETY: the stream lives.
-        unsafe { run.control.set_lr(1, lrs[1], gpu.raw_stream()) }.unwrap();
-        step(gpu, &mut run.list, &mut run.control, scalars);
+        run.set_lr(gpu, 1, lrs[1]).unwrap();
+        run.try_launch(&gpu.stream, scalars).unwrap();
         if !is_skipped {
             run.expect(&lrs, 0.5_f64.powi(round as i32), has_gradient);
         }
@@ -412,26 +465,21 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
         for place in [0, len / 2, len - 1] {
             let mut inputs = Inputs::random(place as u64, len);
             inputs.grad[place] = bad;
-            let mut host = Host::new(COMBINATIONS[0], &inputs, [0; 5], 0);
-            let device = host.upload(gpu);
-            let raw = device.raw(&host);
-            let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
+            let mut twin = Twin::new(gpu, Tensor::new(formats("f32_f32"), &inputs));
+            let mut list = gpu.list(std::slice::from_ref(&twin));
             let config = DualAdamConfig::default();
-            let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
-            let mut found = vec![0.0_f32; len];
-            gpu.read(&device.memory[1], bytemuck::cast_slice_mut(&mut found));
-            let is_found = found.iter().any(|grad| !grad.is_finite());
+            let mut control = control(gpu, &[group(config)], &[set(0)]);
+            let is_found = twin.found(gpu).grad.wide().iter().any(|grad| !grad.is_finite());
             let found_inf = scalar(gpu, f32::from(u8::from(is_found)));
             let scalars = RawScalars { found_inf: found_inf.address, ..RawScalars::default() };
             step(gpu, &mut list, &mut control, scalars);
-            device.assert_same(gpu, &host, "skipped");
-            let SetReport { step: t, skipped, last_skip, .. } = report(gpu, &control)[0];
-            assert_eq!((t, skipped, last_skip), (0, 1, Some(SkipReason::FoundInf)));
+            twin.assert_same(gpu, "skipped");
+            assert_eq!(counts(&report(gpu, &control)[0]), (0, 1, Some(SkipReason::FoundInf)));
 
             gpu.write(&found_inf, &0_f32.to_ne_bytes());
             step(gpu, &mut list, &mut control, scalars);
-            host.step(&[config.coeffs(1).unwrap()]);
-            device.assert_same(gpu, &host, "made");
+            twin.expect(&[config.coeffs(1).unwrap()]);
+            twin.assert_same(gpu, "made");
             assert_eq!(report(gpu, &control)[0].step, 1);
         }
     }
@@ -443,22 +491,20 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
     let groups = [group(config), ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
     let sets = [set(0), ControlSet { group: 1, step: Some(counter.address) }];
-    let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
-    let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(1)]).unwrap();
+    let mut control = control(gpu, &groups, &sets);
+    let mut list = empty_list(gpu, 2);
     step(gpu, &mut list, &mut control, RawScalars::default());
     let found = report(gpu, &control);
-    assert!(same_bits(&found[1].coeffs, &config.with_lr(0.5).coeffs(42).unwrap()));
+    assert_same_bits(&found[1], &config.with_lr(0.5).coeffs(42).unwrap(), "the caller's rate");
     let mut bytes = [0; 8];
     gpu.read(&counter, &mut bytes);
     assert_eq!((u64::from_ne_bytes(bytes), found[0].step, found[1].step), (42, 1, 42));
     gpu.write(&lr, &0.25_f64.to_ne_bytes());
+    set_steps(gpu, &mut control, &[6, 7]);
+    step(gpu, &mut list, &mut control, RawScalars::default());
     // SAFETY: the stream lives, and the memory, too.
-    unsafe {
-        control.set_steps(&[6, 7], gpu.raw_stream()).unwrap();
-        step(gpu, &mut list, &mut control, RawScalars::default());
-        assert_eq!(control.steps(gpu.raw_stream()).unwrap(), [7, 8]);
-    }
-    assert!(same_bits(&report(gpu, &control)[1].coeffs, &config.with_lr(0.25).coeffs(8).unwrap()));
+    assert_eq!(unsafe { control.steps(gpu.raw_stream()) }.unwrap(), [7, 8]);
+    assert_same_bits(&report(gpu, &control)[1], &config.with_lr(0.25).coeffs(8).unwrap(), "another rate");
 
     // SAFETY: as above.
     unsafe {
@@ -469,29 +515,28 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     }
     step(gpu, &mut list, &mut control, RawScalars::default());
     let found = report(gpu, &control);
-    assert!(same_bits(&found[0].coeffs, &config.with_lr(2.0).coeffs(8).unwrap()));
-    assert!(same_bits(&found[1].coeffs, &config.with_betas(0.5, 0.6).with_lr(0.25).coeffs(9).unwrap()));
+    assert_same_bits(&found[0], &config.with_lr(2.0).coeffs(8).unwrap(), "a new rate");
+    assert_same_bits(&found[1], &config.with_betas(0.5, 0.6).with_lr(0.25).coeffs(9).unwrap(), "new betas");
 }
 
 /// A set that no tensor with a gradient names keeps its counter, and is not skipped either; one at its last step is skipped.
 fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
-    let mut control = Control::new(&gpu.kernels, &[group(DualAdamConfig::default())], &[set(0); 4]).unwrap();
-    let missing = RawTensor { grads: RawBuffer { address: 0, dtype: Dtype::F32 }, ..empty(2) };
+    let mut control = control(gpu, &[group(DualAdamConfig::default())], &[set(0); 4]);
+    let mut missing = empty(2);
+    missing.grads.address = 0;
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(0), missing, empty(3)]).unwrap();
-    // SAFETY: the stream lives.
-    unsafe { control.set_steps(&[5, 6, 7, u64::MAX], gpu.raw_stream()) }.unwrap();
+    set_steps(gpu, &mut control, &[5, 6, 7, u64::MAX]);
     for _ in 0..2 {
         step(gpu, &mut list, &mut control, RawScalars::default());
     }
-    let found = report(gpu, &control);
-    let numbers: Vec<_> = found.iter().map(|set| (set.step, set.skipped, set.last_skip)).collect();
+    let numbers: Vec<_> = report(gpu, &control).iter().map(counts).collect();
     assert_eq!(numbers, [(7, 0, None), (6, 0, None), (7, 0, None), (u64::MAX, 2, Some(SkipReason::Step))]);
 }
 
 /// A step with nothing new launches kernels only.
 fn controlled_steps_only_launch(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5], &switching());
-    step(gpu, &mut run.list, &mut run.control, RawScalars::default());
+    run.launch(&gpu.stream);
     gpu.context.synchronize().unwrap();
     let expected = [
         ("cuCtxGetCurrent", 3),
@@ -501,9 +546,7 @@ fn controlled_steps_only_launch(gpu: &Gpu) {
         ("cuStreamIsCapturing", 3),
         ("cuThreadExchangeStreamCaptureMode", 6),
     ];
-    gpu.calling_only(&expected, || {
-        (0..3).for_each(|_| step(gpu, &mut run.list, &mut run.control, RawScalars::default()));
-    });
+    gpu.calling_only(&expected, || (0..3).for_each(|_| run.launch(&gpu.stream)));
     if let Some(stand_in) = &gpu.stand_in {
         // Three launches of each step, and the events after the last: the list's and the control's.
         assert_eq!(stand_in.pending(), 15);
@@ -517,9 +560,8 @@ fn learning_rates_are_set_in_the_order_of_the_stream(gpu: &Gpu) {
     let [config, _] = switching();
     let mut run = Run::new(gpu, &[300, 5], &[config]);
     for round in 0..4 {
-        // SAFETY: the stream lives.
-        unsafe { run.control.set_lr(0, 0.1 * f64::from(round), gpu.raw_stream()) }.unwrap();
-        step(gpu, &mut run.list, &mut run.control, RawScalars::default());
+        run.set_lr(gpu, 0, 0.1 * f64::from(round)).unwrap();
+        run.launch(&gpu.stream);
         run.expect(&[0.1 * f64::from(round)], 1.0, |_| true);
     }
     if let Some(stand_in) = &gpu.stand_in {
@@ -531,11 +573,9 @@ fn learning_rates_are_set_in_the_order_of_the_stream(gpu: &Gpu) {
 fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let new = |groups: &[ControlGroup], sets: &[ControlSet]| Control::new(&gpu.kernels, groups, sets).map(|_| ());
-    assert!(matches!(new(&[group(config)], &[]), Err(Error::Empty { list: "sets" })));
-    let refused = new(&[group(config)], &[set(0), set(1)]);
-    assert!(matches!(refused, Err(Error::Position { list: "group", len: 1, value: 1 })), "{refused:?}");
-    let refused = new(&[group(config.with_lr(-1.0))], &[set(0)]);
-    assert!(matches!(refused, Err(Error::Value { name: "lr", .. })), "{refused:?}");
+    refused::empty(new(&[group(config)], &[]), "sets");
+    refused::position(new(&[group(config)], &[set(0), set(1)]), "group", 1, 1);
+    refused::value(new(&[group(config.with_lr(-1.0))], &[set(0)]), "lr");
     let message = |lr: Option<RawLr>, steps: &[Option<u64>]| {
         let sets: Vec<_> = steps.iter().map(|&step| ControlSet { group: 0, step }).collect();
         new(&[ControlGroup { config, lr }], &sets).unwrap_err().to_string()
@@ -559,18 +599,14 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     new(&[shared, shared, ControlGroup { config, lr: beside }], &[ControlSet { group: 0, step: Some(0x1008) }])
         .unwrap();
 
-    let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
+    let mut control = control(gpu, &[group(config)], &[set(0)]);
     let stream = gpu.raw_stream();
     // SAFETY: the stream lives.
     unsafe {
-        let refused = control.set_lr(1, 0.1, stream);
-        assert!(matches!(refused, Err(Error::Position { list: "group", .. })), "{refused:?}");
-        let refused = control.set_lr(0, f64::NAN, stream);
-        assert!(matches!(refused, Err(Error::Value { name: "lr", .. })), "{refused:?}");
-        let refused = control.set_config(0, config.with_eps(0.0), stream);
-        assert!(matches!(refused, Err(Error::Value { name: "eps", .. })), "{refused:?}");
-        let refused = control.set_steps(&[1, 2], stream);
-        assert!(matches!(refused, Err(Error::Count { list: "steps", expected: 1, actual: 2 })), "{refused:?}");
+        refused::position(control.set_lr(1, 0.1, stream), "group", 1, 1);
+        refused::value(control.set_lr(0, f64::NAN, stream), "lr");
+        refused::value(control.set_config(0, config.with_eps(0.0), stream), "eps");
+        refused::count(control.set_steps(&[1, 2], stream), "steps", 1, 2);
     }
     assert_eq!((control.len(), control.is_empty(), control.config(0).unwrap()), (1, false, config));
 }
@@ -578,56 +614,45 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
 fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     let context = gpu.other_context();
     let config = DualAdamConfig::default();
-    let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
-    let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(1)]).unwrap();
-    let refused = |list: &mut TensorList, control: &mut Control, scalars: RawScalars, stream| {
-        // SAFETY: refused before anything is launched.
-        unsafe { list.step_controlled(control, &scalars, stream) }.unwrap_err()
-    };
-    let none = RawScalars::default();
-    let stream = gpu.raw_stream();
+    let new = |kernels| Control::new(kernels, &[group(config)], &[set(0)]).unwrap();
+    let (mut control, none) = (new(&gpu.kernels), RawScalars::default());
     // A control smaller than its list.
-    let error = refused(&mut list, &mut control, none, stream);
-    assert!(matches!(error, Error::Index { tensor: 1, index: "set", len: 1, value: 1 }), "{error:?}");
+    refused::index(try_step(&gpu.stream, &mut empty_list(gpu, 2), &mut control, none), 1, "set", 1, 1);
 
-    let mut list = TensorList::new(&gpu.kernels, &[empty(0)]).unwrap();
+    let mut list = empty_list(gpu, 1);
     let with = |name, scalars| (name, scalars);
     for (name, scalars) in [
         with("loss_scale", RawScalars { loss_scale: 0x1002, ..none }),
         with("clip_factor", RawScalars { clip_factor: 0x1001, ..none }),
         with("found_inf", RawScalars { found_inf: 0x1003, ..none }),
     ] {
-        let message = refused(&mut list, &mut control, scalars, stream).to_string();
+        let message = refused(try_step(&gpu.stream, &mut list, &mut control, scalars)).to_string();
         assert!(message.starts_with(&format!("{name} must be aligned to 4 bytes, got address 0x100")), "{message}");
     }
 
     let other = Kernels::in_context(&context).unwrap();
-    let mut foreign = Control::new(&other, &[group(config)], &[set(0)]).unwrap();
-    let error = refused(&mut list, &mut foreign, none, stream);
-    assert!(matches!(error, Error::Context { argument: "control" }), "{error:?}");
-    let foreign_stream = other.context().new_stream().unwrap();
-    let raw = foreign_stream.cu_stream().cast();
-    let error = refused(&mut list, &mut control, none, raw);
-    assert!(matches!(error, Error::Context { argument: "stream" }), "{error:?}");
+    refused::context(try_step(&gpu.stream, &mut list, &mut new(&other), none), "control");
+    let foreign = other.context().new_stream().unwrap();
+    refused::context(try_step(&foreign, &mut list, &mut control, none), "stream");
+    let raw = foreign.cu_stream().cast();
     // SAFETY: the streams live.
     unsafe {
-        let refused = control.set_lr(0, 0.1, raw);
-        assert!(matches!(refused, Err(Error::Context { argument: "stream" })), "{refused:?}");
-        assert!(matches!(control.report(raw), Err(Error::Context { argument: "stream" })));
-        assert!(matches!(control.steps(raw), Err(Error::Context { argument: "stream" })));
-        assert!(matches!(control.set_steps(&[1], raw), Err(Error::Context { argument: "stream" })));
+        refused::context(control.set_lr(0, 0.1, raw), "stream");
+        refused::context(control.report(raw), "stream");
+        refused::context(control.steps(raw), "stream");
+        refused::context(control.set_steps(&[1], raw), "stream");
     }
     gpu.assert_nothing_launched();
 }
 
 fn only_optimizers_with_device_control_take_its_calls(gpu: &Gpu) {
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
     let is_refused = |result: Result<(), Error>, name: &str| match result {
         Err(Error::NoDeviceControl { call }) => assert_eq!(call, name),
         result => panic!("{result:?}"),
     };
-    let params = [RawBuffer { address: 0x1000, dtype: Dtype::F32 }];
-    let grads = [Some(RawBuffer { address: 0x2000, dtype: Dtype::F32 })];
+    let [params, grads] = [0x1000, 0x2000].map(|address| RawBuffer { address, dtype: Dtype::F32 });
+    let (params, grads) = ([params], [Some(grads)]);
     // SAFETY: refused before anything is launched.
     let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars::default()) };
     is_refused(step, "step_controlled");
@@ -638,37 +663,27 @@ fn only_optimizers_with_device_control_take_its_calls(gpu: &Gpu) {
     optimizer.enable_device_control().unwrap();
     optimizer.enable_device_control().unwrap();
     // SAFETY: as above.
-    let step = unsafe { optimizer.step_raw(&params, &grads, 0.5) };
-    assert!(matches!(step, Err(Error::Value { name: "grad_multiplier", .. })), "{step:?}");
+    refused::value(unsafe { optimizer.step_raw(&params, &grads, 0.5) }, "grad_multiplier");
+    let scalars = RawScalars { found_inf: 2, ..Default::default() };
     // SAFETY: as above.
-    let step =
-        unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars { found_inf: 2, ..Default::default() }) };
+    let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &scalars) };
     assert!(matches!(step, Err(Error::Address { .. })), "{step:?}");
-    assert!(matches!(optimizer.set_lr(0, f64::INFINITY), Err(Error::Value { name: "lr", .. })));
-    assert!(matches!(optimizer.set_lr(1, 0.1), Err(Error::Position { list: "group", .. })));
+    refused::value(optimizer.set_lr(0, f64::INFINITY), "lr");
+    refused::position(optimizer.set_lr(1, 0.1), "group", 1, 1);
     gpu.assert_nothing_launched();
 }
 
 /// All configurations of the other tests, as controlled steps over special values.
 fn special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
-    let special = Inputs::special();
     let (configs, before): (Vec<_>, Vec<_>) = configs().into_iter().map(|(config, step)| (config, step - 1)).unzip();
     let groups: Vec<_> = configs.iter().map(|&config| group(config)).collect();
     let sets: Vec<_> = (0..groups.len()).map(set).collect();
-    let coeffs: Vec<_> = configs.iter().zip(&before).map(|(config, &step)| config.coeffs(step + 1).unwrap()).collect();
-    for types in COMBINATIONS {
-        let mut hosts: Vec<_> = (0..sets.len()).map(|set| Host::new(types, &special, [0; 5], set)).collect();
-        let devices: Vec<_> = hosts.iter().map(|host| host.upload(gpu)).collect();
-        let raw: Vec<_> = devices.iter().zip(&hosts).map(|(device, host)| device.raw(host)).collect();
-        let mut list = TensorList::new(&gpu.kernels, &raw).unwrap();
-        let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
-        // SAFETY: the stream lives.
-        unsafe { control.set_steps(&before, ptr::null_mut()) }.unwrap();
-        gpu.context.synchronize().unwrap();
-        step(gpu, &mut list, &mut control, RawScalars::default());
-        for (device, host) in devices.iter().zip(&mut hosts) {
-            host.step(&coeffs);
-            device.assert_same(gpu, host, &format!("{types:?}"));
-        }
-    }
+    let controlled = |tensors: &mut [Tensor], _: &[StepCoeffs]| {
+        let twins = Twin::all(gpu, tensors.iter().cloned());
+        let mut control = control(gpu, &groups, &sets);
+        set_steps(gpu, &mut control, &before);
+        step(gpu, &mut gpu.list(&twins), &mut control, RawScalars::default());
+        tensors.iter_mut().zip(&twins).for_each(|(tensor, twin)| *tensor = twin.found(gpu));
+    };
+    laws::values(&controlled, &by_cpu, &Inputs::special(), &laws::all_sets());
 }

@@ -1,21 +1,25 @@
 //! Flat steps.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
-use dualadam::cuda::{self, Kernels, cudarc};
-use dualadam::half::{bf16, f16};
-use dualadam::{DualAdamConfig, GradOf, HalfElement, StepCoeffs, cpu};
-
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr};
-
-use crate::common::data::{Inputs, SIZES, configs, narrow};
+use bytemuck::Pod;
+use dualadam::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use dualadam::cuda::{self, Kernels, RawTensor};
+use dualadam::{DualAdamConfig, Element, GradOf, HalfElement, StepCoeffs};
+use testkit::data::{Inputs, SIZES, narrow};
+use testkit::for_each_variant;
+use testkit::laws::{self, by_cpu};
+use testkit::tensor::Tensor;
+use testkit::values::Values;
+use testkit::variant::{Formats, formats};
 
 use super::Body;
-use super::buffers::{COMBINATIONS, Host};
 use super::gpu::Gpu;
+use super::twin::Twin;
 
 pub(crate) const TESTS: &[Body] = bodies!["flat":
-    every_combination_and_size_has_the_bits_of_the_cpu,
+    every_variant_and_size_has_the_bits_of_the_cpu,
     large_buffers_have_the_bits_of_the_cpu,
     every_misalignment_has_the_bits_of_the_cpu,
     special_values_have_the_bits_of_the_cpu,
@@ -33,25 +37,19 @@ fn sizes(gpu: &Gpu) -> impl Iterator<Item = usize> {
     EDGES.into_iter().chain(SIZES).filter(move |&size| size <= most)
 }
 
-/// One flat step, compared with the CPU.
-pub(crate) fn check(gpu: &Gpu, mut host: Host, coeffs: &StepCoeffs, what: &str) {
-    let device = host.upload(gpu);
-    // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-    unsafe { gpu.kernels.step_raw(&device.raw(&host), coeffs, gpu.raw_stream()) }.unwrap();
-    host.step(&[*coeffs]);
-    device.assert_same(gpu, &host, &format!("{what}, {} elements, offsets {:?}", host.len, host.offsets));
-}
-
-fn every_combination_and_size_has_the_bits_of_the_cpu(gpu: &Gpu) {
-    let dual = DualAdamConfig::default().coeffs(2).unwrap();
-    let adam = DualAdamConfig::adamw(0.1).coeffs(3).unwrap();
-    for types in COMBINATIONS {
-        for size in sizes(gpu) {
-            let inputs = Inputs::random(size as u64, size);
-            check(gpu, Host::new(types, &inputs, [0; 5], 0), &dual, &format!("{types:?} dual"));
-            check(gpu, Host::new(types, &inputs, [0; 5], 0), &adam, &format!("{types:?} adam"));
+/// The flat call for each tensor.
+pub(crate) fn flat(gpu: &Gpu) -> impl Fn(&mut [Tensor], &[StepCoeffs]) {
+    |tensors, sets| {
+        for tensor in tensors {
+            let twin = Twin::new(gpu, tensor.clone());
+            gpu.step(&RawTensor { set: 0, ..twin.raw() }, &sets[tensor.set]).unwrap();
+            *tensor = twin.found(gpu);
         }
     }
+}
+
+fn every_variant_and_size_has_the_bits_of_the_cpu(gpu: &Gpu) {
+    laws::sizes(&flat(gpu), &by_cpu, sizes(gpu));
     gpu.assert_clean();
     if let Some(stand_in) = &gpu.stand_in {
         let names: std::collections::BTreeSet<_> = stand_in.launches().into_iter().map(|launch| launch.0).collect();
@@ -61,10 +59,9 @@ fn every_combination_and_size_has_the_bits_of_the_cpu(gpu: &Gpu) {
 
 fn large_buffers_have_the_bits_of_the_cpu(gpu: &Gpu) {
     let inputs = Inputs::random(1, 200_003);
-    let coeffs = DualAdamConfig::default().coeffs(2).unwrap();
-    for types in [COMBINATIONS[0], COMBINATIONS[3], COMBINATIONS[8]] {
-        check(gpu, Host::new(types, &inputs, [0; 5], 0), &coeffs, &format!("{types:?}"));
-    }
+    let tensor = |name| Tensor::padded(formats(name), &inputs, [0; 5]);
+    let tensors = ["f32_f32", "bf16_bf16", "bf16_bf16_master"].map(tensor);
+    laws::check(&flat(gpu), &by_cpu, tensors.into(), &laws::all_sets(), "large");
     gpu.assert_clean();
     if let Some(stand_in) = &gpu.stand_in {
         // Nearly all f32 accesses are of 16 bytes.
@@ -74,86 +71,70 @@ fn large_buffers_have_the_bits_of_the_cpu(gpu: &Gpu) {
 }
 
 fn every_misalignment_has_the_bits_of_the_cpu(gpu: &Gpu) {
-    let inputs = Inputs::random(7, 261);
-    let coeffs = DualAdamConfig::default().coeffs(2).unwrap();
-    for types in COMBINATIONS {
-        for offset in 0..=8 {
-            for buffer in 0..5 {
-                let mut offsets = [0; 5];
-                offsets[buffer] = offset;
-                check(gpu, Host::new(types, &inputs, offsets, 0), &coeffs, &format!("{types:?}"));
-            }
-            check(gpu, Host::new(types, &inputs, [offset; 5], 0), &coeffs, &format!("{types:?}"));
-        }
-        for size in 0..20 {
-            let inputs = Inputs::random(7, size);
-            check(gpu, Host::new(types, &inputs, [1, 2, 3, 2, 1], 0), &coeffs, &format!("{types:?}"));
-            check(gpu, Host::new(types, &inputs, [3; 5], 0), &coeffs, &format!("{types:?}"));
-        }
-    }
+    laws::misalignments(&flat(gpu), &by_cpu, 261, 8);
 }
 
 fn special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
-    let inputs = Inputs::special();
-    for (index, (config, step)) in configs().into_iter().enumerate() {
-        for types in COMBINATIONS {
-            let host = Host::new(types, &inputs, [0; 5], 0);
-            check(gpu, host, &config.coeffs(step).unwrap(), &format!("{types:?}, configuration {index}"));
-        }
-    }
+    laws::values(&flat(gpu), &by_cpu, &Inputs::special(), &laws::all_sets());
 }
 
 /// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between them.
 pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
-    P: bytemuck::Pod + DeviceRepr + dualadam::Element + PartialEq + std::fmt::Debug,
-    G: bytemuck::Pod + DeviceRepr + GradOf<P>,
+    P: Pod + DeviceRepr + Element + PartialEq + Debug,
+    G: Pod + DeviceRepr + GradOf<P>,
 {
-    let inputs = Inputs::random(3, 1030);
-    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    let (mut p, g) = (narrow::<P>(&inputs.p), narrow::<G>(&inputs.grad));
-    let (mut m, mut v) = (inputs.m, inputs.v);
-
-    let context = stream.context();
-    let mut device_p = upload(context, &p);
-    let mut device_g = upload(context, &g);
-    let (mut device_m, mut device_v) = (upload(context, &m), upload(context, &v));
-    let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
-    let params = &mut device_p.as_view_mut();
-    cuda::step(kernels, stream, params, &device_g.as_view(), views_m, views_v, &coeffs).unwrap();
-    device_g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), &mut device_g).unwrap();
-    let found = (copied(&device_p), copied(&device_m), copied(&device_v));
-    cpu::step(&mut p, &g, &mut m, &mut v, &coeffs).unwrap();
-
-    assert_eq!(read(&found.0), p);
-    assert_eq!(read(&found.1), m);
-    assert_eq!(read(&found.2), v);
+    let formats = Formats { param: P::DTYPE, grad: G::DTYPE, ..formats("f32_f32") };
+    let (mut tensor, coeffs) = (Tensor::new(formats, &Inputs::random(3, 1030)), coeffs());
+    let (mut p, mut g, [mut m, mut v]) = slices::<P, G>(stream, &tensor);
+    let (p, g, m, v) = (&mut p.as_view_mut(), &mut g, &mut m.as_view_mut(), &mut v.as_view_mut());
+    cuda::step(kernels, stream, p, &g.as_view(), m, v, &coeffs).unwrap();
+    g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), g).unwrap();
+    let found = (copied(p), copied(m), copied(v));
+    tensor.step_flat(&coeffs).unwrap();
+    check_read(&found.0, &tensor.param);
+    check_read(&found.1, &tensor.exp_avg);
+    check_read(&found.2, &tensor.exp_avg_sq);
 }
 
-pub(crate) fn check_slices_with_copy<C, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
+pub(crate) fn check_slices_with_copy<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
-    C: bytemuck::Pod + DeviceRepr + HalfElement + PartialEq + std::fmt::Debug,
-    G: bytemuck::Pod + DeviceRepr + GradOf<f32> + GradOf<C>,
+    P: Pod + DeviceRepr + HalfElement + PartialEq + Debug,
+    G: Pod + DeviceRepr + GradOf<f32> + GradOf<P>,
 {
-    let inputs = Inputs::random(3, 1030);
-    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    let (mut p, g, mut c) = (inputs.p.clone(), narrow::<G>(&inputs.grad), narrow::<C>(&inputs.p));
-    let (mut m, mut v) = (inputs.m, inputs.v);
+    let formats = Formats { param: P::DTYPE, grad: G::DTYPE, ..formats("bf16_bf16_master") };
+    let (mut tensor, coeffs) = (Tensor::new(formats, &Inputs::random(3, 1030)), coeffs());
+    let (mut p, g, [mut m, mut v]) = slices::<P, G>(stream, &tensor);
+    let mut w = upload(stream.context(), tensor.master.as_mut().unwrap().floats());
+    let (p, w, m, v) = (&mut p.as_view_mut(), &mut w.as_view_mut(), &mut m.as_view_mut(), &mut v.as_view_mut());
+    cuda::step_with_copy(kernels, stream, w, p, &g.as_view(), m, v, &coeffs).unwrap();
+    let found = (copied(p), copied(m), copied(v), copied(w));
+    tensor.step_flat(&coeffs).unwrap();
+    check_read(&found.0, &tensor.param);
+    check_read(&found.1, &tensor.exp_avg);
+    check_read(&found.2, &tensor.exp_avg_sq);
+    check_read(&found.3, tensor.master.as_ref().unwrap());
+}
 
+type Slices<P, G> = (CudaSlice<P>, CudaSlice<G>, [CudaSlice<f32>; 2]);
+
+/// Parameters, gradients and moments, each on a stream of its own.
+fn slices<P: Pod + DeviceRepr + Element, G: Pod + DeviceRepr + Element>(
+    stream: &CudaStream,
+    tensor: &Tensor,
+) -> Slices<P, G> {
     let context = stream.context();
-    let (mut device_p, mut device_c) = (upload(context, &p), upload(context, &c));
-    let device_g = upload(context, &g);
-    let (mut device_m, mut device_v) = (upload(context, &m), upload(context, &v));
-    let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
-    let (masters, copy, grads) = (&mut device_p.as_view_mut(), &mut device_c.as_view_mut(), &device_g.as_view());
-    cuda::step_with_copy(kernels, stream, masters, copy, grads, views_m, views_v, &coeffs).unwrap();
-    let found = (copied(&device_p), copied(&device_c), copied(&device_m), copied(&device_v));
-    cpu::step_with_copy(&mut p, &mut c, &g, &mut m, &mut v, &coeffs).unwrap();
+    let moment = |values: &Values| upload(context, values.typed::<f32>().unwrap());
+    let (p, g) = (tensor.param.typed::<P>().unwrap(), tensor.grad.typed::<G>().unwrap());
+    (upload(context, p), upload(context, g), [moment(&tensor.exp_avg), moment(&tensor.exp_avg_sq)])
+}
 
-    assert_eq!(read(&found.0), p);
-    assert_eq!(read(&found.1), c);
-    assert_eq!(read(&found.2), m);
-    assert_eq!(read(&found.3), v);
+fn check_read<T: Pod + DeviceRepr + Element + PartialEq + Debug>(slice: &CudaSlice<T>, expected: &Values) {
+    assert_eq!(read(slice), expected.typed::<T>().unwrap());
+}
+
+fn coeffs() -> StepCoeffs {
+    DualAdamConfig::default().coeffs(1).unwrap()
 }
 
 /// A slice on a stream of its own.
@@ -162,8 +143,8 @@ pub(crate) fn upload<T: DeviceRepr>(context: &Arc<CudaContext>, values: &[T]) ->
 }
 
 /// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it after a step.
-pub(crate) fn copied<T: DeviceRepr>(slice: &CudaSlice<T>) -> CudaSlice<T> {
-    slice.try_clone().unwrap()
+pub(crate) fn copied<T: DeviceRepr>(slice: &impl DevicePtr<T>) -> CudaSlice<T> {
+    slice.stream().clone_dtod(slice).unwrap()
 }
 
 pub(crate) fn read<T: DeviceRepr>(slice: &CudaSlice<T>) -> Vec<T> {
@@ -176,26 +157,15 @@ pub(crate) fn read<T: DeviceRepr>(slice: &CudaSlice<T>) -> Vec<T> {
 fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
-    let Gpu { kernels, stream, .. } = gpu;
-    check_slices::<f32, f32>(kernels, stream);
-    check_slices::<f32, bf16>(kernels, stream);
-    check_slices::<f32, f16>(kernels, stream);
-    check_slices::<bf16, bf16>(kernels, stream);
-    check_slices::<bf16, f32>(kernels, stream);
-    check_slices::<f16, f16>(kernels, stream);
-    check_slices::<f16, f32>(kernels, stream);
-    check_slices_with_copy::<bf16, f32>(kernels, stream);
-    check_slices_with_copy::<bf16, bf16>(kernels, stream);
-    check_slices_with_copy::<f16, f32>(kernels, stream);
-    check_slices_with_copy::<f16, f16>(kernels, stream);
+    let checks: &[fn(&Kernels, &Arc<CudaStream>)] = &for_each_variant!(check_slices, check_slices_with_copy);
+    checks.iter().for_each(|check| check(&gpu.kernels, &gpu.stream));
 }
 
 /// A step is only enqueued; it waits for nothing, and the driver is asked for nothing that would.
 fn a_step_only_enqueues(gpu: &Gpu) {
-    let mut host = Host::new(COMBINATIONS[8], &Inputs::random(1, 5000), [0; 5], 0);
-    let device = host.upload(gpu);
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 5000);
     let config = DualAdamConfig::default();
-    gpu.kernels.prepare(COMBINATIONS[8].0, COMBINATIONS[8].1, COMBINATIONS[8].2).unwrap();
+    gpu.prepare("bf16_bf16_master").unwrap();
     let expected = [
         ("cuCtxGetCurrent", 5),
         ("cuLaunchKernel", 5),
@@ -206,13 +176,12 @@ fn a_step_only_enqueues(gpu: &Gpu) {
     gpu.calling_only(&expected, || {
         for step in 1..=5 {
             let coeffs = config.coeffs(step).unwrap();
-            // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-            unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) }.unwrap();
-            host.step(&[coeffs]);
+            gpu.step(&twin.raw(), &coeffs).unwrap();
+            twin.expect(&[coeffs]);
         }
     });
     if let Some(stand_in) = &gpu.stand_in {
         assert_eq!(stand_in.pending(), 5);
     }
-    device.assert_same(gpu, &host, "late");
+    twin.assert_same(gpu, "late");
 }

@@ -1,12 +1,17 @@
 //! The device: a context, a stream that waits for nobody, and memory. It is real, or the stand-in.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use dualadam::cuda::Kernels;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
+use dualadam::cuda::{DualAdam, Kernels, RawTensor, TensorList};
+use dualadam::{DualAdamConfig, Error, StepCoeffs, TensorLayout};
 use stand_in_cuda::client::StandIn;
+use testkit::variant::{Formats, formats};
+
+use super::twin::{self, Twin};
 
 /// Fields are dropped in this order: the stand-in last.
 ///
@@ -34,6 +39,37 @@ impl Gpu {
 
     pub(crate) fn raw_stream(&self) -> *mut c_void {
         self.stream.cu_stream().cast()
+    }
+
+    /// A flat step, enqueued.
+    pub(crate) fn step(&self, tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), Error> {
+        // SAFETY: what is not refused has buffers as long as the tensor, which nothing else uses; the stand-in checks each access.
+        unsafe { self.kernels.step_raw(tensor, coeffs, self.raw_stream()) }
+    }
+
+    /// A list's step, enqueued.
+    pub(crate) fn step_list(&self, list: &mut TensorList, sets: &[StepCoeffs]) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { list.step_raw(sets, self.raw_stream()) }
+    }
+
+    pub(crate) fn list(&self, twins: &[Twin]) -> TensorList {
+        TensorList::new(&self.kernels, &twin::raw(twins)).unwrap()
+    }
+
+    /// With one group of the default configuration.
+    pub(crate) fn optimizer(&self, layout: &[TensorLayout]) -> Result<DualAdam, Error> {
+        DualAdam::with_groups(&self.kernels, &self.stream, &[DualAdamConfig::default()], layout)
+    }
+
+    /// Loads the kernels of a variant.
+    pub(crate) fn prepare(&self, name: &str) -> Result<(), Error> {
+        prepare(&self.kernels, formats(name))
+    }
+
+    /// The stand-in, in tests that need it.
+    pub(crate) fn stand_in(&self) -> &StandIn {
+        self.stand_in.as_ref().unwrap()
     }
 
     /// Another context of the same device, as a program has it that does not use the primary one. What was current stays so.
@@ -84,14 +120,22 @@ impl Gpu {
 
     /// Does `work`, in which these driver functions are called, so often, and no others, as far as the stand-in sees.
     pub(crate) fn calling_only(&self, expected: &[(&str, u64)], work: impl FnOnce()) {
-        let Some(stand_in) = &self.stand_in else { return work() };
-        let before = stand_in.call_list();
-        work();
-        let mut calls = stand_in.call_list();
-        calls.iter_mut().for_each(|(name, count)| *count -= before.get(name).unwrap_or(&0));
-        calls.retain(|_, count| *count > 0);
+        if self.stand_in.is_none() {
+            return work();
+        }
+        let calls = self.calls_of(work);
         let calls: Vec<_> = calls.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         assert_eq!(calls, expected);
+    }
+
+    /// The driver functions that are called in `work`, as far as the stand-in sees, and how often.
+    pub(crate) fn calls_of(&self, work: impl FnOnce()) -> BTreeMap<String, u64> {
+        let before = self.stand_in().call_list();
+        work();
+        let mut calls = self.stand_in().call_list();
+        calls.iter_mut().for_each(|(name, count)| *count -= before.get(name).unwrap_or(&0));
+        calls.retain(|_, count| *count > 0);
+        calls
     }
 
     /// Nothing was launched so far, as far as the stand-in saw.
@@ -111,6 +155,12 @@ impl Drop for Memory {
         // SAFETY: a context is current; what uses the memory was waited for.
         let _ = unsafe { result::free_sync(self.address) };
     }
+}
+
+/// Loads the kernels of a variant.
+pub(crate) fn prepare(kernels: &Kernels, formats: Formats) -> Result<(), Error> {
+    let Formats { param, grad, master, .. } = formats;
+    kernels.prepare(master.unwrap_or(param), grad, master.map(|_| param))
 }
 
 /// The context that is current in this thread.

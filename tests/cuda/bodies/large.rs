@@ -7,15 +7,17 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ops::Range;
 
+use dualadam::DualAdamConfig;
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig};
-
-use crate::common::data::Inputs;
+use dualadam::cuda::{RawTensor, TensorList};
+use testkit::data::Inputs;
+use testkit::tensor::{NAMES, Tensor};
+use testkit::values::Values;
+use testkit::variant::{Formats, formats};
 
 use super::Body;
-use super::buffers::Host;
 use super::gpu::{Gpu, Memory};
+use super::twin::Twin;
 
 pub(crate) const TESTS: &[Body] = bodies!["large":
     periods_are_compared_to_the_end,
@@ -39,9 +41,6 @@ pub(crate) struct Large {
     pub(crate) period: usize,
 }
 
-const BF16: usize = 2;
-const SIZES: [usize; 4] = [BF16, BF16, 4, 4];
-const NAMES: [&str; 4] = ["p", "g", "m", "v"];
 /// What stands before and behind a buffer's elements.
 const FILL: u8 = 0x5a;
 const BEHIND: usize = 64;
@@ -51,11 +50,10 @@ const FEW: usize = 24;
 impl Large {
     /// A flat step; the buffers begin so many elements after an aligned address.
     pub(crate) fn flat_step(&self, gpu: &Gpu, offsets: [usize; 4]) {
-        let (mut host, config) = (self.host(), DualAdamConfig::default());
+        let mut host = self.host();
         let buffers = self.upload(gpu, &host, offsets);
-        let coeffs = config.coeffs(3).unwrap();
-        // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { gpu.kernels.step_raw(&self.raw(&buffers), &coeffs, gpu.raw_stream()) }.unwrap();
+        let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
+        gpu.step(&self.raw(&host, &buffers), &coeffs).unwrap();
         host.step(&[coeffs]);
         self.compare(gpu, &host, &buffers);
     }
@@ -64,54 +62,47 @@ impl Large {
     pub(crate) fn list_step(&self, gpu: &Gpu) {
         let mut host = self.host();
         let buffers = self.upload(gpu, &host, [0; 4]);
-        let small = |set| Host::new((Dtype::Bf16, Dtype::Bf16, None), &Inputs::random(5, 4100), [0; 5], set);
-        let mut hosts = [small(1), small(2)];
-        let devices = hosts.each_ref().map(|host| host.upload(gpu));
+        let small = |set| Twin::new(gpu, Tensor::padded(types(), &Inputs::random(5, 4100), [0; 5]).with_set(set));
+        let mut twins = [small(1), small(2)];
         let sets = [1, 2, 3].map(|step| DualAdamConfig::default().coeffs(step).unwrap());
-        let raw = [devices[0].raw(&hosts[0]), self.raw(&buffers), devices[1].raw(&hosts[1])];
-        let mut list = TensorList::new(&gpu.kernels, &raw).unwrap();
-        // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-        unsafe { list.step_raw(&sets, gpu.raw_stream()) }.unwrap();
+        let raw = [twins[0].raw(), self.raw(&host, &buffers), twins[1].raw()];
+        gpu.step_list(&mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets).unwrap();
         host.step(&sets);
         self.compare(gpu, &host, &buffers);
-        for (host, device) in hosts.iter_mut().zip(&devices) {
-            host.step(&sets);
-            device.assert_same(gpu, host, "a small tensor beside");
+        for twin in &mut twins {
+            twin.expect(&sets);
+            twin.assert_same(gpu, "a small tensor beside");
         }
     }
 
     /// One period.
-    fn host(&self) -> Host {
-        Host::new((Dtype::Bf16, Dtype::Bf16, None), &Inputs::random(3, self.period), [0; 5], 0)
+    fn host(&self) -> Tensor {
+        Tensor::new(types(), &Inputs::random(3, self.period))
     }
 
-    fn upload(&self, gpu: &Gpu, host: &Host, offsets: [usize; 4]) -> [Repeated; 4] {
-        let of = |i: usize| {
-            let (size, pattern) = (SIZES[i], &host.buffers[i].bytes()[..self.period * SIZES[i]]);
-            Repeated::new(gpu, pattern, offsets[i] * size, self.len as usize * size)
+    fn upload(&self, gpu: &Gpu, host: &Tensor, offsets: [usize; 4]) -> Vec<Repeated> {
+        let of = |(values, offset): (&Values, usize)| {
+            let size = values.dtype().size();
+            Repeated::new(gpu, values.bytes(), offset * size, self.len as usize * size)
         };
-        [0, 1, 2, 3].map(of)
+        host.buffers().into_iter().zip(offsets).map(of).collect()
     }
 
-    fn raw(&self, [p, g, m, v]: &[Repeated; 4]) -> RawTensor {
-        let bf16_at = |buffer: &Repeated| RawBuffer { address: buffer.address(), dtype: Dtype::Bf16 };
-        RawTensor {
-            params: bf16_at(p),
-            grads: bf16_at(g),
-            exp_avg: m.address(),
-            exp_avg_sq: v.address(),
-            copy: None,
-            len: self.len,
-            set: 0,
-        }
+    fn raw(&self, host: &Tensor, buffers: &[Repeated]) -> RawTensor {
+        let mut addresses = [0; 5];
+        buffers.iter().zip(&mut addresses).for_each(|(buffer, address)| *address = buffer.address());
+        RawTensor { len: self.len, ..host.raw_at(addresses) }
     }
 
-    fn compare(&self, gpu: &Gpu, expected: &Host, buffers: &[Repeated; 4]) {
-        for i in 0..4 {
-            let expected = &expected.buffers[i].bytes()[..self.period * SIZES[i]];
-            buffers[i].assert_repeats(gpu, expected, SIZES[i], NAMES[i]);
+    fn compare(&self, gpu: &Gpu, expected: &Tensor, buffers: &[Repeated]) {
+        for ((buffer, values), name) in buffers.iter().zip(expected.buffers()).zip(NAMES) {
+            buffer.assert_repeats(gpu, values.bytes(), values.dtype().size(), name);
         }
     }
+}
+
+fn types() -> Formats {
+    formats("bf16_bf16")
 }
 
 /// Device memory that repeats a pattern, with filling around.

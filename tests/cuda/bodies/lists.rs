@@ -1,16 +1,19 @@
 //! Lists of tensors.
 
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{DualAdamConfig, Error, StepCoeffs};
-
-use crate::common::data::{Inputs, configs};
+use dualadam::cuda::{RawTensor, TensorList};
+use dualadam::{DualAdamConfig, StepCoeffs};
+use testkit::data::Inputs;
+use testkit::laws::{self, all_sets, by_cpu};
+use testkit::refused;
+use testkit::tensor::{Tensor, map_addresses};
+use testkit::variant::{Variant, formats};
 
 use super::Body;
-use super::buffers::{COMBINATIONS, Device, Host};
 use super::gpu::{Gpu, Memory};
+use super::graphs::capture;
+use super::twin::{self, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["lists":
     a_list_of_everything_has_the_bits_of_the_cpu,
@@ -24,46 +27,44 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     lists_of_thousands_of_tensors_have_the_bits_of_the_cpu,
 ];
 
-/// Tensors of all combinations, some of them empty, on host and device.
-pub(crate) struct Model {
-    pub(crate) hosts: Vec<Host>,
-    devices: Vec<Device>,
-}
+/// Tensors of all variants, some of them empty, on host and device.
+pub(crate) struct Model(pub(crate) Vec<Twin>);
 
 impl Model {
-    /// One tensor of each size, with types in turns and each with the set that `set` names.
+    /// One tensor of each size, with variants in turns and each with the set that `set` names.
     pub(crate) fn new(gpu: &Gpu, sizes: &[usize], set: impl Fn(usize) -> usize) -> Self {
-        let host = |(i, &size): (usize, &usize)| {
-            let offsets = [i % 3, i % 4, i % 2, 0, i % 5];
-            Host::new(COMBINATIONS[i % COMBINATIONS.len()], &Inputs::random(i as u64, size), offsets, set(i))
-        };
-        let hosts: Vec<_> = sizes.iter().enumerate().map(host).collect();
-        let devices = hosts.iter().map(|host| host.upload(gpu)).collect();
-        Self { hosts, devices }
+        Self(Twin::all(gpu, laws::mixed(sizes, set)))
     }
 
     pub(crate) fn raw(&self) -> Vec<RawTensor> {
-        self.devices.iter().zip(&self.hosts).map(|(device, host)| device.raw(host)).collect()
+        twin::raw(&self.0)
     }
 
-    pub(crate) fn step(&mut self, sets: &[StepCoeffs]) {
-        self.hosts.iter_mut().for_each(|host| host.step(sets));
+    pub(crate) fn list(&self, gpu: &Gpu) -> TensorList {
+        gpu.list(&self.0)
     }
 
+    /// The step on the device, and on the CPU.
+    pub(crate) fn step(&mut self, gpu: &Gpu, list: &mut TensorList, sets: &[StepCoeffs]) {
+        gpu.step_list(list, sets).unwrap();
+        self.0.iter_mut().for_each(|twin| twin.expect(sets));
+    }
+
+    #[track_caller]
     pub(crate) fn assert_same(&self, gpu: &Gpu, what: &str) {
-        for (i, (device, host)) in self.devices.iter().zip(&self.hosts).enumerate() {
-            device.assert_same(gpu, host, &format!("{what}, tensor {i}"));
-        }
+        twin::assert_all_same(gpu, &self.0, what);
     }
 }
 
-pub(crate) fn step(gpu: &Gpu, list: &mut TensorList, sets: &[StepCoeffs]) {
-    // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-    unsafe { list.step_raw(sets, gpu.raw_stream()) }.unwrap();
-}
-
-pub(crate) fn all_sets() -> Vec<StepCoeffs> {
-    configs().iter().map(|(config, step)| config.coeffs(*step).unwrap()).collect()
+/// All tensors in one list.
+fn list(gpu: &Gpu) -> impl Fn(&mut [Tensor], &[StepCoeffs]) {
+    |tensors, sets| {
+        let twins = Twin::all(gpu, tensors.iter().cloned());
+        let mut list = gpu.list(&twins);
+        assert_eq!(list.len(), tensors.len());
+        gpu.step_list(&mut list, sets).unwrap();
+        tensors.iter_mut().zip(&twins).for_each(|(tensor, twin)| *tensor = twin.found(gpu));
+    }
 }
 
 /// Sizes around every edge, several chunks, and empty tensors everywhere.
@@ -73,49 +74,28 @@ const SIZES: [usize; 40] = [
 ];
 
 fn a_list_of_everything_has_the_bits_of_the_cpu(gpu: &Gpu) {
-    let sets = all_sets();
-    let mut model = Model::new(gpu, &SIZES, |i| i % sets.len());
-    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
-    assert_eq!(list.len(), SIZES.len());
-    for round in 0..2 {
-        step(gpu, &mut list, &sets);
-        model.step(&sets);
-        model.assert_same(gpu, &format!("round {round}"));
-    }
+    laws::lists(&list(gpu), &by_cpu, &SIZES);
     gpu.assert_clean();
     if let Some(stand_in) = &gpu.stand_in {
         let lists = stand_in.launches();
-        assert_eq!(lists.len(), 2 * COMBINATIONS.len(), "one launch for each combination: {lists:?}");
+        assert_eq!(lists.len(), Variant::all().count(), "one launch for each variant: {lists:?}");
     }
 }
 
-/// Every combination alone, over sizes, with special values.
+/// Every variant alone, over sizes, with special values.
 fn lists_of_special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
-    let sets = all_sets();
-    for types in COMBINATIONS {
-        let special = Inputs::special();
-        let mut hosts: Vec<_> =
-            (0..sets.len()).map(|set| Host::new(types, &special, [set % 4, 0, 0, 0, 1], set)).collect();
-        let devices: Vec<_> = hosts.iter().map(|host| host.upload(gpu)).collect();
-        let raw: Vec<_> = devices.iter().zip(&hosts).map(|(device, host)| device.raw(host)).collect();
-        step(gpu, &mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets);
-        for (device, host) in devices.iter().zip(&mut hosts) {
-            host.step(&sets);
-            device.assert_same(gpu, host, &format!("{types:?}, set {}", host.set));
-        }
-    }
+    laws::values(&list(gpu), &by_cpu, &Inputs::special(), &all_sets());
 }
 
 fn more_sets_than_fit_in_an_argument(gpu: &Gpu) {
     for count in [95, 96, 97, 200] {
         let sizes: Vec<_> = (0..count).map(|i| i % 7).collect();
         let mut model = Model::new(gpu, &sizes, |i| count - 1 - i);
-        let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+        let mut list = model.list(gpu);
         for round in 1..=6 {
             let config = |i: usize| DualAdamConfig::default().with_lr(1e-3 * (i + 1) as f64);
             let sets: Vec<_> = (0..count).map(|i| config(i).coeffs(round).unwrap()).collect();
-            step(gpu, &mut list, &sets);
-            model.step(&sets);
+            model.step(gpu, &mut list, &sets);
         }
         model.assert_same(gpu, &format!("{count} sets"));
     }
@@ -125,30 +105,25 @@ fn more_sets_than_fit_in_an_argument(gpu: &Gpu) {
 fn changes_travel_in_order_and_late(gpu: &Gpu) {
     let sets = all_sets();
     let mut model = Model::new(gpu, &SIZES, |_| 0);
-    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    let mut list = model.list(gpu);
     let mut retired = vec![];
     for round in 0..12_usize {
         // Every third tensor gets a gradient elsewhere, every fifth a set.
-        for i in 0..model.hosts.len() {
-            let host = &mut model.hosts[i];
+        for (i, twin) in model.0.iter_mut().enumerate() {
             if (i + round) % 3 == 0 {
-                let fresh = Inputs::random((1000 * round + i) as u64, host.len);
-                let types = COMBINATIONS[i % COMBINATIONS.len()];
-                let gradient = Host::new(types, &fresh, host.offsets, 0).buffers[1].clone();
-                let moved = Memory { address: late_memory(gpu, gradient.bytes()) };
-                retired.push(std::mem::replace(&mut model.devices[i].memory[1], moved));
-                host.buffers[1] = gradient;
+                twin.host.set_grads(&Inputs::random((1000 * round + i) as u64, twin.host.len()).grad);
+                let moved = Memory { address: late_memory(gpu, twin.host.grad.bytes()) };
+                retired.push(std::mem::replace(&mut twin.memory[1], moved));
             }
             if (i + round) % 5 == 0 {
-                host.set = round % sets.len();
+                twin.host.set = round % sets.len();
             }
         }
         list.update(&model.raw()).unwrap();
-        step(gpu, &mut list, &sets);
-        model.step(&sets);
+        model.step(gpu, &mut list, &sets);
     }
     if let Some(stand_in) = &gpu.stand_in {
-        assert!(stand_in.pending() > 3 * COMBINATIONS.len() as u64, "steps were enqueued, and have not run");
+        assert!(stand_in.pending() > 3 * Variant::all().count() as u64, "steps were enqueued, and have not run");
     }
     model.assert_same(gpu, "changing");
 }
@@ -168,18 +143,18 @@ fn late_memory(gpu: &Gpu, content: &[u8]) -> u64 {
 fn tensors_without_gradients_are_left_alone(gpu: &Gpu) {
     let sets = all_sets();
     let mut model = Model::new(gpu, &SIZES, |i| i % 3);
-    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    let mut list = model.list(gpu);
     for round in 0..5 {
         let mut raw = model.raw();
         for (i, tensor) in raw.iter_mut().enumerate() {
             if (i + round) % 2 == 0 {
                 tensor.grads.address = 0;
             } else {
-                model.hosts[i].step(&sets);
+                model.0[i].expect(&sets);
             }
         }
         list.update(&raw).unwrap();
-        step(gpu, &mut list, &sets);
+        gpu.step_list(&mut list, &sets).unwrap();
     }
     model.assert_same(gpu, "partly");
 }
@@ -187,15 +162,14 @@ fn tensors_without_gradients_are_left_alone(gpu: &Gpu) {
 fn unchanged_lists_only_launch(gpu: &Gpu) {
     let sets = all_sets();
     let mut model = Model::new(gpu, &[5000, 0, 17], |i| i);
-    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    let mut list = model.list(gpu);
     // A change is sent once.
-    model.hosts[2].set = 5;
+    model.0[2].host.set = 5;
     let raw = model.raw();
     list.update(&raw).unwrap();
-    step(gpu, &mut list, &sets);
-    model.step(&sets);
+    model.step(gpu, &mut list, &sets);
     gpu.context.synchronize().unwrap();
-    // Of three combinations one has an empty tensor only.
+    // Of three variants one has an empty tensor only.
     let expected = [
         ("cuCtxGetCurrent", 3),
         ("cuEventRecord", 3),
@@ -207,8 +181,7 @@ fn unchanged_lists_only_launch(gpu: &Gpu) {
     gpu.calling_only(&expected, || {
         for _ in 0..3 {
             list.update(&raw).unwrap();
-            step(gpu, &mut list, &sets);
-            model.step(&sets);
+            model.step(gpu, &mut list, &sets);
         }
     });
     if let Some(stand_in) = &gpu.stand_in {
@@ -220,57 +193,42 @@ fn unchanged_lists_only_launch(gpu: &Gpu) {
 
 fn gradients_may_share_memory(gpu: &Gpu) {
     let sets = all_sets();
-    let inputs = Inputs::random(1, 300);
-    let mut hosts = [0, 1].map(|set| Host::new(COMBINATIONS[0], &inputs, [0; 5], set));
-    let devices = hosts.each_ref().map(|host| host.upload(gpu));
-    let mut raw = [0, 1].map(|i| devices[i].raw(&hosts[i]));
+    let twins =
+        [0, 1].map(|set| Twin::new(gpu, Tensor::new(formats("f32_f32"), &Inputs::random(1, 300)).with_set(set)));
+    let mut raw = twins.each_ref().map(Twin::raw);
     raw[1].grads = raw[0].grads;
-    step(gpu, &mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets);
-    for (host, device) in hosts.iter_mut().zip(&devices) {
-        host.step(&sets);
-        device.assert_same(gpu, host, "shared");
+    gpu.step_list(&mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets).unwrap();
+    for mut twin in twins {
+        twin.expect(&sets);
+        twin.assert_same(gpu, "shared");
     }
 }
 
 /// What copies from memory that is used again must not become part of a graph.
 /// The list's and the flat step in one graph, with changes in between; and with more sets than fit in an argument.
 fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
-    let mut host = Host::new(COMBINATIONS[0], &Inputs::random(1, 100), [0; 5], 0);
-    let device = host.upload(gpu);
-    let mut raw = device.raw(&host);
+    let mut twin = Twin::of(gpu, "f32_f32", 100);
+    let mut raw = twin.raw();
     let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
     let coeffs = |step| DualAdamConfig::default().coeffs(step).unwrap();
     let flat_coeffs = DualAdamConfig::adam().coeffs(2).unwrap();
-    let many: Vec<_> = (1..=97).map(coeffs).collect();
-
     // Loads what the flat step needs.
-    // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-    unsafe { gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()) }.unwrap();
-    host.step(&[flat_coeffs]);
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
-    // SAFETY: as above.
-    unsafe {
-        list.step_raw(&[coeffs(1)], gpu.raw_stream()).unwrap();
-        gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
+    gpu.step(&raw, &flat_coeffs).unwrap();
+    twin.expect(&[flat_coeffs]);
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        gpu.step_list(&mut list, &[coeffs(1)]).unwrap();
+        gpu.step(&raw, &flat_coeffs).unwrap();
         raw.set = 1;
         list.update(&[raw]).unwrap();
-        list.step_raw(&[coeffs(1), coeffs(7)], gpu.raw_stream()).unwrap();
-    }
-    let graph = gpu
-        .stream
-        .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
-        .unwrap()
-        .unwrap();
+        gpu.step_list(&mut list, &[coeffs(1), coeffs(7)]).unwrap();
+    });
     for _ in 0..2 {
         graph.launch().unwrap();
-        [coeffs(1), flat_coeffs, coeffs(7)].into_iter().for_each(|coeffs| host.step(&[coeffs]));
+        [coeffs(1), flat_coeffs, coeffs(7)].into_iter().for_each(|coeffs| twin.expect(&[coeffs]));
     }
-    device.assert_same(gpu, &host, "replayed");
-    assert!(matches!(
-        // SAFETY: refused before anything is launched.
-        unsafe { list.step_raw(&many, gpu.raw_stream()) },
-        Err(Error::TooMany { list: "sets", limit: 96, actual: 97 })
-    ));
+    twin.assert_same(gpu, "replayed");
+    let many: Vec<_> = (1..=97).map(coeffs).collect();
+    refused::too_many(gpu.step_list(&mut list, &many), "sets", 96, 97);
 }
 
 /// More tensors, and more chunks, than a block looks ahead.
@@ -278,31 +236,16 @@ fn lists_of_thousands_of_tensors_have_the_bits_of_the_cpu(gpu: &Gpu) {
     const LEN: usize = 3;
     let count = 4200;
     let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
-    for types in [COMBINATIONS[0], COMBINATIONS[8]] {
-        let mut host = Host::new(types, &Inputs::random(1, LEN * count), [0; 5], 0);
-        let device = host.upload(gpu);
-        let whole = device.raw(&host);
+    for name in ["f32_f32", "bf16_bf16_master"] {
+        let mut twin = Twin::of(gpu, name, LEN * count);
+        let whole = twin.raw();
         let part = |i: usize| {
-            let at = |buffer: RawBuffer| RawBuffer {
-                address: buffer.address + (LEN * i * buffer.dtype.size()) as u64,
-                ..buffer
-            };
-            let moment = |address: u64| address + (LEN * i * size_of::<f32>()) as u64;
-            RawTensor {
-                params: at(whole.params),
-                grads: at(whole.grads),
-                exp_avg: moment(whole.exp_avg),
-                exp_avg_sq: moment(whole.exp_avg_sq),
-                copy: whole.copy.map(at),
-                len: LEN as u64,
-                set: 0,
-            }
+            let start = |address: u64, size: usize| address + (LEN * i * size) as u64;
+            RawTensor { len: LEN as u64, ..map_addresses(whole, start) }
         };
-        let tensors: Vec<_> = (0..count).map(part).collect();
-        let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
-        // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-        unsafe { list.step_raw(&coeffs, gpu.raw_stream()) }.unwrap();
-        host.step(&coeffs);
-        device.assert_same(gpu, &host, &format!("{types:?}"));
+        let mut list = TensorList::new(&gpu.kernels, &(0..count).map(part).collect::<Vec<_>>()).unwrap();
+        gpu.step_list(&mut list, &coeffs).unwrap();
+        twin.expect(&coeffs);
+        twin.assert_same(gpu, name);
     }
 }

@@ -9,8 +9,7 @@ macro_rules! bodies {
 }
 
 pub(crate) mod bad_input;
-pub(crate) mod buffers;
-mod captures;
+pub(crate) mod captures;
 pub(crate) mod control;
 pub(crate) mod flat;
 pub(crate) mod gpu;
@@ -21,6 +20,7 @@ pub(crate) mod owner;
 mod repeats;
 mod streams;
 mod tour;
+pub(crate) mod twin;
 
 use gpu::Gpu;
 

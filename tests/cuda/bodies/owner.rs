@@ -1,18 +1,17 @@
 //! The owning optimizer against the CPU's.
 
-use dualadam::cuda::{DualAdam, Kernels, TensorList, cudarc};
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::half::{bf16, f16};
-use dualadam::{DualAdamConfig, Element, Error, State, SwitchSchedule, TensorLayout, WeightDecay, cpu};
-
-use cudarc::driver::sys::CUgraphInstantiate_flags;
-use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
-
-use crate::common::data::{Inputs, narrow};
+use dualadam::{DualAdamConfig, Element, State, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+use testkit::data::{Inputs, narrow};
+use testkit::refused;
 
 use super::Body;
 use super::flat::{copied, read, upload};
 use super::gpu::Gpu;
+use super::graphs::capture;
+use super::twin::Models;
 
 pub(crate) const TESTS: &[Body] = bodies!["owner":
     a_run_has_the_bits_of_the_cpu_across_backends,
@@ -25,8 +24,6 @@ pub(crate) const TESTS: &[Body] = bodies!["owner":
     an_optimizer_of_nothing_works,
 ];
 
-const LENS: [usize; 5] = [5000, 0, 33, 1030, 7];
-
 fn groups() -> [DualAdamConfig; 2] {
     let schedule = SwitchSchedule::linear_until(4);
     let decayed = DualAdamConfig::default().with_lr(1e-2).with_weight_decay(WeightDecay::Decoupled(0.1));
@@ -34,134 +31,34 @@ fn groups() -> [DualAdamConfig; 2] {
 }
 
 /// f32 alone, empty, bf16 alone, bf16 with masters, f16 with masters.
-fn layout() -> [TensorLayout; 5] {
-    let [a, b, c, d, e] = LENS.map(TensorLayout::new);
-    [a, b, c.in_group(1), d.with_master(), e.in_group(1).with_master()]
-}
-
-/// A buffer on the device with these values. Where there is none, the buffer has an element nevertheless, since CUDA has no empty ones.
-fn device<T: Copy + DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
-    if values.is_empty() { gpu.stream.alloc_zeros(1).unwrap() } else { gpu.stream.clone_htod(values).unwrap() }
-}
-
-/// The parameters of the model, on the CPU and on the device, and the CPU's optimizer.
-pub(crate) struct Model {
-    f32s: [Vec<f32>; 2],
-    bf16s: [Vec<bf16>; 2],
-    f16s: Vec<f16>,
-    device_f32s: [CudaSlice<f32>; 2],
-    device_bf16s: [CudaSlice<bf16>; 2],
-    device_f16s: CudaSlice<f16>,
-    pub(crate) cpu: cpu::DualAdam,
-}
-
-impl Model {
-    pub(crate) fn new(gpu: &Gpu) -> Self {
-        let values = LENS.map(|len| Inputs::random(len as u64, len).p);
-        let f32s = [values[0].clone(), values[1].clone()];
-        let bf16s = [narrow::<bf16>(&values[2]), narrow::<bf16>(&values[3])];
-        let f16s = narrow::<f16>(&values[4]);
-        Self {
-            device_f32s: f32s.each_ref().map(|values| device(gpu, values)),
-            device_bf16s: bf16s.each_ref().map(|values| device(gpu, values)),
-            device_f16s: device(gpu, &f16s),
-            f32s,
-            bf16s,
-            f16s,
-            cpu: cpu::DualAdam::with_groups(&groups(), &layout()).unwrap(),
-        }
-    }
-
-    /// One step of both optimizers. Tensor i has no gradient in the rounds that `missing` says.
-    pub(crate) fn step(
-        &mut self,
-        gpu: &Gpu,
-        optimizer: &mut DualAdam,
-        round: u64,
-        missing: impl Fn(usize) -> bool,
-    ) -> Result<(), Error> {
-        let grads = LENS.map(|len| Inputs::random(1000 + 7 * round + len as u64, len).grad);
-        let half = narrow::<bf16>(&grads[2]);
-        let (device_half, device) = (device(gpu, &half), grads.each_ref().map(|grads| device(gpu, grads)));
-        let on_cpu: [cpu::Grads<'_>; 5] =
-            [(&grads[0]).into(), (&grads[1]).into(), (&half).into(), (&grads[3]).into(), (&grads[4]).into()];
-        let on_device: [dualadam::cuda::Grads<'_>; 5] = [
-            (&device[0]).into(),
-            device[1].slice(..0).into(),
-            (&device_half).into(),
-            (&device[3]).into(),
-            (&device[4]).into(),
-        ];
-        let mut tensors = 0..;
-        let on_cpu = on_cpu.map(|grads| (!missing(tensors.next().unwrap())).then_some(grads));
-        let mut tensors = 0..;
-        let on_device = on_device.map(|grads| (!missing(tensors.next().unwrap())).then_some(grads));
-
-        let [a, b] = &mut self.device_f32s;
-        let [c, d] = &mut self.device_bf16s;
-        let empty = b.slice_mut(..0).into();
-        let mut params = [a.into(), empty, c.into(), d.into(), (&mut self.device_f16s).into()];
-        optimizer.step_scaled(&mut params, &on_device, 0.5)?;
-
-        let [a, b] = &mut self.f32s;
-        let [c, d] = &mut self.bf16s;
-        let mut params = [a.into(), b.into(), c.into(), d.into(), (&mut self.f16s).into()];
-        self.cpu.step_scaled(&mut params, &on_cpu, 0.5).unwrap();
-        Ok(())
-    }
-
-    pub(crate) fn assert_same(&self, gpu: &Gpu, optimizer: &DualAdam) {
-        let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
-        assert_eq!(found.groups, expected.groups);
-        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
-            assert_same(&format!("exp_avg of {i}"), &found.exp_avg, &expected.exp_avg);
-            assert_same(&format!("exp_avg_sq of {i}"), &found.exp_avg_sq, &expected.exp_avg_sq);
-            let [found_master, expected_master] =
-                [found, expected].map(|tensor| tensor.master.as_deref().unwrap_or(&[]));
-            assert_same(&format!("masters of {i}"), found_master, expected_master);
-            assert_eq!((found.step, found.master_is_set), (expected.step, expected.master_is_set), "tensor {i}");
-        }
-        for (device, host) in self.device_f32s.iter().zip(&self.f32s) {
-            assert_eq!(gpu.stream.clone_dtoh(device).unwrap()[..host.len()], *host);
-        }
-        for (device, host) in self.device_bf16s.iter().zip(&self.bf16s) {
-            assert_eq!(gpu.stream.clone_dtoh(device).unwrap(), *host);
-        }
-        assert_eq!(gpu.stream.clone_dtoh(&self.device_f16s).unwrap(), self.f16s);
-    }
-}
-
-/// Without printing thousands of numbers.
-fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let differs = |(_, (a, b)): &(usize, (&f32, &f32))| a.to_bits() != b.to_bits();
-    let first = found.iter().zip(expected).enumerate().find(differs);
-    assert!(first.is_none(), "{what}: {first:?}");
-}
-
-pub(crate) fn optimizer(gpu: &Gpu) -> Result<DualAdam, Error> {
-    DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout())
+pub(crate) fn models(gpu: &Gpu) -> Models {
+    let specs = [
+        ("f32_f32", 5000, 0),
+        ("f32_f32", 0, 0),
+        ("bf16_bf16", 33, 1),
+        ("bf16_f32_master", 1030, 0),
+        ("f16_f32_master", 7, 1),
+    ];
+    Models::new(&gpu.stream, &groups(), &specs).with_multiplier(0.5)
 }
 
 /// Ten steps through the switch, with gradients missing here and there, saved and resumed on the other backend in between.
 fn a_run_has_the_bits_of_the_cpu_across_backends(gpu: &Gpu) {
     let folder = tempfile::tempdir().unwrap();
     let (from_cpu, from_device) = (folder.path().join("cpu"), folder.path().join("device"));
-    let mut model = Model::new(gpu);
-    let mut optimizer = optimizer(gpu).unwrap();
+    let mut models = models(gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
     for round in 0..10 {
-        model
-            .step(gpu, &mut optimizer, round, |tensor| round != 3 && (tensor as u64 + round).is_multiple_of(4))
-            .unwrap();
-        model.assert_same(gpu, &optimizer);
+        models.step(&mut optimizer, round, |tensor| round != 3 && (tensor as u64 + round).is_multiple_of(4));
+        models.assert_same(&optimizer, &format!("round {round}"));
         if round == 5 {
-            model.cpu.save(&from_cpu).unwrap();
+            models.cpu.save(&from_cpu).unwrap();
             optimizer.save(&from_device).unwrap();
             assert_eq!(std::fs::read(&from_cpu).unwrap(), std::fs::read(&from_device).unwrap());
-            let mut resumed = self::optimizer(gpu).unwrap();
+            let mut resumed = models.optimizer(&gpu.kernels);
             resumed.load(&from_cpu).unwrap();
             optimizer = resumed;
-            model.cpu.load(&from_device).unwrap();
+            models.cpu.load(&from_device).unwrap();
         }
         if round == 7 {
             let state = State::load(&from_cpu).unwrap();
@@ -173,34 +70,30 @@ fn a_run_has_the_bits_of_the_cpu_across_backends(gpu: &Gpu) {
 }
 
 fn schedulers_and_foreign_moments_work_as_on_the_cpu(gpu: &Gpu) {
-    let mut model = Model::new(gpu);
-    let mut optimizer = optimizer(gpu).unwrap();
-    let moments = Inputs::random(5, LENS[3]);
+    let mut models = models(gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    let moments = Inputs::random(5, 1030);
     optimizer.set_moments(3, 41, &moments.m, &moments.v).unwrap();
-    model.cpu.set_moments(3, 41, &moments.m, &moments.v).unwrap();
+    models.cpu.set_moments(3, 41, &moments.m, &moments.v).unwrap();
     for round in 0..4 {
         for group in 0..2 {
             let config = optimizer.config(group).unwrap().with_lr(0.01 * round as f64).with_betas(0.8, 0.99);
             optimizer.set_config(group, config).unwrap();
-            model.cpu.set_config(group, config).unwrap();
+            models.cpu.set_config(group, config).unwrap();
         }
         optimizer.set_lr(1, 0.5).unwrap();
-        model.cpu.set_lr(1, 0.5).unwrap();
-        model.step(gpu, &mut optimizer, round, |tensor| tensor == 4 && round < 2).unwrap();
+        models.cpu.set_lr(1, 0.5).unwrap();
+        models.step(&mut optimizer, round, |tensor| tensor == 4 && round < 2);
     }
-    model.assert_same(gpu, &optimizer);
+    models.assert_same(&optimizer, "after four rounds");
 }
 
 /// After the first step, a step with the same buffers allocates nothing, waits for nothing and launches only.
 fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[3000, 1, 100]).unwrap();
-    let values = |len| vec![0.5_f32; len];
-    let mut params = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
-    let grads = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
-    let mut step = || {
-        let mut params = params.each_mut().map(|params| params.into());
-        optimizer.step(&mut params, &grads.each_ref().map(|grads| Some(grads.into()))).unwrap();
-    };
+    let specs = [3000, 1, 100].map(|len| ("f32_f32", len, 0));
+    let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &specs);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    let mut step = || models.launch(&mut optimizer, |_| false).unwrap();
     (0..3).for_each(|_| step());
     // The entries' context is current already, and is only asked for.
     let expected = [
@@ -217,31 +110,16 @@ fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
 
 /// What an optimizer does but once cannot become part of a graph; its other steps can.
 fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
-    let layout = [TensorLayout::new(40).with_master()];
-    let mut optimizer =
-        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
-    let mut params = device(gpu, &[bf16::ONE; 40]);
-    let grads = device(gpu, &[1.0_f32; 40]);
-    let mut step = || optimizer.step(&mut [(&mut params).into()], &[Some((&grads).into())]);
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    assert!(matches!(step(), Err(Error::Captured { .. })));
-    let _ = gpu.stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
+    let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &[("bf16_f32_master", 40, 0)]);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    let mut step = || models.launch(&mut optimizer, |_| false);
+    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || refused::captured(step())));
     step().unwrap();
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    step().unwrap();
-    let graph = gpu
-        .stream
-        .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
-        .unwrap()
-        .unwrap();
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || step().unwrap());
     graph.launch().unwrap();
     drop(graph);
-    let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
-    let mut expected = [bf16::ONE; 40];
-    for _ in 0..2 {
-        on_cpu.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32; 40]).into())]).unwrap();
-    }
-    assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
+    (0..2).for_each(|_| models.expect(|_| false));
+    models.assert_same(&optimizer, "replayed");
 }
 
 /// Masters are the exact values of their parameters, the rarest ones too.
@@ -272,8 +150,7 @@ fn steps_are_ordered_with_the_buffers_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let layout = [TensorLayout::new(300), TensorLayout::new(40).with_master()];
-    let mut optimizer =
-        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    let mut optimizer = gpu.optimizer(&layout).unwrap();
     let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
     let (mut p, mut q) = (Inputs::random(1, 300).p, narrow::<bf16>(&Inputs::random(2, 40).p));
     let (mut device_p, mut device_q) = (upload(&gpu.context, &p), upload(&gpu.context, &q));
@@ -300,7 +177,7 @@ fn what_is_owned_can_move_to_another_thread(_: &Gpu) {
 }
 
 fn an_optimizer_of_nothing_works(gpu: &Gpu) {
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[]).unwrap();
+    let mut optimizer = gpu.optimizer(&[]).unwrap();
     optimizer.step(&mut [], &[]).unwrap();
     assert!(optimizer.state().unwrap().tensors.is_empty());
 }

@@ -2,19 +2,19 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
+use dualadam::DualAdamConfig;
+use dualadam::cuda::Kernels;
+use dualadam::cuda::cudarc::driver::CudaStream;
 use dualadam::cuda::cudarc::driver::result::stream::{self as driver_stream, StreamKind};
-use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::half::bf16;
-use dualadam::{DualAdamConfig, TensorLayout, cpu};
-
-use crate::common::data::Inputs;
+use testkit::laws::{self, all_sets};
 
 use super::Body;
-use super::buffers::{COMBINATIONS, Host};
 use super::flat::{check_slices, check_slices_with_copy};
 use super::gpu::Gpu;
-use super::lists::{Model, all_sets};
+use super::twin::{self, Models, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["streams":
     foreign_streams_are_borrowed,
@@ -25,43 +25,38 @@ pub(crate) const TESTS: &[Body] = bodies!["streams":
 /// A flat step and a list's on a stream that is known by its handle only.
 fn check_handle(gpu: &Gpu, stream: *mut c_void) {
     let sets = all_sets();
-    let mut host = Host::new(COMBINATIONS[8], &Inputs::random(1, 3000), [0; 5], 0);
-    let device = host.upload(gpu);
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 3000);
     // SAFETY: the stream is live, the buffers are as long as the tensor, and nothing else uses them.
-    unsafe { gpu.kernels.step_raw(&device.raw(&host), &sets[0], stream) }.unwrap();
-    host.step(&sets);
-    device.assert_same(gpu, &host, "flat");
+    unsafe { gpu.kernels.step_raw(&twin.raw(), &sets[0], stream) }.unwrap();
+    twin.expect(&sets);
+    twin.assert_same(gpu, "flat");
 
-    let mut model = Model::new(gpu, &[0, 5000, 17, 1024, 3], |i| i);
-    let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+    let mut twins = Twin::all(gpu, laws::mixed(&[0, 5000, 17, 1024, 3], |i| i));
     // SAFETY: as above.
-    unsafe { list.step_raw(&sets, stream) }.unwrap();
-    model.step(&sets);
-    model.assert_same(gpu, "list");
+    unsafe { gpu.list(&twins).step_raw(&sets, stream) }.unwrap();
+    twins.iter_mut().for_each(|twin| twin.expect(&sets));
+    twin::assert_all_same(gpu, &twins, "list");
 }
 
-/// The owner's steps on a stream that cudarc did not make.
-fn check_owner(gpu: &Gpu, stream: *mut c_void) {
-    // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it are gone.
-    let stream = unsafe { gpu.context.wrap_borrowed_stream(stream.cast()) };
-    let (config, layout) = ([DualAdamConfig::default()], [TensorLayout::new(40).with_master()]);
-    let mut optimizer = DualAdam::with_groups(&gpu.kernels, &stream, &config, &layout).unwrap();
-    let mut on_cpu = cpu::DualAdam::with_groups(&config, &layout).unwrap();
-    let (mut params, grads) = ([bf16::ONE; 40], [0.5_f32; 40]);
-    let (mut device_params, device_grads) = (stream.clone_htod(&params).unwrap(), stream.clone_htod(&grads).unwrap());
+/// The owner's steps on a stream of a context, three of them.
+fn check_owner(kernels: &Kernels, stream: &Arc<CudaStream>, variant: &str) {
+    let mut models = Models::new(stream, &[DualAdamConfig::default()], &[(variant, 40, 0)]);
+    let mut optimizer = models.optimizer(kernels);
     for _ in 0..3 {
-        optimizer.step(&mut [(&mut device_params).into()], &[Some((&device_grads).into())]).unwrap();
-        on_cpu.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
+        models.launch(&mut optimizer, |_| false).unwrap();
+        models.expect(|_| false);
     }
-    assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
-    assert_eq!(stream.clone_dtoh(&device_params).unwrap(), params);
+    models.assert_same(&optimizer, "owner");
 }
 
 fn foreign_streams_are_borrowed(gpu: &Gpu) {
     for kind in [StreamKind::NonBlocking, StreamKind::Default] {
         let stream = driver_stream::create(kind).unwrap();
         check_handle(gpu, stream.cast());
-        check_owner(gpu, stream.cast());
+        // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it are gone.
+        let wrapped = unsafe { gpu.context.wrap_borrowed_stream(stream) };
+        check_owner(&gpu.kernels, &wrapped, "bf16_f32_master");
+        drop(wrapped);
         // SAFETY: made above, and nothing uses it any more. It is still there: nobody else has destroyed it.
         unsafe {
             driver_stream::synchronize(stream).unwrap();
@@ -85,12 +80,6 @@ fn kernels_work_in_a_context_of_the_callers(gpu: &Gpu) {
     check_slices::<f32, f32>(&kernels, &stream);
     check_slices::<bf16, bf16>(&kernels, &stream);
     check_slices_with_copy::<bf16, bf16>(&kernels, &stream);
-    let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[3]).unwrap();
-    let (mut params, grads) = (stream.clone_htod(&[1.0_f32; 3]).unwrap(), stream.clone_htod(&[1.0_f32; 3]).unwrap());
-    optimizer.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
-    let mut expected = [1.0_f32; 3];
-    let mut on_cpu = cpu::DualAdam::new(DualAdamConfig::default(), &[3]).unwrap();
-    on_cpu.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32; 3]).into())]).unwrap();
-    assert_eq!(stream.clone_dtoh(&params).unwrap(), expected);
+    check_owner(&kernels, &stream, "f32_f32");
     gpu.context.bind_to_thread().unwrap();
 }

@@ -2,16 +2,16 @@
 //! such as compute-sanitizer.
 
 use dualadam::DualAdamConfig;
-use dualadam::cuda::TensorList;
-
-use crate::common::data::Inputs;
+use testkit::data::Inputs;
+use testkit::laws::{self, by_cpu};
+use testkit::tensor::Tensor;
+use testkit::variant::Variant;
 
 use super::Body;
-use super::buffers::{COMBINATIONS, Host};
-use super::flat;
+use super::flat::flat;
 use super::gpu::Gpu;
-use super::lists::{Model, step};
-use super::owner::{self, Model as Parameters};
+use super::lists::Model;
+use super::owner::models;
 
 pub(crate) const TESTS: &[Body] = bodies!["tour":
     flat_entries,
@@ -20,15 +20,12 @@ pub(crate) const TESTS: &[Body] = bodies!["tour":
 ];
 
 fn flat_entries(gpu: &Gpu) {
-    let configs = [DualAdamConfig::default(), DualAdamConfig::adamw(0.1)];
-    for types in COMBINATIONS {
-        for config in configs {
-            let coeffs = config.coeffs(2).unwrap();
-            for (size, offsets) in [(2051, [0; 5]), (2051, [1; 5]), (2051, [1, 2, 3, 2, 1]), (3, [3; 5]), (0, [0; 5])] {
-                let host = Host::new(types, &Inputs::random(1, size), offsets, 0);
-                flat::check(gpu, host, &coeffs, &format!("{types:?}"));
-            }
-        }
+    let sets = [DualAdamConfig::default(), DualAdamConfig::adamw(0.1)].map(|config| config.coeffs(2).unwrap());
+    let shapes = [(2051, [0; 5]), (2051, [1; 5]), (2051, [1, 2, 3, 2, 1]), (3, [3; 5]), (0, [0; 5])];
+    for variant in Variant::all() {
+        let tensor = |(len, offsets)| Tensor::padded(variant.formats(), &Inputs::random(1, len), offsets);
+        let tensors = [0, 1].iter().flat_map(|&set| shapes.map(|shape| tensor(shape).with_set(set)));
+        laws::check(&flat(gpu), &by_cpu, tensors.collect(), &sets, "flat");
     }
 }
 
@@ -38,23 +35,23 @@ fn list_entries(gpu: &Gpu) {
         let sets: Vec<_> = (1..=count).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
         let sizes: Vec<_> = (0..100).map(|i| [37, 0, 4099, 5][i % 4]).collect();
         let mut model = Model::new(gpu, &sizes, |i| i % sets.len());
-        let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
+        let mut list = model.list(gpu);
         for left_alone in [2, 23] {
             let mut raw = model.raw();
             raw[left_alone].grads.address = 0;
             list.update(&raw).unwrap();
-            step(gpu, &mut list, &sets);
-            model.hosts.iter_mut().enumerate().filter(|(i, _)| *i != left_alone).for_each(|(_, host)| host.step(&sets));
+            gpu.step_list(&mut list, &sets).unwrap();
+            model.0.iter_mut().enumerate().filter(|(i, _)| *i != left_alone).for_each(|(_, twin)| twin.expect(&sets));
         }
         model.assert_same(gpu, &format!("{count} sets"));
     }
 }
 
 fn the_owner(gpu: &Gpu) {
-    let mut parameters = Parameters::new(gpu);
-    let mut optimizer = owner::optimizer(gpu).unwrap();
+    let mut models = models(gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
     for round in 0..3 {
-        parameters.step(gpu, &mut optimizer, round, |tensor| round == 1 && tensor == 2).unwrap();
+        models.step(&mut optimizer, round, |tensor| round == 1 && tensor == 2);
     }
-    parameters.assert_same(gpu, &optimizer);
+    models.assert_same(&optimizer, "after three steps");
 }

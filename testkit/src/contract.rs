@@ -5,16 +5,16 @@
 use dualadam::StepCoeffs;
 
 /// Half a unit in the last place of a number in 1..2: the largest relative error of one rounding.
-pub(crate) const U: f64 = 1.0 / (1 << 24) as f64;
+pub const U: f64 = 1.0 / (1 << 24) as f64;
 
 /// Half the smallest subnormal f32: the largest error of one rounding where numbers are subnormal.
-pub(crate) const TINY: f64 = 7.006_492_321_624_085e-46;
+pub const TINY: f64 = 7.006_492_321_624_085e-46;
 
 /// `a·b + c` rounded once to f32.
 ///
 /// The product of two f32 is exact in f64. The sum is made exact as well, as a rounded sum and its error, and rounded to odd:
 /// then narrowing to f32 rounds as if from the exact value.
-pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
     if !sum.is_finite() {
@@ -33,14 +33,14 @@ pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
 
 /// One element's parameter and moments.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Element {
-    pub(crate) p: f32,
-    pub(crate) m: f32,
-    pub(crate) v: f32,
+pub struct Element {
+    pub p: f32,
+    pub m: f32,
+    pub v: f32,
 }
 
 /// The new state of an element, by the letter of the contract.
-pub(crate) fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
+pub fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
     let Element { p, m, v } = x;
     let g = c.grad_scale * grad;
     let g = if c.l2 == 0.0 { g } else { fma(c.l2, p, g) };
@@ -54,6 +54,6 @@ pub(crate) fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
 }
 
 /// Whether two f32 are the same bits, all NaNs being the same.
-pub(crate) fn same(a: f32, b: f32) -> bool {
+pub fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }

@@ -6,17 +6,13 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
-use super::require::is_required;
+use crate::require::is_required;
 
 /// A test's name and what it does with the device. It fails by panicking.
-pub(crate) type DeviceTest<D> = (&'static str, fn(&D));
+pub type DeviceTest<D> = (&'static str, fn(&D));
 
 /// Runs the tests on the device, if there is one; see [`trial`].
-pub(crate) fn run<D: Send + Sync + 'static>(
-    backend: &str,
-    device: Result<D, String>,
-    tests: &[DeviceTest<D>],
-) -> Conclusion {
+pub fn run<D: Send + Sync + 'static>(backend: &str, device: Result<D, String>, tests: &[DeviceTest<D>]) -> Conclusion {
     let device = device.map(Arc::new);
     let trial = |&(name, test): &DeviceTest<D>| {
         trial(backend, &device, name, move |device| {
@@ -31,7 +27,7 @@ pub(crate) fn run<D: Send + Sync + 'static>(
 ///
 /// Without a device, the error being the reason, it is ignored; or fails, where the environment variable `DUALADAM_REQUIRE`, a list of
 /// backends with commas between, names this backend.
-pub(crate) fn trial<D: Send + Sync + 'static>(
+pub fn trial<D: Send + Sync + 'static>(
     backend: &str,
     device: &Result<Arc<D>, String>,
     name: &str,
@@ -46,7 +42,7 @@ pub(crate) fn trial<D: Send + Sync + 'static>(
     })
 }
 
-pub(crate) const NO_TIME_LEFT: &str = "no time left";
+pub const NO_TIME_LEFT: &str = "no time left";
 
 /// When no test is begun any more: so many seconds after the start as the environment variable `DUALADAM_SECONDS` says.
 static END: LazyLock<Option<Instant>> = LazyLock::new(|| {
@@ -55,12 +51,12 @@ static END: LazyLock<Option<Instant>> = LazyLock::new(|| {
 });
 
 /// Whether no test is to begin any more.
-pub(crate) fn is_late() -> bool {
+pub fn is_late() -> bool {
     END.is_some_and(|end| Instant::now() >= end)
 }
 
 /// Runs the tests that the command line asks for.
-pub(crate) fn conclude(trials: Vec<Trial>) -> Conclusion {
+pub fn conclude(trials: Vec<Trial>) -> Conclusion {
     LazyLock::force(&END);
     libtest_mimic::run(&Arguments::from_args(), trials)
 }

@@ -5,20 +5,20 @@
 
 use dualadam::{DualAdamConfig, InverseTerm, StepCoeffs, WeightDecay, reference};
 
-use super::contract::{Element, TINY, U};
+use crate::contract::{Element, TINY, U};
 
 /// The largest error of each new value.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bound {
-    pub(crate) p: f64,
-    pub(crate) m: f64,
-    pub(crate) v: f64,
+pub struct Bound {
+    pub p: f64,
+    pub m: f64,
+    pub v: f64,
 }
 
 /// The exact new state of `x` and the error that f32 arithmetic may have beside it.
 ///
 /// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1 makes up for them.
-pub(crate) fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> (reference::Element, Bound) {
+pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> (reference::Element, Bound) {
     let (p, m, v, grad) = (f64::from(x.p), f64::from(x.m), f64::from(x.v), f64::from(grad));
     let mut exact = reference::Element { theta: p, m, v };
     let delta = reference::step(config, t, &mut exact, grad);
@@ -64,20 +64,20 @@ pub(crate) fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad:
 
 /// The coefficients before they are rounded to f32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ExactCoeffs {
-    pub(crate) one_minus_beta1: f64,
-    pub(crate) one_minus_beta2: f64,
-    pub(crate) inv_sqrt_bc2: f64,
-    pub(crate) eps: f64,
-    pub(crate) inverse_eps: f64,
-    pub(crate) inverse_scale: f64,
-    pub(crate) adam_scale: f64,
-    pub(crate) decay: f64,
-    pub(crate) l2: f64,
+pub struct ExactCoeffs {
+    pub one_minus_beta1: f64,
+    pub one_minus_beta2: f64,
+    pub inv_sqrt_bc2: f64,
+    pub eps: f64,
+    pub inverse_eps: f64,
+    pub inverse_scale: f64,
+    pub adam_scale: f64,
+    pub decay: f64,
+    pub l2: f64,
 }
 
 impl ExactCoeffs {
-    pub(crate) fn new(config: &DualAdamConfig, t: u64) -> Self {
+    pub fn new(config: &DualAdamConfig, t: u64) -> Self {
         let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
         let alpha = config.schedule.alpha(t);
         let bc1 = 1.0 - beta1.powf(t as f64);
@@ -97,7 +97,7 @@ impl ExactCoeffs {
 }
 
 /// Fails unless the rounded coefficients are the exact ones, rounded once.
-pub(crate) fn check_coeffs(config: &DualAdamConfig, t: u64, coeffs: &StepCoeffs) {
+pub fn check_coeffs(config: &DualAdamConfig, t: u64, coeffs: &StepCoeffs) {
     let exact = ExactCoeffs::new(config, t);
     for (name, actual, exact) in [
         ("one_minus_beta1", coeffs.one_minus_beta1, exact.one_minus_beta1),

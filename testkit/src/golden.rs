@@ -8,29 +8,29 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 /// One recorded run.
-pub(crate) struct Golden {
-    pub(crate) name: String,
-    pub(crate) config: DualAdamConfig,
+pub struct Golden {
+    pub name: String,
+    pub config: DualAdamConfig,
     /// Gradients of each step.
-    pub(crate) grads: Vec<Vec<f32>>,
-    pub(crate) theta0: Vec<f32>,
+    pub grads: Vec<Vec<f32>>,
+    pub theta0: Vec<f32>,
     /// What was recorded after some of the steps, by step.
-    pub(crate) records: BTreeMap<u64, Record>,
+    pub records: BTreeMap<u64, Record>,
 }
 
 /// The state after a step.
-pub(crate) struct Record {
-    pub(crate) alpha: f64,
-    pub(crate) theta: Vec<f64>,
-    pub(crate) m: Vec<f64>,
-    pub(crate) v: Vec<f64>,
+pub struct Record {
+    pub alpha: f64,
+    pub theta: Vec<f64>,
+    pub m: Vec<f64>,
+    pub v: Vec<f64>,
     /// The change of the parameter in this step, without decay.
-    pub(crate) delta: Vec<f64>,
+    pub delta: Vec<f64>,
 }
 
 /// All runs of `DUALADAM_GOLDEN_DIR`, or else of `tests/golden`.
-pub(crate) fn all() -> Vec<Golden> {
-    let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+pub fn all() -> Vec<Golden> {
+    let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     let folder = std::env::var_os("DUALADAM_GOLDEN_DIR").map_or_else(own, PathBuf::from);
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -65,8 +65,9 @@ fn read(path: &std::path::Path) -> Golden {
 }
 
 /// The rows of a matrix; each element of a vector is a row of one.
-fn rows<T, const N: usize>(file: &SafeTensors<'_>, name: &str, decode: impl Fn([u8; N]) -> T) -> Vec<Vec<T>> {
+pub fn rows<T, const N: usize>(file: &SafeTensors<'_>, name: &str, decode: impl Fn([u8; N]) -> T) -> Vec<Vec<T>> {
     let array = file.tensor(name).unwrap();
+    assert_eq!(array.dtype().bitsize(), 8 * N, "{name}");
     let columns = if array.shape().len() == 2 { array.shape()[1] } else { 1 };
     let row = |bytes: &[u8]| bytes.as_chunks::<N>().0.iter().map(|bytes| decode(*bytes)).collect();
     array.data().chunks(columns * N).map(row).collect()

@@ -1,57 +1,36 @@
 //! Inputs for the comparisons: ordinary values, every special one, and configurations that take every branch of the rule.
 
-use dualadam::{DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
+use dualadam::{Dtype, DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::values::Values;
+
 /// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
-pub(crate) const SPECIAL: [f32; 28] = [
-    0.0,
-    -0.0,
-    1e-45,
-    -1e-45,
-    1.0e-39,
-    f32::MIN_POSITIVE,
-    -f32::MIN_POSITIVE,
-    5.960_464_5e-8,
-    2.980_232_2e-8,
-    6.103_515_6e-5,
-    1.0,
-    -1.0,
-    1.0 + 1.0 / 256.0,
-    1.0 + 3.0 / 256.0,
-    1.0 + 1.0 / 2048.0,
-    1.0 + 3.0 / 2048.0,
-    0.999_999_94,
-    65_504.0,
-    65_519.996,
-    65_520.0,
-    1e19,
-    -1e19,
-    f32::MAX,
-    f32::MIN,
-    f32::INFINITY,
-    f32::NEG_INFINITY,
-    f32::NAN,
-    -f32::NAN,
-];
+pub const SPECIAL: &[f32] = [
+    [0.0, -0.0, 1e-45, -1e-45, 1.0e-39, f32::MIN_POSITIVE, -f32::MIN_POSITIVE],
+    [5.960_464_5e-8, 2.980_232_2e-8, 6.103_515_6e-5, 1.0, -1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0],
+    [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 0.999_999_94, 65_504.0, 65_519.996, 65_520.0, 1e19],
+    [-1e19, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN],
+]
+.as_flattened();
 
 /// The sizes at which loops, vectors, chunks and threads have their edges.
-pub(crate) const SIZES: [usize; 20] =
+pub const SIZES: [usize; 20] =
     [0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 4095, 4097, 32_767, 32_768, 32_769, 65_535, 65_537, 131_073, 1_000_003];
 
 /// The inputs of one tensor.
 #[derive(Clone)]
-pub(crate) struct Inputs {
-    pub(crate) p: Vec<f32>,
-    pub(crate) grad: Vec<f32>,
-    pub(crate) m: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+pub struct Inputs {
+    pub p: Vec<f32>,
+    pub grad: Vec<f32>,
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
 }
 
 impl Inputs {
     /// Values of magnitudes from 1e-6 to 1e2 with signs; the second moment is not negative.
-    pub(crate) fn random(seed: u64, len: usize) -> Self {
+    pub fn random(seed: u64, len: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut vector = |signed: bool| -> Vec<f32> {
             let mut value = || {
@@ -64,7 +43,7 @@ impl Inputs {
     }
 
     /// Every special value as parameter, with every special value as gradient, and each of both as either moment.
-    pub(crate) fn special() -> Self {
+    pub fn special() -> Self {
         let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
         for (i, &a) in SPECIAL.iter().enumerate() {
             for (j, &b) in SPECIAL.iter().enumerate() {
@@ -78,18 +57,46 @@ impl Inputs {
         inputs
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.p.len()
     }
 }
 
+/// A source of numbers that look random.
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// In -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// Mostly ordinary numbers; one in sixteen is a zero, subnormal, extreme, infinity or NaN.
+    pub fn any(&mut self) -> f32 {
+        const SPECIAL: [f32; 8] = [0.0, -0.0, 1e-45, -1e-39, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let choice = self.bits() % 128;
+        SPECIAL.get(choice as usize).copied().unwrap_or_else(|| self.unit() * 8.0)
+    }
+
+    pub fn values(&mut self, dtype: Dtype, len: usize, mut value: impl FnMut(&mut Self) -> f32) -> Values {
+        Values::new(dtype, &(0..len).map(|_| value(self)).collect::<Vec<_>>())
+    }
+}
+
 /// The values narrowed to `T`.
-pub(crate) fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
+pub fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&value| T::narrow(value)).collect()
 }
 
 /// Configurations and steps that together take every branch of the rule.
-pub(crate) fn configs() -> Vec<(DualAdamConfig, u64)> {
+pub fn configs() -> Vec<(DualAdamConfig, u64)> {
     let linear = |until| SwitchSchedule::linear_until(until);
     vec![
         (DualAdamConfig::default(), 1),

@@ -318,7 +318,7 @@ fn check(memory: &Memory, combo: Combo, b: &Buffers, want: &[Vec<u8>; 4], what: 
 }
 
 fn kernels_folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels")
 }
 
 fn text_of(module: &str) -> String {

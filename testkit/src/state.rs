@@ -1,0 +1,44 @@
+//! States compared by bits, so that -0, NaN and the last digit of a learning rate count; and files of them.
+
+use std::path::PathBuf;
+
+use dualadam::{State, TensorState};
+use tempfile::TempDir;
+
+/// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateBits {
+    groups: Vec<String>,
+    tensors: Vec<TensorBits>,
+}
+
+/// Group, step, moments, masters and whether they are set.
+type TensorBits = (usize, u64, [Vec<u32>; 2], Option<Vec<u32>>, bool);
+
+pub fn float_bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+pub fn bits(state: &State) -> StateBits {
+    let of = |tensor: &TensorState| {
+        let moments = [float_bits(&tensor.exp_avg), float_bits(&tensor.exp_avg_sq)];
+        (tensor.group, tensor.step, moments, tensor.master.as_deref().map(float_bits), tensor.master_is_set)
+    };
+    let groups = state.groups.iter().map(|group| format!("{group:?}")).collect();
+    StateBits { groups, tensors: state.tensors.iter().map(of).collect() }
+}
+
+/// A file that is not there yet, in a folder that goes when it is dropped.
+pub fn temporary() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    (folder, path)
+}
+
+/// Fails unless the state file keeps every bit.
+#[track_caller]
+pub fn assert_survives(state: &State) {
+    let (_folder, path) = temporary();
+    state.save(&path).unwrap();
+    assert_eq!(bits(&State::load(&path).unwrap()), bits(state));
+}

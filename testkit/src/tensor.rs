@@ -1,0 +1,272 @@
+//! A tensor on the host, of any variant.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use dualadam::{Element, Error, GradOf, HalfElement, RawBuffer, RawTensor, StepCoeffs, cpu};
+
+use crate::contract::{self, Element as Contract};
+use crate::data::{Inputs, Noise};
+use crate::for_each_variant;
+use crate::values::{BEHIND, FILL, Values};
+use crate::variant::Formats;
+
+/// The buffers, in the order of offsets and addresses.
+pub const NAMES: [&str; 5] = ["param", "grad", "exp_avg", "exp_avg_sq", "master"];
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    pub param: Values,
+    pub grad: Values,
+    pub exp_avg: Values,
+    pub exp_avg_sq: Values,
+    pub master: Option<Values>,
+    /// Elements of filling before each buffer.
+    pub offsets: [usize; 5],
+    /// Elements of it behind each.
+    pub behind: usize,
+    /// Which coefficients it takes.
+    pub set: usize,
+}
+
+impl Tensor {
+    /// With nothing around its buffers. Parameters that have a master are only written, and hold something else.
+    pub fn new(formats: Formats, inputs: &Inputs) -> Self {
+        let param = if formats.master.is_some() { &vec![FILL; inputs.len()] } else { &inputs.p };
+        Self {
+            param: Values::new(formats.param, param),
+            grad: Values::new(formats.grad, &inputs.grad),
+            exp_avg: Values::new(formats.exp_avg, &inputs.m),
+            exp_avg_sq: Values::new(formats.exp_avg_sq, &inputs.v),
+            master: formats.master.map(|dtype| Values::new(dtype, &inputs.p)),
+            offsets: [0; 5],
+            behind: 0,
+            set: 0,
+        }
+    }
+
+    /// With filling around its buffers, which no step changes.
+    pub fn padded(formats: Formats, inputs: &Inputs, offsets: [usize; 5]) -> Self {
+        let mut tensor = Self { offsets, behind: BEHIND, ..Self::new(formats, inputs) };
+        for (values, offset) in tensor.buffers_mut().into_iter().zip(offsets) {
+            *values = values.padded(offset);
+        }
+        tensor
+    }
+
+    /// Only these elements of a tensor without filling: the others are then what no step changes.
+    pub fn window(self, part: Range<usize>) -> Self {
+        Self { offsets: [part.start; 5], behind: self.len() - part.end, ..self }
+    }
+
+    /// Numbers that any step would change.
+    pub fn filled(formats: Formats, len: usize) -> Self {
+        let values = filled(len);
+        Self::new(formats, &Inputs { p: values.clone(), grad: values.clone(), m: values.clone(), v: values })
+    }
+
+    /// Of any values, special ones as well.
+    pub fn random(formats: Formats, len: usize, seed: u64) -> Self {
+        let noise = &mut Noise(seed);
+        let mut values = || (0..len).map(|_| noise.any()).collect::<Vec<_>>();
+        let inputs = Inputs { p: values(), grad: values(), m: values(), v: values().iter().map(|v| v.abs()).collect() };
+        Self::new(formats, &inputs)
+    }
+
+    pub fn with_set(self, set: usize) -> Self {
+        Self { set, ..self }
+    }
+
+    pub fn len(&self) -> usize {
+        self.range(0).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// In the order of [`NAMES`], the master only where there is one.
+    pub fn buffers(&self) -> Vec<&Values> {
+        [&self.param, &self.grad, &self.exp_avg, &self.exp_avg_sq].into_iter().chain(&self.master).collect()
+    }
+
+    pub fn buffers_mut(&mut self) -> Vec<&mut Values> {
+        let Self { param, grad, exp_avg, exp_avg_sq, master, .. } = self;
+        [param, grad, exp_avg, exp_avg_sq].into_iter().chain(master).collect()
+    }
+
+    /// Where the elements of a buffer are.
+    pub fn range(&self, buffer: usize) -> Range<usize> {
+        self.offsets[buffer]
+            ..self.buffers().get(buffer).map_or(self.offsets[buffer], |values| values.len() - self.behind)
+    }
+
+    fn ranges(&self) -> [Range<usize>; 5] {
+        [0, 1, 2, 3, 4].map(|buffer| self.range(buffer))
+    }
+
+    /// Gradients in place of its own, with the filling around them.
+    pub fn set_grads(&mut self, values: &[f32]) {
+        let grad = Values::new(self.grad.dtype(), values);
+        self.grad = if self.behind > 0 { grad.padded(self.offsets[1]) } else { grad };
+    }
+
+    /// As the CPU backend's list takes it.
+    pub fn cpu(&mut self) -> cpu::Tensor<'_> {
+        let [param, grad, exp_avg, exp_avg_sq, master] = self.ranges();
+        let (params, copy) = match &mut self.master {
+            Some(values) => (values.params(master), Some(self.param.copy(param))),
+            None => (self.param.params(param), None),
+        };
+        cpu::Tensor {
+            params,
+            grads: self.grad.grads(grad),
+            exp_avg: &mut self.exp_avg.floats()[exp_avg],
+            exp_avg_sq: &mut self.exp_avg_sq.floats()[exp_avg_sq],
+            copy,
+            set: self.set,
+        }
+    }
+
+    /// As the CPU backend's optimizer takes it.
+    pub fn param_and_grad(&mut self) -> (cpu::ParamsMut<'_>, cpu::Grads<'_>) {
+        let [param, grad, ..] = self.ranges();
+        (self.param.params(param), self.grad.grads(grad))
+    }
+
+    /// Steps it as a list of the CPU backend.
+    pub fn step(&mut self, sets: &[StepCoeffs]) {
+        cpu::step_list(&mut [self.cpu()], sets).unwrap();
+    }
+
+    /// Steps it by the CPU backend's flat call for its types.
+    pub fn step_flat(&mut self, coeffs: &StepCoeffs) -> Result<(), Error> {
+        type Step = fn(&mut Tensor, &StepCoeffs) -> Option<Result<(), Error>>;
+        let steps: &[Step] = &for_each_variant!(step, step_master);
+        steps.iter().find_map(|step| step(self, coeffs)).expect("the types are those of a variant")
+    }
+
+    /// Steps it by the letter of the contract.
+    pub fn step_by_contract(&mut self, coeffs: &StepCoeffs) {
+        let [param, grads, exp_avg, exp_avg_sq, master] = self.offsets;
+        let (values, start) = self.master.as_ref().map_or((&self.param, param), |values| (values, master));
+        let (old, grad, mut new) = (values.wide(), self.grad.wide(), vec![]);
+        for i in 0..self.len() {
+            let (m, v) = (&mut self.exp_avg.floats()[exp_avg + i], &mut self.exp_avg_sq.floats()[exp_avg_sq + i]);
+            let x = contract::update(coeffs, Contract { p: old[start + i], m: *m, v: *v }, grad[grads + i]);
+            (*m, *v) = (x.m, x.v);
+            new.push(x.p);
+        }
+        self.param.write(param, &new);
+        self.master.iter_mut().for_each(|values| values.write(master, &new));
+    }
+
+    /// By its addresses in the host's memory.
+    pub fn raw(&mut self) -> RawTensor {
+        let mut addresses = [0; 5];
+        for (values, address) in self.buffers_mut().into_iter().zip(&mut addresses) {
+            *address = values.bytes_mut().as_mut_ptr().expose_provenance() as u64;
+        }
+        self.raw_at(addresses)
+    }
+
+    /// By these addresses of its buffers with the filling around them.
+    pub fn raw_at(&self, addresses: [u64; 5]) -> RawTensor {
+        let buffer = |i: usize, values: &Values| {
+            let dtype = values.dtype();
+            RawBuffer { address: addresses[i] + (self.offsets[i] * dtype.size()) as u64, dtype }
+        };
+        let param = buffer(0, &self.param);
+        let master = self.master.as_ref().map(|values| buffer(4, values));
+        RawTensor {
+            params: master.unwrap_or(param),
+            grads: buffer(1, &self.grad),
+            exp_avg: buffer(2, &self.exp_avg).address,
+            exp_avg_sq: buffer(3, &self.exp_avg_sq).address,
+            copy: master.map(|_| param),
+            len: self.len() as u64,
+            set: self.set,
+        }
+    }
+
+    /// The bytes of each buffer.
+    pub fn contents(&self) -> Vec<&[u8]> {
+        self.buffers().into_iter().map(Values::bytes).collect()
+    }
+
+    /// Where a buffer or its filling differs, all NaNs being the same.
+    pub fn difference(&self, expected: &Self) -> Option<String> {
+        let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(NAMES);
+        let differs = |((found, expected), name): ((&Values, &Values), _)| {
+            Some(format!("{}: {name}{}", self.types(), found.difference(expected)?))
+        };
+        pairs.find_map(differs)
+    }
+
+    #[track_caller]
+    pub fn assert_same(&self, expected: &Self, what: &str) {
+        let difference = self.difference(expected);
+        assert!(difference.is_none(), "{what}, {}", difference.unwrap_or_default());
+    }
+
+    /// What the library's errors call the buffers.
+    pub fn names(&self) -> [&'static str; 5] {
+        [if self.master.is_some() { "copy" } else { "params" }, "grads", "exp_avg", "exp_avg_sq", "params"]
+    }
+
+    /// The same type and the same values, but so many of them, in one of its buffers.
+    pub fn resize(&mut self, buffer: usize, len: usize) {
+        let values = &mut *self.buffers_mut()[buffer];
+        *values = Values::new(values.dtype(), &filled(len));
+    }
+
+    /// For messages.
+    pub fn types(&self) -> String {
+        let dtypes: Vec<_> = self.buffers().iter().map(|values| values.dtype().to_string()).collect();
+        format!("{}, {} elements, offsets {:?}", dtypes.join("/"), self.len(), self.offsets)
+    }
+
+    /// Cuts a tensor without filling in two.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        let mut rest = self.clone();
+        for (rest, values) in rest.buffers_mut().into_iter().zip(self.buffers_mut()) {
+            *rest = values.split_off(at);
+        }
+        rest
+    }
+}
+
+/// The tensor with other addresses, which follow from each one and the size of an element.
+pub fn map_addresses(tensor: RawTensor, change: impl Fn(u64, usize) -> u64) -> RawTensor {
+    let at = |buffer: RawBuffer| RawBuffer { address: change(buffer.address, buffer.dtype.size()), ..buffer };
+    RawTensor {
+        params: at(tensor.params),
+        grads: at(tensor.grads),
+        exp_avg: change(tensor.exp_avg, 4),
+        exp_avg_sq: change(tensor.exp_avg_sq, 4),
+        copy: tensor.copy.map(at),
+        ..tensor
+    }
+}
+
+fn filled(len: usize) -> Vec<f32> {
+    (0..len).map(|i| 0.5 + i as f32).collect()
+}
+
+fn step<P: Element + Pod, G: GradOf<P> + Pod>(tensor: &mut Tensor, coeffs: &StepCoeffs) -> Option<Result<(), Error>> {
+    let [param, grad, exp_avg, exp_avg_sq, _] = tensor.ranges();
+    let Tensor { param: p, grad: g, exp_avg: m, exp_avg_sq: v, master: None, .. } = tensor else { return None };
+    let (p, g) = (p.typed_mut::<P>()?, g.typed::<G>()?);
+    Some(cpu::step(&mut p[param], &g[grad], &mut m.floats()[exp_avg], &mut v.floats()[exp_avg_sq], coeffs))
+}
+
+fn step_master<P: HalfElement + Pod, G: GradOf<f32> + GradOf<P> + Pod>(
+    tensor: &mut Tensor,
+    coeffs: &StepCoeffs,
+) -> Option<Result<(), Error>> {
+    let [param, grad, exp_avg, exp_avg_sq, master] = tensor.ranges();
+    let Tensor { param: p, grad: g, exp_avg: m, exp_avg_sq: v, master: Some(w), .. } = tensor else { return None };
+    let (p, g, w) = (p.typed_mut::<P>()?, g.typed::<G>()?, &mut w.floats()[master]);
+    let (m, v) = (&mut m.floats()[exp_avg], &mut v.floats()[exp_avg_sq]);
+    Some(cpu::step_with_copy(w, &mut p[param], &g[grad], m, v, coeffs))
+}

@@ -1,0 +1,153 @@
+//! Elements whose type is known at run time.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use dualadam::half::{bf16, f16};
+use dualadam::{Dtype, Element, cpu};
+
+use crate::contract::same;
+use crate::data::narrow;
+
+/// What stands around a buffer's elements, and in what a step only writes.
+pub const FILL: f32 = 77.0;
+/// Elements of it behind a buffer.
+pub const BEHIND: usize = 5;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+/// Does the same with the vector of any type.
+macro_rules! each {
+    ($values:expr, $vector:ident => $result:expr) => {
+        match $values {
+            Values::F32($vector) => $result,
+            Values::Bf16($vector) => $result,
+            Values::F16($vector) => $result,
+        }
+    };
+}
+
+impl Values {
+    /// The values narrowed to the type.
+    pub fn new(dtype: Dtype, values: &[f32]) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(values.to_vec()),
+            Dtype::Bf16 => Self::Bf16(narrow(values)),
+            Dtype::F16 => Self::F16(narrow(values)),
+        }
+    }
+
+    /// Of a 16-bit type.
+    pub fn from_bits(dtype: Dtype, bits: &[u16]) -> Self {
+        let mut values = Self::new(dtype, &vec![0.0; bits.len()]);
+        values.bytes_mut().copy_from_slice(bytemuck::cast_slice(bits));
+        values
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::Bf16(_) => Dtype::Bf16,
+            Self::F16(_) => Dtype::F16,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        each!(self, values => values.len())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        each!(self, values => bytemuck::cast_slice(values))
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        each!(self, values => bytemuck::cast_slice_mut(values))
+    }
+
+    /// The values widened.
+    pub fn wide(&self) -> Vec<f32> {
+        each!(self, values => values.iter().map(|value| value.widen()).collect())
+    }
+
+    pub fn at(&self, index: usize) -> f32 {
+        each!(self, values => values[index].widen())
+    }
+
+    /// Other values of the same type.
+    pub fn map(&mut self, change: impl Fn(f32) -> f32) {
+        *self = Self::new(self.dtype(), &self.wide().into_iter().map(change).collect::<Vec<_>>());
+    }
+
+    /// With filling around.
+    pub fn padded(&self, before: usize) -> Self {
+        Self::new(self.dtype(), &[&vec![FILL; before], &self.wide()[..], &[FILL; BEHIND]].concat())
+    }
+
+    /// Narrows values into the elements from `start` on.
+    pub fn write(&mut self, start: usize, values: &[f32]) {
+        each!(self, own => own[start..].iter_mut().zip(values).for_each(|(own, value)| *own = Element::narrow(*value)));
+    }
+
+    /// Nothing if the elements are of another type.
+    pub fn typed<T: Element + Pod>(&self) -> Option<&[T]> {
+        (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))
+    }
+
+    pub fn typed_mut<T: Element + Pod>(&mut self) -> Option<&mut [T]> {
+        (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice_mut(self.bytes_mut()))
+    }
+
+    pub fn split_off(&mut self, at: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(values.split_off(at)),
+            Self::Bf16(values) => Self::Bf16(values.split_off(at)),
+            Self::F16(values) => Self::F16(values.split_off(at)),
+        }
+    }
+
+    pub fn all_params(&mut self) -> cpu::ParamsMut<'_> {
+        self.params(0..self.len())
+    }
+
+    pub fn params(&mut self, range: Range<usize>) -> cpu::ParamsMut<'_> {
+        each!(self, values => (&mut values[range]).into())
+    }
+
+    pub fn grads(&self, range: Range<usize>) -> cpu::Grads<'_> {
+        each!(self, values => (&values[range]).into())
+    }
+
+    /// Of a 16-bit type.
+    pub fn copy(&mut self, range: Range<usize>) -> cpu::CopyMut<'_> {
+        match self {
+            Self::F32(_) => panic!("a copy has 16 bits"),
+            Self::Bf16(values) => (&mut values[range]).into(),
+            Self::F16(values) => (&mut values[range]).into(),
+        }
+    }
+
+    pub fn floats(&mut self) -> &mut [f32] {
+        match self {
+            Self::F32(values) => values,
+            _ => panic!("not of f32"),
+        }
+    }
+
+    /// The first element that differs, all NaNs being the same.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let (found, expected) = (self.wide(), other.wide());
+        let at = found.iter().zip(&expected).position(|(&a, &b)| !same(a, b));
+        let lens =
+            (found.len() != expected.len()).then(|| format!(": {} elements, not {}", found.len(), expected.len()));
+        at.map(|at| format!("[{at}]: {:e}, not {:e}", found[at], expected[at])).or(lens)
+    }
+}

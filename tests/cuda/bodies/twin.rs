@@ -1,0 +1,268 @@
+//! Tensors on the device beside the same on the host, and models that optimizers of both step.
+
+use std::sync::Arc;
+
+use dualadam::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use dualadam::cuda::{DualAdam, Grads, Kernels, ParamsMut, RawBuffer, RawTensor, Scalars};
+use dualadam::half::{bf16, f16};
+use dualadam::{DualAdamConfig, Error, StepCoeffs, cpu};
+use testkit::data::Inputs;
+use testkit::model::{Model, Spec, wide};
+use testkit::state::bits;
+use testkit::tensor::Tensor;
+use testkit::values::Values;
+use testkit::variant::formats;
+
+use super::gpu::{Gpu, Memory};
+
+/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same filling around.
+pub(crate) struct Twin {
+    pub(crate) host: Tensor,
+    pub(crate) memory: Vec<Memory>,
+}
+
+impl Twin {
+    pub(crate) fn new(gpu: &Gpu, host: Tensor) -> Self {
+        let memory: Vec<_> = host.buffers().iter().map(|values| gpu.memory(values.bytes())).collect();
+        if let Some(stand_in) = &gpu.stand_in {
+            assert!(stand_in.set_read_only(memory[1].address, host.grad.bytes().len(), true));
+        }
+        Self { host, memory }
+    }
+
+    /// Of the variant of this name.
+    pub(crate) fn of(gpu: &Gpu, name: &str, len: usize) -> Self {
+        Self::new(gpu, Tensor::padded(formats(name), &Inputs::random(1, len), [0; 5]))
+    }
+
+    pub(crate) fn all(gpu: &Gpu, hosts: impl IntoIterator<Item = Tensor>) -> Vec<Self> {
+        hosts.into_iter().map(|host| Self::new(gpu, host)).collect()
+    }
+
+    pub(crate) fn raw(&self) -> RawTensor {
+        let mut addresses = [0; 5];
+        self.memory.iter().zip(&mut addresses).for_each(|(memory, address)| *address = memory.address);
+        self.host.raw_at(addresses)
+    }
+
+    /// Steps the host's on the CPU.
+    pub(crate) fn expect(&mut self, sets: &[StepCoeffs]) {
+        self.host.step(sets);
+    }
+
+    /// What the device has.
+    pub(crate) fn found(&self, gpu: &Gpu) -> Tensor {
+        let mut found = self.host.clone();
+        for (values, memory) in found.buffers_mut().into_iter().zip(&self.memory) {
+            gpu.read(memory, values.bytes_mut());
+        }
+        found
+    }
+
+    /// Compares everything, the filling as well.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, gpu: &Gpu, what: &str) {
+        self.found(gpu).assert_same(&self.host, what);
+    }
+
+    /// The same where the gradient is somewhere else.
+    #[track_caller]
+    pub(crate) fn assert_same_but_grads(&self, gpu: &Gpu, what: &str) {
+        let grad = self.host.grad.clone();
+        Tensor { grad, ..self.found(gpu) }.assert_same(&self.host, what);
+    }
+}
+
+pub(crate) fn raw(twins: &[Twin]) -> Vec<RawTensor> {
+    twins.iter().map(Twin::raw).collect()
+}
+
+#[track_caller]
+pub(crate) fn assert_all_same(gpu: &Gpu, twins: &[Twin], what: &str) {
+    twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same(gpu, &format!("{what}, tensor {i}")));
+}
+
+/// The model's parameters of a tensor, which an optimizer keeps the rest of.
+pub(crate) fn param(raw: &RawTensor) -> RawBuffer {
+    raw.copy.unwrap_or(raw.params)
+}
+
+/// An optimizer's step of one tensor.
+pub(crate) fn step_owner(optimizer: &mut DualAdam, raw: &RawTensor) -> Result<(), Error> {
+    // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
+    unsafe { optimizer.step_raw(&[param(raw)], &[Some(raw.grads)], 1.0) }
+}
+
+/// A slice whose type is known at run time.
+enum Slice {
+    F32(CudaSlice<f32>),
+    Bf16(CudaSlice<bf16>),
+    F16(CudaSlice<f16>),
+}
+
+macro_rules! each {
+    ($slice:expr, $of_type:ident => $result:expr) => {
+        match $slice {
+            Slice::F32($of_type) => $result,
+            Slice::Bf16($of_type) => $result,
+            Slice::F16($of_type) => $result,
+        }
+    };
+}
+
+impl Slice {
+    /// With an element where there is none, since CUDA has no empty buffers.
+    fn new(stream: &Arc<CudaStream>, values: &Values) -> Self {
+        fn upload<T: DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>, values: &[T]) -> CudaSlice<T> {
+            if values.is_empty() { stream.alloc_zeros(1).unwrap() } else { stream.clone_htod(values).unwrap() }
+        }
+        match values {
+            Values::F32(values) => Self::F32(upload(stream, values)),
+            Values::Bf16(values) => Self::Bf16(upload(stream, values)),
+            Values::F16(values) => Self::F16(upload(stream, values)),
+        }
+    }
+
+    fn params(&mut self, len: usize) -> ParamsMut<'_> {
+        each!(self, slice => slice.slice_mut(..len).into())
+    }
+
+    fn grads(&self, len: usize) -> Grads<'_> {
+        each!(self, slice => slice.slice(..len).into())
+    }
+
+    fn values(&self, stream: &Arc<CudaStream>) -> Values {
+        match self {
+            Self::F32(slice) => Values::F32(stream.clone_dtoh(slice).unwrap()),
+            Self::Bf16(slice) => Values::Bf16(stream.clone_dtoh(slice).unwrap()),
+            Self::F16(slice) => Values::F16(stream.clone_dtoh(slice).unwrap()),
+        }
+    }
+}
+
+/// A model on the device and on the host, where the CPU's optimizer steps it.
+pub(crate) struct Models {
+    pub(crate) host: Model,
+    pub(crate) cpu: cpu::DualAdam,
+    stream: Arc<CudaStream>,
+    params: Vec<Slice>,
+    grads: Vec<Slice>,
+    host_grads: Vec<Option<Values>>,
+    multiplier: f64,
+    found_inf: CudaSlice<f32>,
+    loss_scale: CudaSlice<f32>,
+}
+
+impl Models {
+    pub(crate) fn new(stream: &Arc<CudaStream>, groups: &[DualAdamConfig], specs: &[(&str, usize, usize)]) -> Self {
+        let specs = specs.iter().map(|&(name, len, group)| Spec { formats: formats(name), len, group });
+        let host = Model::new(&specs.collect::<Vec<_>>(), wide);
+        let mut models = Self {
+            cpu: cpu::DualAdam::with_groups(groups, &host.layout()).unwrap(),
+            stream: stream.clone(),
+            params: host.params.iter().map(|values| Slice::new(stream, values)).collect(),
+            grads: vec![],
+            host_grads: vec![],
+            multiplier: 1.0,
+            found_inf: stream.clone_htod(&[0.0_f32]).unwrap(),
+            loss_scale: stream.clone_htod(&[1.0_f32]).unwrap(),
+            host,
+        };
+        models.set_grads(0);
+        stream.synchronize().unwrap();
+        models
+    }
+
+    pub(crate) fn optimizer(&self, kernels: &Kernels) -> DualAdam {
+        DualAdam::with_groups(kernels, &self.stream, &self.cpu.state().groups, &self.host.layout()).unwrap()
+    }
+
+    /// Multiplies gradients, on the device by a loss scale in a controlled step.
+    pub(crate) fn with_multiplier(self, multiplier: f64) -> Self {
+        let loss_scale = self.stream.clone_htod(&[1.0 / multiplier as f32]).unwrap();
+        self.stream.synchronize().unwrap();
+        Self { multiplier, loss_scale, ..self }
+    }
+
+    /// The gradients of a round, in other memory than those before.
+    pub(crate) fn set_grads(&mut self, round: u64) {
+        self.host_grads = self.host.grads(round, |_| true);
+        self.grads = self.host_grads.iter().flatten().map(|values| Slice::new(&self.stream, values)).collect();
+    }
+
+    pub(crate) fn set_found_inf(&mut self, value: f32) {
+        self.stream.memcpy_htod(&[value], &mut self.found_inf).unwrap();
+        self.stream.synchronize().unwrap();
+    }
+
+    /// The device's parameters, its gradients but for those that are missing, and scalars.
+    pub(crate) fn lists(
+        &mut self,
+        missing: impl Fn(usize) -> bool,
+    ) -> (Vec<ParamsMut<'_>>, Vec<Option<Grads<'_>>>, Scalars<'_>) {
+        let lens = || self.host.specs.iter().map(|spec| spec.len);
+        let grads = self.grads.iter().zip(lens()).enumerate();
+        let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.grads(len)));
+        let params = self.params.iter_mut().zip(lens()).map(|(slice, len)| slice.params(len));
+        let (found_inf, loss_scale) = (Some(self.found_inf.as_view()), Some(self.loss_scale.as_view()));
+        (params.collect(), grads.collect(), Scalars { found_inf, loss_scale, clip_factor: None })
+    }
+
+    /// A step of the device's optimizer.
+    pub(crate) fn launch(&mut self, optimizer: &mut DualAdam, missing: impl Fn(usize) -> bool) -> Result<(), Error> {
+        let multiplier = self.multiplier;
+        let (mut params, grads, _) = self.lists(missing);
+        optimizer.step_scaled(&mut params, &grads, multiplier)
+    }
+
+    /// A step of both optimizers, with gradients of this round.
+    pub(crate) fn step(&mut self, optimizer: &mut DualAdam, round: u64, missing: impl Fn(usize) -> bool + Copy) {
+        self.set_grads(round);
+        self.launch(optimizer, missing).unwrap();
+        self.expect(missing);
+    }
+
+    /// A controlled step of the device's optimizer.
+    pub(crate) fn launch_controlled(
+        &mut self,
+        optimizer: &mut DualAdam,
+        missing: impl Fn(usize) -> bool,
+    ) -> Result<(), Error> {
+        let (mut params, grads, scalars) = self.lists(missing);
+        optimizer.step_controlled(&mut params, &grads, &scalars)
+    }
+
+    /// The step on the CPU.
+    pub(crate) fn expect(&mut self, missing: impl Fn(usize) -> bool) {
+        let grads = self.host_grads.iter().enumerate();
+        let grads: Vec<_> = grads.map(|(i, grads)| grads.clone().filter(|_| !missing(i))).collect();
+        self.host.step(&mut self.cpu, &grads, self.multiplier).unwrap();
+    }
+
+    /// Compares states and parameters.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, optimizer: &DualAdam, what: &str) {
+        let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
+        assert_eq!(found.groups, expected.groups, "{what}");
+        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
+            assert_eq!(
+                (found.step, found.master_is_set),
+                (expected.step, expected.master_is_set),
+                "{what}, tensor {i}"
+            );
+            assert_eq!(optimizer.step_of(i).unwrap(), expected.step);
+        }
+        // Without printing thousands of numbers.
+        assert!(bits(&found) == bits(expected), "{what}");
+        self.assert_same_params(what);
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_same_params(&self, what: &str) {
+        for (i, (slice, values)) in self.params.iter().zip(&self.host.params).enumerate() {
+            let mut found = slice.values(&self.stream);
+            found.split_off(values.len());
+            assert!(found == *values, "{what}, parameters of tensor {i}");
+        }
+    }
+}
