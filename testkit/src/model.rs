@@ -1,6 +1,6 @@
 //! The parameters of a model, beside an optimizer of any backend.
 
-use dualadam::{Error, TensorLayout, cpu};
+use dualadam::{ArgumentError, TensorSpec, cpu};
 
 use crate::data::{Inputs, Noise};
 use crate::values::Values;
@@ -14,9 +14,9 @@ pub struct Spec {
 }
 
 impl Spec {
-    pub fn layout(&self) -> TensorLayout {
-        let layout = TensorLayout::new(self.len).in_group(self.group);
-        if self.formats.master.is_some() { layout.with_master() } else { layout }
+    pub fn of_tensor(&self) -> TensorSpec {
+        let spec = TensorSpec::new(self.len).in_group(self.group);
+        if self.formats.master.is_some() { spec.with_master() } else { spec }
     }
 }
 
@@ -47,8 +47,8 @@ impl Model {
         Self { specs: specs.to_vec(), params: (0..).zip(specs).map(params).collect(), draw }
     }
 
-    pub fn layout(&self) -> Vec<TensorLayout> {
-        self.specs.iter().map(Spec::layout).collect()
+    pub fn tensor_specs(&self) -> Vec<TensorSpec> {
+        self.specs.iter().map(Spec::of_tensor).collect()
     }
 
     /// The gradients of a round, which follow from it and the tensor alone, of the tensors that have some.
@@ -66,10 +66,8 @@ impl Model {
         optimizer: &mut cpu::DualAdam,
         grads: &[Option<Values>],
         multiplier: f64,
-    ) -> Result<(), Error> {
-        let grads: Vec<_> =
-            grads.iter().map(|grads| grads.as_ref().map(|values| values.grads(0..values.len()))).collect();
-        let mut params: Vec<_> = self.params.iter_mut().map(Values::all_params).collect();
-        optimizer.step_scaled(&mut params, &grads, multiplier)
+    ) -> Result<(), ArgumentError> {
+        let grads = grads.iter().map(|grads| grads.as_ref().map(|values| values.buffer(0..values.len())));
+        optimizer.step_scaled(self.params.iter_mut().map(Values::all_mut), grads, multiplier)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dualadam::{State, TensorState};
+use dualadam::{Arrays, State};
 use tempfile::TempDir;
 
 /// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
@@ -20,12 +20,15 @@ pub fn float_bits(values: &[f32]) -> Vec<u32> {
 }
 
 pub fn bits(state: &State) -> StateBits {
-    let of = |tensor: &TensorState| {
-        let moments = [float_bits(&tensor.exp_avg), float_bits(&tensor.exp_avg_sq)];
-        (tensor.group, tensor.step, moments, tensor.master.as_deref().map(float_bits), tensor.master_is_set)
+    let State { ledger, arrays, .. } = state;
+    let of = |(index, arrays): (usize, &Arrays)| {
+        let (group, step) = (ledger.spec(index).unwrap().group, ledger.step(index).unwrap());
+        let moments = [float_bits(&arrays.exp_avg), float_bits(&arrays.exp_avg_sq)];
+        let master = arrays.master.as_deref().map(float_bits);
+        (group, step, moments, master, ledger.master_is_set(index).unwrap())
     };
-    let groups = state.groups.iter().map(|group| format!("{group:?}")).collect();
-    StateBits { groups, tensors: state.tensors.iter().map(of).collect() }
+    let groups = ledger.groups().iter().map(|group| format!("{group:?}")).collect();
+    StateBits { groups, tensors: arrays.iter().enumerate().map(of).collect() }
 }
 
 /// A file that is not there yet, in a folder that goes when it is dropped.

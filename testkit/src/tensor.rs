@@ -3,16 +3,13 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use dualadam::{Element, Error, GradOf, HalfElement, RawBuffer, RawTensor, StepCoeffs, cpu};
+use dualadam::{Element, GradOf, HalfElement, RawBuffer, RawTensor, Role, StepCoeffs, TensorError, cpu};
 
 use crate::contract::{self, Element as Contract};
 use crate::data::{Inputs, Noise};
 use crate::for_each_variant;
 use crate::values::{BEHIND, FILL, Values};
 use crate::variant::Formats;
-
-/// The buffers, in the order of offsets and addresses.
-pub const NAMES: [&str; 5] = ["param", "grad", "exp_avg", "exp_avg_sq", "master"];
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
@@ -85,7 +82,7 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// In the order of [`NAMES`], the master only where there is one.
+    /// In the order of [`Role::ALL`], the master only where there is one.
     pub fn buffers(&self) -> Vec<&Values> {
         [&self.param, &self.grad, &self.exp_avg, &self.exp_avg_sq].into_iter().chain(&self.master).collect()
     }
@@ -114,24 +111,19 @@ impl Tensor {
     /// As the CPU backend's list takes it.
     pub fn cpu(&mut self) -> cpu::Tensor<'_> {
         let [param, grad, exp_avg, exp_avg_sq, master] = self.ranges();
-        let (params, copy) = match &mut self.master {
-            Some(values) => (values.params(master), Some(self.param.copy(param))),
-            None => (self.param.params(param), None),
-        };
-        cpu::Tensor {
-            params,
-            grads: self.grad.grads(grad),
-            exp_avg: &mut self.exp_avg.floats()[exp_avg],
-            exp_avg_sq: &mut self.exp_avg_sq.floats()[exp_avg_sq],
-            copy,
-            set: self.set,
+        let moments = (self.exp_avg.buffer_mut(exp_avg), self.exp_avg_sq.buffer_mut(exp_avg_sq));
+        let tensor = cpu::Tensor::new(self.param.buffer_mut(param), self.grad.buffer(grad), moments.0, moments.1);
+        let tensor = tensor.with_coeffs_index(self.set);
+        match &mut self.master {
+            Some(values) => tensor.with_master(values.buffer_mut(master)),
+            None => tensor,
         }
     }
 
     /// As the CPU backend's optimizer takes it.
-    pub fn param_and_grad(&mut self) -> (cpu::ParamsMut<'_>, cpu::Grads<'_>) {
+    pub fn param_and_grad(&mut self) -> (cpu::BufferMut<'_>, cpu::Buffer<'_>) {
         let [param, grad, ..] = self.ranges();
-        (self.param.params(param), self.grad.grads(grad))
+        (self.param.buffer_mut(param), self.grad.buffer(grad))
     }
 
     /// Steps it as a list of the CPU backend.
@@ -140,8 +132,8 @@ impl Tensor {
     }
 
     /// Steps it by the CPU backend's flat call for its types.
-    pub fn step_flat(&mut self, coeffs: &StepCoeffs) -> Result<(), Error> {
-        type Step = fn(&mut Tensor, &StepCoeffs) -> Option<Result<(), Error>>;
+    pub fn step_flat(&mut self, coeffs: &StepCoeffs) -> Result<(), TensorError> {
+        type Step = fn(&mut Tensor, &StepCoeffs) -> Option<Result<(), TensorError>>;
         let steps: &[Step] = &for_each_variant!(step, step_master);
         steps.iter().find_map(|step| step(self, coeffs)).expect("the types are those of a variant")
     }
@@ -173,20 +165,13 @@ impl Tensor {
     /// By these addresses of its buffers with the filling around them.
     pub fn raw_at(&self, addresses: [u64; 5]) -> RawTensor {
         let buffer = |i: usize, values: &Values| {
-            let dtype = values.dtype();
-            RawBuffer { address: addresses[i] + (self.offsets[i] * dtype.size()) as u64, dtype }
+            RawBuffer::new(addresses[i] + (self.offsets[i] * values.dtype().size()) as u64, values.dtype())
         };
-        let param = buffer(0, &self.param);
-        let master = self.master.as_ref().map(|values| buffer(4, values));
-        RawTensor {
-            params: master.unwrap_or(param),
-            grads: buffer(1, &self.grad),
-            exp_avg: buffer(2, &self.exp_avg).address,
-            exp_avg_sq: buffer(3, &self.exp_avg_sq).address,
-            copy: master.map(|_| param),
-            len: self.len() as u64,
-            set: self.set,
-        }
+        let [param, grad] = [buffer(0, &self.param), buffer(1, &self.grad)];
+        let [exp_avg, exp_avg_sq] = [buffer(2, &self.exp_avg), buffer(3, &self.exp_avg_sq)];
+        let mut tensor = RawTensor::new(self.len() as u64, param, grad, exp_avg, exp_avg_sq);
+        tensor.master = self.master.as_ref().map(|values| buffer(4, values));
+        tensor.with_coeffs_index(self.set)
     }
 
     /// The bytes of each buffer.
@@ -196,7 +181,7 @@ impl Tensor {
 
     /// Where a buffer or its filling differs, all NaNs being the same.
     pub fn difference(&self, expected: &Self) -> Option<String> {
-        let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(NAMES);
+        let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(Role::ALL);
         let differs = |((found, expected), name): ((&Values, &Values), _)| {
             Some(format!("{}: {name}{}", self.types(), found.difference(expected)?))
         };
@@ -207,11 +192,6 @@ impl Tensor {
     pub fn assert_same(&self, expected: &Self, what: &str) {
         let difference = self.difference(expected);
         assert!(difference.is_none(), "{what}, {}", difference.unwrap_or_default());
-    }
-
-    /// What the library's errors call the buffers.
-    pub fn names(&self) -> [&'static str; 5] {
-        [if self.master.is_some() { "copy" } else { "params" }, "grads", "exp_avg", "exp_avg_sq", "params"]
     }
 
     /// The same type and the same values, but so many of them, in one of its buffers.
@@ -238,35 +218,34 @@ impl Tensor {
 
 /// The tensor with other addresses, which follow from each one and the size of an element.
 pub fn map_addresses(tensor: RawTensor, change: impl Fn(u64, usize) -> u64) -> RawTensor {
-    let at = |buffer: RawBuffer| RawBuffer { address: change(buffer.address, buffer.dtype.size()), ..buffer };
-    RawTensor {
-        params: at(tensor.params),
-        grads: at(tensor.grads),
-        exp_avg: change(tensor.exp_avg, 4),
-        exp_avg_sq: change(tensor.exp_avg_sq, 4),
-        copy: tensor.copy.map(at),
-        ..tensor
-    }
+    let at = |buffer: RawBuffer| RawBuffer::new(change(buffer.address, buffer.dtype.size()), buffer.dtype);
+    let RawTensor { len, param, grad, exp_avg, exp_avg_sq, master, coeffs_index, .. } = tensor;
+    let mut tensor = RawTensor::new(len, at(param), at(grad), at(exp_avg), at(exp_avg_sq));
+    (tensor.master, tensor.coeffs_index) = (master.map(at), coeffs_index);
+    tensor
 }
 
 fn filled(len: usize) -> Vec<f32> {
     (0..len).map(|i| 0.5 + i as f32).collect()
 }
 
-fn step<P: Element + Pod, G: GradOf<P> + Pod>(tensor: &mut Tensor, coeffs: &StepCoeffs) -> Option<Result<(), Error>> {
+fn step<P: Element + Pod, G: GradOf<P> + Pod>(
+    tensor: &mut Tensor,
+    coeffs: &StepCoeffs,
+) -> Option<Result<(), TensorError>> {
     let [param, grad, exp_avg, exp_avg_sq, _] = tensor.ranges();
     let Tensor { param: p, grad: g, exp_avg: m, exp_avg_sq: v, master: None, .. } = tensor else { return None };
     let (p, g) = (p.typed_mut::<P>()?, g.typed::<G>()?);
     Some(cpu::step(&mut p[param], &g[grad], &mut m.floats()[exp_avg], &mut v.floats()[exp_avg_sq], coeffs))
 }
 
-fn step_master<P: HalfElement + Pod, G: GradOf<f32> + GradOf<P> + Pod>(
+fn step_master<P: HalfElement + Pod, G: GradOf<P> + Pod>(
     tensor: &mut Tensor,
     coeffs: &StepCoeffs,
-) -> Option<Result<(), Error>> {
+) -> Option<Result<(), TensorError>> {
     let [param, grad, exp_avg, exp_avg_sq, master] = tensor.ranges();
     let Tensor { param: p, grad: g, exp_avg: m, exp_avg_sq: v, master: Some(w), .. } = tensor else { return None };
     let (p, g, w) = (p.typed_mut::<P>()?, g.typed::<G>()?, &mut w.floats()[master]);
     let (m, v) = (&mut m.floats()[exp_avg], &mut v.floats()[exp_avg_sq]);
-    Some(cpu::step_with_copy(w, &mut p[param], &g[grad], m, v, coeffs))
+    Some(cpu::step_with_master(&mut p[param], &g[grad], m, v, w, coeffs))
 }

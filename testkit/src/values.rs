@@ -39,6 +39,7 @@ impl Values {
             Dtype::F32 => Self::F32(values.to_vec()),
             Dtype::Bf16 => Self::Bf16(narrow(values)),
             Dtype::F16 => Self::F16(narrow(values)),
+            other => panic!("no values of {other}"),
         }
     }
 
@@ -114,25 +115,17 @@ impl Values {
         }
     }
 
-    pub fn all_params(&mut self) -> cpu::ParamsMut<'_> {
-        self.params(0..self.len())
+    /// All elements, as the CPU backend writes them.
+    pub fn all_mut(&mut self) -> cpu::BufferMut<'_> {
+        self.buffer_mut(0..self.len())
     }
 
-    pub fn params(&mut self, range: Range<usize>) -> cpu::ParamsMut<'_> {
+    pub fn buffer_mut(&mut self, range: Range<usize>) -> cpu::BufferMut<'_> {
         each!(self, values => (&mut values[range]).into())
     }
 
-    pub fn grads(&self, range: Range<usize>) -> cpu::Grads<'_> {
+    pub fn buffer(&self, range: Range<usize>) -> cpu::Buffer<'_> {
         each!(self, values => (&values[range]).into())
-    }
-
-    /// Of a 16-bit type.
-    pub fn copy(&mut self, range: Range<usize>) -> cpu::CopyMut<'_> {
-        match self {
-            Self::F32(_) => panic!("a copy has 16 bits"),
-            Self::Bf16(values) => (&mut values[range]).into(),
-            Self::F16(values) => (&mut values[range]).into(),
-        }
     }
 
     pub fn floats(&mut self) -> &mut [f32] {
