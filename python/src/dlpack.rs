@@ -108,7 +108,7 @@ impl Tensor {
 
     /// The memory as the library takes it, if there are kernels for the element type.
     pub(crate) fn buffer(&self) -> Option<RawBuffer> {
-        self.dtype().map(|dtype| RawBuffer { address: self.address(), dtype })
+        self.dtype().map(|dtype| RawBuffer::new(self.address(), dtype))
     }
 
     #[inline]
