@@ -310,14 +310,14 @@ impl Bound {
 }
 
 /// Binds a window, from an element on so many, of a tensor's buffers.
-fn bind(
+fn bind<'a>(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
     index: usize,
-    tensor: &Tensor<'_>,
+    tensor: &Tensor<'a>,
     (start, elements): (u64, u64),
 ) -> Result<wgpu::BindGroup, WebGpuError> {
-    let entry = |(number, binding): (u32, Option<Binding<'_>>)| {
+    let entry = |(number, binding): (u32, Option<Binding<'a>>)| {
         let Binding { buffer, offset, dtype, .. } = binding?;
         let (size, offset) = (dtype.size(), offset + start * dtype.size() as u64);
         let size = wgpu::BufferSize::new(bound_bytes(elements, size));

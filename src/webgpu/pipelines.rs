@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::tensor::{Role, Variant};
+use crate::tensor::Variant;
 
 use super::coeffs::CoeffsSource;
 use super::device::{capture, check_not_lost};
 use super::error::WebGpuError;
-use super::layout::{COEFFS_BYTES, QUADS, SET_MASTERS, TAILS};
+use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
@@ -174,7 +174,7 @@ impl Pipelines {
 impl Layout {
     fn new(device: &wgpu::Device, coeffs: &CoeffsSource, masters: bool) -> Self {
         let label = Some("dualadam");
-        let entries: Vec<_> = (0..Role::COUNT as u32 - u32::from(!masters))
+        let entries: Vec<_> = (0..ROLES.len() as u32 - u32::from(!masters))
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
