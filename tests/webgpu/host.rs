@@ -1,7 +1,7 @@
 //! One tensor whose types are known at run time: on the host, stepped by the CPU, and its twin on a device.
 
 use dualadam::half::{bf16, f16};
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{Dtype, Element, StepCoeffs, cpu};
 
 use crate::gpu::Device;
@@ -49,7 +49,7 @@ impl Values {
         match dtype {
             Dtype::F32 => Self::F32(values.to_vec()),
             Dtype::Bf16 => Self::Bf16(narrow(values)),
-            Dtype::F16 => Self::F16(narrow(values)),
+            _ => Self::F16(narrow(values)),
         }
     }
 
@@ -122,25 +122,24 @@ impl Host {
 
     /// The step on the CPU.
     pub(crate) fn step(&mut self, sets: &[StepCoeffs]) {
-        let tensor = cpu::Tensor {
-            params: each!(&mut self.p, values => values.into()),
-            grads: each!(&self.grad, values => values.into()),
-            exp_avg: self.m.floats(),
-            exp_avg_sq: self.v.floats(),
-            copy: self.copy.as_mut().map(|copy| match copy {
-                Values::F32(_) => panic!("a copy has 16 bits"),
-                Values::Bf16(values) => values.into(),
-                Values::F16(values) => values.into(),
-            }),
-            set: self.set,
+        let (exp_avg, exp_avg_sq) = (self.m.floats(), self.v.floats());
+        let grad: cpu::Buffer<'_> = each!(&self.grad, values => values.into());
+        let updated: cpu::BufferMut<'_> = each!(&mut self.p, values => values.into());
+        let tensor = match &mut self.copy {
+            None => cpu::Tensor::new(updated, grad, exp_avg, exp_avg_sq),
+            Some(copy) => {
+                let param: cpu::BufferMut<'_> = each!(copy, values => values.into());
+                cpu::Tensor::new(param, grad, exp_avg, exp_avg_sq).with_master(updated)
+            }
         };
+        let tensor = tensor.with_coeffs_index(self.set);
         cpu::step_list(&mut [tensor], sets).unwrap();
     }
 
     /// The step on a device, alone, with coefficients of its own.
     pub(crate) fn stepped(&self, device: &Device, pipelines: &Pipelines, coeffs: &StepCoeffs) -> Self {
         let uploaded = self.upload(device);
-        let list = TensorList::new(pipelines, &[Tensor { set: 0, ..uploaded.tensor() }]).unwrap();
+        let list = TensorList::new(pipelines, &[uploaded.tensor().with_coeffs_index(0)]).unwrap();
         device.submit(|pass| list.encode(pass, &[*coeffs]).unwrap());
         uploaded.download(device, self)
     }
@@ -178,18 +177,23 @@ pub(crate) struct Uploaded {
 
 impl Uploaded {
     pub(crate) fn tensor(&self) -> Tensor<'_> {
-        fn view((buffer, dtype): &(wgpu::Buffer, Dtype)) -> BufferView<'_> {
-            BufferView::new(buffer, *dtype)
+        fn view((buffer, dtype): &(wgpu::Buffer, Dtype)) -> Binding<'_> {
+            Binding::new(buffer, *dtype)
         }
-        Tensor {
-            params: view(&self.params),
-            grads: Some(view(&self.grads)),
-            exp_avg: Moment::new(&self.exp_avg),
-            exp_avg_sq: Moment::new(&self.exp_avg_sq),
-            copy: self.copy.as_ref().map(view),
-            len: self.len,
-            set: self.set,
-        }
+        let (updated, grad) = (view(&self.params), Some(view(&self.grads)));
+        let [exp_avg, exp_avg_sq] = [&self.exp_avg, &self.exp_avg_sq].map(|buffer| Binding::new(buffer, Dtype::F32));
+        let tensor = match &self.copy {
+            None => Tensor::new(self.len, updated, grad, exp_avg, exp_avg_sq),
+            Some(copy) => Tensor::new(self.len, view(copy), grad, exp_avg, exp_avg_sq).with_master(updated),
+        };
+        tensor.with_coeffs_index(self.set)
+    }
+
+    /// The tensor with other parameters.
+    pub(crate) fn tensor_with<'a>(&'a self, param: Binding<'a>) -> Tensor<'a> {
+        let mut tensor = self.tensor();
+        tensor.param = param;
+        tensor
     }
 
     /// What is there now. Bytes behind the last element must be as they were.

@@ -1,7 +1,7 @@
 //! Lists have the bits of their tensors stepped alone.
 
-use dualadam::webgpu::{Pipelines, Tensor, TensorList};
-use dualadam::{DualAdamConfig, Error, StepCoeffs, SwitchSchedule};
+use dualadam::webgpu::{Pipelines, Tensor, TensorList, WebGpuError};
+use dualadam::{ArgumentError, DualAdamConfig, ListError, StepCoeffs, SwitchSchedule, TensorProblem};
 
 use crate::gpu::{Device, Gpu};
 use crate::host::{COMBINATIONS, Host, Uploaded};
@@ -25,7 +25,7 @@ pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
             hosts.iter().map(|host| (host.upload(device), host.upload(device))).unzip();
         step(&together.iter().map(Uploaded::tensor).collect::<Vec<_>>(), &sets);
         for alone in &alone {
-            step(&[Tensor { set: 0, ..alone.tensor() }], &[sets[alone.set]]);
+            step(&[alone.tensor().with_coeffs_index(0)], &[sets[alone.set]]);
         }
         for ((host, together), alone) in hosts.iter().zip(&together).zip(&alone) {
             let (together, alone) = (together.download(device, host), alone.download(device, host));
@@ -41,7 +41,8 @@ pub(crate) fn nothing_to_do(gpu: &Gpu) {
     let host = Host::new(COMBINATIONS[3], &Inputs::random(1, 9), 0);
     let frozen = host.upload(device);
     // What is left alone is not even looked at.
-    let tensor = Tensor { grads: None, exp_avg: frozen.tensor().exp_avg_sq, ..frozen.tensor() };
+    let mut tensor = frozen.tensor().with_grad(None);
+    tensor.exp_avg = tensor.exp_avg_sq;
     let without = TensorList::new(&pipelines, &[tensor]).unwrap();
     device.submit(|pass| {
         list.encode(pass, &[]).unwrap();
@@ -60,22 +61,43 @@ pub(crate) fn updates(gpu: &Gpu) {
     let other = (other.upload(device), other);
 
     // From no gradient to a bf16 one of another buffer.
-    let mut list = TensorList::new(&pipelines, &[Tensor { grads: None, ..a.tensor() }]).unwrap();
-    let grads = other.0.tensor().grads;
-    list.update(&[Tensor { grads, ..a.tensor() }]).unwrap();
+    let mut list = TensorList::new(&pipelines, &[a.tensor().with_grad(None)]).unwrap();
+    let grads = other.0.tensor().grad;
+    list.update(&[a.tensor().with_grad(grads)]).unwrap();
     device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    let fresh = TensorList::new(&pipelines, &[Tensor { grads, ..b.tensor() }]).unwrap();
+    let fresh = TensorList::new(&pipelines, &[b.tensor().with_grad(grads)]).unwrap();
     device.submit(|pass| fresh.encode(pass, &coeffs).unwrap());
     assert_eq!(a.download(device, &host).contents(), b.download(device, &host).contents());
     assert_ne!(a.download(device, &host).contents(), host.contents());
 
     // What is refused leaves the list as it was.
     let error = list.update(&[]).unwrap_err();
-    assert!(matches!(error, Error::Count { expected: 1, actual: 0, .. }), "{error:?}");
-    let error = list.update(&[Tensor { len: 1029, ..a.tensor() }]).unwrap_err();
-    assert_eq!(error.to_string(), "the length of tensor 0 must stay 1030, got 1029");
-    let error = list.update(&[Tensor { grads: Some(a.tensor().params), ..a.tensor() }]).unwrap_err();
-    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
+    assert!(
+        matches!(error, WebGpuError::Argument(ArgumentError::List(ListError::Count { expected: 1, actual: 0, .. }))),
+        "{error:?}"
+    );
+    let error = list
+        .update(&[{
+            let mut tensor = a.tensor();
+            tensor.len = 1029;
+            tensor
+        }])
+        .unwrap_err();
+    assert_eq!(error.to_string(), "tensor 0 must keep its length of 1030 elements, got 1029");
+    let error = list.update(&[a.tensor().with_grad(Some(a.tensor().param))]).unwrap_err();
+    assert!(
+        matches!(&error, WebGpuError::Argument(ArgumentError::Tensor(e)) if matches!(e.problem, TensorProblem::Overlap { .. })),
+        "{error:?}"
+    );
+    // Of other formats only the gradient's may come.
+    let mut bf16 = a.tensor().with_grad(None);
+    bf16.param.dtype = dualadam::Dtype::Bf16;
+    let error = list.update(&[bf16]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensor 0 must keep its formats (f32 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq), \
+         got bf16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq"
+    );
     for list in [&list, &fresh] {
         device.submit(|pass| list.encode(pass, &coeffs).unwrap());
     }
@@ -111,11 +133,11 @@ pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
     let [a, b, other] = [0; 3].map(|_| host.upload(device));
 
     let mut list = TensorList::new(&pipelines, &[a.tensor(), b.tensor()]).unwrap();
-    let moved = Tensor { grads: other.tensor().grads, set: 1, ..a.tensor() };
+    let moved = a.tensor().with_grad(other.tensor().grad).with_coeffs_index(1);
     let gone = host.upload(device);
     gone.grads.0.destroy();
-    let error = list.update(&[moved, Tensor { grads: gone.tensor().grads, ..b.tensor() }]).unwrap_err();
-    assert!(matches!(error, Error::Wgpu { tensor: Some(1), .. }), "{error:?}");
+    let error = list.update(&[moved, b.tensor().with_grad(gone.tensor().grad)]).unwrap_err();
+    assert!(matches!(error, WebGpuError::Wgpu { tensor: Some(1), .. }), "{error:?}");
     // Neither the gradient nor the set has moved.
     other.grads.0.destroy();
     device.submit(|pass| list.encode(pass, &coeffs).unwrap());
@@ -126,7 +148,7 @@ pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
 
     a.params.0.destroy();
     let grads = host.upload(device);
-    list.update(&[a.tensor(), Tensor { grads: grads.tensor().grads, set: 5, ..b.tensor() }]).unwrap();
-    let error = list.update(&[Tensor { grads: grads.tensor().grads, ..a.tensor() }, b.tensor()]).unwrap_err();
-    assert!(matches!(error, Error::Wgpu { tensor: Some(0), .. }), "{error:?}");
+    list.update(&[a.tensor(), b.tensor().with_grad(grads.tensor().grad).with_coeffs_index(5)]).unwrap();
+    let error = list.update(&[a.tensor().with_grad(grads.tensor().grad), b.tensor()]).unwrap_err();
+    assert!(matches!(error, WebGpuError::Wgpu { tensor: Some(0), .. }), "{error:?}");
 }

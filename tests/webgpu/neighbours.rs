@@ -1,7 +1,7 @@
 //! What lies beside a tensor's elements stays as it is.
 
-use dualadam::DualAdamConfig;
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::{Dtype, DualAdamConfig};
 
 use crate::gpu::Gpu;
 use crate::host::{COMBINATIONS, Host};
@@ -24,15 +24,15 @@ fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
 
 /// The tensor at these offsets of a buffer.
 fn tensor<'a>(host: &Host, buffer: &'a wgpu::Buffer, offsets: &[u64]) -> Tensor<'a> {
-    let view = |offset, dtype| BufferView { buffer, offset, dtype };
-    Tensor {
-        params: view(offsets[0], host.p.dtype()),
-        grads: Some(view(offsets[1], host.grad.dtype())),
-        exp_avg: Moment { buffer, offset: offsets[2] },
-        exp_avg_sq: Moment { buffer, offset: offsets[3] },
-        copy: host.copy.as_ref().map(|copy| view(offsets[4], copy.dtype())),
-        len: host.len as u64,
-        set: 0,
+    let view = |offset, dtype| Binding::new(buffer, dtype).with_offset(offset);
+    let (updated, grad) = (view(offsets[0], host.p.dtype()), Some(view(offsets[1], host.grad.dtype())));
+    let (exp_avg, exp_avg_sq) = (view(offsets[2], Dtype::F32), view(offsets[3], Dtype::F32));
+    match &host.copy {
+        None => Tensor::new(host.len as u64, updated, grad, exp_avg, exp_avg_sq),
+        Some(copy) => {
+            let param = view(offsets[4], copy.dtype());
+            Tensor::new(host.len as u64, param, grad, exp_avg, exp_avg_sq).with_master(updated)
+        }
     }
 }
 

@@ -5,10 +5,12 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use dualadam::half::{bf16, f16};
-use dualadam::webgpu::{BufferView, DualAdam, Pipelines, Tensor, TensorList, required_limits, wgpu};
+use dualadam::webgpu::{
+    Binding, BindingProblem, DualAdam, Pipelines, TensorList, WebGpuError, WgpuProblem, required_limits, wgpu,
+};
 use dualadam::{
-    Dtype, DualAdamConfig, Element, Error, State, StateProblem, SwitchSchedule, TensorLayout, WeightDecay, WgpuProblem,
-    cpu,
+    ArgumentError, ConfigError, Dtype, DualAdamConfig, Element, ListError, Role, State, StateError, StateProblem,
+    SwitchSchedule, TensorProblem, TensorSpec, WeightDecay, cpu,
 };
 use pollster::block_on;
 
@@ -43,7 +45,7 @@ fn groups() -> [DualAdamConfig; 2] {
 /// A model's tensor beside an optimizer: its types, its parameters, and its gradients of three steps.
 struct Model {
     types: Types,
-    layout: TensorLayout,
+    layout: TensorSpec,
     /// Of the parameters where there are no masters, else of the copy.
     params: (wgpu::Buffer, Dtype),
     grads: [wgpu::Buffer; 3],
@@ -56,7 +58,7 @@ impl Model {
         let (params, grads, copy) = types;
         let inputs = [0, 1, 2].map(|k| Inputs::random(seed + k, len));
         let before = Values::new(copy.unwrap_or(params), &inputs[0].p);
-        let layout = TensorLayout::new(len).in_group(group);
+        let layout = TensorSpec::new(len).in_group(group);
         Self {
             types,
             layout: if copy.is_some() { layout.with_master() } else { layout },
@@ -66,13 +68,13 @@ impl Model {
         }
     }
 
-    fn view(&self) -> BufferView<'_> {
-        BufferView::new(&self.params.0, self.params.1)
+    fn view(&self) -> Binding<'_> {
+        Binding::new(&self.params.0, self.params.1)
     }
 
     /// The gradients of step `t`, every fourth of which is missing.
-    fn grads(&self, index: usize, t: usize) -> Option<BufferView<'_>> {
-        let view = BufferView::new(&self.grads[t % 3], self.types.1);
+    fn grads(&self, index: usize, t: usize) -> Option<Binding<'_>> {
+        let view = Binding::new(&self.grads[t % 3], self.types.1);
         has_grads(index, t).then_some(view)
     }
 
@@ -101,7 +103,7 @@ fn models(device: &Device) -> Vec<Model> {
 }
 
 fn optimizer(device: &Device, models: &[Model]) -> DualAdam {
-    let layout: Vec<_> = models.iter().map(|model| model.layout).collect();
+    let layout: Vec<_> = models.iter().map(|model| model.layout.clone()).collect();
     DualAdam::with_groups(&Pipelines::new(&device.device).unwrap(), &groups(), &layout).unwrap()
 }
 
@@ -111,7 +113,7 @@ fn run(device: &Device, optimizer: &mut DualAdam, models: &[Model], steps: impl 
     device.submit(|pass| {
         for t in steps {
             let grads: Vec<_> = models.iter().enumerate().map(|(index, model)| model.grads(index, t)).collect();
-            optimizer.step_scaled(pass, &params, &grads, 0.5).unwrap();
+            optimizer.step_scaled(pass, params.iter().copied(), grads, 0.5).unwrap();
         }
     });
 }
@@ -139,7 +141,7 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
         for (index, model) in models.iter().enumerate() {
             let (uploaded, mut step) = (model.host().upload(device), 0);
             for t in (0..12).filter(|&t| has_grads(index, t)) {
-                let tensor = Tensor { grads: model.grads(index, t), ..uploaded.tensor() };
+                let tensor = uploaded.tensor().with_grad(model.grads(index, t));
                 step += 1;
                 let coeffs = groups()[model.layout.group].coeffs_scaled(step, 0.5).unwrap();
                 let list = TensorList::new(&pipelines, &[tensor]).unwrap();
@@ -147,11 +149,11 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
             }
             let by_hand = uploaded.download(device, &model.host());
             let what = format!("tensor {index}, {:?}, {} elements", model.types, model.layout.len);
-            let found = &state.tensors[index];
-            assert_eq!((found.step, found.group), (step, model.layout.group), "{what}");
+            let (found, ledger) = (&state.arrays[index], &state.ledger);
+            assert_eq!((ledger.step(index).unwrap(), ledger.spec(index).unwrap()), (step, &model.layout), "{what}");
             assert_eq!(bits(&found.exp_avg), bits(&by_hand.m.wide()), "{what}");
             assert_eq!(bits(&found.exp_avg_sq), bits(&by_hand.v.wide()), "{what}");
-            assert_eq!(found.master_is_set, found.master.is_some(), "{what}");
+            assert_eq!(ledger.master_is_set(index).unwrap(), found.master.is_some(), "{what}");
             let copy = by_hand.copy.as_ref();
             assert_eq!(found.master.as_deref().map(bits), copy.map(|_| bits(&by_hand.p.wide())), "{what}");
             let expected = copy.unwrap_or(&by_hand.p).bytes();
@@ -179,14 +181,14 @@ fn check_masters(device: &Device, dtype: Dtype, widen: impl Fn(u16) -> f32) {
     let patterns: Vec<u16> = (0..=u16::MAX).chain([0x3f80, 0x1234, 0x8001]).collect();
     let params = device.buffer(bytemuck::cast_slice(&patterns));
     let grads = device.buffer(&vec![0; 4 * patterns.len()]);
-    let (params, grads) = (BufferView::new(&params, dtype), BufferView::new(&grads, Dtype::F32));
-    let layout = [TensorLayout::new(patterns.len()).with_master()];
+    let (params, grads) = (Binding::new(&params, dtype), Binding::new(&grads, Dtype::F32));
+    let layout = [TensorSpec::new(patterns.len()).with_master()];
     let pipelines = Pipelines::new(&device.device).unwrap();
     let mut optimizer = DualAdam::with_groups(&pipelines, &groups(), &layout).unwrap();
     let before = optimizer.state(&device.queue).unwrap();
-    assert!(!before.tensors[0].master_is_set);
-    device.submit(|pass| optimizer.step(pass, &[params], &[Some(grads)]).unwrap());
-    let masters = optimizer.state(&device.queue).unwrap().tensors.remove(0).master.unwrap();
+    assert!(!before.ledger.master_is_set(0).unwrap());
+    device.submit(|pass| optimizer.step(pass, [params], [Some(grads)]).unwrap());
+    let masters = optimizer.state(&device.queue).unwrap().arrays.remove(0).master.unwrap();
     for (&pattern, found) in patterns.iter().zip(masters) {
         let expected = widen(pattern);
         // The step that follows may flush a subnormal, as any operation of WGSL.
@@ -204,7 +206,7 @@ fn follows_changed_types(gpu: &Gpu) {
     let mut changing = optimizer(device, std::slice::from_ref(&wide));
     run(device, &mut changing, std::slice::from_ref(&wide), 1..3);
     let state = changing.state(&device.queue).unwrap();
-    device.submit(|pass| changing.step(pass, &[narrow.view()], &[None]).unwrap());
+    device.submit(|pass| changing.step(pass, [narrow.view()], [None]).unwrap());
     assert_eq!(changing.state(&device.queue).unwrap(), state);
     run(device, &mut changing, std::slice::from_ref(&narrow), 1..3);
     let pipelines = Pipelines::new(&device.device).unwrap();
@@ -222,26 +224,29 @@ fn takes_moments(gpu: &Gpu) {
     let inputs = Inputs::random(1, 1030);
     optimizer.set_moments(&device.queue, 7, 100, &inputs.m, &inputs.v).unwrap();
     let mut expected = optimizer_state_at_first(device);
-    expected.tensors[7].step = 100;
-    expected.tensors[7].exp_avg = inputs.m.clone();
-    expected.tensors[7].exp_avg_sq = inputs.v.clone();
+    expected.ledger.set_step(7, 100).unwrap();
+    expected.arrays[7].exp_avg = inputs.m.clone();
+    expected.arrays[7].exp_avg_sq = inputs.v.clone();
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
     assert_eq!(optimizer.step_of(7).unwrap(), 100);
 
     let negative: Vec<f32> = inputs.v.iter().map(|v| -v).collect();
     for (tensor, m, v) in [(7, &inputs.m[1..], &inputs.v[..]), (7, &inputs.m, &negative), (66, &inputs.m, &inputs.v)] {
         let error = optimizer.set_moments(&device.queue, tensor, 1, m, v).unwrap_err();
-        assert!(
-            matches!(error, Error::Length { .. } | Error::Value { .. } | Error::Position { len: 66, .. }),
-            "{error:?}"
-        );
+        let is_expected = match &error {
+            WebGpuError::Argument(ArgumentError::Tensor(error)) => {
+                matches!(error.problem, TensorProblem::Length { .. } | TensorProblem::Negative { .. })
+            }
+            error => matches!(error, WebGpuError::Argument(ArgumentError::List(ListError::Position { len: 66, .. }))),
+        };
+        assert!(is_expected, "{error:?}");
     }
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
 }
 
 /// What an optimizer for the models has before its first step.
 fn optimizer_state_at_first(device: &Device) -> State {
-    let layout: Vec<_> = models(device).iter().map(|model| model.layout).collect();
+    let layout: Vec<_> = models(device).iter().map(|model| model.layout.clone()).collect();
     State::new(&groups(), &layout).unwrap()
 }
 
@@ -263,7 +268,7 @@ fn resumes_bit_for_bit(gpu: &Gpu) {
     // A list and moments of its own, which the file replaces.
     device.submit(|pass| {
         let params: Vec<_> = models.iter().map(Model::view).collect();
-        second.step(pass, &params, &vec![None; params.len()]).unwrap();
+        second.step(pass, params.iter().copied(), vec![None; params.len()]).unwrap();
     });
     second.load(&device.queue, &path).unwrap();
     assert_eq!(second.state(&device.queue).unwrap(), first.state(&device.queue).unwrap());
@@ -279,20 +284,20 @@ fn resumes_bit_for_bit(gpu: &Gpu) {
 /// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters set and some not.
 fn cpu_optimizer() -> cpu::DualAdam {
     let layout = [
-        TensorLayout::new(1030),
-        TensorLayout::new(0),
-        TensorLayout::new(7).in_group(1).with_master(),
-        TensorLayout::new(3).with_master(),
+        TensorSpec::new(1030),
+        TensorSpec::new(0),
+        TensorSpec::new(7).in_group(1).with_master(),
+        TensorSpec::new(3).with_master(),
     ];
     let mut optimizer = cpu::DualAdam::with_groups(&groups(), &layout).unwrap();
     let inputs = [1030, 0, 7, 3].map(|len| Inputs::random(5, len));
     let [mut a, mut b] = [0, 1].map(|k: usize| inputs[k].p.clone());
     let [mut c, mut d] = [2, 3].map(|k: usize| inputs[k].p.iter().map(|&p| bf16::narrow(p)).collect::<Vec<_>>());
     for _ in 0..3 {
-        let mut params = [(&mut a).into(), (&mut b).into(), (&mut c).into(), (&mut d).into()];
+        let params = [(&mut a).into(), (&mut b).into(), (&mut c).into(), (&mut d).into()];
         let grads = [0, 1, 2].map(|k: usize| Some((&inputs[k].grad).into()));
         let [grads_a, grads_b, grads_c] = grads;
-        optimizer.step(&mut params, &[grads_a, grads_b, grads_c, None]).unwrap();
+        optimizer.step(params, [grads_a, grads_b, grads_c, None]).unwrap();
     }
     let special = [f32::MIN_POSITIVE / 8.0, -0.0, f32::INFINITY];
     optimizer.set_moments(3, u64::MAX - 1, &special, &[0.0, 1e-45, f32::MAX]).unwrap();
@@ -303,7 +308,7 @@ fn cpu_optimizer() -> cpu::DualAdam {
 /// Equality of bits, which tells -0 from 0.
 fn assert_same_state(a: &State, b: &State) {
     assert_eq!(a, b);
-    for (a, b) in a.tensors.iter().zip(&b.tensors) {
+    for (a, b) in a.arrays.iter().zip(&b.arrays) {
         assert_eq!((bits(&a.exp_avg), bits(&a.exp_avg_sq)), (bits(&b.exp_avg), bits(&b.exp_avg_sq)));
         assert_eq!(a.master.as_deref().map(bits), b.master.as_deref().map(bits));
     }
@@ -320,9 +325,7 @@ fn shares_files_with_the_cpu(gpu: &Gpu) {
     let state = State::load(&from_cpu).unwrap();
     let taken = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
     assert_same_state(&taken.state(&device.queue).unwrap(), on_cpu.state());
-    let layout: Vec<_> = [(1030, 0, false), (0, 0, false), (7, 1, true), (3, 0, true)]
-        .map(|(len, group, master)| TensorLayout { len, group, master })
-        .to_vec();
+    let layout: Vec<_> = on_cpu.state().ledger.specs().cloned().collect();
     let mut loaded = DualAdam::with_groups(&pipelines, &[DualAdamConfig::adam(); 2], &layout).unwrap();
     loaded.load(&device.queue, &from_cpu).unwrap();
     assert_same_state(&loaded.state(&device.queue).unwrap(), on_cpu.state());
@@ -389,8 +392,8 @@ fn reads_large_states_in_pieces(gpu: &Gpu) {
     let device = &gpu.device;
     let lens = [(64 << 20) / 4 + 3, 5];
     let pipelines = Pipelines::new(&device.device).unwrap();
-    let mut state = State::new(&groups(), &lens.map(TensorLayout::new)).unwrap();
-    for (number, tensor) in state.tensors.iter_mut().enumerate() {
+    let mut state = State::new(&groups(), &lens.map(TensorSpec::new)).unwrap();
+    for (number, tensor) in state.arrays.iter_mut().enumerate() {
         tensor.exp_avg.iter_mut().enumerate().for_each(|(i, m)| *m = (i + number) as f32 - 1e6);
         tensor.exp_avg_sq.iter_mut().enumerate().for_each(|(i, v)| *v = (3 * i + number) as f32);
     }
@@ -431,7 +434,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
         device.device.create_buffer(&wgpu::BufferDescriptor { size: 8192, usage: STORAGE, ..descriptor.clone() });
     let foreign = gpu.open(wgpu::Features::empty(), required_limits());
     let foreign = foreign.buffer(&[0; 4 * 1030]);
-    let f32_of = |buffer| BufferView::new(buffer, Dtype::F32);
+    let f32_of = |buffer| Binding::new(buffer, Dtype::F32);
     let with_params = |index: usize, view| {
         let mut params = params;
         params[index] = view;
@@ -442,58 +445,95 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
         grads[index] = Some(view);
         grads
     };
-    type Case<'a> = (Vec<BufferView<'a>>, Vec<Option<BufferView<'a>>>, f64, fn(&Error) -> bool);
+    fn is_binding(e: &WebGpuError, tensor: usize, role: Role, is: fn(&BindingProblem) -> bool) -> bool {
+        matches!(e, WebGpuError::Binding { tensor: t, buffer, problem, .. } if (*t, *buffer) == (tensor, role) && is(problem))
+    }
+    fn problem(e: &WebGpuError) -> Option<(usize, TensorProblem)> {
+        match e {
+            WebGpuError::Argument(ArgumentError::Tensor(e)) => Some((e.tensor, e.problem)),
+            _ => None,
+        }
+    }
+    fn list(e: &WebGpuError) -> Option<ListError> {
+        match e {
+            WebGpuError::Argument(ArgumentError::List(e)) => Some(*e),
+            _ => None,
+        }
+    }
+    type Case<'a> = (Vec<Binding<'a>>, Vec<Option<Binding<'a>>>, f64, fn(&WebGpuError) -> bool);
     let cases: Vec<Case<'_>> = vec![
-        (params[..2].to_vec(), grads.to_vec(), 1.0, |e| matches!(e, Error::Count { list: "params", actual: 2, .. })),
-        (params.to_vec(), grads[..1].to_vec(), 1.0, |e| matches!(e, Error::Count { list: "grads", actual: 1, .. })),
-        (params.to_vec(), grads.to_vec(), f64::NAN, |e| matches!(e, Error::Value { name: "grad_multiplier", .. })),
+        (params[..2].to_vec(), grads.to_vec(), 1.0, |e| {
+            matches!(list(e), Some(ListError::Count { list: "params", actual: 2, .. }))
+        }),
+        (params.to_vec(), grads[..1].to_vec(), 1.0, |e| {
+            matches!(list(e), Some(ListError::Count { list: "grads", actual: 1, .. }))
+        }),
+        (params.to_vec(), grads.to_vec(), f64::NAN, |e| {
+            matches!(
+                e,
+                WebGpuError::Argument(ArgumentError::Config(ConfigError::Value { name: "grad_multiplier", .. }))
+            )
+        }),
         (with_params(2, f32_of(&short)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::BufferSize { tensor: 2, buffer: "params", required: 4120, actual: 4116, .. })
+            is_binding(e, 2, Role::Param, |p| {
+                matches!(p, BindingProblem::BufferSize { required: 4120, actual: 4116, .. })
+            })
         }),
         (params.to_vec(), with_grads(1, f32_of(&short)).to_vec(), 1.0, |e| {
-            matches!(e, Error::BufferSize { tensor: 1, buffer: "grads", .. })
+            is_binding(e, 1, Role::Grad, |p| matches!(p, BindingProblem::BufferSize { .. }))
         }),
         (with_params(0, f32_of(&unusable)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::Usage { tensor: 0, buffer: "params", .. })
+            is_binding(e, 0, Role::Param, |p| matches!(p, BindingProblem::Usage { .. }))
         }),
-        (params.to_vec(), with_grads(0, BufferView { offset: 4, ..f32_of(&large) }).to_vec(), 1.0, |e| {
-            matches!(e, Error::Offset { tensor: 0, buffer: "grads", .. })
+        (params.to_vec(), with_grads(0, f32_of(&large).with_offset(4)).to_vec(), 1.0, |e| {
+            is_binding(e, 0, Role::Grad, |p| matches!(p, BindingProblem::Offset { .. }))
         }),
         // Masters of f32 parameters, and a pair of types without a shader.
-        (with_params(1, f32_of(&large)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::Types { tensor: 1, copy: Some(Dtype::F32), .. })
+        (
+            with_params(1, f32_of(&large)).to_vec(),
+            grads.to_vec(),
+            1.0,
+            |e| matches!(problem(e), Some((1, TensorProblem::Formats { formats })) if formats.param == Dtype::F32 && formats.master == Some(Dtype::F32)),
+        ),
+        (params.to_vec(), with_grads(1, Binding::new(&large, Dtype::F16)).to_vec(), 1.0, |e| {
+            matches!(problem(e), Some((1, TensorProblem::Formats { .. })))
         }),
-        (params.to_vec(), with_grads(1, BufferView::new(&large, Dtype::F16)).to_vec(), 1.0, |e| {
-            matches!(e, Error::Types { tensor: 1, .. })
+        (params.to_vec(), with_grads(0, params[2]).to_vec(), 1.0, |e| {
+            matches!(problem(e), Some((_, TensorProblem::Overlap { .. })))
         }),
-        (params.to_vec(), with_grads(0, params[2]).to_vec(), 1.0, |e| matches!(e, Error::Overlap { .. })),
-        (with_params(0, params[2]).to_vec(), grads.to_vec(), 1.0, |e| matches!(e, Error::Overlap { .. })),
-        (params.to_vec(), with_grads(2, f32_of(&foreign)).to_vec(), 1.0, |e| {
-            matches!(e, Error::Wgpu { tensor: Some(2), problem: WgpuProblem::Validation(_), .. })
+        (with_params(0, params[2]).to_vec(), grads.to_vec(), 1.0, |e| {
+            matches!(problem(e), Some((_, TensorProblem::Overlap { .. })))
         }),
+        (
+            params.to_vec(),
+            with_grads(2, f32_of(&foreign)).to_vec(),
+            1.0,
+            |e| matches!(e, WebGpuError::Wgpu { tensor: Some(2), problem, .. } if matches!(**problem, WgpuProblem::Validation(_))),
+        ),
     ];
     device.submit(|pass| {
         for (number, (params, grads, multiplier, expected)) in cases.iter().enumerate() {
-            let error = optimizer.step_scaled(pass, params, grads, *multiplier).unwrap_err();
+            let error =
+                optimizer.step_scaled(pass, params.iter().copied(), grads.iter().copied(), *multiplier).unwrap_err();
             assert!(expected(&error), "case {number}: {error:?}");
         }
     });
     let error = optimizer.set_lr(0, -1.0).unwrap_err();
-    assert!(matches!(error, Error::Value { name: "lr", .. }), "{error:?}");
+    assert!(matches!(error, ArgumentError::Config(ConfigError::Value { name: "lr", .. })), "{error:?}");
     let error = optimizer.set_config(2, DualAdamConfig::adam()).unwrap_err();
-    assert!(matches!(error, Error::Position { list: "group", len: 2, value: 2 }), "{error:?}");
+    assert!(matches!(error, ArgumentError::List(ListError::Position { list: "group", len: 2, value: 2 })), "{error:?}");
     let error = optimizer.step_of(3).unwrap_err();
-    assert!(matches!(error, Error::Position { list: "tensor", len: 3, value: 3 }), "{error:?}");
+    assert!(matches!(error, ListError::Position { list: "tensor", len: 3, value: 3 }), "{error:?}");
     assert!(results(device, &optimizer, &good) == before);
 
     // A step that cannot be counted.
     let mut state = before.0.clone();
-    state.tensors[2].step = u64::MAX;
+    state.ledger.set_step(2, u64::MAX).unwrap();
     let pipelines = Pipelines::new(&device.device).unwrap();
     let mut full = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
     device.submit(|pass| {
-        let error = full.step(pass, &params, &grads).unwrap_err();
-        assert!(matches!(error, Error::StepOverflow { tensor: 2 }), "{error:?}");
+        let error = full.step(pass, params, grads).unwrap_err();
+        assert!(matches!(problem(&error), Some((2, TensorProblem::StepOverflow))), "{error:?}");
     });
     assert!(full.state(&device.queue).unwrap() == state);
 
@@ -502,15 +542,15 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     assert!(results(device, &optimizer, &good) == results(device, &twin_optimizer, &twin));
 
     let error = DualAdam::new(&pipelines, DualAdamConfig::adam().with_eps(-1.0), &[1]).unwrap_err();
-    assert!(matches!(error, Error::Value { name: "eps", .. }), "{error:?}");
-    let error = DualAdam::with_groups(&pipelines, &groups(), &[TensorLayout::new(1).in_group(2)]).unwrap_err();
-    assert!(matches!(error, Error::Index { tensor: 0, index: "group", len: 2, value: 2 }), "{error:?}");
-    state.tensors[0].exp_avg_sq.pop();
-    let error = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap_err();
     assert!(
-        matches!(error, Error::Length { tensor: 0, buffer: "exp_avg_sq", expected: 1030, actual: 1029 }),
+        matches!(error, WebGpuError::Argument(ArgumentError::Config(ConfigError::Value { name: "eps", .. }))),
         "{error:?}"
     );
+    let error = DualAdam::with_groups(&pipelines, &groups(), &[TensorSpec::new(1).in_group(2)]).unwrap_err();
+    assert!(matches!(problem(&error), Some((0, TensorProblem::Group { len: 2, value: 2 }))), "{error:?}");
+    state.arrays[0].exp_avg_sq.pop();
+    let error = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap_err();
+    assert!(matches!(problem(&error), Some((0, TensorProblem::Length { expected: 1030, actual: 1029 }))), "{error:?}");
 }
 
 fn refuses_damaged_files_and_stays(gpu: &Gpu) {
@@ -521,36 +561,45 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
     let mut optimizer = optimizer(device, &models);
     run(device, &mut optimizer, &models, 1..3);
     let before = results(device, &optimizer, &models);
-    let refused = |optimizer: &mut DualAdam, path: &Path| optimizer.load(&device.queue, path).unwrap_err();
+    let refused = |optimizer: &mut DualAdam, path: &Path| match optimizer.load(&device.queue, path).unwrap_err() {
+        WebGpuError::State(error) => *error,
+        error => panic!("{error:?}"),
+    };
 
     let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, Error::Io { action: "read", .. }), "{error:?}");
+    assert!(matches!(error, StateError::Io { action: "read", .. }), "{error:?}");
     optimizer.save(&device.queue, &path).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, Error::State { problem: StateProblem::Checksum { .. }, .. }), "{error:?}");
+    assert!(
+        matches!(&error, StateError::File { problem, .. } if matches!(**problem, StateProblem::Checksum { .. })),
+        "{error:?}"
+    );
     // Good files of other models: of another length, of another group, without masters.
-    let own = models[0].layout;
-    for layout in
-        [TensorLayout { len: 1029, ..own }, TensorLayout { group: 0, ..own }, TensorLayout { master: false, ..own }]
-    {
+    let own = models[0].layout.clone();
+    let (mut shorter, mut without) = (own.clone(), own.clone());
+    (shorter.len, without.has_master) = (1029, false);
+    for layout in [shorter, own.in_group(0), without] {
         cpu::DualAdam::with_groups(&groups(), &[layout]).unwrap().save(&path).unwrap();
         let error = refused(&mut optimizer, &path);
-        assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
+        assert!(
+            matches!(&error, StateError::File { problem, .. } if matches!(**problem, StateProblem::Layout { .. })),
+            "{error:?}"
+        );
     }
     assert!(results(device, &optimizer, &models) == before);
     let nowhere = optimizer.save(&device.queue, folder.path().join("no/such/folder")).unwrap_err();
-    assert!(matches!(nowhere, Error::Io { .. }), "{nowhere:?}");
+    assert!(matches!(&nowhere, WebGpuError::State(e) if matches!(**e, StateError::Io { .. })), "{nowhere:?}");
 }
 
 fn on_small_devices(gpu: &Gpu) {
-    let masters = [TensorLayout::new(8).with_master()];
+    let masters = [TensorSpec::new(8).with_master()];
     let four = gpu.open(wgpu::Features::empty(), required_limits());
     let pipelines = Pipelines::new(&four.device).unwrap();
-    let is_limit = |error: &Error| matches!(error, Error::Limit { required: 5, actual: 4, .. });
+    let is_limit = |error: &WebGpuError| matches!(error, WebGpuError::Limit { required: 5, actual: 4, .. });
     let error = DualAdam::with_groups(&pipelines, &groups(), &masters).unwrap_err();
     assert!(is_limit(&error), "{error:?}");
     let state = State::new(&groups(), &masters).unwrap();
@@ -573,12 +622,31 @@ fn on_small_devices(gpu: &Gpu) {
     };
     assert!(step(&small) == step(&gpu.device));
     let pipelines = Pipelines::new(&small.device).unwrap();
-    let error = DualAdam::new(&pipelines, DualAdamConfig::adam(), &[4096, 4097]).unwrap_err();
-    assert!(matches!(error, Error::ArraySize { tensor: 1, array: "exp_avg", limit: 16384, len: 4097 }), "{error:?}");
+    let specs = [TensorSpec::new(4096), TensorSpec::new(4097).with_name("embedding")];
+    let error = DualAdam::with_groups(&pipelines, &groups(), &specs).unwrap_err();
+    assert!(
+        matches!(&error, WebGpuError::Binding { tensor: 1, buffer: Role::ExpAvg, problem, .. } if **problem == BindingProblem::ArraySize { limit: 16384, len: 4097 }),
+        "{error:?}"
+    );
+    assert_eq!(
+        error.to_string(),
+        "exp_avg of tensor 1 (embedding) must fit in a buffer of 16384 bytes (max_buffer_size), got 4097 elements of f32"
+    );
+    // Problems of buffers and of tensors are named as well.
+    let specs = [TensorSpec::new(8).with_name("bias")];
+    let mut named = DualAdam::with_groups(&pipelines, &groups(), &specs).unwrap();
+    let buffer = small.buffer(&[0; 28]);
+    let of = |dtype| Binding::new(&buffer, dtype);
+    small.submit(|pass| {
+        let error = named.step(pass, [of(Dtype::F32)], [Some(of(Dtype::F32))]).unwrap_err();
+        assert!(error.to_string().starts_with("param of tensor 0 (bias) must be in a buffer of"), "{error}");
+        let error = named.step(pass, [of(Dtype::F16)], [Some(of(Dtype::Bf16))]).unwrap_err();
+        assert!(error.to_string().starts_with("tensor 0 (bias) must have the formats"), "{error}");
+    });
 }
 
 fn on_a_lost_device(gpu: &Gpu) {
-    let is_lost = |error: &Error| matches!(error, Error::Wgpu { problem: WgpuProblem::DeviceLost, .. });
+    let is_lost = |error: &WebGpuError| matches!(error, WebGpuError::Wgpu { problem, .. } if **problem == WgpuProblem::DeviceLost);
     // Lost before the call, and while a reading is under way.
     let open = || gpu.open(wgpu::Features::empty(), wgpu::Limits::default());
     let device = open();
@@ -612,7 +680,7 @@ fn on_a_lost_device(gpu: &Gpu) {
         block_on(optimizer.read_state(&device.queue)).map(drop).unwrap_err(),
         optimizer.load(&device.queue, &path).unwrap_err(),
         optimizer.set_moments(&device.queue, 0, 9, &moments, &moments).unwrap_err(),
-        optimizer.step(&mut pass, &params, &grads).unwrap_err(),
+        optimizer.step(&mut pass, params, grads).unwrap_err(),
         DualAdam::from_state(&pipelines, &device.queue, &state).map(drop).unwrap_err(),
         DualAdam::new(&pipelines, DualAdamConfig::adam(), &[1]).map(drop).unwrap_err(),
     ] {
@@ -621,6 +689,6 @@ fn on_a_lost_device(gpu: &Gpu) {
     assert!(!folder.path().join("other").exists());
     assert_eq!(
         [0, 1].map(|tensor| optimizer.step_of(tensor).unwrap()),
-        [0, 1].map(|tensor: usize| state.tensors[tensor].step)
+        [0, 1].map(|tensor: usize| state.ledger.step(tensor).unwrap())
     );
 }

@@ -22,7 +22,9 @@ fn step(device: &Device, hosts: &[Host], coeffs: StepCoeffs) -> Vec<Host> {
 
 /// A step that leaves every parameter.
 fn still() -> StepCoeffs {
-    StepCoeffs { eps: 1.0, ..StepCoeffs::zeroed() }
+    let mut coeffs = StepCoeffs::zeroed();
+    coeffs.eps = 1.0;
+    coeffs
 }
 
 fn parameters(p: Vec<f32>) -> Inputs {
@@ -38,7 +40,8 @@ fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
 
 /// With β1 = 0 and m = 0 the new m is the gradient.
 pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
-    let coeffs = StepCoeffs { one_minus_beta1: 1.0, grad_scale: 1.0, eps: 1.0, ..StepCoeffs::zeroed() };
+    let mut coeffs = still();
+    (coeffs.one_minus_beta1, coeffs.grad_scale) = (1.0, 1.0);
     let inputs = parameters(vec![0.0; 1 << 16]);
     for dtype in [Dtype::Bf16, Dtype::F16] {
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
