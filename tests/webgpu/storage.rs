@@ -75,7 +75,7 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
             p.extend([tie.wrapping_sub(1), tie, tie.wrapping_add(1)].map(f32::from_bits));
         }
     }
-    let inputs: Vec<_> = [p].into_iter().chain(tails(&SPECIAL)).map(parameters).collect();
+    let inputs: Vec<_> = [p].into_iter().chain(tails(SPECIAL)).map(parameters).collect();
     for dtype in [Dtype::Bf16, Dtype::F16] {
         let formats = Formats { param: dtype, ..formats("bf16_f32_master") };
         let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
