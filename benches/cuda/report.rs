@@ -5,11 +5,11 @@ use std::path::Path;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use testkit::stats::{median, quantile};
 
 use crate::cases::Case;
 use crate::device::{Device, Facts};
 use crate::group::Group;
-use crate::timer::{median, quantile};
 use crate::variant::Variant;
 
 #[derive(Debug, Serialize)]

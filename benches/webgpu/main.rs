@@ -34,13 +34,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use dualadam::webgpu::Pipelines;
+use testkit::stats::{median, quantile};
 
 use attempt::{attempt, has_failed};
 use device::Device;
 use group::{Group, Variant, main_types};
 use ranking::NO_TIME_LEFT;
 use report::{Report, Row};
-use timer::{Seconds, Timer, median, quantile};
+use timer::{Seconds, Timer};
 use values::Types;
 use workloads::Workload;
 
