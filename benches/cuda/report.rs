@@ -5,12 +5,12 @@ use std::path::Path;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use testkit::stats::{median, quantile};
 
 use crate::cases::Case;
 use crate::device::{Device, Facts};
 use crate::group::Group;
 use crate::job::Job;
-use crate::timer::{median, quantile};
 use crate::values::bytes_moved;
 
 #[derive(Debug, Serialize)]

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use dualadam::webgpu::{Pipelines, Tensor, TensorList};
+use testkit::stats::quantile;
 
 use crate::device::Device;
 use crate::group::{Job, tensor};
 use crate::report::HostRow;
-use crate::timer::quantile;
 use crate::values::{Pattern, named};
 
 /// Lists, and steps of each that share a pass.

@@ -36,13 +36,14 @@ use std::time::Instant;
 use clap::Parser;
 use dualadam::Variant;
 use dualadam::webgpu::Pipelines;
+use testkit::stats::{median, quantile};
 
 use attempt::{attempt, has_failed};
 use device::Device;
 use group::{Group, Job, main_variants};
 use ranking::NO_TIME_LEFT;
 use report::{Report, Row};
-use timer::{Seconds, Timer, median, quantile};
+use timer::{Seconds, Timer};
 use values::bytes_moved;
 use workloads::Workload;
 
