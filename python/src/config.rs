@@ -3,14 +3,15 @@
 use dualadam::{DualAdamConfig, InverseTerm, SwitchSchedule, WeightDecay};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::errors::plain;
 
 /// How the weight α of the inverse branch falls from 1 to 0 as a tensor is updated.
 ///
-/// t is the tensor's own step and counts from 1; all of it is float64 arithmetic. arXiv 2603.07122, Algorithm 1, line 8, is
-/// `Schedule.linear`. A schedule is an immutable value: it compares, hashes, copies and pickles.
+/// t is the tensor's own step and counts from 1. The arithmetic is float64. `Schedule.linear` is
+/// line 8 of Algorithm 1 in arXiv 2603.07122. A schedule is an immutable value: it compares,
+/// hashes, copies and pickles.
 #[pyclass(frozen, eq, module = "dualadam")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Schedule {
@@ -26,13 +27,15 @@ impl Schedule {
 
 #[pymethods]
 impl Schedule {
-    /// α = max(0, 1 - t·ξ): the paper's. `switching_rate` is ξ, in 0..=1: 0 never leaves inverse Adam, 1 is Adam from the first step.
+    /// α = max(0, 1 - t·ξ): the paper's schedule. `switching_rate` is ξ, from 0 to 1. With 0, the
+    /// optimizer stays inverse Adam. With 1, it is Adam from the first step.
     #[staticmethod]
     fn linear(switching_rate: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Linear { switching_rate })
     }
 
-    /// The linear schedule whose α reaches 0 at step `step`, at least 1: ξ = 1/step. The paper takes about 16% of the run.
+    /// The linear schedule whose α reaches 0 at step `step`, which is at least 1: ξ = 1/step. The
+    /// paper takes about 16% of the run.
     #[staticmethod]
     fn linear_until(step: u64) -> PyResult<Self> {
         if step == 0 {
@@ -41,25 +44,26 @@ impl Schedule {
         Self::checked(SwitchSchedule::linear_until(step))
     }
 
-    /// 1 - t·ξ as long as that is at least ξ, then 0: what the authors' published code does.
+    /// α = 1 - t·ξ as long as that is at least ξ, then 0: what the authors' published code does.
     #[staticmethod]
     fn linear_early_drop(switching_rate: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::LinearEarlyDrop { switching_rate })
     }
 
-    /// base^⌊(t-1)/period⌋, 0 once that is below `cutoff`. `base` and `cutoff` lie in 0..=1, `period` is at least 1.
+    /// α = base^⌊(t-1)/period⌋, and 0 once that is below `cutoff`. `base` and `cutoff` are from 0
+    /// to 1, and `period` is at least 1.
     #[staticmethod]
     fn exponential(base: f64, period: u64, cutoff: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Exponential { base, period, cutoff })
     }
 
-    /// 1 up to and including `switching_step`, then 0. 0 is Adam from the first step.
+    /// α = 1 up to and including `switching_step`, then 0. With 0, it is Adam from the first step.
     #[staticmethod]
     fn fixed(switching_step: u64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Fixed { switching_step })
     }
 
-    /// The schedule of `as_tuple`'s tuple, or of the same as a list.
+    /// The schedule whose `as_tuple` is `parts`, a tuple or a list.
     #[staticmethod]
     fn from_tuple(parts: &Bound<'_, PyAny>) -> PyResult<Self> {
         let wrong = || {
@@ -83,7 +87,7 @@ impl Schedule {
         Self::checked(inner)
     }
 
-    /// The schedule as plain values, its kind first.
+    /// The schedule as plain values: its kind, then its numbers.
     fn as_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self.inner {
             SwitchSchedule::Linear { switching_rate } => ("linear", switching_rate).into_pyobject(py),
@@ -102,7 +106,7 @@ impl Schedule {
         self.inner.alpha(step)
     }
 
-    /// The first step whose α is 0, from which on the update is plain Adam; None if there is none.
+    /// The first step whose α is 0, or None. From that step on, the update is plain Adam.
     fn first_adam_step(&self) -> Option<u64> {
         self.inner.first_adam_step()
     }
@@ -125,8 +129,8 @@ impl Schedule {
 
 /// Checked hyperparameters of one parameter group.
 ///
-/// `decoupled` says whether weight decay is AdamW's or L2's. `inverse_term` is "paper" (line 10 of Algorithm 1) or "with_eps" (the
-/// authors' published code, which multiplies by √v̂ + ε).
+/// `decoupled` chooses AdamW's weight decay instead of L2's. `inverse_term` is "paper" (line 10 of
+/// Algorithm 1) or "with_eps" (the authors' published code, which multiplies by √v̂ + ε).
 #[pyclass(frozen, eq, module = "dualadam")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Config {
@@ -171,16 +175,12 @@ impl Config {
         Ok(Self { inner })
     }
 
-    /// The scalars of a tensor's `step`-th update, formed in float64 and rounded once to float32, by name.
+    /// The scalars of a tensor's `step`-th update by name, formed in float64 and rounded once to
+    /// float32.
     #[pyo3(signature = (step, grad_multiplier = 1.0))]
-    fn coeffs<'py>(
-        &self,
-        py: Python<'py>,
-        step: u64,
-        grad_multiplier: f64,
-    ) -> PyResult<Bound<'py, pyo3::types::PyDict>> {
+    fn coeffs<'py>(&self, py: Python<'py>, step: u64, grad_multiplier: f64) -> PyResult<Bound<'py, PyDict>> {
         let coeffs = self.inner.coeffs_scaled(step, grad_multiplier).map_err(plain)?;
-        let named = pyo3::types::PyDict::new(py);
+        let named = PyDict::new(py);
         for (name, value) in [
             ("one_minus_beta1", coeffs.one_minus_beta1),
             ("one_minus_beta2", coeffs.one_minus_beta2),

@@ -1,28 +1,31 @@
 //! DLPack: the layout of its structs, and tensors seen through them.
 //!
-//! The crates for DLPack wrap whole exchanges, with owners on both sides. Here tensors are only looked at, by their addresses, and mostly
-//! through the table of functions that a type may have (`__dlpack_c_exchange_api__`), which costs a call in C and makes no object.
+//! The crates for DLPack wrap whole exchanges, with owners on both sides. This module only looks at
+//! tensors. Mostly it does so through the table of functions that a type may have
+//! (`__dlpack_c_exchange_api__`): a look costs a call in C and makes no object.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::{ptr, slice};
 
-use dualadam::Dtype;
+use dualadam::{Dtype, RawBuffer};
 use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 
-/// The major version whose structs these are.
+/// The major version of DLPack that has these structs.
 const MAJOR: u32 = 1;
+/// `DLPACK_FLAG_BITMASK_READ_ONLY`.
 const READ_ONLY: u64 = 1;
 
 /// No system gives memory to programs below this address.
 const NO_MEMORY_BELOW: usize = 1 << 16;
 
-/// `DLDeviceType`: the two kinds of memory that kernels are for.
+/// `DLDeviceType`: the two kinds of memory that there are kernels for.
 pub(crate) const CPU: i32 = 1;
 pub(crate) const CUDA: i32 = 2;
 
+/// `DLDevice`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -44,12 +47,19 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// `DLDataType`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct DataType {
     code: u8,
     bits: u8,
     lanes: u16,
+}
+
+impl DataType {
+    const fn scalar(code: u8, bits: u8) -> Self {
+        Self { code, bits, lanes: 1 }
+    }
 }
 
 /// `DLTensor`.
@@ -70,18 +80,21 @@ impl Tensor {
         data: ptr::null_mut(),
         device: Device::HOST,
         ndim: 0,
-        dtype: DataType { code: 0, bits: 0, lanes: 0 },
+        dtype: DataType::scalar(0, 0),
         shape: ptr::null(),
         strides: ptr::null(),
         byte_offset: 0,
     };
 
-    /// 0 for a tensor whose memory is gone, at least where it was not far from that memory's beginning: torch adds an offset to null.
+    /// The address of the first element, or 0 if the memory is gone.
+    ///
+    /// torch adds the tensor's offset to a null pointer then. The answer is 0 if that is small.
     pub(crate) fn address(&self) -> u64 {
         if self.data.addr() < NO_MEMORY_BELOW { 0 } else { (self.data.addr() as u64).wrapping_add(self.byte_offset) }
     }
 
-    /// The element type, if it is one that kernels are for.
+    /// The element type, if there are kernels for it.
+    #[inline]
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match (self.dtype.code, self.dtype.bits, self.dtype.lanes) {
             (2, 32, 1) => Some(Dtype::F32),
@@ -91,25 +104,28 @@ impl Tensor {
         }
     }
 
+    /// The memory as the library takes it, if there are kernels for the element type.
+    #[inline]
+    pub(crate) fn buffer(&self) -> Option<RawBuffer> {
+        self.dtype().map(|dtype| RawBuffer { address: self.address(), dtype })
+    }
+
     #[inline]
     pub(crate) fn is_of(&self, dtype: Dtype) -> bool {
-        let (code, bits) = match dtype {
-            Dtype::F32 => (2, 32),
-            Dtype::Bf16 => (4, 16),
-            Dtype::F16 => (2, 16),
-        };
-        self.dtype == DataType { code, bits, lanes: 1 }
+        self.dtype() == Some(dtype)
     }
 
+    #[inline]
     pub(crate) fn is_f64(&self) -> bool {
-        self.dtype == DataType { code: 2, bits: 64, lanes: 1 }
+        self.dtype == DataType::scalar(2, 64)
     }
 
+    #[inline]
     pub(crate) fn is_i64(&self) -> bool {
-        self.dtype == DataType { code: 0, bits: 64, lanes: 1 }
+        self.dtype == DataType::scalar(0, 64)
     }
 
-    /// The element type's name, whatever it is.
+    /// The name of the element type, also of one without kernels.
     pub(crate) fn dtype_name(&self) -> String {
         let kind = match self.dtype.code {
             0 => "int",
@@ -124,16 +140,17 @@ impl Tensor {
     }
 
     pub(crate) fn shape(&self) -> &[i64] {
-        // SAFETY: a tensor has `ndim` of them, as long as it lives.
+        // SAFETY: DLPack's producer gave `ndim` extents, which live as long as its tensor.
         unsafe { entries(self.shape, self.ndim) }
     }
 
-    /// The strides, in elements; none where the tensor is in row-major order without saying so.
+    /// The strides, in elements. A producer may leave them out for a tensor in row-major order.
     pub(crate) fn strides(&self) -> Option<&[i64]> {
-        // SAFETY: as for the shape.
+        // SAFETY: DLPack's producer gave `ndim` strides, which live as long as its tensor.
         (self.ndim == 0 || !self.strides.is_null()).then(|| unsafe { entries(self.strides, self.ndim) })
     }
 
+    /// The number of elements.
     pub(crate) fn len(&self) -> u64 {
         self.shape().iter().fold(1, |len: u64, &extent| len.saturating_mul(extent.max(0) as u64))
     }
@@ -141,9 +158,9 @@ impl Tensor {
 
 /// # Safety
 ///
-/// Unless `count` is 0, there must be so many entries.
+/// - `first` is null, or there are `count` entries from there on, which live as long as `'a`.
 unsafe fn entries<'a>(first: *const i64, count: i32) -> &'a [i64] {
-    // SAFETY: as this function requires.
+    // SAFETY: there are `count` entries (this function's requirement).
     if count <= 0 || first.is_null() { &[] } else { unsafe { slice::from_raw_parts(first, count as usize) } }
 }
 
@@ -183,12 +200,13 @@ struct Functions {
     current_stream: Option<unsafe extern "C" fn(i32, i32, *mut *mut c_void) -> c_int>,
 }
 
-/// A tensor's memory, held.
+/// Holds a tensor's memory.
 pub(crate) struct Held(ptr::NonNull<Managed>);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // SAFETY: it is dropped once, with what its maker gave for that.
+        // SAFETY: `hold` got this pointer from a producer, and this is the only call of its
+        // deleter.
         unsafe {
             if let Some(deleter) = self.0.as_ref().deleter {
                 deleter(self.0.as_ptr());
@@ -206,7 +224,7 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// The table of a type.
+    /// The table of a type of tensors.
     pub(crate) fn of(kind: &Bound<'_, PyAny>) -> PyResult<Self> {
         const NAME: &CStr = c"dlpack_exchange_api";
         let missing = |_| {
@@ -215,12 +233,15 @@ impl Exchange {
             ))
         };
         let capsule = kind.getattr("__dlpack_c_exchange_api__").map_err(missing)?;
-        // SAFETY: a live object; the name is checked.
+        // SAFETY: `capsule` is a live object. The call returns null unless it is a capsule of this
+        // name.
         let functions = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), NAME.as_ptr()) } as *const Functions;
         if functions.is_null() {
             return Err(PyErr::fetch(kind.py()));
         }
-        // SAFETY: that is what a capsule of this name points to, until the process ends; its first fields are those of all versions.
+        // SAFETY: DLPack says that a capsule of this name points to such a table, which lives until
+        // the process ends, and that the tables of all versions begin with `version` and
+        // `previous`.
         let functions = unsafe {
             if (*functions).version.major != MAJOR {
                 let text =
@@ -237,54 +258,59 @@ impl Exchange {
         }
     }
 
-    /// What a tensor object is at this moment. None for one that cannot be seen so, such as a sparse one; the reason is dropped.
+    /// What a tensor object is at this moment. None if it cannot be seen in this way, such as a
+    /// sparse tensor; the reason is dropped.
     ///
     /// # Safety
     ///
-    /// `object` is a live object of the type that the table is of. The answer's shape and strides live as long as the tensor does and stays
-    /// as it is.
+    /// - `object` is a live object of the type that the table is of.
+    /// - The answer's shape and strides are only read while the tensor lives and keeps them.
     pub(crate) unsafe fn look(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
         let mut tensor = Tensor::EMPTY;
-        // SAFETY: as this function requires.
+        // SAFETY: `object` is live and of this type, and the caller reads the answer in time (this
+        // function's two requirements).
         unsafe { self.look_into(object, &mut tensor) }.then_some(tensor)
     }
 
-    /// [`look`](Self::look) into a place that is used again; whether it could be seen.
+    /// [`look`](Self::look) into a place that is used again. Returns whether the tensor could be
+    /// seen.
     ///
     /// # Safety
     ///
-    /// As for [`look`](Self::look).
+    /// - As for [`look`](Self::look).
     #[inline]
     pub(crate) unsafe fn look_into(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> bool {
-        // SAFETY: as this function requires, and a place for the answer.
+        // SAFETY: `object` is live and of the table's type (`look`'s first requirement), and `out`
+        // is a place for the answer.
         if unsafe { (self.tensor_from_object)(object.cast(), out) } == 0 {
             return true;
         }
-        // SAFETY: the interpreter is attached, as the caller has objects.
+        // SAFETY: the interpreter is attached: the caller has a live object.
         unsafe { ffi::PyErr_Clear() };
         false
     }
 
-    /// A tensor's memory as it is at this moment, which stays there as long as the answer does.
+    /// Holds the memory that a tensor has at this moment.
     ///
     /// # Safety
     ///
-    /// `object` is a live object of the type that the table is of.
+    /// - `object` is a live object of the type that the table is of.
     pub(crate) unsafe fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
         let mut managed = ptr::null_mut();
-        // SAFETY: as this function requires, and a place for the answer.
+        // SAFETY: `object` is live and of the table's type (this function's requirement), and
+        // `managed` is a place for the answer.
         if unsafe { (self.managed_from_object)(object.cast(), &mut managed) } == 0 {
             return ptr::NonNull::new(managed).map(Held);
         }
-        // SAFETY: the interpreter is attached, as the caller has objects.
+        // SAFETY: the interpreter is attached: the caller has a live object.
         unsafe { ffi::PyErr_Clear() };
         None
     }
 
-    /// The stream on which the framework works at this moment.
+    /// The framework's current stream.
     pub(crate) fn current_stream(&self, py: Python<'_>, device: Device) -> PyResult<*mut c_void> {
         let mut stream = ptr::null_mut();
-        // SAFETY: a place for the answer.
+        // SAFETY: `stream` is a place for the answer.
         if unsafe { (self.current_stream)(device.kind, device.id, &mut stream) } == 0 {
             return Ok(stream);
         }
@@ -292,17 +318,19 @@ impl Exchange {
     }
 }
 
-/// A tensor that was handed over in a capsule, which keeps it alive.
+/// A tensor that its producer handed over in a capsule.
 pub(crate) struct Imported<'py> {
+    /// Keeps the tensor alive.
     _capsule: Bound<'py, PyCapsule>,
     pub(crate) tensor: Tensor,
-    /// Unknown, and so false, where the capsule has no version.
+    /// Capsules without a version do not say it: then it is false.
     pub(crate) is_read_only: bool,
 }
 
-/// What `object` is, through `object.__dlpack__()`; `what` is its name for errors.
+/// What `object` is, through `object.__dlpack__()`. Errors call it `what`.
 ///
-/// `stream` is the stream that the consumer will work on, as DLPack has it: the producer orders its own work before it.
+/// `stream` is the stream on which the consumer will work, by DLPack's number. The producer orders
+/// its own work before that stream's.
 pub(crate) fn import<'py>(object: &Bound<'py, PyAny>, what: &str, stream: Option<i64>) -> PyResult<Imported<'py>> {
     let py = object.py();
     let method = object
@@ -316,14 +344,15 @@ pub(crate) fn import<'py>(object: &Bound<'py, PyAny>, what: &str, stream: Option
     newest.set_item("max_version", (MAJOR, 0))?;
     newest.set_item("copy", false)?;
     let capsule = match method.call((), Some(&newest)) {
-        // A producer from before versions knows no such keywords.
+        // A producer from before versions does not know these keywords.
         Err(error) if error.is_instance_of::<PyTypeError>(py) => method.call((), Some(&keywords))?,
         answer => answer?,
     };
     let capsule: Bound<'py, PyCapsule> =
         capsule.cast_into().map_err(|_| PyTypeError::new_err(format!("{what}.__dlpack__() must give a capsule")))?;
-    // The capsule keeps its name, so that it frees the tensor when it goes: nothing is taken over.
-    // SAFETY: live capsules; the pointers are what capsules of these names hold.
+    // The capsule keeps its name and so its tensor, which it frees when it is freed.
+    // SAFETY: `capsule` is live. DLPack says what capsules of these two names point to, and that
+    // all major versions have `version` at the same place.
     unsafe {
         let pointer = capsule.as_ptr();
         if ffi::PyCapsule_IsValid(pointer, c"dltensor_versioned".as_ptr()) != 0 {

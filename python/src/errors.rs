@@ -4,7 +4,7 @@ use dualadam::Error;
 use pyo3::PyErr;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 
-/// The exception for an error, whose text follows `place`: the name of the tensor that it is about, or nothing.
+/// The exception for an error about the tensor that `place` names, or about none if that is empty.
 pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
     let text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
     match error {

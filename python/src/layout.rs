@@ -1,11 +1,11 @@
-//! Whether tensors fill their memory, and in the same order.
+//! Layouts: whether tensors fill their memory, and in the same order.
 
 use crate::dlpack::Tensor;
 
-/// Dimensions that tensors have at most: torch's limit is 64.
+/// The most dimensions that a tensor can have: torch's limit.
 const MOST: usize = 64;
 
-/// Whether every element lies at an address of its own and there is no gap between them.
+/// Whether every element has an address of its own, with no gaps between them.
 pub(crate) fn is_dense(tensor: &Tensor) -> bool {
     let Some(strides) = tensor.strides() else { return true };
     if is_row_major(tensor.shape(), strides) || tensor.len() == 0 {
@@ -37,10 +37,10 @@ fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     })
 }
 
-/// Dimensions of a layout that is remembered at most; others are looked at each time.
+/// The most dimensions that a [`Layout`] has. Tensors with more are looked at wholly in each step.
 const REMEMBERED: usize = 5;
 
-/// A shape, and the places of its elements.
+/// A shape and its strides.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     ndim: usize,
@@ -49,6 +49,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// The layout of a tensor, if it has strides and few enough dimensions.
     pub(crate) fn of(tensor: &Tensor) -> Option<Self> {
         let (shape, strides) = (tensor.shape(), tensor.strides()?);
         let mut layout = Self { ndim: shape.len(), ..Self::default() };
@@ -57,7 +58,7 @@ impl Layout {
         Some(layout)
     }
 
-    /// Whether a tensor has this very shape and these strides.
+    /// Whether a tensor has this shape and these strides.
     #[inline]
     pub(crate) fn is_of(&self, tensor: &Tensor) -> bool {
         let ndim = self.ndim;
@@ -66,13 +67,13 @@ impl Layout {
     }
 }
 
-/// Of a few numbers, for which a call of memcmp is long.
+/// Whether two short slices are equal. A call of memcmp would cost more.
 #[inline]
 fn is_equal(a: &[i64], b: &[i64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)
 }
 
-/// Whether two tensors have one shape, and the same place in memory for each element.
+/// Whether two tensors have the same shape and place each element at the same offset.
 #[inline]
 pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     if !is_equal(a.shape(), b.shape()) {
@@ -82,7 +83,8 @@ pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
         (Some(a_strides), Some(b_strides)) if is_equal(a_strides, b_strides) => true,
         (None, None) => true,
         (a_strides, b_strides) => {
-            // Strides along one element mean nothing, and a tensor may leave those of row-major order out.
+            // The stride of a dimension with one element places nothing, and a tensor in row-major
+            // order may have no strides.
             let (mut row_major, mut same) = (1, true);
             for (index, &extent) in a.shape().iter().enumerate().rev() {
                 let of = |strides: Option<&[i64]>| strides.map_or(row_major, |strides| strides[index]);

@@ -1,9 +1,12 @@
-//! The native module of the Python package: objects in, addresses to the library. No arithmetic.
+//! The native module of the Python package. It takes Python objects and passes addresses to the
+//! library; it has no arithmetic.
 
 mod config;
+mod device;
 mod dlpack;
 mod errors;
 mod layout;
+mod raw;
 mod step;
 mod threads;
 mod torch;

@@ -1,40 +1,23 @@
 //! One step of one tensor that came through DLPack.
 
-use std::collections::HashMap;
-use std::ffi::c_void;
-use std::ptr;
-use std::sync::{Mutex, PoisonError};
-
-use dualadam::cuda::Kernels;
-use dualadam::{Dtype, RawBuffer, RawTensor, cpu};
+use dualadam::{Dtype, RawBuffer, cpu};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::config::Config;
+use crate::device;
 use crate::dlpack::{self, CPU, CUDA, Device, Imported};
 use crate::errors::plain;
 use crate::layout::{is_dense, is_same};
+use crate::raw::raw_tensor;
 
 /// DLPack's number for CUDA's legacy default stream, whose handle is null.
 const LEGACY_STREAM: i64 = 1;
 
-/// The kernels in a device's primary context, loaded once in a process.
-pub(crate) fn kernels(device: i32) -> PyResult<Kernels> {
-    static LOADED: Mutex<Option<HashMap<i32, Kernels>>> = Mutex::new(None);
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let loaded = loaded.get_or_insert_default();
-    if let Some(kernels) = loaded.get(&device) {
-        return Ok(kernels.clone());
-    }
-    let ordinal = usize::try_from(device).map_err(|_| PyValueError::new_err(format!("there is no cuda:{device}")))?;
-    let kernels = Kernels::new(ordinal).map_err(plain)?;
-    loaded.insert(device, kernels.clone());
-    Ok(kernels)
-}
-
 /// One DualAdam step of one tensor, in place, in one pass over its memory.
 ///
-/// Each array is any object with `__dlpack__`: of NumPy, PyTorch, JAX, CuPy and others. With `t` = `step`, counted from 1 by the caller:
+/// Each array is an object with `__dlpack__`, such as one of NumPy, PyTorch, JAX or CuPy. The
+/// caller counts `step` from 1. With `t` = `step`, the step is Algorithm 1 of arXiv 2603.07122:
 ///
 ///     g = ±grad_multiplier·grad (+ weight_decay·p for L2)
 ///     m = β1·m + (1-β1)·g
@@ -42,17 +25,25 @@ pub(crate) fn kernels(device: i32) -> PyResult<Kernels> {
 ///     m̂ = m/(1-β1^t),  v̂ = v/(1-β2^t),  α = schedule(t)
 ///     p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) (- lr·weight_decay·p)
 ///
-/// which is Algorithm 1 of arXiv 2603.07122. `param` is float32, bfloat16 or float16; `grad` is float32 or of `param`'s type, or of any of
-/// the three beside a float32 `param`; `exp_avg` (m) and `exp_avg_sq` (v) are float32. With `master`, a float32 array that a bfloat16 or
-/// float16 `param` is a copy of, the step is made on `master`, and `param` gets its new values. All have one shape, one device and the
-/// same strides, without gaps.
+/// `param` is float32, bfloat16 or float16. `grad` is float32 or of `param`'s type; beside a
+/// float32 `param`, it is of any of the three types. `exp_avg` (m) and `exp_avg_sq` (v) are
+/// float32.
 ///
-/// On the CPU the step is done when the call returns. On a CUDA device it is enqueued: on `stream`, a CUDA stream's handle as an
-/// integer, or on the legacy default stream where that is None. The producers order their own work before it; the arrays must live, and
-/// be left alone on other streams, until it has run.
+/// `master` is a float32 array of which a bfloat16 or float16 `param` is a copy. With it, the step
+/// updates `master`, and `param` gets the new values, rounded.
 ///
-/// Raises TypeError or ValueError for arrays that do not fit, are read-only or overlap, BufferError for what cannot be exported, and
-/// RuntimeError for failures of the CUDA driver. Nothing is written then.
+/// All arrays have one shape, one device and the same strides, without gaps.
+///
+/// On the CPU, the step is done when the call returns. On a CUDA device, the call enqueues the step
+/// on `stream`, a CUDA stream's handle as an integer; None is the legacy default stream. The
+/// producers of the arrays order their own work before it. The arrays must live until the step has
+/// run, and no other stream may use them until then.
+///
+/// Raises, before anything is written:
+///
+/// - TypeError or ValueError for arrays that do not fit, are read-only or overlap;
+/// - BufferError for arrays that cannot be exported;
+/// - RuntimeError for failures of the CUDA driver.
 #[pyfunction]
 #[pyo3(signature = (param, grad, exp_avg, exp_avg_sq, *, config, step, master = None, grad_multiplier = 1.0, stream = None))]
 #[expect(clippy::too_many_arguments, reason = "they are the caller's keywords")]
@@ -92,36 +83,28 @@ pub(crate) fn step(
         }
     }
     for (name, array) in [&exp_avg, &exp_avg_sq].into_iter().chain(&master) {
-        if array.tensor.dtype() != Some(Dtype::F32) {
+        if !array.tensor.is_of(Dtype::F32) {
             let text = format!("{name} must be float32, it is {}", array.tensor.dtype_name());
             return Err(PyTypeError::new_err(text));
         }
     }
-    let (params, copy) = match &master {
-        Some(master) => (buffer(master)?, Some(buffer(&param)?)),
-        None => (buffer(&param)?, None),
-    };
-    let tensor = RawTensor {
-        params,
-        grads: buffer(&grad)?,
-        exp_avg: exp_avg.1.tensor.address(),
-        exp_avg_sq: exp_avg_sq.1.tensor.address(),
-        copy,
-        len: param.1.tensor.len(),
-        set: 0,
-    };
+    let master = master.as_ref().map(buffer).transpose()?;
+    let (params, grads) = (buffer(&param)?, buffer(&grad)?);
+    let moments = [exp_avg.1.tensor.address(), exp_avg_sq.1.tensor.address()];
+    let tensor = raw_tensor(params, grads, moments, master, param.1.tensor.len());
     if device.kind == CPU {
         let mut list = cpu::TensorList::new(&[tensor]).map_err(plain)?;
-        // SAFETY: the arrays are alive, of these types and lengths, and writable where they are written. That nothing else uses them
-        // meanwhile is the caller's to see to, as for any function that releases the interpreter's lock.
+        // SAFETY: the imported capsules keep the arrays alive. They have these types and lengths,
+        // and those that are written are writable. The caller sees to it that nothing else uses
+        // them meanwhile, as for any function that releases the interpreter's lock.
         return py.detach(|| unsafe { list.step_raw(&[coeffs]) }).map_err(plain);
     }
-    let kernels = kernels(device.id)?;
-    let stream = stream.unwrap_or(0);
+    let kernels = device::kernels(device.id)?;
     py.detach(|| {
-        let stream: *mut c_void = ptr::with_exposed_provenance_mut(stream);
-        // SAFETY: the producers say that this is memory of the device, of these types and lengths. That it lives until the work has run,
-        // the caller leaves it alone until then, and gives a stream (this function's requirements).
+        let stream = device::stream(stream.unwrap_or(0));
+        // SAFETY: the producers say that this is memory of the device, of these types and lengths.
+        // The caller gives a live stream, keeps the arrays alive and leaves them alone on other
+        // streams until the step has run (this function's documentation).
         unsafe { kernels.step_raw(&tensor, &coeffs, stream) }
     })
     .map_err(plain)
@@ -135,7 +118,7 @@ fn device_of(object: &Bound<'_, PyAny>) -> PyResult<Device> {
     Ok(Device { kind, id })
 }
 
-/// Fails unless an array lies where the parameter does, and in the same way.
+/// Fails unless an array has the parameter's device, shape and strides, without gaps.
 fn check_like((name, array): &Named<'_>, param: &Imported<'_>, device: Device) -> PyResult<()> {
     let (array, param) = (&array.tensor, &param.tensor);
     if array.device != device {
@@ -159,10 +142,8 @@ fn check_like((name, array): &Named<'_>, param: &Imported<'_>, device: Device) -
 }
 
 fn buffer((name, array): &Named<'_>) -> PyResult<RawBuffer> {
-    let tensor = &array.tensor;
-    let dtype = tensor.dtype().ok_or_else(|| {
-        let text = format!("{name} must be float32, bfloat16 or float16, it is {}", tensor.dtype_name());
+    array.tensor.buffer().ok_or_else(|| {
+        let text = format!("{name} must be float32, bfloat16 or float16, it is {}", array.tensor.dtype_name());
         PyTypeError::new_err(text)
-    })?;
-    Ok(RawBuffer { address: tensor.address(), dtype })
+    })
 }

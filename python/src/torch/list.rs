@@ -1,20 +1,17 @@
-//! The parameters of one device as a list of the library's, and what its steps need.
+//! The parameters of one device, and the list of the library's that steps them.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
-use std::ptr;
 
-use dualadam::cuda::{self, Control, ControlGroup, ControlSet, Kernels};
-use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, StepCoeffs, cpu};
-use pyo3::exceptions::PyRuntimeError;
-use pyo3::prelude::*;
+use dualadam::{Dtype, DualAdamConfig, Error, RawBuffer, RawTensor, StepCoeffs, cpu, cuda};
+use pyo3::PyResult;
 
-use crate::dlpack::{CPU, Device};
-use crate::errors::plain;
-use crate::step::kernels;
+use crate::device;
+use crate::dlpack::{CPU, CUDA, Device};
+use crate::raw::raw_tensor;
 
 use super::Place;
-use super::state::Counter;
+use super::control::DeviceControl;
+use super::counter::Counter;
 
 /// What a list's kind of memory needs for its steps.
 pub(super) enum Backend {
@@ -22,20 +19,14 @@ pub(super) enum Backend {
     Cuda(Box<OnDevice>),
 }
 
-/// A list in a device's memory, and its control once there was need of one.
+/// A list in a device's memory, and its control once a step needed one.
 pub(super) struct OnDevice {
     pub(super) list: cuda::TensorList,
     pub(super) control: Option<DeviceControl>,
 }
 
-/// The coefficients' place on the device, and what it was made from.
-pub(super) struct DeviceControl {
-    pub(super) control: Control,
-    groups: Vec<ControlGroup>,
-    sets: Vec<ControlSet>,
-}
-
-/// The parameters of one device, as they are in the step under way, and the list that they made in the last one.
+/// The parameters of one device, as the step under way found them, and the list that the last step
+/// made of them.
 pub(super) struct List {
     pub(super) device: Device,
     pub(super) tensors: Vec<RawTensor>,
@@ -58,14 +49,15 @@ impl List {
         self.sets.clear();
     }
 
+    #[inline]
     pub(super) fn push(&mut self, place: Place, tensor: RawTensor, counter: Counter) {
         self.tensors.push(tensor);
         self.places.push(place);
         self.counters.push(counter);
     }
 
-    /// A tensor without a gradient: it stays in the list, so that this does not become another.
-    pub(super) fn push_left_alone(&mut self, place: Place, params: Dtype, copy: Option<Dtype>, len: u64) {
+    /// Pushes a tensor without a gradient. It stays in the list, so that the list is not rebuilt.
+    pub(super) fn push_skipped(&mut self, place: Place, param: Dtype, has_master: bool, len: u64) {
         let of = |dtype| RawBuffer { address: 0, dtype };
         let before = match &self.backend {
             Some(Backend::Cpu(list)) => list.tensors(),
@@ -73,25 +65,25 @@ impl List {
             None => &[],
         };
         let before = before.get(self.tensors.len()).filter(|before| before.len == len);
-        let grads = before.map_or(copy.unwrap_or(params), |before| before.grads.dtype);
-        let tensor = RawTensor {
-            params: of(params),
-            grads: of(grads),
-            exp_avg: 0,
-            exp_avg_sq: 0,
-            copy: copy.map(of),
-            len,
-            set: 0,
-        };
-        self.push(place, tensor, Counter::Unused);
+        let grad = before.map_or(param, |before| before.grads.dtype);
+        let master = has_master.then(|| of(Dtype::F32));
+        self.push(place, raw_tensor(of(param), of(grad), [0, 0], master, len), Counter::Unused);
     }
 
     pub(super) fn has_gradients(&self) -> bool {
         self.tensors.iter().any(|tensor| tensor.grads.address != 0)
     }
 
-    pub(super) fn is_counted_on_device(&self) -> bool {
-        self.counters.iter().any(|counter| matches!(counter, Counter::Device(_)))
+    /// Whether the device forms the coefficients: if the step asks for it, or the device counts.
+    pub(super) fn is_controlled(&self, is_asked_for: bool) -> bool {
+        let is_counted_there = || self.counters.iter().any(|counter| matches!(counter, Counter::Device(_)));
+        self.device.kind == CUDA && (is_asked_for || is_counted_there())
+    }
+
+    /// The parameters whose steps the host counts.
+    pub(super) fn counted_on_host(&self) -> impl Iterator<Item = Place> {
+        let counters = self.places.iter().zip(&self.counters);
+        counters.filter(|(_, counter)| counter.steps().is_some()).map(|(&place, _)| place)
     }
 
     /// Gives each tensor the coefficients of its group and step.
@@ -123,8 +115,8 @@ impl List {
         self.tensors.iter_mut().enumerate().for_each(|(index, tensor)| tensor.set = index);
     }
 
-    /// Takes the tensors over into the list, or into a new one, for steps on `stream` where they are on a device. All is checked then,
-    /// and nothing is stepped.
+    /// Takes the tensors over into the list, or into a new one, for steps on `stream` if they are
+    /// on a device. This checks them all, and steps nothing.
     pub(super) fn take_over(&mut self, stream: usize) -> PyResult<Result<(), Error>> {
         let tensors = &self.tensors;
         let updated = match &mut self.backend {
@@ -134,74 +126,17 @@ impl List {
         };
         match updated {
             Err(Error::Empty { .. } | Error::Count { .. } | Error::Fixed { .. }) => {}
-            Err(error) => return Ok(Err(error)),
-            Ok(()) => return Ok(Ok(())),
+            answer => return Ok(answer),
         }
         let made = if self.device.kind == CPU {
             cpu::TensorList::new(tensors).map(Backend::Cpu)
         } else {
-            let kernels = kernels(self.device.id)?;
-            refuse_capture(
-                &kernels,
-                stream,
-                "the first step of an optimizer, or of tensors with other types or shapes,",
-            )?;
+            let kernels = device::kernels(self.device.id)?;
+            let what = "the first step of an optimizer, or of tensors with other types or shapes,";
+            device::refuse_capture(&kernels, stream, what)?;
             cuda::TensorList::new(&kernels, tensors)
                 .map(|list| Backend::Cuda(Box::new(OnDevice { list, control: None })))
         };
         Ok(made.map(|made| self.backend = Some(made)))
     }
-}
-
-pub(super) fn pointer(stream: usize) -> *mut c_void {
-    ptr::with_exposed_provenance_mut(stream)
-}
-
-/// Fails if what is enqueued on a stream would go into a graph.
-fn refuse_capture(kernels: &Kernels, stream: usize, what: &'static str) -> PyResult<()> {
-    // SAFETY: torch's current stream, which lives as long as torch.
-    let is_captured = unsafe { kernels.is_captured(pointer(stream)) }.map_err(plain)?;
-    if is_captured { Err(plain(Error::Captured { what })) } else { Ok(()) }
-}
-
-/// Makes a control anew where the old one does not fit any more; brings its configs up to date where it does.
-pub(super) fn control_for(
-    device: Device,
-    groups: Vec<ControlGroup>,
-    old: &mut Option<DeviceControl>,
-    places: &[Place],
-    counters: &[Counter],
-    stream: usize,
-) -> PyResult<()> {
-    let before = |index: usize| old.as_ref().and_then(|old| old.sets.get(index)).and_then(|set| set.step);
-    let step = |(index, counter): (usize, &Counter)| match *counter {
-        Counter::Device(address) => Ok(Some(address)),
-        Counter::Unused => Ok(before(index)),
-        _ => Err(PyRuntimeError::new_err("a step is on the host, and others on the device")),
-    };
-    let steps = counters.iter().enumerate().map(step).collect::<PyResult<Vec<_>>>()?;
-    let set = |(place, step): (&Place, Option<u64>)| ControlSet { group: place.0, step };
-    let sets: Vec<_> = places.iter().zip(steps).map(set).collect();
-    if let Some(old) = old {
-        let same_lrs = old.groups.len() == groups.len() && old.groups.iter().zip(&groups).all(|(a, b)| a.lr == b.lr);
-        if same_lrs && old.sets == sets {
-            for (index, (old_group, group)) in old.groups.iter_mut().zip(&groups).enumerate() {
-                if old_group.config != group.config {
-                    // SAFETY: torch's current stream, on which all steps of the control are.
-                    unsafe { old.control.set_config(index, group.config, pointer(stream)) }.map_err(plain)?;
-                    *old_group = *group;
-                }
-            }
-            return Ok(());
-        }
-    }
-    let kernels = kernels(device.id)?;
-    refuse_capture(
-        &kernels,
-        stream,
-        "the first capturable step of an optimizer, or one with other step or lr tensors,",
-    )?;
-    let control = Control::new(&kernels, &groups, &sets).map_err(plain)?;
-    *old = Some(DeviceControl { control, groups, sets });
-    Ok(())
 }

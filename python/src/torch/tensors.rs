@@ -1,4 +1,4 @@
-//! How torch's tensor objects are seen, at the cost of a call in C each.
+//! Looks at torch's tensor objects, at the cost of a call in C each.
 
 use std::ffi::c_void;
 
@@ -12,16 +12,18 @@ use crate::dlpack::{Exchange, Held, Tensor};
 /// Looks at tensor objects.
 pub(super) struct Tensors {
     pub(super) exchange: Exchange,
-    /// Types whose objects are what they seem: no subclass with a meaning of its own.
+    /// The types of plain tensors. A subclass may give its objects another meaning.
     plain: Vec<Py<PyType>>,
     /// Gives the plain tensor behind any other object, or None.
     unwrap: Py<PyAny>,
-    /// Gives the plain tensor behind a parameter's gradient, laid out on the processes as the parameter is, or None.
+    /// Gives the plain tensor behind a parameter's gradient, with the parameter's placements, or
+    /// None.
     unwrap_grad: Py<PyAny>,
-    /// The attribute `grad` of plain tensors, and what reads it.
+    /// The descriptor of the attribute `grad` of plain tensors, and its getter.
     grad: Py<PyAny>,
     grad_getter: Option<ffi::descrgetfunc>,
-    /// What tensors were unwrapped into, alive until the step is done.
+    grad_name: Py<PyString>,
+    /// What stays alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
 
@@ -35,21 +37,24 @@ impl Tensors {
         let first = plain.first().ok_or_else(|| PyValueError::new_err("plain must name a type"))?;
         let exchange = Exchange::of(first.bind(py))?;
         let grad = first.bind(py).getattr("grad")?;
-        // SAFETY: a live type; a slot of this number has this type.
+        // SAFETY: the type of a live object is alive, and what its slot `tp_descr_get` has is null
+        // or a function of this type.
         let grad_getter = unsafe {
             let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(grad.as_ptr()), ffi::Py_tp_descr_get);
             std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
         };
-        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad: grad.unbind(), grad_getter, kept: Vec::new() })
+        let (grad, grad_name) = (grad.unbind(), PyString::intern(py, "grad").unbind());
+        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad, grad_getter, grad_name, kept: Vec::new() })
     }
 
-    pub(super) fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
-        // SAFETY: a live object.
+    /// Whether a live object is a plain tensor.
+    fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
+        // SAFETY: the callers have a reference to `object`.
         let kind = unsafe { ffi::Py_TYPE(object) };
         self.plain.iter().any(|plain| plain.as_ptr() == kind.cast())
     }
 
-    /// The gradient of a parameter that is a plain tensor; None if it has none.
+    /// The gradient of a parameter that is a plain tensor, or None.
     #[inline]
     pub(super) fn grad_of_plain<'py>(
         &self,
@@ -57,7 +62,8 @@ impl Tensors {
         param: *mut ffi::PyObject,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(getter) = self.grad_getter else { return Ok(None) };
-        // SAFETY: a descriptor's getter, with the descriptor, an object and its type; it gives a new reference, or null with an exception.
+        // SAFETY: `getter` is that of the descriptor `self.grad`. `param` is alive: the caller's
+        // list lends it. The getter returns a new reference, or null with an exception set.
         let grad = unsafe {
             let grad = getter(self.grad.as_ptr(), param, ffi::Py_TYPE(param).cast());
             Bound::from_owned_ptr_or_err(py, grad)
@@ -65,27 +71,24 @@ impl Tensors {
         Ok((!grad.is_none()).then_some(grad))
     }
 
-    /// The gradient of a parameter, or None.
-    pub(super) fn grad_of<'py>(
-        &self,
-        param: &Bound<'py, PyAny>,
-        name: &Bound<'py, PyString>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        param.getattr(name)
+    /// The gradient of a parameter, or Python's None.
+    pub(super) fn grad_of<'py>(&self, param: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        param.getattr(self.grad_name.bind(param.py()))
     }
 
-    /// What a tensor object is at this moment; None for what is none, or cannot be seen.
+    /// What a live object is at this moment, if it is a tensor that can be seen.
     pub(super) fn look(&mut self, py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
         if self.is_plain(object) {
             let mut tensor = Tensor::EMPTY;
             return Ok(self.look_at_plain(object, &mut tensor).map(|()| tensor));
         }
-        // SAFETY: a live object.
-        let unwrapped = self.unwrap.bind(py).call1((unsafe { Bound::from_borrowed_ptr(py, object) },))?;
+        // SAFETY: the callers have a reference to `object`.
+        let object = unsafe { Bound::from_borrowed_ptr(py, object) };
+        let unwrapped = self.unwrap.bind(py).call1((object,))?;
         Ok(self.look_at_unwrapped(unwrapped))
     }
 
-    /// What a parameter's gradient is at this moment, where it lies as the parameter does.
+    /// What a parameter's gradient is at this moment, if it can have the parameter's placements.
     pub(super) fn look_at_grad(
         &mut self,
         py: Python<'_>,
@@ -100,22 +103,24 @@ impl Tensors {
     }
 
     fn look_at_unwrapped(&mut self, unwrapped: Bound<'_, PyAny>) -> Option<Tensor> {
-        // SAFETY: what is unwrapped is a tensor, or None.
+        // SAFETY: `unwrapped` is alive, and a tensor of torch's: `unwrap` and `unwrap_grad` return
+        // nothing else but None.
         let tensor = if unwrapped.is_none() { None } else { unsafe { self.exchange.look(unwrapped.as_ptr()) } };
         self.keep(unwrapped.unbind());
         tensor
     }
 
-    /// Puts what a plain tensor is at this moment into `out`. Fails for any other object.
+    /// Puts what a live object is at this moment into `out`. None if it is no plain tensor.
     #[inline]
     pub(super) fn look_at_plain(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> Option<()> {
-        // SAFETY: the callers have a reference, and the tensor is not changed before the step is made.
+        // SAFETY: the callers have a reference to `object`, which is a plain tensor, and use `out`
+        // only while that has the same shape.
         (self.is_plain(object) && unsafe { self.exchange.look_into(object, out) }).then_some(())
     }
 
-    /// A plain tensor's memory as it is, which stays there as long as the answer does; None for any other object.
+    /// Holds the memory that a live object has at this moment. None if it is no plain tensor.
     pub(super) fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
-        // SAFETY: a live tensor of a type that the table is of.
+        // SAFETY: the callers have a reference to `object`, which is a plain tensor.
         if self.is_plain(object) { unsafe { self.exchange.hold(object) } } else { None }
     }
 
@@ -124,6 +129,7 @@ impl Tensors {
         self.kept.push(object);
     }
 
+    /// Lets go of what was kept for the step.
     pub(super) fn release(&mut self) {
         self.kept.clear();
     }

@@ -1,0 +1,166 @@
+//! The second half of a step: each list is checked and prepared, then all are stepped.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
+use dualadam::{Dtype, DualAdamConfig, Error};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::device;
+use crate::dlpack::{CUDA, Device};
+use crate::errors::{exception, plain, tensor_of};
+
+use super::control::control_for;
+use super::group::{Group, Scalars, name_of};
+use super::list::{Backend, List, OnDevice};
+use super::stepper::Steps;
+
+/// How a list's step is made, beside its coefficients.
+enum Steering {
+    OnHost,
+    /// On this stream, with coefficients from the host.
+    OnStream(usize),
+    /// On this stream, with coefficients that the device forms.
+    Controlled(usize, RawScalars),
+}
+
+impl Steps {
+    /// Steps all that was gathered. Every list is checked before the first is stepped.
+    pub(super) fn run(
+        &mut self,
+        py: Python<'_>,
+        groups: &[Group<'_>],
+        multiplier: f64,
+        is_controlled: bool,
+        scalars: &[Scalars<'_>],
+        has_begun: &AtomicBool,
+    ) -> PyResult<()> {
+        let configs: Vec<_> = groups.iter().map(|group| group.config.get().inner).collect();
+        let mut lists = std::mem::take(&mut self.lists);
+        lists.retain(|list| !list.tensors.is_empty());
+        let mut prepare = |list: &mut List| -> PyResult<Steering> {
+            let scalars = match list.is_controlled(is_controlled) {
+                true => Some(self.raw_scalars(py, list.device, scalars)?),
+                false => None,
+            };
+            self.prepare(py, groups, &configs, list, multiplier, scalars)
+        };
+        let mut stepped: Vec<_> = lists.iter_mut().filter(|list| list.has_gradients()).collect();
+        let prepared = stepped.iter_mut().map(|list| prepare(list)).collect::<PyResult<Vec<_>>>();
+        let outcome = prepared.and_then(|steering| {
+            stepped.iter_mut().zip(&steering).try_for_each(|(list, steering)| {
+                run_one(py, list, steering)?;
+                has_begun.store(true, Ordering::Relaxed);
+                Ok(())
+            })
+        });
+        self.lists = lists;
+        outcome
+    }
+
+    /// Checks a list's step, and makes all that it needs. `scalars` is for a step whose
+    /// coefficients the device forms.
+    fn prepare(
+        &mut self,
+        py: Python<'_>,
+        groups: &[Group<'_>],
+        configs: &[DualAdamConfig],
+        list: &mut List,
+        multiplier: f64,
+        scalars: Option<RawScalars>,
+    ) -> PyResult<Steering> {
+        if scalars.is_some() {
+            list.number_sets();
+        } else {
+            if let Some(&place) = list.places.iter().find(|place| groups[place.0].lr.is_some()) {
+                let (device, place) = (list.device, name_of(groups, place));
+                let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
+                return Err(PyValueError::new_err(text));
+            }
+            list.form_sets(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+        }
+        let is_on_host = list.device.kind != CUDA;
+        let stream =
+            if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
+        list.take_over(stream)?.map_err(|error| match tensor_of(&error) {
+            Some(index) => named(groups, list, index, &error),
+            None => plain(error),
+        })?;
+        if is_on_host {
+            return Ok(Steering::OnHost);
+        }
+        let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
+        let lr = |group: &Group<'_>| group.lr.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
+        let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
+        let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
+        if let Some(Backend::Cuda(own)) = &mut list.backend {
+            control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
+        }
+        Ok(Steering::Controlled(stream, scalars))
+    }
+
+    /// What steers the steps on a device, by address.
+    fn raw_scalars(&mut self, py: Python<'_>, device: Device, all: &[Scalars<'_>]) -> PyResult<RawScalars> {
+        let Some(scalars) = all.iter().find(|scalars| scalars.device == device.id) else {
+            return Ok(RawScalars::default());
+        };
+        let mut address = |what, object: &Option<Bound<'_, PyAny>>| match object {
+            None => Ok(0),
+            Some(object) => match self.scalar(py, what, object, device)? {
+                RawLr::F32(address) => Ok(address),
+                RawLr::F64(_) => Err(PyValueError::new_err(format!("{what} must be float32, it is float64"))),
+            },
+        };
+        let loss_scale = address("grad_scale", &scalars.loss_scale)?;
+        Ok(RawScalars { loss_scale, clip_factor: 0, found_inf: address("found_inf", &scalars.found_inf)? })
+    }
+
+    /// A scalar tensor on a CUDA device, by address.
+    fn scalar(&mut self, py: Python<'_>, what: &str, object: &Bound<'_, PyAny>, device: Device) -> PyResult<RawLr> {
+        let tensor = self.tensors.look(py, object.as_ptr())?;
+        let tensor = tensor.filter(|tensor| tensor.device == device && tensor.len() == 1 && tensor.address() != 0);
+        match tensor {
+            Some(tensor) if tensor.is_of(Dtype::F32) => Ok(RawLr::F32(tensor.address())),
+            Some(tensor) if tensor.is_f64() => Ok(RawLr::F64(tensor.address())),
+            _ => Err(PyValueError::new_err(format!("{what} must be a tensor with one float32 or float64 on {device}"))),
+        }
+    }
+}
+
+/// Steps a list that was prepared.
+fn run_one(py: Python<'_>, list: &mut List, steering: &Steering) -> PyResult<()> {
+    let sets = &list.sets;
+    match (&mut list.backend, steering) {
+        // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
+        // The optimizer's groups and states, and `Tensors::keep`, keep them alive until the step is
+        // done. The caller of `DualAdam.step` sees to it that no other thread uses or frees their
+        // memory meanwhile, as for any optimizer of torch's.
+        (Some(Backend::Cpu(own)), Steering::OnHost) => py.detach(|| unsafe { own.step_raw(sets) }).map_err(plain)?,
+        (Some(Backend::Cuda(own)), Steering::OnStream(stream)) => {
+            // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
+            // the tensors in this step, in the memory of this device. torch works on the same
+            // stream, and its allocator reuses freed memory only for later work on that stream.
+            py.detach(|| unsafe { own.list.step_raw(sets, device::stream(*stream)) }).map_err(plain)?;
+        }
+        (Some(Backend::Cuda(own)), Steering::Controlled(stream, scalars)) => {
+            let OnDevice { list: own, control } = &mut **own;
+            let control = control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?;
+            // SAFETY: as for `OnStream`, and `prepare` saw that the counters, the learning rates
+            // and `scalars` are tensors in the memory of this device too. Only this list has
+            // `control`.
+            py.detach(|| unsafe { own.step_controlled(&mut control.control, scalars, device::stream(*stream)) })
+                .map_err(plain)?;
+        }
+        _ => return Err(PyRuntimeError::new_err("the tensors were not taken over")),
+    }
+    // SAFETY: the optimizer's states keep the counters alive, which `gather` saw in this step.
+    list.counters.iter().for_each(|counter| unsafe { counter.advance() });
+    Ok(())
+}
+
+/// The exception for an error about one tensor of a list, with the parameter's name.
+fn named(groups: &[Group<'_>], list: &List, index: usize, error: &Error) -> PyErr {
+    let name = list.places.get(index).map(|&place| name_of(groups, place));
+    exception(error, &name.unwrap_or_default())
+}

@@ -1,0 +1,112 @@
+//! `Stepper`: what the Python optimizer calls.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyType};
+
+use super::Place;
+use super::group::{Group, Scalars};
+use super::known::Known;
+use super::list::List;
+use super::state::Names;
+use super::tensors::Tensors;
+
+/// The steps of one torch optimizer, as its `step` calls them: see `dualadam.torch`.
+#[pyclass(frozen, module = "dualadam._dualadam")]
+pub(crate) struct Stepper {
+    steps: Mutex<Steps>,
+    /// The next step must forget first what is known of the tensors.
+    must_forget: AtomicBool,
+    /// Something was stepped since the last call of `step` began.
+    has_begun: AtomicBool,
+}
+
+/// The part of a [`Stepper`] that one thread has at a time.
+pub(super) struct Steps {
+    pub(super) tensors: Tensors,
+    pub(super) names: Names,
+    pub(super) lists: Vec<List>,
+    /// What is known of each parameter from the step before.
+    pub(super) known: Vec<Option<Known>>,
+}
+
+// SAFETY: the pointers in `lists` and `known` are to tensors' memory and to Python objects. `step`
+// follows those that it found in the same call, or that `known` keeps alive; it has the interpreter
+// attached and `Steps` locked. Whoever drops what `known` holds has the interpreter attached too:
+// `step`, `forget`, and Python where it frees the `Stepper`.
+unsafe impl Send for Steps {}
+
+#[pymethods]
+impl Stepper {
+    #[new]
+    fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, unwrap_grad: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
+        let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
+        let steps = Mutex::new(Steps { tensors, names, lists: Vec::new(), known: Vec::new() });
+        Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
+    }
+
+    /// One step of every parameter that has a gradient.
+    ///
+    /// `state` is the optimizer's. `grads` has gradients that replace those of parameters, by the
+    /// parameter's id. `scalars` has (device number, loss scale, found-inf), each tensor a float32
+    /// on that device.
+    ///
+    /// Returns None if the step was made. If parameters are not in order, it returns their places
+    /// and changes nothing.
+    #[pyo3(signature = (state, groups, grads, multiplier, is_controlled, scalars))]
+    #[expect(clippy::too_many_arguments, reason = "one call per step, and each is looked at once")]
+    fn step(
+        &self,
+        py: Python<'_>,
+        state: &Bound<'_, PyDict>,
+        groups: Vec<Group<'_>>,
+        grads: Option<&Bound<'_, PyDict>>,
+        multiplier: f64,
+        is_controlled: bool,
+        scalars: Vec<Scalars<'_>>,
+    ) -> PyResult<Option<Vec<Place>>> {
+        let Some(mut steps) = self.try_lock() else {
+            return Err(PyRuntimeError::new_err("a DualAdam must be stepped by one thread at a time"));
+        };
+        if self.must_forget.swap(false, Ordering::Relaxed) {
+            steps.known.clear();
+        }
+        self.has_begun.store(false, Ordering::Relaxed);
+        let outcome = steps.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
+            if odd.is_empty() {
+                steps.run(py, &groups, multiplier, is_controlled, &scalars, &self.has_begun).map(|()| None)
+            } else {
+                Ok(Some(odd))
+            }
+        });
+        steps.tensors.release();
+        outcome
+    }
+
+    /// Whether the last call of `step` had stepped something when it ended, even by an exception.
+    fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
+    }
+
+    /// Lets go of all tensors. If a thread is in a step, the next step does this first.
+    fn forget(&self) {
+        self.must_forget.store(true, Ordering::Relaxed);
+        if let Some(mut steps) = self.try_lock() {
+            steps.known.clear();
+        }
+    }
+}
+
+impl Stepper {
+    /// None if another thread is in a step.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Steps>> {
+        match self.steps.try_lock() {
+            Ok(steps) => Some(steps),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
