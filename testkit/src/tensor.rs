@@ -7,7 +7,6 @@ use dualadam::{Element, GradOf, HalfElement, RawBuffer, RawTensor, Role, StepCoe
 
 use crate::contract::{self, Element as Contract};
 use crate::data::{Inputs, Noise};
-use crate::for_each_variant;
 use crate::values::{BEHIND, FILL, Values};
 use crate::variant::Formats;
 
