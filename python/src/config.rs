@@ -98,6 +98,9 @@ impl Schedule {
                 ("exponential", base, period, cutoff).into_pyobject(py)
             }
             SwitchSchedule::Fixed { switching_step } => ("fixed", switching_step).into_pyobject(py),
+            other => Err(PyValueError::new_err(format!(
+                "the schedule must be one of Schedule.linear, linear_early_drop, exponential and fixed, got {other:?}"
+            ))),
         }
     }
 

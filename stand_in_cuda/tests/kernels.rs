@@ -1,6 +1,6 @@
 //! The project's own PTX against a transcription of the update rule, bit for bit.
 
-#[path = "../../../build/variants.rs"]
+#[path = "../../build/variants.rs"]
 mod variants;
 
 use stand_in_cuda::Kernel;

@@ -85,11 +85,7 @@ impl List {
     }
 
     /// Gives each tensor the coefficients of its group and step.
-    pub(super) fn form_coeffs(
-        &mut self,
-        configs: &[DualAdamConfig],
-        multiplier: f64,
-    ) -> Result<(), (usize, Error)> {
+    pub(super) fn form_coeffs(&mut self, configs: &[DualAdamConfig], multiplier: f64) -> Result<(), (usize, Error)> {
         for (index, tensor) in self.tensors.iter_mut().enumerate() {
             let Some(steps) = self.counters[index].steps() else { continue };
             let coeffs_index = self.table.index(configs, self.places[index].0, steps + 1, multiplier);
