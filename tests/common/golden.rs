@@ -77,33 +77,33 @@ fn config(setting: &impl Fn(&str) -> Value) -> DualAdamConfig {
     let schedule = setting("schedule");
     let of_schedule = |name: &str| schedule[name].as_f64().unwrap();
     let weight_decay = number("weight_decay");
-    DualAdamConfig {
-        lr: number("lr"),
-        beta1: setting("betas")[0].as_f64().unwrap(),
-        beta2: setting("betas")[1].as_f64().unwrap(),
-        eps: number("eps"),
-        weight_decay: match setting("weight_decay_mode").as_str().unwrap() {
-            "none" => WeightDecay::None,
-            "decoupled" => WeightDecay::Decoupled(weight_decay),
-            "l2" => WeightDecay::L2(weight_decay),
-            other => panic!("weight_decay_mode {other}"),
+    let weight_decay = match setting("weight_decay_mode").as_str().unwrap() {
+        "none" => WeightDecay::None,
+        "decoupled" => WeightDecay::Decoupled(weight_decay),
+        "l2" => WeightDecay::L2(weight_decay),
+        other => panic!("weight_decay_mode {other}"),
+    };
+    let schedule = match schedule["kind"].as_str().unwrap() {
+        "linear" => SwitchSchedule::Linear { switching_rate: of_schedule("switching_rate") },
+        "linear_early_drop" => SwitchSchedule::LinearEarlyDrop { switching_rate: of_schedule("switching_rate") },
+        "exponential" => SwitchSchedule::Exponential {
+            base: of_schedule("base"),
+            period: schedule["period"].as_u64().unwrap(),
+            cutoff: of_schedule("cutoff"),
         },
-        schedule: match schedule["kind"].as_str().unwrap() {
-            "linear" => SwitchSchedule::Linear { switching_rate: of_schedule("switching_rate") },
-            "linear_early_drop" => SwitchSchedule::LinearEarlyDrop { switching_rate: of_schedule("switching_rate") },
-            "exponential" => SwitchSchedule::Exponential {
-                base: of_schedule("base"),
-                period: schedule["period"].as_u64().unwrap(),
-                cutoff: of_schedule("cutoff"),
-            },
-            "fixed" => SwitchSchedule::Fixed { switching_step: schedule["switching_step"].as_u64().unwrap() },
-            other => panic!("schedule {other}"),
-        },
-        inverse_term: match setting("inverse_term").as_str().unwrap() {
-            "paper" => InverseTerm::Paper,
-            "with_eps" => InverseTerm::WithEps,
-            other => panic!("inverse_term {other}"),
-        },
-        maximize: false,
-    }
+        "fixed" => SwitchSchedule::Fixed { switching_step: schedule["switching_step"].as_u64().unwrap() },
+        other => panic!("schedule {other}"),
+    };
+    let inverse_term = match setting("inverse_term").as_str().unwrap() {
+        "paper" => InverseTerm::Paper,
+        "with_eps" => InverseTerm::WithEps,
+        other => panic!("inverse_term {other}"),
+    };
+    DualAdamConfig::default()
+        .with_lr(number("lr"))
+        .with_betas(setting("betas")[0].as_f64().unwrap(), setting("betas")[1].as_f64().unwrap())
+        .with_eps(number("eps"))
+        .with_weight_decay(weight_decay)
+        .with_schedule(schedule)
+        .with_inverse_term(inverse_term)
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaStream, result};
-use dualadam::cuda::{DualAdam, RawScalars};
-use dualadam::{DualAdamConfig, Error, TensorLayout};
+use dualadam::cuda::{CudaError, DualAdam, RawScalars};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
 
@@ -49,7 +49,7 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
         unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
     };
     let mut failures = 0;
-    let verify = |world: Captures, result: Result<(), Error>| {
+    let verify = |world: Captures, result: Result<(), CudaError>| {
         // Dropped in the opposite order: the stand-in last.
         let Captures { gpu, other, mut run } = world;
         other.end_capture(Flags(0)).expect("the other capture");
@@ -82,7 +82,7 @@ fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
     for _ in 0..2 {
         // SAFETY: the stand-in checks each access.
         let step = unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) };
-        let Err(error @ Error::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
+        let Err(error @ CudaError::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
         assert_eq!(error.to_string(), "cuStreamIsCapturing failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (901)");
     }
     assert_eq!(stand_in(&gpu).live("memory"), before);
@@ -123,7 +123,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     // SAFETY: the stream was made above.
     unsafe { result::stream::begin_capture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL) }.unwrap();
     let raw = run.raw()[0];
-    gpu.kernels.prepare(raw.params.dtype, raw.grads.dtype, raw.copy.map(|copy| copy.dtype)).unwrap();
+    gpu.kernels.prepare(raw.formats()).unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     // SAFETY: the stand-in checks each access.
     let steps = unsafe {
@@ -134,7 +134,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
         ]
     };
     for step in steps {
-        let Err(Error::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
+        let Err(CudaError::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
     }
     // SAFETY: as above; the graph goes with the context.
     unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
@@ -149,14 +149,13 @@ fn preparing_without_gradients_is_enough_for_a_capture() {
     let gpu = failures::gpu();
     let run = Run::new(&gpu, &[300], &switching()[..1]);
     let raw = run.raw()[0];
-    let layout = [TensorLayout::new(300)];
-    let mut optimizer =
-        DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
-    optimizer.enable_device_control().unwrap();
-    optimizer.prepare_raw(&[raw.params], &[None]).unwrap();
+    let layout = [TensorSpec::new(300)];
+    let optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
+    optimizer.prepare_raw(&[raw.param], &[None]).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
         // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { optimizer.step_controlled_raw(&[raw.params], &[Some(raw.grads)], &RawScalars::default()) }.unwrap();
+        unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
     });
     graph.launch().unwrap();
     assert_eq!(optimizer.step_of(0).unwrap(), 1);

@@ -1,8 +1,8 @@
 //! A driver that fails: at each call in turn, for good, or before anything could start.
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, Control, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error};
+use dualadam::cuda::{self, Control, CudaError, DualAdam, Kernels, PtxError, TensorList};
+use dualadam::{ArgumentError, Dtype, DualAdamConfig, Formats, ListError, RawBuffer, RawTensor};
 
 use std::ptr;
 use std::sync::Arc;
@@ -45,9 +45,10 @@ pub(crate) fn stand_in(gpu: &Gpu) -> &StandIn {
 /// Launch failed.
 pub(crate) const CODE: i32 = 719;
 
-pub(crate) fn is_of_the_driver(error: &Error) -> bool {
+pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     let (code, name) = match error {
-        Error::Driver { code, name, .. } | Error::Ptx { code, name, .. } => (code, name),
+        CudaError::Driver { code, name, .. } => (code, name),
+        CudaError::Ptx(error) => (&error.code, &error.name),
         _ => return false,
     };
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
@@ -57,8 +58,8 @@ pub(crate) fn is_of_the_driver(error: &Error) -> bool {
 pub(crate) fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
     of: impl Fn(&W) -> &Gpu,
-    mut work: impl FnMut(&mut W) -> Result<(), Error>,
-    mut verify: impl FnMut(W, Result<(), Error>),
+    mut work: impl FnMut(&mut W) -> Result<(), CudaError>,
+    mut verify: impl FnMut(W, Result<(), CudaError>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
@@ -83,7 +84,7 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
         let stand_in = start();
         stand_in.fail("*", nth, CODE);
         let result = Kernels::new(0).and_then(|kernels| {
-            COMBINATIONS.into_iter().try_for_each(|(params, grads, copy)| kernels.prepare(params, grads, copy))?;
+            COMBINATIONS.into_iter().try_for_each(|formats| kernels.prepare(formats))?;
             Ok(kernels)
         });
         let happened = stand_in.calls("*") >= nth;
@@ -120,7 +121,7 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         unsafe { gpu.kernels.step_raw(&device.raw(host), &coeffs, gpu.raw_stream()) }
     };
     let mut failures = 0;
-    let verify = |world: FlatWorld, result: Result<(), Error>| {
+    let verify = |world: FlatWorld, result: Result<(), CudaError>| {
         // Dropped in the opposite order: the stand-in last.
         let FlatWorld { gpu, device, mut host } = world;
         gpu.context.bind_to_thread().unwrap();
@@ -166,8 +167,8 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         let mut raw: Vec<_> = devices.iter().zip(&*hosts).map(|(device, host)| device.raw(host)).collect();
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
         // Tensor 7 gets zeros for a gradient, elsewhere, and another set.
-        raw[7].grads.address = spare.address;
-        raw[7].set = 3;
+        raw[7].grad.address = spare.address;
+        raw[7].coeffs_index = 3;
         hosts[7].buffers[1].bytes_mut().fill(0);
         hosts[7].set = 3;
         list.update(&raw)?;
@@ -175,7 +176,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         unsafe { list.step_raw(&sets, gpu.raw_stream()) }
     };
     let mut recovered = 0;
-    let verify = |world: ListWorld, result: Result<(), Error>| {
+    let verify = |world: ListWorld, result: Result<(), CudaError>| {
         // Dropped in the opposite order: the stand-in last.
         let ListWorld { gpu, list, devices, mut hosts, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
@@ -222,7 +223,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
         for nth in 1.. {
             let gpu = self::gpu();
             let lens = [300, 20];
-            let layout = lens.map(|len| dualadam::TensorLayout::new(len).with_master());
+            let layout = lens.map(|len| dualadam::TensorSpec::new(len).with_master());
             let mut on_cpu = dualadam::cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
             let params = lens.map(|len| Inputs::random(9, len).p);
             let (mut p, mut q) = (
@@ -248,7 +249,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
             let mut errors = 0;
             for _ in 0..3 {
                 let on_device = device_grads.each_ref().map(|grads| Some(grads.into()));
-                let result = optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &on_device);
+                let result = optimizer.step([(&mut device_p).into(), (&mut device_q).into()], on_device);
                 let steps = [0, 1].map(|tensor| optimizer.step_of(tensor).unwrap());
                 let done = [0, 1].map(|tensor| steps[tensor] > on_cpu.step_of(tensor).unwrap());
                 match result {
@@ -259,7 +260,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                     }
                 }
                 let on_host = [0, 1].map(|tensor| done[tensor].then(|| (&grads[tensor]).into()));
-                on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
+                on_cpu.step([(&mut p).into(), (&mut q).into()], on_host).unwrap();
             }
             let happened = stand_in(&gpu).calls(function) - before >= nth;
             failed += errors;
@@ -267,8 +268,9 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                 break;
             }
             let state = optimizer.state().unwrap();
-            for (tensor, (found, expected)) in state.tensors.iter().zip(&on_cpu.state().tensors).enumerate() {
-                if found.step > 0 {
+            assert_eq!(state.ledger, on_cpu.state().ledger, "{function} {nth}");
+            for (tensor, (found, expected)) in state.arrays.iter().zip(&on_cpu.state().arrays).enumerate() {
+                if state.ledger.step(tensor).unwrap() > 0 {
                     assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
                 }
             }
@@ -290,17 +292,17 @@ fn steps_that_cannot_be_ordered_are_not_launched() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
 
     stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
-    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
-    let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut p.as_view_mut(), &g.as_view(), m, v, &coeffs);
-    assert!(matches!(flat, Err(Error::Driver { code: CODE, .. })), "{flat:?}");
+    let mut tensor = cuda::Tensor::new(&mut p, &g, &mut m, &mut v);
+    let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut tensor, &coeffs);
+    assert!(matches!(flat, Err(CudaError::Driver { code: CODE, .. })), "{flat:?}");
     stand_in(&gpu).fail("cuStreamWaitEvent", 1, CODE);
-    let owned = optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]);
-    assert!(matches!(owned, Err(Error::Driver { code: CODE, .. })), "{owned:?}");
+    let owned = optimizer.step([(&mut p).into()], [Some((&g).into())]);
+    assert!(matches!(owned, Err(CudaError::Driver { code: CODE, .. })), "{owned:?}");
     assert_eq!((stand_in(&gpu).calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
 
     // cudarc takes the uploads for ordered by now.
     gpu.context.synchronize().unwrap();
-    optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]).unwrap();
+    optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(stand_in(&gpu).calls("cuLaunchKernel"), 1);
     gpu.assert_clean();
 }
@@ -311,21 +313,16 @@ fn a_lost_device_stays_an_error() {
     let mut optimizer = owner::optimizer(&gpu).unwrap();
     model.step(&gpu, &mut optimizer, 1, |_| false).unwrap();
     gpu.context.synchronize().unwrap();
-    let tensor = |address| RawTensor {
-        params: RawBuffer { address, dtype: Dtype::F32 },
-        grads: RawBuffer { address: address + 64, dtype: Dtype::F32 },
-        exp_avg: address + 128,
-        exp_avg_sq: address + 192,
-        copy: None,
-        len: 4,
-        set: 0,
+    let tensor = |address| {
+        let [param, grad, exp_avg, exp_avg_sq] = [0_u64, 64, 128, 192].map(|at| RawBuffer::f32(address + at));
+        RawTensor::new(4, param, grad, exp_avg, exp_avg_sq)
     };
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     // SAFETY: nobody else would; the stand-in notices that there is no memory.
     let launch = unsafe { gpu.kernels.step_raw(&tensor(0x100), &coeffs, gpu.raw_stream()) };
     launch.unwrap();
-    let lost = |result: Result<(), Error>| match result {
-        Err(Error::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+    let lost = |result: Result<(), CudaError>| match result {
+        Err(CudaError::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
         result => panic!("{result:?}"),
     };
     lost(optimizer.state().map(|_| ()));
@@ -364,36 +361,46 @@ fn drivers_that_cannot_do_it_are_refused() {
     let stand_in = start();
     stand_in.set_driver_version(11_030);
     let error = Kernels::new(0).unwrap_err();
-    assert!(matches!(error, Error::OldDriver { required: 11_040, found: 11_030 }));
+    assert!(matches!(error, CudaError::OldDriver { required: 11_040, found: 11_030 }));
     assert_eq!(error.to_string(), "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(11_040);
     drop(Kernels::new(0).unwrap());
     // A toolkit's stub answers so to every call.
     stand_in.fail("cuDriverGetVersion", 1, 34);
-    assert!(matches!(Kernels::new(0), Err(Error::StubDriver)));
+    assert!(matches!(Kernels::new(0), Err(CudaError::StubDriver)));
 
-    assert!(matches!(Kernels::new(5), Err(Error::Position { list: "device", value: 5, .. })));
-    assert!(matches!(Kernels::new(1 << 32), Err(Error::Position { list: "device", .. })));
+    assert!(matches!(
+        Kernels::new(5),
+        Err(CudaError::Argument(ArgumentError::List(ListError::Position { list: "device", value: 5, .. })))
+    ));
+    assert!(matches!(
+        Kernels::new(1 << 32),
+        Err(CudaError::Argument(ArgumentError::List(ListError::Position { list: "device", .. })))
+    ));
 
     // Compute capability 7.0. What the driver refuses once it may take later.
     let kernels = Kernels::new(0).unwrap();
     stand_in.set_attribute(75, 7);
     stand_in.set_attribute(76, 0);
     for _ in 0..2 {
-        match kernels.prepare(Dtype::F32, Dtype::F32, None) {
-            Err(Error::Ptx { code: 209, name, origin, log }) => {
-                assert_eq!(name, "CUDA_ERROR_NO_BINARY_FOR_GPU");
+        match kernels.prepare(Formats::new(Dtype::F32, Dtype::F32)) {
+            Err(CudaError::Ptx(error)) => {
+                let PtxError { code, name, origin, log, .. } = *error;
+                assert_eq!((code, name.as_str()), (209, "CUDA_ERROR_NO_BINARY_FOR_GPU"));
                 assert!(origin.contains("13.0") && log.contains("sm_75"), "{origin}: {log}");
             }
             result => panic!("{result:?}"),
         }
     }
-    assert!(matches!(Control::new(&kernels, &[], &[]), Err(Error::Empty { .. })));
+    assert!(matches!(
+        Control::new(&kernels, &[], &[]),
+        Err(CudaError::Argument(ArgumentError::List(ListError::Empty { .. })))
+    ));
     stand_in.set_attribute(76, 5);
-    kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+    kernels.prepare(Formats::new(Dtype::F32, Dtype::F32)).unwrap();
     drop(kernels);
     stand_in.set("devices", 0);
-    assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));
+    assert!(matches!(Kernels::new(0), Err(CudaError::Driver { call: "cuInit", code: 100, .. })));
 }
 
 fn the_current_context_is_restored_when_all_is_dropped() {

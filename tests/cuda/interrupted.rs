@@ -1,7 +1,7 @@
 //! Controlled steps with a driver that fails: at each call in turn.
 
-use dualadam::cuda::{DualAdam, RawScalars};
-use dualadam::{DualAdamConfig, Error, TensorLayout, cpu};
+use dualadam::cuda::{CudaError, DualAdam, RawScalars, Scalars};
+use dualadam::{DualAdamConfig, TensorSpec, cpu};
 
 use crate::bodies::control::{Run, report, step, switching};
 use crate::bodies::gpu::Gpu;
@@ -32,13 +32,13 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
     let has_gradient = |tensor: usize| tensor < 4;
     let work = |World { run, gpu }: &mut World| {
         let mut raw = run.raw();
-        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grads.address = 0);
+        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grad.address = 0);
         run.list.update(&raw)?;
         // SAFETY: the stand-in checks each access.
         unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
     };
     let (mut untouched, mut interrupted) = (0, 0);
-    let verify = |world: World, result: Result<(), Error>| {
+    let verify = |world: World, result: Result<(), CudaError>| {
         let World { gpu, mut run } = world;
         gpu.context.synchronize().unwrap();
         let prepared = stand_in(&gpu).launches().iter().any(|launch| launch.0 == "prepare_sets");
@@ -55,9 +55,9 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
                 // SAFETY: the stream lives, and nothing is launched before all is well again.
                 unsafe {
                     let step = run.list.step_controlled(&mut run.control, &RawScalars::default(), stream);
-                    assert!(matches!(step, Err(Error::Interrupted)), "{step:?}");
-                    assert!(matches!(run.control.report(stream), Err(Error::Interrupted)));
-                    assert!(matches!(run.control.steps(stream), Err(Error::Interrupted)));
+                    assert!(matches!(step, Err(CudaError::Interrupted)), "{step:?}");
+                    assert!(matches!(run.control.report(stream), Err(CudaError::Interrupted)));
+                    assert!(matches!(run.control.steps(stream), Err(CudaError::Interrupted)));
                     run.control.set_steps(&[0; 3], stream).unwrap();
                 }
                 // The tensors are the caller's to restore.
@@ -124,7 +124,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         }
     };
     let mut failures = 0;
-    let verify = |world: World, result: Result<(), Error>| {
+    let verify = |world: World, result: Result<(), CudaError>| {
         let World { gpu, mut run } = world;
         failures += usize::from(result.is_err());
         // Once more, and all is as it should be.
@@ -186,7 +186,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
         for nth in 1.. {
             let gpu = failures::gpu();
             let lens = [300, 20];
-            let layout = lens.map(|len| TensorLayout::new(len).with_master());
+            let layout = lens.map(|len| TensorSpec::new(len).with_master());
             let config = DualAdamConfig::default();
             let mut on_cpu = cpu::DualAdam::with_groups(&[config], &layout).unwrap();
             let params = lens.map(|len| Inputs::random(9, len).p);
@@ -195,35 +195,37 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             let (mut device_p, mut device_q) = (gpu.stream.clone_htod(&p).unwrap(), gpu.stream.clone_htod(&q).unwrap());
             let grads = lens.map(|len| Inputs::random(10, len).grad);
             let device_grads = grads.each_ref().map(|grads| gpu.stream.clone_htod(grads).unwrap());
-            let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[config], &layout).unwrap();
+            let make = || DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[config], &layout).unwrap();
+            let optimizer = make();
             gpu.context.synchronize().unwrap();
 
             let before = stand_in(&gpu).calls(function);
             stand_in(&gpu).fail(function, nth, CODE);
             let mut errors = 0;
-            if let Err(error) = optimizer.enable_device_control() {
+            let mut optimizer = optimizer.into_capturable().unwrap_or_else(|error| {
                 assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
                 errors += 1;
-                optimizer.enable_device_control().unwrap();
-            }
+                make().into_capturable().unwrap()
+            });
             let mut is_interrupted = false;
             for missing in [None, Some(1), None] {
                 let mut tensors = 0..;
                 let on_device =
                     device_grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
-                let result = optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &on_device);
+                let result =
+                    optimizer.step([(&mut device_p).into(), (&mut device_q).into()], on_device, &Scalars::default());
                 match result {
                     Ok(()) => {
                         assert!(!is_interrupted);
                         let mut tensors = 0..;
                         let on_host = grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
-                        on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &on_host).unwrap();
+                        on_cpu.step([(&mut p).into(), (&mut q).into()], on_host).unwrap();
                     }
-                    Err(Error::Interrupted) if is_interrupted => {}
+                    Err(CudaError::Interrupted) if is_interrupted => {}
                     Err(error) => {
                         assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
                         errors += 1;
-                        is_interrupted = matches!(optimizer.report(), Err(Error::Interrupted));
+                        is_interrupted = matches!(optimizer.report(), Err(CudaError::Interrupted));
                     }
                 }
             }
@@ -235,7 +237,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             }
             if is_interrupted {
                 interruptions += 1;
-                assert!(matches!(optimizer.state(), Err(Error::Interrupted)));
+                assert!(matches!(optimizer.state(), Err(CudaError::Interrupted)));
                 // A state makes it whole again, whatever the driver had done.
                 let folder = tempfile::tempdir().unwrap();
                 on_cpu.save(folder.path().join("state")).unwrap();
@@ -243,7 +245,8 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
                 assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
             } else {
                 let state = optimizer.state().unwrap();
-                for (tensor, (found, expected)) in state.tensors.iter().zip(&on_cpu.state().tensors).enumerate() {
+                assert_eq!(state.ledger, on_cpu.state().ledger, "{function} {nth}");
+                for (tensor, (found, expected)) in state.arrays.iter().zip(&on_cpu.state().arrays).enumerate() {
                     assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
                 }
                 assert_eq!(gpu.stream.clone_dtoh(&device_p).unwrap(), p);

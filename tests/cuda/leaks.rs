@@ -2,8 +2,8 @@
 
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
-use dualadam::cuda::{Control, ControlGroup, ControlSet, DualAdam, Kernels, RawScalars, TensorList};
-use dualadam::{DualAdamConfig, Error, State, TensorLayout};
+use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, DualAdam, Kernels, RawScalars, TensorList};
+use dualadam::{DualAdamConfig, State, TensorSpec};
 
 use crate::bodies::buffers::{COMBINATIONS, Device, Host};
 use crate::bodies::control::{Run, switching};
@@ -37,30 +37,30 @@ impl World {
     }
 }
 
-type Maker = fn(&World) -> Result<(), Error>;
+type Maker = fn(&World) -> Result<(), CudaError>;
 
-fn make_list(world: &World) -> Result<(), Error> {
+fn make_list(world: &World) -> Result<(), CudaError> {
     TensorList::new(&world.gpu.kernels, &[world.device.raw(&world.host)]).map(drop)
 }
 
-fn make_control(world: &World) -> Result<(), Error> {
-    let group = ControlGroup { config: DualAdamConfig::default(), lr: None };
-    Control::new(&world.gpu.kernels, &[group], &[ControlSet { group: 0, step: None }]).map(drop)
+fn make_control(world: &World) -> Result<(), CudaError> {
+    let group = ControlGroup::new(DualAdamConfig::default());
+    Control::new(&world.gpu.kernels, &[group], &[ControlSet::new(0)]).map(drop)
 }
 
 fn state() -> State {
-    let mut state = State::new(&[DualAdamConfig::default()], &[TensorLayout::new(300).with_master()]).unwrap();
-    state.tensors[0].exp_avg.fill(0.25);
-    state.tensors[0].exp_avg_sq.fill(0.5);
+    let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(300).with_master()]).unwrap();
+    state.arrays[0].exp_avg.fill(0.25);
+    state.arrays[0].exp_avg_sq.fill(0.5);
     state
 }
 
 /// From a state, with device control, prepared for a capture.
-fn make_optimizer(world: &World) -> Result<(), Error> {
-    let mut optimizer = DualAdam::from_state(&world.gpu.kernels, &world.gpu.stream, &state())?;
-    optimizer.enable_device_control()?;
+fn make_optimizer(world: &World) -> Result<(), CudaError> {
+    let optimizer = DualAdam::from_state(&world.gpu.kernels, &world.gpu.stream, &state())?;
+    let mut optimizer = optimizer.into_capturable()?;
     let raw = world.device.raw(&world.host);
-    optimizer.prepare_raw(&[raw.copy.unwrap()], &[Some(raw.grads)])
+    optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
 }
 
 /// At each call that fails: what was made is counted once all is dropped, made again and dropped again.
@@ -79,12 +79,12 @@ fn nothing_is_left_of_what_could_not_be_made() {
             let counts = settle(&world);
             (counts, world)
         };
-        let verify = |(before, world): ([u64; 5], World), result: Result<(), Error>| {
+        let verify = |(before, world): ([u64; 5], World), result: Result<(), CudaError>| {
             // Where all was made, the call that failed was one that frees. Memory is kept whose upload could not be waited for.
             if let Err(error) = &result {
                 failures += 1;
                 let mut after = settle(&world);
-                let may_be_kept = matches!(error, Error::Driver { call: "cuStreamSynchronize", .. });
+                let may_be_kept = matches!(error, CudaError::Driver { call: "cuStreamSynchronize", .. });
                 after[0] -= u64::from(may_be_kept && after[0] > before[0]);
                 assert_eq!(after, before, "{error:?}");
             }
@@ -104,7 +104,7 @@ fn what_could_not_be_sent_is_dropped_at_once() {
         gpu.context.synchronize().unwrap();
         let mut raw = run.raw();
         // Which sets are active changes, too.
-        raw[0].grads.address = 0;
+        raw[0].grad.address = 0;
         run.list.update(&raw).unwrap();
         (run, gpu)
     };
@@ -112,7 +112,7 @@ fn what_could_not_be_sent_is_dropped_at_once() {
         // SAFETY: the stand-in checks each access.
         unsafe { run.list.step_controlled(&mut run.control, &RawScalars::default(), gpu.raw_stream()) }
     };
-    let verify = |(run, gpu): (Run, Gpu), _: Result<(), Error>| {
+    let verify = |(run, gpu): (Run, Gpu), _: Result<(), CudaError>| {
         let Run { list, control, devices, .. } = run;
         drop((list, control));
         drop(Run::new(&gpu, &[300, 5, 17], &switching()));
@@ -131,7 +131,7 @@ fn sources_may_go_when_a_call_returns() {
     let mut optimizer = {
         let mut state = state();
         let made = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-        state.tensors[0].exp_avg.fill(f32::NAN);
+        state.arrays[0].exp_avg.fill(f32::NAN);
         made
     };
     assert_eq!(optimizer.state().unwrap(), state());
@@ -139,12 +139,12 @@ fn sources_may_go_when_a_call_returns() {
     optimizer.set_moments(0, 5, &exp_avg, &exp_avg_sq).unwrap();
     exp_avg.fill(f32::NAN);
     exp_avg_sq.fill(f32::NAN);
-    optimizer.enable_device_control().unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.set_config(0, config[0].with_lr(0.5)).unwrap();
     let found = optimizer.state().unwrap();
-    let tensor = &found.tensors[0];
-    assert_eq!((tensor.step, &tensor.exp_avg, &tensor.exp_avg_sq), (5, &vec![0.125; 300], &vec![0.75; 300]));
-    assert_eq!(found.groups, [config[0].with_lr(0.5)]);
+    let (step, tensor) = (found.ledger.step(0).unwrap(), &found.arrays[0]);
+    assert_eq!((step, &tensor.exp_avg, &tensor.exp_avg_sq), (5, &vec![0.125; 300], &vec![0.75; 300]));
+    assert_eq!(found.ledger.groups(), [config[0].with_lr(0.5)]);
 
     let raw = device.raw(&host);
     let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
@@ -171,12 +171,12 @@ fn streams_may_end_before_what_used_them() {
     let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
     // SAFETY: the stream lives until it is destroyed below.
     let borrowed = unsafe { gpu.context.wrap_borrowed_stream(stream) };
-    let layout = [TensorLayout::new(300).with_master()];
+    let layout = [TensorSpec::new(300).with_master()];
     let mut optimizer = DualAdam::with_groups(&gpu.kernels, &borrowed, &[DualAdamConfig::default()], &layout).unwrap();
     // SAFETY: the stand-in checks each access.
     unsafe {
         list.step_raw(&coeffs, stream.cast()).unwrap();
-        optimizer.step_raw(&[other.copy.unwrap()], &[Some(other.grads)], 1.0).unwrap();
+        optimizer.step_raw(&[other.param], &[Some(other.grad)], 1.0).unwrap();
         result::stream::destroy(stream).unwrap();
     }
     let pending = stand_in(&gpu).pending();
@@ -195,12 +195,12 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
     let raw = device.raw(&host);
     // The waits for the moments, and that for the counter.
     for nth in 1..=3 {
-        let layout = [TensorLayout::new(300).with_master()];
-        let mut optimizer =
+        let layout = [TensorSpec::new(300).with_master()];
+        let optimizer =
             DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
-        optimizer.enable_device_control().unwrap();
+        let mut optimizer = optimizer.into_capturable().unwrap();
         // SAFETY: the stand-in checks each access.
-        unsafe { optimizer.step_raw(&[raw.copy.unwrap()], &[Some(raw.grads)], 1.0) }.unwrap();
+        unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
         gpu.context.synchronize().unwrap();
         stand_in(&gpu).fail("cuStreamSynchronize", nth, failures::CODE);
         assert!(optimizer.set_moments(0, 7, &[0.5; 300], &[0.5; 300]).is_err(), "wait {nth}");
@@ -230,7 +230,7 @@ fn nothing_is_left_of_lives_that_end_while_steps_are_to_come() {
             let kernels = Kernels::new(0).unwrap();
             let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[30]).unwrap();
             // SAFETY: the stand-in checks each access.
-            unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+            unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], 1.0) }.unwrap();
             drop((optimizer, kernels));
             context.synchronize().unwrap();
             assert_eq!(stand_in.live("memory"), before, "pools: {pools}");

@@ -4,8 +4,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::cuda::{DualAdam, Kernels, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error};
+use dualadam::cuda::{CudaError, DualAdam, Kernels, TensorList};
+use dualadam::{ArgumentError, Dtype, DualAdamConfig, Formats, TensorProblem};
 
 use crate::bodies::buffers::{COMBINATIONS, Host};
 use crate::bodies::gpu::Gpu;
@@ -39,14 +39,15 @@ fn only_what_is_needed_is_loaded() {
         assert_eq!(loads(&gpu), expected, "a list of the same types");
         gpu.context.synchronize().unwrap();
     }
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
     assert_eq!(loads(&gpu), 3, "an optimizer does not know the types of its tensors");
-    optimizer.enable_device_control().unwrap();
+    let _optimizer = optimizer.into_capturable().unwrap();
     assert_eq!(loads(&gpu), 4, "what forms coefficients");
-    gpu.kernels.prepare(Dtype::F16, Dtype::F32, None).unwrap();
+    gpu.kernels.prepare(Formats::new(Dtype::F16, Dtype::F32)).unwrap();
     assert_eq!(loads(&gpu), 5, "prepare");
-    let refused = gpu.kernels.prepare(Dtype::F16, Dtype::Bf16, None);
-    assert!(matches!(refused, Err(Error::Types { .. })), "{refused:?}");
+    let refused = gpu.kernels.prepare(Formats::new(Dtype::F16, Dtype::Bf16));
+    let Err(CudaError::Argument(ArgumentError::Tensor(error))) = refused else { panic!("{refused:?}") };
+    assert!(matches!(error.problem, TensorProblem::Formats { .. }), "{error}");
     assert_eq!(loads(&gpu), 5);
 }
 
@@ -77,7 +78,7 @@ fn threads_load_once() {
             scope.spawn(|| {
                 let kernels = Kernels::new(0).unwrap();
                 start.wait();
-                kernels.prepare(Dtype::Bf16, Dtype::Bf16, None).unwrap();
+                kernels.prepare(Formats::new(Dtype::Bf16, Dtype::Bf16)).unwrap();
             });
         }
     });
@@ -93,12 +94,12 @@ fn a_flat_step_is_captured_once_its_kernels_are_loaded() {
     let step = || unsafe { gpu.kernels.step_raw(&device.raw(&host), &coeffs, gpu.raw_stream()) };
     let refused = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
         let refused = step();
-        assert!(matches!(refused, Err(Error::Captured { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(CudaError::Captured { .. })), "{refused:?}");
         assert!(refused.unwrap_err().to_string().contains("loads its kernels"));
     });
     drop(refused);
     assert_eq!(loads(&gpu), 0);
-    gpu.kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+    gpu.kernels.prepare(Formats::new(Dtype::F32, Dtype::F32)).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || step().unwrap());
     (0..2).for_each(|_| graph.launch().unwrap());
     (0..2).for_each(|_| host.step(&[coeffs]));
@@ -115,7 +116,7 @@ fn the_driver_s_cache_folder_may_be_unwritable() {
     unsafe { std::env::set_var("CUDA_CACHE_PATH", &file) };
     for _ in 0..2 {
         let gpu = failures::gpu();
-        gpu.kernels.prepare(Dtype::F32, Dtype::F32, None).unwrap();
+        gpu.kernels.prepare(Formats::new(Dtype::F32, Dtype::F32)).unwrap();
         assert_eq!(loads(&gpu), 1, "once in a process");
     }
     // SAFETY: as above.

@@ -8,7 +8,7 @@ use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
 };
 use dualadam::cuda::{Control, DualAdam, Kernels, RawScalars, TensorList};
-use dualadam::{DualAdamConfig, TensorLayout};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::bodies::buffers::{COMBINATIONS, Device, Host};
 use crate::bodies::control::{Run, switching};
@@ -66,13 +66,13 @@ struct World {
 impl World {
     fn new(gpu: &Gpu) -> Self {
         let mut run = Run::new(gpu, &[300], &switching()[..1]);
-        let layout = [TensorLayout::new(300)];
+        let layout = [TensorSpec::new(300)];
         let config = [DualAdamConfig::default()];
         let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &config, &layout).unwrap();
         let raw = run.raw()[0];
         // SAFETY: the stream lives, and the buffers are as long as the tensor.
         unsafe {
-            optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0).unwrap();
+            optimizer.step_raw(&[raw.param], &[Some(raw.grad)], 1.0).unwrap();
             run.control.set_lr(0, 0.5, gpu.raw_stream()).unwrap();
         }
         step_on(&gpu.stream, &mut run, RawScalars::default());
@@ -299,21 +299,23 @@ fn nothing_waits_for_the_context() {
     let raw = device.raw(&host);
     let calls = calls_of(&gpu, || {
         let kernels = Kernels::new(0).unwrap();
-        let layout = [TensorLayout::new(300).with_master()];
+        let layout = [TensorSpec::new(300).with_master()];
         let config = [DualAdamConfig::default()];
         let mut optimizer = DualAdam::with_groups(&kernels, &gpu.stream, &config, &layout).unwrap();
-        let copy = raw.copy.unwrap();
+        let param = raw.param;
         // SAFETY: the stream lives, and the buffers are as long as the tensor.
         unsafe {
-            optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0).unwrap();
-            optimizer.enable_device_control().unwrap();
-            optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0).unwrap();
+            optimizer.step_raw(&[param], &[Some(raw.grad)], 1.0).unwrap();
         }
+        let mut optimizer = optimizer.into_capturable().unwrap();
+        // SAFETY: as above.
+        unsafe { optimizer.step_raw(&[param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
         let state = optimizer.state().unwrap();
-        optimizer = DualAdam::from_state(&kernels, &gpu.stream, &state).unwrap();
+        drop(optimizer);
+        let mut optimizer = DualAdam::from_state(&kernels, &gpu.stream, &state).unwrap();
         optimizer.set_moments(0, 3, &[0.5; 300], &[0.5; 300]).unwrap();
         // SAFETY: as above.
-        unsafe { optimizer.step_raw(&[copy], &[Some(raw.grads)], 1.0) }.unwrap();
+        unsafe { optimizer.step_raw(&[param], &[Some(raw.grad)], 1.0) }.unwrap();
     });
     assert!(!calls.contains_key("cuCtxSynchronize"), "{calls:?}");
     gpu.assert_clean();

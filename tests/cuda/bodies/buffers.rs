@@ -3,30 +3,29 @@
 use std::ops::Range;
 
 use dualadam::cpu;
-use dualadam::cuda::{RawBuffer, RawTensor};
 use dualadam::half::{bf16, f16};
-use dualadam::{Dtype, Element, StepCoeffs};
+use dualadam::{Dtype, Element, Formats, RawBuffer, RawTensor, StepCoeffs};
 
 use crate::common::contract::same;
 use crate::common::data::{Inputs, narrow};
 
 use super::gpu::{Gpu, Memory};
 
-/// Parameters, gradients and copy of every combination that there is.
-pub(crate) const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>); 11] = {
+/// The formats of every combination that there is.
+pub(crate) const COMBINATIONS: [Formats; 11] = {
     use Dtype::{Bf16, F16, F32};
     [
-        (F32, F32, None),
-        (F32, Bf16, None),
-        (F32, F16, None),
-        (Bf16, Bf16, None),
-        (Bf16, F32, None),
-        (F16, F16, None),
-        (F16, F32, None),
-        (F32, F32, Some(Bf16)),
-        (F32, Bf16, Some(Bf16)),
-        (F32, F32, Some(F16)),
-        (F32, F16, Some(F16)),
+        Formats::new(F32, F32),
+        Formats::new(F32, Bf16),
+        Formats::new(F32, F16),
+        Formats::new(Bf16, Bf16),
+        Formats::new(Bf16, F32),
+        Formats::new(F16, F16),
+        Formats::new(F16, F32),
+        Formats::new(Bf16, F32).with_master(F32),
+        Formats::new(Bf16, Bf16).with_master(F32),
+        Formats::new(F16, F32).with_master(F32),
+        Formats::new(F16, F16).with_master(F32),
     ]
 };
 
@@ -58,6 +57,7 @@ impl Buffer {
             Dtype::F32 => Self::F32(values.to_vec()),
             Dtype::Bf16 => Self::Bf16(narrow(values)),
             Dtype::F16 => Self::F16(narrow(values)),
+            other => panic!("no buffer has the format {other}"),
         }
     }
 
@@ -86,27 +86,12 @@ impl Buffer {
         each!(self, values => values.iter().map(|value| value.widen()).collect())
     }
 
-    pub(crate) fn params(&mut self, range: Range<usize>) -> cpu::ParamsMut<'_> {
+    pub(crate) fn params(&mut self, range: Range<usize>) -> cpu::BufferMut<'_> {
         each!(self, values => (&mut values[range]).into())
     }
 
-    pub(crate) fn grads(&self, range: Range<usize>) -> cpu::Grads<'_> {
+    pub(crate) fn grads(&self, range: Range<usize>) -> cpu::Buffer<'_> {
         each!(self, values => (&values[range]).into())
-    }
-
-    fn copy(&mut self, range: Range<usize>) -> cpu::CopyMut<'_> {
-        match self {
-            Self::F32(_) => panic!("a copy has 16 bits"),
-            Self::Bf16(values) => (&mut values[range]).into(),
-            Self::F16(values) => (&mut values[range]).into(),
-        }
-    }
-
-    fn floats(&mut self) -> &mut [f32] {
-        match self {
-            Self::F32(values) => values,
-            _ => panic!("a moment has 32 bits"),
-        }
     }
 
     pub(crate) fn assert_same(&self, other: &Self, what: &str) {
@@ -116,46 +101,37 @@ impl Buffer {
     }
 }
 
-/// One tensor on the host: p, grad, m, v, copy, each with filling around.
+/// One tensor on the host: p, grad, m, v, master, each with filling around.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     pub(crate) buffers: [Buffer; 5],
-    pub(crate) has_copy: bool,
+    pub(crate) has_master: bool,
     pub(crate) offsets: [usize; 5],
     pub(crate) len: usize,
     pub(crate) set: usize,
 }
 
 impl Host {
-    pub(crate) fn new(
-        (params, grads, copy): (Dtype, Dtype, Option<Dtype>),
-        inputs: &Inputs,
-        offsets: [usize; 5],
-        set: usize,
-    ) -> Self {
+    pub(crate) fn new(formats: Formats, inputs: &Inputs, offsets: [usize; 5], set: usize) -> Self {
         let [p, g, m, v, c] = offsets;
         let buffers = [
-            Buffer::padded(params, p, &inputs.p),
-            Buffer::padded(grads, g, &inputs.grad),
+            Buffer::padded(formats.param, p, &inputs.p),
+            Buffer::padded(formats.grad, g, &inputs.grad),
             Buffer::padded(Dtype::F32, m, &inputs.m),
             Buffer::padded(Dtype::F32, v, &inputs.v),
-            Buffer::padded(copy.unwrap_or(Dtype::F32), c, &inputs.p),
+            Buffer::padded(Dtype::F32, c, &inputs.p),
         ];
-        Self { buffers, has_copy: copy.is_some(), offsets, len: inputs.len(), set }
+        Self { buffers, has_master: formats.master.is_some(), offsets, len: inputs.len(), set }
     }
 
     /// The step on the CPU.
     pub(crate) fn step(&mut self, sets: &[StepCoeffs]) {
         let [p, g, m, v, c] = self.offsets.map(|offset| offset..offset + self.len);
-        let [params, grads, exp_avg, exp_avg_sq, copy] = &mut self.buffers;
-        let tensor = cpu::Tensor {
-            params: params.params(p),
-            grads: grads.grads(g),
-            exp_avg: &mut exp_avg.floats()[m],
-            exp_avg_sq: &mut exp_avg_sq.floats()[v],
-            copy: self.has_copy.then(|| copy.copy(c)),
-            set: self.set,
-        };
+        let [param, grad, exp_avg, exp_avg_sq, master] = &mut self.buffers;
+        let (exp_avg, exp_avg_sq) = (exp_avg.params(m), exp_avg_sq.params(v));
+        let mut tensor = cpu::Tensor::new(param.params(p), grad.grads(g), exp_avg, exp_avg_sq);
+        tensor.master = self.has_master.then(|| master.params(c));
+        tensor.coeffs_index = self.set;
         cpu::step_list(&mut [tensor], sets).unwrap();
     }
 
@@ -177,17 +153,11 @@ impl Device {
     pub(crate) fn raw(&self, host: &Host) -> RawTensor {
         let at = |i: usize| {
             let dtype = host.buffers[i].dtype();
-            RawBuffer { address: self.memory[i].address + (host.offsets[i] * dtype.size()) as u64, dtype }
+            RawBuffer::new(self.memory[i].address + (host.offsets[i] * dtype.size()) as u64, dtype)
         };
-        RawTensor {
-            params: at(0),
-            grads: at(1),
-            exp_avg: at(2).address,
-            exp_avg_sq: at(3).address,
-            copy: host.has_copy.then(|| at(4)),
-            len: host.len as u64,
-            set: host.set,
-        }
+        let mut tensor = RawTensor::new(host.len as u64, at(0), at(1), at(2), at(3));
+        tensor.master = host.has_master.then(|| at(4));
+        tensor.with_coeffs_index(host.set)
     }
 
     /// Compares everything, the filling as well.
@@ -203,7 +173,7 @@ impl Device {
     fn assert_same_buffers(&self, gpu: &Gpu, expected: &Host, buffers: &[usize], what: &str) {
         for &buffer in buffers {
             let (memory, expected) = (&self.memory[buffer], &expected.buffers[buffer]);
-            let name = ["p", "g", "m", "v", "copy"][buffer];
+            let name = ["p", "g", "m", "v", "master"][buffer];
             let mut found = expected.clone();
             gpu.read(memory, found.bytes_mut());
             found.assert_same(expected, &format!("{what}, {name}"));

@@ -6,8 +6,11 @@ use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::{self, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, result};
-use dualadam::cuda::{DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error, StepCoeffs, TensorLayout, cpu};
+use dualadam::cuda::{CudaError, DualAdam, Kernels, RawScalars, TensorList};
+use dualadam::{
+    ArgumentError, Dtype, DualAdamConfig, Formats, ListError, RawBuffer, RawTensor, StepCoeffs, TensorProblem,
+    TensorSpec, cpu,
+};
 
 use CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
@@ -19,7 +22,7 @@ use super::Body;
 use super::buffers::{Buffer, COMBINATIONS, Device, Host};
 use super::control::{Run, switching};
 use super::gpu::{Gpu, Memory};
-use super::graphs::{capture, step_on};
+use super::graphs::{Optimizer, capture, step_on};
 
 pub(crate) const TESTS: &[Body] = bodies!["captures":
     whole_iterations_with_control,
@@ -80,7 +83,7 @@ impl Iteration {
                     assert!(stand_in.set_private(memory.address));
                 }
                 let (offset, bytes) = (host.offsets[1] * host.buffers[1].dtype().size(), host.buffers[1].bytes().len());
-                raw[i].grads.address = if missing.contains(&i) { 0 } else { memory.address + offset as u64 };
+                raw[i].grad.address = if missing.contains(&i) { 0 } else { memory.address + offset as u64 };
                 // SAFETY: both are as long, and the stream lives.
                 unsafe { result::memcpy_dtod_async(memory.address, batch.address, bytes, gpu.stream.cu_stream()) }
                     .unwrap();
@@ -110,7 +113,7 @@ fn upload_grads(gpu: &Gpu, hosts: &mut [Host], raw: &mut [RawTensor], seed: u64)
     set_grads(hosts, seed);
     let grads: Vec<_> = hosts.iter().map(|host| gpu.memory(host.buffers[1].bytes())).collect();
     for ((host, raw), memory) in hosts.iter().zip(raw).zip(&grads) {
-        raw.grads.address = memory.address + (host.offsets[1] * host.buffers[1].dtype().size()) as u64;
+        raw.grad.address = memory.address + (host.offsets[1] * host.buffers[1].dtype().size()) as u64;
     }
     grads
 }
@@ -190,21 +193,21 @@ fn whole_iterations_without_control(gpu: &Gpu) {
 /// The owning optimizer over addresses, with masters that the first launch sets.
 fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
     let lens = [300, 4170];
-    let layout = lens.map(|len| TensorLayout::new(len).with_master());
+    let layout = lens.map(|len| TensorSpec::new(len).with_master());
     let groups = [switching()[0]];
-    let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups, &layout).unwrap();
+    let optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups, &layout).unwrap();
     let mut on_cpu = cpu::DualAdam::with_groups(&groups, &layout).unwrap();
-    optimizer.enable_device_control().unwrap();
-    let types = (Dtype::Bf16, Dtype::Bf16, None);
+    let mut optimizer = optimizer.into_capturable().unwrap();
+    let types = Formats::new(Dtype::Bf16, Dtype::Bf16);
     let mut hosts = lens.map(|len| Host::new(types, &Inputs::random(len as u64, len), [0; 5], 0));
     let devices = hosts.each_ref().map(|host| host.upload(gpu));
     let raw = [0, 1].map(|i| devices[i].raw(&hosts[i])).to_vec();
-    let params: Vec<_> = raw.iter().map(|raw| raw.params).collect();
-    let grads = |raw: &[RawTensor]| raw.iter().map(|raw| Some(raw.grads)).collect::<Vec<Option<RawBuffer>>>();
+    let params: Vec<_> = raw.iter().map(|raw| raw.param).collect();
+    let grads = |raw: &[RawTensor]| raw.iter().map(|raw| Some(raw.grad)).collect::<Vec<Option<RawBuffer>>>();
     optimizer.prepare_raw(&params, &grads(&raw)).unwrap();
     let mut step = |raw: &[RawTensor]| {
         // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-        unsafe { optimizer.step_controlled_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
+        unsafe { optimizer.step_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
     };
     let captures = [0, 1]
         .map(|_| Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &hosts, raw.clone(), &[], |raw| step(raw)));
@@ -213,7 +216,7 @@ fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
             let [params, grads, ..] = &mut host.buffers;
             (params.params(0..host.len), grads.grads(0..host.len))
         });
-        on_cpu.step(&mut [a, b], &[Some(a_grads), Some(b_grads)]).unwrap();
+        on_cpu.step([a, b], [Some(a_grads), Some(b_grads)]).unwrap();
     };
     for round in 0..3 {
         for (number, captured) in captures.iter().enumerate() {
@@ -238,26 +241,25 @@ fn a_first_step_in_a_capture_allocates_nothing(gpu: &Gpu) {
     let raw = device.raw(&host);
     let config = DualAdamConfig::default();
     for is_controlled in [false, true] {
-        let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, config, &[10]).unwrap();
-        if is_controlled {
-            optimizer.enable_device_control().unwrap();
-        }
+        let optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, config, &[10]).unwrap();
+        let mut optimizer: Box<dyn Optimizer> =
+            if is_controlled { Box::new(optimizer.into_capturable().unwrap()) } else { Box::new(optimizer) };
         let calls = |name| gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls(name));
         let allocations = || ["cuMemAlloc_v2", "cuMemAllocAsync", "cuMemHostAlloc", "cuModuleLoadDataEx"].map(calls);
         let before = allocations();
         let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
             // SAFETY: refused before anything is launched.
-            let step = unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) };
-            let Err(error @ Error::Captured { .. }) = step else { panic!("{step:?}") };
+            let step = unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)]) };
+            let Err(error @ CudaError::Captured { .. }) = step else { panic!("{step:?}") };
             assert!(error.to_string().contains("an optimizer's first step"), "{error}");
         });
         assert_eq!(allocations(), before);
         drop(graph);
         // Nothing is counted, and the step can be made.
-        assert_eq!(optimizer.step_of(0).unwrap(), 0);
+        assert_eq!(optimizer.step_of(0), 0);
         // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
-        assert_eq!(optimizer.step_of(0).unwrap(), 1);
+        unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)]) }.unwrap();
+        assert_eq!(optimizer.step_of(0), 1);
     }
 }
 
@@ -265,9 +267,17 @@ fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17], &switching());
     let raw = run.raw();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-        assert!(matches!(run.list.update(&raw[..2]), Err(Error::Count { list: "tensors", expected: 3, actual: 2 })));
-        let longer = RawTensor { len: 301, ..raw[0] };
-        assert!(matches!(run.list.update(&[longer, raw[1], raw[2]]), Err(Error::Fixed { .. })));
+        assert!(matches!(
+            run.list.update(&raw[..2]),
+            Err(ArgumentError::List(ListError::Count { list: "tensors", expected: 3, actual: 2 }))
+        ));
+        let longer = {
+            let mut longer = raw[0];
+            longer.len = 301;
+            longer
+        };
+        let Err(ArgumentError::Tensor(error)) = run.list.update(&[longer, raw[1], raw[2]]) else { panic!() };
+        assert_eq!(error.problem, TensorProblem::FixedLength { expected: 300, actual: 301 });
         step_on(&gpu.stream, &mut run, RawScalars::default());
     });
     for _ in 0..2 {
@@ -287,12 +297,12 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     drop(list);
     let mut optimizer = DualAdam::new(kernels, stream, config, &[raw.len as usize]).unwrap();
     // SAFETY: as above; the same stream orders it after the list's step.
-    unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
-    optimizer.enable_device_control().unwrap();
+    unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], 1.0) }.unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.set_lr(0, 0.5).unwrap();
     // SAFETY: as above.
-    unsafe { optimizer.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
-    assert_eq!(optimizer.state().unwrap().tensors[0].step, 2);
+    unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
+    assert_eq!(optimizer.state().unwrap().ledger.step(0).unwrap(), 2);
     assert_eq!(optimizer.report().unwrap().len(), 1);
 }
 
@@ -307,7 +317,7 @@ fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
         let mut run = Run::new(gpu, &[300, 5, 17, 4096], &switching());
         let mut before = DualAdam::new(&gpu.kernels, &other, DualAdamConfig::default(), &[100]).unwrap();
         // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { before.step_raw(&[raw.params], &[Some(raw.grads)], 1.0) }.unwrap();
+        unsafe { before.step_raw(&[raw.param], &[Some(raw.grad)], 1.0) }.unwrap();
         let graph = capture(&gpu.stream, mode, || {
             step_on(&gpu.stream, &mut run, RawScalars::default());
             thread::scope(|scope| {

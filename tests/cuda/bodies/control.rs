@@ -3,10 +3,12 @@
 use std::ptr;
 
 use dualadam::cuda::{
-    Control, ControlGroup, ControlSet, DualAdam, Kernels, RawBuffer, RawLr, RawScalars, RawTensor, SetReport,
-    SkipReason, TensorList,
+    Control, ControlGroup, ControlSet, CudaError, DualAdam, Kernels, RawLr, RawScalars, SetReport, TensorList,
 };
-use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay};
+use dualadam::{
+    ArgumentError, ConfigError, DualAdamConfig, InverseTerm, ListError, RawBuffer, RawTensor, SkipReason, StepCoeffs,
+    SwitchSchedule, WeightDecay,
+};
 
 use crate::common::data::{Inputs, SPECIAL, configs};
 
@@ -29,22 +31,22 @@ pub(crate) const TESTS: &[Body] = bodies!["control":
     learning_rates_are_set_in_the_order_of_the_stream,
     controls_refuse_what_cannot_be_right,
     controlled_steps_refuse_what_does_not_belong_together,
-    only_optimizers_with_device_control_take_its_calls,
+    capturable_optimizers_refuse_what_cannot_be_right,
     special_values_have_the_bits_of_the_cpu,
 ];
 
 /// A tensor without elements, whose gradient is not missing.
 fn empty(set: usize) -> RawTensor {
-    let at = |address| RawBuffer { address, dtype: Dtype::F32 };
-    RawTensor { params: at(4), grads: at(4), exp_avg: 4, exp_avg_sq: 4, copy: None, len: 0, set }
+    let [param, grad, exp_avg, exp_avg_sq] = [RawBuffer::f32(4); 4];
+    RawTensor::new(0, param, grad, exp_avg, exp_avg_sq).with_coeffs_index(set)
 }
 
 fn group(config: DualAdamConfig) -> ControlGroup {
-    ControlGroup { config, lr: None }
+    ControlGroup::new(config)
 }
 
 fn set(group: usize) -> ControlSet {
-    ControlSet { group, step: None }
+    ControlSet::new(group)
 }
 
 pub(crate) fn step(gpu: &Gpu, list: &mut TensorList, control: &mut Control, scalars: RawScalars) {
@@ -171,7 +173,8 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
     let memory = [0.0; 3].map(|value| scalar(gpu, value));
     let [loss_scale, clip_factor, found_inf] = memory.each_ref().map(|memory| memory.address);
-    let scalars = RawScalars { loss_scale, clip_factor, found_inf };
+    let none = RawScalars::default();
+    let scalars = none.with_loss_scale(loss_scale).with_clip_factor(clip_factor).with_found_inf(found_inf);
     let (mut t, mut skipped, mut last) = (0, 0, None);
     let mut reasons = vec![];
     let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
@@ -207,9 +210,9 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     gpu.write(&memory[2], &0_f32.to_ne_bytes());
     for (scalars, multiplier) in [
         (RawScalars::default(), 1.0),
-        (RawScalars { loss_scale, ..RawScalars::default() }, 0.125),
-        (RawScalars { clip_factor, ..RawScalars::default() }, 0.5),
-        (RawScalars { found_inf, ..RawScalars::default() }, 1.0),
+        (none.with_loss_scale(loss_scale), 0.125),
+        (none.with_clip_factor(clip_factor), 0.5),
+        (none.with_found_inf(found_inf), 1.0),
         (scalars, 0.0625),
     ] {
         step(gpu, &mut list, &mut control, scalars);
@@ -234,7 +237,7 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
         let f64s = lrs.iter().zip(&wide).map(|(&lr, memory)| (lr, RawLr::F64(memory.address)));
         let f32s = lrs.iter().zip(&narrow).map(|(&lr, memory)| (f64::from(lr as f32), RawLr::F32(memory.address)));
         let cases: Vec<_> = f64s.chain(f32s).collect();
-        let groups: Vec<_> = cases.iter().map(|&(_, lr)| ControlGroup { config, lr: Some(lr) }).collect();
+        let groups: Vec<_> = cases.iter().map(|&(_, lr)| ControlGroup::new(config).with_lr(lr)).collect();
         let sets: Vec<_> = (0..groups.len()).map(set).collect();
         let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
         let tensors: Vec<_> = (0..sets.len()).map(empty).collect();
@@ -264,12 +267,11 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
     let mut list = TensorList::new(&gpu.kernels, &[device.raw(&host)]).unwrap();
     let config = DualAdamConfig::default();
     let (lr, counter) = (gpu.memory(&f64::NAN.to_ne_bytes()), gpu.memory(&u64::MAX.to_ne_bytes()));
-    let groups = [ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
-    let mut control =
-        Control::new(&gpu.kernels, &groups, &[ControlSet { group: 0, step: Some(counter.address) }]).unwrap();
+    let groups = [ControlGroup::new(config).with_lr(RawLr::F64(lr.address))];
+    let mut control = Control::new(&gpu.kernels, &groups, &[ControlSet::new(0).with_step(counter.address)]).unwrap();
     let [loss_scale, clip_factor, found_inf] = [f32::NAN; 3].map(|value| scalar(gpu, value));
-    let scalars =
-        RawScalars { loss_scale: loss_scale.address, clip_factor: clip_factor.address, found_inf: found_inf.address };
+    let scalars = RawScalars::default().with_loss_scale(loss_scale.address);
+    let scalars = scalars.with_clip_factor(clip_factor.address).with_found_inf(found_inf.address);
     use SkipReason::{ClipFactor, FoundInf, LossScale, Lr, Multiplier, Step};
     let (subnormal, full) = (f32::from_bits(1).to_ne_bytes(), u64::MAX);
     let ends = [
@@ -282,7 +284,7 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
     ];
     for (skipped, (reason, memory, right)) in (1..).zip(ends) {
         step(gpu, &mut list, &mut control, scalars);
-        let SetReport { step, skipped: found, last_skip, coeffs } = report(gpu, &control)[0];
+        let SetReport { step, skipped: found, last_skip, coeffs, .. } = report(gpu, &control)[0];
         assert_eq!((step, found, last_skip), (full, skipped, Some(reason)));
         assert_eq!(coeffs, bytemuck::Zeroable::zeroed());
         device.assert_same(gpu, &host, "skipped");
@@ -382,12 +384,12 @@ fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     let mut run = Run::new(gpu, &SIZES, &switching());
     let found_inf = scalar(gpu, 0.0);
     let loss_scale = scalar(gpu, 0.0);
-    let scalars = RawScalars { found_inf: found_inf.address, loss_scale: loss_scale.address, ..RawScalars::default() };
+    let scalars = RawScalars::default().with_found_inf(found_inf.address).with_loss_scale(loss_scale.address);
     let mut lrs = [1e-2; 2];
     for round in 0..9_u32 {
         let has_gradient = |tensor: usize| !(tensor + round as usize).is_multiple_of(3) && tensor / 2 != round as usize;
         let mut raw = run.raw();
-        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grads.address = 0);
+        raw.iter_mut().enumerate().filter(|(i, _)| !has_gradient(*i)).for_each(|(_, raw)| raw.grad.address = 0);
         run.list.update(&raw).unwrap();
         let is_skipped = round == 2 || round == 6;
         gpu.write(&found_inf, &f32::from(u8::from(is_skipped)).to_ne_bytes());
@@ -422,7 +424,7 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
             gpu.read(&device.memory[1], bytemuck::cast_slice_mut(&mut found));
             let is_found = found.iter().any(|grad| !grad.is_finite());
             let found_inf = scalar(gpu, f32::from(u8::from(is_found)));
-            let scalars = RawScalars { found_inf: found_inf.address, ..RawScalars::default() };
+            let scalars = RawScalars::default().with_found_inf(found_inf.address);
             step(gpu, &mut list, &mut control, scalars);
             device.assert_same(gpu, &host, "skipped");
             let SetReport { step: t, skipped, last_skip, .. } = report(gpu, &control)[0];
@@ -441,8 +443,8 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
 fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
-    let groups = [group(config), ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
-    let sets = [set(0), ControlSet { group: 1, step: Some(counter.address) }];
+    let groups = [group(config), ControlGroup::new(config).with_lr(RawLr::F64(lr.address))];
+    let sets = [set(0), ControlSet::new(1).with_step(counter.address)];
     let mut control = Control::new(&gpu.kernels, &groups, &sets).unwrap();
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(1)]).unwrap();
     step(gpu, &mut list, &mut control, RawScalars::default());
@@ -463,7 +465,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     // SAFETY: as above.
     unsafe {
         let refused = control.set_lr(1, 0.1, gpu.raw_stream());
-        assert!(matches!(refused, Err(Error::CallersLr { group: 1 })), "{refused:?}");
+        assert!(matches!(refused, Err(CudaError::CallersLr { group: 1 })), "{refused:?}");
         control.set_config(1, config.with_betas(0.5, 0.6), gpu.raw_stream()).unwrap();
         control.set_config(0, config.with_lr(2.0), gpu.raw_stream()).unwrap();
     }
@@ -476,7 +478,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
 /// A set that no tensor with a gradient names keeps its counter, and is not skipped either; one at its last step is skipped.
 fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
     let mut control = Control::new(&gpu.kernels, &[group(DualAdamConfig::default())], &[set(0); 4]).unwrap();
-    let missing = RawTensor { grads: RawBuffer { address: 0, dtype: Dtype::F32 }, ..empty(2) };
+    let missing = empty(2).with_grad(RawBuffer::f32(0));
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(0), missing, empty(3)]).unwrap();
     // SAFETY: the stream lives.
     unsafe { control.set_steps(&[5, 6, 7, u64::MAX], gpu.raw_stream()) }.unwrap();
@@ -531,14 +533,28 @@ fn learning_rates_are_set_in_the_order_of_the_stream(gpu: &Gpu) {
 fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let new = |groups: &[ControlGroup], sets: &[ControlSet]| Control::new(&gpu.kernels, groups, sets).map(|_| ());
-    assert!(matches!(new(&[group(config)], &[]), Err(Error::Empty { list: "sets" })));
+    assert!(matches!(
+        new(&[group(config)], &[]),
+        Err(CudaError::Argument(ArgumentError::List(ListError::Empty { list: "sets" })))
+    ));
     let refused = new(&[group(config)], &[set(0), set(1)]);
-    assert!(matches!(refused, Err(Error::Position { list: "group", len: 1, value: 1 })), "{refused:?}");
+    assert!(
+        matches!(
+            refused,
+            Err(CudaError::Argument(ArgumentError::List(ListError::Position { list: "group", len: 1, value: 1 })))
+        ),
+        "{refused:?}"
+    );
     let refused = new(&[group(config.with_lr(-1.0))], &[set(0)]);
-    assert!(matches!(refused, Err(Error::Value { name: "lr", .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(CudaError::Argument(ArgumentError::Config(ConfigError::Value { name: "lr", .. })))),
+        "{refused:?}"
+    );
     let message = |lr: Option<RawLr>, steps: &[Option<u64>]| {
-        let sets: Vec<_> = steps.iter().map(|&step| ControlSet { group: 0, step }).collect();
-        new(&[ControlGroup { config, lr }], &sets).unwrap_err().to_string()
+        let set = |&step: &Option<u64>| step.map_or(set(0), |step| set(0).with_step(step));
+        let sets: Vec<_> = steps.iter().map(set).collect();
+        let group = lr.map_or(group(config), |lr| group(config).with_lr(lr));
+        new(&[group], &sets).unwrap_err().to_string()
     };
     let cases: [(_, &[Option<u64>], _); 9] = [
         (None, &[None, Some(0)], "step of set 1 must not be null, got address 0x0"),
@@ -554,23 +570,41 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     for (lr, steps, expected) in cases {
         assert_eq!(message(lr, steps), expected);
     }
-    let shared = ControlGroup { config, lr: Some(RawLr::F32(0x1000)) };
-    let beside = Some(RawLr::F32(0x1004));
-    new(&[shared, shared, ControlGroup { config, lr: beside }], &[ControlSet { group: 0, step: Some(0x1008) }])
-        .unwrap();
+    let shared = group(config).with_lr(RawLr::F32(0x1000));
+    let beside = RawLr::F32(0x1004);
+    new(&[shared, shared, group(config).with_lr(beside)], &[set(0).with_step(0x1008)]).unwrap();
 
     let mut control = Control::new(&gpu.kernels, &[group(config)], &[set(0)]).unwrap();
     let stream = gpu.raw_stream();
     // SAFETY: the stream lives.
     unsafe {
         let refused = control.set_lr(1, 0.1, stream);
-        assert!(matches!(refused, Err(Error::Position { list: "group", .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CudaError::Argument(ArgumentError::List(ListError::Position { list: "group", .. })))),
+            "{refused:?}"
+        );
         let refused = control.set_lr(0, f64::NAN, stream);
-        assert!(matches!(refused, Err(Error::Value { name: "lr", .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CudaError::Argument(ArgumentError::Config(ConfigError::Value { name: "lr", .. })))),
+            "{refused:?}"
+        );
         let refused = control.set_config(0, config.with_eps(0.0), stream);
-        assert!(matches!(refused, Err(Error::Value { name: "eps", .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CudaError::Argument(ArgumentError::Config(ConfigError::Value { name: "eps", .. })))),
+            "{refused:?}"
+        );
         let refused = control.set_steps(&[1, 2], stream);
-        assert!(matches!(refused, Err(Error::Count { list: "steps", expected: 1, actual: 2 })), "{refused:?}");
+        assert!(
+            matches!(
+                refused,
+                Err(CudaError::Argument(ArgumentError::List(ListError::Count {
+                    list: "steps",
+                    expected: 1,
+                    actual: 2
+                })))
+            ),
+            "{refused:?}"
+        );
     }
     assert_eq!((control.len(), control.is_empty(), control.config(0).unwrap()), (1, false, config));
 }
@@ -588,14 +622,14 @@ fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     let stream = gpu.raw_stream();
     // A control smaller than its list.
     let error = refused(&mut list, &mut control, none, stream);
-    assert!(matches!(error, Error::Index { tensor: 1, index: "set", len: 1, value: 1 }), "{error:?}");
+    assert_eq!(error.to_string(), "tensor 1 must have a coeffs_index below 1, got 1");
 
     let mut list = TensorList::new(&gpu.kernels, &[empty(0)]).unwrap();
     let with = |name, scalars| (name, scalars);
     for (name, scalars) in [
-        with("loss_scale", RawScalars { loss_scale: 0x1002, ..none }),
-        with("clip_factor", RawScalars { clip_factor: 0x1001, ..none }),
-        with("found_inf", RawScalars { found_inf: 0x1003, ..none }),
+        with("loss_scale", none.with_loss_scale(0x1002)),
+        with("clip_factor", none.with_clip_factor(0x1001)),
+        with("found_inf", none.with_found_inf(0x1003)),
     ] {
         let message = refused(&mut list, &mut control, scalars, stream).to_string();
         assert!(message.starts_with(&format!("{name} must be aligned to 4 bytes, got address 0x100")), "{message}");
@@ -604,48 +638,33 @@ fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     let other = Kernels::in_context(&context).unwrap();
     let mut foreign = Control::new(&other, &[group(config)], &[set(0)]).unwrap();
     let error = refused(&mut list, &mut foreign, none, stream);
-    assert!(matches!(error, Error::Context { argument: "control" }), "{error:?}");
+    assert!(matches!(error, CudaError::Context { argument: "control" }), "{error:?}");
     let foreign_stream = other.context().new_stream().unwrap();
     let raw = foreign_stream.cu_stream().cast();
     let error = refused(&mut list, &mut control, none, raw);
-    assert!(matches!(error, Error::Context { argument: "stream" }), "{error:?}");
+    assert!(matches!(error, CudaError::Context { argument: "stream" }), "{error:?}");
     // SAFETY: the streams live.
     unsafe {
         let refused = control.set_lr(0, 0.1, raw);
-        assert!(matches!(refused, Err(Error::Context { argument: "stream" })), "{refused:?}");
-        assert!(matches!(control.report(raw), Err(Error::Context { argument: "stream" })));
-        assert!(matches!(control.steps(raw), Err(Error::Context { argument: "stream" })));
-        assert!(matches!(control.set_steps(&[1], raw), Err(Error::Context { argument: "stream" })));
+        assert!(matches!(refused, Err(CudaError::Context { argument: "stream" })), "{refused:?}");
+        assert!(matches!(control.report(raw), Err(CudaError::Context { argument: "stream" })));
+        assert!(matches!(control.steps(raw), Err(CudaError::Context { argument: "stream" })));
+        assert!(matches!(control.set_steps(&[1], raw), Err(CudaError::Context { argument: "stream" })));
     }
     gpu.assert_nothing_launched();
 }
 
-fn only_optimizers_with_device_control_take_its_calls(gpu: &Gpu) {
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
-    let is_refused = |result: Result<(), Error>, name: &str| match result {
-        Err(Error::NoDeviceControl { call }) => assert_eq!(call, name),
-        result => panic!("{result:?}"),
-    };
-    let params = [RawBuffer { address: 0x1000, dtype: Dtype::F32 }];
-    let grads = [Some(RawBuffer { address: 0x2000, dtype: Dtype::F32 })];
+fn capturable_optimizers_refuse_what_cannot_be_right(gpu: &Gpu) {
+    let optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let (params, grads) = ([RawBuffer::f32(0x1000)], [Some(RawBuffer::f32(0x2000))]);
+    let mut optimizer = optimizer.into_capturable().unwrap();
     // SAFETY: refused before anything is launched.
-    let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars::default()) };
-    is_refused(step, "step_controlled");
-    // SAFETY: as above.
-    is_refused(optimizer.prepare_raw(&params, &grads), "prepare");
-    is_refused(optimizer.report().map(|_| ()), "report");
-
-    optimizer.enable_device_control().unwrap();
-    optimizer.enable_device_control().unwrap();
-    // SAFETY: as above.
-    let step = unsafe { optimizer.step_raw(&params, &grads, 0.5) };
-    assert!(matches!(step, Err(Error::Value { name: "grad_multiplier", .. })), "{step:?}");
-    // SAFETY: as above.
-    let step =
-        unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars { found_inf: 2, ..Default::default() }) };
-    assert!(matches!(step, Err(Error::Address { .. })), "{step:?}");
-    assert!(matches!(optimizer.set_lr(0, f64::INFINITY), Err(Error::Value { name: "lr", .. })));
-    assert!(matches!(optimizer.set_lr(1, 0.1), Err(Error::Position { list: "group", .. })));
+    let step = unsafe { optimizer.step_raw(&params, &grads, &RawScalars::default().with_found_inf(2)) };
+    assert!(matches!(step, Err(CudaError::Address { .. })), "{step:?}");
+    let set_lr = optimizer.set_lr(0, f64::INFINITY);
+    assert!(matches!(set_lr, Err(CudaError::Argument(ArgumentError::Config(ConfigError::Value { name: "lr", .. })))));
+    let set_lr = optimizer.set_lr(1, 0.1);
+    assert!(matches!(set_lr, Err(CudaError::Argument(ArgumentError::List(ListError::Position { list: "group", .. })))));
     gpu.assert_nothing_launched();
 }
 

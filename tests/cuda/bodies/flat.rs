@@ -108,6 +108,8 @@ pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
     P: bytemuck::Pod + DeviceRepr + dualadam::Element + PartialEq + std::fmt::Debug,
     G: bytemuck::Pod + DeviceRepr + GradOf<P>,
+    for<'a> cuda::BufferMut<'a>: From<&'a mut CudaSlice<P>>,
+    for<'a> cuda::Buffer<'a>: From<&'a CudaSlice<G>>,
 {
     let inputs = Inputs::random(3, 1030);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
@@ -118,9 +120,8 @@ where
     let mut device_p = upload(context, &p);
     let mut device_g = upload(context, &g);
     let (mut device_m, mut device_v) = (upload(context, &m), upload(context, &v));
-    let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
-    let params = &mut device_p.as_view_mut();
-    cuda::step(kernels, stream, params, &device_g.as_view(), views_m, views_v, &coeffs).unwrap();
+    let mut tensor = cuda::Tensor::new(&mut device_p, &device_g, &mut device_m, &mut device_v);
+    cuda::step(kernels, stream, &mut tensor, &coeffs).unwrap();
     device_g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), &mut device_g).unwrap();
     let found = (copied(&device_p), copied(&device_m), copied(&device_v));
     cpu::step(&mut p, &g, &mut m, &mut v, &coeffs).unwrap();
@@ -130,10 +131,12 @@ where
     assert_eq!(read(&found.2), v);
 }
 
-pub(crate) fn check_slices_with_copy<C, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
+pub(crate) fn check_slices_with_master<C, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
     C: bytemuck::Pod + DeviceRepr + HalfElement + PartialEq + std::fmt::Debug,
-    G: bytemuck::Pod + DeviceRepr + GradOf<f32> + GradOf<C>,
+    G: bytemuck::Pod + DeviceRepr + GradOf<C>,
+    for<'a> cuda::BufferMut<'a>: From<&'a mut CudaSlice<C>>,
+    for<'a> cuda::Buffer<'a>: From<&'a CudaSlice<G>>,
 {
     let inputs = Inputs::random(3, 1030);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
@@ -144,11 +147,10 @@ where
     let (mut device_p, mut device_c) = (upload(context, &p), upload(context, &c));
     let device_g = upload(context, &g);
     let (mut device_m, mut device_v) = (upload(context, &m), upload(context, &v));
-    let (views_m, views_v) = (&mut device_m.as_view_mut(), &mut device_v.as_view_mut());
-    let (masters, copy, grads) = (&mut device_p.as_view_mut(), &mut device_c.as_view_mut(), &device_g.as_view());
-    cuda::step_with_copy(kernels, stream, masters, copy, grads, views_m, views_v, &coeffs).unwrap();
+    let tensor = cuda::Tensor::new(&mut device_c, &device_g, &mut device_m, &mut device_v);
+    cuda::step(kernels, stream, &mut tensor.with_master(&mut device_p), &coeffs).unwrap();
     let found = (copied(&device_p), copied(&device_c), copied(&device_m), copied(&device_v));
-    cpu::step_with_copy(&mut p, &mut c, &g, &mut m, &mut v, &coeffs).unwrap();
+    cpu::step_with_master(&mut c, &g, &mut m, &mut v, &mut p, &coeffs).unwrap();
 
     assert_eq!(read(&found.0), p);
     assert_eq!(read(&found.1), c);
@@ -184,10 +186,10 @@ fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
     check_slices::<bf16, f32>(kernels, stream);
     check_slices::<f16, f16>(kernels, stream);
     check_slices::<f16, f32>(kernels, stream);
-    check_slices_with_copy::<bf16, f32>(kernels, stream);
-    check_slices_with_copy::<bf16, bf16>(kernels, stream);
-    check_slices_with_copy::<f16, f32>(kernels, stream);
-    check_slices_with_copy::<f16, f16>(kernels, stream);
+    check_slices_with_master::<bf16, f32>(kernels, stream);
+    check_slices_with_master::<bf16, bf16>(kernels, stream);
+    check_slices_with_master::<f16, f32>(kernels, stream);
+    check_slices_with_master::<f16, f16>(kernels, stream);
 }
 
 /// A step is only enqueued; it waits for nothing, and the driver is asked for nothing that would.
@@ -195,7 +197,7 @@ fn a_step_only_enqueues(gpu: &Gpu) {
     let mut host = Host::new(COMBINATIONS[8], &Inputs::random(1, 5000), [0; 5], 0);
     let device = host.upload(gpu);
     let config = DualAdamConfig::default();
-    gpu.kernels.prepare(COMBINATIONS[8].0, COMBINATIONS[8].1, COMBINATIONS[8].2).unwrap();
+    gpu.kernels.prepare(COMBINATIONS[8]).unwrap();
     let expected = [
         ("cuCtxGetCurrent", 5),
         ("cuLaunchKernel", 5),

@@ -6,10 +6,10 @@ use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
 };
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaSlice, CudaStream};
 use dualadam::cuda::{
-    ControlGroup, DualAdam, Grads, ParamsMut, RawBuffer, RawLr, RawScalars, RawTensor, Scalars, SkipReason,
+    Buffer, BufferMut, CapturableDualAdam, ControlGroup, CudaError, DualAdam, RawLr, RawScalars, Scalars,
 };
 use dualadam::half::{bf16, f16};
-use dualadam::{Dtype, DualAdamConfig, Error, State, SwitchSchedule, TensorLayout, cpu};
+use dualadam::{DualAdamConfig, RawBuffer, RawTensor, SkipReason, State, SwitchSchedule, TensorSpec, cpu};
 
 use std::sync::Arc;
 
@@ -54,12 +54,10 @@ pub(crate) fn step_on(stream: &CudaStream, run: &mut Run, scalars: RawScalars) {
 fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     let [first, second] = switching();
     let lr = scalar(gpu, 0.5);
-    let groups =
-        [ControlGroup { config: first, lr: Some(RawLr::F32(lr.address)) }, ControlGroup { config: second, lr: None }];
+    let groups = [ControlGroup::new(first).with_lr(RawLr::F32(lr.address)), ControlGroup::new(second)];
     let mut run = Run::with_groups(gpu, &SIZES, &groups);
     let (found_inf, clip_factor) = (scalar(gpu, 0.0), scalar(gpu, 1.0));
-    let scalars =
-        RawScalars { found_inf: found_inf.address, clip_factor: clip_factor.address, ..RawScalars::default() };
+    let scalars = RawScalars::default().with_found_inf(found_inf.address).with_clip_factor(clip_factor.address);
     let graph =
         capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || step(gpu, &mut run.list, &mut run.control, scalars));
     run.assert_same(gpu, "captured only");
@@ -94,8 +92,8 @@ fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
     let none = RawScalars::default();
     let all = run.raw();
     let mut some = all.clone();
-    some[2].grads.address = 0;
-    some[3].grads.address = 0;
+    some[2].grad.address = 0;
+    some[3].grad.address = 0;
     let capture_of = |tensors: &[RawTensor], run: &mut Run| {
         capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
             run.list.update(tensors).unwrap();
@@ -106,8 +104,8 @@ fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
     let of_some = capture_of(&some, &mut run);
     run.assert_same(gpu, "captured only");
     let mut others = all.clone();
-    others[0].grads.address = 0;
-    others[1].grads.address = 0;
+    others[0].grad.address = 0;
+    others[1].grad.address = 0;
     for round in 0..3 {
         of_all.launch().unwrap();
         run.expect(&[1e-2; 2], 1.0, |_| true);
@@ -200,7 +198,8 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let context = gpu.other_context();
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
     let none = RawScalars::default();
-    let refused = |result: Result<(), Error>| assert!(matches!(result, Err(Error::Captured { .. })), "{result:?}");
+    let refused =
+        |result: Result<(), CudaError>| assert!(matches!(result, Err(CudaError::Captured { .. })), "{result:?}");
     let stream = gpu.raw_stream();
     let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
@@ -214,7 +213,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
         }
         refused(optimizer.state().map(|_| ()));
         refused(optimizer.set_moments(0, 1, &[0.0; 4], &[0.0; 4]));
-        refused(optimizer.enable_device_control());
+        refused(optimizer.into_capturable().map(|_| ()));
     });
     drop(graph);
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
@@ -224,7 +223,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     graph.unwrap();
     // SAFETY: refused before anything is launched.
     let step = unsafe { run.list.step_controlled(&mut run.control, &none, other.cu_stream().cast()) };
-    assert!(matches!(step, Err(Error::Context { argument: "stream" })), "{step:?}");
+    assert!(matches!(step, Err(CudaError::Context { argument: "stream" })), "{step:?}");
     let _ = other.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
     gpu.context.bind_to_thread().unwrap();
     // Nothing of all that had an effect.
@@ -236,8 +235,8 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
 /// f32; bf16 and f16 with masters, in another group, the first of them longer than its masters' blocks have threads; bf16 alone.
 const LENS: [usize; 4] = [300, 4170, 19, 5];
 
-fn layout() -> [TensorLayout; 4] {
-    let [a, b, c, d] = LENS.map(TensorLayout::new);
+fn layout() -> [TensorSpec; 4] {
+    let [a, b, c, d] = LENS.map(TensorSpec::new);
     [a, b.in_group(1).with_master(), c.in_group(1).with_master(), d]
 }
 
@@ -260,7 +259,49 @@ struct Model {
     cpu: cpu::DualAdam,
 }
 
-type Lists<'a> = ([ParamsMut<'a>; 4], [Option<Grads<'a>>; 4], Scalars<'a>);
+type Lists<'a> = ([BufferMut<'a>; 4], [Option<Buffer<'a>>; 4], Scalars<'a>);
+
+/// Both optimizers.
+pub(crate) trait Optimizer {
+    fn state(&self) -> Result<State, CudaError>;
+    fn step_of(&self, tensor: usize) -> u64;
+    /// A step without multiplier and scalars.
+    ///
+    /// # Safety
+    ///
+    /// As for the optimizer's own.
+    unsafe fn step_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
+}
+
+impl Optimizer for DualAdam {
+    fn state(&self) -> Result<State, CudaError> {
+        self.state()
+    }
+
+    fn step_of(&self, tensor: usize) -> u64 {
+        self.step_of(tensor).unwrap()
+    }
+
+    unsafe fn step_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
+        // SAFETY: the requirements are the same.
+        unsafe { self.step_raw(params, grads, 1.0) }
+    }
+}
+
+impl Optimizer for CapturableDualAdam {
+    fn state(&self) -> Result<State, CudaError> {
+        self.state()
+    }
+
+    fn step_of(&self, tensor: usize) -> u64 {
+        self.step_of(tensor).unwrap()
+    }
+
+    unsafe fn step_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
+        // SAFETY: the requirements are the same.
+        unsafe { self.step_raw(params, grads, &RawScalars::default()) }
+    }
+}
 
 impl Model {
     fn new(gpu: &Gpu) -> Self {
@@ -295,11 +336,8 @@ impl Model {
         let (a, b, c, d) = &mut self.device;
         let mut tensors = 0..;
         let grads = self.device_grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
-        let scalars = Scalars {
-            found_inf: Some(self.found_inf.as_view()),
-            loss_scale: Some(self.loss_scale.as_view()),
-            clip_factor: None,
-        };
+        let scalars = Scalars::default().with_found_inf(self.found_inf.as_view());
+        let scalars = scalars.with_loss_scale(self.loss_scale.as_view());
         ([a.into(), b.into(), c.into(), d.into()], grads, scalars)
     }
 
@@ -311,20 +349,19 @@ impl Model {
     /// The step on the CPU, with the multiplier that the loss scale makes.
     fn expect(&mut self, missing: Option<usize>) {
         let mut tensors = 0..;
-        let grads: [Option<cpu::Grads<'_>>; 4] =
+        let grads: [Option<cpu::Buffer<'_>>; 4] =
             self.grads.each_ref().map(|grads| (tensors.next() != missing).then_some(grads.into()));
         let Self { a, b, c, d, cpu, .. } = self;
-        cpu.step_scaled(&mut [a.into(), b.into(), c.into(), d.into()], &grads, 0.25).unwrap();
+        cpu.step_scaled([a.into(), b.into(), c.into(), d.into()], grads, 0.25).unwrap();
     }
 
-    fn assert_same(&self, gpu: &Gpu, optimizer: &DualAdam, what: &str) {
+    fn assert_same(&self, gpu: &Gpu, optimizer: &impl Optimizer, what: &str) {
         let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
-        assert_eq!(found.groups, expected.groups, "{what}");
-        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
+        assert_eq!(found.ledger, expected.ledger, "{what}");
+        for (i, (found, expected)) in found.arrays.iter().zip(&expected.arrays).enumerate() {
             // Masters that were never set may be anything.
-            assert_eq!((found.step, found.master_is_set), (expected.step, expected.master_is_set), "{what}, {i}");
             assert!(found == expected, "{what}, tensor {i}");
-            assert_eq!(optimizer.step_of(i).unwrap(), expected.step);
+            assert_eq!(optimizer.step_of(i), self.cpu.step_of(i).unwrap());
         }
         self.assert_same_params(gpu, what);
     }
@@ -338,10 +375,9 @@ impl Model {
     }
 }
 
-fn optimizer(gpu: &Gpu) -> DualAdam {
-    let mut made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout()).unwrap();
-    made.enable_device_control().unwrap();
-    made
+fn optimizer(gpu: &Gpu) -> CapturableDualAdam {
+    let made = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout()).unwrap();
+    made.into_capturable().unwrap()
 }
 
 /// The first update of tensors with masters is captured, and skipped at first; launches go through the switch; the state goes to the
@@ -351,12 +387,12 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     let (from_cpu, from_device) = (folder.path().join("cpu"), folder.path().join("device"));
     let mut model = Model::new(gpu);
     let mut optimizer = optimizer(gpu);
-    let (mut params, grads, _) = model.lists(None);
-    optimizer.prepare(&mut params, &grads).unwrap();
+    let (params, grads, _) = model.lists(None);
+    optimizer.prepare(params, grads).unwrap();
     gpu.context.synchronize().unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        let (mut params, grads, scalars) = model.lists(None);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(None);
+        optimizer.step(params, grads, &scalars).unwrap();
     });
     model.assert_same(gpu, &optimizer, "captured only");
     for round in 0..6 {
@@ -389,8 +425,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     model.set_found_inf(gpu, 0.0);
     for round in 0..3 {
         let missing = (round > 0).then_some(round);
-        let (mut params, grads, scalars) = model.lists(missing);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(missing);
+        optimizer.step(params, grads, &scalars).unwrap();
         model.expect(missing);
         model.assert_same(gpu, &optimizer, &format!("resumed, round {round}"));
     }
@@ -398,8 +434,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     let state = optimizer.state().unwrap();
     assert_eq!(state, *model.cpu.state());
     let mut plain = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-    let (mut params, grads, _) = model.lists(None);
-    plain.step_scaled(&mut params, &grads, 0.25).unwrap();
+    let (params, grads, _) = model.lists(None);
+    plain.step_scaled(params, grads, 0.25).unwrap();
     model.expect(None);
     model.assert_same(gpu, &plain, "without control");
 }
@@ -408,12 +444,12 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
 fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let mut model = Model::new(gpu);
     let mut optimizer = optimizer(gpu);
-    let (mut params, grads, _) = model.lists(None);
-    optimizer.prepare(&mut params, &grads).unwrap();
+    let (params, grads, _) = model.lists(None);
+    optimizer.prepare(params, grads).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
         for _ in 0..2 {
-            let (mut params, grads, scalars) = model.lists(None);
-            optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+            let (params, grads, scalars) = model.lists(None);
+            optimizer.step(params, grads, &scalars).unwrap();
         }
     });
     for round in 0..3 {
@@ -433,8 +469,8 @@ fn masters_are_set_once_each(gpu: &Gpu) {
     let mut optimizer = optimizer(gpu);
     for (round, missing) in [Some(1), Some(2), None, Some(1), None].into_iter().enumerate() {
         model.set_found_inf(gpu, f32::from(u8::from(round == 1)));
-        let (mut params, grads, scalars) = model.lists(missing);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(missing);
+        optimizer.step(params, grads, &scalars).unwrap();
         if round != 1 {
             model.expect(missing);
         }
@@ -463,8 +499,8 @@ fn foreign_moments_and_steps_reach_the_device(gpu: &Gpu) {
     optimizer.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     model.cpu.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     for round in 0..2 {
-        let (mut params, grads, scalars) = model.lists(None);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(None);
+        optimizer.step(params, grads, &scalars).unwrap();
         model.expect(None);
         model.assert_same(gpu, &optimizer, &format!("round {round}"));
     }
@@ -475,15 +511,15 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
     let mut model = Model::new(gpu);
     let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout()).unwrap();
     for missing in [None, Some(2)] {
-        let (mut params, grads, _) = model.lists(missing);
-        optimizer.step_scaled(&mut params, &grads, 0.25).unwrap();
+        let (params, grads, _) = model.lists(missing);
+        optimizer.step_scaled(params, grads, 0.25).unwrap();
         model.expect(missing);
     }
-    optimizer.enable_device_control().unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
     model.assert_same(gpu, &optimizer, "before");
     for missing in [None, Some(3)] {
-        let (mut params, grads, scalars) = model.lists(missing);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(missing);
+        optimizer.step(params, grads, &scalars).unwrap();
         model.expect(missing);
     }
     model.assert_same(gpu, &optimizer, "after");
@@ -494,19 +530,19 @@ fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let mut model = Model::new(gpu);
     let mut optimizer = optimizer(gpu);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        let (mut params, grads, scalars) = model.lists(None);
-        let step = optimizer.step_controlled(&mut params, &grads, &scalars);
-        assert!(matches!(step, Err(Error::Captured { .. })), "{step:?}");
+        let (params, grads, scalars) = model.lists(None);
+        let step = optimizer.step(params, grads, &scalars);
+        assert!(matches!(step, Err(CudaError::Captured { .. })), "{step:?}");
     });
     drop(graph);
-    let (mut params, grads, _) = model.lists(None);
-    optimizer.prepare(&mut params, &grads).unwrap();
+    let (params, grads, _) = model.lists(None);
+    optimizer.prepare(params, grads).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        let (mut params, grads, scalars) = model.lists(None);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
-        assert!(matches!(optimizer.step_of(0), Err(Error::Captured { .. })));
-        assert!(matches!(optimizer.report(), Err(Error::Captured { .. })));
-        assert!(matches!(optimizer.set_lr(0, 0.1), Err(Error::Captured { .. })));
+        let (params, grads, scalars) = model.lists(None);
+        optimizer.step(params, grads, &scalars).unwrap();
+        assert!(matches!(optimizer.step_of(0), Err(CudaError::Captured { .. })));
+        assert!(matches!(optimizer.report(), Err(CudaError::Captured { .. })));
+        assert!(matches!(optimizer.set_lr(0, 0.1), Err(CudaError::Captured { .. })));
     });
     assert_eq!(optimizer.config(0).unwrap(), groups()[0]);
     drop(optimizer);
@@ -523,18 +559,18 @@ fn controlled_optimizers_only_launch(gpu: &Gpu) {
     let mut model = Model::new(gpu);
     let mut optimizer = optimizer(gpu);
     let mut step = |model: &mut Model| {
-        let (mut params, grads, scalars) = model.lists(None);
-        optimizer.step_controlled(&mut params, &grads, &scalars).unwrap();
+        let (params, grads, scalars) = model.lists(None);
+        optimizer.step(params, grads, &scalars).unwrap();
         model.expect(None);
     };
     step(&mut model);
     let expected = [
-        ("cuCtxGetCurrent", 3),
+        ("cuCtxGetCurrent", 2),
         ("cuEventRecord", 1),
         ("cuLaunchKernel", 5),
         ("cuStreamGetCtx", 1),
         ("cuStreamIsCapturing", 1),
-        ("cuThreadExchangeStreamCaptureMode", 6),
+        ("cuThreadExchangeStreamCaptureMode", 4),
     ];
     gpu.calling_only(&expected, || step(&mut model));
     model.assert_same(gpu, &optimizer, "late");
@@ -547,30 +583,31 @@ fn scalars_must_be_one_element_of_the_context(gpu: &Gpu) {
     let pair = gpu.stream.alloc_zeros::<f32>(2).unwrap();
     let other = context.new_stream().unwrap();
     let foreign = other.alloc_zeros::<f32>(1).unwrap();
-    let (mut params, grads, _) = model.lists(None);
-    let scalars = Scalars { loss_scale: Some(pair.as_view()), ..Scalars::default() };
-    let step = optimizer.step_controlled(&mut params, &grads, &scalars);
-    let expected = "loss_scale of tensor 0 must have 1 elements, got 2";
+    let (params, grads, _) = model.lists(None);
+    let scalars = Scalars::default().with_loss_scale(pair.as_view());
+    let step = optimizer.step(params, grads, &scalars);
+    let expected = "loss_scale must have 1 entries, got 2";
     assert_eq!(step.unwrap_err().to_string(), expected);
-    let scalars = Scalars { found_inf: Some(foreign.as_view()), ..Scalars::default() };
-    let step = optimizer.step_controlled(&mut params, &grads, &scalars);
-    assert!(matches!(step, Err(Error::Context { argument: "found_inf" })), "{step:?}");
+    let scalars = Scalars::default().with_found_inf(foreign.as_view());
+    let (params, grads, _) = model.lists(None);
+    let step = optimizer.step(params, grads, &scalars);
+    assert!(matches!(step, Err(CudaError::Context { argument: "found_inf" })), "{step:?}");
     gpu.context.bind_to_thread().unwrap();
     model.assert_same(gpu, &optimizer, "nothing happened");
 }
 
 /// Steps of an optimizer with no tensor, or of tensors that all lack a gradient, are no steps.
 fn nothing_to_update_is_nothing_to_launch(gpu: &Gpu) {
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[]).unwrap();
-    optimizer.enable_device_control().unwrap();
-    optimizer.step(&mut [], &[]).unwrap();
+    let optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[]).unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
+    optimizer.step([], [], &Scalars::default()).unwrap();
     assert_eq!(optimizer.state().unwrap(), State::new(&[DualAdamConfig::default()], &[]).unwrap());
     assert!(optimizer.report().unwrap().is_empty());
-    let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
-    optimizer.enable_device_control().unwrap();
-    let params = [RawBuffer { address: 0x1000, dtype: Dtype::F32 }];
+    let optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[4]).unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
+    let params = [RawBuffer::f32(0x1000)];
     // SAFETY: nothing is launched.
-    unsafe { optimizer.step_controlled_raw(&params, &[None], &RawScalars::default()) }.unwrap();
+    unsafe { optimizer.step_raw(&params, &[None], &RawScalars::default()) }.unwrap();
     assert_eq!(optimizer.step_of(0).unwrap(), 0);
     gpu.assert_nothing_launched();
 }

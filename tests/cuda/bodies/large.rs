@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ops::Range;
 
+use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig};
+use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, RawTensor};
 
 use crate::common::data::Inputs;
 
@@ -64,7 +64,7 @@ impl Large {
     pub(crate) fn list_step(&self, gpu: &Gpu) {
         let mut host = self.host();
         let buffers = self.upload(gpu, &host, [0; 4]);
-        let small = |set| Host::new((Dtype::Bf16, Dtype::Bf16, None), &Inputs::random(5, 4100), [0; 5], set);
+        let small = |set| Host::new(Formats::new(Dtype::Bf16, Dtype::Bf16), &Inputs::random(5, 4100), [0; 5], set);
         let mut hosts = [small(1), small(2)];
         let devices = hosts.each_ref().map(|host| host.upload(gpu));
         let sets = [1, 2, 3].map(|step| DualAdamConfig::default().coeffs(step).unwrap());
@@ -82,7 +82,7 @@ impl Large {
 
     /// One period.
     fn host(&self) -> Host {
-        Host::new((Dtype::Bf16, Dtype::Bf16, None), &Inputs::random(3, self.period), [0; 5], 0)
+        Host::new(Formats::new(Dtype::Bf16, Dtype::Bf16), &Inputs::random(3, self.period), [0; 5], 0)
     }
 
     fn upload(&self, gpu: &Gpu, host: &Host, offsets: [usize; 4]) -> [Repeated; 4] {
@@ -94,16 +94,9 @@ impl Large {
     }
 
     fn raw(&self, [p, g, m, v]: &[Repeated; 4]) -> RawTensor {
-        let bf16_at = |buffer: &Repeated| RawBuffer { address: buffer.address(), dtype: Dtype::Bf16 };
-        RawTensor {
-            params: bf16_at(p),
-            grads: bf16_at(g),
-            exp_avg: m.address(),
-            exp_avg_sq: v.address(),
-            copy: None,
-            len: self.len,
-            set: 0,
-        }
+        let bf16_at = |buffer: &Repeated| RawBuffer::new(buffer.address(), Dtype::Bf16);
+        let f32_at = |buffer: &Repeated| RawBuffer::f32(buffer.address());
+        RawTensor::new(self.len, bf16_at(p), bf16_at(g), f32_at(m), f32_at(v))
     }
 
     fn compare(&self, gpu: &Gpu, expected: &Host, buffers: &[Repeated; 4]) {

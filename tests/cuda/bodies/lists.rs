@@ -3,8 +3,8 @@
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::cuda::{RawBuffer, RawTensor, TensorList};
-use dualadam::{DualAdamConfig, Error, StepCoeffs};
+use dualadam::cuda::{CudaError, TensorList};
+use dualadam::{ArgumentError, DualAdamConfig, ListError, RawBuffer, RawTensor, StepCoeffs};
 
 use crate::common::data::{Inputs, configs};
 
@@ -173,7 +173,7 @@ fn tensors_without_gradients_are_left_alone(gpu: &Gpu) {
         let mut raw = model.raw();
         for (i, tensor) in raw.iter_mut().enumerate() {
             if (i + round) % 2 == 0 {
-                tensor.grads.address = 0;
+                tensor.grad.address = 0;
             } else {
                 model.hosts[i].step(&sets);
             }
@@ -224,7 +224,7 @@ fn gradients_may_share_memory(gpu: &Gpu) {
     let mut hosts = [0, 1].map(|set| Host::new(COMBINATIONS[0], &inputs, [0; 5], set));
     let devices = hosts.each_ref().map(|host| host.upload(gpu));
     let mut raw = [0, 1].map(|i| devices[i].raw(&hosts[i]));
-    raw[1].grads = raw[0].grads;
+    raw[1].grad = raw[0].grad;
     step(gpu, &mut TensorList::new(&gpu.kernels, &raw).unwrap(), &sets);
     for (host, device) in hosts.iter_mut().zip(&devices) {
         host.step(&sets);
@@ -252,7 +252,7 @@ fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     unsafe {
         list.step_raw(&[coeffs(1)], gpu.raw_stream()).unwrap();
         gpu.kernels.step_raw(&raw, &flat_coeffs, gpu.raw_stream()).unwrap();
-        raw.set = 1;
+        raw.coeffs_index = 1;
         list.update(&[raw]).unwrap();
         list.step_raw(&[coeffs(1), coeffs(7)], gpu.raw_stream()).unwrap();
     }
@@ -269,7 +269,7 @@ fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     assert!(matches!(
         // SAFETY: refused before anything is launched.
         unsafe { list.step_raw(&many, gpu.raw_stream()) },
-        Err(Error::TooMany { list: "sets", limit: 96, actual: 97 })
+        Err(CudaError::Argument(ArgumentError::List(ListError::TooMany { list: "coeffs", limit: 96, actual: 97 })))
     ));
 }
 
@@ -283,20 +283,13 @@ fn lists_of_thousands_of_tensors_have_the_bits_of_the_cpu(gpu: &Gpu) {
         let device = host.upload(gpu);
         let whole = device.raw(&host);
         let part = |i: usize| {
-            let at = |buffer: RawBuffer| RawBuffer {
-                address: buffer.address + (LEN * i * buffer.dtype.size()) as u64,
-                ..buffer
+            let at = |buffer: RawBuffer| {
+                RawBuffer::new(buffer.address + (LEN * i * buffer.dtype.size()) as u64, buffer.dtype)
             };
-            let moment = |address: u64| address + (LEN * i * size_of::<f32>()) as u64;
-            RawTensor {
-                params: at(whole.params),
-                grads: at(whole.grads),
-                exp_avg: moment(whole.exp_avg),
-                exp_avg_sq: moment(whole.exp_avg_sq),
-                copy: whole.copy.map(at),
-                len: LEN as u64,
-                set: 0,
-            }
+            let mut tensor =
+                RawTensor::new(LEN as u64, at(whole.param), at(whole.grad), at(whole.exp_avg), at(whole.exp_avg_sq));
+            tensor.master = whole.master.map(at);
+            tensor
         };
         let tensors: Vec<_> = (0..count).map(part).collect();
         let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();

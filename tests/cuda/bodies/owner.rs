@@ -1,8 +1,8 @@
 //! The owning optimizer against the CPU's.
 
-use dualadam::cuda::{DualAdam, Kernels, TensorList, cudarc};
+use dualadam::cuda::{CudaError, DualAdam, Kernels, TensorList, cudarc};
 use dualadam::half::{bf16, f16};
-use dualadam::{DualAdamConfig, Element, Error, State, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+use dualadam::{DualAdamConfig, Element, State, SwitchSchedule, TensorSpec, WeightDecay, cpu};
 
 use cudarc::driver::sys::CUgraphInstantiate_flags;
 use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -34,8 +34,8 @@ fn groups() -> [DualAdamConfig; 2] {
 }
 
 /// f32 alone, empty, bf16 alone, bf16 with masters, f16 with masters.
-fn layout() -> [TensorLayout; 5] {
-    let [a, b, c, d, e] = LENS.map(TensorLayout::new);
+fn layout() -> [TensorSpec; 5] {
+    let [a, b, c, d, e] = LENS.map(TensorSpec::new);
     [a, b, c.in_group(1), d.with_master(), e.in_group(1).with_master()]
 }
 
@@ -79,13 +79,13 @@ impl Model {
         optimizer: &mut DualAdam,
         round: u64,
         missing: impl Fn(usize) -> bool,
-    ) -> Result<(), Error> {
+    ) -> Result<(), CudaError> {
         let grads = LENS.map(|len| Inputs::random(1000 + 7 * round + len as u64, len).grad);
         let half = narrow::<bf16>(&grads[2]);
         let (device_half, device) = (device(gpu, &half), grads.each_ref().map(|grads| device(gpu, grads)));
-        let on_cpu: [cpu::Grads<'_>; 5] =
+        let on_cpu: [cpu::Buffer<'_>; 5] =
             [(&grads[0]).into(), (&grads[1]).into(), (&half).into(), (&grads[3]).into(), (&grads[4]).into()];
-        let on_device: [dualadam::cuda::Grads<'_>; 5] = [
+        let on_device: [dualadam::cuda::Buffer<'_>; 5] = [
             (&device[0]).into(),
             device[1].slice(..0).into(),
             (&device_half).into(),
@@ -100,26 +100,25 @@ impl Model {
         let [a, b] = &mut self.device_f32s;
         let [c, d] = &mut self.device_bf16s;
         let empty = b.slice_mut(..0).into();
-        let mut params = [a.into(), empty, c.into(), d.into(), (&mut self.device_f16s).into()];
-        optimizer.step_scaled(&mut params, &on_device, 0.5)?;
+        let params = [a.into(), empty, c.into(), d.into(), (&mut self.device_f16s).into()];
+        optimizer.step_scaled(params, on_device, 0.5)?;
 
         let [a, b] = &mut self.f32s;
         let [c, d] = &mut self.bf16s;
-        let mut params = [a.into(), b.into(), c.into(), d.into(), (&mut self.f16s).into()];
-        self.cpu.step_scaled(&mut params, &on_cpu, 0.5).unwrap();
+        let params = [a.into(), b.into(), c.into(), d.into(), (&mut self.f16s).into()];
+        self.cpu.step_scaled(params, on_cpu, 0.5).unwrap();
         Ok(())
     }
 
     pub(crate) fn assert_same(&self, gpu: &Gpu, optimizer: &DualAdam) {
         let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
-        assert_eq!(found.groups, expected.groups);
-        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
+        assert_eq!(found.ledger, expected.ledger);
+        for (i, (found, expected)) in found.arrays.iter().zip(&expected.arrays).enumerate() {
             assert_same(&format!("exp_avg of {i}"), &found.exp_avg, &expected.exp_avg);
             assert_same(&format!("exp_avg_sq of {i}"), &found.exp_avg_sq, &expected.exp_avg_sq);
             let [found_master, expected_master] =
                 [found, expected].map(|tensor| tensor.master.as_deref().unwrap_or(&[]));
             assert_same(&format!("masters of {i}"), found_master, expected_master);
-            assert_eq!((found.step, found.master_is_set), (expected.step, expected.master_is_set), "tensor {i}");
         }
         for (device, host) in self.device_f32s.iter().zip(&self.f32s) {
             assert_eq!(gpu.stream.clone_dtoh(device).unwrap()[..host.len()], *host);
@@ -139,7 +138,7 @@ fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
     assert!(first.is_none(), "{what}: {first:?}");
 }
 
-pub(crate) fn optimizer(gpu: &Gpu) -> Result<DualAdam, Error> {
+pub(crate) fn optimizer(gpu: &Gpu) -> Result<DualAdam, CudaError> {
     DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups(), &layout())
 }
 
@@ -198,8 +197,8 @@ fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
     let mut params = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
     let grads = [3000, 1, 100].map(|len| gpu.stream.clone_htod(&values(len)).unwrap());
     let mut step = || {
-        let mut params = params.each_mut().map(|params| params.into());
-        optimizer.step(&mut params, &grads.each_ref().map(|grads| Some(grads.into()))).unwrap();
+        let params = params.each_mut().map(|params| params.into());
+        optimizer.step(params, grads.each_ref().map(|grads| Some(grads.into()))).unwrap();
     };
     (0..3).for_each(|_| step());
     // The entries' context is current already, and is only asked for.
@@ -217,14 +216,14 @@ fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
 
 /// What an optimizer does but once cannot become part of a graph; its other steps can.
 fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
-    let layout = [TensorLayout::new(40).with_master()];
+    let layout = [TensorSpec::new(40).with_master()];
     let mut optimizer =
         DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
     let mut params = device(gpu, &[bf16::ONE; 40]);
     let grads = device(gpu, &[1.0_f32; 40]);
-    let mut step = || optimizer.step(&mut [(&mut params).into()], &[Some((&grads).into())]);
+    let mut step = || optimizer.step([(&mut params).into()], [Some((&grads).into())]);
     gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    assert!(matches!(step(), Err(Error::Captured { .. })));
+    assert!(matches!(step(), Err(CudaError::Captured { .. })));
     let _ = gpu.stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
     step().unwrap();
     gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
@@ -239,7 +238,7 @@ fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
     let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
     let mut expected = [bf16::ONE; 40];
     for _ in 0..2 {
-        on_cpu.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32; 40]).into())]).unwrap();
+        on_cpu.step([(&mut expected).into()], [Some((&[1.0_f32; 40]).into())]).unwrap();
     }
     assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
 }
@@ -248,14 +247,14 @@ fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
 fn masters_are_widened_exactly(gpu: &Gpu) {
     let all: Vec<u16> = (0..=u16::MAX).collect();
     let lr_0 = DualAdamConfig::default().with_lr(0.0);
-    let layout = [TensorLayout::new(all.len()).with_master(); 2];
+    let layout = [0; 2].map(|_| TensorSpec::new(all.len()).with_master());
     let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[lr_0], &layout).unwrap();
     let b: Vec<_> = all.iter().map(|&bits| bf16::from_bits(bits)).collect();
     let h: Vec<_> = all.iter().map(|&bits| f16::from_bits(bits)).collect();
     let (mut device_b, mut device_h) = (gpu.stream.clone_htod(&b).unwrap(), gpu.stream.clone_htod(&h).unwrap());
     let grads = gpu.stream.alloc_zeros::<f32>(all.len()).unwrap();
     let grads = [Some((&grads).into()), Some((&grads).into())];
-    optimizer.step(&mut [(&mut device_b).into(), (&mut device_h).into()], &grads).unwrap();
+    optimizer.step([(&mut device_b).into(), (&mut device_h).into()], grads).unwrap();
     let state = optimizer.state().unwrap();
     let check = |masters: &[f32], expected: Vec<f32>| {
         for (a, b) in masters.iter().zip(expected) {
@@ -263,15 +262,15 @@ fn masters_are_widened_exactly(gpu: &Gpu) {
             assert!(a.to_bits() == b.to_bits() || (a.is_nan() && !b.is_finite()), "{a:e} {b:e}");
         }
     };
-    check(state.tensors[0].master.as_ref().unwrap(), b.iter().map(|x| x.widen()).collect());
-    check(state.tensors[1].master.as_ref().unwrap(), h.iter().map(|x| x.widen()).collect());
+    check(state.arrays[0].master.as_ref().unwrap(), b.iter().map(|x| x.widen()).collect());
+    check(state.arrays[1].master.as_ref().unwrap(), h.iter().map(|x| x.widen()).collect());
 }
 
 /// Buffers of other streams, one each, which only cudarc's events order with the optimizer's.
 fn steps_are_ordered_with_the_buffers_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
-    let layout = [TensorLayout::new(300), TensorLayout::new(40).with_master()];
+    let layout = [TensorSpec::new(300), TensorSpec::new(40).with_master()];
     let mut optimizer =
         DualAdam::with_groups(&gpu.kernels, &gpu.stream, &[DualAdamConfig::default()], &layout).unwrap();
     let mut on_cpu = cpu::DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
@@ -281,13 +280,13 @@ fn steps_are_ordered_with_the_buffers_streams(gpu: &Gpu) {
         let grads = [300, 40].map(|len| Inputs::random(10 + round, len).grad);
         let mut device_grads = grads.each_ref().map(|grads| upload(&gpu.context, grads));
         let given = device_grads.each_ref().map(|grads| Some(grads.into()));
-        optimizer.step(&mut [(&mut device_p).into(), (&mut device_q).into()], &given).unwrap();
+        optimizer.step([(&mut device_p).into(), (&mut device_q).into()], given).unwrap();
         for grads in &mut device_grads {
             grads.stream().clone().memset_zeros(grads).unwrap();
         }
         let found = (copied(&device_p), copied(&device_q));
         let given = grads.each_ref().map(|grads| Some(grads.into()));
-        on_cpu.step(&mut [(&mut p).into(), (&mut q).into()], &given).unwrap();
+        on_cpu.step([(&mut p).into(), (&mut q).into()], given).unwrap();
         assert_eq!((read(&found.0), read(&found.1)), (p.clone(), q.clone()), "round {round}");
     }
 }
@@ -301,6 +300,6 @@ fn what_is_owned_can_move_to_another_thread(_: &Gpu) {
 
 fn an_optimizer_of_nothing_works(gpu: &Gpu) {
     let mut optimizer = DualAdam::new(&gpu.kernels, &gpu.stream, DualAdamConfig::default(), &[]).unwrap();
-    optimizer.step(&mut [], &[]).unwrap();
-    assert!(optimizer.state().unwrap().tensors.is_empty());
+    optimizer.step([], []).unwrap();
+    assert!(optimizer.state().unwrap().arrays.is_empty());
 }

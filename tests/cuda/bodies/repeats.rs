@@ -42,7 +42,7 @@ fn runs_and_groupings_give_the_same_bits(gpu: &Gpu) {
         for _ in 0..2 {
             for (host, device) in hosts.iter().zip(devices) {
                 let (mut raw, coeffs) = (device.raw(host), &sets[host.set]);
-                raw.set = 0;
+                raw.coeffs_index = 0;
                 // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
                 unsafe { gpu.kernels.step_raw(&raw, coeffs, gpu.raw_stream()) }.unwrap();
             }

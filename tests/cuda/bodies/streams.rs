@@ -6,13 +6,13 @@ use std::ptr;
 use dualadam::cuda::cudarc::driver::result::stream::{self as driver_stream, StreamKind};
 use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::half::bf16;
-use dualadam::{DualAdamConfig, TensorLayout, cpu};
+use dualadam::{DualAdamConfig, TensorSpec, cpu};
 
 use crate::common::data::Inputs;
 
 use super::Body;
 use super::buffers::{COMBINATIONS, Host};
-use super::flat::{check_slices, check_slices_with_copy};
+use super::flat::{check_slices, check_slices_with_master};
 use super::gpu::Gpu;
 use super::lists::{Model, all_sets};
 
@@ -44,14 +44,14 @@ fn check_handle(gpu: &Gpu, stream: *mut c_void) {
 fn check_owner(gpu: &Gpu, stream: *mut c_void) {
     // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it are gone.
     let stream = unsafe { gpu.context.wrap_borrowed_stream(stream.cast()) };
-    let (config, layout) = ([DualAdamConfig::default()], [TensorLayout::new(40).with_master()]);
+    let (config, layout) = ([DualAdamConfig::default()], [TensorSpec::new(40).with_master()]);
     let mut optimizer = DualAdam::with_groups(&gpu.kernels, &stream, &config, &layout).unwrap();
     let mut on_cpu = cpu::DualAdam::with_groups(&config, &layout).unwrap();
     let (mut params, grads) = ([bf16::ONE; 40], [0.5_f32; 40]);
     let (mut device_params, device_grads) = (stream.clone_htod(&params).unwrap(), stream.clone_htod(&grads).unwrap());
     for _ in 0..3 {
-        optimizer.step(&mut [(&mut device_params).into()], &[Some((&device_grads).into())]).unwrap();
-        on_cpu.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
+        optimizer.step([(&mut device_params).into()], [Some((&device_grads).into())]).unwrap();
+        on_cpu.step([(&mut params).into()], [Some((&grads).into())]).unwrap();
     }
     assert_eq!(optimizer.state().unwrap(), *on_cpu.state());
     assert_eq!(stream.clone_dtoh(&device_params).unwrap(), params);
@@ -84,13 +84,13 @@ fn kernels_work_in_a_context_of_the_callers(gpu: &Gpu) {
     let stream = context.new_stream().unwrap();
     check_slices::<f32, f32>(&kernels, &stream);
     check_slices::<bf16, bf16>(&kernels, &stream);
-    check_slices_with_copy::<bf16, bf16>(&kernels, &stream);
+    check_slices_with_master::<bf16, bf16>(&kernels, &stream);
     let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[3]).unwrap();
     let (mut params, grads) = (stream.clone_htod(&[1.0_f32; 3]).unwrap(), stream.clone_htod(&[1.0_f32; 3]).unwrap());
-    optimizer.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
+    optimizer.step([(&mut params).into()], [Some((&grads).into())]).unwrap();
     let mut expected = [1.0_f32; 3];
     let mut on_cpu = cpu::DualAdam::new(DualAdamConfig::default(), &[3]).unwrap();
-    on_cpu.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32; 3]).into())]).unwrap();
+    on_cpu.step([(&mut expected).into()], [Some((&[1.0_f32; 3]).into())]).unwrap();
     assert_eq!(stream.clone_dtoh(&params).unwrap(), expected);
     gpu.context.bind_to_thread().unwrap();
 }

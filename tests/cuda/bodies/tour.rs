@@ -41,7 +41,7 @@ fn list_entries(gpu: &Gpu) {
         let mut list = TensorList::new(&gpu.kernels, &model.raw()).unwrap();
         for left_alone in [2, 23] {
             let mut raw = model.raw();
-            raw[left_alone].grads.address = 0;
+            raw[left_alone].grad.address = 0;
             list.update(&raw).unwrap();
             step(gpu, &mut list, &sets);
             model.hosts.iter_mut().enumerate().filter(|(i, _)| *i != left_alone).for_each(|(_, host)| host.step(&sets));
