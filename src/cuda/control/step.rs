@@ -87,8 +87,8 @@ impl TensorList {
         self.check_control(control, scalars)?;
         let has_gradient = |tensor: &&RawTensor| tensor.grad.address != 0;
         control.set_active(self.tensors().iter().filter(has_gradient).map(|tensor| tensor.coeffs_index));
-        // SAFETY: stream, memory and order are as this function requires, and `check_control` has
-        // passed.
+        // SAFETY: stream, memory and order are as `step_active` requires (this function's
+        // requirements), and `check_control` has passed.
         unsafe { self.step_active(control, scalars, stream) }
     }
 

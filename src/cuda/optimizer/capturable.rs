@@ -3,61 +3,17 @@
 #[cfg(feature = "files")]
 use std::path::Path;
 
-use cudarc::driver::{CudaView, DevicePtr, DeviceSlice};
-
 use crate::checkpoint::State;
 use crate::cuda::buffer::{Buffer, BufferMut};
 use crate::cuda::control::{Control, ControlGroup, ControlSet, RawScalars, SetReport, SetStart};
 use crate::cuda::error::CudaError;
-use crate::cuda::stream::{check_buffer, refuse_capture};
+use crate::cuda::stream::refuse_capture;
 use crate::ledger::Ledger;
 use crate::rule::DualAdamConfig;
-use crate::tensor::{ListError, RawBuffer, check_count};
+use crate::tensor::{ListError, RawBuffer};
 
+use super::scalars::Scalars;
 use super::shared::Shared;
-
-/// Scalars in device memory that steer one step, each a view of one f32, or `None`; see
-/// [`RawScalars`].
-///
-/// # Example
-///
-/// ```no_run
-/// # use dualadam::cuda::{Scalars, cudarc::driver::CudaSlice};
-/// # fn example(loss_scale: &CudaSlice<f32>, found_inf: &CudaSlice<f32>) {
-/// let scalars = Scalars::default().with_loss_scale(loss_scale.as_view());
-/// let scalars = scalars.with_found_inf(found_inf.as_view());
-/// # }
-/// ```
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct Scalars<'a> {
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
-    pub loss_scale: Option<CudaView<'a, f32>>,
-    /// What the gradients are multiplied by after that: finite, at least 0.
-    pub clip_factor: Option<CudaView<'a, f32>>,
-    /// Anything but 0, NaN too, skips the step.
-    pub found_inf: Option<CudaView<'a, f32>>,
-}
-
-impl<'a> Scalars<'a> {
-    /// With a loss scale.
-    #[must_use]
-    pub fn with_loss_scale(self, loss_scale: CudaView<'a, f32>) -> Self {
-        Self { loss_scale: Some(loss_scale), ..self }
-    }
-
-    /// With a clip factor.
-    #[must_use]
-    pub fn with_clip_factor(self, clip_factor: CudaView<'a, f32>) -> Self {
-        Self { clip_factor: Some(clip_factor), ..self }
-    }
-
-    /// With a found-inf.
-    #[must_use]
-    pub fn with_found_inf(self, found_inf: CudaView<'a, f32>) -> Self {
-        Self { found_inf: Some(found_inf), ..self }
-    }
-}
 
 /// [`DualAdam`](super::DualAdam) with step counters and learning rates on the device, where each
 /// step's coefficients are formed, with the same bits. So steps can be captured in a CUDA graph
@@ -160,24 +116,11 @@ impl CapturableDualAdam {
         grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
         scalars: &Scalars<'_>,
     ) -> Result<(), CudaError> {
-        let views = [
-            ("loss_scale", &scalars.loss_scale),
-            ("clip_factor", &scalars.clip_factor),
-            ("found_inf", &scalars.found_inf),
-        ];
-        for (name, view) in views {
-            if let Some(view) = view {
-                check_count(name, 1, view.len())?;
-                check_buffer(self.shared.kernels.context(), &self.shared.stream, view.stream(), name)?;
-            }
-        }
+        scalars.check(self.shared.kernels.context(), &self.shared.stream)?;
         let mut buffers = self.shared.views(params, grads)?;
         let _current = self.shared.kernels.enter()?;
         let stream = self.shared.stream.clone();
-        // Until these are dropped, after the launch, cudarc knows that the work is to come.
-        let used = views.map(|(_, view)| view.as_ref().map(|view| view.device_ptr(&stream)));
-        let [loss_scale, clip_factor, found_inf] = used.each_ref().map(|used| used.as_ref().map_or(0, |used| used.0));
-        let scalars = RawScalars { loss_scale, clip_factor, found_inf };
+        let (scalars, _guards) = scalars.addresses(&stream);
         let buffers = buffers.addresses(&stream)?;
         // SAFETY: the views are buffers of their formats and of the tensors' lengths in the
         // kernels' context, and so are the scalars. They are borrowed now, and cudarc orders later
@@ -213,7 +156,8 @@ impl CapturableDualAdam {
         let Some(list) = &mut self.shared.list else { return Ok(()) };
         list.check_control(&self.control, scalars)?;
         // SAFETY: the stream lives as long as the optimizer. Parameters, gradients and scalars are
-        // as this function requires; the rest is this optimizer's, whose work is all on one stream.
+        // live memory (this function's requirements); the rest is this optimizer's, whose work is
+        // all on one stream.
         unsafe { list.step_active(&mut self.control, scalars, stream) }
     }
 

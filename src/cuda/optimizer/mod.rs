@@ -2,10 +2,12 @@
 
 mod capturable;
 mod moments;
+mod scalars;
 mod shared;
 mod views;
 
-pub use capturable::{CapturableDualAdam, Scalars};
+pub use capturable::CapturableDualAdam;
+pub use scalars::Scalars;
 
 #[cfg(feature = "files")]
 use std::path::Path;

@@ -22,7 +22,7 @@ use super::views::Views;
 /// The handle of the per-thread default stream, `CU_STREAM_PER_THREAD`.
 const PER_THREAD: usize = 2;
 
-/// An optimizer but for what counts its steps. All its work is on one stream.
+/// What an optimizer has beside the counting of its steps. All its work is on one stream.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// The tensors as their last step had them. Dropped before the memory that it names.
