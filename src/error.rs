@@ -75,7 +75,7 @@ impl From<CudaError> for Error {
     fn from(error: CudaError) -> Self {
         match error {
             CudaError::Argument(error) => error.into(),
-            CudaError::State(error) => error.into(),
+            CudaError::State(error) => (*error).into(),
             other => Self::Cuda(other),
         }
     }
