@@ -86,7 +86,7 @@ impl From<WebGpuError> for Error {
     fn from(error: WebGpuError) -> Self {
         match error {
             WebGpuError::Argument(error) => error.into(),
-            WebGpuError::State(error) => error.into(),
+            WebGpuError::State(error) => (*error).into(),
             other => Self::WebGpu(other),
         }
     }

@@ -5,16 +5,16 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-#[path = "../build/table.rs"]
+#[path = "../build/variants.rs"]
 #[expect(dead_code, reason = "the library's build script makes its own Rust of the table")]
-mod table;
+mod variants;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=../build/table.rs");
+    println!("cargo::rerun-if-changed=../build/variants.rs");
     println!("cargo::rerun-if-changed=../variants.txt");
     let mut functions = String::new();
-    for variant in table::read(Path::new(".."))? {
+    for variant in variants::read(Path::new(".."))? {
         let format = |role| variant.format(role).ok_or_else(|| format!("{} has no {role}", variant.name));
         let function = if variant.format("master").is_some() { "master" } else { "plain" };
         write!(functions, "${function}::<{}, {}>, ", format("param")?, format("grad")?)?;

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use dualadam::cpu::DualAdam;
 use dualadam::half::bf16;
+use dualadam::reference::Element;
 use dualadam::{
     ArgumentError, Arrays, DualAdamConfig, FORMAT_VERSION, InverseTerm, Role, State, StateError, StateProblem,
     SwitchSchedule, TensorError, TensorProblem, TensorSpec, WeightDecay,
 };
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
+use testkit::bound::ExactCoeffs;
 use testkit::contract::U;
 use testkit::data::{Noise, narrow};
 use testkit::golden::rows;
@@ -843,51 +845,38 @@ fn a_bare_file_name_works() {
 
 // torch's state.
 
-/// An element's exact state, or bounds on how far an f32 state may be from it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Element {
-    p: f64,
-    m: f64,
-    v: f64,
-}
-
 /// How far one f32 step may be from the exact one that leads from `before` to `after`, if its start was off by `start`.
 ///
 /// Each line is one operation of the rule: what it passes on of earlier errors, and U of the result for each rounding, of a
 /// coefficient or of the operation itself. Products of errors are left to the caller.
 fn error_of_step(
     config: &DualAdamConfig,
-    t: i32,
+    t: u64,
     grad: f64,
     before: Element,
     after: Element,
     start: Element,
 ) -> Element {
-    let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
-    let (l2, decay) = match config.weight_decay {
-        WeightDecay::None => (0.0, 0.0),
-        WeightDecay::Decoupled(weight_decay) => (0.0, lr * weight_decay),
-        WeightDecay::L2(weight_decay) => (weight_decay, 0.0),
-        other => panic!("no bound with {other:?}"),
-    };
-    let g = if config.maximize { -grad } else { grad } + l2 * before.p;
-    let error_g = if l2 == 0.0 { 0.0 } else { l2 * start.p + U * (l2 * before.p).abs() + U * g.abs() };
-    let m_change = (1.0 - beta1) * (g - before.m).abs();
-    let error_m = beta1 * start.m + (1.0 - beta1) * error_g + 2.0 * U * m_change + U * after.m.abs();
-    let v_change = (1.0 - beta2) * (g * g - before.v).abs();
-    let error_v = beta2 * start.v + (1.0 - beta2) * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
+    let (c, DualAdamConfig { beta1, beta2, eps, .. }) = (ExactCoeffs::new(config, t), *config);
+    let p = before.theta;
+    let g = if config.maximize { -grad } else { grad } + c.l2 * p;
+    let error_g = if c.l2 == 0.0 { 0.0 } else { c.l2 * start.theta + U * (c.l2 * p).abs() + U * g.abs() };
+    let m_change = c.one_minus_beta1 * (g - before.m).abs();
+    let error_m = beta1 * start.m + c.one_minus_beta1 * error_g + 2.0 * U * m_change + U * after.m.abs();
+    let v_change = c.one_minus_beta2 * (g * g - before.v).abs();
+    let error_v = beta2 * start.v + c.one_minus_beta2 * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
 
-    let s = (after.v / (1.0 - beta2.powi(t))).sqrt();
+    let s = after.v.sqrt() * c.inv_sqrt_bc2;
     let error_s = if after.v == 0.0 { 0.0 } else { s * (error_v / (2.0 * after.v) + 3.0 * U) };
     let error_denominator = error_s + U * eps + U * (s + eps);
-    let q = lr / (1.0 - beta1.powi(t)) / (s + eps);
+    let q = c.adam_scale / (s + eps);
     let error_q = q * (error_denominator / (s + eps) + 2.0 * U);
     let product = after.m * q;
     let error_product = q * error_m + after.m.abs() * error_q + U * product.abs();
-    let error_decay =
-        if decay == 0.0 { 0.0 } else { 2.0 * U * (decay * before.p).abs() + U * (product + decay * before.p).abs() };
-    let error_p = (1.0 - decay) * start.p + error_product + error_decay + U * after.p.abs();
-    Element { p: error_p, m: error_m, v: error_v }
+    let decayed = c.decay * p;
+    let error_decay = if decayed == 0.0 { 0.0 } else { 2.0 * U * decayed.abs() + U * (product + decayed).abs() };
+    let theta = (1.0 - c.decay) * start.theta + error_product + error_decay + U * after.theta.abs();
+    Element { theta, m: error_m, v: error_v }
 }
 
 struct TorchCase<'a> {
@@ -908,7 +897,7 @@ impl TorchCase<'_> {
     fn elements(&self, row: usize, len: usize) -> Vec<Element> {
         let columns = row * len..(row + 1) * len;
         let [p, m, v] = ["params", "exp_avg", "exp_avg_sq"].map(|array| self.f64s(array)[columns.clone()].to_vec());
-        (0..len).map(|i| Element { p: p[i], m: m[i], v: v[i] }).collect()
+        (0..len).map(|i| Element { theta: p[i], m: m[i], v: v[i] }).collect()
     }
 }
 
@@ -949,7 +938,8 @@ fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCas
     let [mut params, m, v] = ["start.params", "start.exp_avg", "start.exp_avg_sq"].map(|array| case.f32s(array));
     let grads = case.f32s("grad");
     let len = params.len();
-    let mut exact: Vec<_> = (0..len).map(|i| Element { p: params[i].into(), m: m[i].into(), v: v[i].into() }).collect();
+    let start = |i: usize| Element { theta: params[i].into(), m: m[i].into(), v: v[i].into() };
+    let mut exact: Vec<_> = (0..len).map(start).collect();
     let mut bounds = vec![Element::default(); len];
     let mut worst = Element::default();
 
@@ -962,9 +952,9 @@ fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCas
         let tensor = &optimizer.state().arrays[0];
         let after = case.elements(row, len);
         for i in 0..len {
-            bounds[i] = error_of_step(config, t as i32, grads[i].into(), exact[i], after[i], bounds[i]);
+            bounds[i] = error_of_step(config, t, grads[i].into(), exact[i], after[i], bounds[i]);
             for (what, actual, expected, bound, worst) in [
-                ("p", params[i], after[i].p, bounds[i].p, &mut worst.p),
+                ("p", params[i], after[i].theta, bounds[i].theta, &mut worst.theta),
                 ("m", tensor.exp_avg[i], after[i].m, bounds[i].m, &mut worst.m),
                 ("v", tensor.exp_avg_sq[i], after[i].v, bounds[i].v, &mut worst.v),
             ] {

@@ -98,6 +98,9 @@ impl Schedule {
                 ("exponential", base, period, cutoff).into_pyobject(py)
             }
             SwitchSchedule::Fixed { switching_step } => ("fixed", switching_step).into_pyobject(py),
+            other => Err(PyValueError::new_err(format!(
+                "the schedule must be one of Schedule.linear, linear_early_drop, exponential and fixed, got {other:?}"
+            ))),
         }
     }
 
@@ -161,16 +164,14 @@ impl Config {
             }
         };
         let weight_decay = if decoupled { WeightDecay::Decoupled(weight_decay) } else { WeightDecay::L2(weight_decay) };
-        let inner = DualAdamConfig {
-            lr,
-            beta1: betas.0,
-            beta2: betas.1,
-            eps,
-            weight_decay,
-            schedule: schedule.inner,
-            inverse_term,
-            maximize,
-        };
+        let inner = DualAdamConfig::default()
+            .with_lr(lr)
+            .with_betas(betas.0, betas.1)
+            .with_eps(eps)
+            .with_weight_decay(weight_decay)
+            .with_schedule(schedule.inner)
+            .with_inverse_term(inverse_term)
+            .with_maximize(maximize);
         inner.validate().map_err(plain)?;
         Ok(Self { inner })
     }

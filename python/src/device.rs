@@ -5,8 +5,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-use dualadam::Error;
-use dualadam::cuda::Kernels;
+use dualadam::cuda::{CudaError, Kernels};
 use pyo3::PyResult;
 use pyo3::exceptions::PyValueError;
 
@@ -36,5 +35,5 @@ pub(crate) fn stream(handle: usize) -> *mut c_void {
 pub(crate) fn refuse_capture(kernels: &Kernels, handle: usize, what: &'static str) -> PyResult<()> {
     // SAFETY: torch's current stream is live.
     let is_captured = unsafe { kernels.is_captured(stream(handle)) }.map_err(plain)?;
-    if is_captured { Err(plain(Error::Captured { what })) } else { Ok(()) }
+    if is_captured { Err(plain(CudaError::Captured { what })) } else { Ok(()) }
 }

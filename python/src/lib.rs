@@ -6,7 +6,6 @@ mod device;
 mod dlpack;
 mod errors;
 mod layout;
-mod raw;
 mod step;
 mod threads;
 mod torch;

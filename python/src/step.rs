@@ -1,6 +1,6 @@
 //! One step of one tensor that came through DLPack.
 
-use dualadam::{Dtype, RawBuffer, cpu};
+use dualadam::{Dtype, RawBuffer, RawTensor, cpu};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -9,7 +9,6 @@ use crate::device;
 use crate::dlpack::{self, CPU, CUDA, Device, Imported};
 use crate::errors::plain;
 use crate::layout::{is_dense, is_same};
-use crate::raw::raw_tensor;
 
 /// DLPack's number for CUDA's legacy default stream, whose handle is null.
 const LEGACY_STREAM: i64 = 1;
@@ -88,16 +87,14 @@ pub(crate) fn step(
             return Err(PyTypeError::new_err(text));
         }
     }
-    let master = master.as_ref().map(buffer).transpose()?;
-    let (params, grads) = (buffer(&param)?, buffer(&grad)?);
-    let moments = [exp_avg.1.tensor.address(), exp_avg_sq.1.tensor.address()];
-    let tensor = raw_tensor(params, grads, moments, master, param.1.tensor.len());
+    let (len, moments) = (param.1.tensor.len(), (buffer(&exp_avg)?, buffer(&exp_avg_sq)?));
+    let mut tensor = RawTensor::new(len, buffer(&param)?, buffer(&grad)?, moments.0, moments.1);
+    tensor.master = master.as_ref().map(buffer).transpose()?;
     if device.kind == CPU {
-        let mut list = cpu::TensorList::new(&[tensor]).map_err(plain)?;
         // SAFETY: the imported capsules keep the arrays alive. They have these types and lengths,
         // and those that are written are writable. The caller sees to it that nothing else uses
         // them meanwhile, as for any function that releases the interpreter's lock.
-        return py.detach(|| unsafe { list.step_raw(&[coeffs]) }).map_err(plain);
+        return py.detach(|| unsafe { cpu::step_raw(&tensor, &coeffs) }).map_err(plain);
     }
     let kernels = device::kernels(device.id)?;
     py.detach(|| {

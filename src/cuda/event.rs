@@ -10,9 +10,8 @@ use cudarc::driver::sys::{
     self, CUevent, CUresult, CUstreamCaptureStatus, CUuserObject_flags, CUuserObjectRetain_flags,
 };
 
-use crate::Error;
-
 use super::driver::{Current, Held, check};
+use super::error::CudaError;
 
 /// An event without timing, of a context.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ unsafe impl Sync for Event {}
 
 impl Event {
     /// An event that was not recorded. The context must be current.
-    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, CudaError> {
         let mut handle = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: `handle` is where the driver may write the handle.
@@ -40,14 +39,14 @@ impl Event {
     ///
     /// # Safety
     ///
-    /// `stream` must be a live stream of the event's context.
-    pub(super) unsafe fn record(&self, stream: *mut c_void) -> Result<(), Error> {
+    /// - `stream` is a live stream of the event's context.
+    pub(super) unsafe fn record(&self, stream: *mut c_void) -> Result<(), CudaError> {
         // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.cast()) })
     }
 
     /// Blocks the host until the work before the event has ended.
-    pub(super) fn wait(&self) -> Result<(), Error> {
+    pub(super) fn wait(&self) -> Result<(), CudaError> {
         // SAFETY: the event lives as long as `self`.
         check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }
@@ -62,8 +61,8 @@ impl Event {
     ///
     /// # Safety
     ///
-    /// `stream` must be live.
-    unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), Error> {
+    /// - `stream` is live.
+    unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), CudaError> {
         // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.cast(), self.handle, 0) })
     }
@@ -78,8 +77,8 @@ impl Drop for Event {
     }
 }
 
-/// The end of the last work that uses some memory, and the graphs that may use it again. What frees the memory waits for these, and
-/// for nothing else.
+/// The end of the last work that uses some memory, and the graphs that may use it again. What frees the
+/// memory waits for these, and for nothing else.
 #[derive(Debug)]
 pub(super) struct LastUse {
     end: Event,
@@ -97,35 +96,38 @@ const UNKNOWN: u8 = 2;
 
 impl LastUse {
     /// That of memory which nothing uses yet. The context must be current.
-    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Arc<Self>, Error> {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Arc<Self>, CudaError> {
         Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED), graphs: Arc::default() }))
     }
 
-    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the memory is never freed.
+    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the memory is
+    /// never freed.
     ///
     /// # Safety
     ///
-    /// `stream` must be a live stream of the event's context that is not being captured, and all earlier work that uses the
-    /// memory must be ordered before what is enqueued on it now.
+    /// - `stream` is a live stream of the event's context that is not being captured.
+    /// - All earlier work that uses the memory is ordered before what is enqueued on `stream` now.
     pub(super) unsafe fn note(&self, stream: *mut c_void) {
-        // SAFETY: the stream is live and of the context (this function's requirement).
+        // SAFETY: the stream is live and of the context (this function's first requirement).
         let state = if unsafe { self.end.record(stream) }.is_ok() { RECORDED } else { UNKNOWN };
         self.state.store(state, Ordering::Release);
     }
 
-    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph and all that is made of it are
-    /// destroyed, and their launches have ended. If the driver refuses to take that note, the memory is never freed.
+    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph and all
+    /// that is made of it are destroyed, and their launches have ended. If the driver refuses to take that
+    /// note, the memory is never freed.
     ///
     /// # Safety
     ///
-    /// `stream` must be a live stream of the event's context, which must be current.
+    /// - `stream` is a live stream of the event's context, which is current.
     pub(super) unsafe fn note_in_graph(&self, stream: *mut c_void) {
         let (mut status, mut graph, mut object) =
             (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, ptr::null_mut(), ptr::null_mut());
         // Only `let_go` undoes this. Where the driver does not take it over, it is never undone.
         let hold = Arc::into_raw(self.graphs.clone()).cast_mut().cast();
-        // SAFETY: the stream is live (this function's requirement); each pointer is where the driver may write such an answer, or null
-        // for an answer that is not wanted. The driver calls `let_go` once, with what it takes.
+        // SAFETY: the stream is live (this function's requirement); each pointer is where the driver may
+        // write such an answer, or null for an answer that is not wanted. The driver calls `let_go` once,
+        // with what it takes.
         unsafe {
             let (no_id, no_nodes, no_count) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
             let found =
@@ -164,7 +166,8 @@ impl LastUse {
         }
     }
 
-    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs. The context must be current.
+    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs. The
+    /// context must be current.
     pub(super) fn wait(&self) {
         if self.state.load(Ordering::Acquire) == RECORDED {
             let _ = self.end.wait();
@@ -175,8 +178,8 @@ impl LastUse {
     ///
     /// # Safety
     ///
-    /// `stream` must be live.
-    pub(super) unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), Error> {
+    /// - `stream` is live.
+    pub(super) unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), CudaError> {
         match self.state.load(Ordering::Acquire) {
             UNUSED => Ok(()),
             // SAFETY: the stream is live (this function's requirement).

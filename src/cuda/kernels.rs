@@ -1,35 +1,29 @@
 //! The kernels in a context: shared by all that launch them, and loaded when they are first needed.
 
-use std::ffi::{CStr, CString, c_void};
-use std::ptr;
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUcontext, CUfunction, CUjit_option, CUmodule};
+use cudarc::driver::sys::CUcontext;
 
-use crate::combination::Combination;
-use crate::{Dtype, Error};
+use crate::tensor::{Formats, ListError, TensorError, TensorProblem, Variant};
 
-use super::checks::check_capture;
-use super::driver::{self, Current, Held, check, keeping_current};
-use super::memory::Pool;
-
-// `MODULES`, the texts that the build embedded. The driver compiles them for the device.
-include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-const PTX_ORIGIN: &str = env!("DUALADAM_PTX_ORIGIN");
-
-/// Bytes for what the driver's compiler has to say.
-const LOG_BYTES: usize = 16 << 10;
+use super::driver::{self, Current, Held, keeping_current};
+use super::error::CudaError;
+use super::module::{Function, Functions, load_prepare_sets};
+use super::pool::Pool;
+use super::stream::check_capture;
 
 /// The kernels in a CUDA context. Cheap to clone.
 ///
-/// There is a module of kernels for each combination of types. The driver compiles it when a list or a flat step first needs it, or
-/// when [`prepare`](Self::prepare) asks for it, which takes a moment. A module stays loaded until the context ends, so that a CUDA
-/// graph may outlive the kernels that it captured.
+/// There is a module of kernels for each [variant](Variant). The driver compiles it when a list or a flat
+/// step first needs it, or when [`prepare`](Self::prepare) asks for it, which takes a moment. A module
+/// stays loaded until the context ends, so that a CUDA graph may outlive the kernels that it captured.
 ///
-/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is dropped, new kernels in the same context
-/// are compiled again, and memory that a graph still uses stays allocated until the context ends. That last drop may wait for the
-/// device; on a device without memory pools it waits for the last steps. No other drop waits.
+/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is dropped,
+/// new kernels in the same context are compiled again, and memory that a graph still uses stays allocated
+/// until the context ends. That last drop may wait for the device; on a device without memory pools it
+/// waits for the last steps. No other drop waits.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -49,35 +43,11 @@ pub struct Kernels {
 
 #[derive(Debug)]
 struct Inner {
-    functions: [OnceLock<Functions>; Combination::COUNT],
+    functions: [OnceLock<Functions>; Variant::COUNT],
     prepare_sets: OnceLock<Function>,
-    /// Who loads a module has it, so that nobody loads it as well.
+    /// Held while a module is loaded, so that no other thread loads it as well.
     loading: Mutex<()>,
-    pool: Pool,
-    context: Held<CudaContext>,
-}
-
-/// A kernel that is loaded.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Function(CUfunction);
-
-// SAFETY: a function is a handle, which any thread may use once its context is current there.
-unsafe impl Send for Function {}
-// SAFETY: as above; nothing changes it after it was loaded.
-unsafe impl Sync for Function {}
-
-impl Function {
-    pub(super) fn handle(self) -> CUfunction {
-        self.0
-    }
-}
-
-/// The kernels of one combination of element types.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Functions {
-    pub(super) dual_adam: Function,
-    pub(super) adam: Function,
-    pub(super) list: Function,
+    pool: Arc<Pool>,
 }
 
 /// What is made in which context, by the address of its handle, so that no context has it twice.
@@ -90,17 +60,20 @@ fn made() -> MutexGuard<'static, Made> {
 }
 
 impl Kernels {
-    /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most other programs use as well.
+    /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most other
+    /// programs use as well.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`] where libcuda is missing, [`Error::StubDriver`], [`Error::OldDriver`], [`Error::Position`] if there is no such
-    /// device, and [`Error::Driver`] for anything else that the driver reports.
-    pub fn new(ordinal: usize) -> Result<Self, Error> {
+    /// - [`CudaError::NoDriver`] where libcuda is missing.
+    /// - [`CudaError::StubDriver`] or [`CudaError::OldDriver`] for a driver that cannot do it.
+    /// - [`ListError::Position`] if there is no such device.
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
+    pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         driver::start()?;
         let len = driver::device_count()?;
         if ordinal >= len {
-            return Err(Error::Position { list: "device", len, value: ordinal });
+            return Err(ListError::Position { list: "device", len, value: ordinal }.into());
         }
         keeping_current(|| {
             let context = CudaContext::new(ordinal).map_err(|error| driver::failed("CudaContext::new", error))?;
@@ -112,7 +85,7 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// [`Error::OldDriver`] and [`Error::Driver`], as for [`new`](Self::new).
+    /// - [`CudaError::OldDriver`] and [`CudaError::Driver`], as for [`new`](Self::new).
     ///
     /// # Example
     ///
@@ -123,24 +96,26 @@ impl Kernels {
     /// let kernels = Kernels::in_context(&context)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn in_context(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn in_context(context: &Arc<CudaContext>) -> Result<Self, CudaError> {
         driver::start()?;
         Self::share(Held::new(context.clone()))
     }
 
-    /// The kernels in the context that is current in the calling thread, whoever made it. The context stays its owner's.
+    /// The kernels in the context that is current in the calling thread, whoever made it. The context stays
+    /// its owner's.
     ///
-    /// A current context that is the primary one of its device is retained, as by [`new`](Self::new). Of any other the kernels keep
-    /// the handle only.
+    /// A current context that is the primary one of its device is retained, as by [`new`](Self::new). Of any
+    /// other the kernels keep only the handle.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); [`Error::Driver`] with `CUDA_ERROR_INVALID_CONTEXT` where no context is current.
+    /// - As [`new`](Self::new).
+    /// - [`CudaError::Driver`] with `CUDA_ERROR_INVALID_CONTEXT` where no context is current.
     ///
     /// # Safety
     ///
-    /// A current context that is not a primary one must not be destroyed before all clones of these kernels, and all that was made
-    /// from them, are dropped.
+    /// - A current context that is not a primary one must not be destroyed before all clones of these
+    ///   kernels, and all that was made from them, are dropped.
     ///
     /// # Example
     ///
@@ -151,7 +126,7 @@ impl Kernels {
     /// let kernels = unsafe { Kernels::in_current_context()? };
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub unsafe fn in_current_context() -> Result<Self, Error> {
+    pub unsafe fn in_current_context() -> Result<Self, CudaError> {
         driver::start()?;
         let current = driver::current()?;
         let device = driver::current_device()?;
@@ -166,8 +141,9 @@ impl Kernels {
             {
                 return Self::share(primary);
             }
-            // SAFETY: the context is valid, since it is current, and of this device. The caller keeps it while it is in use (this
-            // function's requirement). cudarc never destroys it, since one reference is never dropped.
+            // SAFETY: the context is valid, since it is current, and of this device. The caller keeps it while
+            // it is in use (this function's requirement). cudarc never destroys it, since one reference is
+            // never dropped.
             let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
             std::mem::forget(context.clone());
             Self::share(Held::new(context))
@@ -175,18 +151,15 @@ impl Kernels {
     }
 
     /// Those of a context that are there already, or new ones.
-    fn share(context: Held<CudaContext>) -> Result<Self, Error> {
+    fn share(context: Held<CudaContext>) -> Result<Self, CudaError> {
         let mut made = made();
         if let Some(kernels) = Self::find(context.cu_ctx(), &mut made) {
             return Ok(kernels);
         }
-        let pool = {
-            let _current = Current::enter(&context)?;
-            Pool::new(&context)?
-        };
+        let pool = Arc::new(Pool::new(&context)?);
         let (functions, prepare_sets) = (Default::default(), OnceLock::new());
-        let inner = Arc::new(Inner { functions, prepare_sets, loading: Mutex::default(), pool, context });
-        made.push((inner.context.cu_ctx().addr(), Arc::downgrade(&inner)));
+        let inner = Arc::new(Inner { functions, prepare_sets, loading: Mutex::default(), pool });
+        made.push((context.cu_ctx().addr(), Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -197,154 +170,101 @@ impl Kernels {
         inner.upgrade().map(|inner| Self { inner })
     }
 
-    /// Loads ahead the kernels of a combination of types: all that flat steps and lists of it need. A flat step that is captured in a
-    /// CUDA graph needs that, unless a step or a list with these types came before.
+    /// Loads ahead the kernels of the variant with these formats: all that flat steps and lists of it need.
+    ///
+    /// A flat step that is captured in a CUDA graph needs that, unless a step or a list of the variant came
+    /// before.
     ///
     /// # Errors
     ///
-    /// [`Error::Types`] for a combination without kernels, [`Error::Ptx`] if the driver refuses them, such as for a device older than
-    /// compute capability 7.5, and [`Error::Driver`] for anything else that the driver reports. The next call tries again then.
+    /// - [`TensorProblem::Formats`] for formats without kernels.
+    /// - [`CudaError::Ptx`] if the driver refuses the kernels, such as for a device older than compute
+    ///   capability 7.5.
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
+    ///
+    /// The next call tries again then.
     ///
     /// # Example
     ///
     /// ```no_run
-    /// use dualadam::Dtype;
     /// use dualadam::cuda::Kernels;
+    /// use dualadam::{Dtype, Formats};
     ///
     /// let kernels = Kernels::new(0)?;
-    /// kernels.prepare(Dtype::Bf16, Dtype::Bf16, None)?;
+    /// kernels.prepare(Formats::new(Dtype::Bf16, Dtype::Bf16).with_master(Dtype::F32))?;
     /// # Ok::<(), dualadam::Error>(())
     /// ```
-    pub fn prepare(&self, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<(), Error> {
-        self.functions(Combination::of(0, params, grads, copy)?).map(|_| ())
+    pub fn prepare(&self, formats: Formats) -> Result<(), CudaError> {
+        let problem = TensorProblem::Formats { formats };
+        let variant = Variant::of(formats).ok_or_else(|| TensorError::of_tensor(0, problem))?;
+        self.functions(variant).map(|_| ())
     }
 
     /// Whether what is enqueued on `stream`, which is null or a `CUstream`, goes into a CUDA graph.
     ///
     /// # Errors
     ///
-    /// [`Error::Context`] for a stream of another context, and [`Error::Driver`] for what the driver reports: a capture that has failed,
-    /// or for the null stream, that a stream which waits for it is being captured.
+    /// - [`CudaError::Context`] for a stream of another context.
+    /// - [`CudaError::Driver`] for what the driver reports: a capture that has failed, or for the null
+    ///   stream, that a stream which waits for it is being captured.
     ///
     /// # Safety
     ///
-    /// `stream` is null or a live stream.
-    pub unsafe fn is_captured(&self, stream: *mut c_void) -> Result<bool, Error> {
+    /// - `stream` is null or a live stream.
+    pub unsafe fn is_captured(&self, stream: *mut c_void) -> Result<bool, CudaError> {
         let _current = self.enter()?;
-        // SAFETY: the stream is live, as this function requires, and the context is current.
-        unsafe { check_capture(self, stream) }
+        // SAFETY: the stream is live (this function's requirement), and the context is current.
+        unsafe { check_capture(self.context(), stream) }
     }
 
-    /// The context of the kernels: the `CudaContext` value that they were first made with, where there are several for one context.
+    /// The context of the kernels: the `CudaContext` value that they were first made with, where there are
+    /// several for one context.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
-        &self.inner.context
+        self.inner.pool.context()
     }
 
-    /// The kernels of a combination, if they are loaded.
-    pub(super) fn loaded(&self, combination: Combination) -> Option<&Functions> {
-        self.inner.functions[combination.index()].get()
+    /// The kernels of a variant, if they are loaded.
+    pub(super) fn loaded(&self, variant: Variant) -> Option<&Functions> {
+        self.inner.functions[variant.index()].get()
     }
 
-    /// The kernels of a combination, which are loaded if they are not yet.
-    pub(super) fn functions(&self, combination: Combination) -> Result<&Functions, Error> {
-        let name = combination.name();
-        self.load(&self.inner.functions[combination.index()], name, |module| {
-            let function = |kind: &str| module.function(&format!("{kind}_{name}"));
-            Ok(Functions { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
-        })
+    /// The kernels of a variant, which are loaded if they are not yet.
+    pub(super) fn functions(&self, variant: Variant) -> Result<&Functions, CudaError> {
+        self.load(&self.inner.functions[variant.index()], || Functions::load(variant))
     }
 
-    /// The kernel that prepares the sets of controlled steps, which is loaded if it is not yet.
-    pub(super) fn prepare_sets(&self) -> Result<Function, Error> {
-        self.load(&self.inner.prepare_sets, "control", |module| module.function("prepare_sets")).copied()
+    /// The kernel that prepares the coefficients of controlled steps, which is loaded if it is not yet.
+    pub(super) fn prepare_sets(&self) -> Result<Function, CudaError> {
+        self.load(&self.inner.prepare_sets, load_prepare_sets).copied()
     }
 
-    /// What `find` finds in a module, which is loaded once.
+    /// What `load` makes, which is loaded once.
     fn load<'a, T>(
         &self,
-        found: &'a OnceLock<T>,
-        module: &str,
-        find: impl FnOnce(&Module) -> Result<T, Error>,
-    ) -> Result<&'a T, Error> {
-        if let Some(found) = found.get() {
-            return Ok(found);
+        loaded: &'a OnceLock<T>,
+        load: impl FnOnce() -> Result<T, CudaError>,
+    ) -> Result<&'a T, CudaError> {
+        if let Some(loaded) = loaded.get() {
+            return Ok(loaded);
         }
         let _loading = self.inner.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = found.get() {
-            return Ok(found);
+        if let Some(loaded) = loaded.get() {
+            return Ok(loaded);
         }
         let _current = self.enter()?;
-        let new = find(&Module::load(module)?)?;
-        Ok(found.get_or_init(|| new))
+        let new = load()?;
+        Ok(loaded.get_or_init(|| new))
     }
 
     /// The memory of the kernels' context.
-    pub(super) fn pool(&self) -> &Pool {
+    pub(super) fn pool(&self) -> &Arc<Pool> {
         &self.inner.pool
     }
 
-    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long as the result lives.
-    pub(super) fn enter(&self) -> Result<Current, Error> {
-        Current::enter(self.context())
-    }
-}
-
-/// A module in the current context. It is never unloaded, which could block until the device is idle.
-#[derive(Debug)]
-struct Module(CUmodule);
-
-impl Module {
-    /// Loads a module. Its context must be current.
-    fn load(name: &str) -> Result<Self, Error> {
-        // Each name that is asked for is there: the build embeds a module for each combination, and that of controlled steps.
-        let ptx = MODULES.iter().find(|(module, _)| *module == name).map_or("\0", |(_, ptx)| ptx);
-        let mut log = vec![0_u8; LOG_BYTES];
-        let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
-        let mut handle = ptr::null_mut();
-        // SAFETY: the text ends in a zero byte; each option has its value, of the type that the driver asks for (an address, and a
-        // number in place of an address); all of it outlives the call.
-        let answer = unsafe {
-            let (count, options, values) = (options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr());
-            sys::cuModuleLoadDataEx(&mut handle, ptx.as_ptr().cast(), count, options, values)
-        };
-        match answer.result() {
-            Ok(()) => Ok(Self(handle)),
-            Err(error) => {
-                let log = CStr::from_bytes_until_nul(&log).map_or("".into(), CStr::to_string_lossy);
-                let log = if log.trim().is_empty() { "it gave no reason" } else { log.trim() }.to_owned();
-                Err(Error::Ptx { code: error.0 as i32, name: driver::name_of(error), origin: PTX_ORIGIN, log })
-            }
-        }
-    }
-
-    fn function(&self, name: &str) -> Result<Function, Error> {
-        let mut function = ptr::null_mut();
-        // No name has a zero byte; an empty one would not be found.
-        let name = CString::new(name).unwrap_or_default();
-        // SAFETY: the module is loaded and the name is a C string.
-        let answer = unsafe { sys::cuModuleGetFunction(&mut function, self.0, name.as_ptr()) };
-        check("cuModuleGetFunction", answer)?;
-        Ok(Function(function))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_combination_has_a_module_with_its_kernels() {
-        for combination in Combination::all() {
-            let name = combination.name();
-            let ptx = MODULES.iter().find(|(module, _)| *module == name).map(|(_, ptx)| *ptx).unwrap();
-            for kind in ["dual_adam", "adam", "list"] {
-                assert!(ptx.contains(&format!(".entry {kind}_{name}(")), "{kind}_{name}");
-            }
-            assert!(ptx.ends_with('\0'));
-        }
-        assert!(MODULES.iter().any(|(module, ptx)| *module == "control" && ptx.contains(".entry prepare_sets(")));
-        assert_eq!(MODULES.len(), Combination::COUNT + 1);
+    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long as the
+    /// result lives.
+    pub(super) fn enter(&self) -> Result<Current, CudaError> {
+        self.inner.pool.enter()
     }
 }

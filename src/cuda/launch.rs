@@ -6,11 +6,12 @@ use std::ptr;
 use bytemuck::Zeroable;
 use cudarc::driver::sys;
 
-use crate::{Error, RawTensor, StepCoeffs};
+use crate::rule::StepCoeffs;
+use crate::tensor::{ListError, RawTensor};
 
-use super::checks::{check_capture, check_one};
 use super::driver::check;
-use super::kernels::{Function, Kernels};
+use super::error::CudaError;
+use super::module::{Function, Functions};
 
 // These mirror the constants of the same names in `kernels/`, where it stands what they were tuned on.
 
@@ -24,118 +25,63 @@ const FLAT_GROUPS: u32 = 2;
 pub(super) const CHUNK: u64 = 4096;
 /// Chunks that share an entry of a list's table.
 pub(super) const SPAN: u32 = 1;
-/// Coefficient sets that fit beside the other arguments.
-pub(super) const MAX_SETS: usize = 96;
-/// Threads of a block that prepares coefficient sets.
+/// The coefficients that fit beside the other arguments.
+pub(super) const MAX_COEFFS: usize = 96;
+/// Threads of a block that prepares the coefficients of controlled steps.
 const CONTROL_BLOCK: u32 = 256;
 
 /// The most blocks that a launch can have.
 pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
 
-/// Coefficient sets as an argument.
+/// Coefficients as an argument.
 #[repr(C)]
-struct StepSets([StepCoeffs; MAX_SETS]);
+struct StepCoeffsArray([StepCoeffs; MAX_COEFFS]);
 
-impl Kernels {
-    /// One DualAdam step over one tensor's flat buffers, enqueued on `stream`. Arguments are plain numbers.
-    ///
-    /// The call does not allocate, wait or log. The first call with a combination of types loads its kernels, unless
-    /// [`prepare`](Self::prepare) has. A step can be captured in a CUDA graph, which keeps the coefficients as they are now, once
-    /// they are loaded. Where [`StepCoeffs::is_adam`] holds, the specialised kernel runs; the bits are the same.
-    ///
-    /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Types`] for element types without a kernel; [`Error::Null`], [`Error::Misaligned`], [`Error::Extent`] or
-    /// [`Error::Overlap`] for buffers that cannot be right; [`Error::Index`] if `tensor.set` is not 0; [`Error::TooMany`] for
-    /// more elements than a launch can serve; [`Error::Context`] for a stream of another context; [`Error::Captured`] in a capture
-    /// where the kernels are not loaded, and [`Error::Ptx`] if the driver refuses them. Nothing is launched then.
-    /// [`Error::Driver`] if the driver refuses the launch, or if earlier work on the device failed. It is also the error of a stream whose
-    /// capture has failed, and of the null stream while a stream that waits for it is being captured: nothing is launched then.
-    ///
-    /// # Safety
-    ///
-    /// - `stream` is null or a live stream.
-    /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context, of `tensor.len`
-    ///   elements of its type.
-    /// - What else uses that memory, on any stream, is ordered before or after this work.
-    ///
-    /// # Example
-    ///
-    /// ```no_run
-    /// use dualadam::cuda::{Kernels, RawBuffer, RawTensor};
-    /// use dualadam::{DualAdamConfig, Dtype};
-    ///
-    /// # let (params, grads, exp_avg, exp_avg_sq, stream) = (256, 512, 768, 1024, std::ptr::null_mut());
-    /// let kernels = Kernels::new(0)?;
-    /// let f32_at = |address| RawBuffer { address, dtype: Dtype::F32 };
-    /// let (params, grads) = (f32_at(params), f32_at(grads));
-    /// let tensor = RawTensor { params, grads, exp_avg, exp_avg_sq, copy: None, len: 16, set: 0 };
-    /// let coeffs = DualAdamConfig::default().coeffs(1)?;
-    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, which nothing else uses meanwhile.
-    /// unsafe { kernels.step_raw(&tensor, &coeffs, stream)? };
-    /// # Ok::<(), dualadam::Error>(())
-    /// ```
-    pub unsafe fn step_raw(&self, tensor: &RawTensor, coeffs: &StepCoeffs, stream: *mut c_void) -> Result<(), Error> {
-        let combination = tensor.combination(0)?;
-        if tensor.set != 0 {
-            return Err(Error::Index { tensor: 0, index: "set", len: 1, value: tensor.set });
-        }
-        check_one(tensor)?;
-        let blocks = flat_blocks(tensor.len)?;
-        let _current = self.enter()?;
-        // Also where the answer does not matter: the driver refuses it where a launch would spoil somebody else's capture.
-        // SAFETY: `stream` is live (this function's first requirement), and the context is current.
-        let is_captured = unsafe { check_capture(self, stream) }?;
-        if tensor.len == 0 {
-            return Ok(());
-        }
-        let functions = match self.loaded(combination) {
-            Some(functions) => functions,
-            None if is_captured => {
-                let what = "the first step with a combination of types, which loads its kernels,";
-                return Err(Error::Captured { what });
-            }
-            None => self.functions(combination)?,
-        };
-        let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
-        let [mut params, mut grads, mut exp_avg, mut exp_avg_sq, mut copy] = tensor.addresses();
-        let (mut len, mut coeffs) = (tensor.len, *coeffs);
-        let mut arguments = [
-            argument(&mut params),
-            argument(&mut grads),
-            argument(&mut exp_avg),
-            argument(&mut exp_avg_sq),
-            argument(&mut copy),
-            argument(&mut len),
-            argument(&mut coeffs),
-        ];
-        // SAFETY: the arguments are those of a flat kernel; the caller vouches for the memory behind the addresses.
-        unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
-    }
-}
-
-/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a head and a tail add.
-fn flat_blocks(len: u64) -> Result<u32, Error> {
+/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a head and
+/// a tail add.
+pub(super) fn flat_blocks(len: u64) -> Result<u32, ListError> {
     let per_block = u64::from(BLOCK * VEC * FLAT_GROUPS);
     let limit = (MAX_BLOCKS - 1) * per_block;
     if len > limit {
-        return Err(Error::TooMany { list: "the elements of a flat step", limit, actual: len });
+        return Err(ListError::TooMany { list: "the elements of a flat step", limit, actual: len });
     }
     Ok((len.div_ceil(per_block) + 1) as u32)
+}
+
+/// Launches the flat kernel for these coefficients.
+///
+/// # Safety
+///
+/// - The kernels' context is current, and `functions` are those of the tensor's formats.
+/// - `stream` is null or a live stream of that context.
+/// - Each buffer of the tensor is memory of its length and format when the kernel runs.
+pub(super) unsafe fn launch_flat(
+    functions: &Functions,
+    blocks: u32,
+    tensor: &RawTensor,
+    coeffs: &StepCoeffs,
+    stream: *mut c_void,
+) -> Result<(), CudaError> {
+    let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
+    let (mut addresses, mut len, mut coeffs) = (tensor.addresses(), tensor.len, *coeffs);
+    let [param, grad, exp_avg, exp_avg_sq, master] = addresses.each_mut().map(argument);
+    let mut arguments = [param, grad, exp_avg, exp_avg_sq, master, argument(&mut len), argument(&mut coeffs)];
+    // SAFETY: the context is current and the stream live (this function's first two requirements). The
+    // arguments are those of a flat kernel, which may use the buffers (its third requirement).
+    unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
 }
 
 /// The address of a table and how many tensors it has.
 pub(super) type TableArguments = (u64, u32);
 
-/// Where a list's launches find their coefficient sets.
+/// Where a list's launches find their coefficients.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SetsArguments<'a> {
-    /// The sets in device memory; with 0 they travel as an argument, and may be no more than [`MAX_SETS`].
-    pub(super) device: u64,
+pub(super) struct CoeffsArguments<'a> {
+    /// The coefficients in device memory; with 0 they travel as an argument, and may be no more than
+    /// [`MAX_COEFFS`].
+    pub(super) on_device: u64,
     pub(super) by_value: &'a [StepCoeffs],
-    /// The words that say which sets to leave alone, in device memory; 0 for none.
+    /// The words that say which coefficients' tensors to skip, in device memory; 0 for none.
     pub(super) skips: u64,
 }
 
@@ -143,48 +89,58 @@ pub(super) struct SetsArguments<'a> {
 ///
 /// # Safety
 ///
-/// The kernels' context must be current; `table` and the buffers that it names must be as the kernel expects them when it runs, and
-/// the sets' addresses, where they are not 0, those of the sets and of a word for each.
+/// - The kernels' context is current, and `function` is the list kernel of the formats of the table's
+///   tensors.
+/// - `stream` is null or a live stream of that context.
+/// - `table` and the buffers that it names are as the kernel expects them when it runs.
+/// - The addresses of the coefficients, where they are not 0, are those of the coefficients and of a word
+///   for each.
 pub(super) unsafe fn launch_list(
     function: Function,
     chunks: u32,
     (mut table, mut tensors): TableArguments,
-    mut sets: SetsArguments<'_>,
+    mut coeffs: CoeffsArguments<'_>,
     stream: *mut c_void,
-) -> Result<(), Error> {
-    let mut by_value = StepSets([StepCoeffs::zeroed(); MAX_SETS]);
-    if sets.device == 0 {
-        by_value.0[..sets.by_value.len()].copy_from_slice(sets.by_value);
+) -> Result<(), CudaError> {
+    let mut by_value = StepCoeffsArray([StepCoeffs::zeroed(); MAX_COEFFS]);
+    if coeffs.on_device == 0 {
+        by_value.0[..coeffs.by_value.len()].copy_from_slice(coeffs.by_value);
     }
     let mut arguments = [
         argument(&mut table),
         argument(&mut tensors),
-        argument(&mut sets.device),
-        argument(&mut sets.skips),
+        argument(&mut coeffs.on_device),
+        argument(&mut coeffs.skips),
         argument(&mut by_value),
     ];
-    // SAFETY: the arguments are those of a list kernel; the caller vouches for the memory behind the addresses.
+    // SAFETY: the context is current and the stream live (this function's first two requirements). The
+    // arguments are those of a list kernel, and the memory is as it expects it (its other requirements).
     unsafe { launch(function, chunks, BLOCK, &mut arguments, stream) }
 }
 
-/// Launches the kernel that prepares the coefficient sets: a thread for each. The addresses are in its arguments' order: the groups,
-/// the sets, their states, their coefficients, their skip words; then loss scale, clip factor and found-inf, 0 for none.
+/// Launches the kernel that prepares the coefficients of a controlled step: a thread for each set.
+///
+/// `memory` is in the order of the kernel's arguments: the groups, the sets, their states, their
+/// coefficients, their skip words. So is `scalars`: loss scale, clip factor and found-inf, 0 for none.
 ///
 /// # Safety
 ///
-/// The kernels' context must be current, and the memory as the kernel expects it when it runs.
+/// - The kernels' context is current, and `function` is that kernel.
+/// - `stream` is null or a live stream of that context.
+/// - The memory is as the kernel expects it when it runs.
 pub(super) unsafe fn launch_prepare_sets(
     function: Function,
     mut memory: [u64; 5],
     mut count: u32,
     mut scalars: [u64; 3],
     stream: *mut c_void,
-) -> Result<(), Error> {
+) -> Result<(), CudaError> {
     let [groups, sets, states, coeffs, skips] = memory.each_mut().map(argument);
     let [loss_scale, clip_factor, found_inf] = scalars.each_mut().map(argument);
     let blocks = count.div_ceil(CONTROL_BLOCK);
     let mut arguments = [groups, sets, states, coeffs, skips, argument(&mut count), loss_scale, clip_factor, found_inf];
-    // SAFETY: the arguments are those of the kernel; the caller vouches for the memory behind the addresses.
+    // SAFETY: the context is current and the stream live (this function's first two requirements). The
+    // arguments are those of the kernel, and the memory is as it expects it (its third requirement).
     unsafe { launch(function, blocks, CONTROL_BLOCK, &mut arguments, stream) }
 }
 
@@ -194,15 +150,18 @@ fn argument<T>(value: &mut T) -> *mut c_void {
 
 /// # Safety
 ///
-/// The arguments must point to values of the types that the kernel takes, and the kernel must be safe to run with them.
+/// - The function's context is current, and `stream` is null or a live stream of it.
+/// - The arguments point to values of the types that the kernel takes, and the kernel is safe to run with
+///   them.
 unsafe fn launch(
     function: Function,
     blocks: u32,
     threads: u32,
     arguments: &mut [*mut c_void],
     stream: *mut c_void,
-) -> Result<(), Error> {
-    // SAFETY: the function is loaded in the current context; the driver copies the arguments during the call.
+) -> Result<(), CudaError> {
+    // SAFETY: the function is loaded in the current context (this function's first requirement), and safe
+    // to run with these arguments (its second). The driver copies the arguments during the call.
     let answer = unsafe {
         let (arguments, no_extra) = (arguments.as_mut_ptr(), ptr::null_mut());
         sys::cuLaunchKernel(function.handle(), blocks, 1, 1, threads, 1, 1, 0, stream.cast(), arguments, no_extra)
@@ -237,10 +196,10 @@ mod tests {
         assert_eq!(value("FLAT_GROUPS"), u64::from(FLAT_GROUPS));
         assert_eq!(value("CHUNK"), CHUNK);
         assert_eq!(value("SPAN"), u64::from(SPAN));
-        assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
+        assert_eq!(value("MAX_COEFFS"), MAX_COEFFS as u64);
         assert_eq!(value("CONTROL_BLOCK"), u64::from(CONTROL_BLOCK));
         assert_eq!(CHUNK % (u64::from(BLOCK * VEC) * value("LIST_GROUPS")), 0);
-        assert_eq!(size_of::<StepSets>(), 3840);
+        assert_eq!(size_of::<StepCoeffsArray>(), 3840);
     }
 
     #[test]
@@ -250,6 +209,6 @@ mod tests {
         }
         let most = (MAX_BLOCKS - 1) * 2048;
         assert_eq!(u64::from(flat_blocks(most).unwrap()), MAX_BLOCKS);
-        assert!(matches!(flat_blocks(most + 1), Err(Error::TooMany { .. })));
+        assert!(matches!(flat_blocks(most + 1), Err(ListError::TooMany { .. })));
     }
 }

@@ -5,8 +5,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::combination::Combination;
-use crate::{Error, RawTensor};
+use crate::tensor::{ListError, RawTensor, Role, Variant};
 
 use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 
@@ -14,25 +13,27 @@ use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Record {
-    /// Parameters, gradients, `exp_avg`, `exp_avg_sq`, copy.
-    addresses: [u64; 5],
+    /// In the order of [`Role::ALL`].
+    addresses: [u64; Role::COUNT],
     len: u64,
     first_chunk: u32,
-    set: u32,
-    sets_masters: u64,
+    coeffs_index: u32,
+    sets_master: u64,
 }
 
 const RECORD_BYTES: usize = size_of::<Record>();
 
-/// The descriptors of the tensors of one type combination, which one launch serves: a [`Record`] a tensor, and then, as `u32`, the
-/// tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for 4,096 elements.
+/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] a tensor, and then,
+/// as `u32`, the tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for 4,096 elements.
 ///
-/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one only. With [`SPAN`] 8 the table
-/// would have an eighth of the 4 bytes, and each block one latency of the memory more before its data.
+/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one only. With
+/// [`SPAN`] 8 the table would have an eighth of the 4 bytes, and each block one latency of the memory more
+/// before its data.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub(super) combination: Combination,
-    /// The tensors' positions in the list, the empty ones last: so each span has the chunks of [`SPAN`] tensors at most.
+    pub(super) variant: Variant,
+    /// The tensors' positions in the list, the empty ones last. So each span has the chunks of [`SPAN`]
+    /// tensors at most.
     pub(super) members: Vec<usize>,
     /// The first chunk of each of them.
     first_chunks: Vec<u32>,
@@ -52,7 +53,7 @@ pub(super) struct Tables {
     /// Each tensor's table and its position there.
     places: Vec<(u32, u32)>,
     /// Which tensors' masters the next step sets from their parameters.
-    sets_masters: Vec<bool>,
+    sets_master: Vec<bool>,
     /// The bytes of all tables.
     pub(super) bytes: usize,
     /// The bytes of a staging slot for them.
@@ -60,19 +61,19 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The tables of these tensors, of which the device has none yet.
-    pub(super) fn new(tensors: &[RawTensor]) -> Result<Self, Error> {
+    /// The tables of these tensors, each with its variant. The device has none of them yet.
+    pub(super) fn new(tensors: &[RawTensor], variants: &[Variant]) -> Result<Self, ListError> {
         let limit = u64::from(u32::MAX);
         if tensors.len() as u64 > limit {
-            return Err(Error::TooMany { list: "tensors", limit, actual: tensors.len() as u64 });
+            return Err(ListError::TooMany { list: "tensors", limit, actual: tensors.len() as u64 });
         }
-        let mut members: BTreeMap<Combination, Vec<usize>> = BTreeMap::new();
-        for (index, tensor) in tensors.iter().enumerate() {
-            members.entry(tensor.combination(index)?).or_default().push(index);
+        let mut members: BTreeMap<Variant, Vec<usize>> = BTreeMap::new();
+        for (index, &variant) in variants.iter().enumerate() {
+            members.entry(variant).or_default().push(index);
         }
-        let (places, sets_masters) = (vec![(0, 0); tensors.len()], vec![false; tensors.len()]);
-        let mut made = Self { tables: vec![], places, sets_masters, bytes: 0, staged_bytes: 0 };
-        for (number, (combination, mut members)) in members.into_iter().enumerate() {
+        let (places, sets_master) = (vec![(0, 0); tensors.len()], vec![false; tensors.len()]);
+        let mut made = Self { tables: vec![], places, sets_master, bytes: 0, staged_bytes: 0 };
+        for (number, (variant, mut members)) in members.into_iter().enumerate() {
             members.sort_by_key(|&member| tensors[member].len == 0);
             for (position, &member) in members.iter().enumerate() {
                 made.places[member] = (number as u32, position as u32);
@@ -85,7 +86,7 @@ impl Tables {
             });
             let first_chunks = first_chunks.collect();
             let (start, staged) = (made.bytes, made.staged_bytes);
-            let table = Table { combination, members, first_chunks, chunks, start, staged, changed: 0..0 };
+            let table = Table { variant, members, first_chunks, chunks, start, staged, changed: 0..0 };
             made.bytes += table.bytes().next_multiple_of(RECORD_BYTES);
             made.staged_bytes += RECORD_BYTES * table.members.len();
             made.tables.push(table);
@@ -98,7 +99,7 @@ impl Tables {
         let mut bytes = vec![0; self.bytes];
         for table in &self.tables {
             let (records, spans) = bytes[table.start..][..table.bytes()].split_at_mut(table.record_bytes());
-            table.write(0..table.members.len(), tensors, &self.sets_masters, records);
+            table.write(0..table.members.len(), tensors, &self.sets_master, records);
             table.write_spans(spans);
         }
         bytes
@@ -125,15 +126,15 @@ impl Tables {
     }
 
     /// Says whether the next step sets a tensor's masters from its parameters.
-    pub(super) fn set_masters(&mut self, index: usize, sets_masters: bool) {
-        if self.sets_masters[index] != sets_masters {
-            self.sets_masters[index] = sets_masters;
+    pub(super) fn set_sets_master(&mut self, index: usize, sets_master: bool) {
+        if self.sets_master[index] != sets_master {
+            self.sets_master[index] = sets_master;
             self.mark_changed(index);
         }
     }
 
-    /// Writes what the device lacks into a staging slot, and hands on each part with the place that it belongs to, in bytes after the
-    /// start of the first table.
+    /// Writes what the device lacks into a staging slot, and hands on each part with the place that it belongs
+    /// to, in bytes after the start of the first table.
     pub(super) fn stage<E>(
         &self,
         tensors: &[RawTensor],
@@ -143,7 +144,7 @@ impl Tables {
         for table in self.tables.iter().filter(|table| !table.changed.is_empty()) {
             let Range { start, end } = table.changed;
             let part = &mut slot[table.staged + RECORD_BYTES * start..table.staged + RECORD_BYTES * end];
-            table.write(start..end, tensors, &self.sets_masters, part);
+            table.write(start..end, tensors, &self.sets_master, part);
             send(part, table.start + RECORD_BYTES * start)?;
         }
         Ok(())
@@ -152,7 +153,7 @@ impl Tables {
 
 impl Table {
     /// Writes the records of some of the members.
-    fn write(&self, entries: Range<usize>, tensors: &[RawTensor], sets_masters: &[bool], bytes: &mut [u8]) {
+    fn write(&self, entries: Range<usize>, tensors: &[RawTensor], sets_master: &[bool], bytes: &mut [u8]) {
         let first_chunks = &self.first_chunks[entries.clone()];
         for ((&member, &first_chunk), bytes) in
             self.members[entries].iter().zip(first_chunks).zip(bytes.chunks_exact_mut(RECORD_BYTES))
@@ -162,9 +163,9 @@ impl Table {
                 addresses: tensor.addresses(),
                 len: tensor.len,
                 first_chunk,
-                // Checked by the step: it is below the number of sets.
-                set: tensor.set as u32,
-                sets_masters: sets_masters[member].into(),
+                // The step checks that it is below the number of coefficients.
+                coeffs_index: tensor.coeffs_index as u32,
+                sets_master: sets_master[member].into(),
             };
             bytes.copy_from_slice(bytemuck::bytes_of(&record));
         }
@@ -189,12 +190,12 @@ impl Table {
     }
 }
 
-fn chunks_of(mut lens: impl Iterator<Item = u64>) -> Result<u32, Error> {
+fn chunks_of(mut lens: impl Iterator<Item = u64>) -> Result<u32, ListError> {
     let chunks = lens.try_fold(0_u64, |chunks, len| chunks.checked_add(len.div_ceil(CHUNK)));
     match chunks {
         Some(chunks) if chunks <= MAX_BLOCKS => Ok(chunks as u32),
-        _ => Err(Error::TooMany {
-            list: "the chunks of 4,096 elements of a list's tensors of one type combination",
+        _ => Err(ListError::TooMany {
+            list: "the chunks of 4,096 elements of a list's tensors of one variant",
             limit: MAX_BLOCKS,
             actual: chunks.unwrap_or(u64::MAX),
         }),
@@ -204,20 +205,19 @@ fn chunks_of(mut lens: impl Iterator<Item = u64>) -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Dtype;
-    use crate::cuda::RawBuffer;
+    use crate::tensor::{Dtype, RawBuffer};
 
-    fn tensor(at: u64, len: u64, set: usize, copy: bool) -> RawTensor {
-        let raw = |address, dtype| RawBuffer { address, dtype };
-        RawTensor {
-            params: raw(at, Dtype::F32),
-            grads: raw(at + 1, Dtype::F32),
-            exp_avg: at + 2,
-            exp_avg_sq: at + 3,
-            copy: copy.then_some(raw(at + 4, Dtype::Bf16)),
-            len,
-            set,
-        }
+    fn tensor(at: u64, len: u64, coeffs_index: usize, has_master: bool) -> RawTensor {
+        let f32_at = RawBuffer::f32;
+        let param = RawBuffer::new(at, if has_master { Dtype::Bf16 } else { Dtype::F32 });
+        let tensor = RawTensor::new(len, param, f32_at(at + 1), f32_at(at + 2), f32_at(at + 3));
+        let tensor = tensor.with_coeffs_index(coeffs_index);
+        if has_master { tensor.with_master(f32_at(at + 4)) } else { tensor }
+    }
+
+    fn tables(tensors: &[RawTensor]) -> Tables {
+        let variants: Vec<_> = tensors.iter().map(|tensor| tensor.variant(0).unwrap()).collect();
+        Tables::new(tensors, &variants).unwrap()
     }
 
     fn words<const N: usize>(bytes: &[u8]) -> Vec<u64> {
@@ -233,13 +233,13 @@ mod tests {
             tensor(300, 0, 9, false),
             tensor(400, 4096, 1, false),
         ];
-        let mut made = Tables::new(&tensors).unwrap();
-        made.set_masters(1, true);
+        let mut made = tables(&tensors);
+        made.set_sets_master(1, true);
         let bytes = made.build(&tensors);
         assert_eq!((made.tables.len(), bytes.len()), (2, made.bytes));
         let [first, second] = &made.tables[..] else { panic!("two tables") };
         assert_eq!((first.members.as_slice(), first.chunks), ([0, 3, 2].as_slice(), 3));
-        // In words of eight bytes the first chunk is the low half, the set the high one.
+        // In words of eight bytes the first chunk is the low half, the coefficients' index the high one.
         let records = [
             [100, 101, 102, 103, 0, 4097, 7 << 32, 0],
             [400, 401, 402, 403, 0, 4096, (1 << 32) + 2, 0],
@@ -256,7 +256,7 @@ mod tests {
         let chunks = [7, 2, 32, 1, 1, 1, 1, 1, 1, 1, 1, 3];
         let lens = chunks.map(|chunks| (chunks - 1) * CHUNK + 1);
         let tensors: Vec<_> = lens.into_iter().map(|len| tensor(100, len, 0, false)).collect();
-        let made = Tables::new(&tensors).unwrap();
+        let made = tables(&tensors);
         let bytes = made.build(&tensors);
         let of_chunks: Vec<u64> =
             (0..).zip(chunks).flat_map(|(tensor, chunks)| vec![tensor; chunks as usize]).collect();
@@ -273,24 +273,24 @@ mod tests {
             tensor(400, 4, 0, false),
             tensor(500, 5, 0, false),
         ];
-        let mut made = Tables::new(&tensors).unwrap();
+        let mut made = tables(&tensors);
         assert!(!made.have_changes());
-        tensors[3] = RawTensor { exp_avg: 999, set: 5, ..tensors[3] };
+        tensors[3] = RawTensor { exp_avg: RawBuffer::f32(999), coeffs_index: 5, ..tensors[3] };
         made.mark_changed(3);
         made.mark_changed(2);
-        made.set_masters(1, false);
+        made.set_sets_master(1, false);
         let mut slot = vec![0; made.staged_bytes];
         let mut sent = vec![];
         let send = |bytes: &[u8], to: usize| {
             sent.push((to, words::<8>(bytes)));
-            Ok::<(), Error>(())
+            Ok::<(), ListError>(())
         };
         made.stage(&tensors, &mut slot, send).unwrap();
         let records = [[300, 301, 302, 303, 0, 3, 1, 0], [400, 401, 999, 403, 0, 4, (5 << 32) + 2, 0]];
         assert_eq!(sent, [(64, records.concat())]);
         made.mark_sent();
         assert!(!made.have_changes());
-        made.set_masters(1, true);
+        made.set_sets_master(1, true);
         assert!(made.have_changes());
     }
 
@@ -299,7 +299,7 @@ mod tests {
         let most = MAX_BLOCKS * CHUNK;
         assert_eq!(chunks_of([most].into_iter()).unwrap(), i32::MAX as u32);
         for lens in [[most, 1], [u64::MAX, u64::MAX]] {
-            assert!(matches!(chunks_of(lens.into_iter()), Err(Error::TooMany { .. })));
+            assert!(matches!(chunks_of(lens.into_iter()), Err(ListError::TooMany { .. })));
         }
     }
 }

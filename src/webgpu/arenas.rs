@@ -2,16 +2,15 @@
 
 use bytemuck::cast_slice;
 
-use crate::Error;
-use crate::error::WgpuProblem;
+use crate::tensor::{Dtype, Role};
 
-use super::capture::capture;
-use super::coeffs::check_not_lost;
+use super::device::{capture, check_not_lost, wait};
+use super::error::{BindingProblem, WebGpuError};
 use super::limits::DeviceLimits;
-use super::tensor::Moment;
+use super::tensor::Binding;
 
-/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its own. Every device allows as much, and
-/// no allocator need find more in one piece.
+/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its
+/// own. Every device allows as much, and no allocator need find more in one piece.
 const ARENA: u64 = 256 << 20;
 /// The bytes of staging memory on the way to the device or back, at most.
 pub(super) const STAGING: u64 = 64 << 20;
@@ -44,9 +43,10 @@ impl Plan {
     }
 
     /// A place for an array of a tensor.
-    pub(super) fn place(&mut self, tensor: usize, array: &'static str, len: usize) -> Result<Place, Error> {
+    pub(super) fn place(&mut self, tensor: usize, role: Role, len: usize) -> Result<Place, WebGpuError> {
         let bytes = (len as u64).checked_mul(size_of::<f32>() as u64).filter(|&bytes| bytes <= self.limit);
-        let bytes = bytes.ok_or(Error::ArraySize { tensor, array, limit: self.limit, len })?;
+        let problem = BindingProblem::ArraySize { limit: self.limit, len };
+        let bytes = bytes.ok_or_else(|| WebGpuError::of_buffer(tensor, role, problem))?;
         if let Some(size) = self.sizes.last_mut() {
             let offset = size.checked_next_multiple_of(self.align);
             let end = offset.and_then(|offset| offset.checked_add(bytes));
@@ -60,7 +60,7 @@ impl Plan {
     }
 
     /// The arenas, full of zeros.
-    pub(super) fn allocate(&self, device: &wgpu::Device) -> Result<Arenas, Error> {
+    pub(super) fn allocate(&self, device: &wgpu::Device) -> Result<Arenas, WebGpuError> {
         check_not_lost(device)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let label = Some("dualadam state");
@@ -74,8 +74,8 @@ impl Plan {
 
 impl Arenas {
     /// The array as a tensor of a list has it.
-    pub(super) fn moment(&self, place: Place) -> Moment<'_> {
-        Moment { buffer: &self.buffers[place.arena], offset: place.offset }
+    pub(super) fn binding(&self, place: Place) -> Binding<'_> {
+        Binding::new(&self.buffers[place.arena], Dtype::F32).with_offset(place.offset)
     }
 }
 
@@ -94,8 +94,8 @@ impl<'a> Upload<'a> {
     }
 
     /// Fills the array at a place.
-    pub(super) fn write(&mut self, place: Place, values: &[f32]) -> Result<(), Error> {
-        let Moment { buffer, mut offset } = self.arenas.moment(place);
+    pub(super) fn write(&mut self, place: Place, values: &[f32]) -> Result<(), WebGpuError> {
+        let Binding { buffer, mut offset, .. } = self.arenas.binding(place);
         for piece in cast_slice::<f32, u8>(values).chunks(STAGING as usize) {
             let bytes = piece.len() as u64;
             if self.staged + bytes > STAGING {
@@ -109,25 +109,18 @@ impl<'a> Upload<'a> {
     }
 
     /// Fails if the device was lost meanwhile, which wgpu does not tell.
-    pub(super) fn finish(self) -> Result<(), Error> {
+    pub(super) fn finish(self) -> Result<(), WebGpuError> {
         check_not_lost(self.device)
     }
 
-    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to its memory itself.
-    fn flush(&mut self) -> Result<(), Error> {
+    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to
+    /// its memory itself.
+    fn flush(&mut self) -> Result<(), WebGpuError> {
         let submission = capture(self.device, "submit", None, || self.queue.submit([]))?;
         wait(self.device, submission)?;
         self.staged = 0;
         Ok(())
     }
-}
-
-/// Waits for a submission, and for nothing that was submitted later.
-pub(super) fn wait(device: &wgpu::Device, submission: wgpu::SubmissionIndex) -> Result<(), Error> {
-    let waited = device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
-    // There is no time to run out, and the submission is known unless the device was lost before it.
-    let lost = |_| Error::Wgpu { call: "poll", tensor: None, problem: WgpuProblem::DeviceLost };
-    waited.map(|_| ()).map_err(lost)
 }
 
 #[cfg(test)]
@@ -143,7 +136,7 @@ mod tests {
     #[test]
     fn arrays_share_arenas_and_begin_aligned() {
         let mut plan = plan(1024);
-        let places = [100, 1, 0, 64, 65, 256].map(|len| plan.place(0, "exp_avg", len).unwrap());
+        let places = [100, 1, 0, 64, 65, 256].map(|len| plan.place(0, Role::ExpAvg, len).unwrap());
         let places = places.map(|place| (place.arena, place.offset));
         assert_eq!(places, [(0, 0), (0, 512), (0, 768), (0, 768), (1, 0), (2, 0)]);
         assert_eq!(plan.sizes, [1024, 260, 1024]);
@@ -153,18 +146,18 @@ mod tests {
     fn a_large_array_has_an_arena_of_its_own() {
         let mut plan = plan(u64::MAX);
         let large = (ARENA / 4) as usize;
-        let places = [1, large, large + 1, 1].map(|len| plan.place(0, "exp_avg", len).unwrap().arena);
+        let places = [1, large, large + 1, 1].map(|len| plan.place(0, Role::ExpAvg, len).unwrap().arena);
         assert_eq!(places, [0, 1, 2, 3]);
         assert_eq!(plan.sizes, [4, ARENA, ARENA + 4, 4]);
     }
 
     #[test]
     fn what_fits_in_no_buffer_is_named() {
-        let error = plan(1020).place(7, "master", 256).unwrap_err();
+        let error = plan(1020).place(7, Role::Master, 256).unwrap_err();
         assert_eq!(
             error.to_string(),
             "master of tensor 7 must fit in a buffer of 1020 bytes (max_buffer_size), got 256 elements of f32"
         );
-        assert!(plan(u64::MAX).place(0, "exp_avg", usize::MAX).is_err());
+        assert!(plan(u64::MAX).place(0, Role::ExpAvg, usize::MAX).is_err());
     }
 }

@@ -1,56 +1,60 @@
 //! What must hold of buffers before they are bound.
 
-use crate::Error;
-use crate::overlap::{self, BUFFERS, Span};
+use crate::tensor::{Role, Span, check_overlap};
 
+use super::error::{BindingProblem, WebGpuError};
 use super::limits::DeviceLimits;
-use super::tensor::{BufferView, Tensor};
+use super::tensor::{Binding, Tensor};
 
 /// What a binding's size must be a multiple of.
 const WORD: u64 = 4;
 
 /// Checks every buffer of a list and every pair of buffers. O(n log n).
-pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result<(), Error> {
-    let mut spans = Vec::with_capacity(tensors.len() * BUFFERS.len());
+pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result<(), WebGpuError> {
+    let mut spans = Vec::with_capacity(tensors.len() * Role::COUNT);
     for (index, tensor) in tensors.iter().enumerate() {
-        let Some(combination) = tensor.combination(index)? else { continue };
-        if combination.copy().is_some() && !limits.has_copy() {
-            return Err(limits.missing_copy());
+        if tensor.variant(index)?.is_none() {
+            continue;
         }
-        for (buffer, view) in tensor.views().into_iter().enumerate() {
-            if let Some(view) = view {
-                spans.push(span_of(limits, index, buffer, view, tensor.len)?);
-            }
+        if tensor.master.is_some() {
+            limits.check_masters()?;
+        }
+        for (role, binding) in Role::ALL.into_iter().zip(tensor.bindings()) {
+            let Some(binding) = binding else { continue };
+            let span = span_of(limits, index, role, binding, tensor.len);
+            spans.push(span.map_err(|problem| WebGpuError::of_buffer(index, role, problem))?);
         }
     }
-    overlap::check(&mut spans)
+    Ok(check_overlap(&mut spans)?)
 }
 
-/// The bytes of a view, if it can be bound.
+/// The bytes of a tensor's buffer, if it can be bound.
 fn span_of<'a>(
     limits: &DeviceLimits,
     tensor: usize,
-    place: usize,
-    view: BufferView<'a>,
+    role: Role,
+    binding: Binding<'a>,
     len: u64,
-) -> Result<Span<&'a wgpu::Buffer>, Error> {
-    let BufferView { buffer: memory, offset, dtype } = view;
-    let buffer = BUFFERS[place];
+) -> Result<Span<&'a wgpu::Buffer>, BindingProblem> {
+    let Binding { buffer: memory, offset, dtype, end: slice_end } = binding;
     if !memory.usage().contains(wgpu::BufferUsages::STORAGE) {
-        return Err(Error::Usage { tensor, buffer, actual: format!("{:?}", memory.usage()) });
+        return Err(BindingProblem::Usage { actual: memory.usage() });
     }
     let align = limits.storage_alignment;
     if !offset.is_multiple_of(align) {
-        return Err(Error::Offset { tensor, buffer, align, offset });
+        return Err(BindingProblem::Offset { align, offset });
     }
     let bytes = u128::from(len) * dtype.size() as u128;
     let required = u128::from(offset) + bytes.next_multiple_of(WORD.into());
     if required > memory.size().into() {
-        return Err(Error::BufferSize { tensor, buffer, len, dtype, offset, required, actual: memory.size() });
+        return Err(BindingProblem::BufferSize { len, dtype, offset, required, actual: memory.size() });
     }
     // The buffer is as large, so that these fit.
     let end = offset + bytes as u64;
-    Ok(Span { memory, start: offset, end, tensor, buffer: place })
+    match slice_end.filter(|&slice_end| end > slice_end) {
+        Some(end) => Err(BindingProblem::SliceEnd { len, dtype, offset, end }),
+        None => Ok(Span { memory, start: offset, end, tensor, role }),
+    }
 }
 
 /// The bytes of a window's binding: whole words.

@@ -2,10 +2,11 @@
 
 use bytemuck::bytes_of;
 
-use crate::error::WgpuProblem;
-use crate::{Error, StepCoeffs};
+use crate::rule::StepCoeffs;
+use crate::tensor::ListError;
 
-use super::capture::capture;
+use super::device::{capture, map, mapped_buffer};
+use super::error::WebGpuError;
 use super::layout::{COEFFS_BYTES, COEFFS_GROUP};
 use super::limits::DeviceLimits;
 
@@ -44,85 +45,56 @@ impl CoeffsSource {
         matches!(self, Self::Immediate)
     }
 
-    /// The sets of one call, ready to be used in its pass.
+    /// The coefficients of one call, ready to be used in its pass.
     ///
-    /// A uniform buffer is a new one each time: a write to an older one would take effect before the next submit, for all steps in it.
-    pub(super) fn sets<'a>(
+    /// A uniform buffer is a new one each time: a write to an older one would take effect before
+    /// the next submit, for all steps in it.
+    pub(super) fn prepare<'a>(
         &self,
         device: &wgpu::Device,
         limits: &DeviceLimits,
-        sets: &'a [StepCoeffs],
-    ) -> Result<CoeffsSets<'a>, Error> {
-        let Self::Uniform(layout) = self else { return Ok(CoeffsSets::Immediate(sets)) };
+        coeffs: &'a [StepCoeffs],
+    ) -> Result<PreparedCoeffs<'a>, WebGpuError> {
+        let Self::Uniform(layout) = self else { return Ok(PreparedCoeffs::Immediate(coeffs)) };
         let stride = u64::from(COEFFS_BYTES).next_multiple_of(limits.uniform_alignment);
-        let size = stride * sets.len() as u64;
+        let actual = coeffs.len() as u64;
         // The dynamic offset is a u32.
         let limit = limits.buffer_size.min(u32::MAX.into()) / stride;
-        if sets.len() as u64 > limit {
-            return Err(Error::TooMany { list: "sets", limit, actual: sets.len() as u64 });
+        if actual > limit {
+            return Err(ListError::TooMany { list: "coeffs", limit, actual }.into());
         }
-        let buffer = mapped_buffer(device, "dualadam coefficients", size)?;
+        let label = "dualadam coefficients";
+        let buffer = mapped_buffer(device, label, stride * actual)?;
         {
             let mut view = map(&buffer, "get_mapped_range_mut")?;
-            for (place, set) in sets.iter().enumerate() {
-                let start = place * stride as usize;
-                view.slice(start..start + COEFFS_BYTES as usize).copy_from_slice(bytes_of(set));
+            for (index, coeffs) in coeffs.iter().enumerate() {
+                let start = index * stride as usize;
+                view.slice(start..start + COEFFS_BYTES as usize).copy_from_slice(bytes_of(coeffs));
             }
         }
         buffer.unmap();
+        let size = wgpu::BufferSize::new(COEFFS_BYTES.into());
+        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &buffer, offset: 0, size });
+        let entries = &[wgpu::BindGroupEntry { binding: 0, resource }];
         let group = capture(device, "create_bind_group", None, || {
-            device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("dualadam coefficients"),
-                layout,
-                entries: &[wgpu::BindGroupEntry {
-                    binding: 0,
-                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                        buffer: &buffer,
-                        offset: 0,
-                        size: wgpu::BufferSize::new(COEFFS_BYTES.into()),
-                    }),
-                }],
-            })
+            device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout, entries })
         })?;
-        Ok(CoeffsSets::Uniform { group, stride: stride as u32 })
+        Ok(PreparedCoeffs::Uniform { group, stride: stride as u32 })
     }
 }
 
-/// The coefficient sets of one call.
-pub(super) enum CoeffsSets<'a> {
+/// The coefficients of one call.
+pub(super) enum PreparedCoeffs<'a> {
     Immediate(&'a [StepCoeffs]),
     Uniform { group: wgpu::BindGroup, stride: u32 },
 }
 
-impl CoeffsSets<'_> {
-    /// Lets the dispatches that follow read this set. A pipeline must have been set.
-    pub(super) fn bind(&self, pass: &mut wgpu::ComputePass<'_>, set: usize) {
+impl PreparedCoeffs<'_> {
+    /// Lets the dispatches that follow read these coefficients. A pipeline must have been set.
+    pub(super) fn bind(&self, pass: &mut wgpu::ComputePass<'_>, index: usize) {
         match self {
-            Self::Immediate(sets) => pass.set_immediates(0, bytes_of(&sets[set])),
-            Self::Uniform { group, stride } => pass.set_bind_group(COEFFS_GROUP, group, &[set as u32 * stride]),
+            Self::Immediate(coeffs) => pass.set_immediates(0, bytes_of(&coeffs[index])),
+            Self::Uniform { group, stride } => pass.set_bind_group(COEFFS_GROUP, group, &[index as u32 * stride]),
         }
     }
-}
-
-/// Fails if the device is lost, as far as can be seen: wgpu makes things on a lost device in silence, but maps none of its buffers.
-pub(super) fn check_not_lost(device: &wgpu::Device) -> Result<(), Error> {
-    let buffer = mapped_buffer(device, "dualadam probe", 4)?;
-    map(&buffer, "create_buffer").map(|_| ())
-}
-
-fn mapped_buffer(device: &wgpu::Device, label: &str, size: u64) -> Result<wgpu::Buffer, Error> {
-    capture(device, "create_buffer", None, || {
-        device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage: wgpu::BufferUsages::UNIFORM,
-            mapped_at_creation: true,
-        })
-    })
-}
-
-fn map(buffer: &wgpu::Buffer, call: &'static str) -> Result<wgpu::BufferViewMut, Error> {
-    // The buffer is valid and its bounds are right, so this fails only without a device.
-    let lost = |_| Error::Wgpu { call, tensor: None, problem: WgpuProblem::DeviceLost };
-    buffer.get_mapped_range_mut(..).map_err(lost)
 }

@@ -1,7 +1,7 @@
-//! What the shaders need of a device, and how a tensor is divided where a device's limits are small.
+//! What the shaders need of a device, and how a tensor is divided where a device's limits are
+//! small.
 
-use crate::Error;
-
+use super::error::WebGpuError;
 use super::layout::{COEFFS_BYTES, WORKGROUP};
 
 /// Elements that an invocation serves.
@@ -13,22 +13,24 @@ const MOST_ELEMENTS: u64 = 1 << 31;
 
 /// The limits that a device must have at least for [`Pipelines`](super::Pipelines).
 ///
-/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers a shader stage. Masters with a copy need five.
+/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers a shader stage. A step
+/// with masters needs five.
 ///
 /// # Example
 ///
 /// ```
 /// use dualadam::webgpu::{required_limits, wgpu};
 ///
-/// let descriptor = wgpu::DeviceDescriptor { required_limits: required_limits(), ..Default::default() };
-/// assert!(descriptor.required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
+/// let required_limits = required_limits();
+/// assert!(required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
+/// let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
 /// ```
 #[must_use]
 pub fn required_limits() -> wgpu::Limits {
     wgpu::Limits::downlevel_defaults()
 }
 
-/// Storage buffers of a shader stage, without and with a copy.
+/// Storage buffers of a shader stage, without and with masters.
 const STORAGE_BUFFERS: [u32; 2] = [4, 5];
 
 /// The limits of a device that matter here.
@@ -46,9 +48,10 @@ pub(super) struct DeviceLimits {
 
 impl DeviceLimits {
     /// Fails if a device's limits are too small for any step.
-    pub(super) fn of(limits: &wgpu::Limits) -> Result<Self, Error> {
+    pub(super) fn of(limits: &wgpu::Limits) -> Result<Self, WebGpuError> {
         let storage_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // 16-bit elements have the least bytes: where their window begins aligned, that of f32 does too.
+        // 16-bit elements have the least bytes: where their window begins aligned, that of f32 does
+        // too.
         let unit = WINDOW_UNIT.max(storage_alignment / 2);
         for (limit, required, actual) in [
             ("max_bind_groups", 2, limits.max_bind_groups.into()),
@@ -75,7 +78,7 @@ impl DeviceLimits {
             ("max_compute_workgroups_per_dimension", 1, limits.max_compute_workgroups_per_dimension.into()),
         ] {
             if actual < required {
-                return Err(Error::Limit { needed_by: "every step", limit, required, actual });
+                return Err(WebGpuError::Limit { needed_by: "every step", limit, required, actual });
             }
         }
         let workgroups = limits.max_compute_workgroups_per_dimension;
@@ -92,18 +95,18 @@ impl DeviceLimits {
         })
     }
 
-    /// The error for a copy on a device that cannot bind one.
-    pub(super) fn missing_copy(&self) -> Error {
-        Error::Limit {
-            needed_by: "masters with a copy",
-            limit: "max_storage_buffers_per_shader_stage",
-            required: STORAGE_BUFFERS[1].into(),
-            actual: self.storage_buffers.into(),
+    /// Fails if the device cannot bind masters.
+    pub(super) fn check_masters(&self) -> Result<(), WebGpuError> {
+        let [_, required] = STORAGE_BUFFERS;
+        if self.storage_buffers >= required {
+            return Ok(());
         }
-    }
-
-    pub(super) fn has_copy(&self) -> bool {
-        self.storage_buffers >= STORAGE_BUFFERS[1]
+        Err(WebGpuError::Limit {
+            needed_by: "a step with masters",
+            limit: "max_storage_buffers_per_shader_stage",
+            required: required.into(),
+            actual: self.storage_buffers.into(),
+        })
     }
 
     /// The windows of so many elements: where each begins, and how many elements it has.
@@ -112,7 +115,8 @@ impl DeviceLimits {
         (0..len.div_ceil(window)).map(move |index| (index * window, window.min(len - index * window)))
     }
 
-    /// The grid for the whole quads of a window: rows of equal length, as few as there can be. None if there is no whole quad.
+    /// The grid for the whole quads of a window: rows of equal length, as few as there can be. None
+    /// if there is no whole quad.
     pub(super) fn grid(&self, elements: u64) -> Option<[u32; 2]> {
         let workgroups = (elements / QUAD).div_ceil(u64::from(WORKGROUP));
         let rows = workgroups.div_ceil(u64::from(self.workgroups));
@@ -130,7 +134,7 @@ impl DeviceLimits {
 mod tests {
     use super::*;
 
-    fn limits(change: impl FnOnce(&mut wgpu::Limits)) -> Result<DeviceLimits, Error> {
+    fn limits(change: impl FnOnce(&mut wgpu::Limits)) -> Result<DeviceLimits, WebGpuError> {
         let mut limits = required_limits();
         change(&mut limits);
         DeviceLimits::of(&limits)
@@ -175,9 +179,10 @@ mod tests {
             "every step needs a device with max_storage_buffers_per_shader_stage of at least 4, it has 3"
         );
         let error = limits(|limits| limits.max_storage_buffer_binding_size = 511).unwrap_err();
-        assert!(matches!(error, Error::Limit { required: 512, actual: 511, .. }), "{error:?}");
+        assert!(matches!(error, WebGpuError::Limit { required: 512, actual: 511, .. }), "{error:?}");
         let four = limits(|_| ()).unwrap();
-        assert!(!four.has_copy() && matches!(four.missing_copy(), Error::Limit { required: 5, actual: 4, .. }));
-        assert!(DeviceLimits::of(&wgpu::Limits::default()).unwrap().has_copy());
+        let error = four.check_masters().unwrap_err();
+        assert!(matches!(error, WebGpuError::Limit { required: 5, actual: 4, .. }), "{error:?}");
+        DeviceLimits::of(&wgpu::Limits::default()).unwrap().check_masters().unwrap();
     }
 }

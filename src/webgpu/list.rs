@@ -2,39 +2,40 @@
 
 use std::ptr;
 
-use crate::combination::Combination;
-use crate::{Dtype, Error, StepCoeffs};
+use crate::rule::StepCoeffs;
+use crate::tensor::{Dtype, Formats, Role, TensorError, TensorProblem, Variant, check_coeffs_index, check_count};
 
-use super::capture::capture;
 use super::checks::{bound_bytes, check_all};
-use super::coeffs::{CoeffsSets, check_not_lost};
+use super::coeffs::PreparedCoeffs;
+use super::device::{capture, check_not_lost};
+use super::error::WebGpuError;
 use super::layout::TENSOR_GROUP;
 use super::limits::DeviceLimits;
 use super::pipelines::{Kind, Pipelines, Stage};
-use super::tensor::{BufferView, Tensor};
+use super::tensor::{Binding, Tensor};
 
-/// A list of tensors that are stepped together, of any sizes and type combinations, each with its own coefficient set.
+/// A list of tensors that are stepped together, of any sizes and formats, each with its own
+/// coefficients.
 ///
-/// The buffers are bound once; when some change, only their tensors' bindings are made anew. The list keeps its buffers alive.
-/// Tensors may be empty, and so may the list. One without a gradient is left alone, and its other buffers are not looked at.
+/// The buffers are bound once; when some change, only their tensors are bound anew. The list keeps
+/// its buffers alive. Tensors may be empty, and so may the list. A tensor without a gradient is
+/// skipped, and its other buffers are not looked at.
 ///
 /// # Example
 ///
 /// ```no_run
-/// use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+/// use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
 /// use dualadam::{DualAdamConfig, Dtype};
 ///
-/// # fn example(device: &wgpu::Device, queue: &wgpu::Queue, buffers: [wgpu::Buffer; 4]) -> Result<(), dualadam::Error> {
-/// let [params, grads, exp_avg, exp_avg_sq] = buffers; // of 1,000 f32 each
-/// let list = TensorList::new(&Pipelines::new(device)?, &[Tensor {
-///     params: BufferView::new(&params, Dtype::F32),
-///     grads: Some(BufferView::new(&grads, Dtype::F32)),
-///     exp_avg: Moment::new(&exp_avg),
-///     exp_avg_sq: Moment::new(&exp_avg_sq),
-///     copy: None,
-///     len: 1000,
-///     set: 0,
-/// }])?;
+/// # fn example(
+/// #     device: &wgpu::Device,
+/// #     queue: &wgpu::Queue,
+/// #     buffers: [wgpu::Buffer; 4],
+/// # ) -> Result<(), dualadam::Error> {
+/// let bindings = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
+/// let [param, grad, exp_avg, exp_avg_sq] = bindings;
+/// let tensor = Tensor::new(1000, param, Some(grad), exp_avg, exp_avg_sq);
+/// let list = TensorList::new(&Pipelines::new(device)?, &[tensor])?;
 ///
 /// let mut encoder = device.create_command_encoder(&Default::default());
 /// let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -58,14 +59,33 @@ pub struct TensorList {
 #[derive(Debug)]
 struct Bound {
     /// None if nothing is done.
-    combination: Option<Combination>,
-    params: Dtype,
-    copy: Option<Dtype>,
+    variant: Option<Variant>,
+    formats: Formats,
     len: u64,
-    set: usize,
-    /// What is bound, and from which byte on; in the order of the bindings.
-    places: [Option<(wgpu::Buffer, u64)>; 5],
+    coeffs_index: usize,
+    /// What is bound, in the order of [`Role::ALL`].
+    places: [Option<Place>; Role::COUNT],
     windows: Vec<wgpu::BindGroup>,
+}
+
+/// A binding that keeps its buffer alive.
+#[derive(Debug)]
+struct Place {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    dtype: Dtype,
+    end: Option<u64>,
+}
+
+impl Place {
+    fn of(Binding { buffer, offset, dtype, end }: Binding<'_>) -> Self {
+        Self { buffer: buffer.clone(), offset, dtype, end }
+    }
+
+    fn binding(&self) -> Binding<'_> {
+        let &Self { ref buffer, offset, dtype, end } = self;
+        Binding { buffer, offset, dtype, end }
+    }
 }
 
 /// The dispatches of a step, ordered so that the pipeline changes rarely.
@@ -84,15 +104,18 @@ struct Dispatch {
 }
 
 impl TensorList {
-    /// Checks and binds these tensors, and compiles the shaders for their types if that was not done before.
+    /// Checks and binds these tensors, and compiles the shaders for their formats if that was not
+    /// done before.
     ///
     /// # Errors
     ///
-    /// [`Error::Types`] for a type combination without a shader; [`Error::Usage`], [`Error::Offset`] or [`Error::BufferSize`] for a
-    /// buffer that cannot be bound; [`Error::Overlap`] for two that share bytes, unless both are gradients; [`Error::Limit`] for a copy
-    /// on a device that cannot bind five buffers; [`Error::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
-    /// another device's.
-    pub fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, Error> {
+    /// - [`TensorProblem::Formats`] for formats without a shader.
+    /// - [`WebGpuError::Binding`] for a buffer that cannot be bound.
+    /// - [`TensorProblem::Overlap`] for two that share bytes, unless both are gradients.
+    /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
+    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
+    ///   another device's.
+    pub fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, WebGpuError> {
         check_all(pipelines.limits(), tensors)?;
         check_not_lost(pipelines.device())?;
         let plan = Plan::new(pipelines, tensors)?;
@@ -113,37 +136,42 @@ impl TensorList {
         self.tensors.is_empty()
     }
 
-    /// Takes over other buffers, offsets and sets of the same tensors.
+    /// Takes over other buffers, offsets and coefficient indices of the same tensors.
     ///
-    /// Bindings are made only for tensors of which a buffer or an offset changed; where none did, the call only compares. A gradient may
-    /// come, go, or change its type. What was encoded before is not touched.
+    /// Only tensors of which a buffer or an offset changed are bound anew; where none did, the call
+    /// only compares. A gradient may come, go, or change its format. What was encoded before is not
+    /// touched.
     ///
     /// # Errors
     ///
-    /// [`Error::Count`] for another number of tensors, [`Error::Fixed`] for another length or another type of parameters or copy, and
-    /// what [`new`](Self::new) refuses. The list stays as it was then.
+    /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
+    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for another length, or
+    ///   other formats of any role but the gradients.
+    /// - What [`new`](Self::new) refuses.
+    ///
+    /// The list stays as it was then.
     ///
     /// # Example
     ///
     /// ```no_run
-    /// use dualadam::webgpu::{BufferView, Tensor, TensorList};
-    ///
-    /// # fn example(list: &mut TensorList, tensor: Tensor<'_>, grads: BufferView<'_>) -> Result<(), dualadam::Error> {
-    /// list.update(&[Tensor { grads: Some(grads), ..tensor }])?; // the next backward pass wrote elsewhere
+    /// # use dualadam::webgpu::{Binding, Tensor, TensorList, WebGpuError};
+    /// # fn example(
+    /// #     list: &mut TensorList,
+    /// #     tensor: Tensor<'_>,
+    /// #     grad: Binding<'_>,
+    /// # ) -> Result<(), WebGpuError> {
+    /// list.update(&[tensor.with_grad(Some(grad))])?; // the next backward pass wrote elsewhere
     /// # Ok(())
     /// # }
     /// ```
-    pub fn update(&mut self, tensors: &[Tensor<'_>]) -> Result<(), Error> {
-        let (expected, actual) = (self.tensors.len(), tensors.len());
-        if actual != expected {
-            return Err(Error::Count { list: "tensors", expected, actual });
-        }
+    pub fn update(&mut self, tensors: &[Tensor<'_>]) -> Result<(), WebGpuError> {
+        check_count("tensors", self.tensors.len(), tensors.len())?;
         let (mut changed, mut replan) = (vec![], false);
         for (index, (old, new)) in self.tensors.iter().zip(tensors).enumerate() {
             old.check_fixed(index, new)?;
-            let combination = new.combination(index)?;
-            replan |= combination != old.combination;
-            if combination != old.combination || (combination.is_some() && !old.binds(new)) {
+            let variant = new.variant(index)?;
+            replan |= variant != old.variant;
+            if variant != old.variant || (variant.is_some() && !old.binds(new)) {
                 changed.push(index);
             }
         }
@@ -162,48 +190,62 @@ impl TensorList {
             self.tensors[index] = bound;
         }
         for (old, new) in self.tensors.iter_mut().zip(tensors) {
-            old.set = new.set;
+            old.coeffs_index = new.coeffs_index;
         }
         Ok(())
     }
 
-    /// Encodes one DualAdam step of every tensor that has a gradient, with the coefficients `sets[tensor.set]`, into `pass`.
+    /// Whether these are tensors that [`update`](Self::update) can take over, but for their
+    /// buffers.
+    pub(super) fn has_formats_of(&self, tensors: &[Tensor<'_>]) -> bool {
+        let same = |(index, (old, new)): (usize, (&Bound, _))| old.check_fixed(index, new).is_ok();
+        self.tensors.len() == tensors.len() && self.tensors.iter().zip(tensors).enumerate().all(same)
+    }
+
+    /// Encodes one DualAdam step of every tensor that has a gradient, with the coefficients
+    /// `coeffs[tensor.coeffs_index]`, into `pass`.
     ///
-    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit. Where [`StepCoeffs::is_adam`] holds,
-    /// the specialised pipeline runs. Nothing is submitted or waited for. Where the device has no immediates, a uniform buffer for the
-    /// coefficients is made; nothing else is. The pass is left with another pipeline and other bind groups 0 and 1, or immediates.
+    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit.
+    /// Where [`StepCoeffs::is_adam`] holds, the specialised pipeline runs. Nothing is submitted or
+    /// waited for. Where the device has no immediates, a uniform buffer for the coefficients is
+    /// made; nothing else is. The pass is left with another pipeline and other bind groups 0 and 1,
+    /// or immediates.
     ///
-    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass ends, and a buffer that has been
-    /// destroyed since it was bound, or is mapped, with the submit.
+    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass
+    /// ends; a buffer that is mapped, or has been destroyed since it was bound, with the submit.
     ///
     /// # Errors
     ///
-    /// [`Error::Index`] for a tensor whose set is not there, [`Error::TooMany`] for more sets than fit in a buffer, [`Error::Wgpu`] if
-    /// the uniform buffer cannot be made, such as on a lost device. Nothing is encoded then.
-    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, sets: &[StepCoeffs]) -> Result<(), Error> {
-        self.encode_from_copies(pass, sets, &[])
+    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there.
+    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than fit in a
+    ///   buffer.
+    /// - [`WebGpuError::Wgpu`] if the uniform buffer cannot be made, such as on a lost device.
+    ///
+    /// Nothing is encoded then.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, coeffs: &[StepCoeffs]) -> Result<(), WebGpuError> {
+        self.encode_setting_masters(pass, coeffs, &[])
     }
 
-    /// [`encode`](Self::encode), after the masters of the tensors `fresh`, in rising order, are set from their copies.
-    pub(super) fn encode_from_copies(
+    /// [`encode`](Self::encode), after the masters of the tensors `unset`, in rising order, are set
+    /// from their parameters.
+    pub(super) fn encode_setting_masters(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
-        sets: &[StepCoeffs],
-        fresh: &[usize],
-    ) -> Result<(), Error> {
-        let mut indices = self.tensors.iter().map(|tensor| tensor.set).enumerate();
-        if let Some((tensor, value)) = indices.find(|&(_, set)| set >= sets.len()) {
-            return Err(Error::Index { tensor, index: "set", len: sets.len(), value });
+        coeffs: &[StepCoeffs],
+        unset: &[usize],
+    ) -> Result<(), WebGpuError> {
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            check_coeffs_index(index, tensor.coeffs_index, coeffs.len())?;
         }
         if self.plan.dispatches.is_empty() {
             return Ok(());
         }
-        let coeffs = self.pipelines.coeffs().sets(self.pipelines.device(), self.pipelines.limits(), sets)?;
+        let prepared = self.pipelines.coeffs().prepare(self.pipelines.device(), self.pipelines.limits(), coeffs)?;
 
-        let mut encoder = Encoder { list: self, pass, coeffs, pipeline: None, set: None };
-        if !fresh.is_empty() {
-            let is_fresh = |dispatch: &&Dispatch| fresh.binary_search(&dispatch.tensor).is_ok();
-            for dispatch in self.plan.dispatches.iter().filter(is_fresh) {
+        let mut encoder = Encoder { list: self, pass, coeffs: prepared, pipeline: None, coeffs_index: None };
+        if !unset.is_empty() {
+            let is_unset = |dispatch: &&Dispatch| unset.binary_search(&dispatch.tensor).is_ok();
+            for dispatch in self.plan.dispatches.iter().filter(is_unset) {
                 if let Some(set_masters) = &self.plan.stages[dispatch.stage].set_masters {
                     encoder.dispatch(dispatch, set_masters);
                 }
@@ -211,7 +253,7 @@ impl TensorList {
         }
         for dispatch in &self.plan.dispatches {
             let Stage { dual_adam, adam, .. } = &self.plan.stages[dispatch.stage];
-            let is_adam = sets[self.tensors[dispatch.tensor].set].is_adam();
+            let is_adam = coeffs[self.tensors[dispatch.tensor].coeffs_index].is_adam();
             encoder.dispatch(dispatch, if is_adam { adam } else { dual_adam });
         }
         Ok(())
@@ -222,23 +264,23 @@ impl TensorList {
 struct Encoder<'a, 'b> {
     list: &'a TensorList,
     pass: &'a mut wgpu::ComputePass<'b>,
-    coeffs: CoeffsSets<'a>,
+    coeffs: PreparedCoeffs<'a>,
     pipeline: Option<&'a wgpu::ComputePipeline>,
-    set: Option<usize>,
+    coeffs_index: Option<usize>,
 }
 
 impl<'a> Encoder<'a, '_> {
     fn dispatch(&mut self, dispatch: &Dispatch, pipeline: &'a wgpu::ComputePipeline) {
         let &Dispatch { tensor, window, grid: [columns, rows], .. } = dispatch;
-        let Bound { set, windows, .. } = &self.list.tensors[tensor];
+        let Bound { coeffs_index, windows, .. } = &self.list.tensors[tensor];
         if !self.pipeline.is_some_and(|current| ptr::eq(current, pipeline)) {
             self.pass.set_pipeline(pipeline);
             // With another layout a driver may forget the immediates.
-            (self.pipeline, self.set) = (Some(pipeline), None);
+            (self.pipeline, self.coeffs_index) = (Some(pipeline), None);
         }
-        if self.set != Some(*set) {
-            self.coeffs.bind(self.pass, *set);
-            self.set = Some(*set);
+        if self.coeffs_index != Some(*coeffs_index) {
+            self.coeffs.bind(self.pass, *coeffs_index);
+            self.coeffs_index = Some(*coeffs_index);
         }
         self.pass.set_bind_group(TENSOR_GROUP, &windows[window], &[]);
         self.pass.dispatch_workgroups(columns, rows, 1);
@@ -246,43 +288,37 @@ impl<'a> Encoder<'a, '_> {
 }
 
 impl Bound {
-    fn new(pipelines: &Pipelines, index: usize, tensor: &Tensor<'_>) -> Result<Self, Error> {
-        let combination = tensor.combination(index)?;
-        let mut places = [const { None }; 5];
-        let mut windows = vec![];
-        if let Some(combination) = combination {
-            let views = tensor.views();
-            places = views.map(|view| view.map(|view| (view.buffer.clone(), view.offset)));
-            let layout = pipelines.tensor_layout(combination.copy().is_some())?;
-            let bind = |window| bind(pipelines.device(), layout, index, views, window);
-            windows = pipelines.limits().windows(tensor.len).map(bind).collect::<Result<_, _>>()?;
-        }
-        let &Tensor { params, copy, len, set, .. } = tensor;
-        Ok(Self { combination, params: params.dtype, copy: copy.map(|copy| copy.dtype), len, set, places, windows })
-    }
-
-    /// Whether these buffers and offsets are bound.
-    fn binds(&self, tensor: &Tensor<'_>) -> bool {
-        let same = |(place, view): (&Option<(wgpu::Buffer, u64)>, Option<BufferView<'_>>)| match (place, view) {
-            (Some((buffer, offset)), Some(view)) => buffer == view.buffer && *offset == view.offset,
-            (place, view) => place.is_none() && view.is_none(),
+    fn new(pipelines: &Pipelines, index: usize, tensor: &Tensor<'_>) -> Result<Self, WebGpuError> {
+        let variant = tensor.variant(index)?;
+        let (formats, &Tensor { len, coeffs_index, .. }) = (tensor.formats(), tensor);
+        let Some(some) = variant else {
+            let places = [const { None }; Role::COUNT];
+            return Ok(Self { variant, formats, len, coeffs_index, places, windows: vec![] });
         };
-        self.places.iter().zip(tensor.views()).all(same)
+        let layout = pipelines.tensor_layout(some)?;
+        let bind = |window| bind(pipelines.device(), layout, index, tensor, window);
+        let windows = pipelines.limits().windows(len).map(bind).collect::<Result<_, _>>()?;
+        let places = tensor.bindings().map(|binding| binding.map(Place::of));
+        Ok(Self { variant, formats, len, coeffs_index, places, windows })
     }
 
-    fn check_fixed(&self, tensor: usize, new: &Tensor<'_>) -> Result<(), Error> {
-        let name = |copy: Option<Dtype>| copy.map_or("absent".to_owned(), |dtype| dtype.to_string());
-        let copy = new.copy.map(|copy| copy.dtype);
-        let (what, expected, actual) = if self.len != new.len {
-            ("the length", self.len.to_string(), new.len.to_string())
-        } else if self.params != new.params.dtype {
-            ("the type of params", self.params.to_string(), new.params.dtype.to_string())
-        } else if self.copy != copy {
-            ("the type of copy", name(self.copy), name(copy))
+    /// Whether these are the buffers that are bound.
+    fn binds(&self, tensor: &Tensor<'_>) -> bool {
+        self.places.each_ref().map(|place| place.as_ref().map(Place::binding)) == tensor.bindings()
+    }
+
+    /// Fails if a tensor has another length than this one, or other formats but for the gradients.
+    fn check_fixed(&self, index: usize, new: &Tensor<'_>) -> Result<(), TensorError> {
+        let actual = new.formats();
+        let expected = Formats { grad: actual.grad, ..self.formats };
+        let problem = if self.len != new.len {
+            TensorProblem::FixedLength { expected: self.len, actual: new.len }
+        } else if expected != actual {
+            TensorProblem::FixedFormats { expected, actual }
         } else {
             return Ok(());
         };
-        Err(Error::Fixed { tensor, what, expected, actual })
+        Err(TensorError::of_tensor(index, problem))
     }
 }
 
@@ -290,37 +326,36 @@ impl Bound {
 fn bind<'a>(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
-    tensor: usize,
-    views: [Option<BufferView<'a>>; 5],
+    index: usize,
+    tensor: &Tensor<'a>,
     (start, elements): (u64, u64),
-) -> Result<wgpu::BindGroup, Error> {
-    let resource = |BufferView { buffer, offset, dtype }: BufferView<'a>| {
-        let size = dtype.size();
-        let (offset, size) = (offset + start * size as u64, wgpu::BufferSize::new(bound_bytes(elements, size)));
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+) -> Result<wgpu::BindGroup, WebGpuError> {
+    let entry = |(number, binding): (u32, Option<Binding<'a>>)| {
+        let Binding { buffer, offset, dtype, .. } = binding?;
+        let (size, offset) = (dtype.size(), offset + start * dtype.size() as u64);
+        let size = wgpu::BufferSize::new(bound_bytes(elements, size));
+        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+        Some(wgpu::BindGroupEntry { binding: number, resource })
     };
-    let entry = |(binding, view): (u32, Option<BufferView<'a>>)| {
-        Some(wgpu::BindGroupEntry { binding, resource: resource(view?) })
-    };
-    let entries: Vec<_> = (0..).zip(views).filter_map(entry).collect();
-    capture(device, "create_bind_group", Some(tensor), || {
+    let entries: Vec<_> = (0..).zip(tensor.bindings()).filter_map(entry).collect();
+    capture(device, "create_bind_group", Some(index), || {
         device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("dualadam"), layout, entries: &entries })
     })
 }
 
 impl Plan {
-    fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, Error> {
+    fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, WebGpuError> {
         let limits = pipelines.limits();
         let mut found = vec![];
         for (index, tensor) in tensors.iter().enumerate() {
-            let Some(combination) = tensor.combination(index)? else { continue };
+            let Some(variant) = tensor.variant(index)? else { continue };
             for (window, (_, elements)) in limits.windows(tensor.len).enumerate() {
                 let dispatch = |grid| Dispatch { stage: 0, tensor: index, window, grid };
                 if let Some(grid) = limits.grid(elements) {
-                    found.push(((combination, Kind::Quads), dispatch(grid)));
+                    found.push(((variant, Kind::Quads), dispatch(grid)));
                 }
                 if DeviceLimits::has_tail(elements) {
-                    found.push(((combination, Kind::Tail), dispatch([1, 1])));
+                    found.push(((variant, Kind::Tail), dispatch([1, 1])));
                 }
             }
         }
@@ -328,9 +363,9 @@ impl Plan {
 
         let mut plan = Self { stages: vec![], dispatches: Vec::with_capacity(found.len()) };
         let mut last = None;
-        for (key @ (combination, kind), dispatch) in found {
+        for (key @ (variant, kind), dispatch) in found {
             if last != Some(key) {
-                plan.stages.push(pipelines.stage(combination, kind)?.clone());
+                plan.stages.push(pipelines.stage(variant, kind)?.clone());
                 last = Some(key);
             }
             plan.dispatches.push(Dispatch { stage: plan.stages.len() - 1, ..dispatch });

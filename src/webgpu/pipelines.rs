@@ -2,19 +2,19 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::Error;
-use crate::combination::Combination;
+use crate::tensor::Variant;
 
-use super::capture::capture;
-use super::coeffs::{CoeffsSource, check_not_lost};
-use super::layout::{BUFFERS, COEFFS_BYTES, QUADS, SET_MASTERS, TAILS};
+use super::coeffs::CoeffsSource;
+use super::device::{capture, check_not_lost};
+use super::error::WebGpuError;
+use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
 /// The pipelines on a device of the caller's. Cheap to clone.
 ///
-/// Making them compiles nothing. A [`TensorList`](super::TensorList) compiles what its types need when it is made, once for all clones;
-/// encoding compiles nothing.
+/// Making them compiles nothing. A [`TensorList`](super::TensorList) compiles what its tensors'
+/// formats need when it is made, once for all clones. Encoding compiles nothing.
 ///
 /// # Example
 ///
@@ -37,9 +37,9 @@ struct Inner {
     device: wgpu::Device,
     limits: DeviceLimits,
     coeffs: CoeffsSource,
-    /// Without a copy, and with one where the device allows it.
-    layouts: [Option<Layout>; 2],
-    compiled: [Compiled; Combination::COUNT],
+    /// Without masters, and with them where the device allows it.
+    layouts: Vec<Layout>,
+    compiled: [Compiled; Variant::COUNT],
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ struct Layout {
     pipeline: wgpu::PipelineLayout,
 }
 
-/// The shaders of one combination of types.
+/// The shaders of one variant.
 #[derive(Debug, Default)]
 struct Compiled {
     module: OnceLock<wgpu::ShaderModule>,
@@ -69,7 +69,7 @@ pub(super) enum Kind {
 pub(super) struct Stage {
     pub(super) dual_adam: wgpu::ComputePipeline,
     pub(super) adam: wgpu::ComputePipeline,
-    /// Sets masters from their copy, where there is one.
+    /// Sets masters from the parameters, where there are masters.
     pub(super) set_masters: Option<wgpu::ComputePipeline>,
 }
 
@@ -78,16 +78,17 @@ impl Pipelines {
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] for a device whose limits are below [`required_limits`](super::required_limits), or [`Error::Wgpu`] for what
-    /// wgpu reports, such as a lost device.
-    pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
+    /// - [`WebGpuError::Limit`] for a device whose limits are below
+    ///   [`required_limits`](super::required_limits).
+    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device.
+    pub fn new(device: &wgpu::Device) -> Result<Self, WebGpuError> {
         let limits = DeviceLimits::of(&device.limits())?;
         check_not_lost(device)?;
         let (coeffs, layouts) = capture(device, "create_pipeline_layout", None, || {
             let coeffs = CoeffsSource::new(device);
-            let without = Layout::new(device, &coeffs, false);
-            let with = limits.has_copy().then(|| Layout::new(device, &coeffs, true));
-            (coeffs, [Some(without), with])
+            let of_masters = if limits.check_masters().is_ok() { &[false, true][..] } else { &[false] };
+            let layouts = of_masters.iter().map(|&masters| Layout::new(device, &coeffs, masters)).collect();
+            (coeffs, layouts)
         })?;
         let inner = Inner { device: device.clone(), limits, coeffs, layouts, compiled: Default::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -107,44 +108,44 @@ impl Pipelines {
         &self.inner.coeffs
     }
 
-    /// The layout of a tensor's bind group.
-    pub(super) fn tensor_layout(&self, copy: bool) -> Result<&wgpu::BindGroupLayout, Error> {
-        Ok(&self.layout(copy)?.tensor)
+    /// The layout of the bind group of a variant's tensors.
+    pub(super) fn tensor_layout(&self, variant: Variant) -> Result<&wgpu::BindGroupLayout, WebGpuError> {
+        Ok(&self.layout(variant)?.tensor)
     }
 
-    fn layout(&self, copy: bool) -> Result<&Layout, Error> {
-        let [without, with] = &self.inner.layouts;
-        match if copy { with } else { without } {
-            Some(layout) => Ok(layout),
-            None => Err(self.inner.limits.missing_copy()),
+    fn layout(&self, variant: Variant) -> Result<&Layout, WebGpuError> {
+        let masters = has_masters(variant);
+        if masters {
+            self.inner.limits.check_masters()?;
         }
+        Ok(&self.inner.layouts[usize::from(masters)])
     }
 
-    /// The pipelines for these types, compiled now if they never were.
-    pub(super) fn stage(&self, combination: Combination, kind: Kind) -> Result<&Stage, Error> {
-        let compiled = &self.inner.compiled[combination.index()];
+    /// The pipelines of a variant, compiled now if they never were.
+    pub(super) fn stage(&self, variant: Variant, kind: Kind) -> Result<&Stage, WebGpuError> {
+        let compiled = &self.inner.compiled[variant.index()];
         let stage = &compiled.kinds[kind as usize];
         match stage.get() {
             Some(stage) => Ok(stage),
             // Two threads may compile the same; the first to end is kept.
             None => {
-                let made = self.compile(combination, kind)?;
+                let made = self.compile(variant, kind)?;
                 Ok(stage.get_or_init(|| made))
             }
         }
     }
 
-    fn compile(&self, combination: Combination, kind: Kind) -> Result<Stage, Error> {
+    fn compile(&self, variant: Variant, kind: Kind) -> Result<Stage, WebGpuError> {
         let Inner { device, coeffs, compiled, .. } = &*self.inner;
-        let layout = &self.layout(combination.copy().is_some())?.pipeline;
-        let text = shaders::text(combination, coeffs.is_immediate());
-        let module = &compiled[combination.index()].module;
+        let layout = &self.layout(variant)?.pipeline;
+        let text = shaders::text(variant, coeffs.is_immediate());
+        let module = &compiled[variant.index()].module;
         let module = match module.get() {
             Some(module) => module,
             None => {
                 let made = capture(device, "create_shader_module", None, || {
                     device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                        label: Some(combination.name()),
+                        label: Some(variant.name()),
                         source: wgpu::ShaderSource::Wgsl(text.into()),
                     })
                 })?;
@@ -153,7 +154,7 @@ impl Pipelines {
         };
         let pipeline = |entry_point: &str| {
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(combination.name()),
+                label: Some(variant.name()),
                 layout: Some(layout),
                 module,
                 entry_point: Some(entry_point),
@@ -168,15 +169,15 @@ impl Pipelines {
         capture(device, "create_compute_pipeline", None, || Stage {
             dual_adam: pipeline(dual_adam),
             adam: pipeline(adam),
-            set_masters: combination.copy().map(|_| pipeline(SET_MASTERS[kind as usize])),
+            set_masters: has_masters(variant).then(|| pipeline(SET_MASTERS[kind as usize])),
         })
     }
 }
 
 impl Layout {
-    fn new(device: &wgpu::Device, coeffs: &CoeffsSource, copy: bool) -> Self {
+    fn new(device: &wgpu::Device, coeffs: &CoeffsSource, masters: bool) -> Self {
         let label = Some("dualadam");
-        let entries: Vec<_> = (0..BUFFERS.len() as u32 - u32::from(!copy))
+        let entries: Vec<_> = (0..ROLES.len() as u32 - u32::from(!masters))
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
@@ -200,4 +201,8 @@ impl Layout {
         });
         Self { tensor, pipeline }
     }
+}
+
+fn has_masters(variant: Variant) -> bool {
+    variant.formats().master.is_some()
 }

@@ -3,13 +3,12 @@
 use bytemuck::cast_slice_mut;
 use futures_channel::oneshot;
 
-use crate::Error;
-use crate::error::WgpuProblem;
+use crate::tensor::{TensorError, TensorProblem};
 
 use super::arenas::{Arenas, Place, STAGING};
-use super::capture::capture;
-use super::coeffs::check_not_lost;
-use super::tensor::Moment;
+use super::device::{capture, check_not_lost, lost};
+use super::error::WebGpuError;
+use super::tensor::Binding;
 
 /// The bytes of an element.
 const SIZE: u64 = size_of::<f32>() as u64;
@@ -49,14 +48,15 @@ impl<'a> Readback<'a> {
         arenas: &'a Arenas,
         arrays: impl Iterator<Item = (usize, Place, usize)>,
         buffer_size: u64,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, WebGpuError> {
         check_not_lost(device)?;
         let array = |(tensor, place, len)| {
             let mut values = vec![];
-            values.try_reserve_exact(len).map_err(|_| Error::Memory { tensor, elements: len })?;
+            let problem = TensorProblem::Memory { bytes: (len as u64).saturating_mul(SIZE) };
+            values.try_reserve_exact(len).map_err(|_| TensorError::of_tensor(tensor, problem))?;
             Ok(Array { place, len, values })
         };
-        let arrays = arrays.map(array).collect::<Result<Vec<_>, Error>>()?;
+        let arrays = arrays.map(array).collect::<Result<Vec<_>, WebGpuError>>()?;
         let total: u64 = arrays.iter().map(|array| array.len as u64 * SIZE).sum();
         let room = total.min(STAGING).min(buffer_size / SIZE * SIZE);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
@@ -68,7 +68,7 @@ impl<'a> Readback<'a> {
     }
 
     /// Submits the copies of the next piece. None if everything was read.
-    pub(super) fn submit(&self) -> Result<Option<Piece>, Error> {
+    pub(super) fn submit(&self) -> Result<Option<Piece>, WebGpuError> {
         let parts = self.next_parts();
         let (Some(staging), false) = (&self.staging, parts.is_empty()) else { return Ok(None) };
         check_not_lost(self.device)?;
@@ -78,7 +78,7 @@ impl<'a> Readback<'a> {
             let mut filled = 0;
             for &(array, elements) in &parts {
                 let Array { place, values, .. } = &self.arrays[array];
-                let Moment { buffer, offset } = self.arenas.moment(*place);
+                let Binding { buffer, offset, .. } = self.arenas.binding(*place);
                 let (from, bytes) = (offset + values.len() as u64 * SIZE, elements as u64 * SIZE);
                 encoder.copy_buffer_to_buffer(buffer, from, staging, filled, bytes);
                 filled += bytes;
@@ -106,16 +106,15 @@ impl<'a> Readback<'a> {
     }
 
     /// Takes over a piece once it is there.
-    pub(super) async fn take(&mut self, piece: Piece) -> Result<(), Error> {
-        let lost = || Error::Wgpu { call: "map_async", tensor: None, problem: WgpuProblem::DeviceLost };
+    pub(super) async fn take(&mut self, piece: Piece) -> Result<(), WebGpuError> {
         let Some(staging) = &self.staging else { return Ok(()) };
         // The buffer and its bounds are valid, so that this fails only without a device.
         let mapped = piece.mapped.await.is_ok_and(|result| result.is_ok());
         if !mapped {
-            return Err(lost());
+            return Err(lost("map_async"));
         }
         let elements: usize = piece.parts.iter().map(|(_, elements)| elements).sum();
-        let view = staging.get_mapped_range(..elements as u64 * SIZE).map_err(|_| lost())?;
+        let view = staging.get_mapped_range(..elements as u64 * SIZE).map_err(|_| lost("map_async"))?;
         let mut bytes = &*view;
         for (array, elements) in piece.parts {
             let values = &mut self.arrays[array].values;

@@ -13,6 +13,7 @@ pub mod model;
 pub mod refused;
 pub mod require;
 pub mod state;
+pub mod stats;
 pub mod tensor;
 pub mod values;
 pub mod variant;

@@ -91,6 +91,11 @@ impl Tensor {
         [param, grad, exp_avg, exp_avg_sq].into_iter().chain(master).collect()
     }
 
+    /// What a step updates: the masters where there are some, else the parameters.
+    pub fn updated(&self) -> &Values {
+        self.master.as_ref().unwrap_or(&self.param)
+    }
+
     /// Where the elements of a buffer are.
     pub fn range(&self, buffer: usize) -> Range<usize> {
         self.offsets[buffer]

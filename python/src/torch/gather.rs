@@ -1,13 +1,12 @@
 //! The first half of a step: each parameter is looked at and goes into its device's list.
 
-use dualadam::{Dtype, RawTensor};
+use dualadam::{Dtype, RawBuffer, RawTensor};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::dlpack::{CPU, CUDA, Device, Tensor};
 use crate::layout::{is_dense, is_same};
-use crate::raw::raw_tensor;
 
 use super::Place;
 use super::counter::Counter;
@@ -151,13 +150,13 @@ impl Steps {
         grad: &Tensor,
         entries: &Entries,
     ) -> PyResult<Option<(RawTensor, Counter)>> {
-        let (Some(params), Some(grads)) = (param.buffer(), grad.buffer()) else { return Ok(None) };
+        let (Some(param_buffer), Some(grad_buffer)) = (param.buffer(), grad.buffer()) else { return Ok(None) };
         let mut look = |entry: usize| match entries[entry] {
             object if object.is_null() => Ok(None),
             object => self.tensors.look(py, object),
         };
         let (exp_avg, exp_avg_sq, step) = (look(EXP_AVG)?, look(EXP_AVG_SQ)?, look(STEP)?);
-        let has_master = at.has_master(params.dtype);
+        let has_master = at.has_master(param_buffer.dtype);
         let master = if has_master { look(MASTER)? } else { None };
         let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
         let is_like = |tensor: &Tensor| tensor.device == param.device && is_same(tensor, param);
@@ -172,10 +171,11 @@ impl Steps {
         if has_master && master.is_none() {
             return Ok(None);
         }
-        let moments = [exp_avg.address(), exp_avg_sq.address()];
-        let tensor = raw_tensor(params, grads, moments, master, param.len());
+        let moments = [&exp_avg, &exp_avg_sq].map(|moment| RawBuffer::f32(moment.address()));
+        let mut tensor = RawTensor::new(param.len(), param_buffer, grad_buffer, moments[0], moments[1]);
+        tensor.master = master;
         // A list takes a gradient at address 0 for a missing one.
-        Ok((tensor.len == 0 || grads.address != 0).then_some((tensor, counter)))
+        Ok((tensor.len == 0 || grad_buffer.address != 0).then_some((tensor, counter)))
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Parameters that the next step knows again.
 
-use dualadam::{Dtype, RawBuffer, RawTensor};
+use dualadam::{RawBuffer, RawTensor};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
@@ -97,17 +97,13 @@ impl Known {
             unsafe { tensors.exchange.look_into(object, now) }.then_some(())?;
             (now.address() == buffer.address && now.is_of(buffer.dtype)).then_some(())
         };
-        let moment = |address| RawBuffer { address, dtype: Dtype::F32 };
         let known = &self.tensor;
-        is_at(entries[EXP_AVG], moment(known.exp_avg), &mut now)?;
-        is_at(entries[EXP_AVG_SQ], moment(known.exp_avg_sq), &mut now)?;
-        match known.copy {
-            None => is_at(self.param.as_ptr(), known.params, &mut now)?,
-            Some(copy) => {
-                is_at(entries[MASTER], known.params, &mut now)?;
-                is_at(self.param.as_ptr(), copy, &mut now)?;
-            }
+        is_at(entries[EXP_AVG], known.exp_avg, &mut now)?;
+        is_at(entries[EXP_AVG_SQ], known.exp_avg_sq, &mut now)?;
+        if let Some(master) = known.master {
+            is_at(entries[MASTER], master, &mut now)?;
         }
+        is_at(self.param.as_ptr(), known.param, &mut now)?;
         if !self.layout.is_of(&now) {
             return None;
         }
@@ -116,10 +112,10 @@ impl Known {
         unsafe { tensors.exchange.look_into(entries[STEP], &mut now) }.then_some(())?;
         let counter = Counter::of(&now, self.device)?;
         tensors.look_at_plain(grad, &mut now)?;
-        let grads = now.buffer()?;
-        if now.device != self.device || !self.layout.is_of(&now) || (grads.address == 0 && known.len > 0) {
+        let grad = now.buffer()?;
+        if now.device != self.device || !self.layout.is_of(&now) || (grad.address == 0 && known.len > 0) {
             return None;
         }
-        Some((RawTensor { grads, ..*known }, counter))
+        Some((known.with_grad(grad), counter))
     }
 }

@@ -71,14 +71,14 @@ impl Steps {
         scalars: Option<RawScalars>,
     ) -> PyResult<Steering> {
         if scalars.is_some() {
-            list.number_sets();
+            list.number_coeffs();
         } else {
             if let Some(&place) = list.places.iter().find(|place| groups[place.0].lr.is_some()) {
                 let (device, place) = (list.device, name_of(groups, place));
                 let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
                 return Err(PyValueError::new_err(text));
             }
-            list.form_sets(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
         }
         let is_on_host = list.device.kind != CUDA;
         let stream =
@@ -93,7 +93,12 @@ impl Steps {
         let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
         let lr = |group: &Group<'_>| group.lr.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
         let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
-        let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
+        let group = |(&config, lr)| {
+            let mut group = ControlGroup::new(config);
+            group.lr = lr;
+            group
+        };
+        let groups = configs.iter().zip(lrs).map(group).collect();
         if let Some(Backend::Cuda(own)) = &mut list.backend {
             control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
         }
@@ -113,7 +118,7 @@ impl Steps {
             },
         };
         let loss_scale = address("grad_scale", &scalars.loss_scale)?;
-        Ok(RawScalars { loss_scale, clip_factor: 0, found_inf: address("found_inf", &scalars.found_inf)? })
+        Ok(RawScalars::default().with_loss_scale(loss_scale).with_found_inf(address("found_inf", &scalars.found_inf)?))
     }
 
     /// A scalar tensor on a CUDA device, by address.
@@ -130,18 +135,18 @@ impl Steps {
 
 /// Steps a list that was prepared.
 fn run_one(py: Python<'_>, list: &mut List, steering: &Steering) -> PyResult<()> {
-    let sets = &list.sets;
+    let coeffs = list.table.coeffs();
     match (&mut list.backend, steering) {
         // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
         // The optimizer's groups and states, and `Tensors::keep`, keep them alive until the step is
         // done. The caller of `DualAdam.step` sees to it that no other thread uses or frees their
         // memory meanwhile, as for any optimizer of torch's.
-        (Some(Backend::Cpu(own)), Steering::OnHost) => py.detach(|| unsafe { own.step_raw(sets) }).map_err(plain)?,
+        (Some(Backend::Cpu(own)), Steering::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
         (Some(Backend::Cuda(own)), Steering::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
             // the tensors in this step, in the memory of this device. torch works on the same
             // stream, and its allocator reuses freed memory only for later work on that stream.
-            py.detach(|| unsafe { own.list.step_raw(sets, device::stream(*stream)) }).map_err(plain)?;
+            py.detach(|| unsafe { own.list.step_raw(coeffs, device::stream(*stream)) }).map_err(plain)?;
         }
         (Some(Backend::Cuda(own)), Steering::Controlled(stream, scalars)) => {
             let OnDevice { list: own, control } = &mut **own;

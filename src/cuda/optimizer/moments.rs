@@ -1,0 +1,146 @@
+//! The device memory of an optimizer: moments and masters of all its tensors.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use crate::checkpoint::Arrays;
+use crate::cuda::error::CudaError;
+use crate::cuda::event::LastUse;
+use crate::cuda::memory::{DeviceMemory, download, upload};
+use crate::cuda::pool::Pool;
+use crate::ledger::TensorSpec;
+use crate::tensor::{Dtype, ListError, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
+
+/// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an allocation
+/// does.
+const ALIGN: usize = 64;
+
+/// The device memory of all tensors' arrays.
+#[derive(Debug)]
+pub(super) struct Moments {
+    exp_avg: DeviceMemory,
+    exp_avg_sq: DeviceMemory,
+    masters: DeviceMemory,
+    places: Vec<Place>,
+}
+
+/// Where a tensor's arrays begin, in bytes after the start of the moments and of the masters.
+#[derive(Debug)]
+struct Place {
+    len: usize,
+    moments: u64,
+    master: Option<u64>,
+}
+
+impl Moments {
+    /// Moments and masters of 0.
+    pub(super) fn new<'a>(
+        pool: &Arc<Pool>,
+        last_use: &Arc<LastUse>,
+        specs: impl Iterator<Item = &'a TensorSpec>,
+    ) -> Result<Self, CudaError> {
+        let (mut moments, mut masters) = (Arena::default(), Arena::default());
+        let place = |spec: &TensorSpec| {
+            let master = if spec.has_master { Some(masters.add(spec.len)?) } else { None };
+            Ok(Place { len: spec.len, moments: moments.add(spec.len)?, master })
+        };
+        let places = specs.map(place).collect::<Result<_, ListError>>()?;
+        let zeros = |bytes| DeviceMemory::zeros(pool, last_use, bytes);
+        let (exp_avg, exp_avg_sq) = (zeros(moments.bytes)?, zeros(moments.bytes)?);
+        Ok(Self { exp_avg, exp_avg_sq, masters: zeros(masters.bytes)?, places })
+    }
+
+    /// Fills the arrays of new memory.
+    pub(super) fn fill(&mut self, arrays: &[Arrays]) -> Result<(), CudaError> {
+        for (place, from) in self.places.iter().zip(arrays) {
+            self.exp_avg.upload(place.moments, &from.exp_avg)?;
+            self.exp_avg_sq.upload(place.moments, &from.exp_avg_sq)?;
+            if let (Some(at), Some(master)) = (place.master, &from.master) {
+                self.masters.upload(at, master)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor with its moments and masters. Its formats are those of a variant, and its gradients are there;
+    /// else nothing is checked.
+    pub(super) fn describe(&self, tensor: usize, param: RawBuffer, grad: RawBuffer) -> Result<RawTensor, TensorError> {
+        let place = &self.places[tensor];
+        if place.len > 0 && grad.address == 0 {
+            return Err(TensorError::of_buffer(tensor, Role::Grad, TensorProblem::Null));
+        }
+        let at = |memory: &DeviceMemory, at: u64| RawBuffer::f32(memory.address() + at);
+        let (exp_avg, exp_avg_sq) = (at(&self.exp_avg, place.moments), at(&self.exp_avg_sq, place.moments));
+        let master = place.master.map(|master| at(&self.masters, master));
+        let described = RawTensor { master, ..RawTensor::new(place.len as u64, param, grad, exp_avg, exp_avg_sq) };
+        described.variant(tensor)?;
+        Ok(described)
+    }
+
+    /// A place in a list for a tensor that never had a gradient. Its gradient's format can only be guessed.
+    pub(super) fn describe_skipped(&self, tensor: usize, param: Dtype) -> RawTensor {
+        let place = &self.places[tensor];
+        let (param_at, null) = (RawBuffer::new(0, param), RawBuffer::f32(0));
+        let described = RawTensor::new(place.len as u64, param_at, param_at, null, null);
+        // Masters beside f32 parameters are refused once there is a gradient.
+        RawTensor { master: place.master.filter(|_| param != Dtype::F32).map(|_| null), ..described }
+    }
+
+    /// Reads the arrays of all tensors, after the work before on `stream`.
+    ///
+    /// # Safety
+    ///
+    /// - `stream` is a live stream of the current context, on which all work is that uses the moments.
+    pub(super) unsafe fn read(&self, stream: *mut c_void) -> Result<Vec<Arrays>, CudaError> {
+        let read = |memory: &DeviceMemory, at: u64, len: usize| {
+            // SAFETY: the stream is live (this function's requirement), and the array has that place and length.
+            unsafe { download::<f32>(memory.address() + at, len, stream) }
+        };
+        let arrays = |place: &Place| {
+            let master = place.master.map(|at| read(&self.masters, at, place.len)).transpose()?;
+            let exp_avg = read(&self.exp_avg, place.moments, place.len)?;
+            Ok(Arrays { exp_avg, exp_avg_sq: read(&self.exp_avg_sq, place.moments, place.len)?, master })
+        };
+        self.places.iter().map(arrays).collect()
+    }
+
+    /// Writes a tensor's moments, in the order of the stream, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - `stream` is a live stream of the current context, on which all work is that uses the moments.
+    /// - The moments have the tensor's length.
+    pub(super) unsafe fn write(
+        &self,
+        tensor: usize,
+        exp_avg: &[f32],
+        exp_avg_sq: &[f32],
+        stream: *mut c_void,
+    ) -> Result<(), CudaError> {
+        let at = self.places[tensor].moments;
+        // SAFETY: the stream is live, and the tensor's moments have these places and lengths (this function's
+        // requirements).
+        unsafe {
+            upload(self.exp_avg.address() + at, exp_avg, stream)?;
+            upload(self.exp_avg_sq.address() + at, exp_avg_sq, stream)
+        }
+    }
+}
+
+/// The places of arrays of f32 in one piece of memory.
+#[derive(Debug, Default)]
+struct Arena {
+    bytes: usize,
+}
+
+impl Arena {
+    fn add(&mut self, len: usize) -> Result<u64, ListError> {
+        let at = self.bytes as u64;
+        let bytes = len.checked_next_multiple_of(ALIGN).and_then(|len| len.checked_mul(size_of::<f32>()));
+        let end = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
+        let limit = usize::MAX as u64;
+        let too_many = ListError::TooMany { list: "the bytes of the moments", limit, actual: limit };
+        self.bytes = end.ok_or(too_many)?;
+        Ok(at)
+    }
+}

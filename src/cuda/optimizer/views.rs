@@ -1,0 +1,83 @@
+//! What a step is given for each tensor, as cudarc's views.
+
+use cudarc::driver::{CudaStream, SyncOnDrop};
+
+use crate::cuda::buffer::{Buffer, BufferMut};
+use crate::cuda::driver;
+use crate::cuda::error::CudaError;
+use crate::cuda::kernels::Kernels;
+use crate::cuda::stream::check_buffer;
+use crate::ledger::Ledger;
+use crate::tensor::{RawBuffer, Role, TensorError, TensorProblem};
+
+/// Parameters and gradients of a step, one of each per tensor.
+#[derive(Debug)]
+pub(super) struct Views<'a> {
+    params: Vec<BufferMut<'a>>,
+    grads: Vec<Option<Buffer<'a>>>,
+}
+
+/// The same by address, for the work of one stream. Dropped after the work has been enqueued: cudarc notes
+/// then what later uses of the buffers must wait for.
+pub(super) struct Addresses<'a> {
+    pub(super) params: Vec<RawBuffer>,
+    pub(super) grads: Vec<Option<RawBuffer>>,
+    _guards: Vec<SyncOnDrop<'a>>,
+}
+
+impl<'a> Views<'a> {
+    /// Takes them, if their numbers and lengths are those of the ledger's tensors, and they are memory that
+    /// cudarc orders with the work of `stream`.
+    pub(super) fn new(
+        params: impl IntoIterator<Item = BufferMut<'a>>,
+        grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
+        ledger: &Ledger,
+        kernels: &Kernels,
+        stream: &CudaStream,
+    ) -> Result<Self, CudaError> {
+        // One more is too many, however many there are.
+        let most = ledger.len() + 1;
+        let params: Vec<_> = params.into_iter().take(most).collect();
+        let grads: Vec<_> = grads.into_iter().take(most).collect();
+        ledger.check_counts(params.len(), grads.len())?;
+        for (tensor, ((spec, param), grad)) in ledger.specs().zip(&params).zip(&grads).enumerate() {
+            let expected = spec.len;
+            let lens = [(Role::Param, Some(param.len())), (Role::Grad, grad.as_ref().map(Buffer::len))];
+            for (role, len) in lens {
+                if let Some(actual) = len.filter(|&len| len != expected) {
+                    let problem = TensorProblem::Length { expected, actual };
+                    return Err(ledger.named(TensorError::of_buffer(tensor, role, problem)).into());
+                }
+            }
+            let check = |own, role: Role| check_buffer(kernels.context(), stream, own, role.name());
+            check(param.own_stream(), Role::Param)?;
+            grad.as_ref().map_or(Ok(()), |grad| check(grad.own_stream(), Role::Grad))?;
+        }
+        Ok(Self { params, grads })
+    }
+
+    /// The addresses for work on `stream`, ordered after earlier uses of the buffers. The kernels' context must
+    /// be current.
+    pub(super) fn addresses<'s>(&'s mut self, stream: &'s CudaStream) -> Result<Addresses<'s>, CudaError> {
+        let count = self.params.len();
+        let (mut params, mut grads) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut guards = Vec::with_capacity(2 * count);
+        for (param, grad) in self.params.iter_mut().zip(&self.grads) {
+            let Some(grad) = grad else {
+                // Skipped, so that nothing need wait for it.
+                params.push(RawBuffer::new(0, param.dtype()));
+                grads.push(None);
+                continue;
+            };
+            let (param, guard) = param.raw(stream);
+            guards.push(guard);
+            let (grad, guard) = grad.raw(stream);
+            guards.push(guard);
+            params.push(param);
+            grads.push(Some(grad));
+        }
+        // What could not be ordered is only noted there.
+        stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error))?;
+        Ok(Addresses { params, grads, _guards: guards })
+    }
+}

@@ -1,0 +1,97 @@
+//! What must hold of streams before anything is enqueued on them.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUresult, CUstreamCaptureStatus};
+use cudarc::driver::{CudaContext, CudaStream};
+
+use super::driver::check;
+use super::error::CudaError;
+
+/// The handle of one of cudarc's streams.
+pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
+    stream.cu_stream().cast()
+}
+
+/// Fails unless a stream of cudarc's belongs to a context.
+pub(super) fn check_context(context: &CudaContext, stream: &CudaStream) -> Result<(), CudaError> {
+    let is_of_it = stream.context().cu_ctx() == context.cu_ctx();
+    if is_of_it { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
+}
+
+/// Fails unless a buffer of cudarc's is memory of a context that cudarc orders with the work of `stream`.
+///
+/// `own` is the stream that the buffer belongs to. cudarc notes for each `CudaContext` value by itself
+/// whether there are streams to order, and there may be several values for one context.
+pub(super) fn check_buffer(
+    context: &CudaContext,
+    stream: &CudaStream,
+    own: &CudaStream,
+    argument: &'static str,
+) -> Result<(), CudaError> {
+    if own.context().cu_ctx() != context.cu_ctx() {
+        return Err(CudaError::Context { argument });
+    }
+    if Arc::ptr_eq(own.context(), stream.context()) { Ok(()) } else { Err(CudaError::Unordered { argument }) }
+}
+
+/// Fails unless a stream belongs to a context. The null stream belongs to the current one.
+///
+/// # Safety
+///
+/// - `stream` is null or a live stream.
+/// - `context` is current.
+pub(super) unsafe fn check_stream(context: &CudaContext, stream: *mut c_void) -> Result<(), CudaError> {
+    let mut found = ptr::null_mut();
+    // SAFETY: the stream is live (this function's first requirement), and `found` is where the driver may
+    // write the handle.
+    check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.cast(), &mut found) })?;
+    if found == context.cu_ctx() { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
+}
+
+/// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has failed.
+///
+/// # Safety
+///
+/// - `stream` is null or a live stream.
+/// - The stream's context is current.
+unsafe fn is_captured(stream: *mut c_void) -> Result<bool, CudaError> {
+    const CALL: &str = "cuStreamIsCapturing";
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the stream is live (this function's first requirement), and `status` is where the driver may
+    // write the answer.
+    check(CALL, unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
+    match status {
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Ok(true),
+        // The driver would refuse the launch.
+        _ => check(CALL, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED).map(|()| true),
+    }
+}
+
+/// Fails unless a stream belongs to a context. Returns whether what is enqueued on it goes into a graph.
+///
+/// # Safety
+///
+/// - `stream` is null or a live stream.
+/// - `context` is current.
+pub(super) unsafe fn check_capture(context: &CudaContext, stream: *mut c_void) -> Result<bool, CudaError> {
+    // SAFETY: the stream is live and the context current (this function's requirements).
+    unsafe {
+        check_stream(context, stream)?;
+        is_captured(stream)
+    }
+}
+
+/// Fails if what is enqueued on a stream would go into a graph.
+///
+/// # Safety
+///
+/// - `stream` is null or a live stream.
+/// - The stream's context is current.
+pub(super) unsafe fn refuse_capture(stream: *mut c_void, what: &'static str) -> Result<(), CudaError> {
+    // SAFETY: the stream is live and its context current (this function's requirements).
+    if unsafe { is_captured(stream) }? { Err(CudaError::Captured { what }) } else { Ok(()) }
+}
