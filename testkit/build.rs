@@ -6,7 +6,6 @@ use std::path::Path;
 use std::{env, fs};
 
 #[path = "../build/variants.rs"]
-#[expect(dead_code, reason = "the library's build script makes its own Rust of the table")]
 mod variants;
 
 fn main() -> Result<(), Box<dyn Error>> {
