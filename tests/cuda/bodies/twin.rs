@@ -184,6 +184,14 @@ impl Models {
         Self { multiplier, loss_scale, ..self }
     }
 
+    /// Other parameters, with f32 gradients of 0.
+    pub(crate) fn set_still(&mut self, params: [Values; 2]) {
+        let zeros = |values: &Values| Slice::new(&self.stream, &Values::F32(vec![0.0; values.len()]));
+        self.grads = params.iter().map(zeros).collect();
+        self.params = params.iter().map(|values| Slice::new(&self.stream, values)).collect();
+        self.host.params = params.into();
+    }
+
     /// The gradients of a round, in other memory than those before.
     pub(crate) fn set_grads(&mut self, round: u64) {
         self.host_grads = self.host.grads(round, |_| true);
