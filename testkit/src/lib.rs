@@ -1,4 +1,5 @@
-//! What several tests and benchmarks share. No test reaches behind the library's public API through it.
+//! What several tests and benchmarks share. No test reaches behind the library's public API through
+//! it.
 
 pub mod bound;
 pub mod contract;
@@ -15,8 +16,8 @@ pub mod tensor;
 pub mod values;
 pub mod variant;
 
-/// One generic function with the static types of each variant, in the order of the table: of parameters and gradients; and where there are
-/// masters, another one.
+/// One generic function with the static types of each variant, in the order of the table: of
+/// parameters and gradients; and where there are masters, another one.
 #[macro_export]
 macro_rules! for_each_variant {
     ($plain:ident, $master:ident) => {{

@@ -15,7 +15,8 @@ use testkit::variant::formats;
 
 use super::gpu::{Gpu, Memory};
 
-/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same filling around.
+/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same
+/// filling around.
 pub(crate) struct Twin {
     pub(crate) host: Tensor,
     pub(crate) memory: Vec<Memory>,
