@@ -1,57 +1,75 @@
-//! Which combinations of element types have kernels, on every backend alike.
+//! The variants: which combinations of formats have kernels, on every backend alike.
 
+#![expect(unused_macros, reason = "the table has more than this needs")]
+
+use half::{bf16, f16};
+
+use crate::dtype::GradOf;
 use crate::{Dtype, Error};
 
-use Dtype::{Bf16, F16, F32};
+// `TABLE`, and which gradients go with which parameters.
+include!(concat!(env!("OUT_DIR"), "/variants.rs"));
 
-/// The types of parameters, gradients and copy, and the kernels' name for them.
-const COMBINATIONS: [(Dtype, Dtype, Option<Dtype>, &str); 11] = [
-    (F32, F32, None, "f32_f32"),
-    (F32, Bf16, None, "f32_bf16"),
-    (F32, F16, None, "f32_f16"),
-    (Bf16, Bf16, None, "bf16_bf16"),
-    (Bf16, F32, None, "bf16_f32"),
-    (F16, F16, None, "f16_f16"),
-    (F16, F32, None, "f16_f32"),
-    (F32, F32, Some(Bf16), "f32_f32_bf16"),
-    (F32, Bf16, Some(Bf16), "f32_bf16_bf16"),
-    (F32, F32, Some(F16), "f32_f32_f16"),
-    (F32, F16, Some(F16), "f32_f16_f16"),
-];
+/// The format of each role of a variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formats {
+    /// The model's tensor.
+    pub param: Dtype,
+    /// The gradient.
+    pub grad: Dtype,
+    /// The first moment.
+    pub exp_avg: Dtype,
+    /// The second moment.
+    pub exp_avg_sq: Dtype,
+    /// What is updated for the parameter, if not the parameter itself.
+    pub master: Option<Dtype>,
+}
 
-/// A combination of element types that has kernels.
+/// A combination of formats that has kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Combination(usize);
+pub struct Variant(usize);
 
-impl Combination {
-    /// The combination of a tensor's types, if there is one.
+impl Variant {
+    /// All variants, in the table's order.
+    pub fn all() -> impl ExactSizeIterator<Item = Self> {
+        (0..TABLE.len()).map(Self)
+    }
+
+    /// The name, which those of the kernels have in them.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        TABLE[self.0].0
+    }
+
+    /// The format of each role.
+    #[must_use]
+    pub fn formats(self) -> Formats {
+        TABLE[self.0].1
+    }
+
+    /// Position among [`all`](Self::all).
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+impl Variant {
+    /// The variant of a tensor's types, if there is one: of what is updated, the gradient, and its copy.
     pub(crate) fn of(tensor: usize, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<Self, Error> {
-        let found = COMBINATIONS.iter().position(|&(p, g, c, _)| (p, g, c) == (params, grads, copy));
+        let wanted = (copy.unwrap_or(params), grads, copy.map(|_| params));
+        let is_wanted = |formats: &Formats| (formats.param, formats.grad, formats.master) == wanted;
+        let found = TABLE.iter().position(|(_, formats)| is_wanted(formats));
         found.map(Self).ok_or(Error::Types { tensor, params, grads, copy })
     }
 }
 
 #[cfg(any(feature = "cuda", feature = "webgpu"))]
-impl Combination {
-    pub(crate) const COUNT: usize = COMBINATIONS.len();
+impl Variant {
+    pub(crate) const COUNT: usize = TABLE.len();
 
-    #[cfg(test)]
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        (0..Self::COUNT).map(Self)
-    }
-
-    /// The type of the copy that masters keep of the parameters.
     #[cfg(feature = "webgpu")]
-    pub(crate) fn copy(self) -> Option<Dtype> {
-        COMBINATIONS[self.0].2
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        COMBINATIONS[self.0].3
-    }
-
-    /// Position among [`all`](Self::all).
-    pub(crate) fn index(self) -> usize {
-        self.0
+    pub(crate) fn has_master(self) -> bool {
+        self.formats().master.is_some()
     }
 }

@@ -82,14 +82,6 @@ pub trait HalfElement: Element {}
 /// ```
 pub trait GradOf<P: Element>: Element {}
 
-impl GradOf<f32> for f32 {}
-impl GradOf<f32> for bf16 {}
-impl GradOf<f32> for f16 {}
-impl GradOf<bf16> for bf16 {}
-impl GradOf<bf16> for f32 {}
-impl GradOf<f16> for f16 {}
-impl GradOf<f16> for f32 {}
-
 impl sealed::Sealed for f32 {}
 impl Element for f32 {
     const DTYPE: Dtype = Dtype::F32;

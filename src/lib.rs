@@ -27,6 +27,7 @@ mod state_file;
 pub mod webgpu;
 
 pub use coeffs::StepCoeffs;
+pub use combination::{Formats, Variant};
 pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
 pub use dtype::{Dtype, Element, GradOf, HalfElement};
 pub use error::{Error, StateProblem, WgpuProblem};

@@ -1,6 +1,6 @@
 //! Tensors by address, and lists of them whose addresses were checked once.
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 use crate::overlap::{self, BUFFERS, GRADS};
 use crate::{Dtype, Error};
 
@@ -38,9 +38,9 @@ pub struct RawTensor {
 pub(crate) type Span = overlap::Span<()>;
 
 impl RawTensor {
-    pub(crate) fn combination(&self, tensor: usize) -> Result<Combination, Error> {
+    pub(crate) fn variant(&self, tensor: usize) -> Result<Variant, Error> {
         let (params, grads, copy) = self.types();
-        Combination::of(tensor, params, grads, copy)
+        Variant::of(tensor, params, grads, copy)
     }
 
     pub(crate) fn types(&self) -> (Dtype, Dtype, Option<Dtype>) {
@@ -52,9 +52,11 @@ impl RawTensor {
         self.len == 0 || self.grads.address == 0
     }
 
-    /// The addresses in the order of the kernels' arguments; 0 where there is no copy.
+    /// The addresses by role, in the order of the kernels' arguments; 0 where there is no master.
     pub(crate) fn addresses(&self) -> [u64; 5] {
-        self.buffers().map(|(address, _)| address)
+        let [params, grad, exp_avg, exp_avg_sq, copy] = self.buffers().map(|(address, _)| address);
+        let (param, master) = if self.copy.is_some() { (copy, params) } else { (params, 0) };
+        [param, grad, exp_avg, exp_avg_sq, master]
     }
 
     fn buffers(&self) -> [(u64, usize); 5] {
@@ -134,7 +136,7 @@ impl Tensors {
     /// Checks the types, every address and every pair of buffers.
     pub(crate) fn new(tensors: &[RawTensor]) -> Result<Self, Error> {
         for (index, tensor) in tensors.iter().enumerate() {
-            tensor.combination(index)?;
+            tensor.variant(index)?;
         }
         let mut written = Written::with_capacity(tensors.len());
         written.check_all(tensors)?;

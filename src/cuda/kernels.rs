@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUcontext, CUfunction, CUjit_option, CUmodule};
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 use crate::{Dtype, Error};
 
 use super::checks::check_capture;
 use super::driver::{self, Current, Held, check, keeping_current};
 use super::memory::Pool;
 
-// `MODULES`, the texts that the build embedded. The driver compiles them for the device.
+// `MODULES` and `CONTROL`, the texts that the build embedded. The driver compiles them for the device.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 const PTX_ORIGIN: &str = env!("DUALADAM_PTX_ORIGIN");
 
@@ -49,7 +49,7 @@ pub struct Kernels {
 
 #[derive(Debug)]
 struct Inner {
-    functions: [OnceLock<Functions>; Combination::COUNT],
+    functions: [OnceLock<Functions>; Variant::COUNT],
     prepare_sets: OnceLock<Function>,
     /// Who loads a module has it, so that nobody loads it as well.
     loading: Mutex<()>,
@@ -72,7 +72,7 @@ impl Function {
     }
 }
 
-/// The kernels of one combination of element types.
+/// The kernels of one variant.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Functions {
     pub(super) dual_adam: Function,
@@ -216,7 +216,7 @@ impl Kernels {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn prepare(&self, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Result<(), Error> {
-        self.functions(Combination::of(0, params, grads, copy)?).map(|_| ())
+        self.functions(Variant::of(0, params, grads, copy)?).map(|_| ())
     }
 
     /// Whether what is enqueued on `stream`, which is null or a `CUstream`, goes into a CUDA graph.
@@ -241,15 +241,15 @@ impl Kernels {
         &self.inner.context
     }
 
-    /// The kernels of a combination, if they are loaded.
-    pub(super) fn loaded(&self, combination: Combination) -> Option<&Functions> {
-        self.inner.functions[combination.index()].get()
+    /// The kernels of a variant, if they are loaded.
+    pub(super) fn loaded(&self, variant: Variant) -> Option<&Functions> {
+        self.inner.functions[variant.index()].get()
     }
 
-    /// The kernels of a combination, which are loaded if they are not yet.
-    pub(super) fn functions(&self, combination: Combination) -> Result<&Functions, Error> {
-        let name = combination.name();
-        self.load(&self.inner.functions[combination.index()], name, |module| {
+    /// The kernels of a variant, which are loaded if they are not yet.
+    pub(super) fn functions(&self, variant: Variant) -> Result<&Functions, Error> {
+        let name = variant.name();
+        self.load(&self.inner.functions[variant.index()], MODULES[variant.index()], |module| {
             let function = |kind: &str| module.function(&format!("{kind}_{name}"));
             Ok(Functions { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
         })
@@ -257,14 +257,14 @@ impl Kernels {
 
     /// The kernel that prepares the sets of controlled steps, which is loaded if it is not yet.
     pub(super) fn prepare_sets(&self) -> Result<Function, Error> {
-        self.load(&self.inner.prepare_sets, "control", |module| module.function("prepare_sets")).copied()
+        self.load(&self.inner.prepare_sets, CONTROL, |module| module.function("prepare_sets")).copied()
     }
 
     /// What `find` finds in a module, which is loaded once.
     fn load<'a, T>(
         &self,
         found: &'a OnceLock<T>,
-        module: &str,
+        ptx: &str,
         find: impl FnOnce(&Module) -> Result<T, Error>,
     ) -> Result<&'a T, Error> {
         if let Some(found) = found.get() {
@@ -275,7 +275,7 @@ impl Kernels {
             return Ok(found);
         }
         let _current = self.enter()?;
-        let new = find(&Module::load(module)?)?;
+        let new = find(&Module::load(ptx)?)?;
         Ok(found.get_or_init(|| new))
     }
 
@@ -295,15 +295,13 @@ impl Kernels {
 struct Module(CUmodule);
 
 impl Module {
-    /// Loads a module. Its context must be current.
-    fn load(name: &str) -> Result<Self, Error> {
-        // Each name that is asked for is there: the build embeds a module for each combination, and that of controlled steps.
-        let ptx = MODULES.iter().find(|(module, _)| *module == name).map_or("\0", |(_, ptx)| ptx);
+    /// Loads a module from its text, which is one of the build's. Its context must be current.
+    fn load(ptx: &str) -> Result<Self, Error> {
         let mut log = vec![0_u8; LOG_BYTES];
         let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
         let mut handle = ptr::null_mut();
-        // SAFETY: the text ends in a zero byte; each option has its value, of the type that the driver asks for (an address, and a
+        // SAFETY: the text ends in a zero byte, as the build's do; each option has its value, of the type that the driver asks for (an address, and a
         // number in place of an address); all of it outlives the call.
         let answer = unsafe {
             let (count, options, values) = (options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr());
@@ -335,16 +333,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_combination_has_a_module_with_its_kernels() {
-        for combination in Combination::all() {
-            let name = combination.name();
-            let ptx = MODULES.iter().find(|(module, _)| *module == name).map(|(_, ptx)| *ptx).unwrap();
+    fn every_variant_has_a_module_with_its_kernels() {
+        for variant in Variant::all() {
+            let (name, ptx) = (variant.name(), MODULES[variant.index()]);
             for kind in ["dual_adam", "adam", "list"] {
                 assert!(ptx.contains(&format!(".entry {kind}_{name}(")), "{kind}_{name}");
             }
             assert!(ptx.ends_with('\0'));
         }
-        assert!(MODULES.iter().any(|(module, ptx)| *module == "control" && ptx.contains(".entry prepare_sets(")));
-        assert_eq!(MODULES.len(), Combination::COUNT + 1);
+        assert!(CONTROL.contains(".entry prepare_sets(") && CONTROL.ends_with('\0'));
     }
 }

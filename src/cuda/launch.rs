@@ -24,17 +24,17 @@ const FLAT_GROUPS: u32 = 2;
 pub(super) const CHUNK: u64 = 4096;
 /// Chunks that share an entry of a list's table.
 pub(super) const SPAN: u32 = 1;
-/// Coefficient sets that fit beside the other arguments.
-pub(super) const MAX_SETS: usize = 96;
+/// The coefficients that fit beside the other arguments.
+pub(super) const MAX_COEFFS: usize = 96;
 /// Threads of a block that prepares coefficient sets.
 const CONTROL_BLOCK: u32 = 256;
 
 /// The most blocks that a launch can have.
 pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
 
-/// Coefficient sets as an argument.
+/// Coefficients as an argument.
 #[repr(C)]
-struct StepSets([StepCoeffs; MAX_SETS]);
+struct StepCoeffsArray([StepCoeffs; MAX_COEFFS]);
 
 impl Kernels {
     /// One DualAdam step over one tensor's flat buffers, enqueued on `stream`. Arguments are plain numbers.
@@ -78,7 +78,7 @@ impl Kernels {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub unsafe fn step_raw(&self, tensor: &RawTensor, coeffs: &StepCoeffs, stream: *mut c_void) -> Result<(), Error> {
-        let combination = tensor.combination(0)?;
+        let variant = tensor.variant(0)?;
         if tensor.set != 0 {
             return Err(Error::Index { tensor: 0, index: "set", len: 1, value: tensor.set });
         }
@@ -91,23 +91,23 @@ impl Kernels {
         if tensor.len == 0 {
             return Ok(());
         }
-        let functions = match self.loaded(combination) {
+        let functions = match self.loaded(variant) {
             Some(functions) => functions,
             None if is_captured => {
                 let what = "the first step with a combination of types, which loads its kernels,";
                 return Err(Error::Captured { what });
             }
-            None => self.functions(combination)?,
+            None => self.functions(variant)?,
         };
         let function = if coeffs.is_adam() { functions.adam } else { functions.dual_adam };
-        let [mut params, mut grads, mut exp_avg, mut exp_avg_sq, mut copy] = tensor.addresses();
+        let [mut param, mut grad, mut exp_avg, mut exp_avg_sq, mut master] = tensor.addresses();
         let (mut len, mut coeffs) = (tensor.len, *coeffs);
         let mut arguments = [
-            argument(&mut params),
-            argument(&mut grads),
+            argument(&mut param),
+            argument(&mut grad),
             argument(&mut exp_avg),
             argument(&mut exp_avg_sq),
-            argument(&mut copy),
+            argument(&mut master),
             argument(&mut len),
             argument(&mut coeffs),
         ];
@@ -132,7 +132,7 @@ pub(super) type TableArguments = (u64, u32);
 /// Where a list's launches find their coefficient sets.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SetsArguments<'a> {
-    /// The sets in device memory; with 0 they travel as an argument, and may be no more than [`MAX_SETS`].
+    /// The sets in device memory; with 0 they travel as an argument, and may be no more than [`MAX_COEFFS`].
     pub(super) device: u64,
     pub(super) by_value: &'a [StepCoeffs],
     /// The words that say which sets to leave alone, in device memory; 0 for none.
@@ -152,7 +152,7 @@ pub(super) unsafe fn launch_list(
     mut sets: SetsArguments<'_>,
     stream: *mut c_void,
 ) -> Result<(), Error> {
-    let mut by_value = StepSets([StepCoeffs::zeroed(); MAX_SETS]);
+    let mut by_value = StepCoeffsArray([StepCoeffs::zeroed(); MAX_COEFFS]);
     if sets.device == 0 {
         by_value.0[..sets.by_value.len()].copy_from_slice(sets.by_value);
     }
@@ -237,10 +237,10 @@ mod tests {
         assert_eq!(value("FLAT_GROUPS"), u64::from(FLAT_GROUPS));
         assert_eq!(value("CHUNK"), CHUNK);
         assert_eq!(value("SPAN"), u64::from(SPAN));
-        assert_eq!(value("MAX_SETS"), MAX_SETS as u64);
+        assert_eq!(value("MAX_COEFFS"), MAX_COEFFS as u64);
         assert_eq!(value("CONTROL_BLOCK"), u64::from(CONTROL_BLOCK));
         assert_eq!(CHUNK % (u64::from(BLOCK * VEC) * value("LIST_GROUPS")), 0);
-        assert_eq!(size_of::<StepSets>(), 3840);
+        assert_eq!(size_of::<StepCoeffsArray>(), 3840);
     }
 
     #[test]

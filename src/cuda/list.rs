@@ -10,7 +10,7 @@ use super::checks::check_capture;
 use super::control::{Control, RawScalars};
 use super::event::LastUse;
 use super::kernels::{Function, Kernels};
-use super::launch::{MAX_SETS, SetsArguments, launch_list};
+use super::launch::{MAX_COEFFS, SetsArguments, launch_list};
 use super::memory::{self, DeviceMemory};
 use super::staging::Staging;
 use super::table::{Table, Tables};
@@ -89,10 +89,10 @@ impl TensorList {
         }
         let checked = Tensors::new(tensors)?;
         let tables = Tables::new(tensors)?;
-        let loaded = tables.tables.iter().map(|table| Ok(kernels.functions(table.combination)?.list));
+        let loaded = tables.tables.iter().map(|table| Ok(kernels.functions(table.variant)?.list));
         let functions = loaded.collect::<Result<Vec<_>, Error>>()?;
-        let most_sets = tensors.len().max(MAX_SETS);
-        let sets_bytes = if most_sets > MAX_SETS { most_sets * size_of::<StepCoeffs>() } else { 0 };
+        let most_sets = tensors.len().max(MAX_COEFFS);
+        let sets_bytes = if most_sets > MAX_COEFFS { most_sets * size_of::<StepCoeffs>() } else { 0 };
         let content = tables.build(tensors);
         let memory = DeviceMemory::with_content(kernels, last_use, &content, content.len() + sets_bytes)?;
         let staging = Staging::new(kernels, last_use, tables.staged_bytes + sets_bytes)?;
@@ -199,7 +199,7 @@ impl TensorList {
         // SAFETY: `stream` is live (`step_raw`'s first requirement).
         let is_captured = unsafe { check_capture(&self.kernels, stream) }?;
         let (memory, device) = if is_captured {
-            let sets = if sets.len() > MAX_SETS { bytemuck::cast_slice(sets) } else { &[] };
+            let sets = if sets.len() > MAX_COEFFS { bytemuck::cast_slice(sets) } else { &[] };
             // SAFETY: as above, and the context is current.
             let memory = unsafe { self.memory_for_graph(sets, stream) }?;
             (memory, if sets.is_empty() { 0 } else { memory + self.tables.bytes as u64 })
@@ -385,7 +385,7 @@ impl TensorList {
     ///
     /// `stream` must be live and not captured, the kernels' context current, and the list's earlier steps ordered before.
     unsafe fn send_changes(&mut self, sets: &[StepCoeffs], stream: *mut c_void) -> Result<u64, Error> {
-        let too_many = sets.len() > MAX_SETS;
+        let too_many = sets.len() > MAX_COEFFS;
         if !too_many && !self.tables.have_changes() {
             return Ok(0);
         }

@@ -603,7 +603,7 @@ impl Moments {
             len: tensor.len as u64,
             set: 0,
         };
-        described.combination(index)?;
+        described.variant(index)?;
         Ok(described)
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 use crate::{Error, RawTensor};
 
 use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
@@ -14,24 +14,24 @@ use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Record {
-    /// Parameters, gradients, `exp_avg`, `exp_avg_sq`, copy.
+    /// By role: param, grad, `exp_avg`, `exp_avg_sq`, master.
     addresses: [u64; 5],
     len: u64,
     first_chunk: u32,
-    set: u32,
-    sets_masters: u64,
+    coeffs_index: u32,
+    sets_master: u64,
 }
 
 const RECORD_BYTES: usize = size_of::<Record>();
 
-/// The descriptors of the tensors of one type combination, which one launch serves: a [`Record`] a tensor, and then, as `u32`, the
+/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] a tensor, and then, as `u32`, the
 /// tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for 4,096 elements.
 ///
 /// A block finds its tensor by one load, and all about the tensor by loads that wait for that one only. With [`SPAN`] 8 the table
 /// would have an eighth of the 4 bytes, and each block one latency of the memory more before its data.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub(super) combination: Combination,
+    pub(super) variant: Variant,
     /// The tensors' positions in the list, the empty ones last: so each span has the chunks of [`SPAN`] tensors at most.
     pub(super) members: Vec<usize>,
     /// The first chunk of each of them.
@@ -66,13 +66,13 @@ impl Tables {
         if tensors.len() as u64 > limit {
             return Err(Error::TooMany { list: "tensors", limit, actual: tensors.len() as u64 });
         }
-        let mut members: BTreeMap<Combination, Vec<usize>> = BTreeMap::new();
+        let mut members: BTreeMap<Variant, Vec<usize>> = BTreeMap::new();
         for (index, tensor) in tensors.iter().enumerate() {
-            members.entry(tensor.combination(index)?).or_default().push(index);
+            members.entry(tensor.variant(index)?).or_default().push(index);
         }
         let (places, sets_masters) = (vec![(0, 0); tensors.len()], vec![false; tensors.len()]);
         let mut made = Self { tables: vec![], places, sets_masters, bytes: 0, staged_bytes: 0 };
-        for (number, (combination, mut members)) in members.into_iter().enumerate() {
+        for (number, (variant, mut members)) in members.into_iter().enumerate() {
             members.sort_by_key(|&member| tensors[member].len == 0);
             for (position, &member) in members.iter().enumerate() {
                 made.places[member] = (number as u32, position as u32);
@@ -85,7 +85,7 @@ impl Tables {
             });
             let first_chunks = first_chunks.collect();
             let (start, staged) = (made.bytes, made.staged_bytes);
-            let table = Table { combination, members, first_chunks, chunks, start, staged, changed: 0..0 };
+            let table = Table { variant, members, first_chunks, chunks, start, staged, changed: 0..0 };
             made.bytes += table.bytes().next_multiple_of(RECORD_BYTES);
             made.staged_bytes += RECORD_BYTES * table.members.len();
             made.tables.push(table);
@@ -162,9 +162,9 @@ impl Table {
                 addresses: tensor.addresses(),
                 len: tensor.len,
                 first_chunk,
-                // Checked by the step: it is below the number of sets.
-                set: tensor.set as u32,
-                sets_masters: sets_masters[member].into(),
+                // Checked by the step: it is below the number of coefficients.
+                coeffs_index: tensor.set as u32,
+                sets_master: sets_masters[member].into(),
             };
             bytes.copy_from_slice(bytemuck::bytes_of(&record));
         }
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!((made.tables.len(), bytes.len()), (2, made.bytes));
         let [first, second] = &made.tables[..] else { panic!("two tables") };
         assert_eq!((first.members.as_slice(), first.chunks), ([0, 3, 2].as_slice(), 3));
-        // In words of eight bytes the first chunk is the low half, the set the high one.
+        // In words of eight bytes the first chunk is the low half, the coefficients' index the high one.
         let records = [
             [100, 101, 102, 103, 0, 4097, 7 << 32, 0],
             [400, 401, 402, 403, 0, 4096, (1 << 32) + 2, 0],
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(words::<8>(&bytes[..3 * 64]), records.concat());
         assert_eq!(words::<4>(&bytes[3 * 64..][..12]), [0, 0, 1]);
         assert_eq!((second.start, second.start % 64), (4 * 64, 0));
-        assert_eq!(words::<8>(&bytes[second.start..][..64]), [200, 201, 202, 203, 204, 10, 8 << 32, 1]);
+        assert_eq!(words::<8>(&bytes[second.start..][..64]), [204, 201, 202, 203, 200, 10, 8 << 32, 1]);
     }
 
     #[test]

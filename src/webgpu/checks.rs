@@ -13,8 +13,8 @@ const WORD: u64 = 4;
 pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result<(), Error> {
     let mut spans = Vec::with_capacity(tensors.len() * BUFFERS.len());
     for (index, tensor) in tensors.iter().enumerate() {
-        let Some(combination) = tensor.combination(index)? else { continue };
-        if combination.copy().is_some() && !limits.has_copy() {
+        let Some(variant) = tensor.variant(index)? else { continue };
+        if variant.has_master() && !limits.has_copy() {
             return Err(limits.missing_copy());
         }
         for (buffer, view) in tensor.views().into_iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 use crate::{Dtype, Error, StepCoeffs};
 
 use super::capture::capture;
@@ -58,12 +58,12 @@ pub struct TensorList {
 #[derive(Debug)]
 struct Bound {
     /// None if nothing is done.
-    combination: Option<Combination>,
+    variant: Option<Variant>,
     params: Dtype,
     copy: Option<Dtype>,
     len: u64,
     set: usize,
-    /// What is bound, and from which byte on; in the order of the bindings.
+    /// What is bound, and from which byte on; in the order of `Tensor::views`.
     places: [Option<(wgpu::Buffer, u64)>; 5],
     windows: Vec<wgpu::BindGroup>,
 }
@@ -141,9 +141,9 @@ impl TensorList {
         let (mut changed, mut replan) = (vec![], false);
         for (index, (old, new)) in self.tensors.iter().zip(tensors).enumerate() {
             old.check_fixed(index, new)?;
-            let combination = new.combination(index)?;
-            replan |= combination != old.combination;
-            if combination != old.combination || (combination.is_some() && !old.binds(new)) {
+            let variant = new.variant(index)?;
+            replan |= variant != old.variant;
+            if variant != old.variant || (variant.is_some() && !old.binds(new)) {
                 changed.push(index);
             }
         }
@@ -247,18 +247,18 @@ impl<'a> Encoder<'a, '_> {
 
 impl Bound {
     fn new(pipelines: &Pipelines, index: usize, tensor: &Tensor<'_>) -> Result<Self, Error> {
-        let combination = tensor.combination(index)?;
+        let variant = tensor.variant(index)?;
         let mut places = [const { None }; 5];
         let mut windows = vec![];
-        if let Some(combination) = combination {
+        if let Some(variant) = variant {
             let views = tensor.views();
             places = views.map(|view| view.map(|view| (view.buffer.clone(), view.offset)));
-            let layout = pipelines.tensor_layout(combination.copy().is_some())?;
-            let bind = |window| bind(pipelines.device(), layout, index, views, window);
+            let layout = pipelines.tensor_layout(variant.has_master())?;
+            let bind = |window| bind(pipelines.device(), layout, index, tensor.by_role(), window);
             windows = pipelines.limits().windows(tensor.len).map(bind).collect::<Result<_, _>>()?;
         }
         let &Tensor { params, copy, len, set, .. } = tensor;
-        Ok(Self { combination, params: params.dtype, copy: copy.map(|copy| copy.dtype), len, set, places, windows })
+        Ok(Self { variant, params: params.dtype, copy: copy.map(|copy| copy.dtype), len, set, places, windows })
     }
 
     /// Whether these buffers and offsets are bound.
@@ -291,7 +291,7 @@ fn bind<'a>(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
     tensor: usize,
-    views: [Option<BufferView<'a>>; 5],
+    by_role: [Option<BufferView<'a>>; 5],
     (start, elements): (u64, u64),
 ) -> Result<wgpu::BindGroup, Error> {
     let resource = |BufferView { buffer, offset, dtype }: BufferView<'a>| {
@@ -302,7 +302,7 @@ fn bind<'a>(
     let entry = |(binding, view): (u32, Option<BufferView<'a>>)| {
         Some(wgpu::BindGroupEntry { binding, resource: resource(view?) })
     };
-    let entries: Vec<_> = (0..).zip(views).filter_map(entry).collect();
+    let entries: Vec<_> = (0..).zip(by_role).filter_map(entry).collect();
     capture(device, "create_bind_group", Some(tensor), || {
         device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("dualadam"), layout, entries: &entries })
     })
@@ -313,14 +313,14 @@ impl Plan {
         let limits = pipelines.limits();
         let mut found = vec![];
         for (index, tensor) in tensors.iter().enumerate() {
-            let Some(combination) = tensor.combination(index)? else { continue };
+            let Some(variant) = tensor.variant(index)? else { continue };
             for (window, (_, elements)) in limits.windows(tensor.len).enumerate() {
                 let dispatch = |grid| Dispatch { stage: 0, tensor: index, window, grid };
                 if let Some(grid) = limits.grid(elements) {
-                    found.push(((combination, Kind::Quads), dispatch(grid)));
+                    found.push(((variant, Kind::Quads), dispatch(grid)));
                 }
                 if DeviceLimits::has_tail(elements) {
-                    found.push(((combination, Kind::Tail), dispatch([1, 1])));
+                    found.push(((variant, Kind::Tail), dispatch([1, 1])));
                 }
             }
         }
@@ -328,9 +328,9 @@ impl Plan {
 
         let mut plan = Self { stages: vec![], dispatches: Vec::with_capacity(found.len()) };
         let mut last = None;
-        for (key @ (combination, kind), dispatch) in found {
+        for (key @ (variant, kind), dispatch) in found {
             if last != Some(key) {
-                plan.stages.push(pipelines.stage(combination, kind)?.clone());
+                plan.stages.push(pipelines.stage(variant, kind)?.clone());
                 last = Some(key);
             }
             plan.dispatches.push(Dispatch { stage: plan.stages.len() - 1, ..dispatch });

@@ -214,7 +214,7 @@ impl DualAdam {
         let mut described = Vec::with_capacity(self.tensors.len());
         for (index, (tensor, (&params, &grads))) in self.tensors.iter().zip(params.iter().zip(grads)).enumerate() {
             let mut next = tensor.describe(&self.arenas, params, grads);
-            next.combination(index)?;
+            next.variant(index)?;
             if grads.is_some() {
                 let step = tensor.step.checked_add(1).ok_or(Error::StepOverflow { tensor: index })?;
                 next.set = self.sets.index(&self.groups, tensor.group, step, multiplier)?;

@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::Error;
-use crate::combination::Combination;
+use crate::combination::Variant;
 
 use super::capture::capture;
 use super::coeffs::{CoeffsSource, check_not_lost};
-use super::layout::{BUFFERS, COEFFS_BYTES, QUADS, SET_MASTERS, TAILS};
+use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
@@ -37,9 +37,9 @@ struct Inner {
     device: wgpu::Device,
     limits: DeviceLimits,
     coeffs: CoeffsSource,
-    /// Without a copy, and with one where the device allows it.
+    /// Without a master, and with one where the device allows it.
     layouts: [Option<Layout>; 2],
-    compiled: [Compiled; Combination::COUNT],
+    compiled: [Compiled; Variant::COUNT],
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ struct Layout {
     pipeline: wgpu::PipelineLayout,
 }
 
-/// The shaders of one combination of types.
+/// The shaders of one variant.
 #[derive(Debug, Default)]
 struct Compiled {
     module: OnceLock<wgpu::ShaderModule>,
@@ -69,7 +69,7 @@ pub(super) enum Kind {
 pub(super) struct Stage {
     pub(super) dual_adam: wgpu::ComputePipeline,
     pub(super) adam: wgpu::ComputePipeline,
-    /// Sets masters from their copy, where there is one.
+    /// Sets masters from their parameters, where there are any.
     pub(super) set_masters: Option<wgpu::ComputePipeline>,
 }
 
@@ -108,43 +108,43 @@ impl Pipelines {
     }
 
     /// The layout of a tensor's bind group.
-    pub(super) fn tensor_layout(&self, copy: bool) -> Result<&wgpu::BindGroupLayout, Error> {
-        Ok(&self.layout(copy)?.tensor)
+    pub(super) fn tensor_layout(&self, master: bool) -> Result<&wgpu::BindGroupLayout, Error> {
+        Ok(&self.layout(master)?.tensor)
     }
 
-    fn layout(&self, copy: bool) -> Result<&Layout, Error> {
+    fn layout(&self, master: bool) -> Result<&Layout, Error> {
         let [without, with] = &self.inner.layouts;
-        match if copy { with } else { without } {
+        match if master { with } else { without } {
             Some(layout) => Ok(layout),
             None => Err(self.inner.limits.missing_copy()),
         }
     }
 
     /// The pipelines for these types, compiled now if they never were.
-    pub(super) fn stage(&self, combination: Combination, kind: Kind) -> Result<&Stage, Error> {
-        let compiled = &self.inner.compiled[combination.index()];
+    pub(super) fn stage(&self, variant: Variant, kind: Kind) -> Result<&Stage, Error> {
+        let compiled = &self.inner.compiled[variant.index()];
         let stage = &compiled.kinds[kind as usize];
         match stage.get() {
             Some(stage) => Ok(stage),
             // Two threads may compile the same; the first to end is kept.
             None => {
-                let made = self.compile(combination, kind)?;
+                let made = self.compile(variant, kind)?;
                 Ok(stage.get_or_init(|| made))
             }
         }
     }
 
-    fn compile(&self, combination: Combination, kind: Kind) -> Result<Stage, Error> {
+    fn compile(&self, variant: Variant, kind: Kind) -> Result<Stage, Error> {
         let Inner { device, coeffs, compiled, .. } = &*self.inner;
-        let layout = &self.layout(combination.copy().is_some())?.pipeline;
-        let text = shaders::text(combination, coeffs.is_immediate());
-        let module = &compiled[combination.index()].module;
+        let layout = &self.layout(variant.has_master())?.pipeline;
+        let text = shaders::text(variant, coeffs.is_immediate());
+        let module = &compiled[variant.index()].module;
         let module = match module.get() {
             Some(module) => module,
             None => {
                 let made = capture(device, "create_shader_module", None, || {
                     device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                        label: Some(combination.name()),
+                        label: Some(variant.name()),
                         source: wgpu::ShaderSource::Wgsl(text.into()),
                     })
                 })?;
@@ -153,7 +153,7 @@ impl Pipelines {
         };
         let pipeline = |entry_point: &str| {
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(combination.name()),
+                label: Some(variant.name()),
                 layout: Some(layout),
                 module,
                 entry_point: Some(entry_point),
@@ -168,15 +168,15 @@ impl Pipelines {
         capture(device, "create_compute_pipeline", None, || Stage {
             dual_adam: pipeline(dual_adam),
             adam: pipeline(adam),
-            set_masters: combination.copy().map(|_| pipeline(SET_MASTERS[kind as usize])),
+            set_masters: variant.has_master().then(|| pipeline(SET_MASTERS[kind as usize])),
         })
     }
 }
 
 impl Layout {
-    fn new(device: &wgpu::Device, coeffs: &CoeffsSource, copy: bool) -> Self {
+    fn new(device: &wgpu::Device, coeffs: &CoeffsSource, master: bool) -> Self {
         let label = Some("dualadam");
-        let entries: Vec<_> = (0..BUFFERS.len() as u32 - u32::from(!copy))
+        let entries: Vec<_> = (0..ROLES.len() as u32 - u32::from(!master))
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,

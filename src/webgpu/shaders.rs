@@ -1,35 +1,12 @@
 //! The shaders' text, which the build has joined and checked.
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 
-macro_rules! texts {
-    ($($types:literal),+ $(,)?) => {
-        /// The types, the text with the coefficients in a uniform buffer, and the one with immediates.
-        const TEXTS: [(&str, &str, &str); Combination::COUNT] = [$((
-            $types,
-            include_str!(concat!(env!("OUT_DIR"), "/shaders/", $types, "_uniform.wgsl")),
-            include_str!(concat!(env!("OUT_DIR"), "/shaders/", $types, "_immediate.wgsl")),
-        )),+];
-    };
-}
+// `TEXTS`.
+include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
-// In the order of the combinations.
-texts![
-    "f32_f32",
-    "f32_bf16",
-    "f32_f16",
-    "bf16_bf16",
-    "bf16_f32",
-    "f16_f16",
-    "f16_f32",
-    "f32_f32_bf16",
-    "f32_bf16_bf16",
-    "f32_f32_f16",
-    "f32_f16_f16",
-];
-
-pub(super) fn text(combination: Combination, immediate: bool) -> &'static str {
-    let (_, uniform, immediates) = TEXTS[combination.index()];
+pub(super) fn text(variant: Variant, immediate: bool) -> &'static str {
+    let (uniform, immediates) = TEXTS[variant.index()];
     if immediate { immediates } else { uniform }
 }
 
@@ -37,16 +14,8 @@ pub(super) fn text(combination: Combination, immediate: bool) -> &'static str {
 mod tests {
     use std::mem::offset_of;
 
-    use super::*;
+    use crate::StepCoeffs;
     use crate::webgpu::layout;
-    use crate::{StepCoeffs, overlap};
-
-    #[test]
-    fn each_combination_has_its_text() {
-        for combination in Combination::all() {
-            assert_eq!(TEXTS[combination.index()].0, combination.name());
-        }
-    }
 
     /// The build has compared the shaders with `layout`; this compares `layout` with the host.
     #[test]
@@ -70,6 +39,5 @@ mod tests {
             assert_eq!((field, offset), (layout::COEFFS[place], 4 * place));
         }
         assert_eq!(size_of::<StepCoeffs>(), layout::COEFFS_BYTES as usize);
-        assert_eq!(layout::BUFFERS, overlap::BUFFERS);
     }
 }

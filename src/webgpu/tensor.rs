@@ -2,7 +2,7 @@
 
 use crate::{Dtype, Error};
 
-use crate::combination::Combination;
+use crate::combination::Variant;
 
 /// The elements of a parameter, a gradient or a copy in a buffer of the caller's.
 ///
@@ -113,19 +113,26 @@ pub struct Tensor<'a> {
 
 impl<'a> Tensor<'a> {
     /// The combination of types that steps the tensor, or none if nothing does.
-    pub(super) fn combination(&self, tensor: usize) -> Result<Option<Combination>, Error> {
+    pub(super) fn variant(&self, tensor: usize) -> Result<Option<Variant>, Error> {
         let of = |grads: BufferView<'_>| {
-            Combination::of(tensor, self.params.dtype, grads.dtype, self.copy.map(|copy| copy.dtype))
+            Variant::of(tensor, self.params.dtype, grads.dtype, self.copy.map(|copy| copy.dtype))
         };
         Ok(self.grads.map(of).transpose()?.filter(|_| self.len > 0))
     }
 
-    /// The buffers in the order of their bindings.
+    /// The buffers in the order of `overlap::BUFFERS`.
     pub(super) fn views(&self) -> [Option<BufferView<'a>>; 5] {
         let moment = |moment: Moment<'a>| {
             let Moment { buffer, offset } = moment;
             Some(BufferView { buffer, offset, dtype: Dtype::F32 })
         };
         [Some(self.params), self.grads, moment(self.exp_avg), moment(self.exp_avg_sq), self.copy]
+    }
+
+    /// The buffers by role, in the order of their bindings.
+    pub(super) fn by_role(&self) -> [Option<BufferView<'a>>; 5] {
+        let [params, grad, exp_avg, exp_avg_sq, copy] = self.views();
+        let (param, master) = if copy.is_some() { (copy, params) } else { (params, None) };
+        [param, grad, exp_avg, exp_avg_sq, master]
     }
 }
