@@ -236,10 +236,9 @@ impl Contestant {
                 result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
             } else {
                 let tensor = group.flat(replica);
-                let mut addresses =
-                    [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0, tensor.len];
+                let (mut addresses, mut len) = (addresses(&tensor), tensor.len);
                 let mut arguments: Vec<_> = addresses.iter_mut().map(argument).collect();
-                arguments.push(argument(&mut coeffs));
+                arguments.extend([argument(&mut len), argument(&mut coeffs)]);
                 result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
             }
         };
@@ -260,14 +259,19 @@ fn argument<T>(value: &mut T) -> *mut c_void {
     ptr::from_mut(value).cast()
 }
 
+/// The addresses of a tensor without a master, by role.
+fn addresses(tensor: &RawTensor) -> [u64; 5] {
+    let RawTensor { param, grad, exp_avg, exp_avg_sq, .. } = tensor;
+    [param.address, grad.address, exp_avg.address, exp_avg_sq.address, 0]
+}
+
 /// A list's table, as `kernels/step.cuh` wants it, and its chunks.
 fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
     let (mut records, mut chunk_tensor) = (vec![], vec![]);
     for (i, tensor) in tensors.iter().enumerate() {
         let first_chunk = chunk_tensor.len() as u64;
-        let addresses = [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0];
-        records.extend(addresses);
-        // The coefficients' index, in the high half, is 0; no masters.
+        records.extend(addresses(tensor));
+        // The coefficients' index, in the high half, is 0.
         records.extend([tensor.len, first_chunk, 0]);
         chunk_tensor.extend(std::iter::repeat_n(i as u32, tensor.len.div_ceil(chunk) as usize));
     }
