@@ -20,12 +20,6 @@ pub(crate) fn captured<T>(result: Result<T, CudaError>) {
     assert!(matches!(error, CudaError::Captured { .. }), "{error:?}");
 }
 
-#[track_caller]
-pub(crate) fn interrupted<T>(result: Result<T, CudaError>) {
-    let error = cuda(result);
-    assert!(matches!(error, CudaError::Interrupted), "{error:?}");
-}
-
 /// The argument belongs to another context.
 #[track_caller]
 pub(crate) fn context<T>(result: Result<T, CudaError>, expected: &str) {
