@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Body] = bodies!["owner":
     schedulers_and_foreign_moments_work_as_on_the_cpu,
     steps_over_the_same_buffers_only_launch,
     steps_after_the_first_can_be_captured,
+    a_step_that_would_set_masters_cannot_be_captured,
     masters_are_widened_exactly,
     steps_are_ordered_with_the_buffers_streams,
     what_is_owned_can_move_to_another_thread,
@@ -113,6 +114,25 @@ fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
     drop(graph);
     (0..2).for_each(|_| models.expect(|_| false));
     models.assert_same(&optimizer, "replayed");
+}
+
+/// A graph would set them in each launch.
+fn a_step_that_would_set_masters_cannot_be_captured(gpu: &Gpu) {
+    let specs = [("bf16_bf16_master", 40, 0); 2];
+    let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &specs);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    // The list is there after this, but tensor 1 has had no update.
+    models.launch(&mut optimizer, |tensor| tensor == 1).unwrap();
+    models.expect(|tensor| tensor == 1);
+    let mut step = || models.launch(&mut optimizer, |_| false);
+    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+        let error = step().unwrap_err();
+        assert!(error.to_string().contains("the first update of a tensor with masters"), "{error}");
+        refused::captured(Err::<(), _>(error));
+    }));
+    step().unwrap();
+    models.expect(|_| false);
+    models.assert_same(&optimizer, "not captured");
 }
 
 /// Masters are the exact values of their parameters, the rarest ones too.
