@@ -1,4 +1,5 @@
-//! With the feature `cuda`: the kernels as PTX. With the feature `webgpu`: the shaders, checked. Writes nothing outside `OUT_DIR`.
+//! The table of variants as Rust. With the feature `cuda`: the kernels as PTX. With the feature
+//! `webgpu`: the shaders, checked. Writes nothing outside `OUT_DIR`.
 
 #[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]
@@ -6,9 +7,8 @@ mod cuda;
 #[cfg(feature = "cuda")]
 #[path = "build/ptx.rs"]
 mod ptx;
-#[path = "build/table.rs"]
-mod table;
-#[cfg(any(feature = "cuda", feature = "webgpu"))]
+#[path = "build/rust.rs"]
+mod rust;
 #[path = "build/variants.rs"]
 mod variants;
 #[cfg(feature = "webgpu")]
@@ -18,11 +18,14 @@ mod webgpu;
 #[path = "build/wgsl.rs"]
 mod wgsl;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::{env, fs};
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=variants.txt");
     match embed() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -33,14 +36,17 @@ fn main() -> ExitCode {
 }
 
 fn embed() -> Result<(), String> {
-    println!("cargo::rerun-if-changed=variants.txt");
-    let out = std::env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
-    let rust = table::rust(&table::read(std::path::Path::new("."))?);
-    std::fs::write(std::path::Path::new(&out).join("variants.rs"), rust)
-        .map_err(|error| format!("variants.rs: {error}"))?;
+    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
+    let out = Path::new(&out);
+    let variants = variants::read(Path::new("."))?;
+    write(&out.join("variants.rs"), &rust::table(&variants))?;
     #[cfg(feature = "cuda")]
-    cuda::embed_ptx()?;
+    cuda::embed_ptx(&variants, out)?;
     #[cfg(feature = "webgpu")]
-    webgpu::embed_shaders()?;
+    webgpu::embed_shaders(&variants, out)?;
     Ok(())
+}
+
+fn write(file: &Path, text: &str) -> Result<(), String> {
+    fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
 }

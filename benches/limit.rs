@@ -9,6 +9,7 @@ mod workloads;
 use std::hint::black_box;
 use std::time::Instant;
 
+use testkit::stats::median;
 use workloads::{NAMES, Workload, verify, workload};
 
 /// A timing lasts at least this long, in seconds, by repeating short runs.
@@ -74,10 +75,4 @@ fn seconds(variant: &mut dyn Workload, repeats: u32) -> f64 {
         black_box(&mut *variant).run();
     }
     start.elapsed().as_secs_f64() / f64::from(repeats)
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

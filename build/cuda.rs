@@ -1,30 +1,35 @@
-//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`, which embeds them.
+//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`, which
+//! embeds them.
 //!
-//! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in `kernels/prebuilt/` is taken, if it was
-//! made from these sources. `DUALADAM_PTX=prebuilt` asks for the snapshot.
+//! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in
+//! `kernels/prebuilt/` is taken, if it was made from these sources. `DUALADAM_PTX=prebuilt` asks for
+//! the snapshot.
 //!
-//! A compiler of another version than the snapshot's is used too: whoever edits the kernels has the compiler they have, and every
-//! rounding is spelled out in the source, so that no compiler changes a result. What one can change is registers, speed, and which
-//! drivers load the PTX. So it is never silent: the build warns, and the crate knows where its PTX is from (`DUALADAM_PTX_ORIGIN`).
+//! A compiler of another version than the snapshot's is used too: whoever edits the kernels has the
+//! compiler they have, and every rounding is spelled out in the source, so that no compiler changes a
+//! result. What one can change is registers, speed, and which drivers load the PTX. So it is never
+//! silent: the build warns, and the crate knows where its PTX is from (`DUALADAM_PTX_ORIGIN`).
 
+use std::env;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 use super::ptx::{self, Compiler, Module};
+use super::variants::Variant;
+use super::write;
 
 const KERNELS: &str = "kernels";
 
 /// The variables that say where compilers are.
 const SEARCHED: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "VIRTUAL_ENV"];
 
-pub(crate) fn embed_ptx() -> ptx::Result<()> {
+pub(crate) fn embed_ptx(variants: &[Variant], out: &Path) -> ptx::Result<()> {
     println!("cargo::rerun-if-changed={KERNELS}");
     println!("cargo::rerun-if-env-changed=DUALADAM_PTX");
     for variable in SEARCHED {
         println!("cargo::rerun-if-env-changed={variable}");
     }
 
-    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
     let kernels = Path::new(KERNELS);
     let compiler = match env::var("DUALADAM_PTX").as_deref() {
         Ok("prebuilt") => None,
@@ -32,29 +37,33 @@ pub(crate) fn embed_ptx() -> ptx::Result<()> {
         Ok(other) => return Err(format!("DUALADAM_PTX={other}: it can only be `prebuilt`, or not be set")),
         Err(error) => return Err(format!("DUALADAM_PTX: {error}")),
     };
-    let modules = ptx::modules(kernels);
+    let modules = ptx::modules(kernels, variants);
     let (texts, origin) = match compiler {
-        Some(compiler) => compiled(&compiler, kernels, &modules, Path::new(&out))?,
-        None => prebuilt(kernels, &modules)?,
+        Some(compiler) => compiled(&compiler, kernels, &modules, out)?,
+        None => prebuilt(kernels, variants, &modules)?,
     };
-    let write = |name: &str, text: String| {
-        let file = Path::new(&out).join(name);
-        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
-    };
-    let mut embedded = String::from(
-        "/// Each module's name and its PTX, which ends in a zero byte.\nconst MODULES: &[(&str, &str)] = &[\n",
-    );
     for (module, text) in modules.iter().zip(texts) {
-        let file = format!("{}.ptx", module.name);
-        embedded += &format!(
-            "    (\"{}\", concat!(include_str!(concat!(env!(\"OUT_DIR\"), \"/{file}\")), \"\\0\")),\n",
-            module.name
-        );
-        write(&file, text)?;
+        write(&out.join(format!("{}.ptx", module.name)), &text)?;
     }
-    write("modules.rs", embedded + "];\n")?;
+    write(&out.join("modules.rs"), &embedded(variants))?;
     println!("cargo::rustc-env=DUALADAM_PTX_ORIGIN={origin}");
     Ok(())
+}
+
+/// The Rust that has the texts.
+fn embedded(variants: &[Variant]) -> String {
+    let text = |module: &str| format!("concat!(include_str!(concat!(env!(\"OUT_DIR\"), \"/{module}.ptx\")), \"\\0\")");
+    let mut rust = format!(
+        "/// The PTX of each variant, in the table's order. Each ends in a zero byte.\n\
+         const MODULES: [&str; {}] = [\n",
+        variants.len()
+    );
+    for variant in variants {
+        let _ = writeln!(rust, "    {},", text(&variant.name));
+    }
+    let _ =
+        write!(rust, "];\n/// What prepares controlled steps, likewise.\nconst CONTROL: &str = {};\n", text("control"));
+    rust
 }
 
 fn compiled(compiler: &Compiler, kernels: &Path, modules: &[Module], out: &Path) -> ptx::Result<(Vec<String>, String)> {
@@ -75,10 +84,10 @@ fn compiled(compiler: &Compiler, kernels: &Path, modules: &[Module], out: &Path)
     Ok((texts, format!("compiled by {version}")))
 }
 
-fn prebuilt(kernels: &Path, modules: &[Module]) -> ptx::Result<(Vec<String>, String)> {
-    if ptx::source_hash(kernels, &ptx::SOURCES)? != manifest_value(kernels, "source_sha256")? {
+fn prebuilt(kernels: &Path, variants: &[Variant], modules: &[Module]) -> ptx::Result<(Vec<String>, String)> {
+    if ptx::source_hash(kernels, &ptx::SOURCES, variants)? != manifest_value(kernels, "source_sha256")? {
         return Err(format!(
-            "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS}, and no CUDA compiler {}.\n\
+            "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS} and the table of variants, and no CUDA compiler {}.\n\
              To compile, activate a Python virtual environment with nvidia-cuda-nvrtc {} (needs no GPU), or set NVCC; \
              then `cargo xtask prebuilt` makes the PTX anew.",
             match env::var("DUALADAM_PTX").as_deref() {
@@ -101,7 +110,8 @@ fn manifest_value(kernels: &Path, key: &str) -> ptx::Result<String> {
     value.map(str::to_owned).ok_or_else(|| format!("{}: no {key}", file.display()))
 }
 
-/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is what the user means.
+/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is what
+/// the user means.
 fn find_compiler() -> Option<Compiler> {
     if let Some(nvcc) = variable("NVCC") {
         return Some(Compiler::Nvcc(nvcc)); // as asked: if there is nothing, the build should say so

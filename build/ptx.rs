@@ -1,5 +1,5 @@
-//! From the CUDA sources to PTX: which modules of which files, which flags, which compiler. Shared by the build script and
-//! `cargo xtask prebuilt`.
+//! From the CUDA sources to PTX: which modules of which files, which flags, which compiler. Shared by
+//! the build script and `cargo xtask`.
 
 #[path = "nvrtc.rs"]
 mod nvrtc;
@@ -10,9 +10,9 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-pub(crate) type Result<T> = std::result::Result<T, String>;
+use super::variants::{ROLES, Variant};
 
-pub(crate) use super::variants::VARIANTS;
+pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The kernels' sources, in the order of the source hash. Two are translation units.
 pub(crate) const SOURCES: [&str; 7] =
@@ -21,7 +21,8 @@ pub(crate) const SOURCES: [&str; 7] =
 /// The oldest architecture of the current compilers. Its PTX becomes the same loop on newer ones.
 pub(crate) const FLAGS: [&str; 2] = ["-std=c++17", "-arch=compute_75"];
 
-/// Written over the compiler's own version, which only a driver as new as the compiler would load. The oldest that has `sm_75`.
+/// Written over the compiler's own version, which only a driver as new as the compiler would load.
+/// The oldest that has `sm_75`.
 pub(crate) const PTX_VERSION: &str = "6.3";
 
 /// What becomes one PTX text, which a driver loads and compiles by itself.
@@ -41,13 +42,13 @@ impl Module {
         Self { name, folder, sources, flags: FLAGS.map(str::to_owned).to_vec(), ptx_version: PTX_VERSION }
     }
 
-    /// The module of a variant, by its name.
-    pub(crate) fn of_variant(variant: &str, kernels: &Path) -> Self {
-        let mut module = Self::new(variant, kernels, &SOURCES);
-        let types: Vec<_> = variant.split('_').map(type_of).chain(["NoCopy"]).collect();
-        module.define("VARIANT", variant);
-        ["PARAM", "GRAD", "COPY"].into_iter().zip(types).for_each(|(name, value)| module.define(name, value));
-        module
+    /// Says for which variant the sources are compiled.
+    pub(crate) fn for_variant(mut self, variant: &Variant) -> Self {
+        self.define("VARIANT", &variant.name);
+        for role in ROLES {
+            self.define(&role.to_uppercase(), type_of(variant.format(role)));
+        }
+        self
     }
 
     pub(crate) fn define(&mut self, name: &str, value: &str) {
@@ -55,32 +56,43 @@ impl Module {
     }
 }
 
-/// The type of the kernels that a part of a variant's name means.
-fn type_of(dtype: &str) -> &str {
-    match dtype {
-        "f32" => "float",
-        "bf16" => "Bf16",
-        "f16" => "F16",
-        other => other,
+/// What the kernels call a format. Only a master can be absent.
+fn type_of(format: Option<&str>) -> &str {
+    match format {
+        Some("f32") => "float",
+        Some("bf16") => "Bf16",
+        Some("f16") => "F16",
+        Some(other) => other,
+        None => "NoMaster",
     }
 }
 
-/// The library's modules: one a variant, and what prepares controlled steps.
-pub(crate) fn modules(kernels: &Path) -> Vec<Module> {
+/// The module of a variant's kernels.
+pub(crate) fn module_of(variant: &Variant, kernels: &Path) -> Module {
+    Module::new(&variant.name, kernels, &SOURCES).for_variant(variant)
+}
+
+/// The library's modules: one a variant, in the table's order, and last what prepares controlled steps.
+pub(crate) fn modules(kernels: &Path, variants: &[Variant]) -> Vec<Module> {
     let control = ["control.cu", "control.cuh", "pack.cuh", "tuning.cuh", "update.cuh"];
-    let variants = VARIANTS.iter().map(|variant| Module::of_variant(variant, kernels));
-    variants.chain([Module::new("control", kernels, &control)]).collect()
+    let of_variants = variants.iter().map(|variant| module_of(variant, kernels));
+    of_variants.chain([Module::new("control", kernels, &control)]).collect()
 }
 
 pub(crate) fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them.
-pub(crate) fn source_hash(folder: &Path, sources: &[&str]) -> Result<String> {
+/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them, and of
+/// the table of variants.
+pub(crate) fn source_hash(folder: &Path, sources: &[&str], variants: &[Variant]) -> Result<String> {
     let mut hash = Sha256::new();
     for name in sources {
         hash.update(read(&folder.join(name))?.replace("\r\n", "\n"));
+    }
+    for variant in variants {
+        let formats = ROLES.map(|role| variant.format(role).unwrap_or("-"));
+        hash.update(format!("{} {}\n", variant.name, formats.join(" ")));
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,41 +1,52 @@
-//! The shaders' variants, joined, checked and written to `$OUT_DIR/shaders/<types>_<coeffs>.wgsl`.
+//! The shaders' variants, joined, checked and written to `$OUT_DIR/shaders/<variant>_<coeffs>.wgsl`; and
+//! `$OUT_DIR/shaders.rs`, which embeds them.
 //!
-//! naga parses and validates each variant; then its bindings, entry points and coefficients are compared with what the host expects. An
-//! error names the file and the line that it is in.
+//! naga parses and validates each text; then its bindings, entry points and coefficients are compared
+//! with what the host expects. An error names the file and the line that it is in.
 
 #[path = "../src/webgpu/layout.rs"]
 mod layout;
 
 use std::error::Error;
+use std::fs;
 use std::path::Path;
-use std::{env, fs};
 
 use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, GlobalVariable, Handle, Module, ScalarKind, Span, StorageAccess, TypeInner};
 
+use super::variants::Variant;
 use super::wgsl::{self, Joined};
+use super::write;
 
 const SHADERS: &str = "shaders";
 
-pub(crate) fn embed_shaders() -> Result<(), String> {
+pub(crate) fn embed_shaders(variants: &[Variant], out: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-changed={SHADERS}");
     println!("cargo::rerun-if-changed=src/webgpu/layout.rs");
 
-    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
-    let out = Path::new(&out).join("shaders");
-    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    for types in wgsl::TYPES {
+    let folder = out.join("shaders");
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut texts = String::new();
+    for variant in variants {
+        let mut embedded = vec![];
         for coeffs in wgsl::COEFFS {
-            let joined = wgsl::join(Path::new(SHADERS), types, coeffs)?;
-            check(&joined, types, coeffs)?;
-            let file = out.join(format!("{types}_{coeffs}.wgsl"));
-            fs::write(&file, joined.text).map_err(|error| format!("{}: {error}", file.display()))?;
+            let joined = wgsl::join(Path::new(SHADERS), variant, coeffs)?;
+            check(&joined, variant, coeffs)?;
+            let file = format!("{}_{coeffs}.wgsl", variant.name);
+            write(&folder.join(&file), &joined.text)?;
+            embedded.push(format!("include_str!(concat!(env!(\"OUT_DIR\"), \"/shaders/{file}\"))"));
         }
+        texts += &format!("    ({}),\n", embedded.join(", "));
     }
-    Ok(())
+    let rust = format!(
+        "/// The text of each variant, in the table's order: with the coefficients in a uniform buffer, and as immediates.\n\
+         const TEXTS: [(&str, &str); {}] = [\n{texts}];\n",
+        variants.len()
+    );
+    write(&out.join("shaders.rs"), &rust)
 }
 
-fn check(joined: &Joined, types: &str, coeffs: &str) -> Result<(), String> {
+fn check(joined: &Joined, variant: &Variant, coeffs: &str) -> Result<(), String> {
     let module = naga::front::wgsl::parse_str(&joined.text).map_err(|error| {
         let span = error.labels().next().map_or(Span::UNDEFINED, |(span, _)| span);
         let labels = error.labels().map(|(_, label)| label).filter(|label| !label.is_empty());
@@ -47,7 +58,7 @@ fn check(joined: &Joined, types: &str, coeffs: &str) -> Result<(), String> {
         let span = error.spans().next().map_or(Span::UNDEFINED, |(span, _)| *span);
         at(joined, span, &causes(error.as_inner()))
     })?;
-    Reflection { joined, module: &module, info: &info, types: types.split('_').collect(), coeffs }.check()
+    Reflection { joined, module: &module, info: &info, variant, coeffs }.check()
 }
 
 fn at(joined: &Joined, span: Span, message: &str) -> String {
@@ -69,13 +80,12 @@ fn causes(error: &dyn Error) -> String {
     message
 }
 
-/// A valid variant, to be compared with what the host expects.
+/// A valid text, to be compared with what the host expects.
 struct Reflection<'a> {
     joined: &'a Joined,
     module: &'a Module,
     info: &'a ModuleInfo,
-    /// Of parameters, gradients and, if there is one, the copy.
-    types: Vec<&'a str>,
+    variant: &'a Variant,
     coeffs: &'a str,
 }
 
@@ -83,7 +93,7 @@ impl Reflection<'_> {
     fn check(&self) -> Result<(), String> {
         let mut found: Vec<_> = self.module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         let mut expected = [layout::QUADS, layout::TAILS].concat();
-        if self.has_copy() {
+        if self.has_master() {
             expected.extend(layout::SET_MASTERS);
         }
         found.sort_unstable();
@@ -91,14 +101,23 @@ impl Reflection<'_> {
         if found != expected {
             return Err(format!("the entry points must be {expected:?}, they are {found:?}"));
         }
+        // Of an array of 16-bit elements the shaders could not tell an odd number from the next.
+        for role in ["exp_avg", "master"] {
+            if self.variant.format(role).is_some_and(|format| format != "f32") {
+                return Err(format!(
+                    "{}: {role} must be f32, since the shaders take the tensor's length from it",
+                    self.variant.name
+                ));
+            }
+        }
         for index in 0..self.module.entry_points.len() {
             self.check_entry_point(index)?;
         }
         self.check_coeffs()
     }
 
-    fn has_copy(&self) -> bool {
-        self.types.len() > 2
+    fn has_master(&self) -> bool {
+        self.variant.format("master").is_some()
     }
 
     fn check_entry_point(&self, index: usize) -> Result<(), String> {
@@ -122,7 +141,7 @@ impl Reflection<'_> {
         }
         bindings.sort_unstable();
         let sets_masters = [masters, masters_tail].contains(&entry.name.as_str());
-        let buffers = match (sets_masters, self.has_copy()) {
+        let buffers = match (sets_masters, self.has_master()) {
             (true, _) => vec![0, 4],
             (false, true) => vec![0, 1, 2, 3, 4],
             (false, false) => vec![0, 1, 2, 3],
@@ -160,20 +179,20 @@ impl Reflection<'_> {
                 fail("it must be uniform".to_owned())
             };
         }
-        let Some(expected) = layout::BUFFERS.get(binding.binding as usize) else {
+        let Some(role) = layout::ROLES.get(binding.binding as usize) else {
             return fail(format!("the host has no buffer {}", binding.binding));
         };
-        if name.strip_suffix("_parts").unwrap_or(name) != *expected {
-            return fail(format!("the host binds {expected} as {}", binding.binding));
+        if name.strip_suffix("_parts").unwrap_or(name) != *role {
+            return fail(format!("the host binds {role} as {}", binding.binding));
         }
         let read_write = AddressSpace::Storage { access: StorageAccess::LOAD | StorageAccess::STORE };
         if global.space != read_write {
             return fail("the host binds it as read_write".to_owned());
         }
-        if *expected == "grads" && access.contains(GlobalUse::WRITE) {
+        if *role == "grad" && access.contains(GlobalUse::WRITE) {
             return fail("it must not be written".to_owned());
         }
-        let stride = self.expected_stride(expected, quads);
+        let stride = self.expected_stride(role, quads);
         match self.module.types[global.ty].inner {
             TypeInner::Array { stride: found, .. } if found == stride => Ok(place),
             TypeInner::Array { stride: found, .. } => {
@@ -183,16 +202,10 @@ impl Reflection<'_> {
         }
     }
 
-    /// The bytes of four elements of a buffer, or of a part of them.
-    fn expected_stride(&self, buffer: &str, quads: bool) -> u32 {
-        let dtype = match buffer {
-            "params" => self.types[0],
-            "grads" => self.types[1],
-            "copy" => self.types[2],
-            _ => "f32",
-        };
-        match (quads, dtype) {
-            (true, "f32") => 16,
+    /// The bytes of four elements of a role's buffer, or of a part of them.
+    fn expected_stride(&self, role: &str, quads: bool) -> u32 {
+        match (quads, self.variant.format(role)) {
+            (true, Some("f32")) => 16,
             (true, _) => 8,
             (false, _) => 4,
         }

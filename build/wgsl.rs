@@ -1,15 +1,16 @@
-//! From the files in `shaders/` to the text of each variant, and from a line of that text back to its file. Shared by the build
-//! script and the tests.
+//! From the files in `shaders/` to the text of each variant, and from a line of that text back to its
+//! file. Shared by the build script and the tests.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::{fmt, fs};
 
-pub(crate) use super::variants::VARIANTS as TYPES;
+use super::variants::{ROLES, Variant};
 
 /// Where the coefficients come from. `immediate` needs a feature of the device.
 pub(crate) const COEFFS: [&str; 2] = ["uniform", "immediate"];
 
-/// A variant's text, and where its lines are from.
+/// A variant's text with one source of coefficients, and where its lines are from.
 pub(crate) struct Joined {
     pub(crate) text: String,
     files: Vec<JoinedFile>,
@@ -33,55 +34,49 @@ impl fmt::Display for Place {
     }
 }
 
-/// Joins the variant of these types and this source of coefficients from the files in `shaders`.
-pub(crate) fn join(shaders: &Path, types: &str, coeffs: &str) -> Result<Joined, String> {
-    let streams: Vec<_> = ["params", "grads", "copy"].into_iter().zip(types.split('_')).collect();
-    let mut dtypes: Vec<_> = streams.iter().map(|(_, dtype)| *dtype).collect();
-    dtypes.sort_unstable();
-    dtypes.dedup();
-
+/// Joins the text of a variant with this source of coefficients from the files in `shaders`.
+pub(crate) fn join(shaders: &Path, variant: &Variant, coeffs: &str) -> Result<Joined, String> {
+    let has_master = variant.format("master").is_some();
     let mut joined = Joined { text: String::new(), files: vec![] };
     joined.push_file(shaders, "update.wgsl")?;
     joined.push_file(shaders, &format!("coeffs_{coeffs}.wgsl"))?;
-    for dtype in dtypes {
-        joined.push_file(shaders, &format!("storage_{dtype}.wgsl"))?;
+    let formats: BTreeSet<_> = ROLES.into_iter().filter_map(|role| variant.format(role)).collect();
+    for format in formats {
+        joined.push_file(shaders, &format!("storage_{format}.wgsl"))?;
     }
-    let names: String = streams.iter().map(|(stream, dtype)| names_of(stream, dtype)).collect();
-    joined.push(format!("the lines generated for {types}"), &names);
-    joined.push_file(shaders, if streams.len() > 2 { "copy.wgsl" } else { "no_copy.wgsl" })?;
+    for (binding, role) in ROLES.into_iter().enumerate() {
+        if let Some(format) = variant.format(role) {
+            let text = read(shaders, "role.wgsl")?;
+            joined.push(format!("shaders/role.wgsl ({role})"), &of_role(&text, role, format, binding));
+        }
+    }
+    joined.push_file(shaders, if has_master { "master.wgsl" } else { "no_master.wgsl" })?;
     joined.push_file(shaders, "dual_adam.wgsl")?;
     joined.push_file(shaders, "tail.wgsl")?;
-    if streams.len() > 2 {
-        joined.push_file(shaders, "masters.wgsl")?;
-    }
     Ok(joined)
 }
 
-/// What a stream's type and functions are called where the type does not matter.
-fn names_of(stream: &str, dtype: &str) -> String {
+/// The text of `role.wgsl` for one role.
+fn of_role(text: &str, role: &str, format: &str, binding: usize) -> String {
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
-    let (stream_type, dtype_type) = (capital(stream), capital(dtype));
-    let (stream_const, dtype_const) = (stream.to_uppercase(), dtype.to_uppercase());
-    let mut names = format!(
-        "alias Quad{stream_type} = Quad{dtype_type};\n\
-         alias Part{stream_type} = Part{dtype_type};\n\
-         const PART_{stream_const} = PART_{dtype_const};\n\
-         const PARTS_{stream_const} = 4 / PART_{dtype_const};\n"
-    );
-    let (wide, quad, part) = ("vec4<f32>", format!("Quad{stream_type}"), format!("Part{stream_type}"));
-    names += &format!("fn widen_{stream}(quad: {quad}) -> {wide} {{ return widen_{dtype}(quad); }}\n");
-    if stream != "grads" {
-        names += &format!("fn narrow_{stream}(x: {wide}) -> {quad} {{ return narrow_{dtype}(x); }}\n");
-        names +=
-            &format!("fn first_{stream}(now: {part}, old: {part}) -> {part} {{ return first_{dtype}(now, old); }}\n");
-    }
-    names
+    let camel = |words: &str| words.split('_').map(capital).collect::<String>();
+    text.replace("$ROLE", &role.to_uppercase())
+        .replace("$Role", &camel(role))
+        .replace("$role", role)
+        .replace("$FORMAT", &format.to_uppercase())
+        .replace("$Format", &camel(format))
+        .replace("$format", format)
+        .replace("$BINDING", &binding.to_string())
+}
+
+fn read(shaders: &Path, name: &str) -> Result<String, String> {
+    let file = shaders.join(name);
+    fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 impl Joined {
     fn push_file(&mut self, shaders: &Path, name: &str) -> Result<(), String> {
-        let file = shaders.join(name);
-        let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let text = read(shaders, name)?;
         self.push(format!("shaders/{name}"), &text);
         Ok(())
     }

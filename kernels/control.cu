@@ -1,4 +1,5 @@
-// What runs before lists whose steps are controlled on the device: a thread for each coefficient set.
+// What runs before lists whose steps are controlled on the device: a thread for each set of the
+// control.
 
 #include "control.cuh"
 

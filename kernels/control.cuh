@@ -1,20 +1,22 @@
-// The coefficients of a step formed on the device, and whether the step is made at all: the twin of src/coeffs.rs, src/schedule.rs
-// and the checks of src/config.rs, operation for operation.
+// The coefficients of a step formed on the device, and whether the step is made at all: the twin of
+// src/coeffs.rs, src/schedule.rs and the checks of src/config.rs, operation for operation.
 //
-// All in f64 and every operation named, with one rounding to f32 at the end: the bits are those of the host.
+// All in f64 and every operation named, with one rounding to f32 at the end: the bits are those of
+// the host.
 
 #pragma once
 
 #include "pack.cuh"
 #include "update.cuh"
 
-// These mirror src/cuda/control.rs, layouts and numbers. dual_adam.cu needs the numbers that prepare_sets leaves for lists.
+// These mirror src/cuda/control.rs, layouts and numbers. step.cuh needs the numbers that
+// prepare_sets leaves for lists.
 
 enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };
 
 enum Decay : u32 { NO_DECAY = 0, DECOUPLED = 1, L2 = 2 };
 
-// Why a set's tensors are left alone, or that they are not.
+// Why a set's tensors are skipped, or that they are not.
 enum Skip : u32 {
     NOT_SKIPPED = 0,
     SKIP_FOUND_INF = 1,
@@ -24,13 +26,14 @@ enum Skip : u32 {
     SKIP_LR = 5,
     SKIP_STEP = 6,
     WITHOUT_GRADIENT = 7, // not a skip that counts
-    SETTING_MASTERS = 8,  // no skip: the step takes the masters from their parameters
+    SETTING_MASTERS = 8,  // no skip: the step sets the masters from their parameters
 };
 
 // Masters that are to be set from their parameters in the set's next update, or in this one.
 enum Masters : u32 { MASTERS_SET = 0, MASTERS_UNSET = 1, MASTERS_BEING_SET = 2 };
 
-// The hyperparameters of a group, which the host has checked; but for lr, which may change here at any time.
+// The hyperparameters of a group, which the host has checked; but for lr, which may change here at
+// any time.
 struct ControlGroup {
     double beta1;
     double beta2;
@@ -145,8 +148,9 @@ __device__ __forceinline__ StepCoeffs coeffs_of(const ControlGroup &group, u64 s
     return coeffs;
 }
 
-// One set a thread: its coefficients and its counter advanced, or the reason why its tensors and its counter are left alone.
-// Copies, not references: what is loaded together waits for the memory once.
+// One set a thread: its coefficients and its counter advanced, or the reason why its tensors are
+// skipped and its counter stays. Copies, not references: what is loaded together waits for the
+// memory once.
 __device__ __forceinline__ void prepare_set(const ControlGroup *groups, const ControlSet &set, const Scalars scalars,
                                             ControlState &state, StepCoeffs &coeffs, u32 &skip_word) {
     // The step before has set them.
@@ -156,7 +160,8 @@ __device__ __forceinline__ void prepare_set(const ControlGroup *groups, const Co
         u64 *const counter = load_address<u64>(&set.step);
         const ControlGroup group = groups[set.group];
         const u64 step = *counter + 1;
-        const double lr = lr_of(groups[set.group]); // not of the copy, whose address the compiler would take as generic
+        // Not of the copy, whose address the compiler would take as generic.
+        const double lr = lr_of(groups[set.group]);
         double multiplier = 1.0;
         skip = multiplier_of(scalars, multiplier);
         if (skip == NOT_SKIPPED && !is_valid_lr(group, lr)) skip = SKIP_LR;

@@ -1,8 +1,10 @@
-// The entry points of one variant, a combination of types: a flat DualAdam step, a flat plain-Adam step, and a DualAdam step over a list
-// of tensors. The build compiles this once a variant, with these defines:
+// The entry points of one variant: a flat DualAdam step, a flat plain-Adam step, and a DualAdam
+// step over a list of tensors. The build compiles this once for each line of variants.txt, with
+// these defines:
 //
-//   VARIANT  its name: <params>_<grads> or, with a 16-bit copy of the new parameters, <params>_<grads>_<copy>
-//   PARAM, GRAD, COPY  the types float, Bf16, F16, and NoCopy
+//   VARIANT  its name
+//   PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER  the format of each role: float, Bf16 or F16, and
+//   NoMaster where the variant has none
 //
 // So a program loads, and a driver compiles, only what it steps.
 
@@ -11,21 +13,26 @@
 #define JOIN_EXPANDED(kind, variant) kind##_##variant
 #define JOIN(kind, variant) JOIN_EXPANDED(kind, variant)
 
-// Every flat entry takes the address of a copy, used or not, so that all are launched alike.
+using Variant = Formats<PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER>;
+
+// Every flat entry takes the address of a master, used or not, so that all are launched alike.
 extern "C" __global__ void __launch_bounds__(BLOCK, FLAT_BLOCKS_PER_SM)
-    JOIN(dual_adam, VARIANT)(PARAM *param, const GRAD *grad, float *exp_avg, float *exp_avg_sq, COPY *copy, u64 len, StepCoeffs coeffs) {
-    step_flat<true, PARAM, GRAD, COPY>({param, grad, exp_avg, exp_avg_sq, copy, len, false}, coeffs);
+    JOIN(dual_adam, VARIANT)(PARAM *param, const GRAD *grad, EXP_AVG *exp_avg, EXP_AVG_SQ *exp_avg_sq, MASTER *master, u64 len,
+                             StepCoeffs coeffs) {
+    step_flat<true, Variant>({param, grad, exp_avg, exp_avg_sq, master, len, false}, coeffs);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, FLAT_BLOCKS_PER_SM)
-    JOIN(adam, VARIANT)(PARAM *param, const GRAD *grad, float *exp_avg, float *exp_avg_sq, COPY *copy, u64 len, StepCoeffs coeffs) {
-    step_flat<false, PARAM, GRAD, COPY>({param, grad, exp_avg, exp_avg_sq, copy, len, false}, coeffs);
+    JOIN(adam, VARIANT)(PARAM *param, const GRAD *grad, EXP_AVG *exp_avg, EXP_AVG_SQ *exp_avg_sq, MASTER *master, u64 len,
+                        StepCoeffs coeffs) {
+    step_flat<false, Variant>({param, grad, exp_avg, exp_avg_sq, master, len, false}, coeffs);
 }
 
-// The sets are read from device memory if sets_device is not null, else from the argument, in place in the constant bank.
-// skips is null where no device control says which sets to leave alone.
+// The coefficients are read from device memory if coeffs_on_device is not null, else from the
+// argument, in place in the constant bank. skips is null where no device control says which
+// coefficients' tensors to skip.
 extern "C" __global__ void __launch_bounds__(BLOCK, LIST_BLOCKS_PER_SM)
-    JOIN(list, VARIANT)(const Record *table, u32 tensors, const StepCoeffs *sets_device, const u32 *skips,
-                        const __grid_constant__ StepSets sets) {
-    step_list<PARAM, GRAD, COPY>(table, tensors, sets_device, skips, sets);
+    JOIN(list, VARIANT)(const Record *table, u32 tensors, const StepCoeffs *coeffs_on_device, const u32 *skips,
+                        const __grid_constant__ StepCoeffsArray coeffs_by_value) {
+    step_list<Variant>(table, tensors, coeffs_on_device, skips, coeffs_by_value);
 }

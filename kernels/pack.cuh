@@ -1,4 +1,5 @@
-// Moving bytes: the 16-bit formats, and groups of elements in pieces as wide as an address allows. None of the rule's arithmetic.
+// Moving bytes: the 16-bit formats, and groups of elements in pieces as wide as an address allows.
+// None of the rule's arithmetic.
 //
 // No CUDA header is used, so that NVRTC compiles this without any.
 
@@ -11,8 +12,9 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 
 // Elements that are one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream.
-// Every access of a warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit streams, but split the float
-// streams beside them (the moments always) into accesses 32 bytes apart, whose stores fill half of each sector that they touch.
+// Every access of a warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit
+// streams, but split the float streams beside them (the moments of every variant) into accesses 32
+// bytes apart, whose stores fill half of each sector that they touch.
 // An enumerator, since NVRTC would put a constexpr variable into the PTX.
 enum : u32 { VEC = 4 };
 
@@ -24,8 +26,8 @@ struct F16 {
     u16 bits;
 };
 
-// Stands for the copy that most kernels don't write.
-struct NoCopy {};
+// Stands for the master that a variant without masters lacks.
+struct NoMaster {};
 
 __device__ __forceinline__ float widen(float x) { return x; }
 
@@ -37,18 +39,14 @@ __device__ __forceinline__ float widen(F16 x) {
     return wide;
 }
 
-// Narrowing rounds to nearest even, keeps subnormals, overflows to infinity, and turns a NaN into a quiet NaN.
+// Narrowing rounds to nearest even, keeps subnormals, overflows to infinity, and turns a NaN into a
+// quiet NaN.
 template <typename T>
 __device__ __forceinline__ T narrow(float x);
 
 template <>
 __device__ __forceinline__ float narrow(float x) {
     return x;
-}
-
-template <>
-__device__ __forceinline__ NoCopy narrow(float) {
-    return {};
 }
 
 template <>
@@ -216,8 +214,9 @@ __device__ __forceinline__ void store_by_phase(T *to, const T (&from)[VEC]) {
     }
 }
 
-// An address of global memory that was read from memory. The compiler is told so: it would take accesses through it as generic. It
-// believes that of a pointer only, not of a number that becomes one.
+// An address of global memory that was read from memory. The compiler is told so: it would take
+// accesses through it as generic. It believes that of a pointer only, not of a number that becomes
+// one.
 template <typename T>
 __device__ __forceinline__ T *global(void *address) {
     __builtin_assume(__isGlobal(address));

@@ -1,5 +1,6 @@
-// Sharing out the elements of flat buffers and of tensor lists among threads. What happens to an element is in update.cuh, how its
-// bytes move in pack.cuh. Neither alignment nor grouping nor chunking changes a bit of the result.
+// Sharing out the elements of flat buffers and of tensor lists among threads. What happens to an
+// element is in update.cuh, how its bytes move in pack.cuh. Neither alignment nor grouping nor
+// chunking changes a bit of the result.
 
 #pragma once
 
@@ -8,39 +9,64 @@
 #include "update.cuh"
 
 enum : u32 {
-    // Coefficient sets that fit beside the other arguments in 4,096 bytes, CUDA's limit. No GPU has measured what they cost against
-    // sets in device memory.
-    MAX_SETS = 96,
+    // The coefficients that fit beside the other arguments in 4,096 bytes, CUDA's limit. No GPU has
+    // measured what they cost against coefficients in device memory.
+    MAX_COEFFS = 96,
 };
 
-struct StepSets {
-    StepCoeffs set[MAX_SETS];
+struct StepCoeffsArray {
+    StepCoeffs at[MAX_COEFFS];
 };
 
-// C is the type of the copy of the new parameters, or NoCopy.
-template <typename P, typename G, typename C>
+// What is updated: the master where there is one, else the parameter.
+template <typename Param, typename Master>
+struct UpdatedOf {
+    using Type = Master;
+    enum : bool { IS_MASTER = true };
+};
+
+template <typename Param>
+struct UpdatedOf<Param, NoMaster> {
+    using Type = Param;
+    enum : bool { IS_MASTER = false };
+};
+
+// The formats of a variant, by role.
+template <typename ParamFormat, typename GradFormat, typename ExpAvgFormat, typename ExpAvgSqFormat, typename MasterFormat>
+struct Formats {
+    using Param = ParamFormat;
+    using Grad = GradFormat;
+    using ExpAvg = ExpAvgFormat;
+    using ExpAvgSq = ExpAvgSqFormat;
+    using Master = MasterFormat;
+    using Updated = typename UpdatedOf<Param, Master>::Type;
+    enum : bool { HAS_MASTER = UpdatedOf<Param, Master>::IS_MASTER };
+};
+
+// A tensor's buffers in the formats F, all of one length.
+template <typename F>
 struct Buffers {
-    P *param;
-    const G *grad;
-    float *exp_avg;
-    float *exp_avg_sq;
-    C *copy;
+    typename F::Param *param; // with a master, its rounding: only written, but where sets_master
+    const typename F::Grad *grad;
+    typename F::ExpAvg *exp_avg;
+    typename F::ExpAvgSq *exp_avg_sq;
+    typename F::Master *master;
     u64 len;
-    bool sets_masters; // param is to be taken from copy
+    bool sets_master; // master is first to be set from param
 };
 
-template <typename C>
-struct Writes {
-    enum : bool { copy = true };
-};
+template <typename F>
+__device__ __forceinline__ typename F::Updated *updated_of(const Buffers<F> &b) {
+    if constexpr (F::HAS_MASTER) {
+        return b.master;
+    } else {
+        return b.param;
+    }
+}
 
-template <>
-struct Writes<NoCopy> {
-    enum : bool { copy = false };
-};
-
-// Groups of VEC elements start where exp_avg is aligned to 16 bytes: it and exp_avg_sq, as a rule aligned alike, are most of the
-// traffic. The up to VEC - 1 elements before the first group (the head) and after the last (the tail) go singly.
+// Groups of VEC elements start where exp_avg is aligned to VEC of its elements: it and exp_avg_sq,
+// as a rule aligned alike, are most of the traffic. The up to VEC - 1 elements before the first
+// group (the head) and after the last (the tail) go singly.
 // A unit is a group or a single element, groups counted first.
 struct Layout {
     u64 groups;
@@ -49,11 +75,11 @@ struct Layout {
     bool aligned; // every buffer is aligned to VEC of its elements where exp_avg is
 };
 
-template <typename P, typename G, typename C>
-__device__ __forceinline__ Layout layout_of(const Buffers<P, G, C> &b) {
+template <typename F>
+__device__ __forceinline__ Layout layout_of(const Buffers<F> &b) {
     const u32 at = phase(b.exp_avg);
-    bool aligned = phase(b.param) == at && phase(b.grad) == at && phase(b.exp_avg_sq) == at;
-    if constexpr (Writes<C>::copy) aligned = aligned && phase(b.copy) == at;
+    bool aligned = phase(updated_of(b)) == at && phase(b.grad) == at && phase(b.exp_avg_sq) == at;
+    if constexpr (F::HAS_MASTER) aligned = aligned && phase(b.param) == at;
 
     const u32 head = u32(min(u64((VEC - at) % VEC), b.len));
     const u64 groups = (b.len - head) / VEC;
@@ -61,52 +87,52 @@ __device__ __forceinline__ Layout layout_of(const Buffers<P, G, C> &b) {
 }
 
 // N elements on their way: a group, or a single element.
-template <u32 N, typename P, typename G>
+template <u32 N, typename F>
 struct Elements {
-    P p[N];
-    G g[N];
-    float m[N];
-    float v[N];
+    typename F::Updated p[N];
+    typename F::Grad g[N];
+    typename F::ExpAvg m[N];
+    typename F::ExpAvgSq v[N];
 };
 
-// The parameters, or the masters that are taken from them.
-template <u32 N, typename P, typename G, typename C>
-__device__ __forceinline__ void load_param(const Buffers<P, G, C> &b, u64 start, P (&p)[N]) {
-    if constexpr (Writes<C>::copy) {
-        if (b.sets_masters) {
-            C copy[N];
-            load_pieces<N>(b.copy + start, copy);
+// What is updated, which may be a master that is set from its parameter.
+template <u32 N, typename F>
+__device__ __forceinline__ void load_updated(const Buffers<F> &b, u64 start, typename F::Updated (&p)[N]) {
+    if constexpr (F::HAS_MASTER) {
+        if (b.sets_master) {
+            typename F::Param param[N];
+            load_pieces<N>(b.param + start, param);
 #pragma unroll
-            for (u32 k = 0; k < N; ++k) p[k] = widen(copy[k]);
+            for (u32 k = 0; k < N; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
             return;
         }
     }
-    load_pieces<N>(b.param + start, p);
+    load_pieces<N>(updated_of(b) + start, p);
 }
 
-template <typename P, typename G, typename C>
-__device__ __forceinline__ void load_param_by_phase(const Buffers<P, G, C> &b, u64 start, P (&p)[VEC]) {
-    if constexpr (Writes<C>::copy) {
-        if (b.sets_masters) {
-            C copy[VEC];
-            load_by_phase(b.copy + start, copy);
+template <typename F>
+__device__ __forceinline__ void load_updated_by_phase(const Buffers<F> &b, u64 start, typename F::Updated (&p)[VEC]) {
+    if constexpr (F::HAS_MASTER) {
+        if (b.sets_master) {
+            typename F::Param param[VEC];
+            load_by_phase(b.param + start, param);
 #pragma unroll
-            for (u32 k = 0; k < VEC; ++k) p[k] = widen(copy[k]);
+            for (u32 k = 0; k < VEC; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
             return;
         }
     }
-    load_by_phase(b.param + start, p);
+    load_by_phase(updated_of(b) + start, p);
 }
 
-template <u32 N, typename P, typename G, typename C>
-__device__ __forceinline__ void load(const Buffers<P, G, C> &b, bool aligned, u64 start, Elements<N, P, G> &e) {
+template <u32 N, typename F>
+__device__ __forceinline__ void load(const Buffers<F> &b, bool aligned, u64 start, Elements<N, F> &e) {
     if (N == 1 || aligned) {
-        load_param<N>(b, start, e.p);
+        load_updated<N>(b, start, e.p);
         load_pieces<N>(b.grad + start, e.g);
         load_pieces<N>(b.exp_avg + start, e.m);
         load_pieces<N>(b.exp_avg_sq + start, e.v);
     } else if constexpr (N == VEC) {
-        load_param_by_phase(b, start, e.p);
+        load_updated_by_phase(b, start, e.p);
         load_by_phase(b.grad + start, e.g);
         load_pieces<N>(b.exp_avg + start, e.m);
         load_by_phase(b.exp_avg_sq + start, e.v);
@@ -114,39 +140,43 @@ __device__ __forceinline__ void load(const Buffers<P, G, C> &b, bool aligned, u6
 }
 
 // The step of elements that were loaded from `start` on.
-template <bool DUAL, u32 N, typename P, typename G, typename C>
-__device__ __forceinline__ void step(const Buffers<P, G, C> &b, bool aligned, u64 start, Elements<N, P, G> &e, const StepCoeffs &coeffs) {
-    C copy[N];
+template <bool DUAL, u32 N, typename F>
+__device__ __forceinline__ void step(const Buffers<F> &b, bool aligned, u64 start, Elements<N, F> &e, const StepCoeffs &coeffs) {
+    typename F::Param rounding[N]; // of a master
 #pragma unroll
     for (u32 k = 0; k < N; ++k) {
-        float updated = widen(e.p[k]);
-        update<DUAL>(coeffs, widen(e.g[k]), updated, e.m[k], e.v[k]);
-        e.p[k] = narrow<P>(updated);
-        copy[k] = narrow<C>(updated);
+        float p = widen(e.p[k]);
+        float m = widen(e.m[k]);
+        float v = widen(e.v[k]);
+        update<DUAL>(coeffs, widen(e.g[k]), p, m, v);
+        e.p[k] = narrow<typename F::Updated>(p);
+        e.m[k] = narrow<typename F::ExpAvg>(m);
+        e.v[k] = narrow<typename F::ExpAvgSq>(v);
+        rounding[k] = narrow<typename F::Param>(p);
     }
 
     if (N == 1 || aligned) {
-        store_pieces<N>(b.param + start, e.p);
+        store_pieces<N>(updated_of(b) + start, e.p);
         store_pieces<N>(b.exp_avg + start, e.m);
         store_pieces<N>(b.exp_avg_sq + start, e.v);
-        if constexpr (Writes<C>::copy) store_pieces<N>(b.copy + start, copy);
+        if constexpr (F::HAS_MASTER) store_pieces<N>(b.param + start, rounding);
     } else if constexpr (N == VEC) {
-        store_by_phase(b.param + start, e.p);
+        store_by_phase(updated_of(b) + start, e.p);
         store_pieces<N>(b.exp_avg + start, e.m);
         store_by_phase(b.exp_avg_sq + start, e.v);
-        if constexpr (Writes<C>::copy) store_by_phase(b.copy + start, copy);
+        if constexpr (F::HAS_MASTER) store_by_phase(b.param + start, rounding);
     }
 }
 
-template <bool DUAL, u32 N, typename P, typename G, typename C>
-__device__ __forceinline__ void step_elements(const Buffers<P, G, C> &b, bool aligned, u64 start, const StepCoeffs &coeffs) {
-    Elements<N, P, G> e;
+template <bool DUAL, u32 N, typename F>
+__device__ __forceinline__ void step_elements(const Buffers<F> &b, bool aligned, u64 start, const StepCoeffs &coeffs) {
+    Elements<N, F> e;
     load(b, aligned, start, e);
     step<DUAL>(b, aligned, start, e, coeffs);
 }
 
-template <bool DUAL, typename P, typename G, typename C>
-__device__ __forceinline__ void step_unit(const Buffers<P, G, C> &b, const Layout &layout, u64 unit, const StepCoeffs &coeffs) {
+template <bool DUAL, typename F>
+__device__ __forceinline__ void step_unit(const Buffers<F> &b, const Layout &layout, u64 unit, const StepCoeffs &coeffs) {
     if (unit < layout.groups) {
         step_elements<DUAL, VEC>(b, layout.aligned, layout.head + unit * VEC, coeffs);
     } else {
@@ -157,14 +187,15 @@ __device__ __forceinline__ void step_unit(const Buffers<P, G, C> &b, const Layou
 }
 
 // The units `unit`, `unit` + BLOCK, and so on, GROUPS of them, where they are. The first must be.
-template <bool DUAL, u32 GROUPS, typename P, typename G, typename C>
-__device__ __forceinline__ void step_units(const Buffers<P, G, C> &b, const Layout &layout, u64 unit, const StepCoeffs &coeffs) {
+template <bool DUAL, u32 GROUPS, typename F>
+__device__ __forceinline__ void step_units(const Buffers<F> &b, const Layout &layout, u64 unit, const StepCoeffs &coeffs) {
     if constexpr (GROUPS == 1) {
         step_unit<DUAL>(b, layout, unit, coeffs);
     } else if (unit + (GROUPS - 1) * BLOCK < layout.groups) {
-        Elements<VEC, P, G> e[GROUPS];
+        Elements<VEC, F> e[GROUPS];
         const u64 start = layout.head + unit * VEC;
-        // One test for all groups: with one for each, a group's values are unpacked before the next group's loads are issued.
+        // One test for all groups: with one for each, a group's values are unpacked before the next
+        // group's loads are issued.
         if (layout.aligned) {
 #pragma unroll
             for (u32 i = 0; i < GROUPS; ++i) load(b, true, start + i * BLOCK * VEC, e[i]);
@@ -180,10 +211,10 @@ __device__ __forceinline__ void step_units(const Buffers<P, G, C> &b, const Layo
     }
 }
 
-// FLAT_GROUPS units a thread, blocks = ceil(len / (BLOCK * VEC * FLAT_GROUPS)) + 1: a head and a tail are 2 * (VEC - 1) units beyond
-// len / VEC at most.
-template <bool DUAL, typename P, typename G, typename C>
-__device__ __forceinline__ void step_flat(const Buffers<P, G, C> &b, const StepCoeffs &coeffs) {
+// FLAT_GROUPS units a thread, blocks = ceil(len / (BLOCK * VEC * FLAT_GROUPS)) + 1: a head and a
+// tail are 2 * (VEC - 1) units beyond len / VEC at most.
+template <bool DUAL, typename F>
+__device__ __forceinline__ void step_flat(const Buffers<F> &b, const StepCoeffs &coeffs) {
     const Layout layout = layout_of(b);
     const u64 unit = u64(blockIdx.x) * (BLOCK * FLAT_GROUPS) + threadIdx.x;
     if (unit < layout.units) step_units<DUAL, FLAT_GROUPS>(b, layout, unit, coeffs);
@@ -192,13 +223,13 @@ __device__ __forceinline__ void step_flat(const Buffers<P, G, C> &b, const StepC
 // What a list knows of a tensor: 64 bytes, aligned, in loads that do not wait for each other.
 // Tensor i owns ceil(len[i] / CHUNK) chunks, from first_chunk on.
 struct alignas(64) Record {
-    Piece<2, void *> param_and_grad; // without a gradient the tensor is left alone
-    Piece<2, void *> moments;
-    void *copy;
+    Piece<2, void *> param_and_grad; // without a gradient the tensor is skipped
+    Piece<2, void *> moments;        // exp_avg and exp_avg_sq
+    void *master;
     u64 len;
     u32 first_chunk;
-    u32 set;
-    u64 sets_masters; // whether the masters, which are param, are to be taken from the parameters, which are copy
+    u32 coeffs_index;
+    u64 sets_master; // whether the masters are first to be set from the parameters
 };
 
 __device__ __forceinline__ const u32 *spans_of(const Record *table, u32 n) { return reinterpret_cast<const u32 *>(table + n); }
@@ -207,22 +238,24 @@ __device__ __forceinline__ void prefetch(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
 }
 
-// Brings into the L2 cache what a later block reads of the table. A step of many small tensors moves more than the cache holds between
-// two uses of a record, and the block would wait for memory twice before it knows its data.
+// Brings into the L2 cache what a later block reads of the table. A step of many small tensors
+// moves more than the cache holds between two uses of a record, and the block would wait for memory
+// twice before it knows its data.
 __device__ __forceinline__ void prefetch_table(const Record *table, u32 n, u32 tensor) {
     if (AHEAD == 0 || threadIdx.x != 0) return;
     if (n - tensor > AHEAD) prefetch(table + tensor + AHEAD);
     if (gridDim.x - blockIdx.x > AHEAD) prefetch(spans_of(table, n) + (blockIdx.x + AHEAD) / SPAN);
 }
 
-// A list's table: a record a tensor and then, as u32, the tensor of every SPAN-th chunk. Empty tensors are the last, so that a span has the
-// chunks of SPAN tensors at most.
+// A list's table: a record a tensor and then, as u32, the tensor of every SPAN-th chunk. Empty
+// tensors are the last, so that a span has the chunks of SPAN tensors at most.
 __device__ __forceinline__ const Record &record_of(const Record *table, u32 n) {
     const u32 *const span_tensor = spans_of(table, n);
     const u32 first = span_tensor[blockIdx.x / SPAN];
     prefetch_table(table, n, first);
     u32 tensor = first;
-    // A later chunk of the span may be of one of the tensors that follow. These loads do not wait for each other.
+    // A later chunk of the span may be of one of the tensors that follow. These loads do not wait
+    // for each other.
 #pragma unroll
     for (u32 i = 1; i < SPAN; ++i) {
         if (first + i < n && table[first + i].first_chunk <= blockIdx.x) tensor = first + i;
@@ -231,37 +264,39 @@ __device__ __forceinline__ const Record &record_of(const Record *table, u32 n) {
 }
 
 // One chunk a block, blocks = all chunks.
-template <typename P, typename G, typename C>
-__device__ __forceinline__ void step_list(const Record *table, u32 n, const StepCoeffs *sets_device, const u32 *skips, const StepSets &sets) {
+template <typename F>
+__device__ __forceinline__ void step_list(const Record *table, u32 n, const StepCoeffs *coeffs_on_device, const u32 *skips,
+                                          const StepCoeffsArray &coeffs_by_value) {
     const Record &record = record_of(table, n);
     const Piece<2, void *> param_and_grad = record.param_and_grad, moments = record.moments;
-    void *const copy = record.copy;
-    u64 len = record.len, sets_masters = record.sets_masters;
-    u32 first_chunk = record.first_chunk, set = record.set;
-    // In PTX all are loaded by here: the compiler would put loads behind the branches after which it needs them.
-    asm volatile("" : "+l"(len), "+r"(first_chunk), "+r"(set));
-    if constexpr (Writes<C>::copy) asm volatile("" : "+l"(sets_masters));
-    const u32 skip = skips != nullptr ? skips[set] : u32(NOT_SKIPPED);
+    void *const master = record.master;
+    u64 len = record.len, sets_master = record.sets_master;
+    u32 first_chunk = record.first_chunk, coeffs_index = record.coeffs_index;
+    // In PTX all are loaded by here: the compiler would put loads behind the branches after which
+    // it needs them.
+    asm volatile("" : "+l"(len), "+r"(first_chunk), "+r"(coeffs_index));
+    if constexpr (F::HAS_MASTER) asm volatile("" : "+l"(sets_master));
+    const u32 skip = skips != nullptr ? skips[coeffs_index] : u32(NOT_SKIPPED);
     if (skip != NOT_SKIPPED && skip != SETTING_MASTERS) return;
 
     const u64 begin = u64(blockIdx.x - first_chunk) * CHUNK;
     // An empty chunk, so that no load waits for a branch on another.
     const u64 most = param_and_grad.at[1] == nullptr ? 0 : CHUNK;
-    const Buffers<P, G, C> b = {global<P>(param_and_grad.at[0]) + begin,
-                                global<const G>(param_and_grad.at[1]) + begin,
-                                global<float>(moments.at[0]) + begin,
-                                global<float>(moments.at[1]) + begin,
-                                global<C>(copy) + begin,
-                                min(len - begin, most),
-                                sets_masters != 0 || skip == SETTING_MASTERS};
+    const Buffers<F> b = {global<typename F::Param>(param_and_grad.at[0]) + begin,
+                          global<const typename F::Grad>(param_and_grad.at[1]) + begin,
+                          global<typename F::ExpAvg>(moments.at[0]) + begin,
+                          global<typename F::ExpAvgSq>(moments.at[1]) + begin,
+                          global<typename F::Master>(master) + begin,
+                          min(len - begin, most),
+                          sets_master != 0 || skip == SETTING_MASTERS};
     const Layout layout = layout_of(b);
 
     // Not by the choice of an address: the argument would be copied to memory to have one.
     StepCoeffs coeffs;
-    if (sets_device != nullptr) {
-        coeffs = sets_device[set];
+    if (coeffs_on_device != nullptr) {
+        coeffs = coeffs_on_device[coeffs_index];
     } else {
-        coeffs = sets.set[set];
+        coeffs = coeffs_by_value.at[coeffs_index];
     }
 #pragma unroll 1
     for (u32 unit = threadIdx.x; unit < layout.units; unit += BLOCK * LIST_GROUPS) {

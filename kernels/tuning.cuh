@@ -1,4 +1,5 @@
-// What may be tuned. Each constant can be set by a define, for sweeps; no bit of a result depends on any.
+// What may be tuned. Each constant can be set by a define, for sweeps; no bit of a result depends
+// on any.
 //
 // Derived in docs/performance.md. No GPU has confirmed them.
 
@@ -9,8 +10,8 @@
 #define BLOCK 256
 #endif
 
-// Blocks that a multiprocessor must be able to hold at least, of flat steps and of lists: 4 of 256 threads leave 64 registers to each,
-// 5 leave 48.
+// Blocks that a multiprocessor must be able to hold at least, of flat steps and of lists: 4 of 256
+// threads leave 64 registers to each, 5 leave 48.
 #ifndef FLAT_BLOCKS_PER_SM
 #define FLAT_BLOCKS_PER_SM 4
 #endif
@@ -18,7 +19,8 @@
 #define LIST_BLOCKS_PER_SM 5
 #endif
 
-// Groups of VEC elements that a thread takes together: it issues the loads of all before it uses the first.
+// Groups of VEC elements that a thread takes together: it issues the loads of all before it uses
+// the first.
 #ifndef FLAT_GROUPS
 #define FLAT_GROUPS 2
 #endif
@@ -31,13 +33,14 @@
 #define CHUNK 4096
 #endif
 
-// Chunks that share an entry of a list's table. With 1 the entry is the chunk's tensor, and nothing is searched.
+// Chunks that share an entry of a list's table. With 1 the entry is the chunk's tensor, and nothing
+// is searched.
 #ifndef SPAN
 #define SPAN 1
 #endif
 
-// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a time with the constants below. 0 for
-// not at all.
+// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a
+// time with the constants below. 0 for not at all.
 #ifndef AHEAD
 #define AHEAD 2048
 #endif

@@ -1,10 +1,13 @@
-// The update rule of one element: DualAdam with the Adam branch, the inverse branch, their blend, and both kinds of decay.
+// The update rule of one element: DualAdam with the Adam branch, the inverse branch, their blend,
+// and both kinds of decay.
 //
-// Every operation is named, so that no compiler fuses or splits one: the CPU's rule gives the same bits. No I/O in this file.
+// Every operation is named, so that no compiler fuses or splits one: the CPU's rule gives the same
+// bits. No I/O in this file.
 
 #pragma once
 
-// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the same order on both sides.
+// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the
+// same order on both sides.
 struct StepCoeffs {
     float one_minus_beta1;
     float one_minus_beta2;

@@ -1,25 +1,19 @@
-// The entry points over one tensor, or a window of it. No arithmetic of their own.
+// The entry points over one tensor, or a window of it. No arithmetic of their own. The buffers and
+// what loads and stores them are in role.wgsl, once for each role.
 //
-// QuadParams, widen_params and the like stand for those of the parameters' type, and so on: the lines before this file say which.
-// The gradients are only read. They are bound as read_write all the same, since wgpu would refuse a buffer that holds both them and
-// something that is written.
+// The gradients are only read. They are bound as read_write all the same, since wgpu would refuse a
+// buffer that holds both them and something that is written.
 
 const WORKGROUP: u32 = 256;
-
-@group(0) @binding(0) var<storage, read_write> params: array<QuadParams>;
-@group(0) @binding(1) var<storage, read_write> grads: array<QuadGrads>;
-@group(0) @binding(2) var<storage, read_write> exp_avg: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> exp_avg_sq: array<vec4<f32>>;
 
 fn step_quad(dual: bool, at: u32) {
     // An array of quads has as many as are whole.
     if at >= arrayLength(&exp_avg) { return; }
-    let x = Elements(widen_params(params[at]), exp_avg[at], exp_avg_sq[at]);
-    let stepped = update(dual, coeffs, widen_grads(grads[at]), x);
-    params[at] = narrow_params(stepped.p);
-    exp_avg[at] = stepped.m;
-    exp_avg_sq[at] = stepped.v;
-    store_copy(at, stepped.p);
+    let x = Elements(load_updated(at), load_exp_avg(at), load_exp_avg_sq(at));
+    let stepped = update(dual, coeffs, load_grad(at), x);
+    store_updated(at, stepped.p);
+    store_exp_avg(at, stepped.m);
+    store_exp_avg_sq(at, stepped.v);
 }
 
 // The number of this invocation, whose workgroups lie in rows where one row can't have all.

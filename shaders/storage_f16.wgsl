@@ -1,7 +1,9 @@
-// Four f16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a word.
+// Four f16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a
+// word.
 //
-// In integers, since WGSL leaves the rounding and the subnormals of its own conversions open: they round as the CPU does, keep
-// subnormals, and keep a NaN a NaN, where a driver may assume that there is none.
+// In integers, since WGSL leaves the rounding and the subnormals of its own conversions open: they
+// round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver may assume that there
+// is none.
 
 alias QuadF16 = vec2<u32>;
 alias PartF16 = u32;
@@ -24,7 +26,8 @@ fn narrow_f16(x: vec4<f32>) -> QuadF16 {
     let bits = bitcast<vec4<u32>>(x);
     let magnitude = bits & vec4(0x7fffffffu);
     let sign = (bits >> vec4(16u)) & vec4(0x8000u);
-    // What is subnormal in f16 is its whole fraction in units of 2^-24; shifted by 25 or more, nothing is left of it.
+    // What is subnormal in f16 is its whole fraction in units of 2^-24; shifted by 25 or more,
+    // nothing is left of it.
     let is_subnormal = magnitude < vec4(0x38800000u);
     let fraction = (magnitude & vec4(0x7fffffu)) | vec4(0x800000u);
     let unrounded = select(magnitude - (112u << 23), fraction, is_subnormal);

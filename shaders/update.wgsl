@@ -1,9 +1,11 @@
-// The update rule of four elements: DualAdam with the Adam branch, the inverse branch, their blend, and both kinds of decay.
+// The update rule of four elements: DualAdam with the Adam branch, the inverse branch, their blend,
+// and both kinds of decay.
 //
-// The lines are those of the CPU's and CUDA's rule. WGSL lets a driver fuse, reassociate and flush subnormals, so the bits may differ
-// from theirs, within a stated bound. No I/O in this file.
+// The lines are those of the CPU's and CUDA's rule. WGSL lets a driver fuse, reassociate and flush
+// subnormals, so the bits may differ from theirs, within a stated bound. No I/O in this file.
 
-// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the same order on both sides.
+// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the
+// same order on both sides.
 struct StepCoeffs {
     one_minus_beta1: f32,
     one_minus_beta2: f32,
@@ -25,7 +27,8 @@ struct Elements {
 }
 
 // dual = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
-// A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The tests are uniform.
+// A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The
+// tests are uniform.
 fn update(dual: bool, c: StepCoeffs, grad: vec4<f32>, x: Elements) -> Elements {
     var g = c.grad_scale * grad;
     if c.l2 != 0.0 { g = fma(vec4(c.l2), x.p, g); }

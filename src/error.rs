@@ -10,9 +10,8 @@ use crate::webgpu::WebGpuError;
 
 /// What can be wrong with any call. Every function returns the error type of its own part; all of them convert into this.
 ///
-/// A call that returns an error has written nothing, unless the error is a driver's ([`CudaError`](crate::cuda::CudaError)
-/// and [`WebGpuError`](crate::webgpu::WebGpuError) say which), or [`State::save`](crate::State::save) only failed to make a
-/// finished file durable.
+/// A call that returns an error has written nothing, unless the error is a driver's (`cuda::CudaError` and
+/// `webgpu::WebGpuError` say which), or `State::save` only failed to make a finished file durable.
 ///
 /// # Example
 ///
@@ -75,7 +74,7 @@ impl From<CudaError> for Error {
     fn from(error: CudaError) -> Self {
         match error {
             CudaError::Argument(error) => error.into(),
-            CudaError::State(error) => error.into(),
+            CudaError::State(error) => (*error).into(),
             other => Self::Cuda(other),
         }
     }

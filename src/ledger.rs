@@ -265,6 +265,14 @@ impl Ledger {
         entry.master_is_set = entry.spec.has_master;
     }
 
+    /// Gives tensors without a name that of another ledger of the same model.
+    #[cfg(feature = "files")]
+    pub(crate) fn fill_names(&mut self, other: &Self) {
+        for (own, other) in self.tensors.iter_mut().zip(&other.tensors) {
+            own.spec.name = own.spec.name.take().or_else(|| other.spec.name.clone());
+        }
+    }
+
     /// Fails unless there are as many parameters and gradients as tensors.
     pub(crate) fn check_counts(&self, params: usize, grads: usize) -> Result<(), ListError> {
         check_count("params", self.len(), params)?;

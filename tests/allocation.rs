@@ -9,9 +9,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use dualadam::cpu::{self, DualAdam, Grads, ParamsMut, Tensor};
+use dualadam::cpu::{self, Buffer, BufferMut, DualAdam, Tensor};
 use dualadam::half::bf16;
-use dualadam::{DualAdamConfig, StepCoeffs, TensorLayout};
+use dualadam::{DualAdamConfig, StepCoeffs, TensorSpec};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Counts what the threads under test allocate; the test harness has threads of its own.
@@ -116,15 +116,9 @@ impl Flat {
         cpu::step(&mut self.params, &self.grads, &mut self.exp_avg, &mut self.exp_avg_sq, coeffs).unwrap();
     }
 
-    fn tensor(&mut self, set: usize) -> Tensor<'_> {
-        Tensor {
-            params: (&mut self.params).into(),
-            grads: (&self.grads).into(),
-            exp_avg: &mut self.exp_avg,
-            exp_avg_sq: &mut self.exp_avg_sq,
-            copy: None,
-            set,
-        }
+    fn tensor(&mut self, coeffs_index: usize) -> Tensor<'_> {
+        let Self { params, grads, exp_avg, exp_avg_sq } = self;
+        Tensor::new(params, &*grads, exp_avg, exp_avg_sq).with_coeffs_index(coeffs_index)
     }
 }
 
@@ -141,10 +135,10 @@ fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn Fn
     measure("step", &mut || flat.step(&sets[0]));
     measure("step after the switch", &mut || flat.step(&sets[1]));
 
-    let mut copy = vec![bf16::ONE; elements];
-    measure("step_with_copy", &mut || {
+    let mut model = vec![bf16::ONE; elements];
+    measure("step_with_master", &mut || {
         let Flat { params, grads, exp_avg, exp_avg_sq } = &mut flat;
-        cpu::step_with_copy(params, &mut copy, grads, exp_avg, exp_avg_sq, &sets[0]).unwrap();
+        cpu::step_with_master(&mut model, grads, exp_avg, exp_avg_sq, params, &sets[0]).unwrap();
     });
 
     // One large tensor, small ones and an empty one.
@@ -157,25 +151,30 @@ fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn Fn
     });
     measure("step_list", &mut || cpu::step_list(&mut tensors, &sets).unwrap());
 
-    let layout = lens.map(TensorLayout::new);
-    let layout: Vec<_> = layout.into_iter().chain([TensorLayout::new(9).with_master()]).collect();
-    let mut optimizer = DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+    let specs: Vec<_> = lens.map(TensorSpec::new).into_iter().chain([TensorSpec::new(9).with_master()]).collect();
+    let mut optimizer = DualAdam::with_groups(&[DualAdamConfig::default()], &specs).unwrap();
     let (mut params, grads) = (lens.map(|len| vec![1.0_f32; len]), lens.map(|len| vec![0.5_f32; len]));
-    let mut half = [bf16::ONE; 9];
-    let mut params: Vec<ParamsMut<'_>> = params.iter_mut().map(Into::into).chain([(&mut half).into()]).collect();
-    let grads: Vec<_> =
-        grads.iter().map(|grads| Some(Grads::from(grads))).chain([Some((&[1.0_f32; 9]).into())]).collect();
-    measure("DualAdam::step", &mut || optimizer.step(&mut params, &grads).unwrap());
-    measure("DualAdam::step_scaled", &mut || optimizer.step_scaled(&mut params, &grads, 0.5).unwrap());
+    let (mut half, half_grad) = ([bf16::ONE; 9], [1.0_f32; 9]);
+    let mut step = |optimizer: &mut DualAdam, multiplier: f64, without: Option<usize>| {
+        let params = params.iter_mut().map(BufferMut::from).chain([(&mut half).into()]);
+        let grads = grads.iter().map(Buffer::from).chain([(&half_grad).into()]).enumerate();
+        let grads = grads.map(|(tensor, grad)| (Some(tensor) != without).then_some(grad));
+        if multiplier == 1.0 {
+            optimizer.step(params, grads)
+        } else {
+            optimizer.step_scaled(params, grads, multiplier)
+        }
+        .unwrap();
+    };
+    measure("DualAdam::step", &mut || step(&mut optimizer, 1.0, None));
+    measure("DualAdam::step_scaled", &mut || step(&mut optimizer, 0.5, None));
     // Steps of its own for each tensor, so that each needs its own coefficients; and a tensor without a gradient.
     for (tensor, &len) in lens.iter().enumerate() {
         optimizer.set_moments(tensor, 40 * tensor as u64, &vec![0.0; len], &vec![0.0; len]).unwrap();
     }
-    let mut grads = grads;
-    grads[1] = None;
     measure("DualAdam::step of uneven tensors", &mut || {
         optimizer.set_lr(0, 1e-4).unwrap();
-        optimizer.step(&mut params, &grads).unwrap();
+        step(&mut optimizer, 1.0, Some(1));
     });
 }
 

@@ -1,9 +1,10 @@
 //! What is refused, how the error says so, and that nothing was written by then; and what looks bad and is not.
 
-use dualadam::cpu::{self, DualAdam, Grads};
+use dualadam::cpu::{self, Buffer, BufferMut, DualAdam};
 use dualadam::half::bf16;
 use dualadam::{
-    Dtype, DualAdamConfig, Error, State, StepCoeffs, SwitchSchedule, TensorLayout, TensorState, WeightDecay,
+    ArgumentError, ConfigError, Dtype, DualAdamConfig, Error, Role, State, StepCoeffs, SwitchSchedule, TensorError,
+    TensorProblem, TensorSpec, WeightDecay,
 };
 use testkit::data::Inputs;
 use testkit::model::{self, Model, Spec};
@@ -20,10 +21,10 @@ fn coeffs() -> StepCoeffs {
 }
 
 /// The error is that of a value whose name and number are given, and its message has all of it.
-fn value_error<T>(result: Result<T, Error>, expected_name: &str, expected_value: f64) {
+fn value_error<T, E: Into<Error>>(result: Result<T, E>, expected_name: &str, expected_value: f64) {
     let error = refused(result);
     let message = error.to_string();
-    let Error::Value { name, requirement, value } = error else { panic!("{error:?}") };
+    let Error::Config(ConfigError::Value { name, requirement, value }) = error else { panic!("{error:?}") };
     assert_eq!(name, expected_name, "{message}");
     assert_eq!(value.to_bits(), expected_value.to_bits(), "{message}");
     assert_eq!(message, format!("{name} must {requirement}, got {value:?}"));
@@ -38,7 +39,7 @@ fn refused_config(config: DualAdamConfig, name: &str, value: f64) {
     value_error(config.coeffs_scaled(1, 0.5), name, value);
     value_error(DualAdam::new(config, &[3]), name, value);
     let good = DualAdamConfig::default();
-    value_error(DualAdam::with_groups(&[good, config], &[TensorLayout::new(3)]), name, value);
+    value_error(DualAdam::with_groups(&[good, config], &[TensorSpec::new(3)]), name, value);
 
     let mut optimizer = DualAdam::new(good, &[3]).unwrap();
     value_error(optimizer.set_config(0, config), name, value);
@@ -129,7 +130,7 @@ fn step_zero_is_refused() {
     let config = DualAdamConfig::default();
     for result in [config.coeffs(0), config.coeffs_scaled(0, 0.5)] {
         let error = result.unwrap_err();
-        assert!(matches!(error, Error::StepZero), "{error:?}");
+        assert_eq!(error, ConfigError::StepZero);
         assert_eq!(error.to_string(), "step must be at least 1, got 0");
     }
     config.coeffs(u64::MAX).unwrap();
@@ -160,23 +161,23 @@ fn zero_is_a_learning_rate_a_beta_and_a_decay() {
 // Tensors of five elements, which any step would change.
 
 /// The error is that of a length, and its message has all of it.
-fn length_error<T>(result: Result<T, Error>, at: usize, buffer: &str, expected: usize, given: usize) {
+fn length_error<T, E: Into<Error>>(result: Result<T, E>, at: usize, buffer: Role, expected: usize, given: usize) {
     let error = refused(result);
     assert_eq!(error.to_string(), format!("{buffer} of tensor {at} must have {expected} elements, got {given}"));
     refused::length(Err::<(), _>(error), at, buffer, expected, given);
 }
 
-/// Tensors in which one buffer has another length than the others, and that buffer's name.
-fn uneven(formats: Formats) -> Vec<(Tensor, &'static str, usize)> {
+/// Tensors in which one buffer has another length than the others, and that buffer's role.
+fn uneven(formats: Formats) -> Vec<(Tensor, Role, usize)> {
     let good = Tensor::filled(formats, 5);
-    // The length that is right is that of what is updated.
-    let wrong = if good.master.is_some() { 0..4 } else { 1..4 };
+    // The length that is right is that of the parameters.
+    let wrong = 1..good.buffers().len();
     let of = |other: usize| {
         let good = &good;
         wrong.clone().map(move |buffer| {
             let mut bad = good.clone();
             bad.resize(buffer, other);
-            (bad, good.names()[buffer], other)
+            (bad, Role::ALL[buffer], other)
         })
     };
     [0, 4, 6].into_iter().flat_map(of).collect()
@@ -193,7 +194,7 @@ fn flat_steps_refuse_unequal_lengths() {
     }
 }
 
-fn step_list(list: &mut [Tensor], sets: &[StepCoeffs]) -> Result<(), Error> {
+fn step_list(list: &mut [Tensor], sets: &[StepCoeffs]) -> Result<(), TensorError> {
     cpu::step_list(&mut list.iter_mut().map(Tensor::cpu).collect::<Vec<_>>(), sets)
 }
 
@@ -227,43 +228,41 @@ fn lists_refuse_sets_out_of_range() {
     let mut good = Tensor::filled(formats("f32_f32"), 5);
     for value in [2, 3, usize::MAX] {
         for (place, error) in refused_list(&good.clone().with_set(value)).into_iter().enumerate() {
-            assert_eq!(error.to_string(), format!("set of tensor {place} must be below 2, got {value:?}"));
-            refused::index(Err::<(), _>(error), place, "set", 2, value);
+            assert_eq!(error.to_string(), format!("tensor {place} must have a coeffs_index below 2, got {value:?}"));
+            refused::coeffs_index(Err::<(), _>(error), place, 2, value);
         }
     }
     let before = good.clone();
-    refused::index(step_list(std::slice::from_mut(&mut good), &[]), 0, "set", 0, 0);
+    refused::coeffs_index(step_list(std::slice::from_mut(&mut good), &[]), 0, 0, 0);
     assert_eq!(good, before);
 }
 
 const DTYPES: [Dtype; 3] = [F32, Bf16, F16];
 
-/// Every combination of types either steps or is refused by name, and which do is the table.
+/// Every combination of formats either steps or is refused by name, and which do is the table.
 #[test]
-fn lists_refuse_types_without_a_kernel() {
-    let table: Vec<_> = Variant::all().map(Variant::formats).collect();
+fn lists_refuse_formats_without_a_kernel() {
     let mut accepted = 0;
     let masters = [None, Some(F32), Some(Bf16), Some(F16)];
-    let all = masters.iter().flat_map(|&m| DTYPES.iter().flat_map(move |&p| DTYPES.map(|grad| (p, grad, m))));
-    // What f32 masters copy has 16 bits.
-    for (param, grad, master) in all.filter(|&(param, _, master)| master.is_none() || param != F32) {
-        let formats = Formats { param, grad, master, ..table[0] };
+    for index in 0..DTYPES.len().pow(4) * masters.len() {
+        let dtype = |place: u32| DTYPES[index / masters.len() / DTYPES.len().pow(place) % DTYPES.len()];
+        let mut formats = Formats::new(dtype(0), dtype(1));
+        (formats.exp_avg, formats.exp_avg_sq) = (dtype(2), dtype(3));
+        formats.master = masters[index % masters.len()];
         let bad = Tensor::filled(formats, 5);
-        if table.contains(&formats) {
+        if Variant::all().any(|variant| variant.formats() == formats) {
             step_list(&mut [bad], &[coeffs()]).unwrap();
             accepted += 1;
             continue;
         }
-        let (params, copy) = (master.unwrap_or(param), master.map(|_| param));
         for (place, error) in refused_list(&bad).into_iter().enumerate() {
-            let and_copy = copy.map(|copy| format!(" and a {copy} copy")).unwrap_or_default();
-            let start =
-                format!("tensor {place}: {params} parameters with {grad} gradients{and_copy} are not supported");
-            assert!(error.to_string().starts_with(&start), "{error}");
-            refused::types(Err::<(), _>(error), place, params, grad, copy);
+            let text = error.to_string();
+            let start = format!("tensor {place} must have the formats of a variant (");
+            assert!(text.starts_with(&start) && text.ends_with(&format!("), got {formats}")), "{text}");
+            refused::formats(Err::<(), _>(error), place, formats);
         }
     }
-    assert_eq!(accepted, table.len());
+    assert_eq!(accepted, Variant::COUNT);
 }
 
 // The owning optimizer.
@@ -284,13 +283,13 @@ impl Owned {
         let specs = specs.map(|(name, len)| Spec { formats: formats(name), len, group: 0 });
         let mut model = Model::new(&specs, model::small);
         model.params = vec![filled(F32, 3), filled(Bf16, 2)];
-        let optimizer = DualAdam::with_groups(&[DualAdamConfig::default()], &model.layout()).unwrap();
+        let optimizer = DualAdam::with_groups(&[DualAdamConfig::default()], &model.tensor_specs()).unwrap();
         let mut owned = Self { optimizer, model };
         owned.step(&[Some(Values::F32(vec![1.0; 3])), None], 1.0).unwrap();
         owned
     }
 
-    fn step(&mut self, grads: &[Option<Values>], multiplier: f64) -> Result<(), Error> {
+    fn step(&mut self, grads: &[Option<Values>], multiplier: f64) -> Result<(), ArgumentError> {
         self.model.step(&mut self.optimizer, grads, multiplier)
     }
 
@@ -300,7 +299,7 @@ impl Owned {
 }
 
 /// A step with these lists is refused, and neither it nor anything before it in the lists has been done.
-fn refused_step(params: &[(Dtype, usize)], grads: &[Option<(Dtype, usize)>]) -> Result<(), Error> {
+fn refused_step(params: &[(Dtype, usize)], grads: &[Option<(Dtype, usize)>]) -> Result<(), ArgumentError> {
     let mut owned = Owned::new();
     owned.model.params = params.iter().map(|&(dtype, len)| filled(dtype, len)).collect();
     let before = owned.bits();
@@ -329,28 +328,108 @@ fn the_optimizer_refuses_lists_that_are_not_its_own() {
     }
 }
 
+/// Iterators may be shorter or longer than each other and than the optimizer's list, or have no end.
+#[test]
+fn the_optimizer_refuses_iterators_of_another_length() {
+    let mut owned = Owned::new();
+    let before = owned.bits();
+    let optimizer = &mut owned.optimizer;
+    let param = || BufferMut::F32(&mut []);
+    let grad = || Some(Buffer::F32(&[]));
+    let endless = || std::iter::repeat_with(param);
+    let endless_grads = || std::iter::repeat_with(grad);
+    refused::count(optimizer.step(endless(), endless_grads()), "params", 2, 3);
+    refused::count(optimizer.step(endless(), endless_grads().take(2)), "params", 2, 3);
+    refused::count(optimizer.step(endless(), []), "params", 2, 3);
+    refused::count(optimizer.step(endless().take(2), endless_grads()), "grads", 2, 3);
+    refused::count(optimizer.step(endless().take(2), endless_grads().take(1)), "grads", 2, 1);
+    refused::count(optimizer.step(endless().take(2), []), "grads", 2, 0);
+    refused::count(optimizer.step([], endless_grads()), "params", 2, 0);
+    refused::count(optimizer.step(endless().take(1), endless_grads().take(2)), "params", 2, 1);
+    refused::count(optimizer.step(endless().take(1000), endless_grads().take(1000)), "params", 2, 3);
+    // The number of entries is judged before what they are, and before the multiplier.
+    refused::count(optimizer.step_scaled(endless(), endless_grads(), f64::NAN), "params", 2, 3);
+    length_error(optimizer.step(endless().take(2), endless_grads().take(2)), 0, Role::Param, 3, 0);
+    assert_eq!(owned.bits(), before);
+
+    // An iterator that goes on after its end has ended, even where the count would come out right.
+    let resumed = || {
+        let mut calls = 0;
+        std::iter::from_fn(move || {
+            calls += 1;
+            (calls > 1).then_some(())
+        })
+    };
+    refused::count(owned.optimizer.step(resumed().take(3).map(|()| param()), endless_grads().take(2)), "params", 2, 0);
+    refused::count(owned.optimizer.step(endless().take(2), resumed().take(3).map(|()| grad())), "grads", 2, 0);
+    assert_eq!(owned.bits(), before);
+    owned.step(&[Some(filled(F32, 3)), None], 1.0).unwrap();
+}
+
+/// Of tensors that have names the errors say them, whichever call finds the problem.
+#[test]
+fn errors_name_the_tensor() {
+    let config = DualAdamConfig::default();
+    let specs = [TensorSpec::new(3), TensorSpec::new(2).with_master().with_name("head.weight")];
+    let mut optimizer = DualAdam::with_groups(&[config], &specs).unwrap();
+    #[track_caller]
+    fn says<T, E: Into<Error>>(result: Result<T, E>, text: &str) {
+        let error = refused(result);
+        assert!(error.to_string().starts_with(text), "{error}");
+        let Error::Tensor(TensorError { name, tensor, .. }) = error else { panic!("{error:?}") };
+        assert_eq!(name.as_deref(), (tensor == 1).then_some("head.weight"));
+    }
+    let (mut w, mut half, mut wide) = ([1.0_f32; 3], [bf16::ONE; 2], [1.0_f32; 2]);
+    let step = optimizer.step([(&mut w).into(), (&mut half).into()], [None, Some((&[bf16::ONE; 4]).into())]);
+    says(step, "grad of tensor 1 (head.weight) must have 2 elements, got 4");
+    let step = optimizer.step([(&mut w).into(), (&mut half[..1]).into()], [None, None]);
+    says(step, "param of tensor 1 (head.weight) must have 2 elements, got 1");
+    let step = optimizer.step([(&mut w).into(), (&mut wide).into()], [None, Some((&[1.0_f32; 2]).into())]);
+    says(step, "tensor 1 (head.weight) must have the formats of a variant");
+    // Without a name it is the position alone.
+    let step = optimizer.step([(&mut w[..1]).into(), (&mut half).into()], [None, None]);
+    says(step, "param of tensor 0 must have 3 elements, got 1");
+    says(optimizer.set_moments(0, 1, &[], &[]), "exp_avg of tensor 0 must have 3 elements, got 0");
+    let moments = optimizer.set_moments(1, 1, &[0.0], &[0.0; 2]);
+    says(moments, "exp_avg of tensor 1 (head.weight) must have 2 elements, got 1");
+    let moments = optimizer.set_moments(1, 1, &[0.0; 2], &[0.0, -1.0]);
+    says(moments, "exp_avg_sq of tensor 1 (head.weight) must be at least 0 everywhere, got -1.0");
+    optimizer.set_moments(1, u64::MAX, &[0.0; 2], &[0.0; 2]).unwrap();
+    let step = optimizer.step([(&mut w).into(), (&mut half).into()], [None, Some((&[bf16::ONE; 2]).into())]);
+    says(step, "tensor 1 (head.weight) must be at a step below");
+
+    let mut state = optimizer.state().clone();
+    state.arrays[1].master = None;
+    says(DualAdam::try_from(state), "master of tensor 1 (head.weight) must have 2 elements, got 0");
+    let other_group = [specs[0].clone(), specs[1].clone().in_group(5)];
+    says(DualAdam::with_groups(&[config], &other_group), "tensor 1 (head.weight) must have a group below 1, got 5");
+    let too_large = [specs[0].clone(), TensorSpec::new(usize::MAX / 4).with_name("head.weight")];
+    says(DualAdam::with_groups(&[config], &too_large), "tensor 1 (head.weight) must fit in memory");
+}
+
 #[test]
 fn the_optimizer_refuses_unequal_lengths() {
     for (place, (dtype, len)) in GOOD.into_iter().enumerate() {
         for other in [0, len - 1, len + 1] {
             let (mut params, mut grads) = (GOOD, GRADS);
             (params[place], grads[place]) = ((dtype, other), Some((dtype, other)));
-            length_error(refused_step(&params, &GRADS), place, "params", len, other);
-            length_error(refused_step(&GOOD, &grads), place, "grads", len, other);
+            length_error(refused_step(&params, &GRADS), place, Role::Param, len, other);
+            length_error(refused_step(&GOOD, &grads), place, Role::Grad, len, other);
             // Without a gradient too: parameters of another length are another tensor's.
-            length_error(refused_step(&params, &[None, None]), place, "params", len, other);
+            length_error(refused_step(&params, &[None, None]), place, Role::Param, len, other);
         }
     }
 }
 
 #[test]
-fn the_optimizer_refuses_types_without_a_kernel() {
+fn the_optimizer_refuses_formats_without_a_kernel() {
     // f32 parameters need no masters, and masters take gradients of f32 or of the parameters' type.
-    for (grads, copy) in [(F32, F32), (Bf16, F32), (F16, Bf16), (Bf16, F16)] {
-        let step = refused_step(&[GOOD[0], (copy, 2)], &[GRADS[0], Some((grads, 2))]);
-        refused::types(step, 1, F32, grads, Some(copy));
+    for (grad, param) in [(F32, F32), (Bf16, F32), (F16, Bf16), (Bf16, F16)] {
+        let step = refused_step(&[GOOD[0], (param, 2)], &[GRADS[0], Some((grad, 2))]);
+        refused::formats(step, 1, Formats::new(param, grad).with_master(F32));
     }
-    refused::types(refused_step(&[(Bf16, 3), GOOD[1]], &[Some((F16, 3)), GRADS[1]]), 0, Bf16, F16, None);
+    let step = refused_step(&[(Bf16, 3), GOOD[1]], &[Some((F16, 3)), GRADS[1]]);
+    refused::formats(step, 0, Formats::new(Bf16, F16));
 }
 
 #[test]
@@ -372,7 +451,7 @@ fn positions_out_of_range_are_refused() {
     let config = DualAdamConfig::default();
     let mut owned = Owned::new();
     let before = owned.bits();
-    fn position<T>(result: Result<T, Error>, list: &str, len: usize, given: usize) {
+    fn position<T, E: Into<Error>>(result: Result<T, E>, list: &'static str, len: usize, given: usize) {
         let error = refused(result);
         assert_eq!(error.to_string(), format!("{list} must be below {len}, got {given}"));
         refused::position(Err::<(), _>(error), list, len, given);
@@ -389,10 +468,10 @@ fn positions_out_of_range_are_refused() {
     assert_eq!(owned.bits(), before);
 
     for (groups, group) in [(0, 0), (1, 1), (2, 7)] {
-        let layout = [TensorLayout::new(3).in_group(group)];
-        let error = refused(DualAdam::with_groups(&vec![config; groups], &layout));
-        assert_eq!(error.to_string(), format!("group of tensor 0 must be below {groups}, got {group}"));
-        refused::index(Err::<(), _>(error), 0, "group", groups, group);
+        let specs = [TensorSpec::new(3).in_group(group)];
+        let error = refused(DualAdam::with_groups(&vec![config; groups], &specs));
+        assert_eq!(error.to_string(), format!("tensor 0 must have a group below {groups}, got {group}"));
+        refused::group(Err::<(), _>(error), 0, groups, group);
     }
 }
 
@@ -402,25 +481,51 @@ fn moments_that_do_not_fit_are_refused() {
     let before = owned.bits();
     let good = [0.5; 3];
     for other in [0, 2, 4] {
-        length_error(owned.optimizer.set_moments(0, 9, &vec![0.5; other], &good), 0, "exp_avg", 3, other);
-        length_error(owned.optimizer.set_moments(0, 9, &good, &vec![0.5; other]), 0, "exp_avg_sq", 3, other);
+        length_error(owned.optimizer.set_moments(0, 9, &vec![0.5; other], &good), 0, Role::ExpAvg, 3, other);
+        length_error(owned.optimizer.set_moments(0, 9, &good, &vec![0.5; other]), 0, Role::ExpAvgSq, 3, other);
     }
     for negative in [-1.0_f32, -1e-45, f32::NEG_INFINITY] {
-        value_error(owned.optimizer.set_moments(0, 9, &good, &[1.0, 2.0, negative]), "exp_avg_sq", negative.into());
+        let error = refused(owned.optimizer.set_moments(0, 9, &good, &[1.0, 2.0, negative]));
+        let text = format!("exp_avg_sq of tensor 0 must be at least 0 everywhere, got {negative:?}");
+        assert_eq!(error.to_string(), text);
+        let negative = TensorProblem::Negative { value: negative };
+        refused::problem(Err::<(), _>(error), 0, Role::ExpAvgSq, negative);
     }
     assert_eq!(owned.bits(), before);
 }
 
-/// A state's fields are open: an optimizer made from one that makes no sense must say so at its first step.
+/// A state's arrays are open: an optimizer must not be made from a state that makes no sense.
 #[test]
 fn a_state_made_by_hand_is_checked_before_it_is_used() {
     let config = DualAdamConfig::default();
-    let tensor = TensorState { exp_avg: vec![0.5; 2], exp_avg_sq: vec![0.5; 2], ..TensorState::default() };
-    let made = |config, tensor| DualAdam::try_from(State { groups: vec![config], tensors: vec![tensor] });
-    value_error(made(config.with_lr(f64::NAN), tensor.clone()), "lr", f64::NAN);
-    let uneven = TensorState { exp_avg_sq: vec![0.5; 3], ..tensor.clone() };
-    length_error(made(config, uneven), 0, "exp_avg_sq", 2, 3);
-    refused::index(made(config, TensorState { group: 1, ..tensor }), 0, "group", 1, 1);
+    let specs = [TensorSpec::new(2), TensorSpec::new(2).with_master()];
+    let state = State::new(&[config], &specs).unwrap();
+    let made = |change: fn(&mut State)| {
+        let mut state = state.clone();
+        change(&mut state);
+        let error = refused(DualAdam::try_from(state.clone()));
+        let checked = refused(state.validate());
+        assert_eq!(error.to_string(), checked.to_string());
+        Err::<(), _>(error)
+    };
+    length_error(made(|state| state.arrays[0].exp_avg_sq.push(0.5)), 0, Role::ExpAvgSq, 2, 3);
+    length_error(made(|state| state.arrays[0].exp_avg.clear()), 0, Role::ExpAvg, 2, 0);
+    length_error(made(|state| state.arrays[0].master = Some(vec![0.5; 2])), 0, Role::Master, 0, 2);
+    length_error(made(|state| state.arrays[1].master = Some(vec![0.5; 3])), 1, Role::Master, 2, 3);
+    length_error(made(|state| state.arrays[1].master = None), 1, Role::Master, 2, 0);
+    let negative = TensorProblem::Negative { value: -1.0 };
+    refused::problem(made(|state| state.arrays[1].exp_avg_sq[1] = -1.0), 1, Role::ExpAvgSq, negative);
+    refused::count(made(|state| state.arrays.truncate(1)), "arrays", 2, 1);
+    refused::count(made(|state| state.arrays.push(state.arrays[0].clone())), "arrays", 2, 3);
+    refused::count(made(|state| state.ledger = Default::default()), "arrays", 0, 2);
+
+    // What the ledger itself refuses: no state can have it.
+    value_error(State::new(&[config.with_lr(f64::NAN)], &specs), "lr", f64::NAN);
+    refused::group(State::new(&[config], &[specs[0].clone().in_group(1)]), 0, 1, 1);
+    let mut ledger = state.ledger;
+    value_error(ledger.set_config(0, config.with_lr(f64::NAN)), "lr", f64::NAN);
+    value_error(ledger.set_lr(0, -1.0), "lr", -1.0);
+    assert_eq!(ledger.groups(), [config]);
 }
 
 // What is not bad input.
@@ -451,23 +556,23 @@ fn empty_tensors_are_fine_anywhere() {
 #[test]
 fn the_optimizer_takes_empty_tensors_anywhere() {
     let config = DualAdamConfig::default();
-    let layout = [TensorLayout::new(0), TensorLayout::new(2), TensorLayout::new(0).with_master()];
-    let mut optimizer = DualAdam::with_groups(&[config], &layout).unwrap();
+    let specs = [TensorSpec::new(0), TensorSpec::new(2), TensorSpec::new(0).with_master()];
+    let mut optimizer = DualAdam::with_groups(&[config], &specs).unwrap();
     let (mut none, mut w, mut half) = ([0.0_f32; 0], [1.0_f32, 2.0], [bf16::ONE; 0]);
-    let grads = [Some(Grads::F32(&[])), Some(Grads::F32(&[1.0, 1.0])), Some(Grads::Bf16(&[]))];
     for _ in 0..2 {
-        optimizer.step(&mut [(&mut none).into(), (&mut w).into(), (&mut half).into()], &grads).unwrap();
+        let grads = [Some(Buffer::F32(&[])), Some(Buffer::F32(&[1.0, 1.0])), Some(Buffer::Bf16(&[]))];
+        optimizer.step([(&mut none).into(), (&mut w).into(), (&mut half).into()], grads).unwrap();
     }
     assert_eq!([0, 1, 2].map(|tensor| optimizer.step_of(tensor).unwrap()), [2; 3]);
 
     let mut alone = DualAdam::new(config, &[2]).unwrap();
     let mut expected = [1.0_f32, 2.0];
     for _ in 0..2 {
-        alone.step(&mut [(&mut expected).into()], &[Some((&[1.0_f32, 1.0]).into())]).unwrap();
+        alone.step([(&mut expected).into()], [Some((&[1.0_f32, 1.0]).into())]).unwrap();
     }
     assert_eq!(w, expected);
-    DualAdam::new(config, &[]).unwrap().step(&mut [], &[]).unwrap();
-    DualAdam::with_groups(&[], &[]).unwrap().step(&mut [], &[]).unwrap();
+    DualAdam::new(config, &[]).unwrap().step([], []).unwrap();
+    DualAdam::with_groups(&[], &[]).unwrap().step([], []).unwrap();
 }
 
 /// What a step makes of one element.
@@ -554,7 +659,7 @@ fn the_optimizer_steps_with_nan_and_infinite_gradients() {
     assert!(w[0].is_nan() && w[1] == f32::NEG_INFINITY, "{w:?}");
     assert_eq!(w[2].to_bits(), clean.model.params[0].at(2).to_bits());
     assert!(b[0] == f32::INFINITY && b[1].is_nan(), "{b:?}");
-    let master = owned.optimizer.state().tensors[1].master.as_ref().unwrap();
+    let master = owned.optimizer.state().arrays[1].master.as_ref().unwrap();
     assert!(master[0] == f32::INFINITY && master[1].is_nan(), "{master:?}");
     assert_eq!([0, 1].map(|tensor| owned.optimizer.step_of(tensor).unwrap()), [2, 1]);
 }
@@ -563,5 +668,5 @@ fn the_optimizer_steps_with_nan_and_infinite_gradients() {
 fn a_bad_multiplier_is_refused_even_where_no_gradient_uses_it() {
     let mut optimizer = DualAdam::new(DualAdamConfig::default(), &[2]).unwrap();
     let mut params = [1.0_f32; 2];
-    value_error(optimizer.step_scaled(&mut [(&mut params).into()], &[None], -2.0), "grad_multiplier", -2.0);
+    value_error(optimizer.step_scaled([(&mut params).into()], [None], -2.0), "grad_multiplier", -2.0);
 }

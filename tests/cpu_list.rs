@@ -1,15 +1,21 @@
-//! Lists of tensors by address on the CPU: the bits of the contract, and what is refused.
+//! Tensors by address on the CPU, alone and in lists: the bits of the contract and of single steps, and what is refused.
 
-use dualadam::cpu::TensorList;
-use dualadam::{Dtype, RawBuffer, RawTensor, StepCoeffs};
+use dualadam::cpu::{self, TensorList};
+use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem};
 use testkit::data::Inputs;
 use testkit::laws::{self, by_contract};
 use testkit::refused;
 use testkit::tensor::Tensor;
-use testkit::variant::formats;
+use testkit::variant::{Variant, formats};
 
 fn f32s(len: usize) -> Tensor {
     Tensor::new(formats("f32_f32"), &Inputs::random(1, len))
+}
+
+/// The same tensor with a change.
+fn with(mut tensor: RawTensor, change: impl FnOnce(&mut RawTensor)) -> RawTensor {
+    change(&mut tensor);
+    tensor
 }
 
 fn step(list: &mut TensorList, sets: &[StepCoeffs]) {
@@ -39,8 +45,8 @@ fn new_addresses_are_taken_over_and_a_missing_gradient_leaves_the_tensor_alone()
     let (mut expected, before) = (a.clone(), b.clone());
     let grads = [1.0_f32; 5];
     expected.set_grads(&grads);
-    tensors[0].grads.address = grads.as_ptr().expose_provenance() as u64;
-    tensors[1].grads.address = 0;
+    tensors[0].grad.address = grads.as_ptr().expose_provenance() as u64;
+    tensors[1].grad.address = 0;
     list.update(&tensors).unwrap();
     step(&mut list, &sets);
     by_contract(std::slice::from_mut(&mut expected), &sets);
@@ -54,15 +60,17 @@ fn what_cannot_be_right_is_refused_and_the_list_stays() {
     let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
     let tensors = [a.raw(), b.raw()];
     let mut list = TensorList::new(&tensors).unwrap();
-    let at = |address, dtype| RawBuffer { address, dtype };
     let [first, second] = tensors;
     let cases = [
-        (RawTensor { params: at(0, Dtype::F32), ..second }, "params of tensor 1 must not be null"),
-        (RawTensor { params: at(first.params.address + 2, Dtype::F32), ..second }, "must be aligned to 4 bytes"),
-        (RawTensor { params: first.params, ..second }, "must not overlap"),
-        (RawTensor { grads: first.params, ..second }, "must not overlap"),
-        (RawTensor { grads: at(second.grads.address, Dtype::Bf16), ..second }, "must stay f32 parameters with f32"),
-        (RawTensor { len: 7, ..second }, "the length of tensor 1 must stay 6, got 7"),
+        (with(second, |tensor| tensor.param.address = 0), "param of tensor 1 must not be null"),
+        (with(second, |tensor| tensor.param.address = first.param.address + 2), "must be aligned to 4 bytes"),
+        (with(second, |tensor| tensor.param = first.param), "must not overlap"),
+        (second.with_grad(first.param), "must not overlap"),
+        (
+            with(second, |tensor| tensor.grad.dtype = Dtype::Bf16),
+            "tensor 1 must keep its formats (f32 param, f32 grad, f32 exp_avg, f32 exp_avg_sq), got f32 param, bf16 grad",
+        ),
+        (with(second, |tensor| tensor.len = 7), "tensor 1 must keep its length of 6 elements, got 7"),
     ];
     for (wrong, text) in cases {
         let error = list.update(&[first, wrong]).unwrap_err().to_string();
@@ -70,63 +78,90 @@ fn what_cannot_be_right_is_refused_and_the_list_stays() {
         assert_eq!(list.tensors(), tensors);
     }
     refused::count(list.update(&[first]), "tensors", 2, 1);
-    let mixed = RawTensor { params: at(second.params.address, Dtype::Bf16), grads: at(8, Dtype::F16), ..second };
-    refused::types(TensorList::new(&[first, mixed]), 1, Dtype::Bf16, Dtype::F16, None);
+    let mixed = with(second, |tensor| {
+        tensor.param.dtype = Dtype::Bf16;
+        tensor.grad = RawBuffer::new(8, Dtype::F16);
+    });
+    refused::formats(TensorList::new(&[first, mixed]), 1, Formats::new(Dtype::Bf16, Dtype::F16));
     let limit = isize::MAX as u64 / 4;
-    let longer = TensorList::new(&[RawTensor { len: limit + 1, ..first }]);
-    refused::too_many(longer, "the elements of a buffer", limit, limit + 1);
+    let longer = TensorList::new(&[with(first, |tensor| tensor.len = limit + 1)]);
+    refused::problem(longer, 0, None, TensorProblem::TooLong { limit, actual: limit + 1 });
     // SAFETY: nothing is stepped.
-    refused::index(unsafe { list.step_raw(&sets[..1]) }, 1, "set", 1, 1);
+    refused::coeffs_index(unsafe { list.step_raw(&sets[..1]) }, 1, 1, 1);
+}
+
+fn sets(step: u64) -> [StepCoeffs; 2] {
+    let config = DualAdamConfig::inv_adam().with_lr(0.01);
+    [config.coeffs(step).unwrap(), DualAdamConfig::adamw(0.1).coeffs(step).unwrap()]
 }
 
 #[test]
 fn steps_by_address_have_the_bits_of_single_steps() {
-    let (mut flat, mut single) = (Memory::<f32>::new(70_000), Memory::<f32>::new(70_000));
-    let (mut master, mut single_master) = (Memory::<f32>::new(9), Memory::<f32>::new(9));
-    let mut alone = Memory::<bf16>::new(4);
-    let before = alone.bits();
+    let master = formats("bf16_f32_master");
+    let (mut flat, mut master) = (f32s(70_000), Tensor::new(master, &Inputs::random(2, 9)));
+    let (mut single, mut single_master) = (flat.clone(), master.clone());
+    let mut alone = Tensor::filled(formats("bf16_bf16"), 4);
+    let before = alone.clone();
     for step in 1..4 {
         let sets = sets(step);
-        let absent = RawBuffer { address: 0, dtype: Dtype::Bf16 };
-        let (skipped, empty) = (RawTensor { grads: absent, ..alone.raw(1) }, RawTensor { len: 0, ..alone.raw(0) });
-        let list = [flat.raw(1), master.with_copy(0), skipped, empty];
-        // SAFETY: the addresses are those of the memory above.
+        let skipped = alone.raw().with_grad(RawBuffer::new(0, Dtype::Bf16)).with_coeffs_index(1);
+        let empty = with(alone.raw(), |tensor| tensor.len = 0);
+        let list = [flat.raw().with_coeffs_index(1), master.raw(), skipped, empty];
+        // SAFETY: the addresses are those of the tensors above.
         unsafe {
-            cpu::step_raw(&flat.raw(0), &sets[0]).unwrap();
+            cpu::step_raw(&flat.raw(), &sets[0]).unwrap();
             cpu::step_list_raw(&list, &sets).unwrap();
         }
-        let x = &mut single;
-        cpu::step(&mut x.p, &x.g, &mut x.m, &mut x.v, &sets[0]).unwrap();
-        cpu::step(&mut x.p, &x.g, &mut x.m, &mut x.v, &sets[1]).unwrap();
-        let x = &mut single_master;
-        cpu::step_with_copy(&mut x.p, &mut x.copy, &x.g, &mut x.m, &mut x.v, &sets[0]).unwrap();
+        sets.iter().for_each(|coeffs| single.step_flat(coeffs).unwrap());
+        single_master.step_flat(&sets[0]).unwrap();
     }
-    assert_eq!((flat.bits(), master.bits()), (single.bits(), single_master.bits()));
-    assert_eq!((master.copy, alone.bits()), (single_master.copy, before));
+    flat.assert_same(&single, "flat");
+    master.assert_same(&single_master, "with masters");
+    assert_eq!(alone, before);
     // SAFETY: there is nothing to step.
     unsafe { cpu::step_list_raw(&[], &[]) }.unwrap();
 }
 
 #[test]
+fn each_variant_is_stepped_by_address() {
+    let coeffs = &laws::all_sets()[0];
+    for variant in Variant::all() {
+        let mut alone = Tensor::padded(variant.formats(), &Inputs::random(3, 1000), [0, 1, 2, 3, 4]);
+        let (mut listed, mut expected) = (alone.clone(), alone.clone());
+        assert_eq!(Variant::of(alone.raw().formats()), Some(variant));
+        // SAFETY: the addresses are those of the tensors above.
+        unsafe {
+            cpu::step_raw(&alone.raw(), coeffs).unwrap();
+            cpu::step_list_raw(&[listed.raw()], &[*coeffs]).unwrap();
+        }
+        expected.step_by_contract(coeffs);
+        alone.assert_same(&expected, variant.name());
+        listed.assert_same(&expected, variant.name());
+    }
+}
+
+#[test]
 fn steps_by_address_refuse_what_cannot_be_right() {
-    let (mut a, mut b) = (Memory::<f32>::new(5), Memory::<f32>::new(6));
-    let (first, second) = (a.raw(0), b.raw(0));
-    let before = (a.bits(), b.bits());
+    let (mut a, mut b) = (f32s(5), f32s(6));
+    let (first, second) = (a.raw(), b.raw());
+    let before = (a.clone(), b.clone());
     let sets = sets(1);
-    let at = |address, dtype| RawBuffer { address, dtype };
     let limit = isize::MAX as u64 / 4;
-    let too_many = format!("the elements of a buffer must number at most {limit}, got {}", limit + 1);
+    let too_long = format!("tensor # must have at most {limit} elements, got {}", limit + 1);
+    let at_the_end = RawBuffer::f32(u64::MAX - 7);
     for (wrong, text) in [
-        (RawTensor { exp_avg: 0, ..second }, "exp_avg of tensor # must not be null"),
-        (RawTensor { params: at(second.params.address + 2, Dtype::F32), ..second }, "must be aligned to 4 bytes"),
-        (RawTensor { exp_avg: second.params.address, ..second }, "must not overlap"),
-        (RawTensor { grads: second.params, ..second }, "must not overlap"),
+        (with(second, |tensor| tensor.exp_avg.address = 0), "exp_avg of tensor # must not be null"),
+        (with(second, |tensor| tensor.param.address += 2), "must be aligned to 4 bytes"),
+        (with(second, |tensor| tensor.exp_avg = tensor.param), "must not overlap"),
+        (second.with_grad(second.param), "must not overlap"),
         (
-            RawTensor { grads: at(8, Dtype::Bf16), params: at(8, Dtype::F16), ..second },
-            "tensor #: f16 parameters with bf16",
+            with(second, |tensor| {
+                (tensor.param, tensor.grad) = (RawBuffer::new(8, Dtype::F16), RawBuffer::new(8, Dtype::Bf16));
+            }),
+            "got f16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq",
         ),
-        (RawTensor { len: u64::MAX / 4, ..second }, "params of tensor # must end within 2^64 bytes"),
-        (RawTensor { len: limit + 1, ..second }, &too_many),
+        (with(second, |tensor| tensor.param = at_the_end), "param of tensor # must end within 2^64 bytes"),
+        (with(second, |tensor| tensor.len = limit + 1), &too_long),
     ] {
         // SAFETY: refused before any buffer is looked at.
         let errors = unsafe { [cpu::step_raw(&wrong, &sets[0]), cpu::step_list_raw(&[first, wrong], &sets)] };
@@ -135,19 +170,20 @@ fn steps_by_address_refuse_what_cannot_be_right() {
             assert!(error.to_string().contains(&text), "{error}");
         }
     }
-    let absent = RawTensor { grads: at(0, Dtype::F32), len: u64::MAX, set: 2, ..second };
-    let sharing = RawTensor { params: first.params, ..second };
+    let longest = with(second, |tensor| tensor.len = u64::MAX / 4);
+    let absent = with(second.with_grad(RawBuffer::f32(0)).with_coeffs_index(2), |tensor| tensor.len = limit);
+    let sharing = with(second, |tensor| tensor.param = first.param);
     // SAFETY: as above.
     unsafe {
-        let null = cpu::step_raw(&RawTensor { set: 0, len: 6, ..absent }, &sets[0]);
-        assert!(matches!(null, Err(Error::Null { tensor: 0, buffer: "grads" })), "{null:?}");
-        let set = cpu::step_raw(&RawTensor { set: 1, ..second }, &sets[0]);
-        assert!(matches!(set, Err(Error::Index { tensor: 0, index: "set", len: 1, value: 1 })), "{set:?}");
-        let set = cpu::step_list_raw(&[first, absent], &sets);
-        assert!(matches!(set, Err(Error::Index { tensor: 1, index: "set", len: 2, value: 2 })), "{set:?}");
-        let overlap = cpu::step_list_raw(&[first, sharing], &sets);
-        assert!(matches!(overlap, Err(Error::Overlap { .. })), "{overlap:?}");
-        cpu::step_list_raw(&[RawTensor { set: 1, ..absent }], &sets).unwrap();
+        let too_long = TensorProblem::TooLong { limit, actual: u64::MAX / 4 };
+        refused::problem(cpu::step_raw(&longest, &sets[0]), 0, None, too_long);
+        refused::problem(cpu::step_list_raw(&[first, longest], &sets), 1, None, too_long);
+        let alone = with(absent.with_coeffs_index(0), |tensor| tensor.len = 6);
+        refused::problem(cpu::step_raw(&alone, &sets[0]), 0, Role::Grad, TensorProblem::Null);
+        refused::coeffs_index(cpu::step_raw(&second.with_coeffs_index(1), &sets[0]), 0, 1, 1);
+        refused::coeffs_index(cpu::step_list_raw(&[first, absent], &sets), 1, 2, 2);
+        refused::overlap(cpu::step_list_raw(&[first, sharing], &sets));
+        cpu::step_list_raw(&[absent.with_coeffs_index(1)], &sets).unwrap();
     }
-    assert_eq!((a.bits(), b.bits()), before);
+    assert_eq!((a, b), before);
 }

@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use dualadam::cpu::DualAdam;
 use dualadam::half::bf16;
+use dualadam::reference::Element;
 use dualadam::{
-    DualAdamConfig, Error, FORMAT_VERSION, InverseTerm, State, StateProblem, SwitchSchedule, TensorLayout, TensorState,
-    WeightDecay,
+    ArgumentError, Arrays, DualAdamConfig, FORMAT_VERSION, InverseTerm, Role, State, StateError, StateProblem,
+    SwitchSchedule, TensorError, TensorProblem, TensorSpec, WeightDecay,
 };
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
+use testkit::bound::ExactCoeffs;
 use testkit::contract::U;
 use testkit::data::{Noise, narrow};
 use testkit::golden::rows;
 use testkit::model::{Model, Spec, small};
+use testkit::refused;
 use testkit::state::{StateBits, assert_survives, bits, float_bits, temporary};
 use testkit::values::Values;
 use testkit::variant::formats;
@@ -61,7 +64,7 @@ fn train(optimizer: &mut DualAdam, model: &mut Model, steps: std::ops::RangeIncl
 /// After these steps from the first on.
 fn trained(configs: &[DualAdamConfig; 2], steps: u64) -> (DualAdam, Model) {
     let mut model = model();
-    let mut optimizer = DualAdam::with_groups(configs, &model.layout()).unwrap();
+    let mut optimizer = DualAdam::with_groups(configs, &model.tensor_specs()).unwrap();
     train(&mut optimizer, &mut model, 1..=steps);
     (optimizer, model)
 }
@@ -121,23 +124,27 @@ fn configs_keep_every_bit() {
         base.with_schedule(SwitchSchedule::Fixed { switching_step: u64::MAX }).with_maximize(true),
         base.with_schedule(SwitchSchedule::LinearEarlyDrop { switching_rate: f64::from_bits(1) }),
     ];
-    assert_survives(&State { groups: configs.to_vec(), tensors: vec![] });
+    assert_survives(&State::new(&configs, &[]).unwrap());
 }
 
 #[test]
 fn special_values_and_the_largest_step_survive() {
     let special = [0x7fc0_1234, 0xffa0_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 1, 0x8000_0001, 0x7f7f_ffff];
     let special = special.map(f32::from_bits).to_vec();
-    let tensor = TensorState {
-        group: 0,
-        step: u64::MAX,
-        exp_avg: special.clone(),
-        // A negative second moment is no state.
-        exp_avg_sq: special.iter().map(|&v| if v < 0.0 { -v } else { v }).collect(),
-        master: Some(special),
-        master_is_set: true,
-    };
-    assert_survives(&State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] });
+    let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(special.len()).with_master()]).unwrap();
+    // A negative second moment is no state.
+    let positive = special.iter().map(|&v| if v < 0.0 { -v } else { v }).collect();
+    set(&mut state, 0, u64::MAX, [special.clone(), positive], Some(special));
+    assert_survives(&state);
+}
+
+/// Puts a tensor at a step, with these moments and, where there are some, with masters that are set.
+fn set(state: &mut State, tensor: usize, step: u64, moments: [Vec<f32>; 2], master: Option<Vec<f32>>) {
+    state.ledger.set_step(tensor, step).unwrap();
+    state.ledger.set_master_is_set(tensor, master.is_some()).unwrap();
+    let arrays = &mut state.arrays[tensor];
+    [arrays.exp_avg, arrays.exp_avg_sq] = moments;
+    arrays.master = master;
 }
 
 #[test]
@@ -147,10 +154,10 @@ fn no_tensors_and_empty_tensors_are_a_state() {
     assert_eq!(State::load(&path).unwrap(), State::default());
 
     let config = DualAdamConfig::default().with_lr(0.25);
-    for layout in [vec![], vec![TensorLayout::new(0)], vec![TensorLayout::new(0).with_master(), TensorLayout::new(0)]] {
-        let optimizer = DualAdam::with_groups(&[config], &layout).unwrap();
+    for specs in [vec![], vec![TensorSpec::new(0)], vec![TensorSpec::new(0).with_master(), TensorSpec::new(0)]] {
+        let optimizer = DualAdam::with_groups(&[config], &specs).unwrap();
         optimizer.save(&path).unwrap();
-        let mut resumed = DualAdam::with_groups(&[DualAdamConfig::default()], &layout).unwrap();
+        let mut resumed = DualAdam::with_groups(&[DualAdamConfig::default()], &specs).unwrap();
         resumed.load(&path).unwrap();
         assert_eq!(bits(resumed.state()), bits(optimizer.state()));
     }
@@ -159,17 +166,21 @@ fn no_tensors_and_empty_tensors_are_a_state() {
 /// Names sort as text, "10" before "2": tensors must still come back in their places.
 #[test]
 fn many_tensors_keep_their_order() {
-    assert_survives(&State {
-        groups: vec![DualAdamConfig::default()],
-        tensors: (0..120).map(numbered_tensor).collect(),
-    });
-}
-
-fn numbered_tensor(number: u64) -> TensorState {
-    let values = |offset: f32| vec![number as f32 + offset; number as usize % 3 + 1];
-    let master = number.is_multiple_of(2).then(|| values(0.5));
-    let master_is_set = number.is_multiple_of(4);
-    TensorState { group: 0, step: number, exp_avg: values(0.0), exp_avg_sq: values(0.25), master, master_is_set }
+    let len = |number: u64| number as usize % 3 + 1;
+    let spec = |number: u64| {
+        let spec = TensorSpec::new(len(number));
+        if number.is_multiple_of(2) { spec.with_master() } else { spec }
+    };
+    let mut state = State::new(&[DualAdamConfig::default()], &(0..120).map(spec).collect::<Vec<_>>()).unwrap();
+    for number in 0..120 {
+        let values = |offset: f32| vec![number as f32 + offset; len(number)];
+        let master = number.is_multiple_of(2).then(|| values(0.5));
+        set(&mut state, number as usize, number, [values(0.0), values(0.25)], master);
+        if number % 4 == 2 {
+            state.ledger.set_master_is_set(number as usize, false).unwrap();
+        }
+    }
+    assert_survives(&state);
 }
 
 #[test]
@@ -207,7 +218,7 @@ fn the_file_is_plain_safetensors() {
         names,
         ["0.exp_avg", "0.exp_avg_sq", "1.exp_avg", "1.exp_avg_sq", "2.exp_avg", "2.exp_avg_sq", "2.master", "crc32"]
     );
-    let tensors = &saved.state.tensors;
+    let tensors = &saved.state.arrays;
     for (name, values) in [
         ("0.exp_avg", &tensors[0].exp_avg),
         ("1.exp_avg_sq", &tensors[1].exp_avg_sq),
@@ -225,6 +236,148 @@ fn the_file_is_plain_safetensors() {
     assert_eq!(u32::from_le_bytes(*crc), crc32fast::hash(body));
 }
 
+/// A file of the version before tensors had names is still loaded, and still written to the byte where there are none.
+#[test]
+fn a_file_of_the_version_without_names_is_read_and_written_alike() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/state_without_names.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let expected = state_of_the_version_without_names();
+    assert_eq!(bits(&State::load(&path).unwrap()), bits(&expected));
+    assert_eq!(bits(&State::from_bytes(&bytes).unwrap()), bits(&expected));
+    assert!(expected.to_bytes().unwrap() == bytes);
+    let (_folder, again) = temporary();
+    State::load(&path).unwrap().save(&again).unwrap();
+    assert!(fs::read(again).unwrap() == bytes);
+}
+
+/// What the program that wrote the file put into it.
+fn state_of_the_version_without_names() -> State {
+    let base = DualAdamConfig::default();
+    let exponential = SwitchSchedule::Exponential { base: 1.0 / 7.0, period: u64::MAX, cutoff: 1e-300 };
+    let groups = [
+        base.with_lr(0.1 + 0.2).with_weight_decay(WeightDecay::Decoupled(0.1)),
+        base.with_betas(0.8, 0.95)
+            .with_eps(1e-6)
+            .with_weight_decay(WeightDecay::L2(1.0 / 3.0))
+            .with_inverse_term(InverseTerm::WithEps)
+            .with_maximize(true)
+            .with_schedule(SwitchSchedule::LinearEarlyDrop { switching_rate: 0.1 }),
+        base.with_schedule(exponential),
+        base.with_schedule(SwitchSchedule::Fixed { switching_step: u64::MAX }),
+    ];
+    // Elements, group, step, and whether there are masters that are set.
+    let tensors =
+        [(5, 0, 7, None), (0, 3, 0, None), (3, 1, u64::MAX, Some(true)), (2, 2, 0, Some(false)), (0, 0, 2, Some(true))];
+    let specs = tensors.map(|(len, group, _, master)| {
+        let spec = TensorSpec::new(len).in_group(group);
+        if master.is_some() { spec.with_master() } else { spec }
+    });
+    let mut state = State::new(&groups, &specs).unwrap();
+    for (tensor, (len, _, step, master)) in tensors.into_iter().enumerate() {
+        let array = |array: usize, mask: u32| {
+            let value = |i| f32::from_bits((((tensor * 3 + array) * 64 + i) as u32).wrapping_mul(0x9e37_79b9) & mask);
+            (0..len).map(value).collect::<Vec<f32>>()
+        };
+        let moments = [array(0, u32::MAX), array(1, u32::MAX >> 1)];
+        set(&mut state, tensor, step, moments, master.map(|_| array(2, u32::MAX)));
+        state.ledger.set_master_is_set(tensor, master == Some(true)).unwrap();
+    }
+    state
+}
+
+#[test]
+fn the_bytes_of_a_state_are_those_of_its_file() {
+    let saved = Saved::new();
+    assert!(saved.state.to_bytes().unwrap() == saved.bytes);
+    assert_eq!(State::from_bytes(&saved.bytes).unwrap(), saved.state);
+    let mut damaged = saved.bytes.clone();
+    damaged[9] ^= 1;
+    for (bytes, checksum) in [(&damaged[..], true), (&saved.bytes[1..], true), (&[], false), (&[0; 3], false)] {
+        let error = State::from_bytes(bytes).unwrap_err();
+        let StateError::Problem(problem) = &error else { panic!("{error:?}") };
+        assert_eq!(matches!(**problem, StateProblem::Checksum { .. }), checksum, "{error}");
+        assert_eq!(matches!(**problem, StateProblem::TooShort { min: 4, .. }), !checksum, "{error}");
+    }
+}
+
+/// Three tensors, the last two of the same kind, with these names.
+fn named(names: [Option<&str>; 3]) -> DualAdam {
+    let specs = [TensorSpec::new(3), TensorSpec::new(2).with_master(), TensorSpec::new(2).with_master()];
+    let named =
+        |(spec, name): (TensorSpec, Option<&str>)| if let Some(name) = name { spec.with_name(name) } else { spec };
+    let specs: Vec<_> = specs.into_iter().zip(names).map(named).collect();
+    DualAdam::with_groups(&[DualAdamConfig::default()], &specs).unwrap()
+}
+
+fn names_of(state: &State) -> Vec<Option<&str>> {
+    state.ledger.specs().map(|spec| spec.name.as_deref()).collect()
+}
+
+/// Names of any text, and tensors that have none beside others that have one.
+#[test]
+fn a_file_keeps_the_names_of_tensors() {
+    for names in [
+        [Some("layer.0.weight"), None, Some("layer.0.bias")],
+        [Some(""), Some("same"), Some("same")],
+        [Some("\"\\ \n\0 {}"), Some("größe 重み 🦀"), Some("crc32")],
+        [None; 3],
+    ] {
+        let (_folder, path) = temporary();
+        let mut optimizer = named(names);
+        optimizer.set_moments(0, 9, &[1.0, -2.0, 3.0], &[0.5; 3]).unwrap();
+        optimizer.save(&path).unwrap();
+        let loaded = State::load(&path).unwrap();
+        assert_eq!(&loaded, optimizer.state());
+        assert_eq!(names_of(&loaded), names);
+        assert!(loaded.to_bytes().unwrap() == fs::read(&path).unwrap());
+        let mut resumed = named(names);
+        resumed.load(&path).unwrap();
+        assert_eq!(resumed.state(), optimizer.state());
+    }
+}
+
+/// Where only one of optimizer and file has names there is nothing to compare; where both have them they must agree.
+#[test]
+fn names_are_compared_where_both_have_them() {
+    let (_folder, path) = temporary();
+    let (a, b, c) = (Some("a"), Some("b"), Some("c"));
+    for (own, file, difference) in [
+        ([None; 3], [a, b, c], None),
+        ([a, b, c], [None; 3], None),
+        ([a, None, c], [None, b, c], None),
+        ([a, b, c], [a, b, c], None),
+        ([a, b, c], [a, c, b], Some((1, "b", "c"))),
+        ([None, None, b], [a, b, c], Some((2, "b", "c"))),
+        ([a, b, c], [Some("A"), None, None], Some((0, "a", "A"))),
+        ([Some(""), b, c], [a, b, c], Some((0, "", "a"))),
+    ] {
+        let mut other = named(file);
+        other.set_moments(0, 3, &[1.0; 3], &[2.0; 3]).unwrap();
+        other.save(&path).unwrap();
+        let mut optimizer = named(own);
+        let before = optimizer.state().clone();
+        let result = optimizer.load(&path);
+        let Some((tensor, expected, found)) = difference else {
+            result.unwrap();
+            assert_eq!(bits(optimizer.state()), bits(other.state()));
+            optimizer.state().check_layout(&before).unwrap();
+            continue;
+        };
+        let layout = StateProblem::Layout {
+            what: format!("the name of tensor {tensor}"),
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+        };
+        let error = result.unwrap_err();
+        let text = format!("the name of tensor {tensor} must be {expected}, it is {found}");
+        assert!(error.to_string().ends_with(&text), "{error}");
+        let StateError::File { problem, .. } = error else { panic!("{error:?}") };
+        assert_eq!(*problem, layout);
+        assert_eq!(*optimizer.state().check_layout(other.state()).unwrap_err(), layout);
+        assert_eq!(optimizer.state(), &before);
+    }
+}
+
 // Damaged files.
 
 /// A small state in a file, and an optimizer of the same layout that must not change when loading fails.
@@ -239,31 +392,21 @@ struct Saved {
 
 impl Saved {
     fn new() -> Self {
-        let tensor = |group, step, values: &[f32], master: Option<Vec<f32>>| TensorState {
-            group,
-            step,
-            exp_avg: values.to_vec(),
-            exp_avg_sq: values.iter().map(|value| value * value).collect(),
-            master_is_set: master.is_some(),
-            master,
-        };
         let config = DualAdamConfig::default().with_lr(0.125);
-        let state = State {
-            groups: vec![config, config.with_schedule(SwitchSchedule::Fixed { switching_step: 3 })],
-            tensors: vec![
-                tensor(0, 5, &[1.5, -2.25], None),
-                tensor(0, 0, &[], None),
-                tensor(1, 7, &[0.0, 3e-39], Some(vec![4.0, -5.0])),
-            ],
-        };
+        let groups = [config, config.with_schedule(SwitchSchedule::Fixed { switching_step: 3 })];
+        let specs = [TensorSpec::new(2), TensorSpec::new(0), TensorSpec::new(2).in_group(1).with_master()];
+        let mut state = State::new(&groups, &specs).unwrap();
+        let moments = |values: &[f32]| [values.to_vec(), values.iter().map(|value| value * value).collect()];
+        set(&mut state, 0, 5, moments(&[1.5, -2.25]), None);
+        set(&mut state, 2, 7, moments(&[0.0, 3e-39]), Some(vec![4.0, -5.0]));
         let (folder, path) = temporary();
         state.save(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
 
         let mut other = state.clone();
-        other.groups[0].lr = 0.5;
-        other.tensors[0].exp_avg[0] = -9.0;
-        other.tensors[2].step = 1;
+        other.ledger.set_lr(0, 0.5).unwrap();
+        other.arrays[0].exp_avg[0] = -9.0;
+        other.ledger.set_step(2, 1).unwrap();
         let optimizer = DualAdam::try_from(other).unwrap();
         let optimizer_bits = bits(optimizer.state());
         Self { _folder: folder, path, state, bytes, optimizer, optimizer_bits }
@@ -277,7 +420,7 @@ impl Saved {
             assert_eq!(bits(self.optimizer.state()), self.optimizer_bits);
         }
         result.map_err(|error| match error {
-            Error::State { path, problem } if path == self.path => problem,
+            StateError::File { path, problem } if path == self.path => *problem,
             other => panic!("{other:?}"),
         })
     }
@@ -352,7 +495,7 @@ fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused(
         match saved.load(&file) {
             Err(_) => refused += 1,
             Ok(()) => {
-                saved.optimizer.state().groups.iter().for_each(|group| group.validate().unwrap());
+                saved.optimizer.state().ledger.groups().iter().for_each(|group| group.validate().unwrap());
                 saved.optimizer_bits = bits(saved.optimizer.state());
             }
         }
@@ -425,54 +568,68 @@ fn inconsistent_content_is_refused() {
 fn a_state_that_could_not_be_loaded_is_not_saved() {
     let saved = Saved::new();
     let state = saved.state.clone();
-    let change: [fn(&mut TensorState); 4] = [
-        |tensor| tensor.exp_avg.push(1.0),
-        |tensor| tensor.exp_avg_sq.clear(),
-        |tensor| tensor.master = Some(vec![0.0; 3]),
-        |tensor| tensor.exp_avg_sq[0] = -1.0,
+    let length = |actual| TensorProblem::Length { expected: 2, actual };
+    let change: [(fn(&mut Arrays), _, _); 5] = [
+        (|tensor| tensor.exp_avg.push(1.0), Role::ExpAvg, length(3)),
+        (|tensor| tensor.exp_avg_sq.clear(), Role::ExpAvgSq, length(0)),
+        (|tensor| tensor.master = Some(vec![0.0; 3]), Role::Master, length(3)),
+        (|tensor| tensor.master = None, Role::Master, length(0)),
+        (|tensor| tensor.exp_avg_sq[0] = -1.0, Role::ExpAvgSq, TensorProblem::Negative { value: -1.0 }),
     ];
-    for change in change {
+    for (change, role, expected) in change {
         let mut other = state.clone();
-        change(&mut other.tensors[2]);
+        change(&mut other.arrays[2]);
         let (_folder, path) = temporary();
-        let error = other.save(&path).unwrap_err();
-        assert!(matches!(error, Error::Length { tensor: 2, .. } | Error::Value { name: "exp_avg_sq", .. }), "{error}");
+        for result in [other.save(&path), other.to_bytes().map(drop)] {
+            let error = result.unwrap_err();
+            let StateError::Argument(ArgumentError::Tensor(TensorError { tensor: 2, buffer, problem, .. })) = error
+            else {
+                panic!("{error:?}")
+            };
+            assert_eq!((buffer, problem), (Some(role), expected));
+        }
         assert!(!path.exists());
     }
+    let mut other = state;
+    other.arrays.pop();
+    refused::count(other.to_bytes(), "arrays", 3, 2);
 }
 
 #[test]
 fn another_models_state_is_refused() {
     let (_folder, path) = temporary();
     let config = DualAdamConfig::default();
-    let own = [TensorLayout::new(3), TensorLayout::new(4).in_group(1), TensorLayout::new(5).with_master()];
+    let own = [TensorSpec::new(3), TensorSpec::new(4).in_group(1), TensorSpec::new(5).with_master()];
     let mut optimizer = DualAdam::with_groups(&[config; 2], &own).unwrap();
     optimizer.set_moments(0, 3, &[1.0; 3], &[2.0; 3]).unwrap();
     let before = bits(optimizer.state());
 
-    let with = |index: usize, layout: TensorLayout| {
-        let mut other = own;
-        other[index] = layout;
-        other.to_vec()
+    let with = |index: usize, spec: TensorSpec| {
+        let mut other = own.to_vec();
+        other[index] = spec;
+        other
     };
-    let four = [own[0], own[1], own[2], own[0]];
+    let four = [&own[..], &own[..1]].concat();
     let of = |len, group, masters: &str| format!("{len} elements in group {group} {masters} masters");
     let tensor = |index: usize, own: String, other: String| (format!("tensor {index}"), own, other);
     let number =
         |what: &str, own: usize, other: usize| (format!("the number of {what}"), own.to_string(), other.to_string());
-    for (groups, layout, (what, own, other)) in [
+    for (groups, specs, (what, own, other)) in [
         (2, own[..2].to_vec(), number("tensors", 3, 2)),
-        (2, four.to_vec(), number("tensors", 3, 4)),
+        (2, four, number("tensors", 3, 4)),
         (3, own.to_vec(), number("groups", 2, 3)),
-        (2, with(0, TensorLayout::new(2)), tensor(0, of(3, 0, "without"), of(2, 0, "without"))),
-        (2, with(1, TensorLayout::new(4)), tensor(1, of(4, 1, "without"), of(4, 0, "without"))),
-        (2, with(1, own[1].with_master()), tensor(1, of(4, 1, "without"), of(4, 1, "with"))),
-        (2, with(2, TensorLayout::new(5)), tensor(2, of(5, 0, "with"), of(5, 0, "without"))),
+        (2, with(0, TensorSpec::new(2)), tensor(0, of(3, 0, "without"), of(2, 0, "without"))),
+        (2, with(1, TensorSpec::new(4)), tensor(1, of(4, 1, "without"), of(4, 0, "without"))),
+        (2, with(1, own[1].clone().with_master()), tensor(1, of(4, 1, "without"), of(4, 1, "with"))),
+        (2, with(2, TensorSpec::new(5)), tensor(2, of(5, 0, "with"), of(5, 0, "without"))),
     ] {
         let message = format!("{what} must be {own}, it is {other}");
-        DualAdam::with_groups(&vec![config; groups], &layout).unwrap().save(&path).unwrap();
+        let foreign = DualAdam::with_groups(&vec![config; groups], &specs).unwrap();
+        foreign.save(&path).unwrap();
         let error = optimizer.load(&path).unwrap_err();
-        assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
+        let StateError::File { problem, .. } = &error else { panic!("{error:?}") };
+        assert!(matches!(**problem, StateProblem::Layout { .. }), "{error:?}");
+        assert_eq!(optimizer.state().check_layout(foreign.state()).as_ref(), Err(problem));
         assert!(error.to_string().contains(&message), "{error}");
         assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
         assert_eq!(bits(optimizer.state()), before);
@@ -481,9 +638,9 @@ fn another_models_state_is_refused() {
 
 // Files that cannot be read or written.
 
-fn io_error(result: Result<(), Error>, expected: &Path) -> std::io::Error {
+fn io_error(result: Result<(), StateError>, expected: &Path) -> std::io::Error {
     match result.unwrap_err() {
-        Error::Io { path, source, .. } if path == expected => source,
+        StateError::Io { path, source, .. } if path == expected => source,
         other => panic!("{other:?}"),
     }
 }
@@ -567,18 +724,13 @@ fn run_child(mut command: Command) {
 /// A state that no other number has, and whose files differ in length.
 fn numbered_state(number: u64) -> State {
     let len = if number.is_multiple_of(2) { 20_000 } else { 50_000 };
-    let tensor = TensorState {
-        group: 0,
-        step: number,
-        exp_avg: vec![number as f32; len],
-        exp_avg_sq: vec![number as f32 + 0.5; len],
-        ..TensorState::default()
-    };
-    State { groups: vec![DualAdamConfig::default()], tensors: vec![tensor] }
+    let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(len)]).unwrap();
+    set(&mut state, 0, number, [vec![number as f32; len], vec![number as f32 + 0.5; len]], None);
+    state
 }
 
 fn save_until_killed(path: &Path) -> ! {
-    let first = State::load(path).unwrap().tensors[0].step + 1;
+    let first = State::load(path).unwrap().ledger.step(0).unwrap() + 1;
     report();
     for number in first.. {
         numbered_state(number).save(path).unwrap();
@@ -613,7 +765,7 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
         reports.read_to_end(&mut saves).unwrap();
         let saves = saves.len() as u64;
         let found = State::load(&path).unwrap();
-        let number = found.tensors[0].step;
+        let number = found.ledger.step(0).unwrap();
         assert!(number == last + saves || number == last + saves + 1, "{number} after {last} and {saves} saves");
         assert_eq!(found, numbered_state(number));
         replaced += u64::from(number > last);
@@ -693,50 +845,38 @@ fn a_bare_file_name_works() {
 
 // torch's state.
 
-/// An element's exact state, or bounds on how far an f32 state may be from it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Element {
-    p: f64,
-    m: f64,
-    v: f64,
-}
-
 /// How far one f32 step may be from the exact one that leads from `before` to `after`, if its start was off by `start`.
 ///
 /// Each line is one operation of the rule: what it passes on of earlier errors, and U of the result for each rounding, of a
 /// coefficient or of the operation itself. Products of errors are left to the caller.
 fn error_of_step(
     config: &DualAdamConfig,
-    t: i32,
+    t: u64,
     grad: f64,
     before: Element,
     after: Element,
     start: Element,
 ) -> Element {
-    let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
-    let (l2, decay) = match config.weight_decay {
-        WeightDecay::None => (0.0, 0.0),
-        WeightDecay::Decoupled(weight_decay) => (0.0, lr * weight_decay),
-        WeightDecay::L2(weight_decay) => (weight_decay, 0.0),
-    };
-    let g = if config.maximize { -grad } else { grad } + l2 * before.p;
-    let error_g = if l2 == 0.0 { 0.0 } else { l2 * start.p + U * (l2 * before.p).abs() + U * g.abs() };
-    let m_change = (1.0 - beta1) * (g - before.m).abs();
-    let error_m = beta1 * start.m + (1.0 - beta1) * error_g + 2.0 * U * m_change + U * after.m.abs();
-    let v_change = (1.0 - beta2) * (g * g - before.v).abs();
-    let error_v = beta2 * start.v + (1.0 - beta2) * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
+    let (c, DualAdamConfig { beta1, beta2, eps, .. }) = (ExactCoeffs::new(config, t), *config);
+    let p = before.theta;
+    let g = if config.maximize { -grad } else { grad } + c.l2 * p;
+    let error_g = if c.l2 == 0.0 { 0.0 } else { c.l2 * start.theta + U * (c.l2 * p).abs() + U * g.abs() };
+    let m_change = c.one_minus_beta1 * (g - before.m).abs();
+    let error_m = beta1 * start.m + c.one_minus_beta1 * error_g + 2.0 * U * m_change + U * after.m.abs();
+    let v_change = c.one_minus_beta2 * (g * g - before.v).abs();
+    let error_v = beta2 * start.v + c.one_minus_beta2 * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
 
-    let s = (after.v / (1.0 - beta2.powi(t))).sqrt();
+    let s = after.v.sqrt() * c.inv_sqrt_bc2;
     let error_s = if after.v == 0.0 { 0.0 } else { s * (error_v / (2.0 * after.v) + 3.0 * U) };
     let error_denominator = error_s + U * eps + U * (s + eps);
-    let q = lr / (1.0 - beta1.powi(t)) / (s + eps);
+    let q = c.adam_scale / (s + eps);
     let error_q = q * (error_denominator / (s + eps) + 2.0 * U);
     let product = after.m * q;
     let error_product = q * error_m + after.m.abs() * error_q + U * product.abs();
-    let error_decay =
-        if decay == 0.0 { 0.0 } else { 2.0 * U * (decay * before.p).abs() + U * (product + decay * before.p).abs() };
-    let error_p = (1.0 - decay) * start.p + error_product + error_decay + U * after.p.abs();
-    Element { p: error_p, m: error_m, v: error_v }
+    let decayed = c.decay * p;
+    let error_decay = if decayed == 0.0 { 0.0 } else { 2.0 * U * decayed.abs() + U * (product + decayed).abs() };
+    let theta = (1.0 - c.decay) * start.theta + error_product + error_decay + U * after.theta.abs();
+    Element { theta, m: error_m, v: error_v }
 }
 
 struct TorchCase<'a> {
@@ -757,7 +897,7 @@ impl TorchCase<'_> {
     fn elements(&self, row: usize, len: usize) -> Vec<Element> {
         let columns = row * len..(row + 1) * len;
         let [p, m, v] = ["params", "exp_avg", "exp_avg_sq"].map(|array| self.f64s(array)[columns.clone()].to_vec());
-        (0..len).map(|i| Element { p: p[i], m: m[i], v: v[i] }).collect()
+        (0..len).map(|i| Element { theta: p[i], m: m[i], v: v[i] }).collect()
     }
 }
 
@@ -798,22 +938,23 @@ fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCas
     let [mut params, m, v] = ["start.params", "start.exp_avg", "start.exp_avg_sq"].map(|array| case.f32s(array));
     let grads = case.f32s("grad");
     let len = params.len();
-    let mut exact: Vec<_> = (0..len).map(|i| Element { p: params[i].into(), m: m[i].into(), v: v[i].into() }).collect();
+    let start = |i: usize| Element { theta: params[i].into(), m: m[i].into(), v: v[i].into() };
+    let mut exact: Vec<_> = (0..len).map(start).collect();
     let mut bounds = vec![Element::default(); len];
     let mut worst = Element::default();
 
     let mut optimizer = DualAdam::new(*config, &[len]).unwrap();
     optimizer.set_moments(0, start_step, &m, &v).unwrap();
     for (row, grads) in grads.chunks(len).enumerate() {
-        optimizer.step(&mut [(&mut params).into()], &[Some(grads.into())]).unwrap();
+        optimizer.step([(&mut params).into()], [Some(grads.into())]).unwrap();
         let t = start_step + row as u64 + 1;
         assert_eq!(optimizer.step_of(0).unwrap(), t);
-        let tensor = &optimizer.state().tensors[0];
+        let tensor = &optimizer.state().arrays[0];
         let after = case.elements(row, len);
         for i in 0..len {
-            bounds[i] = error_of_step(config, t as i32, grads[i].into(), exact[i], after[i], bounds[i]);
+            bounds[i] = error_of_step(config, t, grads[i].into(), exact[i], after[i], bounds[i]);
             for (what, actual, expected, bound, worst) in [
-                ("p", params[i], after[i].p, bounds[i].p, &mut worst.p),
+                ("p", params[i], after[i].theta, bounds[i].theta, &mut worst.theta),
                 ("m", tensor.exp_avg[i], after[i].m, bounds[i].m, &mut worst.m),
                 ("v", tensor.exp_avg_sq[i], after[i].v, bounds[i].v, &mut worst.v),
             ] {
@@ -841,17 +982,17 @@ fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() 
     let mut params: Vec<f32> = model.iter().map(|value| value.to_f32()).collect();
     let (m, v, grads) = (small(2, 20), vec![0.5; 20], small(3, 20));
 
-    let mut masters = DualAdam::with_groups(&[config], &[TensorLayout::new(20).with_master()]).unwrap();
+    let mut masters = DualAdam::with_groups(&[config], &[TensorSpec::new(20).with_master()]).unwrap();
     let mut plain = DualAdam::new(config, &[20]).unwrap();
     for optimizer in [&mut masters, &mut plain] {
         optimizer.set_moments(0, 10, &m, &v).unwrap();
     }
     for _ in 0..3 {
-        masters.step(&mut [(&mut model).into()], &[Some((&grads).into())]).unwrap();
-        plain.step(&mut [(&mut params).into()], &[Some((&grads).into())]).unwrap();
+        masters.step([(&mut model).into()], [Some((&grads).into())]).unwrap();
+        plain.step([(&mut params).into()], [Some((&grads).into())]).unwrap();
     }
-    let tensor = &masters.state().tensors[0];
+    let tensor = &masters.state().arrays[0];
     assert_eq!(float_bits(tensor.master.as_ref().unwrap()), float_bits(&params));
-    assert_eq!(float_bits(&tensor.exp_avg), float_bits(&plain.state().tensors[0].exp_avg));
+    assert_eq!(float_bits(&tensor.exp_avg), float_bits(&plain.state().arrays[0].exp_avg));
     assert_eq!(model, narrow::<bf16>(&params));
 }

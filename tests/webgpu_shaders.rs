@@ -12,19 +12,30 @@ use std::process::Command;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ShaderStage};
-use wgsl::{COEFFS, TYPES, join};
+use variants::Variant;
+use wgsl::{COEFFS, join};
 
-fn shaders() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Each variant's name and text.
-fn variants() -> impl Iterator<Item = (String, String)> {
-    let of = |types: &'static str| COEFFS.map(|coeffs| (types, coeffs));
-    TYPES.into_iter().flat_map(of).map(|(types, coeffs)| {
-        let joined = join(&shaders(), types, coeffs).unwrap();
-        (format!("{types}_{coeffs}"), joined.text)
-    })
+fn shaders() -> PathBuf {
+    project().join("shaders")
+}
+
+fn table() -> Vec<Variant> {
+    variants::read(project()).unwrap()
+}
+
+/// The name and text of each variant with each source of coefficients.
+fn texts() -> impl Iterator<Item = (String, String)> {
+    let of = |variant: Variant| {
+        COEFFS.map(|coeffs| {
+            let joined = join(&shaders(), &variant, coeffs).unwrap();
+            (format!("{}_{coeffs}", variant.name), joined.text)
+        })
+    };
+    table().into_iter().flat_map(of)
 }
 
 fn validated(text: &str) -> (Module, ModuleInfo) {
@@ -36,7 +47,7 @@ fn validated(text: &str) -> (Module, ModuleInfo) {
 /// Hands each entry point, alone in its module, to a writer.
 fn for_each_entry_point(mut write: impl FnMut(&str, &Module, &ModuleInfo, &str)) {
     let mut count = 0;
-    for (variant, text) in variants() {
+    for (variant, text) in texts() {
         let (module, info) = validated(&text);
         for entry in &module.entry_points {
             let only = Some((ShaderStage::Compute, entry.name.as_str()));
@@ -46,8 +57,8 @@ fn for_each_entry_point(mut write: impl FnMut(&str, &Module, &ModuleInfo, &str))
             count += 1;
         }
     }
-    // Four types have masters to set.
-    assert_eq!(count, 2 * (11 * 4 + 4 * 2));
+    let masters = table().iter().filter(|variant| variant.format("master").is_some()).count();
+    assert_eq!(count, COEFFS.len() * (4 * table().len() + 2 * masters));
 }
 
 #[test]
@@ -83,7 +94,7 @@ fn hlsl_is_written() {
         hlsl::Writer::new(&mut text, &options, &Default::default()).write(module, info, None).unwrap();
         assert!(text.contains(&format!("void {entry_point}(")), "{what}: {text}");
         // The other view of a buffer would claim the same register.
-        assert_eq!(text.contains("params_parts"), entry_point.ends_with("tail"), "{what}: {text}");
+        assert_eq!(text.contains("param_parts"), entry_point.ends_with("tail"), "{what}: {text}");
     });
 }
 
@@ -91,7 +102,7 @@ fn hlsl_is_written() {
 #[test]
 fn tint_accepts_all() {
     let Some(tint) = find("tint") else { return };
-    for (variant, text) in variants() {
+    for (variant, text) in texts() {
         run(Command::new(&tint).args(["--format", "wgsl", "-o", "/dev/null"]), text.as_bytes(), ".wgsl", &variant);
     }
 }
@@ -119,27 +130,33 @@ fn run(command: &mut Command, content: &[u8], suffix: &str, what: &str) {
 
 #[test]
 fn lines_are_those_of_their_files() {
-    let joined = join(&shaders(), "f32_bf16_bf16", "uniform").unwrap();
+    let variant = table().into_iter().find(|variant| variant.name == "bf16_f32_master").unwrap();
+    let joined = join(&shaders(), &variant, "uniform").unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for (index, line) in joined.text.lines().enumerate() {
         let place = joined.place(index + 1, 7);
         assert_eq!(place.column, 7);
-        if let Some(name) = place.file.strip_prefix("shaders/") {
-            let text = std::fs::read_to_string(shaders().join(name)).unwrap();
-            assert_eq!(text.lines().nth(place.line - 1), Some(line), "{place}");
-        }
+        let (name, role) = place.file.split_once(" (").unwrap_or((&place.file, ""));
+        let text = std::fs::read_to_string(project().join(name)).unwrap();
+        let of_file = text.lines().nth(place.line - 1).unwrap();
+        // The text of a role has its names.
+        let fixed = if role.is_empty() { of_file } else { of_file.split('$').next().unwrap() };
+        assert!(line.starts_with(fixed) && (!role.is_empty() || line == fixed), "{place}: {line}");
         seen.insert(place.file);
     }
     let files = [
         "shaders/coeffs_uniform.wgsl",
-        "shaders/copy.wgsl",
         "shaders/dual_adam.wgsl",
-        "shaders/masters.wgsl",
+        "shaders/master.wgsl",
+        "shaders/role.wgsl (exp_avg)",
+        "shaders/role.wgsl (exp_avg_sq)",
+        "shaders/role.wgsl (grad)",
+        "shaders/role.wgsl (master)",
+        "shaders/role.wgsl (param)",
         "shaders/storage_bf16.wgsl",
         "shaders/storage_f32.wgsl",
         "shaders/tail.wgsl",
         "shaders/update.wgsl",
-        "the lines generated for f32_bf16_bf16",
     ];
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), files);
 }

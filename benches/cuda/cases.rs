@@ -1,17 +1,20 @@
-//! Which shapes are timed with which types, alignments and variants. Not all with all: each group answers a question.
+//! Which shapes are timed with which variants, alignments and jobs. Not all with all: each group
+//! answers a question.
 
+use dualadam::Variant;
+
+use crate::job::Job;
 use crate::shapes::{self, Shape};
-use crate::values::{TYPES, Types};
-use crate::variant::Variant;
+use crate::values::named;
 
-use Variant::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
+use Job::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
 
 /// What is timed in turns, over one set of buffers.
 pub(crate) struct Case {
     pub(crate) shape: Shape,
-    pub(crate) types: Types,
+    pub(crate) variant: Variant,
     pub(crate) alignment: Alignment,
-    pub(crate) variants: Vec<Variant>,
+    pub(crate) jobs: Vec<Job>,
     /// Whether three rows of ten have never had a gradient: their moments are 0.
     pub(crate) has_untouched_rows: bool,
 }
@@ -19,11 +22,17 @@ pub(crate) struct Case {
 impl Case {
     /// The aligned f32 buffers of a shape, without work of their own.
     pub(crate) fn buffers(shape: &Shape) -> Self {
-        Self { shape: shape.clone(), types: TYPES[0], alignment: ALIGNED, variants: vec![], has_untouched_rows: false }
+        Self {
+            shape: shape.clone(),
+            variant: named("f32_f32"),
+            alignment: ALIGNED,
+            jobs: vec![],
+            has_untouched_rows: false,
+        }
     }
 }
 
-/// Where the buffers begin: elements after an aligned address, in the order of [`Types::sizes`].
+/// Where the buffers begin: elements after an aligned address, in the order of the roles.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Alignment {
     pub(crate) name: &'static str,
@@ -35,17 +44,17 @@ const ALIGNED: Alignment = Alignment { name: "aligned", offsets: [0; 5] };
 /// All alike, which one head aligns; then the caller's buffers against the moments, one stream against the others, and all mixed.
 const MISALIGNED: [Alignment; 6] = [
     Alignment { name: "all off by one", offsets: [1; 5] },
-    Alignment { name: "params, grads, copy off by two", offsets: [2, 2, 0, 0, 2] },
-    Alignment { name: "params, grads, copy off by one", offsets: [1, 1, 0, 0, 1] },
-    Alignment { name: "grads off by one", offsets: [0, 1, 0, 0, 0] },
+    Alignment { name: "param, grad, master off by two", offsets: [2, 2, 0, 0, 2] },
+    Alignment { name: "param, grad, master off by one", offsets: [1, 1, 0, 0, 1] },
+    Alignment { name: "grad off by one", offsets: [0, 1, 0, 0, 0] },
     Alignment { name: "exp_avg_sq off by one", offsets: [0, 0, 0, 1, 0] },
     Alignment { name: "all differ", offsets: [1, 2, 0, 3, 1] },
 ];
 
-/// The types of plain, of 16-bit and of mixed training; the others are timed at a few shapes.
-const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "f32_bf16_bf16"];
-/// Where all types are timed: a flat shape of the size of a large layer, one that fills the device, and a list.
-const SHAPES_OF_ALL_TYPES: [&str; 3] = ["2^24", "2^28", "gpt2"];
+/// The variants of plain, of 16-bit and of mixed training; the others are timed at a few shapes.
+const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "bf16_bf16_master"];
+/// Where all variants are timed: a flat shape of the size of a large layer, one that fills the device, and a list.
+const SHAPES_OF_ALL_VARIANTS: [&str; 3] = ["2^24", "2^28", "gpt2"];
 const SHAPE_OF_ALIGNMENTS: &str = "2^28";
 
 /// The shapes that tell most, in the order in which they are timed where time is short.
@@ -54,17 +63,18 @@ const CORE: [&str; 4] = ["2^28", "gpt2", "10,000 x 1,000", "2^24"];
 /// The cases that tell most.
 pub(crate) fn core(quick: bool) -> Vec<Case> {
     let shapes = shapes::all();
-    let named = |name: &str| shapes.iter().find(|shape| shape.name == name).expect("the shape is there");
-    let main = || TYPES.into_iter().filter(|types| MAIN.contains(&types.name));
-    let case = |shape: &Shape, types, has_untouched_rows| {
-        let variants: &[Variant] = match shape.lens.len() {
+    let shape = |name: &str| shapes.iter().find(|shape| shape.name == name).expect("the shape is there");
+    let main = || MAIN.map(named).into_iter();
+    let case = |shape: &Shape, variant, has_untouched_rows| {
+        let jobs: &[Job] = match shape.lens.len() {
             1 => &[Copy, UnrolledCopy, Triad, Dual, Adam],
             _ => &[Copy, UnrolledCopy, Triad, Flat, Dual, Adam],
         };
-        Case { shape: shape.clone(), types, alignment: ALIGNED, variants: variants.to_vec(), has_untouched_rows }
+        Case { shape: shape.clone(), variant, alignment: ALIGNED, jobs: jobs.to_vec(), has_untouched_rows }
     };
-    let mut cases: Vec<_> = CORE.iter().flat_map(|name| main().map(|types| case(named(name), types, false))).collect();
-    let mut untouched = case(named(SHAPE_OF_ALIGNMENTS), TYPES[0], true);
+    let mut cases: Vec<_> =
+        CORE.iter().flat_map(|name| main().map(|variant| case(shape(name), variant, false))).collect();
+    let mut untouched = case(shape(SHAPE_OF_ALIGNMENTS), named("f32_f32"), true);
     untouched.shape.name += ", 30% untouched";
     cases.insert(main().count(), untouched);
     if quick {
@@ -73,14 +83,14 @@ pub(crate) fn core(quick: bool) -> Vec<Case> {
     cases
 }
 
-/// What the sweep of constants times, by one variant each.
+/// What the sweep of constants times, by one job each.
 pub(crate) fn tuned(quick: bool) -> Vec<Case> {
     let is_swept = |case: &Case| {
-        let (name, types) = (case.shape.name.trim_end_matches(", cut"), case.types.name);
-        ["2^28", "gpt2", "10,000 x 1,000"].contains(&name) && ["f32_f32", "bf16_bf16"].contains(&types)
+        let (name, variant) = (case.shape.name.trim_end_matches(", cut"), case.variant.name());
+        ["2^28", "gpt2", "10,000 x 1,000"].contains(&name) && ["f32_f32", "bf16_bf16"].contains(&variant)
     };
     let mut cases: Vec<_> = core(quick).into_iter().filter(is_swept).collect();
-    cases.iter_mut().for_each(|case| case.variants = vec![Dual]);
+    cases.iter_mut().for_each(|case| case.jobs = vec![Dual]);
     cases
 }
 
@@ -88,7 +98,7 @@ pub(crate) fn tuned(quick: bool) -> Vec<Case> {
 pub(crate) fn all(quick: bool) -> Vec<Case> {
     let shapes = shapes::all();
     let mut cases: Vec<_> =
-        shapes.iter().flat_map(|shape| TYPES.into_iter().flat_map(|types| of(shape, types))).collect();
+        shapes.iter().flat_map(|shape| Variant::all().flat_map(|variant| of(shape, variant))).collect();
     if quick {
         // Cut, most flat shapes are alike, and most lists.
         cases.retain(|case| match &case.shape {
@@ -100,23 +110,23 @@ pub(crate) fn all(quick: bool) -> Vec<Case> {
     cases
 }
 
-/// The cases of a shape with a combination of types.
-fn of(shape: &Shape, types: Types) -> Vec<Case> {
-    let is_main = MAIN.contains(&types.name);
+/// The cases of a shape with a variant.
+fn of(shape: &Shape, variant: Variant) -> Vec<Case> {
+    let is_main = MAIN.contains(&variant.name());
     let mut cases = vec![];
-    let case = |alignment, variants: &[&[Variant]]| Case {
+    let case = |alignment, jobs: &[&[Job]]| Case {
         shape: shape.clone(),
-        types,
+        variant,
         alignment,
-        variants: variants.concat(),
+        jobs: jobs.concat(),
         has_untouched_rows: false,
     };
-    if is_main || SHAPES_OF_ALL_TYPES.contains(&shape.name.as_str()) {
-        let (all, only_f32): (&[Variant], &[Variant]) = match shape.lens.len() {
+    if is_main || SHAPES_OF_ALL_VARIANTS.contains(&shape.name.as_str()) {
+        let (all, only_f32): (&[Job], &[Job]) = match shape.lens.len() {
             1 => (&[Copy, UnrolledCopy, Triad, Dual, Adam], &[Unfused, Controlled, Captured]),
             _ => (&[Copy, UnrolledCopy, Triad, Flat, Dual, Adam], &[MostSets, SetEach, Controlled, Captured]),
         };
-        cases.push(case(ALIGNED, &[all, if types.name == "f32_f32" { only_f32 } else { &[] }]));
+        cases.push(case(ALIGNED, &[all, if variant.name() == "f32_f32" { only_f32 } else { &[] }]));
     }
     if is_main && shape.name == SHAPE_OF_ALIGNMENTS {
         cases.extend(MISALIGNED.map(|alignment| case(alignment, &[&[Copy, UnrolledCopy, Triad, Dual]])));

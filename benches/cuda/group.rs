@@ -3,12 +3,12 @@
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, sys};
 use dualadam::cuda::{Control, ControlGroup, ControlSet, RawBuffer, RawScalars, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, StepCoeffs};
+use dualadam::{Dtype, DualAdamConfig, StepCoeffs, Variant};
 
 use crate::cases::{Alignment, Case};
 use crate::device::{Device, Memory};
-use crate::values::{Pattern, Types};
-use crate::variant::{FIRST_STEP, Variant};
+use crate::job::{FIRST_STEP, Job};
+use crate::values::{Pattern, bytes_moved, sizes, types};
 
 /// Together the replicas have so many times the size of the cache,
 const TIMES_CACHE: usize = 4;
@@ -22,9 +22,9 @@ pub(crate) const ALIGN: usize = 128;
 pub(crate) struct Group<'a> {
     device: &'a Device,
     pub(crate) shape: String,
-    pub(crate) types: Types,
+    pub(crate) variant: Variant,
     pub(crate) alignment: Alignment,
-    pub(crate) variants: Vec<Variant>,
+    pub(crate) jobs: Vec<Job>,
     has_untouched_rows: bool,
     lens: Vec<usize>,
     /// Elements of a replica, those between tensors too.
@@ -39,8 +39,8 @@ pub(crate) struct Group<'a> {
 
 struct Replica {
     flat: RawTensor,
-    /// Where there is more than one tensor, those of the variants that take them one by one, and those of controlled steps.
-    lists: Vec<(Variant, List)>,
+    /// Where there is more than one tensor, those of the jobs that take them one by one, and those of controlled steps.
+    lists: Vec<(Job, List)>,
 }
 
 /// A list, and what its steps take their coefficients from.
@@ -53,26 +53,26 @@ enum List {
 impl<'a> Group<'a> {
     /// The buffers with their content, or why they cannot be had.
     pub(crate) fn new(device: &'a Device, case: &Case) -> Result<Self, String> {
-        let Case { shape, types, alignment, variants, has_untouched_rows } = case;
-        let (types, lens) = (*types, shape.lens.clone());
+        let Case { shape, variant, alignment, jobs, has_untouched_rows } = case;
+        let (variant, lens) = (*variant, shape.lens.clone());
         let stride: usize = lens.iter().map(|len| len.next_multiple_of(ALIGN)).sum();
-        let sizes = types.sizes();
+        let sizes = sizes(variant);
         let replicas = (TIMES_CACHE * device.facts.l2_bytes).div_ceil(stride * sizes.iter().sum::<usize>());
         let replicas = replicas.min(MOST_REPLICAS);
         // One part of the alignment more, for offsets.
         let allocate = |i: usize| device.memory((replicas * stride + ALIGN) * sizes[i]);
         let memory = [allocate(0)?, allocate(1)?, allocate(2)?, allocate(3)?, allocate(4)?];
-        let moved = replicas * lens.iter().sum::<usize>() * types.bytes_moved();
+        let moved = replicas * lens.iter().sum::<usize>() * bytes_moved(variant);
         let copies = [device.memory(moved / 2)?, device.memory(moved / 2)?];
         copies[0].repeat(&[1; 1 << 16], 0, moved / 2);
-        let bytes = if variants.contains(&Variant::Unfused) { replicas * stride * 4 } else { 0 };
+        let bytes = if jobs.contains(&Job::Unfused) { replicas * stride * 4 } else { 0 };
         let between = [device.memory(bytes)?, device.memory(bytes)?];
         let mut group = Self {
             device,
             shape: shape.name.clone(),
-            types,
+            variant,
             alignment: *alignment,
-            variants: variants.clone(),
+            jobs: jobs.clone(),
             has_untouched_rows: *has_untouched_rows,
             lens,
             stride,
@@ -89,8 +89,8 @@ impl<'a> Group<'a> {
 
     /// Gives the first elements their content, with the first of all at these offsets.
     pub(crate) fn fill(&self, elements: usize, offsets: [usize; 5]) {
-        let pattern = Pattern::new(&self.types);
-        for (i, size) in self.types.sizes().into_iter().enumerate() {
+        let pattern = Pattern::new(self.variant);
+        for (i, size) in sizes(self.variant).into_iter().enumerate() {
             self.memory[i].repeat(pattern.bytes()[i], offsets[i] * size, elements * size);
         }
         self.device.synchronize();
@@ -100,8 +100,8 @@ impl<'a> Group<'a> {
     pub(crate) fn fill_for_timing(&self, elements: usize) {
         self.fill(elements, self.alignment.offsets);
         if self.has_untouched_rows {
-            let [_, grads, exp_avg, exp_avg_sq, _] = self.types.sizes();
-            for (i, size) in [(1, grads), (2, exp_avg), (3, exp_avg_sq)] {
+            let [_, grad, exp_avg, exp_avg_sq, _] = sizes(self.variant);
+            for (i, size) in [(1, grad), (2, exp_avg), (3, exp_avg_sq)] {
                 for row in (0..elements / ROW).filter(|row| row % 10 < 3) {
                     self.memory[i].clear((self.alignment.offsets[i] + row * ROW) * size, ROW * size);
                 }
@@ -112,21 +112,21 @@ impl<'a> Group<'a> {
 
     fn replica(&self, replica: usize) -> Replica {
         let flat = self.tensor(self.alignment.offsets, replica * self.stride, self.elements());
-        let is_list = |variant: &&Variant| variant.is_controlled() || (variant.is_list() && self.lens.len() > 1);
-        let lists = self.variants.iter().filter(is_list);
-        Replica { flat, lists: lists.map(|&variant| (variant, self.list(replica, variant))).collect() }
+        let is_list = |job: &&Job| job.is_controlled() || (job.is_list() && self.lens.len() > 1);
+        let lists = self.jobs.iter().filter(is_list);
+        Replica { flat, lists: lists.map(|&job| (job, self.list(replica, job))).collect() }
     }
 
-    fn list(&self, replica: usize, variant: Variant) -> List {
-        let sets = variant.sets(self.lens.len());
+    fn list(&self, replica: usize, job: Job) -> List {
+        let sets = job.sets(self.lens.len());
         let mut tensors = self.tensors(replica);
         tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.set = i % sets);
         let mut list = TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
-        if !variant.is_controlled() {
-            return List::Sets(list, (0..sets).map(|set| variant.coeffs(set)).collect());
+        if !job.is_controlled() {
+            return List::Sets(list, (0..sets).map(|set| job.coeffs(set)).collect());
         }
-        let mut control = self.control(variant.config());
-        if variant == Variant::Controlled {
+        let mut control = self.control(job.config());
+        if job == Job::Controlled {
             return List::Controlled(list, Box::new(control));
         }
         let stream = &self.device.stream;
@@ -148,15 +148,15 @@ impl<'a> Group<'a> {
 
     /// A tensor by address, from one of all replicas' elements on.
     fn tensor(&self, offsets: [usize; 5], start: usize, len: usize) -> RawTensor {
-        let sizes = self.types.sizes();
+        let (sizes, (params, grads, copy)) = (sizes(self.variant), types(self.variant));
         let at = |i: usize| self.memory[i].address + ((offsets[i] + start) * sizes[i]) as u64;
         let buffer = |i: usize, dtype: Dtype| RawBuffer { address: at(i), dtype };
         RawTensor {
-            params: buffer(0, self.types.params),
-            grads: buffer(1, self.types.grads),
+            params: buffer(if copy.is_some() { 4 } else { 0 }, params),
+            grads: buffer(1, grads),
             exp_avg: at(2),
             exp_avg_sq: at(3),
-            copy: self.types.copy.map(|dtype| buffer(4, dtype)),
+            copy: copy.map(|dtype| buffer(0, dtype)),
             len: len as u64,
             set: 0,
         }
@@ -194,62 +194,62 @@ impl<'a> Group<'a> {
         self.lens.iter().sum()
     }
 
-    /// Bytes that each variant must move; the unfused step moves more.
+    /// Bytes that each job must move; the unfused step moves more.
     pub(crate) fn bytes(&self) -> usize {
-        self.elements() * self.types.bytes_moved()
+        self.elements() * bytes_moved(self.variant)
     }
 
-    /// The lengths that a variant takes one by one.
-    pub(crate) fn lens_of(&self, variant: Variant) -> Vec<usize> {
-        if variant.is_list() { self.lens.clone() } else { vec![self.elements()] }
+    /// The lengths that a job takes one by one.
+    pub(crate) fn lens_of(&self, job: Job) -> Vec<usize> {
+        if job.is_list() { self.lens.clone() } else { vec![self.elements()] }
     }
 
-    /// Where a variant finds the first element.
-    pub(crate) fn offsets_of(&self, variant: Variant) -> [usize; 5] {
-        if variant == Variant::Triad { [0; 5] } else { self.alignment.offsets }
+    /// Where a job finds the first element.
+    pub(crate) fn offsets_of(&self, job: Job) -> [usize; 5] {
+        if job == Job::Triad { [0; 5] } else { self.alignment.offsets }
     }
 
     /// Elements of a buffer from an offset on, once all work has ended.
     pub(crate) fn read(&self, buffer: usize, start: usize, len: usize) -> Vec<u8> {
-        let size = self.types.sizes()[buffer];
+        let size = sizes(self.variant)[buffer];
         self.memory[buffer].read(start * size, len * size)
     }
 
-    /// Enqueues a variant over the next replica. The triad leaves the values as they are.
-    pub(crate) fn enqueue(&mut self, variant: Variant) {
+    /// Enqueues a job over the next replica. The triad leaves the values as they are.
+    pub(crate) fn enqueue(&mut self, job: Job) {
         let replica = self.next;
         self.next = (self.next + 1) % self.replicas.len();
-        self.enqueue_on(replica, variant, 0.0);
+        self.enqueue_on(replica, job, 0.0);
     }
 
     /// `factor` is the triad's.
-    pub(crate) fn enqueue_on(&mut self, replica: usize, variant: Variant, factor: f32) {
+    pub(crate) fn enqueue_on(&mut self, replica: usize, job: Job, factor: f32) {
         let (device, stream, start) = (self.device, &self.device.stream, replica * self.stride);
         let len = self.elements() as u64;
-        let [params, grads, exp_avg, exp_avg_sq, copy] = std::array::from_fn(|i| {
-            self.memory[i].address + (start * self.types.sizes()[i]) as u64 // aligned
+        let [param, grad, exp_avg, exp_avg_sq, master] = std::array::from_fn(|i| {
+            self.memory[i].address + (start * sizes(self.variant)[i]) as u64 // aligned
         });
-        match variant {
-            Variant::Copy | Variant::UnrolledCopy => self.enqueue_copy(replica, variant),
-            Variant::Triad => {
-                let addresses = [params, grads, exp_avg, exp_avg_sq, copy];
+        match job {
+            Job::Copy | Job::UnrolledCopy => self.enqueue_copy(replica, job),
+            Job::Triad => {
+                let addresses = [param, grad, exp_avg, exp_avg_sq, master];
                 // SAFETY: the buffers have more elements; all work is in one stream.
-                unsafe { device.yardsticks.triad(&self.types, addresses, len, factor, stream) };
+                unsafe { device.yardsticks.triad(self.variant, addresses, len, factor, stream) };
             }
-            Variant::Unfused => {
+            Job::Unfused => {
                 let [root, scale] = self.between.each_ref().map(|memory| memory.address + 4 * start as u64);
-                let addresses = [params, grads, exp_avg, exp_avg_sq, root, scale];
-                // SAFETY: as above; only aligned f32 buffers have this variant.
-                unsafe { device.yardsticks.unfused(addresses, len, &variant.coeffs(0), stream) };
+                let addresses = [param, grad, exp_avg, exp_avg_sq, root, scale];
+                // SAFETY: as above; only aligned f32 buffers have this job.
+                unsafe { device.yardsticks.unfused(addresses, len, &job.coeffs(0), stream) };
             }
-            _ => self.enqueue_step(replica, variant),
+            _ => self.enqueue_step(replica, job),
         }
     }
 
-    fn enqueue_copy(&self, replica: usize, variant: Variant) {
+    fn enqueue_copy(&self, replica: usize, job: Job) {
         let bytes = self.bytes() / 2 / 16 * 16;
         let [from, to] = self.copies.each_ref().map(|memory| memory.address + (replica * bytes) as u64);
-        if variant == Variant::UnrolledCopy {
+        if job == Job::UnrolledCopy {
             // SAFETY: both parts are within their memory, which lives until the work has ended; all work is in one stream.
             return unsafe { self.device.yardsticks.copy(to, from, bytes as u64, &self.device.stream) };
         }
@@ -258,16 +258,16 @@ impl<'a> Group<'a> {
         answer.result().expect("the copy can be enqueued");
     }
 
-    fn enqueue_step(&mut self, replica: usize, variant: Variant) {
+    fn enqueue_step(&mut self, replica: usize, job: Job) {
         let stream = &self.device.stream;
         let Replica { flat, lists } = &mut self.replicas[replica];
         // SAFETY: the buffers are as long as the tensors and live until the work has ended; all work is in one stream.
         let stepped = unsafe {
-            match lists.iter_mut().find(|(of, _)| *of == variant).map(|(_, list)| list) {
+            match lists.iter_mut().find(|(of, _)| *of == job).map(|(_, list)| list) {
                 Some(List::Sets(list, coeffs)) => list.step_raw(coeffs, stream.cu_stream().cast()),
                 Some(List::Controlled(list, control)) => return step_controlled(list, control, stream),
                 Some(List::Captured(graph)) => return graph.launch().expect("the graph can be launched"),
-                None => self.device.kernels.step_raw(flat, &variant.coeffs(0), stream.cu_stream().cast()),
+                None => self.device.kernels.step_raw(flat, &job.coeffs(0), stream.cu_stream().cast()),
             }
         };
         stepped.expect("the step can be enqueued");

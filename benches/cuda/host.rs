@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use dualadam::cuda::{DualAdam, RawTensor, TensorList};
 use dualadam::{DualAdamConfig, StepCoeffs};
+use testkit::stats::{median, quantile};
 
 use crate::cases::Case;
 use crate::device::Device;
 use crate::group::Group;
 use crate::report::HostRow;
 use crate::shapes::Shape;
-use crate::timer::{median, quantile};
 
 /// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two replicas of them.
 pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRow> {

@@ -2,21 +2,22 @@
 
 use std::time::Instant;
 
+use dualadam::Variant;
 use dualadam::cuda::Kernels;
 
-use crate::values::TYPES;
+use crate::values::types;
 
 /// Prints the times of one module and of all, in a process that has loaded no other. The first one has what the driver does once, such
 /// as loading its compiler.
 pub(crate) fn measure(kernels: &Kernels) {
-    let load = |i: usize| {
+    let load = |variant: Variant| {
+        let (params, grads, copy) = types(variant);
         let start = Instant::now();
-        let loaded = kernels.prepare(TYPES[i].params, TYPES[i].grads, TYPES[i].copy);
-        loaded.expect("the driver takes the kernels");
+        kernels.prepare(params, grads, copy).expect("the driver takes the kernels");
         start.elapsed().as_secs_f64()
     };
-    let (first, second) = (load(0), load(1));
-    let all = first + second + (2..TYPES.len()).map(load).sum::<f64>();
+    let seconds: Vec<_> = Variant::all().map(load).collect();
+    let (first, second, all) = (seconds[0], seconds[1], seconds.iter().sum::<f64>());
     let cache = match (std::env::var("CUDA_CACHE_DISABLE").as_deref(), std::env::var("DUALADAM_CACHE")) {
         (Ok("1"), _) => "no cache".to_owned(),
         (_, Ok(cache)) => cache,
@@ -24,6 +25,6 @@ pub(crate) fn measure(kernels: &Kernels) {
     };
     println!(
         "key: loading, {cache}: one module {first:.3} s, the second {second:.3} s, all {} {all:.3} s",
-        TYPES.len()
+        seconds.len()
     );
 }

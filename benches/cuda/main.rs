@@ -1,7 +1,8 @@
-//! The CUDA step against a copy and a triad of the same bytes, all variants in turns: `cargo bench --features cuda --bench cuda`.
+//! The CUDA step against a copy and a triad of the same bytes, all jobs in turns:
+//! `cargo bench --features cuda --bench cuda`.
 //!
 //! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a shape
-//! with one combination of types and one alignment, is checked against the CPU backend before it is
+//! in one variant and with one alignment, is checked against the CPU backend before it is
 //! timed. A case that fails is reported, and the others go on. A case's buffers are several times the
 //! size of the device's cache, where 256 of them are enough, and are used in turns. The host's time for
 //! a step is measured apart. `--json FILE` writes the results as JSON, and rewrites them after each case.
@@ -22,6 +23,7 @@ mod device;
 mod group;
 mod host;
 mod jit;
+mod job;
 #[path = "../ranking/mod.rs"]
 mod ranking;
 mod report;
@@ -29,7 +31,6 @@ mod shapes;
 mod timer;
 mod tune;
 mod values;
-mod variant;
 mod verify;
 mod yardsticks;
 
@@ -149,8 +150,8 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
                 report.rows.extend(rows);
             }
             Err(reason) => {
-                let (shape, types, alignment) = (case.shape.name, case.types.name, case.alignment.name);
-                report.skipped.push(format!("{shape} {types}, {alignment}: {reason}"));
+                let (shape, variant, alignment) = (case.shape.name, case.variant.name(), case.alignment.name);
+                report.skipped.push(format!("{shape} {variant}, {alignment}: {reason}"));
             }
         }
         write(&report);
@@ -171,12 +172,11 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
     report
 }
 
-/// Times the variants of a group in turns.
+/// Times the jobs of a group in turns.
 fn time(timer: &Timer<'_>, group: &mut Group<'_>, rounds: usize) -> Vec<Row> {
-    let variants = group.variants.clone();
-    let plans: Vec<_> = variants.iter().map(|&variant| (variant, timer.plan(|| group.enqueue(variant)))).collect();
-    let mut round =
-        || plans.iter().map(|(variant, plan)| timer.seconds(plan, || group.enqueue(*variant))).collect::<Vec<_>>();
+    let jobs = group.jobs.clone();
+    let plans: Vec<_> = jobs.iter().map(|&job| (job, timer.plan(|| group.enqueue(job)))).collect();
+    let mut round = || plans.iter().map(|(job, plan)| timer.seconds(plan, || group.enqueue(*job))).collect::<Vec<_>>();
     let rounds: Vec<_> = (0..rounds).map(|_| round()).collect();
     report::rows(group, &rounds)
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use testkit::stats::{median, quantile};
 
 use crate::cases::Case;
 use crate::device::{Device, Facts};
 use crate::group::Group;
-use crate::timer::{median, quantile};
-use crate::variant::Variant;
+use crate::job::Job;
+use crate::values::bytes_moved;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -25,7 +26,7 @@ pub(crate) struct Report {
     pub(crate) is_whole: bool,
 }
 
-/// One variant's time on the device.
+/// One job's time on the device.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     shape: String,
@@ -66,13 +67,13 @@ pub(crate) struct HostRow {
     pub(crate) us_high: f64,
 }
 
-/// The rows of a group from the seconds of each variant in each round.
+/// The rows of a group from the seconds of each job in each round.
 pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
-    let row = |(i, &variant): (usize, &Variant)| {
+    let row = |(i, &job): (usize, &Job)| {
         let us = |part| quantile(rounds.iter().map(|round| round[i] * 1e6), part);
         let per_second = |amount: usize| amount as f64 / us(0.5) * 1e-3;
         // The faster copy's time over this one's.
-        let copies: Vec<_> = (0..group.variants.len()).filter(|&i| group.variants[i].is_copy()).collect();
+        let copies: Vec<_> = (0..group.jobs.len()).filter(|&i| group.jobs[i].is_copy()).collect();
         let of_copy = || {
             let ratio = |round: &Vec<f64>| {
                 let fastest = copies.iter().map(|&copy| round[copy]).min_by(f64::total_cmp)?;
@@ -80,32 +81,32 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
             };
             Some(median(rounds.iter().map(ratio).collect::<Option<Vec<_>>>()?))
         };
-        // Another variant's time over this one's.
+        // Another job's time over this one's.
         let of = |wanted| {
-            let other = group.variants.iter().position(|&variant| variant == wanted)?;
+            let other = group.jobs.iter().position(|&job| job == wanted)?;
             Some(median(rounds.iter().map(|round| round[other] / round[i])))
         };
         Row {
             shape: group.shape.clone(),
             tensors: group.lens().len(),
             elements: group.elements(),
-            types: group.types.name,
+            types: group.variant.name(),
             alignment: group.alignment.name,
-            variant: variant.name(),
+            variant: job.name(),
             us: us(0.5),
             us_low: us(0.25),
             us_high: us(0.75),
-            bytes_per_element: group.types.bytes_moved(),
+            bytes_per_element: bytes_moved(group.variant),
             gb_per_s: per_second(group.bytes()),
             of_copy: of_copy(),
-            of_triad: of(Variant::Triad),
-            of_flat: of(Variant::Flat),
-            gflop_per_s: per_second(variant.flops() * group.elements()),
-            over_adam: of(Variant::Adam).map(|ratio| 1.0 / ratio),
+            of_triad: of(Job::Triad),
+            of_flat: of(Job::Flat),
+            gflop_per_s: per_second(job.flops() * group.elements()),
+            over_adam: of(Job::Adam).map(|ratio| 1.0 / ratio),
             replicas: group.replicas(),
         }
     };
-    group.variants.iter().enumerate().map(row).collect()
+    group.jobs.iter().enumerate().map(row).collect()
 }
 
 /// Replaces a file, so that it is whole at any time.
@@ -132,8 +133,8 @@ impl Report {
 
     /// Notes a case that there was no time for.
     pub(crate) fn cut(&mut self, case: &Case) {
-        let Case { shape, types, alignment, .. } = case;
-        self.skipped.push(format!("{} {}, {}: no time left", shape.name, types.name, alignment.name));
+        let Case { shape, variant, alignment, .. } = case;
+        self.skipped.push(format!("{} {}, {}: no time left", shape.name, variant.name(), alignment.name));
         self.is_whole = false;
     }
 

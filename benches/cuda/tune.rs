@@ -29,8 +29,8 @@ const LIBRARY: [(&str, u64); 5] =
 const OF_FLAT: [&str; 2] = ["FLAT_GROUPS", "FLAT_BLOCKS_PER_SM"];
 const OF_LISTS: [&str; 5] = ["LIST_GROUPS", "LIST_BLOCKS_PER_SM", "CHUNK", "SPAN", "AHEAD"];
 const VEC: u64 = 4;
-/// Bytes of the coefficient sets that a list's kernel takes as an argument.
-const SETS_BYTES: usize = 3840;
+/// Bytes of the coefficients that a list's kernel takes as an argument.
+const COEFFS_BYTES: usize = 3840;
 /// Fewer rounds tell no quartiles.
 const LEAST_ROUNDS: usize = 7;
 
@@ -115,7 +115,7 @@ pub(crate) fn run(
                 ranking::print("sweep", "the library's", &rows);
                 report.rows.extend(rows);
             }
-            Err(reason) => report.skipped.push(format!("{} {}: {reason}", case.shape.name, case.types.name)),
+            Err(reason) => report.skipped.push(format!("{} {}: {reason}", case.shape.name, case.variant.name())),
         }
         if let Some(json) = json {
             crate::report::write_json(json, &report);
@@ -139,20 +139,20 @@ fn time_case(
     is_late: impl Fn() -> bool,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<Row>, String> {
-    let variant = group.variants[0];
+    let job = group.jobs[0];
     let mut contestants = vec![];
     let is_list = group.lens().len() > 1;
     for combination in combinations.iter().filter(|combination| combination.concerns(is_list)) {
         if is_late() {
-            skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.types.name, combination.name()));
+            skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.variant.name(), combination.name()));
             continue;
         }
         let verified = attempt(|| {
             let contestant = Contestant::new(device, group, folder, combination)?;
             group.fill(group.stride(), [0; 5]);
-            contestant.enqueue(device, group, 0, &variant.coeffs(0));
+            contestant.enqueue(device, group, 0, &job.coeffs(0));
             device.synchronize();
-            verify::verify_variant(group, variant);
+            verify::verify_job(group, job);
             Ok(contestant)
         });
         match verified {
@@ -160,7 +160,7 @@ fn time_case(
             // All others are compared with it.
             Err(reason) if combination.defines.is_empty() => return Err(format!("{}: {reason}", combination.name())),
             Err(reason) => {
-                skipped.push(format!("{} {}, {}: {reason}", group.shape, group.types.name, combination.name()));
+                skipped.push(format!("{} {}, {}: {reason}", group.shape, group.variant.name(), combination.name()));
             }
         }
     }
@@ -170,7 +170,7 @@ fn time_case(
     let mut replica = 0;
     let mut enqueue = |contestant: &Contestant, group: &Group<'_>| {
         replica = (replica + 1) % group.replicas();
-        contestant.enqueue(device, group, replica, &variant.coeffs(0));
+        contestant.enqueue(device, group, replica, &job.coeffs(0));
     };
     let plans: Vec<_> = contestants.iter().map(|contestant| timer.plan(|| enqueue(contestant, group))).collect();
     let mut rounds: Vec<Vec<f64>> = vec![];
@@ -179,16 +179,16 @@ fn time_case(
         rounds.push(timed.map(|(contestant, plan)| timer.seconds(plan, || enqueue(contestant, group))).collect());
     }
     let names = contestants.iter().map(|contestant| contestant.name.clone());
-    Ok(ranking::rows(&group.shape, group.types.name, names, &rounds))
+    Ok(ranking::rows(&group.shape, group.variant.name(), names, &rounds))
 }
 
 impl Contestant {
     fn new(device: &Device, group: &Group<'_>, folder: &Path, combination: &Combination) -> Result<Self, String> {
-        let types = group.types.name;
-        let file = combination.files.get(types).ok_or("it has no text for these types")?;
+        let variant = group.variant.name();
+        let file = combination.files.get(variant).ok_or("it has no text for this variant")?;
         let text = std::fs::read_to_string(folder.join(file)).map_err(|error| error.to_string())?;
         let is_list = group.lens().len() > 1;
-        let name = format!("{}_{types}", if is_list { "list" } else { "dual_adam" });
+        let name = format!("{}_{variant}", if is_list { "list" } else { "dual_adam" });
         let text = CString::new(entry_alone(&text, &name)?).map_err(|error| error.to_string())?;
         // SAFETY: the text ends in a zero byte.
         let module = unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(|error| error.to_string())?;
@@ -223,13 +223,13 @@ impl Contestant {
         let launched = unsafe {
             if let Some(table) = self.tables.get(replica) {
                 let (mut table, mut count) = (table.address, group.lens().len() as u32);
-                let (mut sets, mut skips) = (0_u64, 0_u64);
-                let mut by_value = [0_u8; SETS_BYTES];
+                let (mut coeffs_on_device, mut skips) = (0_u64, 0_u64);
+                let mut by_value = [0_u8; COEFFS_BYTES];
                 by_value[..size_of::<StepCoeffs>()].copy_from_slice(bytemuck::bytes_of(&coeffs));
                 let mut arguments = [
                     argument(&mut table),
                     argument(&mut count),
-                    argument(&mut sets),
+                    argument(&mut coeffs_on_device),
                     argument(&mut skips),
                     argument(&mut by_value),
                 ];
@@ -267,7 +267,7 @@ fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
         let first_chunk = chunk_tensor.len() as u64;
         let addresses = [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0];
         records.extend(addresses);
-        // The set, in the high half, is 0; no masters.
+        // The coefficients' index, in the high half, is 0; no masters.
         records.extend([tensor.len, first_chunk, 0]);
         chunk_tensor.extend(std::iter::repeat_n(i as u32, tensor.len.div_ceil(chunk) as usize));
     }

@@ -1,53 +1,36 @@
 //! What the buffers hold: patterns of a period, so that the host can tell what any element must become.
 
 use dualadam::half::{bf16, f16};
-use dualadam::{Dtype, Element, StepCoeffs, cpu};
+use dualadam::{Dtype, Element, StepCoeffs, Variant, cpu};
 
 use Dtype::{Bf16, F16, F32};
 
 /// Elements of a pattern; a prime.
 pub(crate) const PERIOD: usize = 65_521;
 
-/// A combination of element types.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Types {
-    /// As in the names of the kernels.
-    pub(crate) name: &'static str,
-    pub(crate) params: Dtype,
-    pub(crate) grads: Dtype,
-    pub(crate) copy: Option<Dtype>,
+/// The variant of a name.
+pub(crate) fn named(name: &str) -> Variant {
+    Variant::all().find(|variant| variant.name() == name).expect("the variant is there")
 }
 
-/// All combinations. A copy makes the parameters masters.
-pub(crate) const TYPES: [Types; 11] = [
-    types("f32_f32", F32, F32, None),
-    types("f32_bf16", F32, Bf16, None),
-    types("f32_f16", F32, F16, None),
-    types("bf16_bf16", Bf16, Bf16, None),
-    types("bf16_f32", Bf16, F32, None),
-    types("f16_f16", F16, F16, None),
-    types("f16_f32", F16, F32, None),
-    types("f32_f32_bf16", F32, F32, Some(Bf16)),
-    types("f32_bf16_bf16", F32, Bf16, Some(Bf16)),
-    types("f32_f32_f16", F32, F32, Some(F16)),
-    types("f32_f16_f16", F32, F16, Some(F16)),
-];
-
-const fn types(name: &'static str, params: Dtype, grads: Dtype, copy: Option<Dtype>) -> Types {
-    Types { name, params, grads, copy }
+/// Bytes of an element of each role's buffer: param, grad, the moments, master.
+pub(crate) fn sizes(variant: Variant) -> [usize; 5] {
+    let formats = variant.formats();
+    let master = formats.master.map_or(0, Dtype::size);
+    [formats.param.size(), formats.grad.size(), formats.exp_avg.size(), formats.exp_avg_sq.size(), master]
 }
 
-impl Types {
-    /// Bytes of an element of each buffer: parameters, gradients, moments, and the copy.
-    pub(crate) fn sizes(&self) -> [usize; 5] {
-        [self.params.size(), self.grads.size(), 4, 4, self.copy.map_or(0, Dtype::size)]
-    }
+/// Bytes that a step moves for an element: all but the gradient is written, all but a master's
+/// parameter is read.
+pub(crate) fn bytes_moved(variant: Variant) -> usize {
+    let [param, grad, exp_avg, exp_avg_sq, master] = sizes(variant);
+    2 * (exp_avg + exp_avg_sq) + grad + if master > 0 { 2 * master + param } else { 2 * param }
+}
 
-    /// Bytes that a step moves for an element: all but the gradient is written, all but the copy is read.
-    pub(crate) fn bytes_moved(&self) -> usize {
-        let [params, grads, exp_avg, exp_avg_sq, copy] = self.sizes();
-        2 * (params + exp_avg + exp_avg_sq) + grads + copy
-    }
+/// A variant as the backends' calls have it: the type of what is updated, of the gradient, and of its copy.
+pub(crate) fn types(variant: Variant) -> (Dtype, Dtype, Option<Dtype>) {
+    let formats = variant.formats();
+    (formats.master.unwrap_or(formats.param), formats.grad, formats.master.map(|_| formats.param))
 }
 
 #[derive(Clone)]
@@ -102,60 +85,65 @@ impl Values {
     }
 }
 
-/// One period of each buffer.
+/// One period of each role's buffer. The moments are f32, and so is a master.
 #[derive(Clone)]
 pub(crate) struct Pattern {
-    params: Values,
-    grads: Values,
+    param: Values,
+    grad: Values,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
-    copy: Option<Values>,
+    master: Option<Vec<f32>>,
 }
 
 impl Pattern {
-    pub(crate) fn new(types: &Types) -> Self {
+    pub(crate) fn new(variant: Variant) -> Self {
+        let formats = variant.formats();
         // Between -1 and 1; neighbours are far apart.
         let value = |i: usize, factor: usize| ((i * factor) % 2003) as f32 / 1001.5 - 1.0;
         let values = |factor| (0..PERIOD).map(move |i| value(i, factor));
+        let (param, master) = match formats.master {
+            None => (Values::new(formats.param, values(7)), None),
+            Some(_) => (Values::new(formats.param, std::iter::repeat_n(0.0, PERIOD)), Some(values(7).collect())),
+        };
         Self {
-            params: Values::new(types.params, values(7)),
-            grads: Values::new(types.grads, values(1201)),
+            param,
+            grad: Values::new(formats.grad, values(1201)),
             exp_avg: values(11).collect(),
             exp_avg_sq: values(13).map(|value| value * value).collect(),
-            copy: types.copy.map(|dtype| Values::new(dtype, std::iter::repeat_n(0.0, PERIOD))),
+            master,
         }
     }
 
     /// The step on the CPU.
     pub(crate) fn step(&mut self, coeffs: &StepCoeffs) {
         let (exp_avg, exp_avg_sq) = (&mut self.exp_avg[..], &mut self.exp_avg_sq[..]);
-        let copy = match &mut self.copy {
-            Some(Values::Bf16(values)) => Some(values.into()),
-            Some(Values::F16(values)) => Some(values.into()),
-            _ => None,
+        let grads = with!(&self.grad, values => values.into());
+        let (params, copy) = match (&mut self.master, &mut self.param) {
+            (None, param) => (with!(param, values => values.into()), None),
+            (Some(master), Values::Bf16(values)) => (master.into(), Some(values.into())),
+            (Some(master), Values::F16(values)) => (master.into(), Some(values.into())),
+            (Some(_), Values::F32(_)) => panic!("the parameter of a master has 16 bits"),
         };
-        let params = with!(&mut self.params, values => values.into());
-        let grads = with!(&self.grads, values => values.into());
         let tensor = cpu::Tensor { params, grads, exp_avg, exp_avg_sq, copy, set: 0 };
         cpu::step_list(&mut [tensor], std::slice::from_ref(coeffs)).expect("the lengths agree");
     }
 
     /// The triad on the CPU.
     pub(crate) fn triad(&mut self, factor: f32) {
-        let grads = self.grads.widened();
+        let grad = self.grad.widened();
         let blend = |values: &[f32]| -> Vec<f32> {
-            values.iter().zip(&grads).map(|(value, grad)| factor.mul_add(*grad, *value)).collect()
+            values.iter().zip(&grad).map(|(value, grad)| factor.mul_add(*grad, *value)).collect()
         };
         (self.exp_avg, self.exp_avg_sq) = (blend(&self.exp_avg), blend(&self.exp_avg_sq));
-        self.params = Values::cut(self.params.dtype(), blend(&self.params.widened()).into_iter());
-        let params = self.params.widened();
-        self.copy = self.copy.take().map(|copy| Values::cut(copy.dtype(), params.into_iter()));
+        self.master = self.master.take().map(|master| blend(&master));
+        let param = self.master.clone().unwrap_or_else(|| blend(&self.param.widened()));
+        self.param = Values::cut(self.param.dtype(), param.into_iter());
     }
 
-    /// In the order of [`Types::sizes`].
+    /// In the order of [`sizes`].
     pub(crate) fn bytes(&self) -> [&[u8]; 5] {
-        let copy = self.copy.as_ref().map_or(&[][..], Values::bytes);
-        let moment = |values| bytemuck::cast_slice::<f32, u8>(values);
-        [self.params.bytes(), self.grads.bytes(), moment(&self.exp_avg), moment(&self.exp_avg_sq), copy]
+        let floats = |values| bytemuck::cast_slice::<f32, u8>(values);
+        let master = self.master.as_deref().map_or(&[][..], floats);
+        [self.param.bytes(), self.grad.bytes(), floats(&self.exp_avg), floats(&self.exp_avg_sq), master]
     }
 }

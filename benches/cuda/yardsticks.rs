@@ -1,13 +1,11 @@
-//! The kernels that the step is measured against, from `yardsticks.cu`.
+//! The kernels that the step is measured against, from `triad.cu` and `yardsticks.cu`.
 
 use std::ffi::{CString, c_void};
 use std::ptr;
 
-use dualadam::StepCoeffs;
 use dualadam::cuda::cudarc::driver::sys::{CUfunction, CUmodule, CUstream};
 use dualadam::cuda::cudarc::driver::{CudaStream, result};
-
-use crate::values::{TYPES, Types};
+use dualadam::{StepCoeffs, Variant};
 
 /// Made and compared by `cargo xtask prebuilt`.
 const PTX: &str = concat!(include_str!("prebuilt/yardsticks.ptx"), "\0");
@@ -33,7 +31,7 @@ const PASSES: [&str; 8] = [
 
 /// Loaded for as long as the program runs.
 pub(crate) struct Yardsticks {
-    /// For each of [`TYPES`].
+    /// For each variant.
     triads: Vec<CUfunction>,
     passes: Vec<CUfunction>,
     copy: CUfunction,
@@ -44,9 +42,9 @@ impl Yardsticks {
     pub(crate) fn load() -> Self {
         // SAFETY: the text ends in a zero byte.
         let module = unsafe { result::module::load_data(PTX.as_ptr().cast()) }.expect("the driver takes the PTX");
-        let triad = |types: &Types| function(module, &format!("triad_{}", types.name));
+        let triad = |variant: Variant| function(module, &format!("triad_{}", variant.name()));
         Self {
-            triads: TYPES.iter().map(triad).collect(),
+            triads: Variant::all().map(triad).collect(),
             passes: PASSES.iter().map(|name| function(module, name)).collect(),
             copy: function(module, "copy_unrolled"),
         }
@@ -56,20 +54,20 @@ impl Yardsticks {
     ///
     /// # Safety
     ///
-    /// The addresses are those of buffers of these types and `len` elements, multiples of four of them, in use by this stream only.
+    /// The addresses, by role, are those of the variant's buffers of `len` elements, multiples of four of
+    /// them, in use by this stream only.
     pub(crate) unsafe fn triad(
         &self,
-        types: &Types,
+        variant: Variant,
         mut addresses: [u64; 5],
         mut len: u64,
         mut factor: f32,
         stream: &CudaStream,
     ) {
-        let index = TYPES.iter().position(|other| other.name == types.name).expect("the types are among them");
         let mut arguments: Vec<_> = addresses.iter_mut().map(argument).collect();
         arguments.extend([argument(&mut len), argument(&mut factor)]);
         // SAFETY: the arguments are the kernel's; the caller vouches for the memory.
-        unsafe { launch(self.triads[index], len, &mut arguments, stream) };
+        unsafe { launch(self.triads[variant.index()], len, &mut arguments, stream) };
     }
 
     /// Enqueues a copy of whole words of 16 bytes.

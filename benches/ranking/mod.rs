@@ -1,8 +1,7 @@
 //! How fast several ways to do the same are beside the first of them, and whether that is more than noise.
 
 use serde::Serialize;
-
-use crate::timer::{median, quantile};
+use testkit::stats::{median, quantile};
 
 /// The reason why something did not run that there was no time for.
 pub(crate) const NO_TIME_LEFT: &str = "no time left";

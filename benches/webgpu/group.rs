@@ -1,11 +1,11 @@
-//! The buffers of one combination of types, in as many replicas as outgrow a cache, and the work over them.
+//! The buffers of one variant, in as many replicas as outgrow a cache, and the work over them.
 
 use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
-use dualadam::{DualAdamConfig, StepCoeffs};
+use dualadam::{DualAdamConfig, StepCoeffs, Variant};
 
 use crate::device::Device;
 use crate::triad::{Pipeline, Triad};
-use crate::values::{Pattern, TYPES, Types};
+use crate::values::{Pattern, named, sizes, types};
 
 /// Together the replicas have at least so many bytes, several times the cache of a large GPU,
 const BYTES: usize = 256 << 20;
@@ -16,21 +16,20 @@ const STEP: u64 = 2000;
 /// Small enough that no value moves far, however long the triad runs.
 const FACTOR: f64 = 1e-9;
 
-/// The types of plain, of 16-bit and of mixed training.
-pub(crate) fn main_types() -> [Types; 3] {
-    let types = |name| TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
-    [types("f32_f32"), types("bf16_bf16"), types("f32_bf16_bf16")]
+/// The variants of plain, of 16-bit and of mixed training.
+pub(crate) fn main_variants() -> [Variant; 3] {
+    ["f32_f32", "bf16_bf16", "bf16_bf16_master"].map(named)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Variant {
+pub(crate) enum Job {
     /// A multiply and an add for each written value, over the step's streams.
     Triad,
     Dual,
     Adam,
 }
 
-impl Variant {
+impl Job {
     pub(crate) const ALL: [Self; 3] = [Self::Triad, Self::Dual, Self::Adam];
 
     pub(crate) fn name(self) -> &'static str {
@@ -58,7 +57,7 @@ impl Variant {
 }
 
 pub(crate) struct Group {
-    pub(crate) types: Types,
+    pub(crate) variant: Variant,
     coeffs: [[StepCoeffs; 1]; 3],
     replicas: Vec<Replica>,
     next: usize,
@@ -72,28 +71,28 @@ pub(crate) struct Replica {
 
 impl Group {
     /// The buffers with their content, or why they cannot be had.
-    pub(crate) fn new(device: &Device, pipelines: &Pipelines, types: Types, len: usize) -> Result<Self, String> {
-        let pattern = Pattern::new(&types);
-        let triad = Pipeline::new(device, &types, FACTOR);
-        let replica = |_| Replica::new(device, pipelines, &triad, &types, &pattern, len);
-        let replicas = (0..replicas(&types, len)).map(replica).collect::<Result<_, _>>()?;
-        Ok(Self { types, coeffs: Variant::ALL.map(|variant| [variant.coeffs()]), replicas, next: 0 })
+    pub(crate) fn new(device: &Device, pipelines: &Pipelines, variant: Variant, len: usize) -> Result<Self, String> {
+        let pattern = Pattern::new(variant);
+        let triad = Pipeline::new(device, variant, FACTOR);
+        let replica = |_| Replica::new(device, pipelines, &triad, variant, &pattern, len);
+        let replicas = (0..replicas(variant, len)).map(replica).collect::<Result<_, _>>()?;
+        Ok(Self { variant, coeffs: Job::ALL.map(|job| [job.coeffs()]), replicas, next: 0 })
     }
 
     pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
     }
 
-    /// Encodes a variant over the next replica.
-    pub(crate) fn encode(&mut self, variant: Variant, pass: &mut wgpu::ComputePass<'_>) {
-        self.replicas[self.next].encode(variant, &self.coeffs[variant as usize], pass);
+    /// Encodes a job over the next replica.
+    pub(crate) fn encode(&mut self, job: Job, pass: &mut wgpu::ComputePass<'_>) {
+        self.replicas[self.next].encode(job, &self.coeffs[job as usize], pass);
         self.next = (self.next + 1) % self.replicas.len();
     }
 }
 
 /// How many replicas of so many elements are used in turns.
-pub(crate) fn replicas(types: &Types, len: usize) -> usize {
-    BYTES.div_ceil(len * types.sizes().iter().sum::<usize>()).min(MOST_REPLICAS)
+pub(crate) fn replicas(variant: Variant, len: usize) -> usize {
+    BYTES.div_ceil(len * sizes(variant).iter().sum::<usize>()).min(MOST_REPLICAS)
 }
 
 impl Replica {
@@ -101,33 +100,34 @@ impl Replica {
         device: &Device,
         pipelines: &Pipelines,
         triad: &Pipeline,
-        types: &Types,
+        variant: Variant,
         pattern: &Pattern,
         len: usize,
     ) -> Result<Self, String> {
-        let sizes = types.sizes().into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
+        let sizes = sizes(variant).into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
         let buffers: Vec<_> = sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect::<Result<_, _>>()?;
-        let triad = Triad::new(device, triad, types, &buffers, len as u64);
-        let list = TensorList::new(pipelines, &[tensor(types, &buffers, len as u64)]).expect("the tensor is valid");
+        let triad = Triad::new(device, triad, variant, &buffers, len as u64);
+        let list = TensorList::new(pipelines, &[tensor(variant, &buffers, len as u64)]).expect("the tensor is valid");
         Ok(Self { buffers, list, triad })
     }
 
-    pub(crate) fn encode(&self, variant: Variant, coeffs: &[StepCoeffs], pass: &mut wgpu::ComputePass<'_>) {
-        match variant {
-            Variant::Triad => self.triad.encode(pass),
-            Variant::Dual | Variant::Adam => self.list.encode(pass, coeffs).expect("the set is there"),
+    pub(crate) fn encode(&self, job: Job, coeffs: &[StepCoeffs], pass: &mut wgpu::ComputePass<'_>) {
+        match job {
+            Job::Triad => self.triad.encode(pass),
+            Job::Dual | Job::Adam => self.list.encode(pass, coeffs).expect("the set is there"),
         }
     }
 }
 
 /// The tensor that fills these buffers.
-pub(crate) fn tensor<'a>(types: &Types, buffers: &'a [wgpu::Buffer], len: u64) -> Tensor<'a> {
+pub(crate) fn tensor<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], len: u64) -> Tensor<'a> {
+    let (params, grads, copy) = types(variant);
     Tensor {
-        params: BufferView::new(&buffers[0], types.params),
-        grads: Some(BufferView::new(&buffers[1], types.grads)),
+        params: BufferView::new(&buffers[if copy.is_some() { 4 } else { 0 }], params),
+        grads: Some(BufferView::new(&buffers[1], grads)),
         exp_avg: Moment::new(&buffers[2]),
         exp_avg_sq: Moment::new(&buffers[3]),
-        copy: types.copy.map(|dtype| BufferView::new(&buffers[4], dtype)),
+        copy: copy.map(|dtype| BufferView::new(&buffers[0], dtype)),
         len,
         set: 0,
     }

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use dualadam::webgpu::{Pipelines, Tensor, TensorList};
+use testkit::stats::quantile;
 
 use crate::device::Device;
-use crate::group::{Variant, tensor};
+use crate::group::{Job, tensor};
 use crate::report::HostRow;
-use crate::timer::quantile;
-use crate::values::{Pattern, TYPES};
+use crate::values::{Pattern, named};
 
 /// Lists, and steps of each that share a pass.
 const LISTS: [(&str, usize, usize, usize); 2] = [("2^16", 1, 1 << 16, 100), ("1,000 x 1,000", 1000, 1000, 10)];
@@ -17,14 +17,14 @@ const PIECES: [&str; 4] = ["encode", "end of the pass", "finish", "submit"];
 /// The rows of a device.
 pub(crate) fn times(device: &Device, rounds: usize) -> Vec<HostRow> {
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
-    let types = &TYPES[0];
-    let pattern = Pattern::new(types);
+    let variant = named("f32_f32");
+    let pattern = Pattern::new(variant);
     let mut rows = vec![];
     for (shape, count, len, steps) in LISTS {
         let buffer = |bytes: &&[u8]| device.repeat(bytes, 4 * len).expect("there is memory");
         let buffers = (0..count).map(|_| pattern.bytes()[..4].iter().map(buffer).collect());
         let buffers: Vec<Vec<_>> = buffers.collect();
-        let tensors: Vec<Tensor<'_>> = buffers.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
+        let tensors: Vec<Tensor<'_>> = buffers.iter().map(|buffers| tensor(variant, buffers, len as u64)).collect();
         let list = TensorList::new(&pipelines, &tensors).expect("the tensors are valid");
         let times: Vec<_> = (0..rounds).map(|_| pieces(device, &list, steps)).collect();
         for (i, piece) in PIECES.into_iter().enumerate() {
@@ -45,7 +45,7 @@ pub(crate) fn times(device: &Device, rounds: usize) -> Vec<HostRow> {
 
 /// Seconds of each piece.
 fn pieces(device: &Device, list: &TensorList, steps: usize) -> [f64; 4] {
-    let sets = [Variant::Dual.coeffs()];
+    let sets = [Job::Dual.coeffs()];
     let mut encoder = device.device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let start = Instant::now();

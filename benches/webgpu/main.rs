@@ -1,6 +1,7 @@
-//! The step in WGSL against a triad of the same streams, all variants in turns: `cargo bench --features webgpu-native --bench webgpu`.
+//! The step in WGSL against a triad of the same streams, all jobs in turns:
+//! `cargo bench --features webgpu-native --bench webgpu`.
 //!
-//! Times are those of timestamp queries where the device has them, medians over rounds; each type combination is compared with the CPU
+//! Times are those of timestamp queries where the device has them, medians over rounds; each variant is compared with the CPU
 //! backend before it is timed, and the CPU backend's own time stands beside it. The buffers are several times the size of a GPU's
 //! cache and are used in turns. The host's time for a step is measured apart.
 //!
@@ -33,15 +34,17 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use dualadam::Variant;
 use dualadam::webgpu::Pipelines;
+use testkit::stats::{median, quantile};
 
 use attempt::{attempt, has_failed};
 use device::Device;
-use group::{Group, Variant, main_types};
+use group::{Group, Job, main_variants};
 use ranking::NO_TIME_LEFT;
 use report::{Report, Row};
-use timer::{Seconds, Timer, median, quantile};
-use values::Types;
+use timer::{Seconds, Timer};
+use values::bytes_moved;
 use workloads::Workload;
 
 /// Times DualAdam on a WebGPU device.
@@ -93,14 +96,14 @@ fn main() -> ExitCode {
     if run(&device, &arguments, start) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// What the CPU's workload for each of the main types is called.
+/// What the CPU's workload for each of the main variants is called.
 fn on_cpu() -> [&'static str; 3] {
     ["dual f32", "dual bf16", "dual master"]
         .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))
 }
 
-/// A combination of types, and its workload on the CPU.
-type Subject = (Types, &'static str);
+/// A variant, and its workload on the CPU.
+type Subject = (Variant, &'static str);
 
 /// Runs what the arguments ask for. Returns whether something failed.
 fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
@@ -117,13 +120,13 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
         return sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
     }
     let mut report = Report::new(device, &arguments.build);
-    let mut subjects: Vec<Subject> = main_types().into_iter().zip(on_cpu()).collect();
-    subjects.retain(|(types, _)| {
+    let mut subjects: Vec<Subject> = main_variants().into_iter().zip(on_cpu()).collect();
+    subjects.retain(|&(variant, _)| {
         let verified = attempt(|| {
-            verify::verify(device, &pipelines, types);
+            verify::verify(device, &pipelines, variant);
             Ok(())
         });
-        verified.map_err(|reason| report.skipped.push(format!("{}: {reason}", types.name))).is_ok()
+        verified.map_err(|reason| report.skipped.push(format!("{}: {reason}", variant.name()))).is_ok()
     });
     if arguments.criterion {
         samples::run(device, &pipelines, &timer, exponents);
@@ -165,7 +168,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     has_failed(&report.skipped)
 }
 
-/// Times all variants of a length in turns. Fails if the device lacks the memory.
+/// Times all jobs of a length in turns. Fails if the device lacks the memory.
 fn time(
     device: &Device,
     timer: &Timer<'_>,
@@ -177,51 +180,51 @@ fn time(
 ) -> Result<Vec<Row>, String> {
     let len = 1 << exponent;
     let mut timed = vec![];
-    for &(types, cpu) in subjects {
-        let mut group = Group::new(device, pipelines, types, len)?;
-        let repeats = Variant::ALL.map(|variant| timer.repeats(group.replicas(), |pass| group.encode(variant, pass)));
-        timed.push((group, repeats, with_cpu.then(|| Cpu::new(cpu, &types, len))));
+    for &(variant, cpu) in subjects {
+        let mut group = Group::new(device, pipelines, variant, len)?;
+        let repeats = Job::ALL.map(|job| timer.repeats(group.replicas(), |pass| group.encode(job, pass)));
+        timed.push((group, repeats, with_cpu.then(|| Cpu::new(cpu, variant, len))));
     }
     let mut times: Vec<Vec<Seconds>> = vec![];
     for _ in 0..rounds {
         let mut round = vec![];
         for (group, repeats, cpu) in &mut timed {
-            for (variant, &mut repeats) in Variant::ALL.into_iter().zip(repeats) {
-                round.push(timer.seconds(repeats, |pass| group.encode(variant, pass)));
+            for (job, &mut repeats) in Job::ALL.into_iter().zip(repeats) {
+                round.push(timer.seconds(repeats, |pass| group.encode(job, pass)));
             }
             round.extend(cpu.as_mut().map(Cpu::seconds));
         }
         times.push(round);
     }
     let on_cpu = with_cpu.then_some("dual, CPU");
-    let names = Variant::ALL.map(Variant::name).into_iter().chain(on_cpu).collect::<Vec<_>>();
-    let has_f32 = subjects.first().is_some_and(|(types, _)| types.name == "f32_f32");
+    let names = Job::ALL.map(Job::name).into_iter().chain(on_cpu).collect::<Vec<_>>();
+    let has_f32 = subjects.first().is_some_and(|(variant, _)| variant.name() == "f32_f32");
     let mut rows = vec![];
     for (place, (group, _, cpu)) in timed.iter().enumerate() {
         let first = place * names.len();
-        for (i, variant) in names.iter().enumerate() {
+        for (i, job) in names.iter().enumerate() {
             let of = |round: &[Seconds], i: usize| round[i].on_device;
             let us = |part| quantile(times.iter().map(|round| of(round, first + i) * 1e6), part);
             let ratio = |from: usize, to: usize| median(times.iter().map(|round| of(round, from) / of(round, to)));
             let from_submit = median(times.iter().map(|round| round[first + i].from_submit / of(round, first + i)));
             let per_second = |amount: u64| amount as f64 / us(0.5) * 1e-3;
-            let bytes = (group.types.bytes_moved() * len) as u64;
+            let bytes = (bytes_moved(group.variant) * len) as u64;
             let of_cpu = || cpu.as_ref().map_or(0, |cpu| cpu.replicas[0].flops());
-            let flops = Variant::ALL.get(i).map_or_else(of_cpu, |variant| variant.flops() * len as u64);
+            let flops = Job::ALL.get(i).map_or_else(of_cpu, |job| job.flops() * len as u64);
             rows.push(Row {
                 shape: format!("2^{exponent}"),
                 elements: len,
-                types: group.types.name,
-                variant,
+                types: group.variant.name(),
+                variant: job,
                 us: us(0.5),
                 us_low: us(0.25),
                 us_high: us(0.75),
-                bytes_per_element: group.types.bytes_moved(),
+                bytes_per_element: bytes_moved(group.variant),
                 gb_per_s: per_second(cpu.as_ref().map_or(bytes, |cpu| cpu.replicas[0].bytes())),
                 gflop_per_s: per_second(flops),
                 of_triad: ratio(first, first + i),
-                over_dual_f32: has_f32.then(|| ratio(first + i, Variant::Dual as usize)),
-                from_submit: (i < Variant::ALL.len()).then_some(from_submit),
+                over_dual_f32: has_f32.then(|| ratio(first + i, Job::Dual as usize)),
+                from_submit: (i < Job::ALL.len()).then_some(from_submit),
                 replicas: group.replicas(),
                 of_cuda: None,
             });
@@ -238,9 +241,9 @@ struct Cpu {
 }
 
 impl Cpu {
-    fn new(name: &str, types: &Types, len: usize) -> Self {
+    fn new(name: &str, variant: Variant, len: usize) -> Self {
         let replica = |_| workloads::workload(name, len).expect("the workload is there");
-        let replicas: Vec<_> = (0..group::replicas(types, len)).map(replica).collect();
+        let replicas: Vec<_> = (0..group::replicas(variant, len)).map(replica).collect();
         let mut cpu = Self { repeats: replicas.len(), replicas, next: 0 };
         cpu.seconds();
         cpu.repeats = (2e-3 / cpu.seconds().on_device).ceil() as usize;

@@ -6,8 +6,9 @@ use criterion::{Criterion, Throughput};
 use dualadam::webgpu::Pipelines;
 
 use crate::device::Device;
-use crate::group::{Group, Variant, main_types};
+use crate::group::{Group, Job, main_variants};
 use crate::timer::Timer;
+use crate::values::bytes_moved;
 
 pub(crate) fn run(device: &Device, pipelines: &Pipelines, timer: &Timer<'_>, exponents: &[u32]) {
     let mut criterion = Criterion::default()
@@ -17,13 +18,13 @@ pub(crate) fn run(device: &Device, pipelines: &Pipelines, timer: &Timer<'_>, exp
         .without_plots();
     for exponent in exponents {
         let mut benchmarks = criterion.benchmark_group(format!("{}, 2^{exponent} elements", device.facts.name));
-        for types in main_types() {
-            let mut group = Group::new(device, pipelines, types, 1 << exponent).expect("there is memory");
-            benchmarks.throughput(Throughput::Bytes((types.bytes_moved() as u64) << exponent));
-            for variant in Variant::ALL {
-                benchmarks.bench_function(format!("{} {}", variant.name(), types.name), |bencher| {
+        for variant in main_variants() {
+            let mut group = Group::new(device, pipelines, variant, 1 << exponent).expect("there is memory");
+            benchmarks.throughput(Throughput::Bytes((bytes_moved(variant) as u64) << exponent));
+            for job in Job::ALL {
+                benchmarks.bench_function(format!("{} {}", job.name(), variant.name()), |bencher| {
                     bencher.iter_custom(|runs| {
-                        let seconds = timer.seconds(runs as usize, |pass| group.encode(variant, pass));
+                        let seconds = timer.seconds(runs as usize, |pass| group.encode(job, pass));
                         Duration::from_secs_f64(seconds.on_device * runs as f64)
                     });
                 });

@@ -4,23 +4,23 @@
 
 use std::path::Path;
 
-use dualadam::StepCoeffs;
 use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::{StepCoeffs, Variant};
 use serde::Serialize;
 
 use crate::attempt::{attempt, has_failed};
 use crate::device::{Device, Facts};
-use crate::group::{self, Variant, tensor};
+use crate::group::{self, Job, tensor};
 use crate::ranking::{self, NO_TIME_LEFT, Row};
 use crate::timer::Timer;
-use crate::values::{PERIOD, Pattern, TYPES, Types};
+use crate::values::{PERIOD, Pattern, named, sizes};
 use crate::verify;
 
-/// The library's joined shaders.
-const SHADERS: [(&str, &str); 2] = [
-    ("f32_f32", include_str!(concat!(env!("OUT_DIR"), "/shaders/f32_f32_uniform.wgsl"))),
-    ("bf16_bf16", include_str!(concat!(env!("OUT_DIR"), "/shaders/bf16_bf16_uniform.wgsl"))),
-];
+// `TEXTS`, the library's joined shaders.
+include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
+
+/// What is swept; without masters.
+const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
 /// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read the coefficients from a uniform buffer.
 const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2), (256, 2)];
 /// Tensors of the list, as in a model of some hundred million parameters.
@@ -59,14 +59,14 @@ pub(crate) fn run(
         (false, false) => (24, 17, MOST_ROUNDS),
     };
     let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
-    for (name, text) in SHADERS {
-        let types = TYPES.into_iter().find(|types| types.name == name).expect("the combination is there");
+    for variant in SWEPT.map(named) {
+        let (text, _) = TEXTS[variant.index()];
         let cases: [Case<'_>; 2] = [
             (format!("2^{exponent}"), "workgroups of 256, 1 quad", &|shape| {
-                shapes(device, timer, shape, &types, text, 1 << exponent, rounds)
+                shapes(device, timer, shape, variant, text, 1 << exponent, rounds)
             }),
             (format!("{TENSORS} x 2^{of_list}"), "shared moments", &|shape| {
-                lists(device, timer, shape, &types, 1 << of_list, rounds)
+                lists(device, timer, shape, variant, 1 << of_list, rounds)
             }),
         ];
         for (shape, first, case) in cases {
@@ -76,7 +76,7 @@ pub(crate) fn run(
                     ranking::print("Vulkan sweep", first, &rows);
                     report.rows.extend(rows);
                 }
-                Err(reason) => report.skipped.push(format!("{shape} {name}: {reason}")),
+                Err(reason) => report.skipped.push(format!("{shape} {}: {reason}", variant.name())),
             }
             json.iter().for_each(|file| crate::report::write_json(&report, file));
         }
@@ -93,15 +93,15 @@ fn shapes(
     device: &Device,
     timer: &Timer<'_>,
     shape: &str,
-    types: &Types,
+    variant: Variant,
     text: &str,
     len: usize,
     rounds: usize,
 ) -> Result<Vec<Row>, String> {
-    let pattern = Pattern::new(types);
-    let new = |len| buffers(device, types, &pattern, len);
-    let replicas = (0..group::replicas(types, len)).map(|_| new(len)).collect::<Result<Vec<_>, _>>()?;
-    let coeffs = Variant::Dual.coeffs();
+    let pattern = Pattern::new(variant);
+    let new = |len| buffers(device, variant, &pattern, len);
+    let replicas = (0..group::replicas(variant, len)).map(|_| new(len)).collect::<Result<Vec<_>, _>>()?;
+    let coeffs = Job::Dual.coeffs();
     let mut contestants = vec![];
     for (workgroup, quads) in SHAPES {
         let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
@@ -109,7 +109,7 @@ fn shapes(
         // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry point's.
         let checked = new(2 * PERIOD / 4 * 4)?;
         let bound = pipeline.bind(device, &checked, 2 * PERIOD as u64 / 4 * 4);
-        check(device, types, &pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
+        check(device, variant, &pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
         let bound: Vec<_> = replicas.iter().map(|buffers| pipeline.bind(device, buffers, len as u64)).collect();
         let mut next = 0;
         let encode = move |pass: &mut wgpu::ComputePass<'_>| {
@@ -118,7 +118,7 @@ fn shapes(
         };
         contestants.push(Contestant { what, encode: Box::new(encode) });
     }
-    Ok(time(timer, shape, types, contestants, replicas.len(), rounds))
+    Ok(time(timer, shape, variant, contestants, replicas.len(), rounds))
 }
 
 /// The library's list over moments in one buffer a stream, as its optimizer keeps them, with parameters and gradients in buffers of their
@@ -127,22 +127,22 @@ fn lists(
     device: &Device,
     timer: &Timer<'_>,
     shape: &str,
-    types: &Types,
+    variant: Variant,
     len: usize,
     rounds: usize,
 ) -> Result<Vec<Row>, String> {
     let pipelines = Pipelines::new(&device.device).map_err(|error| error.to_string())?;
-    let pattern = Pattern::new(types);
-    let all_apart = || (0..TENSORS).map(|_| buffers(device, types, &pattern, len)).collect::<Result<Vec<_>, _>>();
-    let all_shared = || buffers(device, types, &pattern, len * TENSORS as usize);
+    let pattern = Pattern::new(variant);
+    let all_apart = || (0..TENSORS).map(|_| buffers(device, variant, &pattern, len)).collect::<Result<Vec<_>, _>>();
+    let all_shared = || buffers(device, variant, &pattern, len * TENSORS as usize);
     let (apart, shared) = (all_apart()?, all_shared()?);
-    let tensors = apart.iter().map(|buffers| tensor(types, buffers, len as u64)).collect();
-    let parts = (0..TENSORS).map(|i| part(types, &shared, i * len as u64, len as u64)).collect();
+    let tensors = apart.iter().map(|buffers| tensor(variant, buffers, len as u64)).collect();
+    let parts = (0..TENSORS).map(|i| part(variant, &shared, i * len as u64, len as u64)).collect();
     // Steps of the one are not to change what the other is checked with.
     let (others, moments) = (all_apart()?, all_shared()?);
     let mixed = |i: u64| {
-        let Tensor { exp_avg, exp_avg_sq, .. } = part(types, &moments, i * len as u64, len as u64);
-        Tensor { exp_avg, exp_avg_sq, ..tensor(types, &others[i as usize], len as u64) }
+        let Tensor { exp_avg, exp_avg_sq, .. } = part(variant, &moments, i * len as u64, len as u64);
+        Tensor { exp_avg, exp_avg_sq, ..tensor(variant, &others[i as usize], len as u64) }
     };
     // The first tensor's streams all begin with the pattern.
     let of_mixed = [&others[0][..2], &moments[2..4]].concat();
@@ -152,26 +152,26 @@ fn lists(
         ("buffers of their own", tensors, last, len),
         ("shared buffers", parts, &shared, len * TENSORS as usize),
     ];
-    let coeffs = [Variant::Dual.coeffs()];
+    let coeffs = [Job::Dual.coeffs()];
     let mut contestants = vec![];
     for (what, tensors, buffers, checked) in contested {
         let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
         let encode = move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the set is there");
-        check(device, types, &pattern, buffers, checked, what, &encode);
+        check(device, variant, &pattern, buffers, checked, what, &encode);
         contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
     }
-    Ok(time(timer, shape, types, contestants, 1, rounds))
+    Ok(time(timer, shape, variant, contestants, 1, rounds))
 }
 
-fn buffers(device: &Device, types: &Types, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
-    let sizes = types.sizes().into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
+fn buffers(device: &Device, variant: Variant, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
+    let sizes = sizes(variant).into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
     sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
 }
 
 /// A tensor in the middle of buffers that it shares.
-fn part<'a>(types: &Types, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
-    let offset = |stream: usize| start * types.sizes()[stream] as u64;
-    let whole = tensor(types, arenas, len);
+fn part<'a>(variant: Variant, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
+    let offset = |stream: usize| start * sizes(variant)[stream] as u64;
+    let whole = tensor(variant, arenas, len);
     Tensor {
         params: BufferView { offset: offset(0), ..whole.params },
         grads: whole.grads.map(|grads| BufferView { offset: offset(1), ..grads }),
@@ -184,7 +184,7 @@ fn part<'a>(types: &Types, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> 
 /// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a rounding.
 fn check(
     device: &Device,
-    types: &Types,
+    variant: Variant,
     before: &Pattern,
     buffers: &[wgpu::Buffer],
     checked: usize,
@@ -195,15 +195,15 @@ fn check(
     encode(&mut encoder.begin_compute_pass(&Default::default()));
     device.queue.submit([encoder.finish()]);
     let mut after = before.clone();
-    after.step(&Variant::Dual.coeffs());
-    verify::compare(device, types, buffers, &after, checked, what);
+    after.step(&Job::Dual.coeffs());
+    verify::compare(device, variant, buffers, &after, checked, what);
 }
 
 /// Rounds in which all take turns. The first is the library's.
 fn time(
     timer: &Timer<'_>,
     shape: &str,
-    types: &Types,
+    variant: Variant,
     mut contestants: Vec<Contestant<'_>>,
     replicas: usize,
     rounds: usize,
@@ -215,7 +215,7 @@ fn time(
         timed.map(|(contestant, &repeats)| timer.seconds(repeats, &mut contestant.encode).on_device).collect()
     };
     let times: Vec<_> = (0..rounds).map(|_| round()).collect();
-    ranking::rows(shape, types.name, contestants.into_iter().map(|contestant| contestant.what), &times)
+    ranking::rows(shape, variant.name(), contestants.into_iter().map(|contestant| contestant.what), &times)
 }
 
 /// The library's shader with other constants.

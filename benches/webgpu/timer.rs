@@ -93,14 +93,3 @@ impl Queries {
         end.wrapping_sub(start) as f64 * f64::from(device.queue.get_timestamp_period()) * 1e-9
     }
 }
-
-/// The value in the middle; the lower of two.
-pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    quantile(values, 0.5)
-}
-
-pub(crate) fn quantile(values: impl IntoIterator<Item = f64>, part: f64) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * part) as usize]
-}

@@ -1,14 +1,15 @@
 //! The triad that bounds the step: the same streams, workgroups and bindings, and next to no arithmetic.
 
+use dualadam::Variant;
 use dualadam::webgpu::wgpu;
 
 use crate::device::Device;
-use crate::values::Types;
+use crate::values::sizes;
 
 /// Invocations of a workgroup, each of which serves four elements.
 const WORKGROUP: u64 = 256;
 
-/// The triad of some types.
+/// The triad of a variant.
 pub(crate) struct Pipeline {
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
@@ -22,14 +23,20 @@ pub(crate) struct Triad {
 
 impl Triad {
     /// Over `len` elements, of which nothing behind the last whole quad is served.
-    pub(crate) fn new(device: &Device, pipeline: &Pipeline, types: &Types, buffers: &[wgpu::Buffer], len: u64) -> Self {
+    pub(crate) fn new(
+        device: &Device,
+        pipeline: &Pipeline,
+        variant: Variant,
+        buffers: &[wgpu::Buffer],
+        len: u64,
+    ) -> Self {
         let limits = device.device.limits();
         let columns = u64::from(limits.max_compute_workgroups_per_dimension);
         let window = (limits.max_storage_buffer_binding_size / 4).min(1 << 31) / 128 * 128;
         let bind = |start: u64| {
             let elements = window.min(len - start);
             let entry = |(i, buffer)| {
-                let size = types.sizes()[i] as u64;
+                let size = sizes(variant)[i] as u64;
                 let binding = wgpu::BufferBinding {
                     buffer,
                     offset: start * size,
@@ -58,13 +65,16 @@ impl Triad {
 
 impl Pipeline {
     /// With this factor for the gradients.
-    pub(crate) fn new(Device { device, .. }: &Device, types: &Types, factor: f64) -> Self {
+    pub(crate) fn new(Device { device, .. }: &Device, variant: Variant, factor: f64) -> Self {
+        let formats = variant.formats();
         let mut text = include_str!("triad.wgsl")
-            .replace("PARAMS", &types.params.to_string())
-            .replace("GRADS", &types.grads.to_string());
-        if let Some(copy) = types.copy {
-            text = text.replace("// STORE", &format!("copy[at] = cut_{copy}(p);"));
-            text += &format!("@group(0) @binding(4) var<storage, read_write> copy: array<Quad_{copy}>;\n");
+            .replace("PARAM", &formats.param.to_string())
+            .replace("GRAD", &formats.grad.to_string())
+            .replace("UPDATED_FORMAT", &formats.master.unwrap_or(formats.param).to_string())
+            .replace("UPDATED", if formats.master.is_some() { "master" } else { "param" });
+        if let Some(master) = formats.master {
+            text = text.replace("// STORE", &format!("master[at] = cut_{master}(p);"));
+            text += &format!("@group(0) @binding(4) var<storage, read_write> master: array<Quad_{master}>;\n");
         }
         let source = wgpu::ShaderSource::Wgsl(text.into());
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source });

@@ -1,6 +1,8 @@
-// A multiply and an add for each written value, over the streams of a step: what memory and the dispatch cost, and hardly more.
+// A multiply and an add for each written value, over the streams of a step: what memory and the
+// dispatch cost, and hardly more.
 //
-// PARAMS and GRADS stand for types. Results are cut to bf16, not rounded: the stream is measured, not the conversion.
+// PARAM and GRAD stand for formats, UPDATED for the role that is updated, UPDATED_FORMAT for its
+// format. Results are cut to bf16, not rounded: the stream is measured, not the conversion.
 
 const WORKGROUP: u32 = 256;
 override factor: f32;
@@ -8,8 +10,8 @@ override factor: f32;
 alias Quad_f32 = vec4<f32>;
 alias Quad_bf16 = vec2<u32>;
 
-@group(0) @binding(0) var<storage, read_write> params: array<Quad_PARAMS>;
-@group(0) @binding(1) var<storage, read_write> grads: array<Quad_GRADS>;
+@group(0) @binding(0) var<storage, read_write> param: array<Quad_PARAM>;
+@group(0) @binding(1) var<storage, read_write> grad: array<Quad_GRAD>;
 @group(0) @binding(2) var<storage, read_write> exp_avg: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> exp_avg_sq: array<vec4<f32>>;
 
@@ -40,10 +42,10 @@ fn triad(
 ) {
     let at = (group.y * groups.x + group.x) * WORKGROUP + local;
     if at >= arrayLength(&exp_avg) { return; }
-    let by = factor * widen_GRADS(grads[at]);
+    let by = factor * widen_GRAD(grad[at]);
     exp_avg[at] += by;
     exp_avg_sq[at] += by;
-    let p = widen_PARAMS(params[at]) + by;
-    params[at] = cut_PARAMS(p);
+    let p = widen_UPDATED_FORMAT(UPDATED[at]) + by;
+    param[at] = cut_PARAM(p);
     // STORE
 }

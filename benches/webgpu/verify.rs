@@ -1,12 +1,12 @@
-//! That every variant does what it should, before it is timed.
+//! That every job does what it should, before it is timed.
 
 use dualadam::webgpu::{Pipelines, wgpu};
-use dualadam::{Dtype, half};
+use dualadam::{Dtype, Variant, half};
 
 use crate::device::Device;
-use crate::group::{Replica, Variant};
+use crate::group::{Job, Replica};
 use crate::triad::Pipeline;
-use crate::values::{PERIOD, Pattern, Types};
+use crate::values::{PERIOD, Pattern};
 
 /// The triad's, where its result counts: no value stays as it is.
 const FACTOR: f32 = 1e-3;
@@ -15,42 +15,44 @@ const SMALL: f32 = 1e-2;
 /// Two periods and a tail, which the triad leaves out.
 const LEN: usize = 2 * PERIOD / 4 * 4 + 3;
 
-/// Fails unless each variant does what the CPU backend does, but for a rounding.
-pub(crate) fn verify(device: &Device, pipelines: &Pipelines, types: &Types) {
-    let before = Pattern::new(types);
-    let triad = Pipeline::new(device, types, FACTOR.into());
-    for variant in Variant::ALL {
-        let replica = Replica::new(device, pipelines, &triad, types, &before, LEN).expect("there is memory");
+/// Fails unless each job does what the CPU backend does, but for a rounding.
+pub(crate) fn verify(device: &Device, pipelines: &Pipelines, variant: Variant) {
+    let before = Pattern::new(variant);
+    let triad = Pipeline::new(device, variant, FACTOR.into());
+    for job in Job::ALL {
+        let replica = Replica::new(device, pipelines, &triad, variant, &before, LEN).expect("there is memory");
         let mut encoder = device.device.create_command_encoder(&Default::default());
-        replica.encode(variant, &[variant.coeffs()], &mut encoder.begin_compute_pass(&Default::default()));
+        replica.encode(job, &[job.coeffs()], &mut encoder.begin_compute_pass(&Default::default()));
         device.queue.submit([encoder.finish()]);
         let mut after = before.clone();
-        match variant {
-            Variant::Triad => after.triad(FACTOR),
-            Variant::Dual | Variant::Adam => after.step(&variant.coeffs()),
+        match job {
+            Job::Triad => after.triad(FACTOR),
+            Job::Dual | Job::Adam => after.step(&job.coeffs()),
         }
-        let checked = if variant == Variant::Triad { LEN / 4 * 4 } else { LEN };
-        compare(device, types, &replica.buffers, &after, checked, variant.name());
+        let checked = if job == Job::Triad { LEN / 4 * 4 } else { LEN };
+        compare(device, variant, &replica.buffers, &after, checked, job.name());
     }
 }
 
 /// Fails unless the first elements of each buffer repeat the expected pattern, but for a rounding.
 pub(crate) fn compare(
     device: &Device,
-    types: &Types,
+    variant: Variant,
     buffers: &[wgpu::Buffer],
     expected: &Pattern,
     checked: usize,
     what: &str,
 ) {
-    let dtypes = [types.params, types.grads, Dtype::F32, Dtype::F32, types.copy.unwrap_or(Dtype::F32)];
+    let formats = variant.formats();
+    let master = formats.master.unwrap_or(Dtype::F32);
+    let dtypes = [formats.param, formats.grad, formats.exp_avg, formats.exp_avg_sq, master];
     for ((buffer, expected), dtype) in buffers.iter().zip(expected.bytes()).zip(dtypes) {
         let found = widen(dtype, &device.read(buffer, buffer.size()));
         let expected = widen(dtype, expected);
         let error = if dtype == Dtype::F32 { 1e-6 } else { 1.0 / 128.0 };
         for (i, (found, expected)) in found.iter().zip(expected.iter().cycle()).take(checked).enumerate() {
             let same = (found - expected).abs() <= error * expected.abs().max(SMALL);
-            assert!(same, "{what} {}: element {i} is {found}, not {expected}", types.name);
+            assert!(same, "{what} {}: element {i} is {found}, not {expected}", variant.name());
         }
     }
 }

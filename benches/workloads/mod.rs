@@ -83,7 +83,7 @@ pub(crate) fn verify() {
     bf16.run();
     same(&master.0.buffers.params, &fused.0.params, 1.0 / 256.0);
     let widened = |values: &[bf16]| values.iter().map(|value| value.widen()).collect::<Vec<f32>>();
-    same(&widened(&master.0.copy), &master.0.buffers.params, 1.0 / 256.0);
+    same(&widened(&master.0.model), &master.0.buffers.params, 1.0 / 256.0);
     same(&widened(&bf16.0.params), &fused.0.params, 1.0 / 64.0);
 }
 
@@ -143,29 +143,24 @@ impl<P: Element, G: Element> Buffers<P, G> {
 
 impl Buffers<f32, f32> {
     fn tensor(&mut self) -> cpu::Tensor<'_> {
-        cpu::Tensor {
-            params: (&mut *self.params).into(),
-            grads: (&*self.grads).into(),
-            exp_avg: &mut self.exp_avg,
-            exp_avg_sq: &mut self.exp_avg_sq,
-            copy: None,
-            set: 0,
-        }
+        let Self { params, grads, exp_avg, exp_avg_sq } = self;
+        cpu::Tensor::new(&mut **params, &**grads, &mut **exp_avg, &mut **exp_avg_sq)
     }
 }
 
+/// The masters with their moments and gradients, and the model's own parameters.
 struct MasterBuffers {
     buffers: Buffers<f32, bf16>,
-    copy: Buffer<bf16>,
+    model: Buffer<bf16>,
 }
 
 impl MasterBuffers {
     fn new(len: usize) -> Self {
-        Self { buffers: Buffers::new(len), copy: Buffer::filled(bf16::ZERO, len) }
+        Self { buffers: Buffers::new(len), model: Buffer::filled(bf16::ZERO, len) }
     }
 
     fn bytes(&self) -> u64 {
-        self.buffers.bytes() + 2 * self.copy.len() as u64
+        self.buffers.bytes() + 2 * self.model.len() as u64
     }
 }
 
@@ -194,8 +189,8 @@ struct MasterStep(MasterBuffers, StepCoeffs);
 
 impl Workload for MasterStep {
     fn run(&mut self) {
-        let MasterBuffers { buffers: Buffers { params, grads, exp_avg, exp_avg_sq }, copy } = &mut self.0;
-        cpu::step_with_copy(params, copy, grads, exp_avg, exp_avg_sq, &self.1).expect("the lengths agree");
+        let MasterBuffers { buffers: Buffers { params, grads, exp_avg, exp_avg_sq }, model } = &mut self.0;
+        cpu::step_with_master(model, grads, exp_avg, exp_avg_sq, params, &self.1).expect("the lengths agree");
     }
 
     fn bytes(&self) -> u64 {
@@ -203,7 +198,7 @@ impl Workload for MasterStep {
     }
 
     fn flops(&self) -> u64 {
-        step_flops(self.0.copy.len(), &self.1)
+        step_flops(self.0.model.len(), &self.1)
     }
 }
 
@@ -319,15 +314,15 @@ struct MasterTriad(MasterBuffers);
 
 impl Workload for MasterTriad {
     fn run(&mut self) {
-        let MasterBuffers { buffers: Buffers { params, grads, exp_avg, exp_avg_sq }, copy } = &mut self.0;
+        let MasterBuffers { buffers: Buffers { params, grads, exp_avg, exp_avg_sq }, model } = &mut self.0;
         let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
-        let values = params.par_chunks_mut(CHUNK).zip(copy.par_chunks_mut(CHUNK));
+        let values = params.par_chunks_mut(CHUNK).zip(model.par_chunks_mut(CHUNK));
         let chunks = values.zip(grads.par_chunks(CHUNK)).zip(moments);
-        chunks.for_each(|(((params, copy), grads), (exp_avg, exp_avg_sq))| {
+        chunks.for_each(|(((params, model), grads), (exp_avg, exp_avg_sq))| {
             widest(
                 #[inline(always)]
                 || {
-                    for ((((p, c), g), m), v) in params.iter_mut().zip(copy).zip(grads).zip(exp_avg).zip(exp_avg_sq) {
+                    for ((((p, c), g), m), v) in params.iter_mut().zip(model).zip(grads).zip(exp_avg).zip(exp_avg_sq) {
                         *m = m.blend(*g);
                         *v = v.blend(*g);
                         *p = p.blend(*g);

@@ -60,14 +60,6 @@ impl DataType {
     const fn scalar(code: u8, bits: u8) -> Self {
         Self { code, bits, lanes: 1 }
     }
-
-    const fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::scalar(2, 32),
-            Dtype::Bf16 => Self::scalar(4, 16),
-            Dtype::F16 => Self::scalar(2, 16),
-        }
-    }
 }
 
 /// `DLTensor`.
@@ -102,24 +94,33 @@ impl Tensor {
     }
 
     /// The element type, if there are kernels for it.
+    #[inline]
     pub(crate) fn dtype(&self) -> Option<Dtype> {
-        [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().find(|&dtype| self.is_of(dtype))
+        match (self.dtype.code, self.dtype.bits, self.dtype.lanes) {
+            (2, 32, 1) => Some(Dtype::F32),
+            (4, 16, 1) => Some(Dtype::Bf16),
+            (2, 16, 1) => Some(Dtype::F16),
+            _ => None,
+        }
     }
 
     /// The memory as the library takes it, if there are kernels for the element type.
+    #[inline]
     pub(crate) fn buffer(&self) -> Option<RawBuffer> {
         self.dtype().map(|dtype| RawBuffer::new(self.address(), dtype))
     }
 
     #[inline]
     pub(crate) fn is_of(&self, dtype: Dtype) -> bool {
-        self.dtype == DataType::of(dtype)
+        self.dtype() == Some(dtype)
     }
 
+    #[inline]
     pub(crate) fn is_f64(&self) -> bool {
         self.dtype == DataType::scalar(2, 64)
     }
 
+    #[inline]
     pub(crate) fn is_i64(&self) -> bool {
         self.dtype == DataType::scalar(0, 64)
     }

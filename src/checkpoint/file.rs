@@ -57,11 +57,12 @@ impl State {
         format::parse(&bytes).map_err(|problem| StateError::File { path: path.to_owned(), problem: problem.into() })
     }
 
-    /// [`load`](Self::load) of a state that must be of the model of this ledger.
+    /// [`load`](Self::load) of a state that must be of the model of this ledger, whose names it gets where it has none.
     pub(crate) fn load_for(ledger: &Ledger, path: &Path) -> Result<Self, StateError> {
-        let state = Self::load(path)?;
+        let mut state = Self::load(path)?;
         super::state::check_layout(ledger, &state.ledger)
             .map_err(|problem| StateError::File { path: path.to_owned(), problem })?;
+        state.ledger.fill_names(ledger);
         Ok(state)
     }
 }

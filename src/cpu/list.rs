@@ -75,8 +75,8 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
 ///
 /// - Each buffer of the tensor is memory of its length and format, which nothing else uses during the call.
 pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
-    let variant = tensor.check_alone()?;
     check_len(0, tensor)?;
+    let variant = tensor.check_alone()?;
     // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and nobody else's (this
     // function's requirement).
     unsafe { Job { tensor: *tensor, variant, sets_master: false }.run(coeffs) };

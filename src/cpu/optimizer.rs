@@ -151,7 +151,7 @@ impl DualAdam {
     ) -> Result<(), ListError> {
         let param = |mut param: BufferMut<'a>| (param.raw(), param.len());
         let grad = |grad: Option<Buffer<'a>>| grad.map(|grad| (grad.raw(), grad.len()));
-        let (mut params, mut grads) = (params.into_iter().map(param), grads.into_iter().map(grad));
+        let (mut params, mut grads) = (params.into_iter().map(param).fuse(), grads.into_iter().map(grad).fuse());
         self.borrowed.clear();
         let (mut param_count, mut grad_count) = (0, 0);
         loop {

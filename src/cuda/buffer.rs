@@ -42,7 +42,8 @@ macro_rules! views {
                 match self { $(Self::$variant(view) => view.stream(),)+ }
             }
 
-            /// The address, and what tells cudarc when it is dropped that the work has been enqueued.
+            /// The address, and what tells cudarc when it is dropped that the work has been
+            /// enqueued.
             pub(super) fn raw<'s>(&'s $($mut)? self, stream: &'s CudaStream) -> (RawBuffer, SyncOnDrop<'s>) {
                 let dtype = self.dtype();
                 let (address, guard) = match self { $(Self::$variant(view) => view.$pointer(stream),)+ };
@@ -110,7 +111,8 @@ views! {
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
 /// let (mut param, grad) = (stream.clone_htod(&[bf16::ONE])?, stream.clone_htod(&[bf16::ONE])?);
-/// let (mut exp_avg, mut exp_avg_sq) = (stream.alloc_zeros::<f32>(1)?, stream.alloc_zeros::<f32>(1)?);
+/// let mut exp_avg = stream.alloc_zeros::<f32>(1)?;
+/// let mut exp_avg_sq = stream.alloc_zeros::<f32>(1)?;
 /// let mut master = stream.clone_htod(&[1.0_f32])?;
 /// let tensor = cuda::Tensor::new(&mut param, &grad, &mut exp_avg, &mut exp_avg_sq);
 /// let coeffs = DualAdamConfig::adam().coeffs(1)?;

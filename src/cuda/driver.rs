@@ -28,13 +28,15 @@ pub(super) fn name_of(error: DriverError) -> String {
     error.error_name().map_or_else(|_| "an unknown error".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and not
-/// where another crate in the build makes it link the library.
+/// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and
+/// not where another crate in the build makes it link the library.
 fn driver_is_present() -> bool {
-    // Of the names that cudarc tries, those that drivers have. cudarc itself asks for `libcuda.so` before
-    // `libcuda.so.1`, which may find a toolkit's stub before the driver: `start` says so then.
+    // Of the names that cudarc tries, those that drivers have. cudarc itself asks for `libcuda.so`
+    // before `libcuda.so.1`, which may find a toolkit's stub before the driver: `start` says so
+    // then.
     let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
-    // SAFETY: opening the driver's library runs only its initialisers, as in any program that links it.
+    // SAFETY: opening the driver's library runs only its initialisers, as in any program that links
+    // it.
     names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
 }
 
@@ -90,12 +92,12 @@ pub(super) fn primary_is_active(device: CUdevice) -> Result<bool, CudaError> {
     Ok(active != 0)
 }
 
-/// Makes a context current in the calling thread, and relaxes the thread's capture mode. Dropping it
-/// restores both.
+/// Makes a context current in the calling thread, and relaxes the thread's capture mode. Dropping
+/// it restores both.
 ///
-/// While it lives, cudarc's own calls in this thread find the context current and leave it so. In any
-/// other capture mode, CUDA would answer an allocation or a wait for a stream with an error while some
-/// thread captures in its global mode, and would end that capture.
+/// While it lives, cudarc's own calls in this thread find the context current and leave it so. In
+/// any other capture mode, CUDA would answer an allocation or a wait for a stream with an error
+/// while some thread captures in its global mode, and would end that capture.
 pub(super) struct Current {
     pushed: bool,
     capture_mode: CUstreamCaptureMode,
@@ -122,8 +124,8 @@ impl Drop for Current {
     fn drop(&mut self) {
         if self.pushed {
             let mut popped = MaybeUninit::uninit();
-            // SAFETY: the driver may write the handle there. If it fails, there is no context to restore
-            // either.
+            // SAFETY: the driver may write the handle there. If it fails, there is no context to
+            // restore either.
             let _ = unsafe { sys::cuCtxPopCurrent_v2(popped.as_mut_ptr()) };
         }
         // The driver refuses only what is no mode.
@@ -145,15 +147,15 @@ pub(super) fn keeping_current<R>(work: impl FnOnce() -> R) -> R {
     if let (Ok(before), Ok(after)) = (before, current())
         && before != after
     {
-        // SAFETY: the handle was current, so it is valid, unless `work` dropped its last holder. Then
-        // cudarc made it current too before the end, and there is nothing to restore.
+        // SAFETY: the handle was current, so it is valid, unless `work` dropped its last holder.
+        // Then cudarc made it current too before the end, and there is nothing to restore.
         let _ = unsafe { sys::cuCtxSetCurrent(before) };
     }
     result
 }
 
-/// Shares what may hold the last reference to a context, such as a stream, and leaves the current context
-/// as it is when it ends.
+/// Shares what may hold the last reference to a context, such as a stream, and leaves the current
+/// context as it is when it ends.
 #[derive(Debug)]
 pub(super) struct Held<T>(ManuallyDrop<Arc<T>>);
 

@@ -16,7 +16,8 @@ use crate::tensor::{ArgumentError, ListError, TensorError};
 /// ```
 /// use dualadam::cuda::{AddressProblem, ControlAddress, CudaError};
 ///
-/// let (argument, problem) = (ControlAddress::Step { set: 3 }, AddressProblem::Misaligned { align: 8 });
+/// let argument = ControlAddress::Step { set: 3 };
+/// let problem = AddressProblem::Misaligned { align: 8 };
 /// let error = CudaError::Address { argument, problem, address: 0x102 };
 /// assert_eq!(error.to_string(), "step of set 3 must be aligned to 8 bytes, got address 0x102");
 /// ```
@@ -28,12 +29,12 @@ pub enum CudaError {
     Argument(#[from] ArgumentError),
     /// A state could not be saved or resumed.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(Box<StateError>),
     /// There is no CUDA driver on this machine.
     #[error("no CUDA driver: libcuda cannot be opened; it comes with the NVIDIA driver")]
     NoDriver,
-    /// The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's. The stub is there
-    /// to link programs with.
+    /// The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's. The stub is
+    /// there to link programs with.
     #[error("libcuda is the stub of a CUDA toolkit: take its folder out of the library search path (LD_LIBRARY_PATH)")]
     StubDriver,
     /// The CUDA driver is older than any that is supported.
@@ -50,8 +51,8 @@ pub enum CudaError {
     /// The CUDA driver refused the kernels.
     #[error(transparent)]
     Ptx(#[from] Box<PtxError>),
-    /// A call of the CUDA driver failed. If it is not about this call, an earlier launch on the device
-    /// failed.
+    /// A call of the CUDA driver failed. If it is not about this call, an earlier launch on the
+    /// device failed.
     #[error("{call} failed with {name} ({code})")]
     Driver {
         /// The driver's function, or cudarc's around several.
@@ -67,8 +68,8 @@ pub enum CudaError {
         /// The argument.
         argument: &'static str,
     },
-    /// A buffer belongs to another of cudarc's `CudaContext` values than the stream. Both stand for one
-    /// CUDA context, but cudarc orders no work across them.
+    /// A buffer belongs to another of cudarc's `CudaContext` values than the stream. Both stand for
+    /// one CUDA context, but cudarc orders no work across them.
     #[error(
         "{argument} must belong to the same CudaContext value as the stream: cudarc orders no work across two of them"
     )]
@@ -80,8 +81,8 @@ pub enum CudaError {
     /// optimizer's steps on it.
     #[error("an optimizer's stream must be the same in every thread, got the per-thread default stream")]
     PerThreadStream,
-    /// The host would have to do something again for each launch of the graph, or would have to wait for
-    /// a stream that is captured.
+    /// The host would have to do something again for each launch of the graph, or would have to
+    /// wait for a stream that is captured.
     #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
     Captured {
         /// What the call would have to do.
@@ -103,8 +104,8 @@ pub enum CudaError {
         /// The position of the group.
         group: usize,
     },
-    /// The driver failed after the step counters on the device had advanced and before all tensors were
-    /// stepped.
+    /// The driver failed after the step counters on the device had advanced and before all tensors
+    /// were stepped.
     #[error(
         "device control must be set anew before its next use: the driver failed in the middle of a step, and its step \
          counters no longer fit the tensors"
@@ -197,6 +198,15 @@ impl From<TensorError> for CudaError {
 impl From<ListError> for CudaError {
     fn from(error: ListError) -> Self {
         ArgumentError::from(error).into()
+    }
+}
+
+impl From<StateError> for CudaError {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Argument(error) => error.into(),
+            other => Self::State(other.into()),
+        }
     }
 }
 

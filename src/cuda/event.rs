@@ -41,7 +41,8 @@ impl Event {
     ///
     /// - `stream` is a live stream of the event's context.
     pub(super) unsafe fn record(&self, stream: *mut c_void) -> Result<(), CudaError> {
-        // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
+        // SAFETY: the event lives as long as `self`; the stream is live (this function's
+        // requirement).
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.cast()) })
     }
 
@@ -63,7 +64,8 @@ impl Event {
     ///
     /// - `stream` is live.
     unsafe fn hold_up(&self, stream: *mut c_void) -> Result<(), CudaError> {
-        // SAFETY: the event lives as long as `self`; the stream is live (this function's requirement).
+        // SAFETY: the event lives as long as `self`; the stream is live (this function's
+        // requirement).
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.cast(), self.handle, 0) })
     }
 }
@@ -71,14 +73,15 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Ok(_current) = Current::enter(&self.context) {
-            // SAFETY: the event lives, and this is its end. The driver lets pending waits for it finish.
+            // SAFETY: the event lives, and this is its end. The driver lets pending waits for it
+            // finish.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
     }
 }
 
-/// The end of the last work that uses some memory, and the graphs that may use it again. What frees the
-/// memory waits for these, and for nothing else.
+/// The end of the last work that uses some memory, and the graphs that may use it again. What frees
+/// the memory waits for these, and for nothing else.
 #[derive(Debug)]
 pub(super) struct LastUse {
     end: Event,
@@ -100,8 +103,8 @@ impl LastUse {
         Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED), graphs: Arc::default() }))
     }
 
-    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the memory is
-    /// never freed.
+    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the
+    /// memory is never freed.
     ///
     /// # Safety
     ///
@@ -113,9 +116,9 @@ impl LastUse {
         self.state.store(state, Ordering::Release);
     }
 
-    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph and all
-    /// that is made of it are destroyed, and their launches have ended. If the driver refuses to take that
-    /// note, the memory is never freed.
+    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph
+    /// and all that is made of it are destroyed, and their launches have ended. If the driver
+    /// refuses to take that note, the memory is never freed.
     ///
     /// # Safety
     ///
@@ -125,9 +128,9 @@ impl LastUse {
             (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, ptr::null_mut(), ptr::null_mut());
         // Only `let_go` undoes this. Where the driver does not take it over, it is never undone.
         let hold = Arc::into_raw(self.graphs.clone()).cast_mut().cast();
-        // SAFETY: the stream is live (this function's requirement); each pointer is where the driver may
-        // write such an answer, or null for an answer that is not wanted. The driver calls `let_go` once,
-        // with what it takes.
+        // SAFETY: the stream is live (this function's requirement); each pointer is where the
+        // driver may write such an answer, or null for an answer that is not wanted. The driver
+        // calls `let_go` once, with what it takes.
         unsafe {
             let (no_id, no_nodes, no_count) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
             let found =
@@ -166,8 +169,8 @@ impl LastUse {
         }
     }
 
-    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs. The
-    /// context must be current.
+    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs.
+    /// The context must be current.
     pub(super) fn wait(&self) {
         if self.state.load(Ordering::Acquire) == RECORDED {
             let _ = self.end.wait();

@@ -16,18 +16,19 @@ use super::stream::{check_buffer, check_capture, check_context, raw};
 
 /// One DualAdam step of a tensor in device memory, in one pass, enqueued on `stream`.
 ///
-/// All buffers have one length, which may be 0. The moments are read and written; the rule is that of
-/// [`StepCoeffs`]. Parameters without masters are read and written. Masters are what is updated, and the
-/// parameters get their values then, rounded once to nearest even, without being read.
+/// All buffers have one length, which may be 0. The moments are read and written; the rule is that
+/// of [`StepCoeffs`]. Parameters without masters are read and written. Masters are what is updated,
+/// and the parameters get their values then, rounded once to nearest even, without being read.
 ///
-/// The call does not wait for the device. cudarc orders it with other uses of the buffers, as for its own
-/// copies.
+/// The call does not wait for the device. cudarc orders it with other uses of the buffers, as for
+/// its own copies.
 ///
 /// # Order
 ///
 /// cudarc orders the step with other uses of the buffers, once the context has made a stream
-/// (`CudaContext::new_stream`). Two things it leaves to you: the order with work on streams that you let it
-/// borrow, and a CUDA graph that captured the step, which may be launched only while the buffers live.
+/// (`CudaContext::new_stream`). Two things it leaves to you: the order with work on streams that
+/// you let it borrow, and a CUDA graph that captured the step, which may be launched only while the
+/// buffers live.
 ///
 /// # Errors
 ///
@@ -47,8 +48,10 @@ use super::stream::{check_buffer, check_capture, check_context, raw};
 ///
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
-/// let (mut x, grad) = (stream.clone_htod(&[1.0_f32, -2.0])?, stream.clone_htod(&[2.0_f32, -4.0])?);
-/// let (mut exp_avg, mut exp_avg_sq) = (stream.alloc_zeros::<f32>(2)?, stream.alloc_zeros::<f32>(2)?);
+/// let mut x = stream.clone_htod(&[1.0_f32, -2.0])?;
+/// let grad = stream.clone_htod(&[2.0_f32, -4.0])?;
+/// let mut exp_avg = stream.alloc_zeros::<f32>(2)?;
+/// let mut exp_avg_sq = stream.alloc_zeros::<f32>(2)?;
 /// let mut tensor = cuda::Tensor::new(&mut x, &grad, &mut exp_avg, &mut exp_avg_sq);
 /// cuda::step(&kernels, &stream, &mut tensor, &DualAdamConfig::adam().coeffs(1)?)?;
 /// assert_eq!(stream.clone_dtoh(&x)?, [0.999, -1.999]);
@@ -73,19 +76,19 @@ pub fn step(
     let (tensor, _guards) = tensor.raw(stream);
     // What could not be ordered is only noted there.
     stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error))?;
-    // SAFETY: the stream is live, and the views are buffers of their formats and of this length in the
-    // kernels' context. They are borrowed now, and cudarc orders later uses after this work, and their end as
-    // well. What it leaves to the caller is in the documentation.
+    // SAFETY: the stream is live, and the views are buffers of their formats and of this length in
+    // the kernels' context. They are borrowed now, and cudarc orders later uses after this work,
+    // and their end as well. What it leaves to the caller is in the documentation.
     unsafe { kernels.step_raw(&tensor, coeffs, raw(stream)) }
 }
 
 impl Kernels {
     /// One DualAdam step of one tensor by address, enqueued on `stream`.
     ///
-    /// The call does not allocate, wait or log. The first call of a variant loads its kernels, unless
-    /// [`prepare`](Self::prepare) has. Once they are loaded, a step can be captured in a CUDA graph, which
-    /// keeps the coefficients as they are now. Where [`StepCoeffs::is_adam`] holds, the specialised kernel
-    /// runs; the bits are the same.
+    /// The call does not allocate, wait or log. The first call of a variant loads its kernels,
+    /// unless [`prepare`](Self::prepare) has. Once they are loaded, a step can be captured in a
+    /// CUDA graph, which keeps the coefficients as they are now. Where [`StepCoeffs::is_adam`]
+    /// holds, the specialised kernel runs; the bits are the same.
     ///
     /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
     ///
@@ -95,21 +98,22 @@ impl Kernels {
     /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`] or
     ///   [`TensorProblem::Overlap`] for buffers that cannot be right, unless the tensor is empty.
     /// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
-    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more elements than a launch can serve.
+    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more elements than a launch can
+    ///   serve.
     /// - [`CudaError::Context`] for a stream of another context.
     /// - [`CudaError::Captured`] in a capture where the kernels are not loaded.
     /// - [`CudaError::Ptx`] if the driver refuses the kernels.
-    /// - [`CudaError::Driver`] if the driver refuses the launch, or if earlier work on the device failed; for
-    ///   a stream whose capture has failed; and for the null stream while a stream that waits for it is
-    ///   being captured.
+    /// - [`CudaError::Driver`] if the driver refuses the launch, or if earlier work on the device
+    ///   failed; for a stream whose capture has failed; and for the null stream while a stream that
+    ///   waits for it is being captured.
     ///
     /// Nothing is launched then, unless earlier work failed.
     ///
     /// # Safety
     ///
     /// - `stream` is null or a live stream.
-    /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels' context,
-    ///   of the tensor's length and of its format.
+    /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels'
+    ///   context, of the tensor's length and of its format.
     /// - The caller orders this work against other uses of that memory, on any stream.
     ///
     /// # Example
@@ -118,12 +122,12 @@ impl Kernels {
     /// use dualadam::cuda::Kernels;
     /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor};
     ///
-    /// # let (param, grad, exp_avg, exp_avg_sq, stream) = (256, 512, 768, 1024, std::ptr::null_mut());
+    /// # let (addresses, stream) = ([256, 512, 768, 1024], std::ptr::null_mut());
     /// let kernels = Kernels::new(0)?;
-    /// let f32_at = RawBuffer::f32;
-    /// let tensor = RawTensor::new(16, f32_at(param), f32_at(grad), f32_at(exp_avg), f32_at(exp_avg_sq));
+    /// let [param, grad, exp_avg, exp_avg_sq] = addresses.map(RawBuffer::f32);
+    /// let tensor = RawTensor::new(16, param, grad, exp_avg, exp_avg_sq);
     /// let coeffs = DualAdamConfig::default().coeffs(1)?;
-    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, which nothing else uses meanwhile.
+    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, used by nothing else.
     /// unsafe { kernels.step_raw(&tensor, &coeffs, stream)? };
     /// # Ok::<(), dualadam::Error>(())
     /// ```
@@ -136,8 +140,8 @@ impl Kernels {
         let variant = tensor.check_alone()?;
         let blocks = flat_blocks(tensor.len)?;
         let _current = self.enter()?;
-        // Also where the answer does not matter: the driver refuses the question where a launch would spoil
-        // somebody else's capture.
+        // Also where the answer does not matter: the driver refuses the question where a launch
+        // would spoil somebody else's capture.
         // SAFETY: `stream` is live (this function's first requirement), and the context is current.
         let is_captured = unsafe { check_capture(self.context(), stream) }?;
         if tensor.len == 0 {
@@ -151,8 +155,8 @@ impl Kernels {
             }
             None => self.functions(variant)?,
         };
-        // SAFETY: the context is current, and the kernels are those of the tensor's formats. `stream` is
-        // live, and the buffers are the tensor's (this function's requirements).
+        // SAFETY: the context is current, and the kernels are those of the tensor's formats.
+        // `stream` is live, and the buffers are the tensor's (this function's requirements).
         unsafe { launch_flat(functions, blocks, tensor, coeffs, stream) }
     }
 }

@@ -16,14 +16,15 @@ use super::stream::check_capture;
 
 /// The kernels in a CUDA context. Cheap to clone.
 ///
-/// There is a module of kernels for each [variant](Variant). The driver compiles it when a list or a flat
-/// step first needs it, or when [`prepare`](Self::prepare) asks for it, which takes a moment. A module
-/// stays loaded until the context ends, so that a CUDA graph may outlive the kernels that it captured.
+/// There is a module of kernels for each [variant](Variant). The driver compiles it when a list or
+/// a flat step first needs it, or when [`prepare`](Self::prepare) asks for it, which takes a
+/// moment. A module stays loaded until the context ends, so that a CUDA graph may outlive the
+/// kernels that it captured.
 ///
-/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is dropped,
-/// new kernels in the same context are compiled again, and memory that a graph still uses stays allocated
-/// until the context ends. That last drop may wait for the device; on a device without memory pools it
-/// waits for the last steps. No other drop waits.
+/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is
+/// dropped, new kernels in the same context are compiled again, and memory that a graph still uses
+/// stays allocated until the context ends. That last drop may wait for the device; on a device
+/// without memory pools it waits for the last steps. No other drop waits.
 ///
 /// Every call leaves the calling thread's current context as it found it.
 ///
@@ -60,8 +61,8 @@ fn made() -> MutexGuard<'static, Made> {
 }
 
 impl Kernels {
-    /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most other
-    /// programs use as well.
+    /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most
+    /// other programs use as well.
     ///
     /// # Errors
     ///
@@ -101,11 +102,11 @@ impl Kernels {
         Self::share(Held::new(context.clone()))
     }
 
-    /// The kernels in the context that is current in the calling thread, whoever made it. The context stays
-    /// its owner's.
+    /// The kernels in the context that is current in the calling thread, whoever made it. The
+    /// context stays its owner's.
     ///
-    /// A current context that is the primary one of its device is retained, as by [`new`](Self::new). Of any
-    /// other the kernels keep only the handle.
+    /// A current context that is the primary one of its device is retained, as by
+    /// [`new`](Self::new). Of any other the kernels keep only the handle.
     ///
     /// # Errors
     ///
@@ -114,15 +115,15 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// - A current context that is not a primary one must not be destroyed before all clones of these
-    ///   kernels, and all that was made from them, are dropped.
+    /// - A current context that is not a primary one must not be destroyed before all clones of
+    ///   these kernels, and all that was made from them, are dropped.
     ///
     /// # Example
     ///
     /// ```no_run
     /// use dualadam::cuda::Kernels;
     ///
-    /// // SAFETY: the program that embeds this one makes its context current, and keeps it to its end.
+    /// // SAFETY: the program around this one made its context current, and keeps it to its end.
     /// let kernels = unsafe { Kernels::in_current_context()? };
     /// # Ok::<(), dualadam::Error>(())
     /// ```
@@ -141,9 +142,9 @@ impl Kernels {
             {
                 return Self::share(primary);
             }
-            // SAFETY: the context is valid, since it is current, and of this device. The caller keeps it while
-            // it is in use (this function's requirement). cudarc never destroys it, since one reference is
-            // never dropped.
+            // SAFETY: the context is valid, since it is current, and of this device. The caller
+            // keeps it while it is in use (this function's requirement). cudarc never destroys it,
+            // since one reference is never dropped.
             let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
             std::mem::forget(context.clone());
             Self::share(Held::new(context))
@@ -170,16 +171,17 @@ impl Kernels {
         inner.upgrade().map(|inner| Self { inner })
     }
 
-    /// Loads ahead the kernels of the variant with these formats: all that flat steps and lists of it need.
+    /// Loads ahead the kernels of the variant with these formats: all that flat steps and lists of
+    /// it need.
     ///
-    /// A flat step that is captured in a CUDA graph needs that, unless a step or a list of the variant came
-    /// before.
+    /// A flat step that is captured in a CUDA graph needs that, unless a step or a list of the
+    /// variant came before.
     ///
     /// # Errors
     ///
     /// - [`TensorProblem::Formats`] for formats without kernels.
-    /// - [`CudaError::Ptx`] if the driver refuses the kernels, such as for a device older than compute
-    ///   capability 7.5.
+    /// - [`CudaError::Ptx`] if the driver refuses the kernels, such as for a device older than
+    ///   compute capability 7.5.
     /// - [`CudaError::Driver`] for anything else that the driver reports.
     ///
     /// The next call tries again then.
@@ -205,8 +207,8 @@ impl Kernels {
     /// # Errors
     ///
     /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Driver`] for what the driver reports: a capture that has failed, or for the null
-    ///   stream, that a stream which waits for it is being captured.
+    /// - [`CudaError::Driver`] for what the driver reports: a capture that has failed, or for the
+    ///   null stream, that a stream which waits for it is being captured.
     ///
     /// # Safety
     ///
@@ -217,8 +219,8 @@ impl Kernels {
         unsafe { check_capture(self.context(), stream) }
     }
 
-    /// The context of the kernels: the `CudaContext` value that they were first made with, where there are
-    /// several for one context.
+    /// The context of the kernels: the `CudaContext` value that they were first made with, where
+    /// there are several for one context.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         self.inner.pool.context()
@@ -234,7 +236,8 @@ impl Kernels {
         self.load(&self.inner.functions[variant.index()], || Functions::load(variant))
     }
 
-    /// The kernel that prepares the coefficients of controlled steps, which is loaded if it is not yet.
+    /// The kernel that prepares the coefficients of controlled steps, which is loaded if it is not
+    /// yet.
     pub(super) fn prepare_sets(&self) -> Result<Function, CudaError> {
         self.load(&self.inner.prepare_sets, load_prepare_sets).copied()
     }
@@ -262,8 +265,8 @@ impl Kernels {
         &self.inner.pool
     }
 
-    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long as the
-    /// result lives.
+    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long
+    /// as the result lives.
     pub(super) fn enter(&self) -> Result<Current, CudaError> {
         self.inner.pool.enter()
     }

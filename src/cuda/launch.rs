@@ -13,7 +13,8 @@ use super::driver::check;
 use super::error::CudaError;
 use super::module::{Function, Functions};
 
-// These mirror the constants of the same names in `kernels/`, where it stands what they were tuned on.
+// These mirror the constants of the same names in `kernels/`, where it stands what they were tuned
+// on.
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
@@ -37,8 +38,8 @@ pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
 #[repr(C)]
 struct StepCoeffsArray([StepCoeffs; MAX_COEFFS]);
 
-/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a head and
-/// a tail add.
+/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a
+/// head and a tail add.
 pub(super) fn flat_blocks(len: u64) -> Result<u32, ListError> {
     let per_block = u64::from(BLOCK * VEC * FLAT_GROUPS);
     let limit = (MAX_BLOCKS - 1) * per_block;
@@ -66,8 +67,8 @@ pub(super) unsafe fn launch_flat(
     let (mut addresses, mut len, mut coeffs) = (tensor.addresses(), tensor.len, *coeffs);
     let [param, grad, exp_avg, exp_avg_sq, master] = addresses.each_mut().map(argument);
     let mut arguments = [param, grad, exp_avg, exp_avg_sq, master, argument(&mut len), argument(&mut coeffs)];
-    // SAFETY: the context is current and the stream live (this function's first two requirements). The
-    // arguments are those of a flat kernel, which may use the buffers (its third requirement).
+    // SAFETY: the context is current and the stream live (this function's first two requirements).
+    // The arguments are those of a flat kernel, which may use the buffers (its third requirement).
     unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
 }
 
@@ -77,8 +78,8 @@ pub(super) type TableArguments = (u64, u32);
 /// Where a list's launches find their coefficients.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CoeffsArguments<'a> {
-    /// The coefficients in device memory; with 0 they travel as an argument, and may be no more than
-    /// [`MAX_COEFFS`].
+    /// The coefficients in device memory; with 0 they travel as an argument, and may be no more
+    /// than [`MAX_COEFFS`].
     pub(super) on_device: u64,
     pub(super) by_value: &'a [StepCoeffs],
     /// The words that say which coefficients' tensors to skip, in device memory; 0 for none.
@@ -89,12 +90,12 @@ pub(super) struct CoeffsArguments<'a> {
 ///
 /// # Safety
 ///
-/// - The kernels' context is current, and `function` is the list kernel of the formats of the table's
-///   tensors.
+/// - The kernels' context is current, and `function` is the list kernel of the formats of the
+///   table's tensors.
 /// - `stream` is null or a live stream of that context.
 /// - `table` and the buffers that it names are as the kernel expects them when it runs.
-/// - The addresses of the coefficients, where they are not 0, are those of the coefficients and of a word
-///   for each.
+/// - The addresses of the coefficients, where they are not 0, are those of the coefficients and of
+///   a word for each.
 pub(super) unsafe fn launch_list(
     function: Function,
     chunks: u32,
@@ -113,15 +114,17 @@ pub(super) unsafe fn launch_list(
         argument(&mut coeffs.skips),
         argument(&mut by_value),
     ];
-    // SAFETY: the context is current and the stream live (this function's first two requirements). The
-    // arguments are those of a list kernel, and the memory is as it expects it (its other requirements).
+    // SAFETY: the context is current and the stream live (this function's first two requirements).
+    // The arguments are those of a list kernel, and the memory is as it expects it (its other
+    // requirements).
     unsafe { launch(function, chunks, BLOCK, &mut arguments, stream) }
 }
 
 /// Launches the kernel that prepares the coefficients of a controlled step: a thread for each set.
 ///
 /// `memory` is in the order of the kernel's arguments: the groups, the sets, their states, their
-/// coefficients, their skip words. So is `scalars`: loss scale, clip factor and found-inf, 0 for none.
+/// coefficients, their skip words. So is `scalars`: loss scale, clip factor and found-inf, 0 for
+/// none.
 ///
 /// # Safety
 ///
@@ -139,8 +142,9 @@ pub(super) unsafe fn launch_prepare_sets(
     let [loss_scale, clip_factor, found_inf] = scalars.each_mut().map(argument);
     let blocks = count.div_ceil(CONTROL_BLOCK);
     let mut arguments = [groups, sets, states, coeffs, skips, argument(&mut count), loss_scale, clip_factor, found_inf];
-    // SAFETY: the context is current and the stream live (this function's first two requirements). The
-    // arguments are those of the kernel, and the memory is as it expects it (its third requirement).
+    // SAFETY: the context is current and the stream live (this function's first two requirements).
+    // The arguments are those of the kernel, and the memory is as it expects it (its third
+    // requirement).
     unsafe { launch(function, blocks, CONTROL_BLOCK, &mut arguments, stream) }
 }
 
@@ -151,8 +155,8 @@ fn argument<T>(value: &mut T) -> *mut c_void {
 /// # Safety
 ///
 /// - The function's context is current, and `stream` is null or a live stream of it.
-/// - The arguments point to values of the types that the kernel takes, and the kernel is safe to run with
-///   them.
+/// - The arguments point to values of the types that the kernel takes, and the kernel is safe to
+///   run with them.
 unsafe fn launch(
     function: Function,
     blocks: u32,
@@ -160,8 +164,9 @@ unsafe fn launch(
     arguments: &mut [*mut c_void],
     stream: *mut c_void,
 ) -> Result<(), CudaError> {
-    // SAFETY: the function is loaded in the current context (this function's first requirement), and safe
-    // to run with these arguments (its second). The driver copies the arguments during the call.
+    // SAFETY: the function is loaded in the current context (this function's first requirement),
+    // and safe to run with these arguments (its second). The driver copies the arguments during the
+    // call.
     let answer = unsafe {
         let (arguments, no_extra) = (arguments.as_mut_ptr(), ptr::null_mut());
         sys::cuLaunchKernel(function.handle(), blocks, 1, 1, threads, 1, 1, 0, stream.cast(), arguments, no_extra)

@@ -16,22 +16,22 @@ use super::staging::Staging;
 use super::stream::check_capture;
 use super::table::Tables;
 
-/// A list of tensors by address that are stepped together, of any sizes and formats, each with its own
-/// coefficients.
+/// A list of tensors by address that are stepped together, of any sizes and formats, each with its
+/// own coefficients.
 ///
-/// The tensors' descriptors lie in device memory. They are built once; when addresses or coefficient
-/// indices change, only the changed part travels, in the order of the step's stream and without waiting for
-/// it. A step is one launch per variant in the list. Tensors may be empty. One whose gradient has address 0
-/// is skipped, and its other addresses are not looked at.
+/// The tensors' descriptors lie in device memory. They are built once; when addresses or
+/// coefficient indices change, only the changed part travels, in the order of the step's stream and
+/// without waiting for it. A step is one launch per variant in the list. Tensors may be empty. One
+/// whose gradient has address 0 is skipped, and its other addresses are not looked at.
 ///
-/// A step that is captured in a CUDA graph gets descriptors of its own: the graph steps the tensors as they
-/// were at the capture, whatever later steps, other captures or [`update`](Self::update) change. So gradients
-/// may be at new addresses in each capture, as PyTorch's are. The graph may outlive the list: its
-/// descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is destroyed. A later call that
-/// allocates then frees them.
+/// A step that is captured in a CUDA graph gets descriptors of its own: the graph steps the tensors
+/// as they were at the capture, whatever later steps, other captures or [`update`](Self::update)
+/// change. So gradients may be at new addresses in each capture, as PyTorch's are. The graph may
+/// outlive the list: its descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is
+/// destroyed. A later call that allocates then frees them.
 ///
-/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is freed after
-/// the last step, and after the last graph that captured a step.
+/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is
+/// freed after the last step, and after the last graph that captured a step.
 ///
 /// # Example
 ///
@@ -39,13 +39,17 @@ use super::table::Tables;
 /// use dualadam::cuda::{Kernels, TensorList};
 /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor};
 ///
-/// # let (stream, p, g, m, v) = (std::ptr::null_mut(), [256, 512], [768, 1024], [1280, 1536], [1792, 2048]);
+/// # let stream = std::ptr::null_mut();
+/// # let (weight, bias) = ([256, 512, 768, 1024], [1280, 1536, 1792, 2048]);
 /// let kernels = Kernels::new(0)?;
-/// let f32_at = RawBuffer::f32;
-/// let tensor = |i: usize, len| RawTensor::new(len, f32_at(p[i]), f32_at(g[i]), f32_at(m[i]), f32_at(v[i]));
-/// let mut list = TensorList::new(&kernels, &[tensor(0, 16), tensor(1, 3).with_coeffs_index(1)])?;
+/// let tensor = |len, addresses: [u64; 4]| {
+///     let [param, grad, exp_avg, exp_avg_sq] = addresses.map(RawBuffer::f32);
+///     RawTensor::new(len, param, grad, exp_avg, exp_avg_sq)
+/// };
+/// let tensors = [tensor(16, weight), tensor(3, bias).with_coeffs_index(1)];
+/// let mut list = TensorList::new(&kernels, &tensors)?;
 /// let coeffs = [DualAdamConfig::adamw(0.1).coeffs(1)?, DualAdamConfig::adam().coeffs(1)?];
-/// // SAFETY: the addresses are those of live buffers of 16 and 3 f32, which nothing else uses meanwhile.
+/// // SAFETY: the addresses are those of live buffers of 16 and 3 f32, which nothing else uses now.
 /// unsafe { list.step_raw(&coeffs, stream)? };
 /// # Ok::<(), dualadam::Error>(())
 /// ```
@@ -64,15 +68,16 @@ pub struct TensorList {
 }
 
 impl TensorList {
-    /// Loads the kernels of these tensors, builds the tensors' descriptors and puts them into device memory.
-    /// Waits until they are there.
+    /// Loads the kernels of these tensors, builds the tensors' descriptors and puts them into
+    /// device memory. Waits until they are there.
     ///
     /// # Errors
     ///
     /// - [`ListError::Empty`] for no tensor at all.
     /// - [`TensorProblem::Formats`] for formats without a kernel.
     /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`] or
-    ///   [`TensorProblem::Overlap`] for buffers that cannot be right. Two gradients may share memory.
+    ///   [`TensorProblem::Overlap`] for buffers that cannot be right. Two gradients may share
+    ///   memory.
     /// - [`ListError::TooMany`] for more than a launch can serve.
     /// - [`CudaError::Ptx`] if the driver refuses the kernels.
     /// - [`CudaError::Driver`] for what the driver reports.
@@ -136,17 +141,19 @@ impl TensorList {
         self.list.tensors()
     }
 
-    /// Takes over new addresses and coefficient indices of the same tensors. The device gets what has changed
-    /// in the next step.
+    /// Takes over new addresses and coefficient indices of the same tensors. The device gets what
+    /// has changed in the next step.
     ///
-    /// The call does not allocate. Where nothing changed it only compares; new gradients are checked one by
-    /// one against what the list writes, and any other new address makes it check the whole list.
+    /// The call does not allocate. Where nothing changed it only compares; new gradients are
+    /// checked one by one against what the list writes, and any other new address makes it check
+    /// the whole list.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`] for another number of tensors.
     /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
-    ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for other lengths or formats.
+    ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for other lengths or
+    ///   formats.
     /// - What [`new`](Self::new) refuses of addresses.
     ///
     /// The list stays as it was then.
@@ -155,7 +162,8 @@ impl TensorList {
         self.list.update(tensors, |index| tables.mark_changed(index))
     }
 
-    /// Says whether the next step sets a tensor's masters from its parameters, before it updates them.
+    /// Says whether the next step sets a tensor's masters from its parameters, before it updates
+    /// them.
     pub(super) fn set_sets_master(&mut self, tensor: usize, sets_master: bool) {
         self.tables.set_sets_master(tensor, sets_master);
     }
@@ -176,41 +184,44 @@ impl TensorList {
     /// One DualAdam step of every tensor that has a gradient, with the coefficients
     /// `coeffs[tensor.coeffs_index]`, enqueued on `stream`.
     ///
-    /// The call does not allocate or log. It blocks only when the changes of all four steps before are still
-    /// in flight.
+    /// The call does not allocate or log. It blocks only when the changes of all four steps before
+    /// are still in flight.
     ///
     /// On a stream that is being captured, the step goes into the CUDA graph with the addresses and
-    /// coefficients of now, which takes new device memory. The call waits then until the descriptors are
-    /// there.
+    /// coefficients of now, which takes new device memory. The call waits then until the
+    /// descriptors are there.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose coefficients are
-    ///   not there.
+    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose
+    ///   coefficients are not there.
     /// - [`ListError::TooMany`] for more coefficients than [`most_coeffs`](Self::most_coeffs).
     /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Driver`] for a stream whose capture has failed, and for the null stream while a stream
-    ///   that waits for it is being captured.
+    /// - [`CudaError::Driver`] for a stream whose capture has failed, and for the null stream while
+    ///   a stream that waits for it is being captured.
     ///
     /// Nothing is launched then.
     ///
-    /// - [`CudaError::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the
-    ///   device failed. The launches of some of the list's variants may have been made.
+    /// - [`CudaError::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work
+    ///   on the device failed. The launches of some of the list's variants may have been made.
     ///
     /// # Safety
     ///
     /// - `stream` is null or a live stream.
-    /// - From now until the work has run, each buffer of each tensor that has a gradient is device memory of
-    ///   the kernels' context, of the tensor's length and of its format.
-    /// - The caller orders this work against other uses of that memory, on any stream. Steps of this list on
-    ///   different streams are such uses.
-    /// - A graph that captured this step is launched only while that holds of the buffers that it captured.
+    /// - From now until the work has run, each buffer of each tensor that has a gradient is device
+    ///   memory of the kernels' context, of the tensor's length and of its format.
+    /// - The caller orders this work against other uses of that memory, on any stream. Steps of
+    ///   this list on different streams are such uses.
+    /// - A graph that captured this step is launched only while that holds of the buffers that it
+    ///   captured.
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs], stream: *mut c_void) -> Result<(), CudaError> {
-        // SAFETY: stream, buffers and order are as `step_launches` requires (this function's requirements).
+        // SAFETY: stream, buffers and order are as `step_launches` requires (this function's
+        // requirements).
         unsafe { self.step_launches(coeffs, stream, |_| ()) }
     }
 
-    /// [`step_raw`](Self::step_raw) that reports the positions of the tensors of each launch that was made.
+    /// [`step_raw`](Self::step_raw) that reports the positions of the tensors of each launch that
+    /// was made.
     ///
     /// # Safety
     ///
@@ -235,23 +246,24 @@ impl TensorList {
             let (memory, after) = unsafe { self.memory_for_graph(coeffs, stream) }?;
             (memory, if coeffs.is_empty() { 0 } else { after })
         } else {
-            // SAFETY: `stream` is live and not captured, the context is current, and the list's earlier steps
-            // are ordered before (`step_raw`'s third requirement).
+            // SAFETY: `stream` is live and not captured, the context is current, and the list's
+            // earlier steps are ordered before (`step_raw`'s third requirement).
             (self.memory.address(), unsafe { self.send_changes(coeffs, stream) }?)
         };
         let arguments = CoeffsArguments { on_device, by_value: coeffs, skips: 0 };
-        // SAFETY: the tables lie there once the copies before have run, and so do the coefficients. The buffers
-        // are as `step_raw` requires.
+        // SAFETY: the tables lie there once the copies before have run, and so do the coefficients.
+        // The buffers are as `step_raw` requires.
         let stepped = unsafe { self.launch(memory, arguments, stream, launched) };
         if !is_captured {
-            // SAFETY: `stream` is live, and the list's earlier steps are ordered before this one (`step_raw`'s
-            // first and third requirement).
+            // SAFETY: `stream` is live, and the list's earlier steps are ordered before this one
+            // (`step_raw`'s first and third requirement).
             unsafe { self.last_use.note(stream) };
         }
         stepped
     }
 
-    /// Launches the kernels of all tables, which lie in `memory`, and reports the tensors of each launch.
+    /// Launches the kernels of all tables, which lie in `memory`, and reports the tensors of each
+    /// launch.
     ///
     /// # Safety
     ///
@@ -268,8 +280,9 @@ impl TensorList {
         for (table, &function) in self.tables.tables.iter().zip(&self.functions) {
             if table.chunks > 0 {
                 let descriptors = (memory + table.start as u64, table.members.len() as u32);
-                // SAFETY: the context is current, the stream live, and the memory as the kernel expects it
-                // (this function's requirements). The kernel is that of the table's variant.
+                // SAFETY: the context is current, the stream live, and the memory as the kernel
+                // expects it (this function's requirements). The kernel is that of the table's
+                // variant.
                 unsafe { launch_list(function, table.chunks, descriptors, coeffs, stream) }?;
             }
             launched(&table.members);
@@ -277,11 +290,11 @@ impl TensorList {
         Ok(())
     }
 
-    /// The tables as they are now, and then these bytes, in memory that the graph into which `stream` is
-    /// being captured has for itself. Returns the addresses of both.
+    /// The tables as they are now, and then these bytes, in memory that the graph into which
+    /// `stream` is being captured has for itself. Returns the addresses of both.
     ///
-    /// Notes also that this graph uses what shares the list's last use: the moments of the optimizer whose
-    /// list this is.
+    /// Notes also that this graph uses what shares the list's last use: the moments of the
+    /// optimizer whose list this is.
     ///
     /// # Safety
     ///
@@ -305,8 +318,8 @@ impl TensorList {
         self.memory.address()
     }
 
-    /// Sends what the device does not have yet. Returns the address of the coefficients, or 0 if they fit in
-    /// an argument.
+    /// Sends what the device does not have yet. Returns the address of the coefficients, or 0 if
+    /// they fit in an argument.
     ///
     /// # Safety
     ///
@@ -319,8 +332,8 @@ impl TensorList {
         }
         let (tables, tensors, at) = (&self.tables, self.list.tensors(), self.memory.address());
         let copy = |from: &[u8], to: usize| {
-            // SAFETY: the stream is live (this function's first requirement). The memory has room there, and
-            // the slot is kept as it is until the copy has ended.
+            // SAFETY: the stream is live (this function's first requirement). The memory has room
+            // there, and the slot is kept as it is until the copy has ended.
             unsafe { memory::copy(at + to as u64, from, stream.cast()) }
         };
         let fill = |slot: &mut [u8]| {
@@ -332,13 +345,13 @@ impl TensorList {
             }
             Ok(())
         };
-        // SAFETY: the context is current and `stream` live, and earlier steps are ordered before (this
-        // function's requirements). The copies go to this stream.
+        // SAFETY: the context is current and `stream` live, and earlier steps are ordered before
+        // (this function's requirements). The copies go to this stream.
         let sent = unsafe { self.staging.send(stream, fill) };
         if sent.is_err() {
             // Some copies may have been enqueued.
-            // SAFETY: `stream` is live and not captured, and earlier steps are ordered before (this function's
-            // requirements).
+            // SAFETY: `stream` is live and not captured, and earlier steps are ordered before (this
+            // function's requirements).
             unsafe { self.last_use.note(stream) };
         }
         sent?;

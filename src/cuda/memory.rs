@@ -22,7 +22,8 @@ pub(super) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Memory of so many bytes that begins with this content; the rest is undefined. The content has arrived.
+    /// Memory of so many bytes that begins with this content; the rest is undefined. The content
+    /// has arrived.
     pub(super) fn with_content(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -30,8 +31,8 @@ impl DeviceMemory {
         bytes: usize,
     ) -> Result<Self, CudaError> {
         Self::new(pool, last_use, bytes.max(content.len()), |to, stream| {
-            // SAFETY: the stream lives, and its context is current. The memory has room for the content,
-            // which stays as it is until the copy has ended.
+            // SAFETY: the stream lives, and its context is current. The memory has room for the
+            // content, which stays as it is until the copy has ended.
             unsafe { copy(to, content, stream) }
         })
     }
@@ -66,15 +67,15 @@ impl DeviceMemory {
         Ok(Self { pool: pool.clone(), address, last_use: last_use.clone(), is_kept: false })
     }
 
-    /// Writes values to a place, in bytes after the start, that no enqueued work uses. They have arrived
-    /// when the call returns.
+    /// Writes values to a place, in bytes after the start, that no enqueued work uses. They have
+    /// arrived when the call returns.
     pub(super) fn upload<T: Pod>(&mut self, at: u64, values: &[T]) -> Result<(), CudaError> {
         if values.is_empty() {
             return Ok(());
         }
         let _current = self.pool.enter()?;
-        // SAFETY: the stream lives, and its context is current. The place has room for the values, which
-        // stay as they are until the copy has ended.
+        // SAFETY: the stream lives, and its context is current. The place has room for the values,
+        // which stay as they are until the copy has ended.
         let enqueued = unsafe { copy(self.address + at, values, self.pool.uploads()) };
         let arrived = self.pool.wait_for_uploads();
         self.is_kept |= arrived.is_err();
@@ -97,8 +98,8 @@ impl Drop for DeviceMemory {
 /// The least that is allocated: a page.
 const SMALLEST_PINNED: usize = 4096;
 
-/// Memory on the host that the device copies from while the host goes on. When it is dropped, later memory
-/// takes it over after its last use.
+/// Memory on the host that the device copies from while the host goes on. When it is dropped, later
+/// memory takes it over after its last use.
 #[derive(Debug)]
 pub(super) struct PinnedMemory {
     pool: Arc<Pool>,
@@ -113,8 +114,8 @@ unsafe impl Send for PinnedMemory {}
 unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
-    /// Memory of zeros. Its size is rounded up to a power of two: later memory needs that very size to take
-    /// it over.
+    /// Memory of zeros. Its size is rounded up to a power of two: later memory needs that very size
+    /// to take it over.
     pub(super) fn new(pool: &Arc<Pool>, last_use: &Arc<LastUse>, bytes: usize) -> Result<Self, CudaError> {
         let bytes = bytes.max(SMALLEST_PINNED).checked_next_power_of_two().unwrap_or(bytes);
         let _current = pool.enter()?;
@@ -126,8 +127,8 @@ impl PinnedMemory {
 
     /// The content. The device must not be copying the part that is then written.
     pub(super) fn content(&mut self) -> &mut [u8] {
-        // SAFETY: all bytes were written when they were allocated, and this is the only reference. The
-        // device only reads them.
+        // SAFETY: all bytes were written when they were allocated, and this is the only reference.
+        // The device only reads them.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }
@@ -140,7 +141,8 @@ impl Drop for PinnedMemory {
     }
 }
 
-/// Copies to the device, in the order of `stream`, and waits for the stream: the values may go then.
+/// Copies to the device, in the order of `stream`, and waits for the stream: the values may go
+/// then.
 ///
 /// # Safety
 ///
@@ -149,8 +151,8 @@ pub(super) unsafe fn upload<T: Pod>(to: u64, values: &[T], stream: *mut c_void) 
     if values.is_empty() {
         return Ok(());
     }
-    // SAFETY: stream and place are as `copy` requires (this function's requirements). The values live until
-    // the next call has waited for the copy, or the device is lost.
+    // SAFETY: stream and place are as `copy` requires (this function's requirements). The values
+    // live until the next call has waited for the copy, or the device is lost.
     unsafe { copy(to, values, stream.cast()) }?;
     // SAFETY: the stream is live (this function's first requirement).
     check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.cast()) })
@@ -163,7 +165,8 @@ pub(super) unsafe fn upload<T: Pod>(to: u64, values: &[T], stream: *mut c_void) 
 /// - `stream` is a live stream of the current context.
 /// - `to` is the address of room for the values, which stay as they are until the copy has ended.
 pub(super) unsafe fn copy<T: Pod>(to: u64, values: &[T], stream: CUstream) -> Result<(), CudaError> {
-    // SAFETY: the stream is live, there is room at `to`, and the values stay (this function's requirements).
+    // SAFETY: the stream is live, there is room at `to`, and the values stay (this function's
+    // requirements).
     let answer = unsafe { sys::cuMemcpyHtoDAsync_v2(to, values.as_ptr().cast(), size_of_val(values), stream) };
     check("cuMemcpyHtoDAsync", answer)
 }
@@ -178,8 +181,8 @@ pub(super) unsafe fn download<T: Pod>(from: u64, len: usize, stream: *mut c_void
     let mut values = vec![T::zeroed(); len];
     if len > 0 {
         let bytes = size_of_val(values.as_slice());
-        // SAFETY: `from` has as many bytes as the values (this function's second requirement). The values
-        // live until the copy has ended: the next call waits for it.
+        // SAFETY: `from` has as many bytes as the values (this function's second requirement). The
+        // values live until the copy has ended: the next call waits for it.
         let answer = unsafe { sys::cuMemcpyDtoHAsync_v2(values.as_mut_ptr().cast(), from, bytes, stream.cast()) };
         check("cuMemcpyDtoHAsync", answer)?;
         // SAFETY: the stream is live (this function's first requirement).

@@ -10,7 +10,8 @@ use crate::tensor::Variant;
 use super::driver::{self, check};
 use super::error::{CudaError, PtxError};
 
-// `MODULES` and `CONTROL`, the texts that the build embedded. The driver compiles them for the device.
+// `MODULES` and `CONTROL`, the texts that the build embedded. The driver compiles them for the
+// device.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 const PTX_ORIGIN: &str = env!("DUALADAM_PTX_ORIGIN");
 
@@ -54,7 +55,8 @@ pub(super) fn load_prepare_sets() -> Result<Function, CudaError> {
     Module::load(CONTROL)?.function("prepare_sets")
 }
 
-/// A module in the current context. It is never unloaded, which could block until the device is idle.
+/// A module in the current context. It is never unloaded, which could block until the device is
+/// idle.
 #[derive(Debug)]
 struct Module(CUmodule);
 
@@ -65,8 +67,9 @@ impl Module {
         let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
         let mut handle = ptr::null_mut();
-        // SAFETY: each embedded text ends in a zero byte. Each option has its value, of the type that the
-        // driver asks for (an address, and a number in place of an address). All of it outlives the call.
+        // SAFETY: each embedded text ends in a zero byte. Each option has its value, of the type
+        // that the driver asks for (an address, and a number in place of an address). All of it
+        // outlives the call.
         let answer = unsafe {
             let (count, options, values) = (options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr());
             sys::cuModuleLoadDataEx(&mut handle, ptx.as_ptr().cast(), count, options, values)

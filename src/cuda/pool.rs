@@ -11,11 +11,11 @@ use super::driver::{Current, Held, check};
 use super::error::CudaError;
 use super::event::LastUse;
 
-/// What the memory of one context needs: two streams of the library's own, and a list of what is still to
-/// be freed.
+/// What the memory of one context needs: two streams of the library's own, and a list of what is
+/// still to be freed.
 ///
-/// Nothing here waits for the whole context. That would block for the work of everybody in the process,
-/// and CUDA ends every capture in a context that is waited for.
+/// Nothing here waits for the whole context. That would block for the work of everybody in the
+/// process, and CUDA ends every capture in a context that is waited for.
 #[derive(Debug)]
 pub(super) struct Pool {
     context: Held<CudaContext>,
@@ -25,8 +25,8 @@ pub(super) struct Pool {
     frees: CUstream,
     /// Whether the device has memory that streams allocate and free.
     is_stream_ordered: bool,
-    /// What no stream can free, and what a graph may still use: a later allocation frees it or takes it
-    /// over, once its last use has ended.
+    /// What no stream can free, and what a graph may still use: a later allocation frees it or
+    /// takes it over, once its last use has ended.
     left: Mutex<Vec<Left>>,
 }
 
@@ -74,8 +74,8 @@ impl Pool {
         &self.context
     }
 
-    /// Makes the context current, and the thread's calls harmless to captures, for as long as the result
-    /// lives.
+    /// Makes the context current, and the thread's calls harmless to captures, for as long as the
+    /// result lives.
     pub(super) fn enter(&self) -> Result<Current, CudaError> {
         Current::enter(&self.context)
     }
@@ -85,14 +85,14 @@ impl Pool {
         self.uploads
     }
 
-    /// Device memory of undefined content, in the order of the stream `uploads`. The context must be
-    /// current.
+    /// Device memory of undefined content, in the order of the stream `uploads`. The context must
+    /// be current.
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.free_device_memory();
         let mut address = 0;
         if self.is_stream_ordered {
-            // SAFETY: `address` is where the driver may write the address, and the stream lives as long as
-            // `self`.
+            // SAFETY: `address` is where the driver may write the address, and the stream lives as
+            // long as `self`.
             check("cuMemAllocAsync", unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.uploads) })?;
         } else {
             // SAFETY: `address` is where the driver may write the address.
@@ -101,7 +101,8 @@ impl Pool {
         Ok(address)
     }
 
-    /// Blocks the host until the stream `uploads` has done what it has. The context must be current.
+    /// Blocks the host until the stream `uploads` has done what it has. The context must be
+    /// current.
     pub(super) fn wait_for_uploads(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.uploads) })
@@ -113,7 +114,8 @@ impl Pool {
             // SAFETY: the memory was allocated on this stream, which alone has work that uses it.
             let _ = unsafe { sys::cuMemFreeAsync(address, self.uploads) };
         } else if self.wait_for_uploads().is_ok() {
-            // SAFETY: the driver allocated the memory in this context, and the work that uses it has ended.
+            // SAFETY: the driver allocated the memory in this context, and the work that uses it
+            // has ended.
             let _ = unsafe { sys::cuMemFree_v2(address) };
         }
     }
@@ -129,14 +131,14 @@ impl Pool {
         Ok(start.cast())
     }
 
-    /// Frees memory after its last use, without waiting for that. If the driver refuses, the memory stays
-    /// allocated.
+    /// Frees memory after its last use, without waiting for that. If the driver refuses, the memory
+    /// stays allocated.
     pub(super) fn free(&self, block: Block, last_use: &Arc<LastUse>) {
         let Ok(_current) = self.enter() else { return };
         match block {
             Block::Device(address) if self.is_stream_ordered && !last_use.is_in_graph() => {
-                // SAFETY: the stream lives as long as `self`. The memory was allocated in stream order, and
-                // what is enqueued on this stream now comes after its last use.
+                // SAFETY: the stream lives as long as `self`. The memory was allocated in stream
+                // order, and what is enqueued on this stream now comes after its last use.
                 unsafe {
                     if last_use.hold_up(self.frees.cast()).is_ok() {
                         let _ = sys::cuMemFreeAsync(address, self.frees);
@@ -150,13 +152,14 @@ impl Pool {
         }
     }
 
-    /// Frees the device memory that was dropped before and is not used any more. The context must be current.
+    /// Frees the device memory that was dropped before and is not used any more. The context must
+    /// be current.
     fn free_device_memory(&self) {
         self.take(|left| matches!(left.block, Block::Device(_))).iter().for_each(|left| self.free_now(left));
     }
 
-    /// Pinned memory of exactly so many bytes that was dropped before and is not used any more. To free it
-    /// and to allocate again could wait for the device.
+    /// Pinned memory of exactly so many bytes that was dropped before and is not used any more. To
+    /// free it and to allocate again could wait for the device.
     fn take_over_pinned(&self, bytes: usize) -> Option<*mut u8> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let mut of_this_size = left.iter().enumerate().filter_map(|(index, left)| match left.block {
@@ -170,8 +173,8 @@ impl Pool {
         Some(start)
     }
 
-    /// Takes what is left and is not used any more out of the list. So nobody who drops memory waits while
-    /// it is freed.
+    /// Takes what is left and is not used any more out of the list. So nobody who drops memory
+    /// waits while it is freed.
     fn take(&self, mut is_wanted: impl FnMut(&Left) -> bool) -> Vec<Left> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.extract_if(.., |left| is_wanted(left) && left.last_use.has_ended()).collect()
@@ -179,8 +182,8 @@ impl Pool {
 
     /// Frees what is not used any more, which may wait for the device. The context must be current.
     fn free_now(&self, left: &Left) {
-        // SAFETY: the driver allocated the memory in this context, and its last use has ended. The stream
-        // lives as long as `self`.
+        // SAFETY: the driver allocated the memory in this context, and its last use has ended. The
+        // stream lives as long as `self`.
         let _ = unsafe {
             match left.block {
                 Block::Device(address) if self.is_stream_ordered => sys::cuMemFreeAsync(address, self.frees),
@@ -192,11 +195,13 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Pinned memory that is in use then, and what a graph uses, stays allocated until the context ends.
+    /// Pinned memory that is in use then, and what a graph uses, stays allocated until the context
+    /// ends.
     fn drop(&mut self) {
         if let Ok(_current) = self.enter() {
             if !self.is_stream_ordered {
-                // Nobody else would free device memory, which may be much. An error leaves it allocated.
+                // Nobody else would free device memory, which may be much. An error leaves it
+                // allocated.
                 let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let is_device = |left: &&mut Left| matches!(left.block, Block::Device(_));
                 left.iter_mut().filter(is_device).for_each(|left| left.last_use.wait());

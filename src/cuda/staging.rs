@@ -1,4 +1,5 @@
-//! Pinned memory that small changes travel from, in turns, so that the host need not wait for the device.
+//! Pinned memory that small changes travel from, in turns, so that the host need not wait for the
+//! device.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use super::event::{Event, LastUse};
 use super::memory::PinnedMemory;
 use super::pool::Pool;
 
-/// How many batches of changes can be in flight. Only the one after these waits, for the oldest of them.
-/// No GPU has confirmed the number.
+/// How many batches of changes can be in flight. Only the one after these waits, for the oldest of
+/// them. No GPU has confirmed the number.
 const SLOTS: usize = 4;
 
-/// A ring of pinned slots of one size. A slot is not written again before the copies from it have ended.
+/// A ring of pinned slots of one size. A slot is not written again before the copies from it have
+/// ended.
 #[derive(Debug)]
 pub(super) struct Staging {
     memory: PinnedMemory,
@@ -46,14 +48,15 @@ impl Staging {
         Ok(Self { memory, slot_bytes, slots: [slot()?, slot()?, slot()?, slot()?], next: 0 })
     }
 
-    /// Takes the next slot, lets `fill` write it and enqueue copies from it, and marks when these have ended.
+    /// Takes the next slot, lets `fill` write it and enqueue copies from it, and marks when these
+    /// have ended.
     ///
     /// # Safety
     ///
     /// - The pool's context is current.
     /// - `stream` is a live stream of it, and `fill` enqueues copies on no other.
-    /// - What was enqueued by earlier calls, on other streams, is ordered before what is enqueued on
-    ///   `stream` now.
+    /// - What was enqueued by earlier calls, on other streams, is ordered before what is enqueued
+    ///   on `stream` now.
     pub(super) unsafe fn send(
         &mut self,
         stream: *mut c_void,
@@ -64,8 +67,8 @@ impl Staging {
             SlotState::Free => {}
             SlotState::Recorded => slot.copied.wait()?,
             SlotState::Unknown => {
-                // SAFETY: the stream is live (this function's second requirement). The copies from the slot
-                // are ordered before what is enqueued now (its third requirement).
+                // SAFETY: the stream is live (this function's second requirement). The copies from
+                // the slot are ordered before what is enqueued now (its third requirement).
                 unsafe { slot.copied.record(stream) }?;
                 slot.copied.wait()?;
             }

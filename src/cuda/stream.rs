@@ -21,10 +21,11 @@ pub(super) fn check_context(context: &CudaContext, stream: &CudaStream) -> Resul
     if is_of_it { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
 }
 
-/// Fails unless a buffer of cudarc's is memory of a context that cudarc orders with the work of `stream`.
+/// Fails unless a buffer of cudarc's is memory of a context that cudarc orders with the work of
+/// `stream`.
 ///
-/// `own` is the stream that the buffer belongs to. cudarc notes for each `CudaContext` value by itself
-/// whether there are streams to order, and there may be several values for one context.
+/// `own` is the stream that the buffer belongs to. cudarc notes for each `CudaContext` value by
+/// itself whether there are streams to order, and there may be several values for one context.
 pub(super) fn check_buffer(
     context: &CudaContext,
     stream: &CudaStream,
@@ -45,13 +46,14 @@ pub(super) fn check_buffer(
 /// - `context` is current.
 pub(super) unsafe fn check_stream(context: &CudaContext, stream: *mut c_void) -> Result<(), CudaError> {
     let mut found = ptr::null_mut();
-    // SAFETY: the stream is live (this function's first requirement), and `found` is where the driver may
-    // write the handle.
+    // SAFETY: the stream is live (this function's first requirement), and `found` is where the
+    // driver may write the handle.
     check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.cast(), &mut found) })?;
     if found == context.cu_ctx() { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
 }
 
-/// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has failed.
+/// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has
+/// failed.
 ///
 /// # Safety
 ///
@@ -60,8 +62,8 @@ pub(super) unsafe fn check_stream(context: &CudaContext, stream: *mut c_void) ->
 unsafe fn is_captured(stream: *mut c_void) -> Result<bool, CudaError> {
     const CALL: &str = "cuStreamIsCapturing";
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the stream is live (this function's first requirement), and `status` is where the driver may
-    // write the answer.
+    // SAFETY: the stream is live (this function's first requirement), and `status` is where the
+    // driver may write the answer.
     check(CALL, unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) })?;
     match status {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
@@ -71,7 +73,8 @@ unsafe fn is_captured(stream: *mut c_void) -> Result<bool, CudaError> {
     }
 }
 
-/// Fails unless a stream belongs to a context. Returns whether what is enqueued on it goes into a graph.
+/// Fails unless a stream belongs to a context. Returns whether what is enqueued on it goes into a
+/// graph.
 ///
 /// # Safety
 ///

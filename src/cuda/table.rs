@@ -1,4 +1,5 @@
-//! The descriptors of tensors as the list kernels read them, and which of them the device does not have yet.
+//! The descriptors of tensors as the list kernels read them, and which of them the device does not
+//! have yet.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,17 +24,18 @@ struct Record {
 
 const RECORD_BYTES: usize = size_of::<Record>();
 
-/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] a tensor, and then,
-/// as `u32`, the tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for 4,096 elements.
+/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] a tensor,
+/// and then, as `u32`, the tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for
+/// 4,096 elements.
 ///
-/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one only. With
-/// [`SPAN`] 8 the table would have an eighth of the 4 bytes, and each block one latency of the memory more
-/// before its data.
+/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one
+/// only. With [`SPAN`] 8 the table would have an eighth of the 4 bytes, and each block one latency
+/// of the memory more before its data.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) variant: Variant,
-    /// The tensors' positions in the list, the empty ones last. So each span has the chunks of [`SPAN`]
-    /// tensors at most.
+    /// The tensors' positions in the list, the empty ones last. So each span has the chunks of
+    /// [`SPAN`] tensors at most.
     pub(super) members: Vec<usize>,
     /// The first chunk of each of them.
     first_chunks: Vec<u32>,
@@ -133,8 +135,8 @@ impl Tables {
         }
     }
 
-    /// Writes what the device lacks into a staging slot, and hands on each part with the place that it belongs
-    /// to, in bytes after the start of the first table.
+    /// Writes what the device lacks into a staging slot, and hands on each part with the place that
+    /// it belongs to, in bytes after the start of the first table.
     pub(super) fn stage<E>(
         &self,
         tensors: &[RawTensor],
@@ -239,7 +241,8 @@ mod tests {
         assert_eq!((made.tables.len(), bytes.len()), (2, made.bytes));
         let [first, second] = &made.tables[..] else { panic!("two tables") };
         assert_eq!((first.members.as_slice(), first.chunks), ([0, 3, 2].as_slice(), 3));
-        // In words of eight bytes the first chunk is the low half, the coefficients' index the high one.
+        // In words of eight bytes the first chunk is the low half, the coefficients' index the high
+        // one.
         let records = [
             [100, 101, 102, 103, 0, 4097, 7 << 32, 0],
             [400, 401, 402, 403, 0, 4096, (1 << 32) + 2, 0],

@@ -9,8 +9,8 @@ use super::error::{BindingProblem, WebGpuError};
 use super::limits::DeviceLimits;
 use super::tensor::Binding;
 
-/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its own. Every
-/// device allows as much, and no allocator need find more in one piece.
+/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its
+/// own. Every device allows as much, and no allocator need find more in one piece.
 const ARENA: u64 = 256 << 20;
 /// The bytes of staging memory on the way to the device or back, at most.
 pub(super) const STAGING: u64 = 64 << 20;
@@ -113,8 +113,8 @@ impl<'a> Upload<'a> {
         check_not_lost(self.device)
     }
 
-    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to its
-    /// memory itself.
+    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to
+    /// its memory itself.
     fn flush(&mut self) -> Result<(), WebGpuError> {
         let submission = capture(self.device, "submit", None, || self.queue.submit([]))?;
         wait(self.device, submission)?;

@@ -47,8 +47,8 @@ impl CoeffsSource {
 
     /// The coefficients of one call, ready to be used in its pass.
     ///
-    /// A uniform buffer is a new one each time: a write to an older one would take effect before the next
-    /// submit, for all steps in it.
+    /// A uniform buffer is a new one each time: a write to an older one would take effect before
+    /// the next submit, for all steps in it.
     pub(super) fn prepare<'a>(
         &self,
         device: &wgpu::Device,

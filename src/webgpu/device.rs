@@ -1,5 +1,5 @@
-//! A device's errors as results. Without this they go to the device's handler, which panics unless the
-//! caller has set another.
+//! A device's errors as results. Without this they go to the device's handler, which panics unless
+//! the caller has set another.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -8,8 +8,8 @@ use super::error::{WebGpuError, WgpuProblem};
 
 /// What `make` gives, or what wgpu had to say of it.
 ///
-/// In a browser errors come later, when nobody here can wait for them; there they go to the device's
-/// handler.
+/// In a browser errors come later, when nobody here can wait for them; there they go to the
+/// device's handler.
 pub(super) fn capture<T>(
     device: &wgpu::Device,
     call: &'static str,
@@ -52,8 +52,8 @@ pub(super) fn lost(call: &'static str) -> WebGpuError {
     WebGpuError::Wgpu { call, tensor: None, problem: WgpuProblem::DeviceLost.into() }
 }
 
-/// Fails if the device is lost, as far as can be seen: wgpu makes things on a lost device in silence, but
-/// maps none of its buffers.
+/// Fails if the device is lost, as far as can be seen: wgpu makes things on a lost device in
+/// silence, but maps none of its buffers.
 pub(super) fn check_not_lost(device: &wgpu::Device) -> Result<(), WebGpuError> {
     let buffer = mapped_buffer(device, "dualadam probe", 4)?;
     map(&buffer, "create_buffer").map(|_| ())
@@ -75,6 +75,7 @@ pub(super) fn map(buffer: &wgpu::Buffer, call: &'static str) -> Result<wgpu::Buf
 /// Waits for a submission, and for nothing that was submitted later.
 pub(super) fn wait(device: &wgpu::Device, submission: wgpu::SubmissionIndex) -> Result<(), WebGpuError> {
     let waited = device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
-    // There is no time to run out, and the submission is known unless the device was lost before it.
+    // There is no time to run out, and the submission is known unless the device was lost before
+    // it.
     waited.map(|_| ()).map_err(|_| lost("poll"))
 }

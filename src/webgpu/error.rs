@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::StateError;
 use crate::ledger::Ledger;
-use crate::rule::ConfigError;
-use crate::tensor::{ArgumentError, Dtype, ListError, Role, TensorError};
+use crate::tensor::{ArgumentError, Dtype, Role};
 
 /// What can be wrong with a call of the WebGPU backend.
 ///
@@ -18,7 +17,8 @@ use crate::tensor::{ArgumentError, Dtype, ListError, Role, TensorError};
 /// use dualadam::webgpu::{BindingProblem, WebGpuError};
 ///
 /// let problem = Box::new(BindingProblem::Offset { align: 256, offset: 4 });
-/// let error = WebGpuError::Binding { tensor: 3, name: Some("bias".into()), buffer: Role::Grad, problem };
+/// let (name, buffer) = (Some("bias".into()), Role::Grad);
+/// let error = WebGpuError::Binding { tensor: 3, name, buffer, problem };
 /// assert_eq!(
 ///     error.to_string(),
 ///     "grad of tensor 3 (bias) must begin at a multiple of 256 bytes \
@@ -30,7 +30,7 @@ use crate::tensor::{ArgumentError, Dtype, ListError, Role, TensorError};
 pub enum WebGpuError {
     /// An argument is not valid, whatever the backend.
     #[error(transparent)]
-    Argument(#[from] ArgumentError),
+    Argument(ArgumentError),
     /// A state could not be saved or resumed.
     #[error(transparent)]
     State(Box<StateError>),
@@ -178,20 +178,8 @@ impl From<StateError> for WebGpuError {
     }
 }
 
-impl From<ConfigError> for WebGpuError {
-    fn from(error: ConfigError) -> Self {
-        Self::Argument(error.into())
-    }
-}
-
-impl From<TensorError> for WebGpuError {
-    fn from(error: TensorError) -> Self {
-        Self::Argument(error.into())
-    }
-}
-
-impl From<ListError> for WebGpuError {
-    fn from(error: ListError) -> Self {
+impl<E: Into<ArgumentError>> From<E> for WebGpuError {
+    fn from(error: E) -> Self {
         Self::Argument(error.into())
     }
 }

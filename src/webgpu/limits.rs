@@ -1,4 +1,5 @@
-//! What the shaders need of a device, and how a tensor is divided where a device's limits are small.
+//! What the shaders need of a device, and how a tensor is divided where a device's limits are
+//! small.
 
 use super::error::WebGpuError;
 use super::layout::{COEFFS_BYTES, WORKGROUP};
@@ -12,16 +13,17 @@ const MOST_ELEMENTS: u64 = 1 << 31;
 
 /// The limits that a device must have at least for [`Pipelines`](super::Pipelines).
 ///
-/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers a shader stage. A step with
-/// masters needs five.
+/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers a shader stage. A step
+/// with masters needs five.
 ///
 /// # Example
 ///
 /// ```
 /// use dualadam::webgpu::{required_limits, wgpu};
 ///
-/// let descriptor = wgpu::DeviceDescriptor { required_limits: required_limits(), ..Default::default() };
-/// assert!(descriptor.required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
+/// let required_limits = required_limits();
+/// assert!(required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
+/// let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
 /// ```
 #[must_use]
 pub fn required_limits() -> wgpu::Limits {
@@ -48,7 +50,8 @@ impl DeviceLimits {
     /// Fails if a device's limits are too small for any step.
     pub(super) fn of(limits: &wgpu::Limits) -> Result<Self, WebGpuError> {
         let storage_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // 16-bit elements have the least bytes: where their window begins aligned, that of f32 does too.
+        // 16-bit elements have the least bytes: where their window begins aligned, that of f32 does
+        // too.
         let unit = WINDOW_UNIT.max(storage_alignment / 2);
         for (limit, required, actual) in [
             ("max_bind_groups", 2, limits.max_bind_groups.into()),
@@ -94,17 +97,16 @@ impl DeviceLimits {
 
     /// Fails if the device cannot bind masters.
     pub(super) fn check_masters(&self) -> Result<(), WebGpuError> {
-        if self.storage_buffers >= STORAGE_BUFFERS[1] { Ok(()) } else { Err(self.without_masters()) }
-    }
-
-    /// The error for masters on a device that cannot bind them.
-    pub(super) fn without_masters(&self) -> WebGpuError {
-        WebGpuError::Limit {
+        let [_, required] = STORAGE_BUFFERS;
+        if self.storage_buffers >= required {
+            return Ok(());
+        }
+        Err(WebGpuError::Limit {
             needed_by: "a step with masters",
             limit: "max_storage_buffers_per_shader_stage",
-            required: STORAGE_BUFFERS[1].into(),
+            required: required.into(),
             actual: self.storage_buffers.into(),
-        }
+        })
     }
 
     /// The windows of so many elements: where each begins, and how many elements it has.
@@ -113,8 +115,8 @@ impl DeviceLimits {
         (0..len.div_ceil(window)).map(move |index| (index * window, window.min(len - index * window)))
     }
 
-    /// The grid for the whole quads of a window: rows of equal length, as few as there can be. None if
-    /// there is no whole quad.
+    /// The grid for the whole quads of a window: rows of equal length, as few as there can be. None
+    /// if there is no whole quad.
     pub(super) fn grid(&self, elements: u64) -> Option<[u32; 2]> {
         let workgroups = (elements / QUAD).div_ceil(u64::from(WORKGROUP));
         let rows = workgroups.div_ceil(u64::from(self.workgroups));

@@ -14,11 +14,12 @@ use super::limits::DeviceLimits;
 use super::pipelines::{Kind, Pipelines, Stage};
 use super::tensor::{Binding, Tensor};
 
-/// A list of tensors that are stepped together, of any sizes and formats, each with its own coefficients.
+/// A list of tensors that are stepped together, of any sizes and formats, each with its own
+/// coefficients.
 ///
-/// The buffers are bound once; when some change, only their tensors are bound anew. The list keeps its
-/// buffers alive. Tensors may be empty, and so may the list. A tensor without a gradient is skipped, and
-/// its other buffers are not looked at.
+/// The buffers are bound once; when some change, only their tensors are bound anew. The list keeps
+/// its buffers alive. Tensors may be empty, and so may the list. A tensor without a gradient is
+/// skipped, and its other buffers are not looked at.
 ///
 /// # Example
 ///
@@ -26,8 +27,13 @@ use super::tensor::{Binding, Tensor};
 /// use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
 /// use dualadam::{DualAdamConfig, Dtype};
 ///
-/// # fn example(device: &wgpu::Device, queue: &wgpu::Queue, buffers: [wgpu::Buffer; 4]) -> Result<(), dualadam::Error> {
-/// let [param, grad, exp_avg, exp_avg_sq] = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
+/// # fn example(
+/// #     device: &wgpu::Device,
+/// #     queue: &wgpu::Queue,
+/// #     buffers: [wgpu::Buffer; 4],
+/// # ) -> Result<(), dualadam::Error> {
+/// let bindings = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
+/// let [param, grad, exp_avg, exp_avg_sq] = bindings;
 /// let tensor = Tensor::new(1000, param, Some(grad), exp_avg, exp_avg_sq);
 /// let list = TensorList::new(&Pipelines::new(device)?, &[tensor])?;
 ///
@@ -98,8 +104,8 @@ struct Dispatch {
 }
 
 impl TensorList {
-    /// Checks and binds these tensors, and compiles the shaders for their formats if that was not done
-    /// before.
+    /// Checks and binds these tensors, and compiles the shaders for their formats if that was not
+    /// done before.
     ///
     /// # Errors
     ///
@@ -107,8 +113,8 @@ impl TensorList {
     /// - [`WebGpuError::Binding`] for a buffer that cannot be bound.
     /// - [`TensorProblem::Overlap`] for two that share bytes, unless both are gradients.
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is another
-    ///   device's.
+    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
+    ///   another device's.
     pub fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, WebGpuError> {
         check_all(pipelines.limits(), tensors)?;
         check_not_lost(pipelines.device())?;
@@ -132,14 +138,15 @@ impl TensorList {
 
     /// Takes over other buffers, offsets and coefficient indices of the same tensors.
     ///
-    /// Only tensors of which a buffer or an offset changed are bound anew; where none did, the call only
-    /// compares. A gradient may come, go, or change its format. What was encoded before is not touched.
+    /// Only tensors of which a buffer or an offset changed are bound anew; where none did, the call
+    /// only compares. A gradient may come, go, or change its format. What was encoded before is not
+    /// touched.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
-    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for another length, or other
-    ///   formats of any role but the gradients.
+    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for another length, or
+    ///   other formats of any role but the gradients.
     /// - What [`new`](Self::new) refuses.
     ///
     /// The list stays as it was then.
@@ -147,9 +154,12 @@ impl TensorList {
     /// # Example
     ///
     /// ```no_run
-    /// use dualadam::webgpu::{Binding, Tensor, TensorList};
-    ///
-    /// # fn example(list: &mut TensorList, tensor: Tensor<'_>, grad: Binding<'_>) -> Result<(), dualadam::Error> {
+    /// # use dualadam::webgpu::{Binding, Tensor, TensorList, WebGpuError};
+    /// # fn example(
+    /// #     list: &mut TensorList,
+    /// #     tensor: Tensor<'_>,
+    /// #     grad: Binding<'_>,
+    /// # ) -> Result<(), WebGpuError> {
     /// list.update(&[tensor.with_grad(Some(grad))])?; // the next backward pass wrote elsewhere
     /// # Ok(())
     /// # }
@@ -185,7 +195,8 @@ impl TensorList {
         Ok(())
     }
 
-    /// Whether these are tensors that [`update`](Self::update) can take over, but for their buffers.
+    /// Whether these are tensors that [`update`](Self::update) can take over, but for their
+    /// buffers.
     pub(super) fn has_formats_of(&self, tensors: &[Tensor<'_>]) -> bool {
         let same = |(index, (old, new)): (usize, (&Bound, _))| old.check_fixed(index, new).is_ok();
         self.tensors.len() == tensors.len() && self.tensors.iter().zip(tensors).enumerate().all(same)
@@ -194,18 +205,20 @@ impl TensorList {
     /// Encodes one DualAdam step of every tensor that has a gradient, with the coefficients
     /// `coeffs[tensor.coeffs_index]`, into `pass`.
     ///
-    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit. Where
-    /// [`StepCoeffs::is_adam`] holds, the specialised pipeline runs. Nothing is submitted or waited for. Where
-    /// the device has no immediates, a uniform buffer for the coefficients is made; nothing else is. The pass
-    /// is left with another pipeline and other bind groups 0 and 1, or immediates.
+    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit.
+    /// Where [`StepCoeffs::is_adam`] holds, the specialised pipeline runs. Nothing is submitted or
+    /// waited for. Where the device has no immediates, a uniform buffer for the coefficients is
+    /// made; nothing else is. The pass is left with another pipeline and other bind groups 0 and 1,
+    /// or immediates.
     ///
-    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass ends; a
-    /// buffer that is mapped, or has been destroyed since it was bound, with the submit.
+    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass
+    /// ends; a buffer that is mapped, or has been destroyed since it was bound, with the submit.
     ///
     /// # Errors
     ///
     /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there.
-    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than fit in a buffer.
+    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than fit in a
+    ///   buffer.
     /// - [`WebGpuError::Wgpu`] if the uniform buffer cannot be made, such as on a lost device.
     ///
     /// Nothing is encoded then.
@@ -213,8 +226,8 @@ impl TensorList {
         self.encode_setting_masters(pass, coeffs, &[])
     }
 
-    /// [`encode`](Self::encode), after the masters of the tensors `unset`, in rising order, are set from
-    /// their parameters.
+    /// [`encode`](Self::encode), after the masters of the tensors `unset`, in rising order, are set
+    /// from their parameters.
     pub(super) fn encode_setting_masters(
         &self,
         pass: &mut wgpu::ComputePass<'_>,

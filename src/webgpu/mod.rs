@@ -1,23 +1,24 @@
-//! The WebGPU backend: WGSL shaders on buffers of the caller's, encoded into the caller's own compute pass.
+//! The WebGPU backend: WGSL shaders on buffers of the caller's, encoded into the caller's own
+//! compute pass.
 //!
-//! - [`Pipelines`] are the compiled shaders on a device that the caller made. The library never picks an
-//!   adapter.
-//! - [`TensorList`] serves any number of tensors of mixed formats, each with its own coefficients; a flat
-//!   buffer is a list of one. [`TensorList::encode`] only encodes: it never submits or waits, and many steps
-//!   can share one submit.
-//! - [`DualAdam`] owns the moments and masters, in buffers of its own, counts the steps, and saves and
-//!   resumes the files of all backends.
+//! - [`Pipelines`] are the compiled shaders on a device that the caller made. The library never
+//!   picks an adapter.
+//! - [`TensorList`] serves any number of tensors of mixed formats, each with its own coefficients;
+//!   a flat buffer is a list of one. [`TensorList::encode`] only encodes: it never submits or
+//!   waits, and many steps can share one submit.
+//! - [`DualAdam`] owns the moments and masters, in buffers of its own, counts the steps, and saves
+//!   and resumes the files of all backends.
 //! - [`wgpu`] is the crate whose types the calls take.
 //!
 //! # What is promised
 //!
-//! WGSL promises no bits. A driver may fuse, reassociate and flush subnormals, and divides to 2.5 units in
-//! the last place; so the result may differ from the [`cpu`](crate::cpu) backend's. On one device it is the
-//! same in every run, however tensors are grouped into lists and steps into submits. Loading and storing bf16
-//! and f16 is in integers, and exact.
+//! WGSL promises no bits. A driver may fuse, reassociate and flush subnormals, and divides to 2.5
+//! units in the last place; so the result may differ from the [`cpu`](crate::cpu) backend's. On one
+//! device it is the same in every run, however tensors are grouped into lists and steps into
+//! submits. Loading and storing bf16 and f16 is in integers, and exact.
 //!
-//! With U = 2⁻²⁴ and the names of [`StepCoeffs`](crate::StepCoeffs), one step from the same state is off from
-//! exact arithmetic by at most
+//! With U = 2⁻²⁴ and the names of [`StepCoeffs`](crate::StepCoeffs), one step from the same state
+//! is off from exact arithmetic by at most
 //!
 //! ```text
 //! of m: 8·U·M + 2^-125     G = |grad_scale·grad| + l2·|p|, M = |m| + one_minus_beta1·(G + |m|)
@@ -25,23 +26,25 @@
 //! of p: 1.5·U·|p| + 40·U·(M·w + decay·|p|)
 //! ```
 //!
-//! that of p where V is at most twice the new v (without L2 decay always so for β2 ≥ 2/3) and ε at least
-//! 3e-12. It is what WGSL's accuracy of each operation adds up to; `docs/webgpu-accuracy.md` in the
-//! repository derives it. A 16-bit parameter lies between the narrowed ends of that interval.
+//! that of p where V is at most twice the new v (without L2 decay always so for β2 ≥ 2/3) and ε at
+//! least 3e-12. It is what WGSL's accuracy of each operation adds up to; `docs/webgpu-accuracy.md`
+//! in the repository derives it. A 16-bit parameter lies between the narrowed ends of that
+//! interval.
 //!
 //! A driver may assume that no value is infinite or NaN.
 //!
 //! # Limits
 //!
-//! [`required_limits`] are enough for all but masters, which need five storage buffers a shader stage;
-//! [`wgpu::Limits::default`] has eight. A tensor that is larger than a binding may be is stepped in several
-//! dispatches. Where the device has [`wgpu::Features::IMMEDIATES`] and 40 bytes of them, the coefficients
-//! travel among the commands; elsewhere each call of [`TensorList::encode`] makes a small uniform buffer.
+//! [`required_limits`] are enough for all but masters, which need five storage buffers a shader
+//! stage; [`wgpu::Limits::default`] has eight. A tensor that is larger than a binding may be is
+//! stepped in several dispatches. Where the device has [`wgpu::Features::IMMEDIATES`] and 40 bytes
+//! of them, the coefficients travel among the commands; elsewhere each call of
+//! [`TensorList::encode`] makes a small uniform buffer.
 //!
 //! # Browsers
 //!
-//! Nobody can wait there: await [`DualAdam::read_state`], and keep the bytes of `State::to_bytes` (feature
-//! `files`). Errors of wgpu go to the device's handler.
+//! Nobody can wait there: await [`DualAdam::read_state`], and keep the bytes of `State::to_bytes`
+//! (feature `files`). Errors of wgpu go to the device's handler.
 
 mod arenas;
 mod checks;

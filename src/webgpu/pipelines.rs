@@ -13,8 +13,8 @@ use super::shaders;
 
 /// The pipelines on a device of the caller's. Cheap to clone.
 ///
-/// Making them compiles nothing. A [`TensorList`](super::TensorList) compiles what its tensors' formats
-/// need when it is made, once for all clones. Encoding compiles nothing.
+/// Making them compiles nothing. A [`TensorList`](super::TensorList) compiles what its tensors'
+/// formats need when it is made, once for all clones. Encoding compiles nothing.
 ///
 /// # Example
 ///
@@ -38,7 +38,7 @@ struct Inner {
     limits: DeviceLimits,
     coeffs: CoeffsSource,
     /// Without masters, and with them where the device allows it.
-    layouts: [Option<Layout>; 2],
+    layouts: Vec<Layout>,
     compiled: [Compiled; Variant::COUNT],
 }
 
@@ -86,9 +86,9 @@ impl Pipelines {
         check_not_lost(device)?;
         let (coeffs, layouts) = capture(device, "create_pipeline_layout", None, || {
             let coeffs = CoeffsSource::new(device);
-            let without = Layout::new(device, &coeffs, false);
-            let with = limits.check_masters().is_ok().then(|| Layout::new(device, &coeffs, true));
-            (coeffs, [Some(without), with])
+            let of_masters = if limits.check_masters().is_ok() { &[false, true][..] } else { &[false] };
+            let layouts = of_masters.iter().map(|&masters| Layout::new(device, &coeffs, masters)).collect();
+            (coeffs, layouts)
         })?;
         let inner = Inner { device: device.clone(), limits, coeffs, layouts, compiled: Default::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -114,8 +114,11 @@ impl Pipelines {
     }
 
     fn layout(&self, variant: Variant) -> Result<&Layout, WebGpuError> {
-        let layout = &self.inner.layouts[usize::from(has_masters(variant))];
-        layout.as_ref().ok_or_else(|| self.inner.limits.without_masters())
+        let masters = has_masters(variant);
+        if masters {
+            self.inner.limits.check_masters()?;
+        }
+        Ok(&self.inner.layouts[usize::from(masters)])
     }
 
     /// The pipelines of a variant, compiled now if they never were.

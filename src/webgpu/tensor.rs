@@ -21,11 +21,11 @@ use crate::tensor::{Dtype, Formats, Role, TensorError, TensorProblem, Variant};
 pub struct Binding<'a> {
     /// The buffer, with [`wgpu::BufferUsages::STORAGE`].
     pub buffer: &'a wgpu::Buffer,
-    /// Where the elements begin, in bytes from the beginning of the buffer; a multiple of the device's
-    /// `min_storage_buffer_offset_alignment`.
+    /// Where the elements begin, in bytes from the beginning of the buffer; a multiple of the
+    /// device's `min_storage_buffer_offset_alignment`.
     pub offset: u64,
-    /// The format of the elements. 16-bit ones lie in pairs, the first in the lower half of a 32-bit
-    /// word.
+    /// The format of the elements. 16-bit ones lie in pairs, the first in the lower half of a
+    /// 32-bit word.
     pub dtype: Dtype,
     /// Where the caller's slice ends, in bytes from the beginning of the buffer.
     pub(super) end: Option<u64>,
@@ -54,9 +54,9 @@ impl<'a> Binding<'a> {
 
 /// One tensor's buffers on the device, all of one length.
 ///
-/// An odd number of 16-bit elements ends in the middle of a word: the buffer must have the whole word,
-/// whose other half stays as it is. An empty tensor's buffers are not looked at, nor are those of a tensor
-/// without a gradient: it is skipped.
+/// An odd number of 16-bit elements ends in the middle of a word: the buffer must have the whole
+/// word, whose other half stays as it is. An empty tensor's buffers are not looked at, nor are
+/// those of a tensor without a gradient: it is skipped.
 ///
 /// Two tensors, or several buffers of one, may lie in one [`wgpu::Buffer`] if they do not overlap.
 ///
@@ -73,7 +73,8 @@ impl<'a> Binding<'a> {
 /// let f32_at = |offset| Binding::new(buffer, Dtype::F32).with_offset(offset);
 /// let bf16_at = |offset| Binding::new(buffer, Dtype::Bf16).with_offset(offset);
 /// let (param, grad) = (bf16_at(0), Some(bf16_at(2 * len)));
-/// let tensor = Tensor::new(len, param, grad, f32_at(4 * len), f32_at(8 * len)).with_master(f32_at(12 * len));
+/// let (exp_avg, exp_avg_sq, master) = (f32_at(4 * len), f32_at(8 * len), f32_at(12 * len));
+/// let tensor = Tensor::new(len, param, grad, exp_avg, exp_avg_sq).with_master(master);
 /// # }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,8 +4,10 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg, result};
+use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PushKernelArg, result,
+};
 use cudarc::nvrtc::Ptx;
 use stand_in_cuda::client::{StandIn, library_folder};
 
@@ -72,11 +74,29 @@ fn device() -> Device {
     device_of(CudaContext::new(0).expect("a context")).expect("a device")
 }
 
+/// The stand-in, its first device and a second stream. They are dropped in the opposite order.
+fn setup() -> (StandIn, Device, Arc<CudaStream>) {
+    let (stand_in, device) = (start(), device());
+    let other = device.context.new_stream().expect("a stream");
+    (stand_in, device, other)
+}
+
 fn grid(n: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (n.div_ceil(64).max(1), 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 }
 }
 
 impl Device {
+    /// What `work` enqueues on the stream, as a graph.
+    fn capture(&self, mode: CUstreamCaptureMode, work: impl FnOnce()) -> Outcome<Option<CudaGraph>> {
+        self.stream.begin_capture(mode).expect("a capture");
+        work();
+        self.stream.end_capture(sys::CUgraphInstantiate_flags(0))
+    }
+
+    fn synchronize(&self) {
+        self.stream.synchronize().expect("a wait");
+    }
+
     fn twice(&self, stream: &CudaStream, x: u64, n: u32) -> Outcome<()> {
         // SAFETY: the interpreter checks every access.
         unsafe { stream.launch_builder(&self.twice).arg(&x).arg(&n).launch(grid(n)) }.map(|_| ())
@@ -215,27 +235,25 @@ fn in_a_child_process() {
 
 #[test]
 fn nothing_runs_before_somebody_waits() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 64]);
     let done = stand_in.launches().len();
     device.twice(&device.stream, x, 64).expect("a launch");
     assert_eq!((stand_in.pending(), stand_in.launches().len()), (1, done));
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!((stand_in.pending(), stand_in.launches().len()), (0, done + 1));
     assert_eq!(read(x, 64), [2.0; 64]);
 }
 
 #[test]
 fn a_pinned_buffer_that_is_reused_too_early_shows() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let (x, y) = (allocate(4), allocate(4));
     let mut pinned = Pinned::new(&[1.0; 4]);
     pinned.upload(x, &device.stream).expect("a copy");
     pinned.slice().fill(2.0);
     pinned.upload(y, &device.stream).expect("a copy");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(x, 4), [2.0; 4], "the copy reads when it runs");
     // With an event between, it is right.
     pinned.slice().fill(3.0);
@@ -243,7 +261,7 @@ fn a_pinned_buffer_that_is_reused_too_early_shows() {
     device.stream.record_event(None).expect("an event").synchronize().expect("a wait");
     pinned.slice().fill(4.0);
     pinned.upload(y, &device.stream).expect("a copy");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!((read(x, 4), read(y, 4)), (vec![3.0; 4], vec![4.0; 4]));
     pinned.free().expect("a free");
     assert_eq!(stand_in.violations(), [""; 0]);
@@ -251,8 +269,7 @@ fn a_pinned_buffer_that_is_reused_too_early_shows() {
 
 #[test]
 fn pageable_memory_is_taken_at_the_call_and_filled_before_it_returns() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let x = allocate(4);
     let mut values = vec![1.0f32; 4];
     // SAFETY: as long as the allocation.
@@ -265,21 +282,19 @@ fn pageable_memory_is_taken_at_the_call_and_filled_before_it_returns() {
 
 #[test]
 fn a_pinned_result_is_not_there_before_the_wait() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let x = filled(&[5.0; 4]);
     let mut pinned = Pinned::new(&[0.0; 4]);
     pinned.download(x, &device.stream).expect("a copy");
     assert_eq!(pinned.slice(), [0.0; 4]);
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(pinned.slice(), [5.0; 4]);
     pinned.free().expect("a free");
 }
 
 #[test]
 fn pinned_memory_freed_under_a_copy_is_reported() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = allocate(4);
     let mut pinned = Pinned::new(&[0.0; 4]);
     pinned.upload(x, &device.stream).expect("a copy");
@@ -293,9 +308,7 @@ fn pinned_memory_freed_under_a_copy_is_reported() {
 #[test]
 fn a_missing_wait_between_streams_is_reported_whichever_runs_first() {
     for first_runs_first in [true, false] {
-        let stand_in = start();
-        let device = device();
-        let other = device.context.new_stream().expect("a stream");
+        let (stand_in, device, other) = setup();
         let x = filled(&[1.0; 64]);
         device.twice(&device.stream, x, 64).expect("a launch");
         device.twice(&other, x, 64).expect("a launch");
@@ -309,9 +322,7 @@ fn a_missing_wait_between_streams_is_reported_whichever_runs_first() {
 
 #[test]
 fn an_event_or_a_wait_of_the_host_orders_streams() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     let x = filled(&[1.0; 64]);
     device.twice(&device.stream, x, 64).expect("a launch");
     other.wait(&device.stream.record_event(None).expect("an event")).expect("a wait");
@@ -319,7 +330,7 @@ fn an_event_or_a_wait_of_the_host_orders_streams() {
     other.synchronize().expect("a wait");
     // The host knows that all of it is done.
     device.twice(&device.stream, x, 64).expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(x, 64), [8.0; 64]);
     // Reading together needs no order.
     let (a, b) = (filled(&[0.0; 64]), filled(&[0.0; 64]));
@@ -332,24 +343,20 @@ fn an_event_or_a_wait_of_the_host_orders_streams() {
 
 #[test]
 fn an_event_waits_for_what_was_recorded_and_no_more() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     let x = filled(&[1.0; 64]);
     let event = device.stream.record_event(None).expect("an event");
     device.twice(&device.stream, x, 64).expect("a launch");
     other.wait(&event).expect("a wait");
     device.twice(&other, x, 64).expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(code(other.synchronize()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert_eq!(stand_in.violations().len(), 1);
 }
 
 #[test]
 fn a_read_too_early_names_the_copy_that_would_have_come() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     let x = allocate(64);
     let mut pinned = Pinned::new(&[1.0; 64]);
     pinned.upload(x, &device.stream).expect("a copy");
@@ -364,8 +371,7 @@ fn a_read_too_early_names_the_copy_that_would_have_come() {
 
 #[test]
 fn the_null_stream_waits_for_blocking_streams_and_they_for_it() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let null = device.context.default_stream();
     let blocking = result::stream::create(result::stream::StreamKind::Default).expect("a stream");
     // SAFETY: destroyed at the end of the test only.
@@ -387,8 +393,7 @@ fn the_null_stream_waits_for_blocking_streams_and_they_for_it() {
 
 #[test]
 fn cudarc_s_own_events_are_enough_order() {
-    let stand_in = start();
-    let context = CudaContext::new(0).expect("a context");
+    let (stand_in, context) = (start(), CudaContext::new(0).expect("a context"));
     let module = context.load_module(Ptx::from_src(PTX)).expect("a module");
     let [twice, add] = ["twice", "add"].map(|name| module.load_function(name).expect("a function"));
     let [one, two] = [context.new_stream().expect("a stream"), context.new_stream().expect("a stream")];
@@ -424,8 +429,7 @@ fn the_order_check_can_be_left_out() {
 
 #[test]
 fn queries_try_the_host_s_patience_and_then_come_true() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     device.twice(&device.stream, x, 4).expect("a launch");
     let event = device.stream.record_event(None).expect("an event");
@@ -446,21 +450,19 @@ fn host_functions_take_their_turn_and_may_not_call_the_driver() {
         // SAFETY: the test passes an i32 that outlives the wait.
         unsafe { *data.cast::<i32>() = answer as i32 };
     }
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let mut answer = -1;
     let data = (&raw mut answer).cast();
     // SAFETY: `answer` outlives the wait below.
     unsafe { result::stream::launch_host_function(device.stream.cu_stream(), note, data) }.expect("a host function");
     assert_eq!(answer, -1);
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(answer, CUresult::CUDA_ERROR_NOT_PERMITTED as i32);
 }
 
 #[test]
 fn events_measure_only_when_they_were_made_for_it() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
     let from = device.stream.record_event(timed).expect("an event");
     let x = filled(&[1.0; 4]);
@@ -475,8 +477,7 @@ fn events_measure_only_when_they_were_made_for_it() {
 
 #[test]
 fn memory_has_the_promised_alignment_and_no_host_pointer_s_address() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let (a, b) = (allocate(3), allocate(3));
     assert_eq!((a % 512, b % 512), (256, 256));
     assert!(a >> 48 != 0 && b > a + (1 << 33));
@@ -493,8 +494,7 @@ fn memory_has_the_promised_alignment_and_no_host_pointer_s_address() {
 
 #[test]
 fn bad_ranges_are_refused_at_the_call() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     let mut values = [0.0f32; 5];
     let stream = device.stream.cu_stream();
@@ -512,8 +512,7 @@ fn bad_ranges_are_refused_at_the_call() {
 
 #[test]
 fn uninitialised_bytes_are_carried_by_copies_and_refused_to_readers() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let (x, y) = (allocate(4), allocate(4));
     let stream = device.stream.cu_stream();
     // SAFETY: all of 16 bytes.
@@ -521,7 +520,7 @@ fn uninitialised_bytes_are_carried_by_copies_and_refused_to_readers() {
         result::memset_d8_async(x, 0, 8, stream).expect("a fill");
         result::memcpy_dtod_async(y, x, 16, stream).expect("a copy");
     }
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(y, 2), [0.0; 2]);
     let mut values = [0.0f32; 3];
     // SAFETY: 12 of 16 bytes.
@@ -532,8 +531,7 @@ fn uninitialised_bytes_are_carried_by_copies_and_refused_to_readers() {
 
 #[test]
 fn read_only_marks_and_forgetting() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let (x, y) = (filled(&[1.0; 4]), filled(&[1.0; 4]));
     assert!(stand_in.set_read_only(x, 16, true));
     assert!(!stand_in.set_read_only(x, 17, true));
@@ -548,8 +546,7 @@ fn read_only_marks_and_forgetting() {
 
 #[test]
 fn frees_that_are_wrong_are_reported() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 64]);
     let stream = device.stream.cu_stream();
     let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -561,7 +558,7 @@ fn frees_that_are_wrong_are_reported() {
         assert_eq!(code(result::free_sync(x)), invalid);
     }
     assert_eq!(stand_in.violations().len(), 3);
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     // SAFETY: the stand-in checks each free.
     assert_eq!(code(unsafe { result::free_sync(x) }), invalid);
     // A launch that was queued before and runs after.
@@ -575,9 +572,7 @@ fn frees_that_are_wrong_are_reported() {
 
 #[test]
 fn memory_of_a_stream_is_there_for_work_that_comes_after() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     // SAFETY: filled before it is read.
     let x = unsafe { result::malloc_async(device.stream.cu_stream(), 256) }.expect("memory");
     // SAFETY: all of it.
@@ -591,8 +586,7 @@ fn memory_of_a_stream_is_there_for_work_that_comes_after() {
 
 #[test]
 fn contexts_are_a_stack_of_each_thread() {
-    let stand_in = start();
-    let context = CudaContext::new(0).expect("a context");
+    let (stand_in, context) = (start(), CudaContext::new(0).expect("a context"));
     let current = || result::ctx::get_current().expect("an answer").map_or(0, |context| context as u64);
     let primary = current();
     assert_eq!(primary, context.cu_ctx() as u64);
@@ -628,8 +622,7 @@ fn contexts_are_a_stack_of_each_thread() {
 
 #[test]
 fn streams_and_memory_belong_to_their_context() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let elsewhere = CudaContext::new_non_primary(0, 0).expect("a context");
     let foreign = elsewhere.new_stream().expect("a stream");
     let theirs = filled(&[1.0; 4]);
@@ -683,14 +676,13 @@ fn a_fault_stays_until_the_context_is_gone() {
     let device = device();
     let x = filled(&[1.0; 4]);
     device.twice(&device.stream, x, 4).expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(x, 4), [2.0; 4]);
 }
 
 #[test]
 fn misaligned_addresses_and_too_large_blocks() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     let far = |threads: u32| {
         let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
@@ -743,14 +735,13 @@ fn every_call_can_be_made_to_fail() {
 
 #[test]
 fn the_nth_call_of_a_function_fails_and_a_device_can_be_lost() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     stand_in.fail("cuLaunchKernel", 2, CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES as i32);
     device.twice(&device.stream, x, 4).expect("the first");
     assert_eq!(code(device.twice(&device.stream, x, 4)), CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     device.twice(&device.stream, x, 4).expect("the third");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(stand_in.calls("cuLaunchKernel"), 3);
     assert_eq!(stand_in.launches().len(), 2);
     stand_in.fail("execute", 1, CUresult::CUDA_ERROR_ECC_UNCORRECTABLE as i32);
@@ -763,8 +754,7 @@ fn the_nth_call_of_a_function_fails_and_a_device_can_be_lost() {
 
 #[test]
 fn destroyed_handles_are_known_as_such() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking).expect("a stream");
     // SAFETY: the handle is never followed.
     unsafe {
@@ -809,8 +799,7 @@ fn load_with_log(text: &str) -> (CUresult, String) {
 
 #[test]
 fn ptx_is_refused_as_a_driver_refuses_it() {
-    let stand_in = start();
-    let _context = CudaContext::new(0).expect("a context");
+    let (stand_in, _context) = (start(), CudaContext::new(0).expect("a context"));
     assert_eq!(load_with_log(PTX), (CUresult::CUDA_SUCCESS, String::new()));
     let (code, log) = load_with_log(&PTX.replace("add.rn.f32", "add.rm.f32"));
     assert_eq!(code, CUresult::CUDA_ERROR_INVALID_PTX);
@@ -838,8 +827,7 @@ fn ptx_is_refused_as_a_driver_refuses_it() {
 
 #[test]
 fn functions_are_found_by_name_and_go_with_their_module() {
-    let stand_in = start();
-    let context = CudaContext::new(0).expect("a context");
+    let (stand_in, context) = (start(), CudaContext::new(0).expect("a context"));
     let module = context.load_module(Ptx::from_src(PTX)).expect("a module");
     assert_eq!(code(module.load_function("nothing")), CUresult::CUDA_ERROR_NOT_FOUND);
     let far = module.load_function("far").expect("a function");
@@ -852,28 +840,30 @@ fn functions_are_found_by_name_and_go_with_their_module() {
 
 // ---- Graphs ----
 
-const THREAD_LOCAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+const THREAD_LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+const GLOBAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+const RELAXED: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
 
 #[test]
 fn a_captured_graph_replays_with_the_arguments_of_the_capture() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let (x, y) = (filled(&[1.0; 4]), filled(&[0.0; 4]));
     let mut pinned = Pinned::new(&[1.0; 4]);
     let before = stand_in.pending();
-    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
-    pinned.upload(x, &device.stream).expect("a copy");
-    device.twice(&device.stream, x, 4).expect("a launch");
-    device.add(&device.stream, y, x, 4).expect("a launch");
-    let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("a graph").expect("not empty");
+    let work = || {
+        pinned.upload(x, &device.stream).expect("a copy");
+        device.twice(&device.stream, x, 4).expect("a launch");
+        device.add(&device.stream, y, x, 4).expect("a launch");
+    };
+    let graph = device.capture(THREAD_LOCAL, work).expect("a graph").expect("not empty");
     assert_eq!(stand_in.pending(), before, "a capture queues nothing");
     graph.launch().expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(y, 4), [2.0; 4]);
     pinned.slice().fill(10.0);
     graph.launch().expect("a launch");
     graph.launch().expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(y, 4), [42.0; 4]);
     drop(graph);
     pinned.free().expect("a free");
@@ -883,9 +873,7 @@ fn a_captured_graph_replays_with_the_arguments_of_the_capture() {
 
 #[test]
 fn a_capture_follows_events_to_other_streams_and_back() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     let (x, y) = (filled(&[1.0; 4]), filled(&[1.0; 4]));
     let fork = device.context.new_event(None).expect("an event");
     let join = device.context.new_event(None).expect("an event");
@@ -904,17 +892,16 @@ fn a_capture_follows_events_to_other_streams_and_back() {
     let graph = capture(true).expect("a capture").expect("a graph");
     assert_eq!(code(capture(false)), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
     graph.launch().expect("a launch");
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!((read(x, 4), read(y, 4)), (vec![2.0; 4], vec![3.0; 4]));
     assert_eq!(stand_in.violations(), [""; 0]);
 }
 
 #[test]
 fn what_a_capture_forbids_spoils_it() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
-    let end = || code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+    let twice = || device.twice(&device.stream, x, 4).expect("a launch");
     let spoilt = CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     let unsupported = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     let event = device.context.new_event(None).expect("an event");
@@ -937,34 +924,35 @@ fn what_a_capture_forbids_spoils_it() {
         ),
     ];
     for (index, (call, expected)) in forbidden.iter().enumerate() {
-        device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
-        device.twice(&device.stream, x, 4).expect("a launch");
-        assert_eq!(code(call()), *expected, "call {index}");
-        assert_eq!(end(), spoilt, "call {index}");
+        let ended = device.capture(THREAD_LOCAL, || {
+            twice();
+            assert_eq!(code(call()), *expected, "call {index}");
+        });
+        assert_eq!(code(ended), spoilt, "call {index}");
     }
     // Then all is as before.
-    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
-    device.twice(&device.stream, x, 4).expect("a launch");
-    assert_eq!(end(), CUresult::CUDA_SUCCESS);
-    assert_eq!(end(), CUresult::CUDA_ERROR_INVALID_VALUE, "no capture to end");
+    assert_eq!(code(device.capture(THREAD_LOCAL, twice)), CUresult::CUDA_SUCCESS);
+    let nothing = device.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+    assert_eq!(code(nothing), CUresult::CUDA_ERROR_INVALID_VALUE, "no capture to end");
     assert_eq!(read(x, 4), [1.0; 4]);
 }
 
-const GLOBAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-const RELAXED: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-
 /// Sets the thread's mode, and gives the one before.
-fn exchange(mut mode: sys::CUstreamCaptureMode) -> sys::CUstreamCaptureMode {
+fn exchange(mut mode: CUstreamCaptureMode) -> CUstreamCaptureMode {
     // SAFETY: a mode, where the driver may write another.
     assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }, CUresult::CUDA_SUCCESS);
     mode
 }
 
+/// What another thread answers.
+fn elsewhere(call: impl FnOnce() -> CUresult + Send) -> CUresult {
+    std::thread::scope(|scope| scope.spawn(call).join().expect("no panic"))
+}
+
 /// Who may make unsafe calls is decided by the capture's mode, the thread's mode, and whose capture it is.
 #[test]
 fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     let event = device.context.new_event(None).expect("an event");
     event.record(&device.stream).expect("a record");
     let other = device.context.new_stream().expect("a stream");
@@ -994,13 +982,9 @@ fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
                         assert_eq!(exchange(before), thread, "{what}");
                         answer
                     };
-                    device.stream.begin_capture(capture).expect("a capture");
-                    let answer = if is_own {
-                        call()
-                    } else {
-                        std::thread::scope(|scope| scope.spawn(call).join().expect("no panic"))
-                    };
-                    let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+                    let mut answer = CUresult::CUDA_SUCCESS;
+                    let ended =
+                        code(device.capture(capture, || answer = if is_own { call() } else { elsewhere(call) }));
                     let expected = if is_forbidden {
                         let unsupported = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
                         (unsupported, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
@@ -1020,19 +1004,17 @@ fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
 /// The whole context, with a stream that is being captured in it, is waited for by nobody, in whatever mode.
 #[test]
 fn a_wait_for_the_context_spoils_every_capture() {
-    let _stand_in = start();
-    let device = device();
+    let (_stand_in, device) = (start(), device());
     for mode in [GLOBAL, THREAD_LOCAL, RELAXED] {
-        device.stream.begin_capture(mode).expect("a capture");
         let wait = || {
             device.context.bind_to_thread().expect("a context");
             exchange(RELAXED);
             code(result::ctx::synchronize())
         };
-        let answer = std::thread::scope(|scope| scope.spawn(wait).join().expect("no panic"));
-        assert_eq!(answer, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-        let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
-        assert_eq!(ended, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "{mode:?}");
+        let ended = device.capture(mode, || {
+            assert_eq!(elsewhere(wait), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        });
+        assert_eq!(code(ended), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "{mode:?}");
     }
 }
 
@@ -1043,8 +1025,7 @@ fn a_user_object_ends_with_the_last_that_holds_it() {
         // SAFETY: the test gives a counter, which outlives the object.
         unsafe { &*ended.cast::<AtomicU32>() }.fetch_add(1, Ordering::Relaxed);
     }
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let ended = AtomicU32::new(0);
     let mut object = std::ptr::null_mut();
     let create = |object: *mut sys::CUuserObject, flags| {
@@ -1074,21 +1055,23 @@ fn a_user_object_ends_with_the_last_that_holds_it() {
         assert_eq!(unsafe { sys::cuGraphRetainUserObject(graph, object, 1, 1) }, CUresult::CUDA_SUCCESS);
     };
     let x = filled(&[1.0; 4]);
-    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
-    hold(&device);
-    device.twice(&device.stream, x, 4).expect("a launch");
-    let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("a graph").expect("not empty");
+    let work = || {
+        hold(&device);
+        device.twice(&device.stream, x, 4).expect("a launch");
+    };
+    let graph = device.capture(THREAD_LOCAL, work).expect("a graph").expect("not empty");
     graph.launch().expect("a launch");
     drop(graph);
     assert_eq!(ended.load(Ordering::Relaxed), 1, "its launch is under way");
     device.context.synchronize().expect("a wait");
     assert_eq!(ended.load(Ordering::Relaxed), 2);
 
-    device.stream.begin_capture(THREAD_LOCAL).expect("a capture");
-    hold(&device);
-    assert!(device.context.synchronize().is_err());
-    assert_eq!(ended.load(Ordering::Relaxed), 2);
-    assert!(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).is_err());
+    let failed = device.capture(THREAD_LOCAL, || {
+        hold(&device);
+        assert!(device.context.synchronize().is_err());
+        assert_eq!(ended.load(Ordering::Relaxed), 2);
+    });
+    assert!(failed.is_err());
     assert_eq!(ended.load(Ordering::Relaxed), 3, "a capture that failed has no graph");
     assert_eq!(stand_in.violations(), [""; 0]);
 }
@@ -1096,19 +1079,15 @@ fn a_user_object_ends_with_the_last_that_holds_it() {
 /// Stream-ordered memory comes and goes while another stream is captured, in all modes.
 #[test]
 fn stream_ordered_memory_is_no_unsafe_call() {
-    let stand_in = start();
-    let device = device();
-    let other = device.context.new_stream().expect("a stream");
+    let (stand_in, device, other) = setup();
     let live = stand_in.live("memory");
-    device.stream.begin_capture(GLOBAL).expect("a capture");
     // SAFETY: the memory is only used here.
-    unsafe {
+    let ended = device.capture(GLOBAL, || unsafe {
         let address = result::malloc_async(other.cu_stream(), 4).expect("memory");
         result::memset_d8_async(address, 1, 4, other.cu_stream()).expect("a fill");
         result::free_async(address, other.cu_stream()).expect("a free");
-    }
-    let ended = code(device.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
-    assert_eq!(ended, CUresult::CUDA_SUCCESS);
+    });
+    assert_eq!(code(ended), CUresult::CUDA_SUCCESS);
     device.context.synchronize().expect("a wait");
     assert_eq!(stand_in.live("memory"), live);
     stand_in.set_attribute(115, 0);
@@ -1121,8 +1100,7 @@ fn stream_ordered_memory_is_no_unsafe_call() {
 /// Memory of a graph's private pool is the graph's alone.
 #[test]
 fn private_memory_is_touched_by_graphs_only() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     device.stream.begin_capture(GLOBAL).expect("a capture");
     let before = exchange(RELAXED);
@@ -1134,7 +1112,7 @@ fn private_memory_is_touched_by_graphs_only() {
     device.add(&device.stream, x, private, 4).expect("a launch");
     let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).expect("a graph").expect("not empty");
     (0..2).for_each(|_| graph.launch().expect("a launch"));
-    device.stream.synchronize().expect("a wait");
+    device.synchronize();
     assert_eq!(read(x, 4), [4.0; 4]);
     assert_eq!(stand_in.violations(), [""; 0]);
     device.add(&device.stream, x, private, 4).expect("a launch");
@@ -1145,8 +1123,7 @@ fn private_memory_is_touched_by_graphs_only() {
 
 #[test]
 fn a_module_is_not_unloaded_under_its_launches() {
-    let stand_in = start();
-    let device = device();
+    let (stand_in, device) = (start(), device());
     let x = filled(&[1.0; 4]);
     let module = device.context.load_module(Ptx::from_src(PTX)).expect("a module");
     let twice = module.load_function("twice").expect("a function");

@@ -1,15 +1,18 @@
 //! The project's own PTX against a transcription of the update rule, bit for bit.
 
+#[path = "../../build/variants.rs"]
+mod variants;
+
 use stand_in_cuda::Kernel;
 use stand_in_cuda::exec::{Launch, Stats, run, run_blocks};
 use stand_in_cuda::memory::Memory;
 use stand_in_cuda::ptx::Module;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 const BLOCK: u32 = 256;
-const MAX_SETS: usize = 96;
+const MAX_COEFFS: usize = 96;
 
 /// The rule's scalars, in the order of the kernel's struct.
 #[derive(Clone, Copy, Debug)]
@@ -135,47 +138,57 @@ impl Format {
     }
 }
 
-/// A combination of types as the entries' names have it.
+/// A variant of the kernels, and the format of each role. The moments are f32.
 #[derive(Clone, Copy, Debug)]
-struct Combo {
+struct Variant {
     name: &'static str,
     param: Format,
     grad: Format,
-    copy: Option<Format>,
+    master: Option<Format>,
 }
 
-fn combos() -> Vec<Combo> {
-    let names = [
-        "f32_f32",
-        "f32_bf16",
-        "f32_f16",
-        "bf16_bf16",
-        "bf16_f32",
-        "f16_f16",
-        "f16_f32",
-        "f32_f32_bf16",
-        "f32_bf16_bf16",
-        "f32_f32_f16",
-        "f32_f16_f16",
-    ];
-    let parse = |name: &'static str| {
-        let parts: Vec<Format> = name.split('_').map(Format::parse).collect();
-        Combo { name, param: parts[0], grad: parts[1], copy: parts.get(2).copied() }
+impl Variant {
+    fn named(name: &str) -> Self {
+        all_variants().into_iter().find(|variant| variant.name == name).expect("a variant")
+    }
+
+    /// The format of what is updated.
+    fn updated(&self) -> Format {
+        self.master.unwrap_or(self.param)
+    }
+}
+
+/// All variants of the project's table.
+fn all_variants() -> Vec<Variant> {
+    static TABLE: LazyLock<Vec<variants::Variant>> =
+        LazyLock::new(|| variants::read(&project()).unwrap_or_else(|error| panic!("{error}")));
+    let of = |line: &'static variants::Variant| {
+        let format = |role| line.format(role).map(Format::parse);
+        for moment in ["exp_avg", "exp_avg_sq"] {
+            assert_eq!(format(moment), Some(Format::F32), "{}", line.name);
+        }
+        let (param, grad) = (format("param").expect("a format"), format("grad").expect("a format"));
+        Variant { name: &line.name, param, grad, master: format("master") }
     };
-    names.into_iter().map(parse).collect()
+    TABLE.iter().map(of).collect()
+}
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The values of one tensor, each as its format holds it.
 #[derive(Clone)]
 struct Tensor {
-    param: Vec<f32>,
+    /// Of the master where there is one, else of the parameter.
+    updated: Vec<f32>,
     grad: Vec<f32>,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
 }
 
 /// Numbers over many magnitudes, with a few special values among them.
-fn tensor(combo: Combo, len: usize, seed: u64) -> Tensor {
+fn tensor(variant: Variant, len: usize, seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move || {
         state ^= state << 13;
@@ -187,23 +200,23 @@ fn tensor(combo: Combo, len: usize, seed: u64) -> Tensor {
     let mut list = |specials: &[f32]| -> Vec<f32> {
         (0..len).map(|i| if i % 13 == 11 { specials[i % specials.len()] } else { random() }).collect()
     };
-    let param = list(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0, f32::NAN, f32::INFINITY, 65520.0, -3.0e38]);
+    let updated = list(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0, f32::NAN, f32::INFINITY, 65520.0, -3.0e38]);
     let grad = list(&[0.0, -0.0, 1e-42, f32::NEG_INFINITY, f32::NAN, 65504.0, 1e30]);
     let exp_avg = list(&[0.0, 1e-40, -1.0]);
     let exp_avg_sq = list(&[0.0, 1e-44, 1e20]).iter().map(|x| x.abs()).collect();
-    Tensor { param: combo.param.round(&param), grad: combo.grad.round(&grad), exp_avg, exp_avg_sq }
+    Tensor { updated: variant.updated().round(&updated), grad: variant.grad.round(&grad), exp_avg, exp_avg_sq }
 }
 
-/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the copy, as bits of their formats.
-fn expected(combo: Combo, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
+/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the master, as bits of their formats.
+fn expected(variant: Variant, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
     let mut out = [const { Vec::new() }; 4];
-    for i in 0..t.param.len() {
-        let (p, m, v) = update(c, t.grad[i], t.param[i], t.exp_avg[i], t.exp_avg_sq[i]);
-        out[0].extend(combo.param.encode(p));
+    for i in 0..t.updated.len() {
+        let (p, m, v) = update(c, t.grad[i], t.updated[i], t.exp_avg[i], t.exp_avg_sq[i]);
+        out[0].extend(variant.param.encode(p));
         out[1].extend(m.to_le_bytes());
         out[2].extend(v.to_le_bytes());
-        if let Some(copy) = combo.copy {
-            out[3].extend(copy.encode(p));
+        if let Some(master) = variant.master {
+            out[3].extend(master.encode(p));
         }
     }
     out
@@ -225,29 +238,32 @@ struct Buffers {
     grad: u64,
     exp_avg: u64,
     exp_avg_sq: u64,
-    copy: u64,
+    master: u64,
     len: usize,
 }
 
 /// `shifts`: how many elements each buffer lies after an aligned address.
-fn place(memory: &mut Memory, combo: Combo, t: &Tensor, shifts: [usize; 5]) -> Buffers {
+fn place(memory: &mut Memory, variant: Variant, t: &Tensor, shifts: [usize; 5]) -> Buffers {
     let encode = |format: Format, values: &[f32]| values.iter().flat_map(|&x| format.encode(x)).collect::<Vec<u8>>();
-    let param = upload(memory, &encode(combo.param, &t.param), shifts[0] * combo.param.size());
-    let grad_bytes = encode(combo.grad, &t.grad);
-    let grad = upload(memory, &grad_bytes, shifts[1] * combo.grad.size());
+    let updated = encode(variant.updated(), &t.updated);
+    let param_shift = shifts[0] * variant.param.size();
+    let (param, master) = match variant.master {
+        None => (upload(memory, &updated, param_shift), 0),
+        Some(_) if updated.is_empty() => (0, 0),
+        Some(format) => {
+            // Never written before, so that reading it is an error.
+            let param = memory.allocate(t.updated.len() * variant.param.size() + param_shift, 0) + param_shift as u64;
+            (param, upload(memory, &updated, shifts[4] * format.size()))
+        }
+    };
+    let grad_bytes = encode(variant.grad, &t.grad);
+    let grad = upload(memory, &grad_bytes, shifts[1] * variant.grad.size());
     if !grad_bytes.is_empty() {
         memory.set_read_only(grad, grad_bytes.len(), true).expect("live");
     }
     let exp_avg = upload(memory, &encode(Format::F32, &t.exp_avg), shifts[2] * 4);
     let exp_avg_sq = upload(memory, &encode(Format::F32, &t.exp_avg_sq), shifts[3] * 4);
-    let copy = match combo.copy {
-        // Never written before, so that reading it is an error.
-        Some(format) if !t.param.is_empty() => {
-            memory.allocate((t.param.len() + shifts[4]) * format.size(), 0) + (shifts[4] * format.size()) as u64
-        }
-        _ => 0,
-    };
-    Buffers { param, grad, exp_avg, exp_avg_sq, copy, len: t.param.len() }
+    Buffers { param, grad, exp_avg, exp_avg_sq, master, len: t.updated.len() }
 }
 
 /// Elements that a block of a flat entry serves.
@@ -280,7 +296,7 @@ fn launch_blocks(
 }
 
 fn flat_params(module: &Modules, name: &str, b: &Buffers, c: &Coeffs) -> Vec<u8> {
-    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
+    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.master, b.len as u64];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     params.extend(c.bytes());
     let size = module.kernel(name).map_or(0, |kernel| kernel.param_bytes());
@@ -310,15 +326,15 @@ fn assert_same(memory: &Memory, address: u64, format: Format, want: &[u8], what:
     }
 }
 
-fn check(memory: &Memory, combo: Combo, b: &Buffers, want: &[Vec<u8>; 4], what: &str) {
-    assert_same(memory, b.param, combo.param, &want[0], &format!("{what} param"));
+fn check(memory: &Memory, variant: Variant, b: &Buffers, want: &[Vec<u8>; 4], what: &str) {
+    assert_same(memory, b.param, variant.param, &want[0], &format!("{what} param"));
     assert_same(memory, b.exp_avg, Format::F32, &want[1], &format!("{what} exp_avg"));
     assert_same(memory, b.exp_avg_sq, Format::F32, &want[2], &format!("{what} exp_avg_sq"));
-    assert_same(memory, b.copy, combo.copy.unwrap_or(Format::F32), &want[3], &format!("{what} copy"));
+    assert_same(memory, b.master, variant.master.unwrap_or(Format::F32), &want[3], &format!("{what} master"));
 }
 
-fn kernels_folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels")
+fn kernels_folder() -> PathBuf {
+    project().join("kernels")
 }
 
 fn text_of(module: &str) -> String {
@@ -326,7 +342,7 @@ fn text_of(module: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The modules of all combinations.
+/// The modules of all variants.
 struct Modules(Vec<Module>);
 
 impl Modules {
@@ -336,8 +352,8 @@ impl Modules {
 }
 
 fn module() -> Modules {
-    let parse = |combo: Combo| Module::parse(&text_of(combo.name)).unwrap_or_else(|error| panic!("{error}"));
-    Modules(combos().into_iter().map(parse).collect())
+    let parse = |variant: Variant| Module::parse(&text_of(variant.name)).unwrap_or_else(|error| panic!("{error}"));
+    Modules(all_variants().into_iter().map(parse).collect())
 }
 
 fn chunk() -> usize {
@@ -358,17 +374,17 @@ fn constant(name: &str) -> usize {
 #[test]
 fn flat_kernels_follow_the_rule_bit_for_bit() {
     let module = module();
-    for combo in combos() {
+    for variant in all_variants() {
         for len in [1, 3, 4, 5, 16, 17, 255, 1023, 1025, 4097] {
             let kinds = all_kinds().into_iter().map(|c| ("dual_adam", c));
             let plain = all_kinds().into_iter().filter(|c| c.inverse_scale == 0.0).map(|c| ("adam", c));
             for (kind, c) in kinds.chain(plain).chain([("dual_adam", dual()), ("adam", adam())]) {
                 let mut memory = Memory::new();
-                let t = tensor(combo, len, len as u64);
-                let b = place(&mut memory, combo, &t, [0; 5]);
-                let name = format!("{kind}_{}", combo.name);
+                let t = tensor(variant, len, len as u64);
+                let b = place(&mut memory, variant, &t, [0; 5]);
+                let name = format!("{kind}_{}", variant.name);
                 run_flat(&mut memory, &module, &name, &b, &c);
-                check(&memory, combo, &b, &expected(combo, &t, &c), &format!("{name} len {len}"));
+                check(&memory, variant, &b, &expected(variant, &t, &c), &format!("{name} len {len}"));
             }
         }
     }
@@ -377,18 +393,18 @@ fn flat_kernels_follow_the_rule_bit_for_bit() {
 #[test]
 fn every_misalignment_gives_the_same_bits() {
     let module = module();
-    for combo in combos() {
+    for variant in all_variants() {
         for case in 0..64usize {
             let shifts = [case % 4, case / 4 % 4, case / 16 % 4, (case + 1) % 4, (case * 3 + case / 16) % 4];
             // All alike too: the case where one head aligns all buffers.
             for shifts in [shifts, [case % 8; 5]] {
                 let mut memory = Memory::new();
                 let len = 37 + case * 5;
-                let t = tensor(combo, len, case as u64);
-                let b = place(&mut memory, combo, &t, shifts);
-                let name = format!("dual_adam_{}", combo.name);
+                let t = tensor(variant, len, case as u64);
+                let b = place(&mut memory, variant, &t, shifts);
+                let name = format!("dual_adam_{}", variant.name);
                 run_flat(&mut memory, &module, &name, &b, &dual());
-                check(&memory, combo, &b, &expected(combo, &t, &dual()), &format!("{name} shifts {shifts:?}"));
+                check(&memory, variant, &b, &expected(variant, &t, &dual()), &format!("{name} shifts {shifts:?}"));
             }
         }
     }
@@ -397,12 +413,12 @@ fn every_misalignment_gives_the_same_bits() {
 #[test]
 fn an_aligned_body_moves_groups_whole_and_each_byte_once() {
     let module = module();
-    for combo in combos() {
+    for variant in all_variants() {
         let len = 4096;
         let mut memory = Memory::new();
-        let t = tensor(combo, len, 1);
-        let b = place(&mut memory, combo, &t, [0; 5]);
-        let stats = run_flat(&mut memory, &module, &format!("dual_adam_{}", combo.name), &b, &dual());
+        let t = tensor(variant, len, 1);
+        let b = place(&mut memory, variant, &t, [0; 5]);
+        let stats = run_flat(&mut memory, &module, &format!("dual_adam_{}", variant.name), &b, &dual());
         // A group of four elements is one access of 16 bytes, or of 8 in a 16-bit format.
         let widths = |formats: &[Format]| {
             let mut counts = [0; 5];
@@ -412,79 +428,81 @@ fn an_aligned_body_moves_groups_whole_and_each_byte_once() {
             counts
         };
         let moments = [Format::F32; 2];
-        let written: Vec<_> = [combo.param].into_iter().chain(combo.copy).chain(moments).collect();
-        assert_eq!(stats.loads, widths(&[combo.param, combo.grad, moments[0], moments[1]]), "{}, loads", combo.name);
-        assert_eq!(stats.stores, widths(&written), "{}, stores", combo.name);
-        println!("{}: {:.1} instructions an element", combo.name, stats.instructions as f64 / len as f64);
+        let read = [variant.updated(), variant.grad, moments[0], moments[1]];
+        let written: Vec<_> = [variant.param].into_iter().chain(variant.master).chain(moments).collect();
+        assert_eq!(stats.loads, widths(&read), "{}, loads", variant.name);
+        assert_eq!(stats.stores, widths(&written), "{}, stores", variant.name);
+        println!("{}: {:.1} instructions an element", variant.name, stats.instructions as f64 / len as f64);
     }
 }
 
 #[test]
 fn lists_follow_the_rule_bit_for_bit() {
     let (module, chunk) = (module(), chunk());
-    let sets: Vec<Coeffs> = vec![dual(), adam(), Coeffs { decay: 0.0, ..dual() }];
-    for combo in combos() {
-        // By value; from device memory; and from there with a set that is skipped.
+    let coeffs: Vec<Coeffs> = vec![dual(), adam(), Coeffs { decay: 0.0, ..dual() }];
+    for variant in all_variants() {
+        // By value; from device memory; and from there with the tensors of some coefficients skipped.
         for (from_device, skips) in [(false, None), (true, Some([0; 3])), (true, Some([0, 7, 0]))] {
             let mut memory = Memory::new();
             // Empty tensors among others, one without a gradient, two of several chunks, and more small ones than a span has chunks.
             let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33, 1, 2, 3, 1, 1, 6, 1, 1, 4, 2];
             let tensors: Vec<Tensor> =
-                lens.iter().enumerate().map(|(i, &len)| tensor(combo, len, i as u64 + 7)).collect();
+                lens.iter().enumerate().map(|(i, &len)| tensor(variant, len, i as u64 + 7)).collect();
             let mut placed: Vec<Buffers> = Vec::new();
             for (i, t) in tensors.iter().enumerate() {
-                placed.push(place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
+                placed.push(place(&mut memory, variant, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]));
             }
             placed[3].grad = 0;
-            let blocks = run_list(&mut memory, &module, combo, &placed, &sets, (from_device, skips), false);
+            let blocks = run_list(&mut memory, &module, variant, &placed, &coeffs, (from_device, skips), false);
             assert_eq!(blocks, 17 - 2 + 1 + 1);
             for (i, b) in placed.iter().enumerate() {
-                let what = format!("list_{} tensor {i}", combo.name);
+                let what = format!("list_{} tensor {i}", variant.name);
                 let is_skipped = skips.is_some_and(|skips| skips[i % 3] != 0);
                 if (b.grad == 0 || is_skipped) && b.len > 0 {
                     let t = &tensors[i];
-                    let as_it_was: Vec<u8> = t.param.iter().flat_map(|&x| combo.param.encode(x)).collect();
-                    assert_same(&memory, b.param, combo.param, &as_it_was, &what);
+                    let (address, format) =
+                        (if variant.master.is_some() { b.master } else { b.param }, variant.updated());
+                    let as_it_was: Vec<u8> = t.updated.iter().flat_map(|&x| format.encode(x)).collect();
+                    assert_same(&memory, address, format, &as_it_was, &what);
                     continue;
                 }
-                check(&memory, combo, b, &expected(combo, &tensors[i], &sets[i % 3]), &what);
+                check(&memory, variant, b, &expected(variant, &tensors[i], &coeffs[i % 3]), &what);
             }
         }
     }
 }
 
-/// Masters that are to be set are taken from the copy, whatever they are: by the tensor's record, or by the word of its set.
+/// Masters are set from their parameters, whatever they are: by the tensor's record, or by the skip word of its coefficients.
 #[test]
-fn lists_take_masters_from_their_copies() {
+fn lists_set_masters_from_their_parameters() {
     let (module, chunk) = (module(), chunk());
-    let sets: Vec<Coeffs> = vec![dual(); 3];
-    for combo in combos().into_iter().filter(|combo| combo.copy.is_some()) {
-        let copy = combo.copy.expect("a copy");
-        for (sets_masters, skips) in [(true, None), (true, Some([0, 7, 0])), (false, Some([8, 7, 8]))] {
+    let coeffs: Vec<Coeffs> = vec![dual(); 3];
+    for variant in all_variants().into_iter().filter(|variant| variant.master.is_some()) {
+        for (sets_master, skips) in [(true, None), (true, Some([0, 7, 0])), (false, Some([8, 7, 8]))] {
             let mut memory = Memory::new();
-            // The right parameters, narrowed as the copy has them.
+            // What is updated is what the parameters hold.
             let tensors: Vec<Tensor> = [5, chunk + 3, 17, 33, 4]
                 .into_iter()
                 .enumerate()
                 .map(|(i, len)| {
-                    let mut t = tensor(combo, len, i as u64 + 7);
-                    t.param = t.param.iter().flat_map(|&x| copy.decode(&copy.encode(x))).collect();
+                    let mut t = tensor(variant, len, i as u64 + 7);
+                    t.updated = variant.param.round(&t.updated);
                     t
                 })
                 .collect();
             let mut placed = Vec::new();
             for (i, t) in tensors.iter().enumerate() {
-                let b = place(&mut memory, combo, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]);
-                let params: Vec<u8> = t.param.iter().flat_map(|&x| copy.encode(x)).collect();
-                memory.write(b.copy, &params).expect("live");
+                let b = place(&mut memory, variant, t, [i % 4, i * 3 % 4, i % 4, (i + i / 3) % 4, i % 2]);
+                let params: Vec<u8> = t.updated.iter().flat_map(|&x| variant.param.encode(x)).collect();
+                memory.write(b.param, &params).expect("live");
                 // Reading a master would be a fault.
-                memory.forget(b.param, 4 * b.len).expect("live");
+                memory.forget(b.master, 4 * b.len).expect("live");
                 placed.push(b);
             }
-            run_list(&mut memory, &module, combo, &placed, &sets, (false, skips), sets_masters);
+            run_list(&mut memory, &module, variant, &placed, &coeffs, (false, skips), sets_master);
             for (i, b) in placed.iter().enumerate().filter(|(i, _)| skips.is_none_or(|skips| skips[i % 3] != 7)) {
-                let what = format!("list_{} tensor {i}", combo.name);
-                check(&memory, combo, b, &expected(combo, &tensors[i], &sets[i % 3]), &what);
+                let what = format!("list_{} tensor {i}", variant.name);
+                check(&memory, variant, b, &expected(variant, &tensors[i], &coeffs[i % 3]), &what);
             }
         }
     }
@@ -494,11 +512,11 @@ fn lists_take_masters_from_their_copies() {
 fn run_list(
     memory: &mut Memory,
     module: &Modules,
-    combo: Combo,
+    variant: Variant,
     placed: &[Buffers],
-    sets: &[Coeffs],
+    coeffs: &[Coeffs],
     (from_device, skips): (bool, Option<[u32; 3]>),
-    sets_masters: bool,
+    sets_master: bool,
 ) -> u32 {
     let chunk = chunk();
     // The empty ones last.
@@ -512,38 +530,38 @@ fn run_list(
     }
     let mut table = Vec::new();
     for ((i, b), first_chunk) in placed.iter().zip(first_chunk) {
-        table.extend(record(b, first_chunk, (i % sets.len()) as u32, sets_masters));
+        table.extend(record(b, first_chunk, (i % coeffs.len()) as u32, sets_master));
     }
     table.extend(chunk_tensor.iter().step_by(constant("SPAN")).flat_map(|tensor| tensor.to_le_bytes()));
     let table_address = upload(memory, &table, 0);
     memory.set_read_only(table_address, table.len(), true).expect("live");
 
-    let packed: Vec<u8> = sets.iter().flat_map(Coeffs::bytes).collect();
-    let device_sets = if from_device { upload(memory, &packed, 0) } else { 0 };
+    let packed: Vec<u8> = coeffs.iter().flat_map(Coeffs::bytes).collect();
+    let on_device = if from_device { upload(memory, &packed, 0) } else { 0 };
     let by_value = if from_device { Vec::new() } else { packed };
 
     let skips = skips.map(|skips| skips.iter().flat_map(|skip| skip.to_le_bytes()).collect::<Vec<_>>());
     let skips = skips.map_or(0, |skips| upload(memory, &skips, 0));
-    let params = list_params(table_address, placed.len(), [device_sets, skips], &by_value);
-    let name = format!("list_{}", combo.name);
+    let params = list_params(table_address, placed.len(), [on_device, skips], &by_value);
+    let name = format!("list_{}", variant.name);
     launch(memory, module, &name, chunk_tensor.len() as u32, &params);
     chunk_tensor.len() as u32
 }
 
 /// What a list knows of a tensor.
-fn record(b: &Buffers, first_chunk: u32, set: u32, sets_masters: bool) -> Vec<u8> {
-    let Buffers { param, grad, exp_avg, exp_avg_sq, copy, len } = *b;
-    let last = u64::from(first_chunk) | u64::from(set) << 32;
-    let words = [param, grad, exp_avg, exp_avg_sq, copy, len as u64, last, sets_masters.into()];
+fn record(b: &Buffers, first_chunk: u32, coeffs_index: u32, sets_master: bool) -> Vec<u8> {
+    let Buffers { param, grad, exp_avg, exp_avg_sq, master, len } = *b;
+    let last = u64::from(first_chunk) | u64::from(coeffs_index) << 32;
+    let words = [param, grad, exp_avg, exp_avg_sq, master, len as u64, last, sets_master.into()];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// The arguments of a list's entry. `device`: the addresses of the sets, if they are not `by_value`, and of what skips them, or 0.
+/// The arguments of a list's entry. `device`: the addresses of the coefficients, if they are not `by_value`, and of the skip words, or 0.
 fn list_params(table: u64, tensors: usize, device: [u64; 2], by_value: &[u8]) -> Vec<u8> {
     let words = [table, tensors as u64, device[0], device[1]];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     params.extend(by_value);
-    params.resize(size_of_val(&words) + MAX_SETS * 40, 0xff);
+    params.resize(size_of_val(&words) + MAX_COEFFS * 40, 0xff);
     params
 }
 
@@ -553,41 +571,41 @@ fn offsets_and_lengths_have_64_bits() {
     let (module, chunk) = (module(), chunk());
     // The elements before the window, in it, and behind.
     for (before, len, behind) in [(1 << 35, chunk + 5, 0), (0, chunk, (1 << 32) + 5 - chunk)] {
-        for combo in combos() {
+        for variant in all_variants() {
             for shifts in [[0; 5], [1, 2, 0, 3, 1]] {
-                let t = tensor(combo, len, 3);
-                let want = expected(combo, &t, &dual());
+                let t = tensor(variant, len, 3);
+                let want = expected(variant, &t, &dual());
                 let far = |b: &Buffers| {
-                    let copy = combo.copy.map_or(0, |copy| b.copy - (before * copy.size()) as u64);
+                    let master = variant.master.map_or(0, |master| b.master - (before * master.size()) as u64);
                     Buffers {
-                        param: b.param - (before * combo.param.size()) as u64,
-                        grad: b.grad - (before * combo.grad.size()) as u64,
+                        param: b.param - (before * variant.param.size()) as u64,
+                        grad: b.grad - (before * variant.grad.size()) as u64,
                         exp_avg: b.exp_avg - 4 * before as u64,
                         exp_avg_sq: b.exp_avg_sq - 4 * before as u64,
-                        copy,
+                        master,
                         len: before + len + behind,
                     }
                 };
                 let what = format!("{} elements, {} of them before, shifts {shifts:?}", len + before + behind, before);
 
                 let mut memory = Memory::new();
-                let b = place(&mut memory, combo, &t, shifts);
-                let name = format!("dual_adam_{}", combo.name);
+                let b = place(&mut memory, variant, &t, shifts);
+                let name = format!("dual_adam_{}", variant.name);
                 let params = flat_params(&module, &name, &far(&b), &dual());
                 let first = (before / elements_of_a_block()) as u32;
                 let blocks = first..first + len.div_ceil(elements_of_a_block()) as u32;
                 launch_blocks(&mut memory, &module, &name, flat_blocks(far(&b).len), blocks, &params);
-                check(&memory, combo, &b, &want, &format!("{name}, {what}"));
+                check(&memory, variant, &b, &want, &format!("{name}, {what}"));
 
                 // Its first block is the first of the window's: the chunks before count from below 0.
                 let mut memory = Memory::new();
-                let b = place(&mut memory, combo, &t, shifts);
-                let name = format!("list_{}", combo.name);
+                let b = place(&mut memory, variant, &t, shifts);
+                let name = format!("list_{}", variant.name);
                 let mut table = record(&far(&b), 0_u32.wrapping_sub((before / chunk) as u32), 0, false);
                 table.extend([0; 4 * 4]);
                 let params = list_params(upload(&mut memory, &table, 0), 1, [0; 2], &dual().bytes());
                 launch(&mut memory, &module, &name, len.div_ceil(chunk) as u32, &params);
-                check(&memory, combo, &b, &want, &format!("{name}, {what}"));
+                check(&memory, variant, &b, &want, &format!("{name}, {what}"));
             }
         }
     }
@@ -595,26 +613,26 @@ fn offsets_and_lengths_have_64_bits() {
 
 #[test]
 fn rounding_ties_to_16_bits_go_to_even() {
-    // exp_avg 0 and gradient 0 leave p - 0 = p: the narrowing of every kind of f32 is then seen alone, in the copy.
+    // exp_avg 0 and gradient 0 leave p - 0 = p: the narrowing of every kind of f32 is then seen alone, in the parameter of a master.
     let module = module();
     let still = Coeffs { grad_scale: 1.0, decay: 0.0, ..adam() };
-    for (name, format) in [("f32_f32_bf16", Format::Bf16), ("f32_f32_f16", Format::F16)] {
-        let combo = combos().into_iter().find(|combo| combo.name == name).expect("a combination");
-        let mut param = Vec::new();
+    for (name, format) in [("bf16_f32_master", Format::Bf16), ("f16_f32_master", Format::F16)] {
+        let variant = Variant::named(name);
+        let mut updated = Vec::new();
         for high in (0..=u16::MAX).step_by(7) {
             for low in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {
-                param.push(f32::from_bits((u32::from(high) << 16) | low));
+                updated.push(f32::from_bits((u32::from(high) << 16) | low));
             }
         }
-        let len = param.len();
+        let len = updated.len();
         let zeros = vec![0.0; len];
-        let t = Tensor { param, grad: zeros.clone(), exp_avg: zeros.clone(), exp_avg_sq: zeros };
+        let t = Tensor { updated, grad: zeros.clone(), exp_avg: zeros.clone(), exp_avg_sq: zeros };
         let still = Coeffs { l2: 0.0, ..still };
         let mut memory = Memory::new();
-        let b = place(&mut memory, combo, &t, [0; 5]);
+        let b = place(&mut memory, variant, &t, [0; 5]);
         run_flat(&mut memory, &module, &format!("dual_adam_{name}"), &b, &still);
-        let want: Vec<u8> = t.param.iter().flat_map(|&p| format.encode(p)).collect();
-        assert_same(&memory, b.copy, format, &want, name);
+        let want: Vec<u8> = t.updated.iter().flat_map(|&p| format.encode(p)).collect();
+        assert_same(&memory, b.param, format, &want, name);
     }
 }
 
@@ -690,21 +708,21 @@ fn settings() -> impl Iterator<Item = (usize, [usize; 5], Coeffs)> {
 }
 
 /// `None`: a fault.
-fn outcome(kernel: &Kernel, combo: Combo, len: usize, shifts: [usize; 5], c: &Coeffs) -> Option<Outcome> {
+fn outcome(kernel: &Kernel, variant: Variant, len: usize, shifts: [usize; 5], c: &Coeffs) -> Option<Outcome> {
     let mut memory = Memory::new();
-    let b = place(&mut memory, combo, &tensor(combo, len, 5), shifts);
-    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.copy, b.len as u64];
+    let b = place(&mut memory, variant, &tensor(variant, len, 5), shifts);
+    let words = [b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.master, b.len as u64];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     params.extend(c.bytes());
     let grid = [flat_blocks(len), 1, 1];
     let launch = Launch { kernel, grid, block: [BLOCK, 1, 1], params: &params, owner: None };
     let stats = run(&mut memory, &launch).ok()?;
     let mut left = Vec::new();
-    for (address, format) in [(b.param, combo.param), (b.exp_avg, Format::F32), (b.exp_avg_sq, Format::F32)] {
+    for (address, format) in [(b.param, variant.param), (b.exp_avg, Format::F32), (b.exp_avg_sq, Format::F32)] {
         left.push(format.decode(memory.read(address, len * format.size()).ok()?));
     }
-    if let Some(format) = combo.copy {
-        left.push(format.decode(memory.read(b.copy, len * format.size()).ok()?));
+    if let Some(format) = variant.master {
+        left.push(format.decode(memory.read(b.master, len * format.size()).ok()?));
     }
     Some((left, Stats { instructions: 0, ..stats }))
 }
@@ -716,21 +734,21 @@ fn same_outcome(a: &Outcome, b: &Outcome) -> bool {
 }
 
 /// Whether a text does in every setting what the right one does.
-fn survives(text: &str, name: &str, combo: Combo, right: &[Outcome]) -> bool {
+fn survives(text: &str, name: &str, variant: Variant, right: &[Outcome]) -> bool {
     let module = Module::parse(text).ok();
     let kernel = module.as_ref().and_then(|module| module.kernel(name));
     kernel.is_some_and(|kernel| {
         settings().zip(right).all(|((len, shifts, c), right)| {
-            outcome(kernel, combo, len, shifts, &c).is_some_and(|outcome| same_outcome(&outcome, right))
+            outcome(kernel, variant, len, shifts, &c).is_some_and(|outcome| same_outcome(&outcome, right))
         })
     })
 }
 
 #[test]
 fn a_kernel_with_one_wrong_instruction_is_caught() {
-    for name in ["f32_bf16_bf16", "f16_f32"] {
+    for name in ["bf16_bf16_master", "f16_f32"] {
         let text = text_of(name);
-        let combo = combos().into_iter().find(|combo| combo.name == name).expect("a combination");
+        let variant = Variant::named(name);
         let entry_name = format!("dual_adam_{name}");
         // The header and this one entry.
         let header: String = text.lines().take_while(|line| !line.contains(".entry")).flat_map(|l| [l, "\n"]).collect();
@@ -741,7 +759,7 @@ fn a_kernel_with_one_wrong_instruction_is_caught() {
         let module = Module::parse(&alone).expect("PTX");
         let kernel = module.kernel(&entry_name).expect("the entry");
         let right: Vec<Outcome> =
-            settings().map(|(len, shifts, c)| outcome(kernel, combo, len, shifts, &c).expect("no fault")).collect();
+            settings().map(|(len, shifts, c)| outcome(kernel, variant, len, shifts, &c).expect("no fault")).collect();
 
         let mutants = mutants(&alone);
         let with = |number: usize, line: &str| {
@@ -750,7 +768,7 @@ fn a_kernel_with_one_wrong_instruction_is_caught() {
         };
         let survivors: Vec<&(usize, String)> = mutants
             .iter()
-            .filter(|(number, line)| survives(&with(*number, line), &entry_name, combo, &right))
+            .filter(|(number, line)| survives(&with(*number, line), &entry_name, variant, &right))
             .collect();
         println!("{name}: {} of {} survive: {survivors:#?}", survivors.len(), mutants.len());
         // Some change nothing, as the sign of a multiple of the alignment.
@@ -763,12 +781,12 @@ fn a_kernel_with_one_wrong_instruction_is_caught() {
 #[ignore = "a measurement"]
 fn speed() {
     let module = module();
-    let combo = combos()[0];
+    let variant = all_variants()[0];
     let len = 1_000_003;
-    let t = tensor(combo, len, 1);
+    let t = tensor(variant, len, 1);
     for shifts in [[0; 5], [0, 1, 2, 3, 0]] {
         let mut memory = Memory::new();
-        let b = place(&mut memory, combo, &t, shifts);
+        let b = place(&mut memory, variant, &t, shifts);
         let start = std::time::Instant::now();
         let stats = run_flat(&mut memory, &module, "dual_adam_f32_f32", &b, &dual());
         let seconds = start.elapsed().as_secs_f64();

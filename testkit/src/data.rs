@@ -60,6 +60,10 @@ impl Inputs {
     pub fn len(&self) -> usize {
         self.p.len()
     }
+
+    pub fn is_empty(&self) -> bool {
+        self.p.is_empty()
+    }
 }
 
 /// A source of numbers that look random.

@@ -1,5 +1,8 @@
 //! What several tests and benchmarks share. No test reaches behind the library's public API through it.
 
+// The macro `for_each_variant!`, before the modules that use it.
+include!(concat!(env!("OUT_DIR"), "/variants.rs"));
+
 pub mod bound;
 pub mod contract;
 pub mod data;
@@ -10,28 +13,7 @@ pub mod model;
 pub mod refused;
 pub mod require;
 pub mod state;
+pub mod stats;
 pub mod tensor;
 pub mod values;
 pub mod variant;
-
-/// One generic function with the static types of each variant, in the order of the table: of parameters and gradients; and where there are
-/// masters, another one.
-#[macro_export]
-macro_rules! for_each_variant {
-    ($plain:ident, $master:ident) => {{
-        use dualadam::half::{bf16, f16};
-        [
-            $plain::<f32, f32>,
-            $plain::<f32, bf16>,
-            $plain::<f32, f16>,
-            $plain::<bf16, bf16>,
-            $plain::<bf16, f32>,
-            $plain::<f16, f16>,
-            $plain::<f16, f32>,
-            $master::<bf16, f32>,
-            $master::<bf16, bf16>,
-            $master::<f16, f32>,
-            $master::<f16, f16>,
-        ]
-    }};
-}

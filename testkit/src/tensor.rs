@@ -7,7 +7,6 @@ use dualadam::{Element, GradOf, HalfElement, RawBuffer, RawTensor, Role, StepCoe
 
 use crate::contract::{self, Element as Contract};
 use crate::data::{Inputs, Noise};
-use crate::for_each_variant;
 use crate::values::{BEHIND, FILL, Values};
 use crate::variant::Formats;
 
@@ -90,6 +89,11 @@ impl Tensor {
     pub fn buffers_mut(&mut self) -> Vec<&mut Values> {
         let Self { param, grad, exp_avg, exp_avg_sq, master, .. } = self;
         [param, grad, exp_avg, exp_avg_sq].into_iter().chain(master).collect()
+    }
+
+    /// What a step updates: the masters where there are some, else the parameters.
+    pub fn updated(&self) -> &Values {
+        self.master.as_ref().unwrap_or(&self.param)
     }
 
     /// Where the elements of a buffer are.

@@ -160,7 +160,7 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     let empty = live();
     let mut run = Run::new(gpu, &[300, 5], &switching());
     let graph = run.capture(&gpu.stream);
-    run.step(&gpu);
+    run.step(gpu);
     let fresh = Run::new(gpu, &[1], &switching());
     let tensors = 2 * 4;
     (run.list, run.control) = (fresh.list, fresh.control);

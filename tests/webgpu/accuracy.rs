@@ -1,47 +1,46 @@
 //! One step of every combination of types, beside exact arithmetic and beside the CPU's.
 
-use dualadam::webgpu::{Pipelines, TensorList};
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
+use testkit::contract::{Element, U};
+use testkit::data::{Inputs, SIZES, SPECIAL, configs};
+use testkit::tensor::Tensor as Host;
+use testkit::values::Values;
+use testkit::variant::{Variant, formats};
 
 use crate::bound::{Quantity, bound};
 use crate::gpu::{Device, Gpu};
-use crate::host::{COMBINATIONS, Host, Values};
-use testkit::contract::{Element, U};
-use testkit::data::{Inputs, SIZES, SPECIAL, configs};
+use crate::host::Uploaded;
 
 const NAMES: [&str; 3] = ["p", "m", "v"];
 
 pub(crate) fn uniform_coefficients(gpu: &Gpu) {
-    every_combination(&gpu.device);
+    every_variant(&gpu.device);
 }
 
 pub(crate) fn immediate_coefficients(gpu: &Gpu) {
-    every_combination(&gpu.open_with_immediates().expect("the adapter has no immediates"));
+    every_variant(&gpu.open_with_immediates().expect("the adapter has no immediates"));
 }
 
-fn every_combination(device: &Device) {
-    let (pipelines, configs) = (Pipelines::new(&device.device).unwrap(), configs());
-    let mut worst = Worst::default();
-    for types in COMBINATIONS {
+fn every_variant(device: &Device) {
+    let (configs, mut worst) = (configs(), Worst::default());
+    for variant in Variant::all() {
         for (number, size) in SIZES.into_iter().enumerate() {
-            let inputs = Inputs::random(size as u64, size);
+            let before = Host::new(variant.formats(), &Inputs::random(size as u64, size));
             // Dual, plain Adam, and in turns each of the others.
             let others: &[usize] = if size > 200_000 { &[] } else { &[2, number % configs.len()] };
             for &config in [&[1], others].concat().iter() {
                 let (config, t) = &configs[config];
-                let before = Host::new(types, &inputs, 0);
-                let after = before.stepped(device, &pipelines, &config.coeffs(*t).unwrap());
-                worst.compare(&before, &after, config, *t, &format!("{types:?}, {size} elements, {config:?}"));
+                let after = device.stepped(&before, &config.coeffs(*t).unwrap());
+                worst.compare(&before, &after, config, *t, &format!("{}, {config:?}", before.types()));
             }
         }
     }
-    worst.print("every combination and size");
+    worst.print("every variant and size");
 }
 
 /// Every configuration, over values of all magnitudes and over subnormal ones.
 pub(crate) fn every_configuration(gpu: &Gpu) {
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
     for (config, t) in configs() {
         let mut worst = Worst::default();
         for seed in 0..4 {
@@ -52,8 +51,8 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
                 scale(&mut inputs.v, 1e-38);
                 scale(&mut inputs.grad, 1e-19);
             }
-            let before = Host::new(COMBINATIONS[0], &inputs, 0);
-            let after = before.stepped(device, &pipelines, &config.coeffs(t).unwrap());
+            let before = Host::new(formats("f32_f32"), &inputs);
+            let after = device.stepped(&before, &config.coeffs(t).unwrap());
             worst.compare(&before, &after, &config, t, &format!("{config:?}, inputs {seed}"));
         }
         worst.print(&format!("{config:?}"));
@@ -63,8 +62,7 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
 /// What a driver makes of infinities and NaN is its own affair, but for other elements they mean nothing.
 pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    for types in COMBINATIONS {
+    for variant in Variant::all() {
         let plain = Inputs::random(5, 4 * SPECIAL.len() + 3);
         let mut mixed = plain.clone();
         for (i, &special) in SPECIAL.iter().enumerate() {
@@ -76,10 +74,10 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
         }
         let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
         let [plain, mixed] =
-            [plain, mixed].map(|inputs| Host::new(types, &inputs, 0).stepped(device, &pipelines, &coeffs));
-        for i in (0..plain.len).filter(|&i| i >= 4 * SPECIAL.len() || i % 4 != (i / 4) % 4) {
-            for (a, b) in [(&plain.p, &mixed.p), (&plain.m, &mixed.m), (&plain.v, &mixed.v)] {
-                assert_eq!(a.at(i), b.at(i), "{types:?}, element {i}");
+            [plain, mixed].map(|inputs| device.stepped(&Host::new(variant.formats(), &inputs), &coeffs));
+        for i in (0..plain.len()).filter(|&i| i >= 4 * SPECIAL.len() || i % 4 != (i / 4) % 4) {
+            for (a, b) in plain.buffers().into_iter().zip(mixed.buffers()) {
+                assert_eq!(a.at(i).to_bits(), b.at(i).to_bits(), "{}, element {i}", plain.types());
             }
         }
     }
@@ -88,18 +86,17 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
 /// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0 is 0, and 0 times the step is 0.
 pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
     for (config, t) in undecayed {
-        for types in COMBINATIONS {
+        for variant in Variant::all() {
             let zeros = vec![0.0; 1027];
             let inputs = Inputs { grad: zeros.clone(), m: zeros.clone(), v: zeros, ..Inputs::random(6, 1027) };
-            let before = Host::new(types, &inputs, 0);
-            let after = before.stepped(device, &pipelines, &config.coeffs(t).unwrap());
-            assert_eq!((&after.p, after.m.wide(), after.v.wide()), (&before.p, inputs.m, inputs.v), "{config:?}");
-            if let (Some(copy), Values::F32(masters)) = (&after.copy, &after.p) {
-                assert_eq!(*copy, Values::new(copy.dtype(), masters), "{config:?}");
+            let mut expected = Host::new(variant.formats(), &inputs);
+            let after = device.stepped(&expected, &config.coeffs(t).unwrap());
+            if expected.master.is_some() {
+                expected.param = Values::new(expected.param.dtype(), &inputs.p);
             }
+            assert_eq!(after, expected, "{config:?}");
         }
     }
 }
@@ -111,7 +108,6 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
         return;
     }
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let plain = Inputs::random(7, 19);
     let infinite = vec![f32::INFINITY; 19];
     // Without either decay, the parameter is in nothing but the difference.
@@ -123,13 +119,17 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
         if coeffs.l2 != 0.0 || coeffs.decay != 0.0 {
             continue;
         }
-        let stepped = |inputs| Host::new(COMBINATIONS[0], inputs, 0).stepped(device, &pipelines, &coeffs);
+        let stepped = |inputs| device.stepped(&Host::new(formats("f32_f32"), inputs), &coeffs);
         let (expected, found) = (stepped(&plain), stepped(&without_p));
-        let p = Values::F32(infinite.clone());
-        assert_eq!((&found.p, &found.m, &found.v), (&p, &expected.m, &expected.v), "{config:?}");
+        let param = Values::F32(infinite.clone());
+        assert_eq!(found, Host { param, ..expected }, "{config:?}");
         if coeffs.is_adam() {
             let found = stepped(&without_step);
-            assert_eq!((found.p.wide(), found.v.wide()), (plain.p.clone(), infinite.clone()), "{config:?}");
+            assert_eq!(
+                (found.param.wide(), found.exp_avg_sq.wide()),
+                (plain.p.clone(), infinite.clone()),
+                "{config:?}"
+            );
         }
     }
 }
@@ -139,24 +139,22 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(100));
     let coeffs: Vec<_> = (1..=200).map(|t| config.coeffs(t).unwrap()).collect();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        let pipelines = Pipelines::new(&device.device).unwrap();
         let mut worst = Worst::default();
-        for types in [COMBINATIONS[0], COMBINATIONS[3], COMBINATIONS[8]] {
-            let start =
-                Host::new(types, &Inputs { m: vec![0.0; 1027], v: vec![0.0; 1027], ..Inputs::random(1, 1027) }, 0);
-            let together = start.upload(device);
-            let list = TensorList::new(&pipelines, &[together.tensor()]).unwrap();
+        for name in ["f32_f32", "bf16_bf16", "bf16_bf16_master"] {
+            let inputs = Inputs { m: vec![0.0; 1027], v: vec![0.0; 1027], ..Inputs::random(1, 1027) };
+            let start = Host::new(formats(name), &inputs);
+            let together = Uploaded::new(device, &start);
+            let list = device.list(&[together.tensor()]);
             device.submit(|pass| coeffs.iter().for_each(|coeffs| list.encode(pass, &[*coeffs]).unwrap()));
 
             let mut before = start.clone();
             for (t, coeffs) in (1..).zip(&coeffs) {
-                let after = before.stepped(device, &pipelines, coeffs);
-                worst.compare(&before, &after, &config, t, &format!("{types:?}, step {t}"));
+                let after = device.stepped(&before, coeffs);
+                worst.compare(&before, &after, &config, t, &format!("{name}, step {t}"));
                 before = after;
             }
-            let together = together.download(device, &start);
-            assert_eq!(together.contents(), before.contents(), "{types:?}");
-            assert_ne!(together.p, start.p);
+            together.assert_is(device, &before);
+            assert_ne!(before.updated(), start.updated());
         }
         worst.print("200 steps");
     }
@@ -177,15 +175,16 @@ impl Worst {
     fn compare(&mut self, before: &Host, after: &Host, config: &DualAdamConfig, t: u64, what: &str) {
         assert_eq!(before.grad, after.grad, "{what}");
         let c = config.coeffs(t).unwrap();
-        let [p, grad, m, v] = [&before.p, &before.grad, &before.m, &before.v].map(Values::wide);
+        let of = |tensor: &Host| [tensor.updated(), &tensor.exp_avg, &tensor.exp_avg_sq].map(Values::wide);
+        let ([p, m, v], grad) = (of(before), before.grad.wide());
         let wide = Inputs { p: p.clone(), grad: grad.clone(), m: m.clone(), v: v.clone() };
-        let mut cpu = Host::new((Dtype::F32, Dtype::F32, None), &wide, 0);
+        let mut cpu = Host::new(formats("f32_f32"), &wide);
         cpu.step(&[c]);
-        let cpu = [&cpu.p, &cpu.m, &cpu.v].map(Values::wide);
-        let found = [&after.p, &after.m, &after.v].map(Values::wide);
-        let dtypes = [after.p.dtype(), Dtype::F32, Dtype::F32];
-        let copy = after.copy.as_ref().map(|copy| (copy.wide(), Values::new(copy.dtype(), &found[0]).wide()));
-        for i in 0..before.len {
+        let (cpu, found) = (of(&cpu), of(after));
+        let dtypes = [after.updated().dtype(), Dtype::F32, Dtype::F32];
+        let copy =
+            after.master.as_ref().map(|_| (after.param.wide(), Values::new(after.param.dtype(), &found[0]).wide()));
+        for i in 0..before.len() {
             let quantities = bound(config, t, Element { p: p[i], m: m[i], v: v[i] }, grad[i]);
             for (k, Quantity { exact, bound, summands }) in quantities.into_iter().enumerate() {
                 let (value, what) = (f64::from(found[k][i]), || format!("{what}, {}[{i}]", NAMES[k]));

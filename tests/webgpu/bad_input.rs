@@ -2,17 +2,24 @@
 
 use dualadam::webgpu::{BufferView, DualAdam, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
 use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
+use testkit::data::Inputs;
+use testkit::refused::{self, refused};
+use testkit::tensor::Tensor as Host;
+use testkit::variant::Variant;
 
 use crate::gpu::{Device, Gpu, STORAGE};
-use crate::host::{COMBINATIONS, Host, Uploaded};
-use testkit::data::Inputs;
+use crate::host::{Uploaded, host};
 
 fn uploaded(device: &Device, len: usize) -> Uploaded {
-    Host::new(COMBINATIONS[0], &Inputs::random(1, len), 0).upload(device)
+    Uploaded::new(device, &host("f32_f32", len))
 }
 
-fn refused(device: &Device, tensors: &[Tensor<'_>]) -> Error {
-    TensorList::new(&Pipelines::new(&device.device).unwrap(), tensors).unwrap_err()
+fn masters(device: &Device) -> Uploaded {
+    Uploaded::new(device, &host("bf16_bf16_master", 257))
+}
+
+fn list(device: &Device, tensors: &[Tensor<'_>]) -> Result<TensorList, Error> {
+    TensorList::new(device.pipelines(), tensors)
 }
 
 pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
@@ -20,41 +27,29 @@ pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
     let good = uploaded(device, 64);
     let tensor = good.tensor();
     let short = device.buffer(&[0; 252]);
-    let error = refused(device, &[tensor, Tensor { exp_avg: Moment::new(&short), ..tensor }]);
     assert_eq!(
-        error.to_string(),
+        refused(list(device, &[tensor, Tensor { exp_avg: Moment::new(&short), ..tensor }])).to_string(),
         "exp_avg of tensor 1 must be in a buffer of at least 256 bytes \
          (64 elements of f32 from byte 0 on, up to a multiple of 4 bytes), it has 252"
     );
-    let error = refused(device, &[Tensor { grads: Some(BufferView { offset: 4, ..tensor.params }), ..tensor }]);
-    assert!(matches!(error, Error::Offset { buffer: "grads", align: 256, offset: 4, .. }), "{error:?}");
-    let usage = wgpu::BufferUsages::COPY_DST;
-    let no_storage = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
-    let no_storage = device.device.create_buffer(&no_storage);
-    let error = refused(device, &[Tensor { exp_avg_sq: Moment::new(&no_storage), ..tensor }]);
-    assert!(matches!(error, Error::Usage { buffer: "exp_avg_sq", .. }), "{error:?}");
-    let error = refused(device, &[Tensor { len: u64::MAX, ..tensor }]);
-    assert!(matches!(error, Error::BufferSize { buffer: "params", .. }), "{error:?}");
-    let error = refused(
-        device,
-        &[Tensor {
-            params: BufferView { dtype: Dtype::Bf16, ..tensor.params },
-            len: 3,
-            copy: Some(tensor.params),
-            ..tensor
-        }],
-    );
-    assert!(matches!(error, Error::Types { .. }), "{error:?}");
+    let grads = Some(BufferView { offset: 4, ..tensor.params });
+    refused::offset(list(device, &[Tensor { grads, ..tensor }]), 0, "grads", 256, 4);
+    let no_storage = device.empty(256, wgpu::BufferUsages::COPY_DST);
+    refused::usage(list(device, &[Tensor { exp_avg_sq: Moment::new(&no_storage), ..tensor }]), 0, "exp_avg_sq");
+    let required = 4 * u128::from(u64::MAX);
+    refused::buffer_size(list(device, &[Tensor { len: u64::MAX, ..tensor }]), 0, "params", required, 256);
+    let params = BufferView { dtype: Dtype::Bf16, ..tensor.params };
+    let both = list(device, &[Tensor { params, len: 3, copy: Some(tensor.params), ..tensor }]);
+    refused::types(both, 0, Dtype::Bf16, Dtype::F32, Some(Dtype::F32));
 }
 
 pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
     let device = &gpu.device;
     let good = uploaded(device, 3);
     // wgpu takes any size for a buffer, but binds whole words.
-    let descriptor = wgpu::BufferDescriptor { label: None, size: 6, usage: STORAGE, mapped_at_creation: false };
-    let odd = device.device.create_buffer(&descriptor);
-    let error = refused(device, &[Tensor { params: BufferView::new(&odd, Dtype::Bf16), ..good.tensor() }]);
-    assert!(matches!(error, Error::BufferSize { buffer: "params", required: 8, actual: 6, .. }), "{error:?}");
+    let odd = device.empty(6, STORAGE);
+    let odd = list(device, &[Tensor { params: BufferView::new(&odd, Dtype::Bf16), ..good.tensor() }]);
+    refused::buffer_size(odd, 0, "params", 8, 6);
 }
 
 const BUFFERS: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
@@ -74,35 +69,26 @@ fn with<'a>(tensor: Tensor<'a>, name: &str, (buffer, offset): (&'a wgpu::Buffer,
 
 pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
     let device = &gpu.device;
-    let masters = |seed| Host::new(COMBINATIONS[8], &Inputs::random(seed, 257), 0).upload(device);
-    let (good, other) = (masters(1), masters(2));
-    let make = |size, usage| {
-        device.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
-    };
-    let (large, no_storage) = (make(1 << 16, STORAGE), make(1 << 16, wgpu::BufferUsages::COPY_DST));
+    let (good, other) = (masters(device), masters(device));
+    let (large, no_storage) = (device.empty(1 << 16, STORAGE), device.empty(1 << 16, wgpu::BufferUsages::COPY_DST));
     for name in BUFFERS {
         let size = if matches!(name, "grads" | "copy") { 516 } else { 1028 };
-        let short = make(size - 4, STORAGE);
-        let error = refused(device, &[other.tensor(), with(good.tensor(), name, (&short, 0))]);
-        let is_expected = matches!(error, Error::BufferSize { tensor: 1, buffer, required, actual, .. }
-            if buffer == name && required == u128::from(size) && actual == size - 4);
-        assert!(is_expected, "{error:?}");
+        let short = device.empty(size - 4, STORAGE);
+        let too_short = list(device, &[other.tensor(), with(good.tensor(), name, (&short, 0))]);
+        refused::buffer_size(too_short, 1, name, size.into(), size - 4);
+        let with = |place| list(device, &[with(good.tensor(), name, place)]);
         // Long enough, but for the offset.
-        let error = refused(device, &[with(good.tensor(), name, (&large, (1 << 16) - 256))]);
-        assert!(matches!(error, Error::BufferSize { buffer, .. } if buffer == name), "{error:?}");
-        let error = refused(device, &[with(good.tensor(), name, (&large, 128))]);
-        assert!(matches!(error, Error::Offset { buffer, offset: 128, .. } if buffer == name), "{error:?}");
-        let error = refused(device, &[with(good.tensor(), name, (&no_storage, 0))]);
-        assert!(matches!(error, Error::Usage { buffer, .. } if buffer == name), "{error:?}");
+        let offset = (1 << 16) - 256;
+        refused::buffer_size(with((&large, offset)), 0, name, u128::from(offset + size), 1 << 16);
+        refused::offset(with((&large, 128)), 0, name, 256, 128);
+        refused::usage(with((&no_storage, 0)), 0, name);
     }
 }
 
 pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let device = &gpu.device;
-    let masters = |seed| Host::new(COMBINATIONS[8], &Inputs::random(seed, 257), 0).upload(device);
-    let (a, b) = (masters(1), masters(2));
+    let (a, b) = (masters(device), masters(device));
     let arena = device.buffer(&[0; 8192]);
-    let pipelines = Pipelines::new(&device.device).unwrap();
     for one in BUFFERS {
         for other in BUFFERS {
             let bytes = if matches!(one, "grads" | "copy") { 516 } else { 1028 };
@@ -112,7 +98,7 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
                 let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
                 let both_grads = (one, other) == ("grads", "grads");
                 let check = |tensors: &[Tensor<'_>], expected: bool| {
-                    let made = TensorList::new(&pipelines, tensors);
+                    let made = list(device, tensors);
                     let refused = matches!(made, Err(Error::Overlap { .. }));
                     let what = format!("{one} and {other} at {offset}");
                     assert!(if expected { refused } else { made.is_ok() }, "{what}: {made:?}");
@@ -130,17 +116,10 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
 pub(crate) fn sets_out_of_range(gpu: &Gpu) {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 67), 0);
-        let buffers = [0; 2].map(|_| host.upload(device));
-        let tensors = [buffers[0].tensor(), Tensor { set: 1, ..buffers[1].tensor() }];
-        let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &tensors).unwrap();
-        device.submit(|pass| {
-            let error = list.encode(pass, &[coeffs]).unwrap_err();
-            assert!(matches!(error, Error::Index { tensor: 1, index: "set", len: 1, value: 1 }), "{error:?}");
-        });
-        for buffers in &buffers {
-            assert_eq!(buffers.download(device, &host).contents(), host.contents());
-        }
+        let buffers = [0; 2].map(|_| uploaded(device, 67));
+        let list = device.list(&[buffers[0].tensor(), Tensor { set: 1, ..buffers[1].tensor() }]);
+        device.submit(|pass| refused::index(list.encode(pass, &[coeffs]), 1, "set", 1, 1));
+        buffers.iter().for_each(|buffers| buffers.assert_is(device, &buffers.host));
     }
 }
 
@@ -153,20 +132,16 @@ pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
         ..wgpu::Limits::default()
     };
     let device = gpu.open(wgpu::Features::empty(), limits);
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let limit = (1 << 14) / u64::from(device.device.limits().min_uniform_buffer_offset_alignment);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 67), limit as usize - 1);
-    let buffers = host.upload(&device);
-    let list = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap();
-    device.submit(|pass| {
-        let error = list.encode(pass, &vec![coeffs; limit as usize + 1]).unwrap_err();
-        assert_eq!(error.to_string(), format!("sets must number at most {limit}, got {}", limit + 1));
-    });
-    assert_eq!(buffers.download(&device, &host).contents(), host.contents());
-    device.submit(|pass| list.encode(pass, &vec![coeffs; limit as usize]).unwrap());
-    let expected = host.stepped(&device, &pipelines, &coeffs);
-    assert_eq!(buffers.download(&device, &host).contents(), expected.contents());
+    let host = host("f32_f32", 67).with_set(limit as usize - 1);
+    let uploaded = Uploaded::new(&device, &host);
+    let list = device.list(&[uploaded.tensor()]);
+    let sets = vec![coeffs; limit as usize + 1];
+    device.submit(|pass| refused::too_many(list.encode(pass, &sets), "sets", limit, limit + 1));
+    uploaded.assert_is(&device, &host);
+    device.step(&list, &sets[1..]);
+    uploaded.assert_is(&device, &device.stepped(&host, &coeffs));
 }
 
 pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
@@ -174,7 +149,7 @@ pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
     let (good, other) = (uploaded(device, 64), gpu.open(wgpu::Features::empty(), required_limits()));
     let foreign = uploaded(&other, 64);
     let check = |wrong: &Uploaded, reason: &str| {
-        let error = refused(device, &[good.tensor(), wrong.tensor()]);
+        let error = refused(list(device, &[good.tensor(), wrong.tensor()]));
         let problem = match &error {
             Error::Wgpu { call: "create_bind_group", tensor: Some(1), problem: WgpuProblem::Validation(problem) } => {
                 problem
@@ -185,48 +160,39 @@ pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
     };
     check(&foreign, "match Device");
     let destroyed = uploaded(device, 64);
-    destroyed.grads.0.destroy();
+    destroyed.buffers[1].destroy();
     check(&destroyed, "destroyed");
 }
 
 pub(crate) fn a_lost_device(gpu: &Gpu) {
-    let is_lost = |error: &Error| matches!(error, Error::Wgpu { problem: WgpuProblem::DeviceLost, .. });
     let device = gpu.open(wgpu::Features::empty(), required_limits());
     let (buffers, others) = (uploaded(&device, 64), uploaded(&device, 64));
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let mut list = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap();
+    let mut made = device.list(&[buffers.tensor()]);
     device.device.destroy();
-    let error = Pipelines::new(&device.device).unwrap_err();
-    assert!(is_lost(&error), "{error:?}");
-    let error = TensorList::new(&pipelines, &[buffers.tensor()]).unwrap_err();
-    assert!(is_lost(&error), "{error:?}");
-    let error = list.update(&[others.tensor()]).unwrap_err();
-    assert!(is_lost(&error), "{error:?}");
+    refused::lost_device(Pipelines::new(&device.device));
+    refused::lost_device(list(&device, &[buffers.tensor()]));
+    refused::lost_device(made.update(&[others.tensor()]));
     let mut encoder = device.device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
-    let error = list.encode(&mut pass, &[DualAdamConfig::default().coeffs(1).unwrap()]).unwrap_err();
-    assert!(is_lost(&error), "{error:?}");
+    refused::lost_device(made.encode(&mut pass, &[DualAdamConfig::default().coeffs(1).unwrap()]));
 }
 
 pub(crate) fn small_devices(gpu: &Gpu) {
     let device = gpu.open(wgpu::Features::empty(), required_limits());
     assert_eq!(device.device.limits().max_storage_buffers_per_shader_stage, 4);
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    for types in COMBINATIONS.into_iter().filter(|(.., copy)| copy.is_none()) {
-        let host = Host::new(types, &Inputs::random(1, 1027), 0);
-        let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
-        let expected = host.stepped(&gpu.device, &Pipelines::new(&gpu.device.device).unwrap(), &coeffs);
-        assert_eq!(host.stepped(&device, &pipelines, &coeffs).contents(), expected.contents(), "{types:?}");
+    let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
+    for variant in Variant::all().filter(|variant| variant.formats().master.is_none()) {
+        let host = Host::new(variant.formats(), &Inputs::random(1, 1027));
+        let (found, expected) = (device.stepped(&host, &coeffs), gpu.device.stepped(&host, &coeffs));
+        assert_eq!(found.contents(), expected.contents(), "{}", host.types());
     }
-    let masters = Host::new(COMBINATIONS[7], &Inputs::random(1, 100), 0).upload(&device);
-    let error = TensorList::new(&pipelines, &[uploaded(&device, 64).tensor(), masters.tensor()]).unwrap_err();
+    let masters = Uploaded::new(&device, &host("bf16_f32_master", 100));
     assert_eq!(
-        error.to_string(),
+        refused(list(&device, &[uploaded(&device, 64).tensor(), masters.tensor()])).to_string(),
         "masters with a copy needs a device with max_storage_buffers_per_shader_stage of at least 5, it has 4"
     );
     let limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 3, ..required_limits() };
-    let error = Pipelines::new(&gpu.open(wgpu::Features::empty(), limits).device).unwrap_err();
-    assert!(matches!(error, Error::Limit { required: 4, actual: 3, .. }), "{error:?}");
+    refused::limit(Pipelines::new(&gpu.open(wgpu::Features::empty(), limits).device), 4, 3);
 }
 
 /// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their edges, and beside them.
@@ -245,16 +211,13 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
         (of(1 << 20, 4), vec![4095, 4096, 4097, 16_384, 9 * 1024 + 131]),
         (of(128 << 20, 1), vec![1023, 1024, 1025, 9 * 1024 + 131]),
     ];
-    let whole_pipelines = Pipelines::new(&gpu.device.device).unwrap();
     for (device, sizes) in cases {
-        let pipelines = Pipelines::new(&device.device).unwrap();
-        for types in COMBINATIONS {
+        for variant in Variant::all() {
             for &size in &sizes {
-                let host = Host::new(types, &Inputs::random(3, size), 0);
-                let whole = host.stepped(&gpu.device, &whole_pipelines, &coeffs);
-                let parts = host.stepped(&device, &pipelines, &coeffs);
-                assert_eq!(parts.contents(), whole.contents(), "{types:?}, {size} elements");
-                assert_ne!(parts.m, host.m);
+                let host = Host::new(variant.formats(), &Inputs::random(3, size));
+                let (whole, parts) = (gpu.device.stepped(&host, &coeffs), device.stepped(&host, &coeffs));
+                assert_eq!(parts.contents(), whole.contents(), "{}", host.types());
+                assert_ne!(parts.exp_avg, host.exp_avg);
             }
         }
     }
@@ -275,11 +238,10 @@ pub(crate) fn out_of_memory(gpu: &Gpu) {
     }
     let max_buffer_size = gpu.limits().max_buffer_size;
     let device = gpu.open(wgpu::Features::empty(), wgpu::Limits { max_buffer_size, ..Default::default() });
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let len = (max_buffer_size / 4) as usize;
     let mut optimizers = vec![];
     let error = loop {
-        match DualAdam::new(&pipelines, DualAdamConfig::default(), &[len]) {
+        match DualAdam::new(device.pipelines(), DualAdamConfig::default(), &[len]) {
             Ok(optimizer) => optimizers.push(optimizer),
             Err(error) => break error,
         }
@@ -288,5 +250,5 @@ pub(crate) fn out_of_memory(gpu: &Gpu) {
     assert!(is_expected, "{error:?}");
     // The device goes on.
     drop(optimizers);
-    DualAdam::new(&pipelines, DualAdamConfig::default(), &[1000]).unwrap();
+    DualAdam::new(device.pipelines(), DualAdamConfig::default(), &[1000]).unwrap();
 }

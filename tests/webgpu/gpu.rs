@@ -1,6 +1,8 @@
 //! Devices for tests, their buffers, and passes on them.
 
-use dualadam::webgpu::wgpu;
+use std::sync::OnceLock;
+
+use dualadam::webgpu::{Pipelines, wgpu};
 use pollster::block_on;
 
 /// The adapter that all tests use, and a device for those that need no other.
@@ -9,10 +11,11 @@ pub(crate) struct Gpu {
     pub(crate) device: Device,
 }
 
-/// A device with its queue.
+/// A device with its queue, and what steps need of it.
 pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    pipelines: OnceLock<Pipelines>,
 }
 
 impl Gpu {
@@ -62,26 +65,40 @@ fn open(
 ) -> Result<Device, String> {
     let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
     let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(|error| error.to_string())?;
-    Ok(Device { device, queue })
+    Ok(Device { device, queue, pipelines: OnceLock::new() })
 }
 
 pub(crate) const STORAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 impl Device {
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        self.pipelines.get_or_init(|| Pipelines::new(&self.device).unwrap())
+    }
+
+    pub(crate) fn empty(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    }
+
     /// A buffer with this content, and after it, up to a multiple of 4 bytes, bytes 0xa5.
     pub(crate) fn buffer(&self, content: &[u8]) -> wgpu::Buffer {
         let mut content = content.to_vec();
         content.resize(content.len().next_multiple_of(4), 0xa5);
-        let size = content.len() as u64;
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: STORAGE,
-            mapped_at_creation: false,
-        });
+        let buffer = self.empty(content.len() as u64, STORAGE);
         self.queue.write_buffer(&buffer, 0, &content);
         buffer
+    }
+
+    /// What is awaited by one thread while another one polls.
+    pub(crate) fn awaited<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        std::thread::scope(|scope| {
+            let awaiting = scope.spawn(|| block_on(future));
+            while !awaiting.is_finished() {
+                self.device.poll(wgpu::PollType::Poll).unwrap();
+                std::thread::yield_now();
+            }
+            awaiting.join().unwrap()
+        })
     }
 
     /// Waits for everything and reads a buffer.
@@ -90,9 +107,7 @@ impl Device {
         if size == 0 {
             return vec![];
         }
-        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-        let staging = self.device.create_buffer(&descriptor);
+        let staging = self.empty(size, wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ);
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
         self.queue.submit([encoder.finish()]);

@@ -1,11 +1,15 @@
 //! Lists have the bits of their tensors stepped alone.
 
-use dualadam::webgpu::{Pipelines, Tensor, TensorList};
+use dualadam::webgpu::Tensor;
 use dualadam::{DualAdamConfig, Error, StepCoeffs, SwitchSchedule};
+use testkit::data::Inputs;
+use testkit::laws;
+use testkit::refused::{self, refused};
+use testkit::tensor::Tensor as Host;
+use testkit::variant::{Variant, in_turns};
 
 use crate::gpu::{Device, Gpu};
-use crate::host::{COMBINATIONS, Host, Uploaded};
-use testkit::data::Inputs;
+use crate::host::Uploaded;
 
 pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
@@ -14,72 +18,61 @@ pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
             DualAdamConfig::adamw(0.1).coeffs(7).unwrap(),
             DualAdamConfig::default().with_lr(1e-2).coeffs(1).unwrap(),
         ];
-        let host = |i: usize| Host::new(COMBINATIONS[i % 11], &Inputs::random(i as u64, [0, 3, 1030][i / 11]), i % 3);
-        let hosts: Vec<_> = (0..33).map(host).collect();
-        let pipelines = Pipelines::new(&device.device).unwrap();
-        let step = |tensors: &[Tensor<'_>], sets: &[StepCoeffs]| {
-            let list = TensorList::new(&pipelines, tensors).unwrap();
-            device.submit(|pass| list.encode(pass, sets).unwrap());
-        };
-        let (together, alone): (Vec<_>, Vec<_>) =
-            hosts.iter().map(|host| (host.upload(device), host.upload(device))).unzip();
-        step(&together.iter().map(Uploaded::tensor).collect::<Vec<_>>(), &sets);
-        for alone in &alone {
-            step(&[Tensor { set: 0, ..alone.tensor() }], &[sets[alone.set]]);
-        }
-        for ((host, together), alone) in hosts.iter().zip(&together).zip(&alone) {
-            let (together, alone) = (together.download(device, host), alone.download(device, host));
-            assert_eq!(together.contents(), alone.contents(), "{host:?}");
-        }
+        let hosts =
+            [0, 3, 1030].into_iter().flat_map(|len| (0..Variant::all().count()).map(move |i| host(i, len, i % 3)));
+        check(device, hosts.collect(), &sets);
     }
+}
+
+/// A tensor of the variants in turns.
+fn host(i: usize, len: usize, set: usize) -> Host {
+    Host::new(in_turns(i), &Inputs::random(i as u64, len)).with_set(set)
+}
+
+/// The law of lists, with steps alone on the same device for what is right.
+fn check(device: &Device, hosts: Vec<Host>, sets: &[StepCoeffs]) {
+    let together = |hosts: &mut [Host], sets: &[StepCoeffs]| {
+        hosts.clone_from_slice(&device.stepped_together(hosts, sets));
+    };
+    let alone = |hosts: &mut [Host], sets: &[StepCoeffs]| {
+        hosts.iter_mut().for_each(|host| *host = device.stepped(host, &sets[host.set]));
+    };
+    laws::check(&together, &alone, hosts, sets, "a list");
 }
 
 pub(crate) fn nothing_to_do(gpu: &Gpu) {
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let list = TensorList::new(&pipelines, &[]).unwrap();
-    let host = Host::new(COMBINATIONS[3], &Inputs::random(1, 9), 0);
-    let frozen = host.upload(device);
+    let frozen = Uploaded::new(device, &host(3, 9, 0));
     // What is left alone is not even looked at.
     let tensor = Tensor { grads: None, exp_avg: frozen.tensor().exp_avg_sq, ..frozen.tensor() };
-    let without = TensorList::new(&pipelines, &[tensor]).unwrap();
-    device.submit(|pass| {
-        list.encode(pass, &[]).unwrap();
-        without.encode(pass, &[DualAdamConfig::default().coeffs(1).unwrap()]).unwrap();
-    });
-    assert_eq!(frozen.download(device, &host).contents(), host.contents());
+    device.step(&device.list(&[]), &[]);
+    device.step(&device.list(&[tensor]), &[DualAdamConfig::default().coeffs(1).unwrap()]);
+    frozen.assert_is(device, &frozen.host);
 }
 
 pub(crate) fn updates(gpu: &Gpu) {
     let device: &Device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 1030), 0);
-    let other = Host::new(COMBINATIONS[1], &Inputs { p: host.p.wide(), ..Inputs::random(2, 1030) }, 0);
-    let (a, b) = (host.upload(device), host.upload(device));
-    let other = (other.upload(device), other);
+    let [a, b] = [0; 2].map(|_| Uploaded::new(device, &host(0, 1030, 0)));
+    let other = Uploaded::new(device, &host(1, 1030, 0));
 
     // From no gradient to a bf16 one of another buffer.
-    let mut list = TensorList::new(&pipelines, &[Tensor { grads: None, ..a.tensor() }]).unwrap();
-    let grads = other.0.tensor().grads;
+    let mut list = device.list(&[Tensor { grads: None, ..a.tensor() }]);
+    let grads = other.tensor().grads;
     list.update(&[Tensor { grads, ..a.tensor() }]).unwrap();
-    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    let fresh = TensorList::new(&pipelines, &[Tensor { grads, ..b.tensor() }]).unwrap();
-    device.submit(|pass| fresh.encode(pass, &coeffs).unwrap());
-    assert_eq!(a.download(device, &host).contents(), b.download(device, &host).contents());
-    assert_ne!(a.download(device, &host).contents(), host.contents());
+    device.step(&list, &coeffs);
+    let fresh = device.list(&[Tensor { grads, ..b.tensor() }]);
+    device.step(&fresh, &coeffs);
+    a.assert_is(device, &b.download(device));
+    assert_ne!(a.download(device).contents(), a.host.contents());
 
     // What is refused leaves the list as it was.
-    let error = list.update(&[]).unwrap_err();
-    assert!(matches!(error, Error::Count { expected: 1, actual: 0, .. }), "{error:?}");
-    let error = list.update(&[Tensor { len: 1029, ..a.tensor() }]).unwrap_err();
+    refused::count(list.update(&[]), "tensors", 1, 0);
+    let error = refused(list.update(&[Tensor { len: 1029, ..a.tensor() }]));
     assert_eq!(error.to_string(), "the length of tensor 0 must stay 1030, got 1029");
-    let error = list.update(&[Tensor { grads: Some(a.tensor().params), ..a.tensor() }]).unwrap_err();
-    assert!(matches!(error, Error::Overlap { .. }), "{error:?}");
-    for list in [&list, &fresh] {
-        device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    }
-    assert_eq!(a.download(device, &host).contents(), b.download(device, &host).contents());
+    refused::overlap(list.update(&[Tensor { grads: Some(a.tensor().params), ..a.tensor() }]));
+    [&list, &fresh].into_iter().for_each(|list| device.step(list, &coeffs));
+    a.assert_is(device, &b.download(device));
 }
 
 /// More sets than a driver keeps at hand, used in another order than they are in.
@@ -87,46 +80,31 @@ pub(crate) fn a_set_for_each_tensor(gpu: &Gpu) {
     const COUNT: usize = 300;
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(COUNT as u64 / 2));
     let sets: Vec<_> = (1..=COUNT as u64).map(|t| config.coeffs(t).unwrap()).collect();
-    let host = |i: usize| Host::new(COMBINATIONS[i % 11], &Inputs::random(i as u64, 1 + i % 9), COUNT - 1 - i);
-    let hosts: Vec<_> = (0..COUNT).map(host).collect();
+    let hosts: Vec<_> = (0..COUNT).map(|i| host(i, 1 + i % 9, COUNT - 1 - i)).collect();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        let pipelines = Pipelines::new(&device.device).unwrap();
-        let uploaded: Vec<_> = hosts.iter().map(|host| host.upload(device)).collect();
-        let tensors: Vec<_> = uploaded.iter().map(Uploaded::tensor).collect();
-        let list = TensorList::new(&pipelines, &tensors).unwrap();
-        device.submit(|pass| list.encode(pass, &sets).unwrap());
-        for (host, uploaded) in hosts.iter().zip(&uploaded) {
-            let alone = host.stepped(device, &pipelines, &sets[host.set]);
-            assert_eq!(uploaded.download(device, host).contents(), alone.contents(), "{host:?}");
-        }
+        check(device, hosts.clone(), &sets);
     }
 }
 
 /// Only changed tensors are bound anew: another's buffer may even be gone. What fails changes none.
 pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
     let device = &gpu.device;
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let host = Host::new(COMBINATIONS[0], &Inputs::random(1, 130), 0);
     let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
-    let [a, b, other] = [0; 3].map(|_| host.upload(device));
+    let [a, b, other, gone, grads] = [0; 5].map(|_| Uploaded::new(device, &host(0, 130, 0)));
 
-    let mut list = TensorList::new(&pipelines, &[a.tensor(), b.tensor()]).unwrap();
+    let mut list = device.list(&[a.tensor(), b.tensor()]);
     let moved = Tensor { grads: other.tensor().grads, set: 1, ..a.tensor() };
-    let gone = host.upload(device);
-    gone.grads.0.destroy();
-    let error = list.update(&[moved, Tensor { grads: gone.tensor().grads, ..b.tensor() }]).unwrap_err();
+    gone.buffers[1].destroy();
+    let error = refused(list.update(&[moved, Tensor { grads: gone.tensor().grads, ..b.tensor() }]));
     assert!(matches!(error, Error::Wgpu { tensor: Some(1), .. }), "{error:?}");
     // Neither the gradient nor the set has moved.
-    other.grads.0.destroy();
-    device.submit(|pass| list.encode(pass, &coeffs).unwrap());
-    let expected = host.stepped(device, &pipelines, &coeffs[0]);
-    for stepped in [&a, &b] {
-        assert_eq!(stepped.download(device, &host).contents(), expected.contents());
-    }
+    other.buffers[1].destroy();
+    device.step(&list, &coeffs);
+    let expected = device.stepped(&a.host, &coeffs[0]);
+    [&a, &b].into_iter().for_each(|stepped| stepped.assert_is(device, &expected));
 
-    a.params.0.destroy();
-    let grads = host.upload(device);
+    a.buffers[0].destroy();
     list.update(&[a.tensor(), Tensor { grads: grads.tensor().grads, set: 5, ..b.tensor() }]).unwrap();
-    let error = list.update(&[Tensor { grads: grads.tensor().grads, ..a.tensor() }, b.tensor()]).unwrap_err();
+    let error = refused(list.update(&[Tensor { grads: grads.tensor().grads, ..a.tensor() }, b.tensor()]));
     assert!(matches!(error, Error::Wgpu { tensor: Some(0), .. }), "{error:?}");
 }

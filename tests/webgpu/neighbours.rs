@@ -1,11 +1,12 @@
 //! What lies beside a tensor's elements stays as it is.
 
 use dualadam::DualAdamConfig;
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use testkit::data::Inputs;
+use testkit::tensor::Tensor as Host;
+use testkit::variant::Variant;
 
 use crate::gpu::Gpu;
-use crate::host::{COMBINATIONS, Host};
-use testkit::data::Inputs;
+use crate::host::bound;
 
 const SIZES: [usize; 11] = [1, 2, 3, 4, 5, 7, 128, 257, 1023, 1026, 1029];
 /// What offsets are multiples of in these tests.
@@ -22,49 +23,30 @@ fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
     host.contents().into_iter().map(&mut append).collect()
 }
 
-/// The tensor at these offsets of a buffer.
-fn tensor<'a>(host: &Host, buffer: &'a wgpu::Buffer, offsets: &[u64]) -> Tensor<'a> {
-    let view = |offset, dtype| BufferView { buffer, offset, dtype };
-    Tensor {
-        params: view(offsets[0], host.p.dtype()),
-        grads: Some(view(offsets[1], host.grad.dtype())),
-        exp_avg: Moment { buffer, offset: offsets[2] },
-        exp_avg_sq: Moment { buffer, offset: offsets[3] },
-        copy: host.copy.as_ref().map(|copy| view(offsets[4], copy.dtype())),
-        len: host.len as u64,
-        set: 0,
-    }
-}
-
-/// Every combination and size with all of its arrays in one buffer: the elements are those of a step in buffers of their own, and nothing
+/// Every variant and size with all of its arrays in one buffer: the elements are those of a step in buffers of their own, and nothing
 /// else in the whole buffer changes. Neither do the gradients, which are bound as if they were written.
 pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
     let device = &gpu.device;
     assert!((ALIGN as u32).is_multiple_of(device.device.limits().min_storage_buffer_offset_alignment));
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let coeffs = DualAdamConfig::adamw(0.1).coeffs(4).unwrap();
-    let of = |types| SIZES.map(|size| Host::new(types, &Inputs::random(size as u64, size), 0));
-    let hosts: Vec<_> = COMBINATIONS.into_iter().flat_map(of).collect();
+    let of = |variant: Variant| SIZES.map(|size| Host::new(variant.formats(), &Inputs::random(size as u64, size)));
+    let hosts: Vec<_> = Variant::all().flat_map(of).collect();
 
     let (mut before, mut expected) = (vec![], vec![]);
     let offsets: Vec<_> = hosts.iter().map(|host| place(host, &mut before)).collect();
     let arena = device.buffer(&before);
-    let tensors: Vec<_> = hosts.iter().zip(&offsets).map(|(host, offsets)| tensor(host, &arena, offsets)).collect();
-    let list = TensorList::new(&pipelines, &tensors).unwrap();
-    device.submit(|pass| list.encode(pass, &[coeffs]).unwrap());
+    let places = offsets.iter().map(|offsets| offsets.iter().map(|&offset| (&arena, offset)).collect::<Vec<_>>());
+    let tensors: Vec<_> = hosts.iter().zip(places).map(|(host, places)| bound(host, &places)).collect();
+    device.step(&device.list(&tensors), &[coeffs]);
 
     for host in &hosts {
-        place(&host.stepped(device, &pipelines, &coeffs), &mut expected);
+        place(&device.stepped(host, &coeffs), &mut expected);
     }
     let found = device.read(&arena);
     assert_ne!(found, before);
     if let Some(at) = (0..expected.len()).find(|&at| found[at] != expected[at]) {
         let index = offsets.partition_point(|offsets| offsets[0] <= at as u64) - 1;
-        let Host { p, grad, copy, len, .. } = &hosts[index];
-        let types = (p.dtype(), grad.dtype(), copy.as_ref().map(|copy| copy.dtype()));
-        panic!(
-            "byte {at} is {:#x}, not {:#x}: {types:?}, {len} elements, {:?}",
-            found[at], expected[at], offsets[index]
-        );
+        let (found, expected) = (found[at], expected[at]);
+        panic!("byte {at} is {found:#x}, not {expected:#x}: {}, {:?}", hosts[index].types(), offsets[index]);
     }
 }

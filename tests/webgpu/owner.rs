@@ -1,21 +1,28 @@
 //! The owning optimizer: the bits of lists made by hand, files that resume anywhere, and states read while other work goes on.
 
+use std::ops::Range;
 use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use dualadam::half::{bf16, f16};
-use dualadam::webgpu::{BufferView, DualAdam, Pipelines, Tensor, TensorList, required_limits, wgpu};
+use dualadam::webgpu::{BufferView, DualAdam, Tensor, required_limits, wgpu};
 use dualadam::{
-    Dtype, DualAdamConfig, Element, Error, State, StateProblem, SwitchSchedule, TensorLayout, WeightDecay, WgpuProblem,
-    cpu,
+    Dtype, DualAdamConfig, Element, Error, State, StateProblem, SwitchSchedule, TensorLayout, TensorState, WeightDecay,
+    WgpuProblem, cpu,
 };
 use pollster::block_on;
-
-use crate::gpu::{Device, Gpu, STORAGE};
-use crate::host::{COMBINATIONS, Host, Types, Values};
 use testkit::data::Inputs;
 use testkit::device::DeviceTest;
+use testkit::model::{Model, Spec, wide};
+use testkit::refused::{self, refused};
+use testkit::state::{bits, float_bits, temporary};
+use testkit::tensor::Tensor as Host;
+use testkit::values::Values;
+use testkit::variant::{Variant, formats};
+
+use crate::gpu::{Device, Gpu, STORAGE};
+use crate::host::Uploaded;
 
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),
@@ -40,53 +47,68 @@ fn groups() -> [DualAdamConfig; 2] {
     [dual, DualAdamConfig::adam().with_weight_decay(WeightDecay::Decoupled(0.1))]
 }
 
-/// A model's tensor beside an optimizer: its types, its parameters, and its gradients of three steps.
-struct Model {
-    types: Types,
-    layout: TensorLayout,
-    /// Of the parameters where there are no masters, else of the copy.
-    params: (wgpu::Buffer, Dtype),
-    grads: [wgpu::Buffer; 3],
-    /// The same on the host, before the first step.
-    before: Values,
+/// A model's parameters on a device, and its gradients of three rounds.
+struct Models {
+    host: Model,
+    params: Vec<wgpu::Buffer>,
+    grads: [Vec<wgpu::Buffer>; 3],
 }
 
-impl Model {
-    fn new(device: &Device, types: Types, len: usize, group: usize, seed: u64) -> Self {
-        let (params, grads, copy) = types;
-        let inputs = [0, 1, 2].map(|k| Inputs::random(seed + k, len));
-        let before = Values::new(copy.unwrap_or(params), &inputs[0].p);
-        let layout = TensorLayout::new(len).in_group(group);
-        Self {
-            types,
-            layout: if copy.is_some() { layout.with_master() } else { layout },
-            params: (device.buffer(before.bytes()), before.dtype()),
-            grads: inputs.map(|inputs| device.buffer(Values::new(grads, &inputs.grad).bytes())),
-            before,
-        }
+impl Models {
+    /// A tensor of every variant and length.
+    fn all(device: &Device) -> Self {
+        let each = LENS.into_iter().flat_map(|len| Variant::all().map(move |variant| (variant.formats(), len)));
+        Self::new(
+            device,
+            each.zip([0, 1].into_iter().cycle()).map(|((formats, len), group)| Spec { formats, len, group }),
+        )
     }
 
-    fn view(&self) -> BufferView<'_> {
-        BufferView::new(&self.params.0, self.params.1)
+    /// Tensors of these variants.
+    fn of(device: &Device, names: &[&str], len: usize, group: usize) -> Self {
+        Self::new(device, names.iter().map(|name| Spec { formats: formats(name), len, group }))
+    }
+
+    fn new(device: &Device, specs: impl Iterator<Item = Spec>) -> Self {
+        let host = Model::new(&specs.collect::<Vec<_>>(), wide);
+        let upload = |values: &Values| device.buffer(values.bytes());
+        let grads = [0, 1, 2].map(|round| host.grads(round, |_| true).iter().flatten().map(upload).collect());
+        Self { params: host.params.iter().map(upload).collect(), grads, host }
+    }
+
+    fn params(&self) -> Vec<BufferView<'_>> {
+        let of = |(buffer, spec): (_, &Spec)| BufferView::new(buffer, spec.formats.param);
+        self.params.iter().zip(&self.host.specs).map(of).collect()
     }
 
     /// The gradients of step `t`, every fourth of which is missing.
-    fn grads(&self, index: usize, t: usize) -> Option<BufferView<'_>> {
-        let view = BufferView::new(&self.grads[t % 3], self.types.1);
-        has_grads(index, t).then_some(view)
+    fn grads(&self, t: usize) -> Vec<Option<BufferView<'_>>> {
+        let of = |(i, spec): (usize, &Spec)| {
+            has_grads(i, t).then(|| BufferView::new(&self.grads[t % 3][i], spec.formats.grad))
+        };
+        self.host.specs.iter().enumerate().map(of).collect()
     }
 
-    /// What a list by hand has at first.
-    fn host(&self) -> Host {
-        let zeros = vec![0.0; self.layout.len];
-        let (params, grads, copy) = self.types;
-        let wide = Inputs { p: self.before.wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-        let host = Host::new((params, grads, copy), &wide, 0);
-        Host { copy: copy.map(|_| self.before.clone()), ..host }
+    fn optimizer(&self, device: &Device) -> DualAdam {
+        DualAdam::with_groups(device.pipelines(), &groups(), &self.host.layout()).unwrap()
     }
 
-    fn read(&self, device: &Device) -> Vec<u8> {
-        device.read(&self.params.0)
+    /// Steps `t`, all in one pass.
+    fn run(&self, device: &Device, optimizer: &mut DualAdam, steps: Range<usize>) {
+        device.submit(|pass| {
+            for t in steps {
+                optimizer.step_scaled(pass, &self.params(), &self.grads(t), 0.5).unwrap();
+            }
+        });
+    }
+
+    fn read(&self, device: &Device) -> Vec<Vec<u8>> {
+        self.params.iter().map(|params| device.read(params)).collect()
+    }
+
+    /// The state, and the parameters' bytes.
+    fn results(&self, device: &Device, optimizer: &DualAdam) -> (State, Vec<Vec<u8>>) {
+        (optimizer.state(&device.queue).unwrap(), self.read(device))
     }
 }
 
@@ -94,72 +116,41 @@ fn has_grads(index: usize, t: usize) -> bool {
     !(index + t).is_multiple_of(4)
 }
 
-/// A tensor of every combination and length.
-fn models(device: &Device) -> Vec<Model> {
-    let of = |i: usize| Model::new(device, COMBINATIONS[i % 11], LENS[i / 11], i % 2, 10 * i as u64);
-    (0..11 * LENS.len()).map(of).collect()
-}
-
-fn optimizer(device: &Device, models: &[Model]) -> DualAdam {
-    let layout: Vec<_> = models.iter().map(|model| model.layout).collect();
-    DualAdam::with_groups(&Pipelines::new(&device.device).unwrap(), &groups(), &layout).unwrap()
-}
-
-/// Steps `t`, all in one pass.
-fn run(device: &Device, optimizer: &mut DualAdam, models: &[Model], steps: impl Iterator<Item = usize>) {
-    let params: Vec<_> = models.iter().map(Model::view).collect();
-    device.submit(|pass| {
-        for t in steps {
-            let grads: Vec<_> = models.iter().enumerate().map(|(index, model)| model.grads(index, t)).collect();
-            optimizer.step_scaled(pass, &params, &grads, 0.5).unwrap();
-        }
-    });
-}
-
-/// The state, and the parameters' bytes.
-fn results(device: &Device, optimizer: &DualAdam, models: &[Model]) -> (State, Vec<Vec<u8>>) {
-    (optimizer.state(&device.queue).unwrap(), models.iter().map(|model| model.read(device)).collect())
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
 fn has_the_bits_of_lists(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        let models = models(device);
-        let mut optimizer = optimizer(device, &models);
+        let models = Models::all(device);
+        let mut optimizer = models.optimizer(device);
         // Passes of one step and of several, in which masters are set at first.
         for steps in [0..3, 3..4, 4..12] {
-            run(device, &mut optimizer, &models, steps);
+            models.run(device, &mut optimizer, steps);
         }
-        let (state, params) = results(device, &optimizer, &models);
+        let (state, params) = models.results(device, &optimizer);
 
-        let pipelines = Pipelines::new(&device.device).unwrap();
-        for (index, model) in models.iter().enumerate() {
-            let (uploaded, mut step) = (model.host().upload(device), 0);
+        for (index, (spec, before)) in models.host.specs.iter().zip(&models.host.params).enumerate() {
+            let zeros = vec![0.0; spec.len];
+            let inputs = Inputs { p: before.wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
+            let host = Host { param: before.clone(), ..Host::new(spec.formats, &inputs) };
+            let (uploaded, mut step) = (Uploaded::new(device, &host), 0);
             for t in (0..12).filter(|&t| has_grads(index, t)) {
-                let tensor = Tensor { grads: model.grads(index, t), ..uploaded.tensor() };
                 step += 1;
-                let coeffs = groups()[model.layout.group].coeffs_scaled(step, 0.5).unwrap();
-                let list = TensorList::new(&pipelines, &[tensor]).unwrap();
-                device.submit(|pass| list.encode(pass, &[coeffs]).unwrap());
+                let coeffs = groups()[spec.group].coeffs_scaled(step, 0.5).unwrap();
+                device.step(&device.list(&[Tensor { grads: models.grads(t)[index], ..uploaded.tensor() }]), &[coeffs]);
             }
-            let by_hand = uploaded.download(device, &model.host());
-            let what = format!("tensor {index}, {:?}, {} elements", model.types, model.layout.len);
+            let by_hand = uploaded.download(device);
+            let what = format!("tensor {index}, {}", by_hand.types());
             let found = &state.tensors[index];
-            assert_eq!((found.step, found.group), (step, model.layout.group), "{what}");
-            assert_eq!(bits(&found.exp_avg), bits(&by_hand.m.wide()), "{what}");
-            assert_eq!(bits(&found.exp_avg_sq), bits(&by_hand.v.wide()), "{what}");
+            assert_eq!((found.step, found.group), (step, spec.group), "{what}");
+            assert_eq!(float_bits(&found.exp_avg), float_bits(&by_hand.exp_avg.wide()), "{what}");
+            assert_eq!(float_bits(&found.exp_avg_sq), float_bits(&by_hand.exp_avg_sq.wide()), "{what}");
             assert_eq!(found.master_is_set, found.master.is_some(), "{what}");
-            let copy = by_hand.copy.as_ref();
-            assert_eq!(found.master.as_deref().map(bits), copy.map(|_| bits(&by_hand.p.wide())), "{what}");
-            let expected = copy.unwrap_or(&by_hand.p).bytes();
+            let master = by_hand.master.as_ref().map(Values::wide);
+            assert_eq!(found.master.as_deref().map(float_bits), master.as_deref().map(float_bits), "{what}");
+            let expected = by_hand.param.bytes();
             let (content, behind) = params[index].split_at(expected.len());
             assert_eq!(content, expected, "{what}");
             assert!(behind.iter().all(|&byte| byte == 0xa5), "{what}: {behind:x?}");
             // One 16-bit parameter may stay where it is.
-            assert!(model.layout.len < 1000 || content != model.before.bytes(), "{what}: it did not move");
+            assert!(spec.len < 1000 || content != before.bytes(), "{what}: it did not move");
         }
     }
 }
@@ -181,8 +172,7 @@ fn check_masters(device: &Device, dtype: Dtype, widen: impl Fn(u16) -> f32) {
     let grads = device.buffer(&vec![0; 4 * patterns.len()]);
     let (params, grads) = (BufferView::new(&params, dtype), BufferView::new(&grads, Dtype::F32));
     let layout = [TensorLayout::new(patterns.len()).with_master()];
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let mut optimizer = DualAdam::with_groups(&pipelines, &groups(), &layout).unwrap();
+    let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &layout).unwrap();
     let before = optimizer.state(&device.queue).unwrap();
     assert!(!before.tensors[0].master_is_set);
     device.submit(|pass| optimizer.step(pass, &[params], &[Some(grads)]).unwrap());
@@ -199,100 +189,75 @@ fn check_masters(device: &Device, dtype: Dtype, widen: impl Fn(u16) -> f32) {
 /// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while it has no gradient.
 fn follows_changed_types(gpu: &Gpu) {
     let device = &gpu.device;
-    let wide = Model::new(device, COMBINATIONS[0], 1030, 0, 1);
-    let narrow = Model::new(device, COMBINATIONS[3], 1030, 0, 1);
-    let mut changing = optimizer(device, std::slice::from_ref(&wide));
-    run(device, &mut changing, std::slice::from_ref(&wide), 1..3);
+    let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
+    let mut changing = wide.optimizer(device);
+    wide.run(device, &mut changing, 1..3);
     let state = changing.state(&device.queue).unwrap();
-    device.submit(|pass| changing.step(pass, &[narrow.view()], &[None]).unwrap());
+    device.submit(|pass| changing.step(pass, &narrow.params(), &[None]).unwrap());
     assert_eq!(changing.state(&device.queue).unwrap(), state);
-    run(device, &mut changing, std::slice::from_ref(&narrow), 1..3);
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let mut fresh = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
-    let again = Model::new(device, COMBINATIONS[3], 1030, 0, 1);
-    run(device, &mut fresh, std::slice::from_ref(&again), 1..3);
-    assert_eq!(changing.state(&device.queue).unwrap(), fresh.state(&device.queue).unwrap());
-    assert_eq!(narrow.read(device), again.read(device));
+    narrow.run(device, &mut changing, 1..3);
+    let mut fresh = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
+    again.run(device, &mut fresh, 1..3);
+    assert_eq!(narrow.results(device, &changing), again.results(device, &fresh));
     assert_eq!(changing.step_of(0).unwrap(), 4);
 }
 
 fn takes_moments(gpu: &Gpu) {
     let device = &gpu.device;
-    let mut optimizer = optimizer(device, &models(device));
+    let models = Models::all(device);
+    let mut optimizer = models.optimizer(device);
     let inputs = Inputs::random(1, 1030);
     optimizer.set_moments(&device.queue, 7, 100, &inputs.m, &inputs.v).unwrap();
-    let mut expected = optimizer_state_at_first(device);
-    expected.tensors[7].step = 100;
-    expected.tensors[7].exp_avg = inputs.m.clone();
-    expected.tensors[7].exp_avg_sq = inputs.v.clone();
+    let mut expected = State::new(&groups(), &models.host.layout()).unwrap();
+    let (group, exp_avg, exp_avg_sq) = (expected.tensors[7].group, inputs.m.clone(), inputs.v.clone());
+    expected.tensors[7] = TensorState { group, step: 100, exp_avg, exp_avg_sq, ..expected.tensors[7].clone() };
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
     assert_eq!(optimizer.step_of(7).unwrap(), 100);
 
     let negative: Vec<f32> = inputs.v.iter().map(|v| -v).collect();
-    for (tensor, m, v) in [(7, &inputs.m[1..], &inputs.v[..]), (7, &inputs.m, &negative), (66, &inputs.m, &inputs.v)] {
-        let error = optimizer.set_moments(&device.queue, tensor, 1, m, v).unwrap_err();
-        assert!(
-            matches!(error, Error::Length { .. } | Error::Value { .. } | Error::Position { len: 66, .. }),
-            "{error:?}"
-        );
-    }
+    let mut set = |tensor, m: &[f32], v: &[f32]| optimizer.set_moments(&device.queue, tensor, 1, m, v);
+    refused::length(set(7, &inputs.m[1..], &inputs.v), 7, "exp_avg", 1030, 1029);
+    refused::value(set(7, &inputs.m, &negative), "exp_avg_sq");
+    let count = models.params.len();
+    refused::position(set(count, &inputs.m, &inputs.v), "tensor", count, count);
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
-}
-
-/// What an optimizer for the models has before its first step.
-fn optimizer_state_at_first(device: &Device) -> State {
-    let layout: Vec<_> = models(device).iter().map(|model| model.layout).collect();
-    State::new(&groups(), &layout).unwrap()
 }
 
 fn resumes_bit_for_bit(gpu: &Gpu) {
     let device = &gpu.device;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("optimizer.safetensors");
-    let (models, twins) = (models(device), models(device));
-    let mut whole = optimizer(device, &models);
-    run(device, &mut whole, &models, 0..3);
+    let (_folder, path) = temporary();
+    let (models, twins) = (Models::all(device), Models::all(device));
+    let mut whole = models.optimizer(device);
+    models.run(device, &mut whole, 0..3);
     whole.set_lr(1, 1e-4).unwrap();
-    run(device, &mut whole, &models, 3..9);
-    let whole = results(device, &whole, &models);
+    models.run(device, &mut whole, 3..9);
+    let whole = models.results(device, &whole);
 
-    let mut first = optimizer(device, &twins);
-    run(device, &mut first, &twins, 0..3);
+    let mut first = twins.optimizer(device);
+    twins.run(device, &mut first, 0..3);
     first.save(&device.queue, &path).unwrap();
-    let mut second = optimizer(device, &twins);
+    let mut second = twins.optimizer(device);
     // A list and moments of its own, which the file replaces.
-    device.submit(|pass| {
-        let params: Vec<_> = models.iter().map(Model::view).collect();
-        second.step(pass, &params, &vec![None; params.len()]).unwrap();
-    });
+    device.submit(|pass| second.step(pass, &models.params(), &vec![None; models.params.len()]).unwrap());
     second.load(&device.queue, &path).unwrap();
     assert_eq!(second.state(&device.queue).unwrap(), first.state(&device.queue).unwrap());
     second.set_lr(1, 1e-4).unwrap();
-    run(device, &mut second, &twins, 3..5);
+    twins.run(device, &mut second, 3..5);
     let state = second.state(&device.queue).unwrap();
-    let mut third = DualAdam::from_state(&Pipelines::new(&device.device).unwrap(), &device.queue, &state).unwrap();
-    run(device, &mut third, &twins, 5..9);
+    let mut third = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
+    twins.run(device, &mut third, 5..9);
     assert_eq!(third.config(1).unwrap().lr, 1e-4);
-    assert!(results(device, &third, &twins) == whole);
+    assert!(twins.results(device, &third) == whole);
 }
 
 /// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters set and some not.
 fn cpu_optimizer() -> cpu::DualAdam {
-    let layout = [
-        TensorLayout::new(1030),
-        TensorLayout::new(0),
-        TensorLayout::new(7).in_group(1).with_master(),
-        TensorLayout::new(3).with_master(),
-    ];
-    let mut optimizer = cpu::DualAdam::with_groups(&groups(), &layout).unwrap();
-    let inputs = [1030, 0, 7, 3].map(|len| Inputs::random(5, len));
-    let [mut a, mut b] = [0, 1].map(|k: usize| inputs[k].p.clone());
-    let [mut c, mut d] = [2, 3].map(|k: usize| inputs[k].p.iter().map(|&p| bf16::narrow(p)).collect::<Vec<_>>());
+    let specs = [("f32_f32", 1030, 0), ("f32_f32", 0, 0), ("bf16_f32_master", 7, 1), ("bf16_f32_master", 3, 0)];
+    let mut model = Model::new(&specs.map(|(name, len, group)| Spec { formats: formats(name), len, group }), wide);
+    let mut optimizer = cpu::DualAdam::with_groups(&groups(), &model.layout()).unwrap();
     for _ in 0..3 {
-        let mut params = [(&mut a).into(), (&mut b).into(), (&mut c).into(), (&mut d).into()];
-        let grads = [0, 1, 2].map(|k: usize| Some((&inputs[k].grad).into()));
-        let [grads_a, grads_b, grads_c] = grads;
-        optimizer.step(&mut params, &[grads_a, grads_b, grads_c, None]).unwrap();
+        let grads = model.grads(0, |tensor| tensor != 3);
+        model.step(&mut optimizer, &grads, 1.0).unwrap();
     }
     let special = [f32::MIN_POSITIVE / 8.0, -0.0, f32::INFINITY];
     optimizer.set_moments(3, u64::MAX - 1, &special, &[0.0, 1e-45, f32::MAX]).unwrap();
@@ -300,13 +265,9 @@ fn cpu_optimizer() -> cpu::DualAdam {
     optimizer
 }
 
-/// Equality of bits, which tells -0 from 0.
-fn assert_same_state(a: &State, b: &State) {
-    assert_eq!(a, b);
-    for (a, b) in a.tensors.iter().zip(&b.tensors) {
-        assert_eq!((bits(&a.exp_avg), bits(&a.exp_avg_sq)), (bits(&b.exp_avg), bits(&b.exp_avg_sq)));
-        assert_eq!(a.master.as_deref().map(bits), b.master.as_deref().map(bits));
-    }
+#[track_caller]
+fn assert_same_state(found: &State, expected: &State) {
+    assert_eq!(bits(found), bits(expected));
 }
 
 fn shares_files_with_the_cpu(gpu: &Gpu) {
@@ -316,14 +277,12 @@ fn shares_files_with_the_cpu(gpu: &Gpu) {
     let mut on_cpu = cpu_optimizer();
     on_cpu.save(&from_cpu).unwrap();
 
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let state = State::load(&from_cpu).unwrap();
-    let taken = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
+    let taken = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
     assert_same_state(&taken.state(&device.queue).unwrap(), on_cpu.state());
-    let layout: Vec<_> = [(1030, 0, false), (0, 0, false), (7, 1, true), (3, 0, true)]
-        .map(|(len, group, master)| TensorLayout { len, group, master })
-        .to_vec();
-    let mut loaded = DualAdam::with_groups(&pipelines, &[DualAdamConfig::adam(); 2], &layout).unwrap();
+    let layout = [(1030, 0, false), (0, 0, false), (7, 1, true), (3, 0, true)];
+    let layout = layout.map(|(len, group, master)| TensorLayout { len, group, master });
+    let mut loaded = DualAdam::with_groups(device.pipelines(), &[DualAdamConfig::adam(); 2], &layout).unwrap();
     loaded.load(&device.queue, &from_cpu).unwrap();
     assert_same_state(&loaded.state(&device.queue).unwrap(), on_cpu.state());
 
@@ -339,17 +298,17 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
         value
     }
     let device = &gpu.device;
-    let (models, others) = (models(device), models(device));
-    let (mut optimizer, mut other) = (optimizer(device, &models), optimizer(device, &others));
-    run(device, &mut optimizer, &models, 0..4);
+    let (models, others) = (Models::all(device), Models::all(device));
+    let (mut optimizer, mut other) = (models.optimizer(device), others.optimizer(device));
+    models.run(device, &mut optimizer, 0..4);
     let expected = optimizer.state(&device.queue).unwrap();
 
     // Polled by hand, with other work submitted before, between and after.
-    run(device, &mut other, &others, 0..4);
+    others.run(device, &mut other, 0..4);
     let mut read = pin!(is_send(optimizer.read_state(&device.queue)));
     let mut steps = 4;
     let state = loop {
-        run(device, &mut other, &others, steps..steps + 2);
+        others.run(device, &mut other, steps..steps + 2);
         steps += 2;
         if let Poll::Ready(state) = read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             break state.unwrap();
@@ -359,15 +318,7 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
     assert_same_state(&state, &expected);
 
     // Awaited by one thread, polled by another.
-    let read = is_send(optimizer.read_state(&device.queue));
-    let state = std::thread::scope(|scope| {
-        let awaiting = scope.spawn(|| block_on(read).unwrap());
-        while !awaiting.is_finished() {
-            device.device.poll(wgpu::PollType::Poll).unwrap();
-            std::thread::yield_now();
-        }
-        awaiting.join().unwrap()
-    });
+    let state = device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap();
     assert_same_state(&state, &expected);
 
     // A reading that is given up leaves the optimizer usable; so does one of two at once.
@@ -378,150 +329,103 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
         assert_same_state(&block_on(read).unwrap(), &expected);
     }
     // Nothing of it disturbed the other work.
-    let twins = self::models(device);
-    let mut twin = self::optimizer(device, &twins);
-    run(device, &mut twin, &twins, 0..steps);
-    assert!(results(device, &twin, &twins) == results(device, &other, &others));
+    let twins = Models::all(device);
+    let mut twin = twins.optimizer(device);
+    twins.run(device, &mut twin, 0..steps);
+    assert!(twins.results(device, &twin) == others.results(device, &other));
 }
 
 /// 128 MiB of moments; pieces begin in the middle of an array, and a piece has ends of several.
 fn reads_large_states_in_pieces(gpu: &Gpu) {
     let device = &gpu.device;
     let lens = [(64 << 20) / 4 + 3, 5];
-    let pipelines = Pipelines::new(&device.device).unwrap();
     let mut state = State::new(&groups(), &lens.map(TensorLayout::new)).unwrap();
     for (number, tensor) in state.tensors.iter_mut().enumerate() {
         tensor.exp_avg.iter_mut().enumerate().for_each(|(i, m)| *m = (i + number) as f32 - 1e6);
         tensor.exp_avg_sq.iter_mut().enumerate().for_each(|(i, v)| *v = (3 * i + number) as f32);
     }
-    let optimizer = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
+    let optimizer = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
     assert!(optimizer.state(&device.queue).unwrap() == state);
-    let read = optimizer.read_state(&device.queue);
-    let found = std::thread::scope(|scope| {
-        let awaiting = scope.spawn(|| block_on(read).unwrap());
-        while !awaiting.is_finished() {
-            device.device.poll(wgpu::PollType::Poll).unwrap();
-            std::thread::yield_now();
-        }
-        awaiting.join().unwrap()
-    });
-    assert!(found == state);
+    assert!(device.awaited(optimizer.read_state(&device.queue)).unwrap() == state);
 }
 
 fn refuses_bad_input_and_stays(gpu: &Gpu) {
     let device = &gpu.device;
-    let (good, twin) =
-        [0, 1].map(|_| [0, 8, 0].map(|types| Model::new(device, COMBINATIONS[types], 1030, 0, 7))).into();
-    let (mut optimizer, mut twin_optimizer) = (optimizer(device, &good), optimizer(device, &twin));
-    run(device, &mut optimizer, &good, 1..2);
-    run(device, &mut twin_optimizer, &twin, 1..2);
-    let before = results(device, &optimizer, &good);
+    let names = ["f32_f32", "bf16_bf16_master", "f32_f32"];
+    let (good, twin) = (Models::of(device, &names, 1030, 0), Models::of(device, &names, 1030, 0));
+    let (mut optimizer, mut twin_optimizer) = (good.optimizer(device), twin.optimizer(device));
+    good.run(device, &mut optimizer, 1..2);
+    twin.run(device, &mut twin_optimizer, 1..2);
+    let before = good.results(device, &optimizer);
 
-    let params = good.each_ref().map(Model::view);
-    let grads = [0, 1, 2].map(|index: usize| good[index].grads(1 + index, 0));
-    let short = device.buffer(&[0; 4 * 1029]);
-    let descriptor = wgpu::BufferDescriptor {
-        label: None,
-        size: 4 * 1030,
-        usage: wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    };
-    let unusable = device.device.create_buffer(&descriptor);
-    let large =
-        device.device.create_buffer(&wgpu::BufferDescriptor { size: 8192, usage: STORAGE, ..descriptor.clone() });
-    let foreign = gpu.open(wgpu::Features::empty(), required_limits());
-    let foreign = foreign.buffer(&[0; 4 * 1030]);
+    let (params, grads) = (good.params(), good.grads(1));
+    let (short, large) = (device.buffer(&[0; 4 * 1029]), device.empty(8192, STORAGE));
+    let unusable = device.empty(4 * 1030, wgpu::BufferUsages::COPY_DST);
+    let foreign = gpu.open(wgpu::Features::empty(), required_limits()).buffer(&[0; 4 * 1030]);
     let f32_of = |buffer| BufferView::new(buffer, Dtype::F32);
     let with_params = |index: usize, view| {
-        let mut params = params;
+        let mut params = params.clone();
         params[index] = view;
         params
     };
     let with_grads = |index: usize, view| {
-        let mut grads = grads;
+        let mut grads = grads.clone();
         grads[index] = Some(view);
         grads
     };
-    type Case<'a> = (Vec<BufferView<'a>>, Vec<Option<BufferView<'a>>>, f64, fn(&Error) -> bool);
-    let cases: Vec<Case<'_>> = vec![
-        (params[..2].to_vec(), grads.to_vec(), 1.0, |e| matches!(e, Error::Count { list: "params", actual: 2, .. })),
-        (params.to_vec(), grads[..1].to_vec(), 1.0, |e| matches!(e, Error::Count { list: "grads", actual: 1, .. })),
-        (params.to_vec(), grads.to_vec(), f64::NAN, |e| matches!(e, Error::Value { name: "grad_multiplier", .. })),
-        (with_params(2, f32_of(&short)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::BufferSize { tensor: 2, buffer: "params", required: 4120, actual: 4116, .. })
-        }),
-        (params.to_vec(), with_grads(1, f32_of(&short)).to_vec(), 1.0, |e| {
-            matches!(e, Error::BufferSize { tensor: 1, buffer: "grads", .. })
-        }),
-        (with_params(0, f32_of(&unusable)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::Usage { tensor: 0, buffer: "params", .. })
-        }),
-        (params.to_vec(), with_grads(0, BufferView { offset: 4, ..f32_of(&large) }).to_vec(), 1.0, |e| {
-            matches!(e, Error::Offset { tensor: 0, buffer: "grads", .. })
-        }),
-        // Masters of f32 parameters, and a pair of types without a shader.
-        (with_params(1, f32_of(&large)).to_vec(), grads.to_vec(), 1.0, |e| {
-            matches!(e, Error::Types { tensor: 1, copy: Some(Dtype::F32), .. })
-        }),
-        (params.to_vec(), with_grads(1, BufferView::new(&large, Dtype::F16)).to_vec(), 1.0, |e| {
-            matches!(e, Error::Types { tensor: 1, .. })
-        }),
-        (params.to_vec(), with_grads(0, params[2]).to_vec(), 1.0, |e| matches!(e, Error::Overlap { .. })),
-        (with_params(0, params[2]).to_vec(), grads.to_vec(), 1.0, |e| matches!(e, Error::Overlap { .. })),
-        (params.to_vec(), with_grads(2, f32_of(&foreign)).to_vec(), 1.0, |e| {
-            matches!(e, Error::Wgpu { tensor: Some(2), problem: WgpuProblem::Validation(_), .. })
-        }),
-    ];
     device.submit(|pass| {
-        for (number, (params, grads, multiplier, expected)) in cases.iter().enumerate() {
-            let error = optimizer.step_scaled(pass, params, grads, *multiplier).unwrap_err();
-            assert!(expected(&error), "case {number}: {error:?}");
-        }
+        let mut step = |params: &[_], grads: &[_]| optimizer.step(pass, params, grads);
+        refused::count(step(&params[..2], &grads), "params", 3, 2);
+        refused::count(step(&params, &grads[..1]), "grads", 3, 1);
+        refused::buffer_size(step(&with_params(2, f32_of(&short)), &grads), 2, "params", 4120, 4116);
+        refused::buffer_size(step(&params, &with_grads(1, f32_of(&short))), 1, "grads", 4120, 4116);
+        refused::usage(step(&with_params(0, f32_of(&unusable)), &grads), 0, "params");
+        let inside = BufferView { offset: 4, ..f32_of(&large) };
+        refused::offset(step(&params, &with_grads(0, inside)), 0, "grads", 256, 4);
+        // Masters of f32 parameters, and a pair of types without a shader.
+        let masters_of_f32 = step(&with_params(1, f32_of(&large)), &grads);
+        refused::types(masters_of_f32, 1, Dtype::F32, Dtype::Bf16, Some(Dtype::F32));
+        let f16_for_bf16 = step(&params, &with_grads(1, BufferView::new(&large, Dtype::F16)));
+        refused::types(f16_for_bf16, 1, Dtype::F32, Dtype::F16, Some(Dtype::Bf16));
+        refused::overlap(step(&params, &with_grads(0, params[2])));
+        refused::overlap(step(&with_params(0, params[2]), &grads));
+        let error = refused(step(&params, &with_grads(2, f32_of(&foreign))));
+        let is_expected = matches!(error, Error::Wgpu { tensor: Some(2), problem: WgpuProblem::Validation(_), .. });
+        assert!(is_expected, "{error:?}");
+        refused::value(optimizer.step_scaled(pass, &params, &grads, f64::NAN), "grad_multiplier");
     });
-    let error = optimizer.set_lr(0, -1.0).unwrap_err();
-    assert!(matches!(error, Error::Value { name: "lr", .. }), "{error:?}");
-    let error = optimizer.set_config(2, DualAdamConfig::adam()).unwrap_err();
-    assert!(matches!(error, Error::Position { list: "group", len: 2, value: 2 }), "{error:?}");
-    let error = optimizer.step_of(3).unwrap_err();
-    assert!(matches!(error, Error::Position { list: "tensor", len: 3, value: 3 }), "{error:?}");
-    assert!(results(device, &optimizer, &good) == before);
+    refused::value(optimizer.set_lr(0, -1.0), "lr");
+    refused::position(optimizer.set_config(2, DualAdamConfig::adam()), "group", 2, 2);
+    refused::position(optimizer.step_of(3), "tensor", 3, 3);
+    assert!(good.results(device, &optimizer) == before);
 
     // A step that cannot be counted.
     let mut state = before.0.clone();
     state.tensors[2].step = u64::MAX;
-    let pipelines = Pipelines::new(&device.device).unwrap();
-    let mut full = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap();
-    device.submit(|pass| {
-        let error = full.step(pass, &params, &grads).unwrap_err();
-        assert!(matches!(error, Error::StepOverflow { tensor: 2 }), "{error:?}");
-    });
+    let mut full = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
+    device.submit(|pass| refused::step_overflow(full.step(pass, &params, &grads), 2));
     assert!(full.state(&device.queue).unwrap() == state);
 
-    run(device, &mut optimizer, &good, 2..5);
-    run(device, &mut twin_optimizer, &twin, 2..5);
-    assert!(results(device, &optimizer, &good) == results(device, &twin_optimizer, &twin));
+    good.run(device, &mut optimizer, 2..5);
+    twin.run(device, &mut twin_optimizer, 2..5);
+    assert!(good.results(device, &optimizer) == twin.results(device, &twin_optimizer));
 
-    let error = DualAdam::new(&pipelines, DualAdamConfig::adam().with_eps(-1.0), &[1]).unwrap_err();
-    assert!(matches!(error, Error::Value { name: "eps", .. }), "{error:?}");
-    let error = DualAdam::with_groups(&pipelines, &groups(), &[TensorLayout::new(1).in_group(2)]).unwrap_err();
-    assert!(matches!(error, Error::Index { tensor: 0, index: "group", len: 2, value: 2 }), "{error:?}");
+    refused::value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), "eps");
+    let layout = [TensorLayout::new(1).in_group(2)];
+    refused::index(DualAdam::with_groups(device.pipelines(), &groups(), &layout), 0, "group", 2, 2);
     state.tensors[0].exp_avg_sq.pop();
-    let error = DualAdam::from_state(&pipelines, &device.queue, &state).unwrap_err();
-    assert!(
-        matches!(error, Error::Length { tensor: 0, buffer: "exp_avg_sq", expected: 1030, actual: 1029 }),
-        "{error:?}"
-    );
+    let uneven = DualAdam::from_state(device.pipelines(), &device.queue, &state);
+    refused::length(uneven, 0, "exp_avg_sq", 1030, 1029);
 }
 
 fn refuses_damaged_files_and_stays(gpu: &Gpu) {
     let device = &gpu.device;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("optimizer.safetensors");
-    let models = [Model::new(device, COMBINATIONS[8], 1030, 1, 7)];
-    let mut optimizer = optimizer(device, &models);
-    run(device, &mut optimizer, &models, 1..3);
-    let before = results(device, &optimizer, &models);
-    let refused = |optimizer: &mut DualAdam, path: &Path| optimizer.load(&device.queue, path).unwrap_err();
+    let (folder, path) = temporary();
+    let models = Models::of(device, &["bf16_bf16_master"], 1030, 1);
+    let mut optimizer = models.optimizer(device);
+    models.run(device, &mut optimizer, 1..3);
+    let before = models.results(device, &optimizer);
+    let refused = |optimizer: &mut DualAdam, path: &Path| refused(optimizer.load(&device.queue, path));
 
     let error = refused(&mut optimizer, &path);
     assert!(matches!(error, Error::Io { action: "read", .. }), "{error:?}");
@@ -533,7 +437,7 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
     let error = refused(&mut optimizer, &path);
     assert!(matches!(error, Error::State { problem: StateProblem::Checksum { .. }, .. }), "{error:?}");
     // Good files of other models: of another length, of another group, without masters.
-    let own = models[0].layout;
+    let own = models.host.layout()[0];
     for layout in
         [TensorLayout { len: 1029, ..own }, TensorLayout { group: 0, ..own }, TensorLayout { master: false, ..own }]
     {
@@ -541,7 +445,7 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
         let error = refused(&mut optimizer, &path);
         assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
     }
-    assert!(results(device, &optimizer, &models) == before);
+    assert!(models.results(device, &optimizer) == before);
     let nowhere = optimizer.save(&device.queue, folder.path().join("no/such/folder")).unwrap_err();
     assert!(matches!(nowhere, Error::Io { .. }), "{nowhere:?}");
 }
@@ -549,13 +453,9 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
 fn on_small_devices(gpu: &Gpu) {
     let masters = [TensorLayout::new(8).with_master()];
     let four = gpu.open(wgpu::Features::empty(), required_limits());
-    let pipelines = Pipelines::new(&four.device).unwrap();
-    let is_limit = |error: &Error| matches!(error, Error::Limit { required: 5, actual: 4, .. });
-    let error = DualAdam::with_groups(&pipelines, &groups(), &masters).unwrap_err();
-    assert!(is_limit(&error), "{error:?}");
+    refused::limit(DualAdam::with_groups(four.pipelines(), &groups(), &masters), 5, 4);
     let state = State::new(&groups(), &masters).unwrap();
-    let error = DualAdam::from_state(&pipelines, &four.queue, &state).unwrap_err();
-    assert!(is_limit(&error), "{error:?}");
+    refused::limit(DualAdam::from_state(four.pipelines(), &four.queue, &state), 5, 4);
 
     // Tensors that share no buffer, in windows of 1,024 elements.
     let limits = wgpu::Limits {
@@ -566,61 +466,42 @@ fn on_small_devices(gpu: &Gpu) {
     };
     let small = gpu.open(wgpu::Features::empty(), limits);
     let step = |device: &Device| {
-        let models = [0, 8, 1].map(|types| Model::new(device, COMBINATIONS[types], 4096, 0, 3));
-        let mut optimizer = optimizer(device, &models);
-        run(device, &mut optimizer, &models, 1..4);
-        results(device, &optimizer, &models)
+        let models = Models::of(device, &["f32_f32", "bf16_bf16_master", "f32_bf16"], 4096, 0);
+        let mut optimizer = models.optimizer(device);
+        models.run(device, &mut optimizer, 1..4);
+        models.results(device, &optimizer)
     };
     assert!(step(&small) == step(&gpu.device));
-    let pipelines = Pipelines::new(&small.device).unwrap();
-    let error = DualAdam::new(&pipelines, DualAdamConfig::adam(), &[4096, 4097]).unwrap_err();
+    let error = refused(DualAdam::new(small.pipelines(), DualAdamConfig::adam(), &[4096, 4097]));
     assert!(matches!(error, Error::ArraySize { tensor: 1, array: "exp_avg", limit: 16384, len: 4097 }), "{error:?}");
 }
 
 fn on_a_lost_device(gpu: &Gpu) {
-    let is_lost = |error: &Error| matches!(error, Error::Wgpu { problem: WgpuProblem::DeviceLost, .. });
     // Lost before the call, and while a reading is under way.
-    let open = || gpu.open(wgpu::Features::empty(), wgpu::Limits::default());
-    let device = open();
-    let models = [0, 8].map(|types| Model::new(&device, COMBINATIONS[types], 1030, 0, 3));
-    let mut optimizer = optimizer(&device, &models);
-    run(&device, &mut optimizer, &models, 1..3);
-    let pipelines = Pipelines::new(&device.device).unwrap();
+    let device = gpu.open(wgpu::Features::empty(), wgpu::Limits::default());
+    let models = Models::of(&device, &["f32_f32", "bf16_bf16_master"], 1030, 0);
+    let mut optimizer = models.optimizer(&device);
+    models.run(&device, &mut optimizer, 1..3);
     let state = optimizer.state(&device.queue).unwrap();
-    let (params, grads) = (models.each_ref().map(Model::view), [0, 1].map(|index: usize| models[index].grads(1, 0)));
+    let (params, grads) = (models.params(), models.grads(1));
     let mut encoder = device.device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
 
     let read = optimizer.read_state(&device.queue);
     device.device.destroy();
-    let error = std::thread::scope(|scope| {
-        let awaiting = scope.spawn(|| block_on(read).unwrap_err());
-        while !awaiting.is_finished() {
-            device.device.poll(wgpu::PollType::Poll).unwrap();
-            std::thread::yield_now();
-        }
-        awaiting.join().unwrap()
-    });
-    assert!(is_lost(&error), "{error:?}");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("optimizer.safetensors");
+    refused::lost_device(device.awaited(read));
+    let (folder, path) = temporary();
     state.save(&path).unwrap();
     let moments = vec![0.0; 1030];
-    for error in [
-        optimizer.state(&device.queue).map(drop).unwrap_err(),
-        optimizer.save(&device.queue, folder.path().join("other")).unwrap_err(),
-        block_on(optimizer.read_state(&device.queue)).map(drop).unwrap_err(),
-        optimizer.load(&device.queue, &path).unwrap_err(),
-        optimizer.set_moments(&device.queue, 0, 9, &moments, &moments).unwrap_err(),
-        optimizer.step(&mut pass, &params, &grads).unwrap_err(),
-        DualAdam::from_state(&pipelines, &device.queue, &state).map(drop).unwrap_err(),
-        DualAdam::new(&pipelines, DualAdamConfig::adam(), &[1]).map(drop).unwrap_err(),
-    ] {
-        assert!(is_lost(&error), "{error:?}");
-    }
+    refused::lost_device(optimizer.state(&device.queue));
+    refused::lost_device(optimizer.save(&device.queue, folder.path().join("other")));
+    refused::lost_device(block_on(optimizer.read_state(&device.queue)));
+    refused::lost_device(optimizer.load(&device.queue, &path));
+    refused::lost_device(optimizer.set_moments(&device.queue, 0, 9, &moments, &moments));
+    refused::lost_device(optimizer.step(&mut pass, &params, &grads));
+    refused::lost_device(DualAdam::from_state(device.pipelines(), &device.queue, &state));
+    refused::lost_device(DualAdam::new(device.pipelines(), DualAdamConfig::adam(), &[1]));
     assert!(!folder.path().join("other").exists());
-    assert_eq!(
-        [0, 1].map(|tensor| optimizer.step_of(tensor).unwrap()),
-        [0, 1].map(|tensor: usize| state.tensors[tensor].step)
-    );
+    let steps = [0, 1].map(|tensor: usize| state.tensors[tensor].step);
+    assert_eq!([0, 1].map(|tensor| optimizer.step_of(tensor).unwrap()), steps);
 }

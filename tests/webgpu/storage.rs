@@ -1,24 +1,15 @@
 //! 16-bit loads and stores, seen through steps that change nothing else.
 
-use std::slice;
-
 use bytemuck::Zeroable;
 use dualadam::half::f16;
-use dualadam::webgpu::{Pipelines, TensorList};
 use dualadam::{Dtype, StepCoeffs};
-
-use crate::gpu::{Device, Gpu};
-use crate::host::{Host, Uploaded, Values};
 use testkit::contract::same;
 use testkit::data::{Inputs, SPECIAL};
+use testkit::tensor::Tensor as Host;
+use testkit::values::Values;
+use testkit::variant::{Formats, formats};
 
-fn step(device: &Device, hosts: &[Host], coeffs: StepCoeffs) -> Vec<Host> {
-    let uploaded: Vec<_> = hosts.iter().map(|host| host.upload(device)).collect();
-    let tensors: Vec<_> = uploaded.iter().map(Uploaded::tensor).collect();
-    let list = TensorList::new(&Pipelines::new(&device.device).unwrap(), &tensors).unwrap();
-    device.submit(|pass| list.encode(pass, &[coeffs]).unwrap());
-    uploaded.iter().zip(hosts).map(|(uploaded, host)| uploaded.download(device, host)).collect()
-}
+use crate::gpu::Gpu;
 
 /// A step that leaves every parameter.
 fn still() -> StepCoeffs {
@@ -43,8 +34,8 @@ pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
     for dtype in [Dtype::Bf16, Dtype::F16] {
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
         let grad = Values::from_bits(dtype, &patterns);
-        let host = Host { grad, ..Host::new((Dtype::F32, dtype, None), &inputs, 0) };
-        let found = step(&gpu.device, slice::from_ref(&host), coeffs)[0].m.wide();
+        let host = Host { grad, ..Host::new(Formats { grad: dtype, ..formats("f32_f32") }, &inputs) };
+        let found = gpu.device.stepped(&host, &coeffs).exp_avg.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
             // The device may flush what is subnormal in f32, and zero has lost its sign beside the old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
@@ -61,10 +52,11 @@ pub(crate) fn all_16_bit_patterns_stay(gpu: &Gpu) {
     for dtype in [Dtype::Bf16, Dtype::F16] {
         let wide = |patterns: &[u16]| Values::from_bits(dtype, patterns).wide();
         let inputs: Vec<_> = [wide(&patterns)].into_iter().chain(tails(&wide(&edges))).map(parameters).collect();
-        for grads in [dtype, Dtype::F32] {
-            let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new((dtype, grads, None), inputs, 0)).collect();
-            for (found, host) in step(&gpu.device, &hosts, still()).iter().zip(&hosts) {
-                for (found, expected) in found.p.wide().into_iter().zip(host.p.wide()) {
+        for grad in [dtype, Dtype::F32] {
+            let formats = Formats { param: dtype, grad, ..formats("f32_f32") };
+            let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
+            for (found, host) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&hosts) {
+                for (found, expected) in found.param.wide().into_iter().zip(host.param.wide()) {
                     let flushed = expected.is_subnormal() && found == 0.0;
                     assert!(flushed || same(found, expected), "{dtype}: {found:e}, not {expected:e}");
                 }
@@ -83,13 +75,13 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
             p.extend([tie.wrapping_sub(1), tie, tie.wrapping_add(1)].map(f32::from_bits));
         }
     }
-    let inputs: Vec<_> = [p].into_iter().chain(tails(&SPECIAL)).map(parameters).collect();
+    let inputs: Vec<_> = [p].into_iter().chain(tails(SPECIAL)).map(parameters).collect();
     for dtype in [Dtype::Bf16, Dtype::F16] {
-        let types = (Dtype::F32, Dtype::F32, Some(dtype));
-        let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(types, inputs, 0)).collect();
+        let formats = Formats { param: dtype, ..formats("bf16_f32_master") };
+        let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
         let mut flushed = 0;
-        for (found, inputs) in step(&gpu.device, &hosts, still()).iter().zip(&inputs) {
-            let (masters, copy) = (found.p.wide(), found.copy.as_ref().unwrap());
+        for (found, inputs) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&inputs) {
+            let (masters, copy) = (found.updated().wide(), &found.param);
             for (&kept, &x) in masters.iter().zip(&inputs.p) {
                 flushed += usize::from(x.is_subnormal() && kept == 0.0);
                 assert!(same(kept, x) || x.is_subnormal(), "{x:e} became {kept:e}");

@@ -1,9 +1,9 @@
-//! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the same of what the benchmark measures
-//! them against, made by pinned compilers from PyPI.
+//! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the same
+//! of what the benchmark measures them against, made by pinned compilers from PyPI.
 //!
-//! `--check` makes them again and compares byte for byte. Either way two compilers, nvcc and NVRTC, must give the same PTX; and the
-//! assemblers of three CUDA versions, as drivers have them, must accept it for every architecture without a spill and with at most
-//! 64 registers.
+//! `--check` makes them again and compares byte for byte. Either way two compilers, nvcc and NVRTC,
+//! must give the same PTX; and the assemblers of three CUDA versions, as drivers have them, must accept
+//! it for every architecture without a spill and with at most 64 registers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,46 +15,76 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::cuda_tools::{ASSEMBLERS, Assembler, COMPILER, Entry, Tools};
 use crate::ptx::{self, Module};
+use crate::variants::{self, Variant};
 
 const MOST_REGISTERS: u32 = 64;
-/// What the names of the step's kernels begin with, and the groups of elements that a thread takes, as in `kernels/tuning.cuh`.
+/// What the names of the step's kernels begin with, and the groups of elements that a thread takes, as
+/// in `kernels/tuning.cuh`.
 const KINDS: [(&str, u32); 3] = [("dual_adam_", 2), ("adam_", 2), ("list_", 1)];
 /// Entries that step no tensor, and have nothing to move in wide pieces.
 const WITHOUT_STEP: &str = "prepare_sets";
 
-/// Modules whose PTX and manifest lie in `prebuilt/` of a folder.
-struct Unit {
-    folder: &'static str,
-    sources: &'static [&'static str],
-    modules: fn(&Path) -> Vec<Module>,
-    entries: usize,
-}
-
+/// The sources of the triad and of the other yardsticks. The first of each is what is compiled.
+const TRIAD: [&str; 6] = [
+    "triad.cu",
+    "../../kernels/control.cuh",
+    "../../kernels/pack.cuh",
+    "../../kernels/step.cuh",
+    "../../kernels/tuning.cuh",
+    "../../kernels/update.cuh",
+];
 const YARDSTICKS: [&str; 3] = ["yardsticks.cu", "../../kernels/pack.cuh", "../../kernels/tuning.cuh"];
 
-const UNITS: [Unit; 2] = [
-    Unit { folder: "kernels", sources: &ptx::SOURCES, modules: ptx::modules, entries: 3 * ptx::VARIANTS.len() + 1 },
-    Unit {
-        folder: "benches/cuda",
-        sources: &YARDSTICKS,
-        modules: |folder| vec![Module::new("yardsticks", folder, &YARDSTICKS)],
-        entries: 20,
-    },
-];
+/// Texts of PTX and their manifest, which lie in `prebuilt/` of a folder.
+struct Unit {
+    folder: &'static str,
+    /// What the manifest has the hash of.
+    sources: Vec<&'static str>,
+    /// Each text's name, and the modules whose entries it has.
+    texts: Vec<(String, Vec<Module>)>,
+    entries: usize,
+    variants: Vec<Variant>,
+}
 
 /// Makes the PTX and the manifests, and writes them or, with `check`, compares them with those that are there.
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
     let tools = Tools::at(root.join("target/prebuilt"))?;
-    UNITS.iter().try_for_each(|unit| unit.make(root, &tools, check))
+    let variants = variants::read(root).map_err(|error| anyhow!(error))?;
+    let units = [Unit::kernels(root, &variants), Unit::yardsticks(root, &variants)];
+    units.iter().try_for_each(|unit| unit.make(root, &tools, check))
 }
 
 impl Unit {
+    fn kernels(root: &Path, variants: &[Variant]) -> Self {
+        let folder = "kernels";
+        let modules = ptx::modules(&root.join(folder), variants);
+        let texts = modules.into_iter().map(|module| (module.name.clone(), vec![module]));
+        let entries = KINDS.len() * variants.len() + 1;
+        Self { folder, sources: ptx::SOURCES.to_vec(), texts: texts.collect(), entries, variants: variants.to_vec() }
+    }
+
+    fn yardsticks(root: &Path, variants: &[Variant]) -> Self {
+        let folder = root.join("benches/cuda");
+        let triad =
+            |variant: &Variant| Module::new(&format!("triad_{}", variant.name), &folder, &TRIAD).for_variant(variant);
+        let mut modules: Vec<_> = variants.iter().map(triad).collect();
+        modules.push(Module::new("yardsticks", &folder, &YARDSTICKS));
+        Self {
+            folder: "benches/cuda",
+            sources: [&YARDSTICKS[..1], &TRIAD].concat(),
+            texts: vec![("yardsticks".to_owned(), modules)],
+            entries: variants.len() + 9,
+            variants: variants.to_vec(),
+        }
+    }
+
     fn make(&self, root: &Path, tools: &Tools, check: bool) -> Result<()> {
         let folder = root.join(self.folder);
         let mut files = BTreeMap::new();
-        for module in (self.modules)(&folder) {
-            files.insert(format!("{}.ptx", module.name), tools.compile(&module)?);
+        for (name, modules) in &self.texts {
+            let texts = modules.iter().map(|module| tools.compile(module)).collect::<Result<Vec<_>>>()?;
+            files.insert(format!("{name}.ptx"), joined(&texts)?);
         }
         files.insert("MANIFEST.toml".to_owned(), self.manifest(&folder, &files, tools)?);
         let prebuilt = folder.join("prebuilt");
@@ -82,7 +112,7 @@ impl Unit {
     }
 
     fn manifest(&self, folder: &Path, texts: &BTreeMap<String, String>, tools: &Tools) -> Result<String> {
-        let hash = ptx::source_hash(folder, self.sources).map_err(|error| anyhow!(error))?;
+        let hash = ptx::source_hash(folder, &self.sources, &self.variants).map_err(|error| anyhow!(error))?;
         let mut out = String::from("# Generated by `cargo xtask prebuilt`; never edited.\n\n");
         writeln!(out, "source_sha256 = \"{hash}\"")?;
         writeln!(out, "compiler = \"{COMPILER}\"")?;
@@ -96,7 +126,7 @@ impl Unit {
             writeln!(out, "\n[\"ptxas {}\"]", assembler.version)?;
             writeln!(out, "architectures = {:?}", assembler.architectures)?;
             let mut figures: BTreeMap<String, Vec<[u32; 6]>> = BTreeMap::new();
-            for entry in entries(tools, assembler, texts)? {
+            for entry in entries(tools, assembler, texts, &self.variants)? {
                 figures.entry(entry.name).or_default().push(entry.figures);
             }
             ensure!(figures.len() == self.entries, "{}: {} entries", self.folder, figures.len());
@@ -108,15 +138,32 @@ impl Unit {
     }
 }
 
+/// One text with the entries of several, which have one header.
+fn joined(texts: &[String]) -> Result<String> {
+    const HEADER_END: &str = "\n.address_size 64\n";
+    let mut joined = texts.first().cloned().unwrap_or_default();
+    for text in &texts[1..] {
+        let (header, entries) = text.split_once(HEADER_END).context("a text without a header")?;
+        ensure!(joined.starts_with(header), "the texts have different headers");
+        joined.push_str(entries);
+    }
+    Ok(joined)
+}
+
 /// All modules' entries as an assembler makes them, for one architecture after the other.
-fn entries(tools: &Tools, assembler: &Assembler, texts: &BTreeMap<String, String>) -> Result<Vec<Entry>> {
+fn entries(
+    tools: &Tools,
+    assembler: &Assembler,
+    texts: &BTreeMap<String, String>,
+    variants: &[Variant],
+) -> Result<Vec<Entry>> {
     tools.install(assembler)?;
     let of_architecture = |architecture: &str| -> Result<Vec<Entry>> {
         let mut entries = vec![];
         for text in texts.values() {
             entries.extend(tools.assemble(assembler, text, architecture)?);
         }
-        let checked = entries.iter().try_for_each(check);
+        let checked = entries.iter().try_for_each(|entry| check(entry, variants));
         checked.with_context(|| format!("ptxas {}, {architecture}", assembler.version)).map(|()| entries)
     };
     thread::scope(|scope| {
@@ -135,11 +182,11 @@ fn entries(tools: &Tools, assembler: &Assembler, texts: &BTreeMap<String, String
 }
 
 /// Fails if an entry takes too many registers, or moves streams of aligned buffers in small pieces.
-fn check(entry: &Entry) -> Result<()> {
+fn check(entry: &Entry, variants: &[Variant]) -> Result<()> {
     let Entry { name, figures: [registers, loads_16, loads_8, stores_16, stores_8, _] } = entry;
     ensure!(*registers <= MOST_REGISTERS, "{name} takes {registers} registers");
     if name != WITHOUT_STEP {
-        let (found, least) = ([*loads_16, *loads_8, *stores_16, *stores_8], least_accesses(name));
+        let (found, least) = ([*loads_16, *loads_8, *stores_16, *stores_8], least_accesses(name, variants));
         let what = "loads of 16 and 8 bytes and stores of 16 and 8";
         ensure!(
             found.iter().zip(least).all(|(found, least)| *found >= least),
@@ -149,23 +196,26 @@ fn check(entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-/// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A step's kernel has one for each stream
-/// of each group of four elements, in each place where such a group stands: all groups of a thread at once, and one alone where there
-/// are several; each for aligned buffers, and for others. Of 16-bit streams only those of the first place are asked for, since other
-/// places count as well; the interpreter's statistics in `stand_in_cuda/tests/kernels.rs` say more of them.
-fn least_accesses(name: &str) -> [u32; 4] {
-    let kind = KINDS.iter().find_map(|&(kind, groups)| Some((groups, name.strip_prefix(kind)?)));
-    let Some((groups, types)) = kind else { return [1, 0, 1, 0] };
-    let types: Vec<_> = types.split('_').collect();
-    let count =
-        |streams: &[&str], wanted: bool| streams.iter().filter(|name| (**name == "f32") == wanted).count() as u32;
-    let (read, written) = (&types[..2], [&types[..1], &types[2..]].concat());
+/// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A step's
+/// kernel has one for each stream of each group of four elements, in each place where such a group
+/// stands: all groups of a thread at once, and one alone where there are several; each for aligned
+/// buffers, and for others. Of 16-bit streams only those of the first place are asked for, since other
+/// places count as well; the interpreter's statistics in the kernels' tests say more of them.
+fn least_accesses(name: &str, variants: &[Variant]) -> [u32; 4] {
+    let variant_of = |name| variants.iter().find(|variant| variant.name == name);
+    let found = KINDS.iter().find_map(|&(kind, groups)| Some((groups, variant_of(name.strip_prefix(kind)?)?)));
+    let Some((groups, variant)) = found else { return [1, 0, 1, 0] };
+    let updated = if variant.format("master").is_some() { "master" } else { "param" };
+    let (read, written) = ([updated, "grad", "exp_avg", "exp_avg_sq"], ["param", "exp_avg", "exp_avg_sq", "master"]);
+    let count = |roles: [&str; 4], is_wanted: fn(&str) -> bool| {
+        roles.into_iter().filter_map(|role| variant.format(role)).filter(|format| is_wanted(format)).count() as u32
+    };
+    let (is_f32, is_16_bit) = (|format: &str| format == "f32", |format: &str| format != "f32");
     let wide = 2 * (groups + u32::from(groups > 1));
-    // The moments are f32.
     [
-        wide * (2 + count(read, true)),
-        groups * count(read, false),
-        wide * (2 + count(&written, true)),
-        groups * count(&written, false),
+        wide * count(read, is_f32),
+        groups * count(read, is_16_bit),
+        wide * count(written, is_f32),
+        groups * count(written, is_16_bit),
     ]
 }

@@ -1,16 +1,18 @@
-//! The kernels with other constants than the library's, for the sweep of `benches/cuda/tune.rs`: a PTX text each, and a list of them.
+//! The kernels with other constants than the library's, for the sweep of `benches/cuda/tune.rs`: a PTX
+//! text each, and a list of them.
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use serde_json::json;
 
 use crate::cuda_tools::Tools;
-use crate::ptx::Module;
+use crate::ptx;
+use crate::variants;
 
-/// The types that are swept.
-const VARIANTS: [&str; 2] = ["f32_f32", "bf16_bf16"];
+/// The variants that are swept.
+const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
 
 /// Constants of `kernels/tuning.cuh` and their values.
 type Defines = &'static [(&'static str, u32)];
@@ -51,22 +53,24 @@ const COMBINATIONS: &[Defines] = &[
 /// Writes the texts and `index.json` into a folder.
 pub(crate) fn write(root: &Path, folder: &Path) -> Result<()> {
     let tools = Tools::at(root.join("target/prebuilt"))?;
+    let mut variants = variants::read(root).map_err(|error| anyhow!(error))?;
+    variants.retain(|variant| SWEPT.contains(&variant.name.as_str()));
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let mut index = vec![];
     for (number, defines) in COMBINATIONS.iter().enumerate() {
         let mut files = serde_json::Map::new();
         let is_for_bf16 = defines.iter().any(|(name, _)| *name == "NATIVE_BF16");
-        for variant in VARIANTS.into_iter().filter(|variant| variant.contains("bf16") || !is_for_bf16) {
-            let mut module = Module::of_variant(variant, &root.join("kernels"));
+        for variant in variants.iter().filter(|variant| variant.format("param") == Some("bf16") || !is_for_bf16) {
+            let mut module = ptx::module_of(variant, &root.join("kernels"));
             defines.iter().for_each(|(name, value)| module.define(name, &value.to_string()));
             if is_for_bf16 {
                 module.flags.retain(|flag| !flag.starts_with("-arch"));
                 module.flags.push("-arch=compute_80".to_owned());
                 module.ptx_version = "7.0";
             }
-            let file = format!("{number:02}-{variant}.ptx");
+            let file = format!("{number:02}-{}.ptx", variant.name);
             fs::write(folder.join(&file), tools.compile_by_nvrtc(&module)?).with_context(|| file.clone())?;
-            files.insert(variant.to_owned(), file.into());
+            files.insert(variant.name.clone(), file.into());
         }
         let defines: serde_json::Map<_, _> =
             defines.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use dualadam::cpu::{self, Grads, ParamsMut};
-use dualadam::{DualAdamConfig, TensorLayout};
+use dualadam::cpu::{self, Buffer, BufferMut};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 #[cfg(feature = "cuda")]
 use crate::on_cuda;
@@ -87,18 +87,14 @@ impl Device {
         }
     }
 
-    /// An optimizer for tensors of this layout.
-    pub(crate) fn optimizer(
-        &self,
-        config: DualAdamConfig,
-        layout: &[TensorLayout],
-    ) -> Result<Box<dyn Optimizer>, Error> {
+    /// An optimizer for these tensors.
+    pub(crate) fn optimizer(&self, config: DualAdamConfig, specs: &[TensorSpec]) -> Result<Box<dyn Optimizer>, Error> {
         Ok(match self {
-            Self::Cpu => Box::new(cpu::DualAdam::with_groups(&[config], layout)?),
+            Self::Cpu => Box::new(cpu::DualAdam::with_groups(&[config], specs)?),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => Box::new(cuda.optimizer(config, layout)?),
+            Self::Cuda(cuda) => Box::new(cuda.optimizer(config, specs)?),
             #[cfg(feature = "webgpu")]
-            Self::Webgpu(webgpu) => Box::new(webgpu.optimizer(config, layout)?),
+            Self::Webgpu(webgpu) => Box::new(webgpu.optimizer(config, specs)?),
         })
     }
 }
@@ -108,7 +104,7 @@ pub(crate) trait Optimizer {
     fn set_lr(&mut self, lr: f64) -> Result<(), Error>;
 
     /// One step; returns what it took without the copies to a device and back.
-    fn step(&mut self, params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error>;
+    fn step(&mut self, params: [BufferMut<'_>; 4], grads: [Buffer<'_>; 4]) -> Result<Duration, Error>;
 }
 
 impl Optimizer for cpu::DualAdam {
@@ -116,10 +112,9 @@ impl Optimizer for cpu::DualAdam {
         Ok(Self::set_lr(self, 0, lr)?)
     }
 
-    fn step(&mut self, mut params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error> {
-        let grads = grads.map(Some);
+    fn step(&mut self, params: [BufferMut<'_>; 4], grads: [Buffer<'_>; 4]) -> Result<Duration, Error> {
         let start = Instant::now();
-        Self::step(self, &mut params, &grads)?;
+        Self::step(self, params, grads.map(Some))?;
         Ok(start.elapsed())
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dualadam::cpu::{Grads, ParamsMut};
+use dualadam::cpu::{Buffer, BufferMut};
 use dualadam::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use dualadam::cuda::{self, DualAdam, Kernels};
 use dualadam::half::bf16;
-use dualadam::{DualAdamConfig, TensorLayout};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::backend::{Error, Optimizer};
 
@@ -33,10 +33,10 @@ impl Cuda {
     pub(crate) fn optimizer(
         &self,
         config: DualAdamConfig,
-        layout: &[TensorLayout],
+        specs: &[TensorSpec],
     ) -> Result<impl Optimizer + use<>, Error> {
         let stream = self.kernels.context().new_stream()?;
-        let optimizer = DualAdam::with_groups(&self.kernels, &stream, &[config], layout)?;
+        let optimizer = DualAdam::with_groups(&self.kernels, &stream, &[config], specs)?;
         Ok(OnCuda { optimizer, stream })
     }
 }
@@ -51,15 +51,15 @@ impl Optimizer for OnCuda {
         Ok(self.optimizer.set_lr(0, lr)?)
     }
 
-    fn step(&mut self, mut params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error> {
+    fn step(&mut self, mut params: [BufferMut<'_>; 4], grads: [Buffer<'_>; 4]) -> Result<Duration, Error> {
         let stream = &self.stream;
-        let upload = |(params, grads): (&ParamsMut<'_>, &Grads<'_>)| Tensor::upload(stream, params, grads);
+        let upload = |(params, grads): (&BufferMut<'_>, &Buffer<'_>)| Tensor::upload(stream, params, grads);
         let mut tensors = params.iter().zip(&grads).map(upload).collect::<Result<Vec<_>, _>>()?;
         stream.synchronize()?;
 
         let start = Instant::now();
-        let (mut views, grads): (Vec<_>, Vec<_>) = tensors.iter_mut().map(Tensor::views).unzip();
-        self.optimizer.step(&mut views, &grads)?;
+        let (views, grads): (Vec<_>, Vec<_>) = tensors.iter_mut().map(Tensor::views).unzip();
+        self.optimizer.step(views, grads)?;
         stream.synchronize()?;
         let time = start.elapsed();
 
@@ -75,19 +75,19 @@ enum Tensor {
 }
 
 impl Tensor {
-    fn upload(stream: &Arc<CudaStream>, params: &ParamsMut<'_>, grads: &Grads<'_>) -> Result<Self, Error> {
+    fn upload(stream: &Arc<CudaStream>, params: &BufferMut<'_>, grads: &Buffer<'_>) -> Result<Self, Error> {
         match (params, grads) {
-            (ParamsMut::F32(params), Grads::F32(grads)) => {
+            (BufferMut::F32(params), Buffer::F32(grads)) => {
                 Ok(Self::F32(stream.clone_htod(&**params)?, stream.clone_htod(*grads)?))
             }
-            (ParamsMut::Bf16(params), Grads::Bf16(grads)) => {
+            (BufferMut::Bf16(params), Buffer::Bf16(grads)) => {
                 Ok(Self::Bf16(stream.clone_htod(&**params)?, stream.clone_htod(*grads)?))
             }
             _ => Err(OTHER_TYPES.into()),
         }
     }
 
-    fn views(&mut self) -> (cuda::ParamsMut<'_>, Option<cuda::Grads<'_>>) {
+    fn views(&mut self) -> (cuda::BufferMut<'_>, Option<cuda::Buffer<'_>>) {
         match self {
             Self::F32(params, grads) => (params.into(), Some((&*grads).into())),
             Self::Bf16(params, grads) => (params.into(), Some((&*grads).into())),
@@ -95,10 +95,10 @@ impl Tensor {
     }
 
     /// Waits for the stream and copies the parameters.
-    fn download(&self, stream: &Arc<CudaStream>, to: &mut ParamsMut<'_>) -> Result<(), Error> {
+    fn download(&self, stream: &Arc<CudaStream>, to: &mut BufferMut<'_>) -> Result<(), Error> {
         match (self, to) {
-            (Self::F32(params, _), ParamsMut::F32(to)) => stream.memcpy_dtoh(params, &mut **to)?,
-            (Self::Bf16(params, _), ParamsMut::Bf16(to)) => stream.memcpy_dtoh(params, &mut **to)?,
+            (Self::F32(params, _), BufferMut::F32(to)) => stream.memcpy_dtoh(params, &mut **to)?,
+            (Self::Bf16(params, _), BufferMut::Bf16(to)) => stream.memcpy_dtoh(params, &mut **to)?,
             _ => return Err(OTHER_TYPES.into()),
         }
         Ok(stream.synchronize()?)

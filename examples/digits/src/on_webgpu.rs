@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use dualadam::cpu::{Grads, ParamsMut};
+use dualadam::cpu::{Buffer, BufferMut};
 use dualadam::webgpu::wgpu::{self, BufferUsages, DeviceType};
-use dualadam::webgpu::{BufferView, DualAdam, Pipelines};
-use dualadam::{Dtype, DualAdamConfig, TensorLayout};
+use dualadam::webgpu::{Binding, DualAdam, Pipelines};
+use dualadam::{Dtype, DualAdamConfig, TensorSpec};
 use pollster::block_on;
 
 use crate::backend::{Error, Optimizer, Software};
@@ -43,11 +43,11 @@ impl Webgpu {
     pub(crate) fn optimizer(
         &self,
         config: DualAdamConfig,
-        layout: &[TensorLayout],
+        specs: &[TensorSpec],
     ) -> Result<impl Optimizer + use<>, Error> {
-        let optimizer = DualAdam::with_groups(&self.pipelines, &[config], layout)?;
+        let optimizer = DualAdam::with_groups(&self.pipelines, &[config], specs)?;
         let device = self.pipelines.device();
-        let tensors = layout.iter().map(|layout| Tensor::new(device, layout)).collect();
+        let tensors = specs.iter().map(|spec| Tensor::new(device, spec)).collect();
         Ok(OnWebgpu { optimizer, tensors, device: device.clone(), queue: self.queue.clone() })
     }
 }
@@ -76,7 +76,7 @@ impl Optimizer for OnWebgpu {
         Ok(self.optimizer.set_lr(0, lr)?)
     }
 
-    fn step(&mut self, params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error> {
+    fn step(&mut self, params: [BufferMut<'_>; 4], grads: [Buffer<'_>; 4]) -> Result<Duration, Error> {
         for ((tensor, params), grads) in self.tensors.iter().zip(&params).zip(&grads) {
             let (params, grads) = bytes(params, grads)?;
             self.queue.write_buffer(&tensor.params, 0, params);
@@ -86,8 +86,11 @@ impl Optimizer for OnWebgpu {
 
         let start = Instant::now();
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        let (views, grads): (Vec<_>, Vec<_>) = self.tensors.iter().map(Tensor::views).unzip();
-        self.optimizer.step(&mut encoder.begin_compute_pass(&Default::default()), &views, &grads)?;
+        let params_on_device = self.tensors.iter().map(|tensor| Binding::new(&tensor.params, tensor.dtype));
+        let grads_on_device = self.tensors.iter().map(|tensor| Some(Binding::new(&tensor.grads, tensor.dtype)));
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        self.optimizer.step(&mut pass, params_on_device, grads_on_device)?;
+        drop(pass);
         self.wait_for(self.queue.submit([encoder.finish()]))?;
         let time = start.elapsed();
 
@@ -103,7 +106,7 @@ impl OnWebgpu {
         Ok(())
     }
 
-    fn download(&self, params: [ParamsMut<'_>; 4]) -> Result<(), Error> {
+    fn download(&self, params: [BufferMut<'_>; 4]) -> Result<(), Error> {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         for Tensor { params, staging, .. } in &self.tensors {
             encoder.copy_buffer_to_buffer(params, 0, staging, 0, params.size());
@@ -135,10 +138,10 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn new(device: &wgpu::Device, layout: &TensorLayout) -> Self {
-        let dtype = if layout.master { Dtype::Bf16 } else { Dtype::F32 };
+    fn new(device: &wgpu::Device, spec: &TensorSpec) -> Self {
+        let dtype = if spec.has_master { Dtype::Bf16 } else { Dtype::F32 };
         // Whole words.
-        let size = (layout.len * dtype.size()).next_multiple_of(4) as u64;
+        let size = (spec.len * dtype.size()).next_multiple_of(4) as u64;
         let buffer = |usage| {
             device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
         };
@@ -149,27 +152,23 @@ impl Tensor {
             dtype,
         }
     }
-
-    fn views(&self) -> (BufferView<'_>, Option<BufferView<'_>>) {
-        (BufferView::new(&self.params, self.dtype), Some(BufferView::new(&self.grads, self.dtype)))
-    }
 }
 
-fn bytes<'a>(params: &'a ParamsMut<'_>, grads: &'a Grads<'_>) -> Result<(&'a [u8], &'a [u8]), Error> {
+fn bytes<'a>(params: &'a BufferMut<'_>, grads: &'a Buffer<'_>) -> Result<(&'a [u8], &'a [u8]), Error> {
     match (params, grads) {
-        (ParamsMut::F32(params), Grads::F32(grads)) => Ok((bytemuck::cast_slice(params), bytemuck::cast_slice(grads))),
-        (ParamsMut::Bf16(params), Grads::Bf16(grads)) => {
+        (BufferMut::F32(params), Buffer::F32(grads)) => Ok((bytemuck::cast_slice(params), bytemuck::cast_slice(grads))),
+        (BufferMut::Bf16(params), Buffer::Bf16(grads)) => {
             Ok((bytemuck::cast_slice(params), bytemuck::cast_slice(grads)))
         }
         _ => Err(OTHER_TYPES.into()),
     }
 }
 
-fn bytes_mut(params: ParamsMut<'_>) -> Result<&mut [u8], Error> {
+fn bytes_mut(params: BufferMut<'_>) -> Result<&mut [u8], Error> {
     match params {
-        ParamsMut::F32(params) => Ok(bytemuck::cast_slice_mut(params)),
-        ParamsMut::Bf16(params) => Ok(bytemuck::cast_slice_mut(params)),
-        ParamsMut::F16(_) => Err(OTHER_TYPES.into()),
+        BufferMut::F32(params) => Ok(bytemuck::cast_slice_mut(params)),
+        BufferMut::Bf16(params) => Ok(bytemuck::cast_slice_mut(params)),
+        _ => Err(OTHER_TYPES.into()),
     }
 }
 

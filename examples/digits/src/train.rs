@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
-use dualadam::cpu::{Grads, ParamsMut};
+use dualadam::cpu::{Buffer, BufferMut};
 use dualadam::half::bf16;
-use dualadam::{Element, TensorLayout};
+use dualadam::{Element, TensorSpec};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -68,7 +68,7 @@ pub(crate) struct Run {
 /// Trains a network. The seed alone decides on the split, the initialisation and the order of the images, so that runs of
 /// one seed differ in nothing but the optimizer.
 pub(crate) fn train(setting: &Setting, contender: &Contender, seed: u64, bar: &ProgressBar) -> Result<Run, Error> {
-    train_with(setting, contender, seed, bar, |layout| setting.device.optimizer(contender.config, layout))
+    train_with(setting, contender, seed, bar, |specs| setting.device.optimizer(contender.config, specs))
 }
 
 /// [`train`] with the optimizer that is made for the network's tensors.
@@ -77,12 +77,12 @@ pub(crate) fn train_with(
     contender: &Contender,
     seed: u64,
     bar: &ProgressBar,
-    optimizer: impl FnOnce(&[TensorLayout]) -> Result<Box<dyn Optimizer>, Error>,
+    optimizer: impl FnOnce(&[TensorSpec]) -> Result<Box<dyn Optimizer>, Error>,
 ) -> Result<Run, Error> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let (train, test) = setting.digits.split(&mut rng);
     let mut model = Model::new(Tensors::random(&mut rng), setting.dtype);
-    let mut optimizer = optimizer(&model.layout())?;
+    let mut optimizer = optimizer(&model.specs())?;
     let mut grads = Tensors::zeros();
     let mut run = Run { losses: Vec::new(), accuracies: Vec::new(), step_times: Vec::new() };
     let mut order: Vec<usize> = (0..train.len()).collect();
@@ -131,21 +131,21 @@ impl Model {
         model
     }
 
-    fn layout(&self) -> [TensorLayout; 4] {
+    fn specs(&self) -> [TensorSpec; 4] {
         self.network.slices().map(|slice| {
-            let layout = TensorLayout::new(slice.len());
-            if self.half.is_some() { layout.with_master() } else { layout }
+            let spec = TensorSpec::new(slice.len());
+            if self.half.is_some() { spec.with_master() } else { spec }
         })
     }
 
     /// One step of the optimizer; returns what it alone took.
     fn step(&mut self, optimizer: &mut dyn Optimizer, grads: &Tensors) -> Result<Duration, Error> {
         let Some(half) = &mut self.half else {
-            return optimizer.step(self.network.slices_mut().map(ParamsMut::from), grads.slices().map(Grads::from));
+            return optimizer.step(self.network.slices_mut().map(BufferMut::from), grads.slices().map(Buffer::from));
         };
         half.grads = narrowed(grads);
-        let grads = half.grads.each_ref().map(Grads::from);
-        let time = optimizer.step(half.params.each_mut().map(ParamsMut::from), grads)?;
+        let grads = half.grads.each_ref().map(Buffer::from);
+        let time = optimizer.step(half.params.each_mut().map(BufferMut::from), grads)?;
         half.widen_into(&mut self.network);
         Ok(time)
     }

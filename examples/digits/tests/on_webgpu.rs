@@ -21,7 +21,7 @@ mod train;
 use std::time::Duration;
 
 use dualadam::Element;
-use dualadam::cpu::{self, Grads, ParamsMut};
+use dualadam::cpu::{self, Buffer, BufferMut};
 use indicatif::ProgressBar;
 
 use backend::{Backend, Device, Error, Optimizer};
@@ -48,11 +48,11 @@ fn losses_are_within_the_steps_bounds(&(): &()) {
         let contender = &contenders(1e-2, 10)[DUAL_LINEAR];
         let run = |device: Device, off: Option<f64>| {
             let setting = Setting { digits: Digits::bundled(), epochs: 2, dtype, device };
-            let optimizer = |layout: &[_]| -> Result<Box<dyn Optimizer>, Error> {
+            let optimizer = |specs: &[_]| -> Result<Box<dyn Optimizer>, Error> {
                 match off {
-                    None => setting.device.optimizer(contender.config, layout),
+                    None => setting.device.optimizer(contender.config, specs),
                     Some(direction) => {
-                        let inner = cpu::DualAdam::with_groups(&[contender.config], layout)?;
+                        let inner = cpu::DualAdam::with_groups(&[contender.config], specs)?;
                         Ok(Box::new(Off { inner, direction }))
                     }
                 }
@@ -82,33 +82,35 @@ impl Optimizer for Off {
         Optimizer::set_lr(&mut self.inner, lr)
     }
 
-    fn step(&mut self, mut params: [ParamsMut<'_>; 4], grads: [Grads<'_>; 4]) -> Result<Duration, Error> {
+    fn step(&mut self, mut params: [BufferMut<'_>; 4], grads: [Buffer<'_>; 4]) -> Result<Duration, Error> {
         let wide = params.each_ref().map(wide);
         let grad_values = grads.each_ref().map(|grads| match grads {
-            Grads::F32(grads) => grads.to_vec(),
-            Grads::Bf16(grads) => grads.iter().map(|grad| grad.widen()).collect(),
-            Grads::F16(_) => panic!("the example has none"),
+            Buffer::F32(grads) => grads.to_vec(),
+            Buffer::Bf16(grads) => grads.iter().map(|grad| grad.widen()).collect(),
+            other => panic!("the example has no {}", other.dtype()),
         });
         let before = self.inner.state().clone();
-        self.inner.step(&mut params, &grads.map(Some))?;
+        let reborrowed = params.each_mut().map(reborrow);
+        self.inner.step(reborrowed, grads.map(Some))?;
         let mut after = self.inner.state().clone();
         for (index, grads) in grad_values.iter().enumerate() {
-            let old = before.tensors[index].master.as_ref().filter(|_| before.tensors[index].master_is_set);
+            let is_set = before.ledger.master_is_set(index)?;
+            let old = before.arrays[index].master.as_ref().filter(|_| is_set);
             let old = old.unwrap_or(&wide[index]);
-            let mut new = after.tensors[index].master.clone().unwrap_or_else(|| self::wide(&params[index]));
+            let mut new = after.arrays[index].master.clone().unwrap_or_else(|| self::wide(&params[index]));
             for (i, new) in new.iter_mut().enumerate() {
-                let (m_before, m) = (before.tensors[index].exp_avg[i], after.tensors[index].exp_avg[i]);
+                let (m_before, m) = (before.arrays[index].exp_avg[i], after.arrays[index].exp_avg[i]);
                 let bound = bound(old[i], *new, m_before, m, grads[i]);
                 *new = (f64::from(*new) + self.direction * bound * f64::from(grads[i]).signum()) as f32;
             }
             match &mut params[index] {
-                ParamsMut::F32(params) => params.copy_from_slice(&new),
-                ParamsMut::Bf16(params) => {
+                BufferMut::F32(params) => params.copy_from_slice(&new),
+                BufferMut::Bf16(params) => {
                     params.iter_mut().zip(&new).for_each(|(to, from)| *to = Element::narrow(*from));
                 }
-                ParamsMut::F16(_) => panic!("the example has none"),
+                other => panic!("the example has no {}", other.dtype()),
             }
-            if let Some(master) = &mut after.tensors[index].master {
+            if let Some(master) = &mut after.arrays[index].master {
                 *master = new;
             }
         }
@@ -117,11 +119,20 @@ impl Optimizer for Off {
     }
 }
 
-fn wide(params: &ParamsMut<'_>) -> Vec<f32> {
+/// The same parameters for a shorter time.
+fn reborrow<'a>(params: &'a mut BufferMut<'_>) -> BufferMut<'a> {
     match params {
-        ParamsMut::F32(params) => params.to_vec(),
-        ParamsMut::Bf16(params) => params.iter().map(|p| p.widen()).collect(),
-        ParamsMut::F16(_) => panic!("the example has none"),
+        BufferMut::F32(params) => (&mut **params).into(),
+        BufferMut::Bf16(params) => (&mut **params).into(),
+        other => panic!("the example has no {}", other.dtype()),
+    }
+}
+
+fn wide(params: &BufferMut<'_>) -> Vec<f32> {
+    match params {
+        BufferMut::F32(params) => params.to_vec(),
+        BufferMut::Bf16(params) => params.iter().map(|p| p.widen()).collect(),
+        other => panic!("the example has no {}", other.dtype()),
     }
 }
 

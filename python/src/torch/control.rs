@@ -34,7 +34,11 @@ pub(super) fn control_for(
         _ => Err(PyRuntimeError::new_err("a step is on the host, and others on the device")),
     };
     let steps = counters.iter().enumerate().map(step).collect::<PyResult<Vec<_>>>()?;
-    let set = |(place, step): (&Place, Option<u64>)| ControlSet { group: place.0, step };
+    let set = |(place, step): (&Place, Option<u64>)| {
+        let mut set = ControlSet::new(place.0);
+        set.step = step;
+        set
+    };
     let sets: Vec<_> = places.iter().zip(steps).map(set).collect();
     if let Some(old) = old {
         let same_lrs = old.groups.len() == groups.len() && old.groups.iter().zip(&groups).all(|(a, b)| a.lr == b.lr);

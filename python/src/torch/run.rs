@@ -93,7 +93,12 @@ impl Steps {
         let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
         let lr = |group: &Group<'_>| group.lr.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
         let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
-        let groups = configs.iter().zip(lrs).map(|(&config, lr)| ControlGroup { config, lr }).collect();
+        let group = |(&config, lr)| {
+            let mut group = ControlGroup::new(config);
+            group.lr = lr;
+            group
+        };
+        let groups = configs.iter().zip(lrs).map(group).collect();
         if let Some(Backend::Cuda(own)) = &mut list.backend {
             control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
         }
@@ -113,7 +118,7 @@ impl Steps {
             },
         };
         let loss_scale = address("grad_scale", &scalars.loss_scale)?;
-        Ok(RawScalars { loss_scale, clip_factor: 0, found_inf: address("found_inf", &scalars.found_inf)? })
+        Ok(RawScalars::default().with_loss_scale(loss_scale).with_found_inf(address("found_inf", &scalars.found_inf)?))
     }
 
     /// A scalar tensor on a CUDA device, by address.

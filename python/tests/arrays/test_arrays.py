@@ -1,4 +1,4 @@
-"""`dualadam.step` on arrays of NumPy, and on objects that are no more than DLPack asks for."""
+"""`dualadam.step` on arrays of NumPy, and on objects that have only what DLPack asks for."""
 
 import ctypes
 from typing import Any
@@ -23,7 +23,9 @@ def arrays(shape: tuple[int, ...] = (5,), kind: Any = np.float32) -> Arrays:
     }
 
 
-def expected(p: NDArray[Any], g: NDArray[Any], m: NDArray[Any], v: NDArray[Any], t: int) -> tuple[Any, Any, Any]:
+def expected(
+    p: NDArray[Any], g: NDArray[Any], m: NDArray[Any], v: NDArray[Any], t: int
+) -> tuple[Any, Any, Any]:
     """Algorithm 1 in float64, with the hyperparameters of `CONFIG`."""
     p, g, m, v = (x.astype(np.float64) for x in (p, g, m, v))
     m = 0.9 * m + 0.1 * g
@@ -39,7 +41,7 @@ def test_the_rule() -> None:
         exact = expected(*given.values(), t)
         dualadam.step(**given, config=CONFIG, step=t)
         for name, value in zip(("param", "exp_avg", "exp_avg_sq"), exact):
-            # The parameter moves by less than 0.03, its size is below 4: three roundings of it.
+            # The parameter is below 4 and moves by less than 0.03: the bounds are three roundings.
             np.testing.assert_allclose(given[name], value, rtol=5e-7, atol=1e-8)
 
 
@@ -48,7 +50,11 @@ def test_one_large_step_uses_all_threads_and_gives_the_same_bits() -> None:
     parts = {name: array.copy() for name, array in whole.items()}
     dualadam.step(**whole, config=CONFIG, step=1)
     for start in range(0, 300_001, 70_000):
-        dualadam.step(**{name: array[start : start + 70_000] for name, array in parts.items()}, config=CONFIG, step=1)
+        dualadam.step(
+            **{name: array[start : start + 70_000] for name, array in parts.items()},
+            config=CONFIG,
+            step=1,
+        )
     for name in whole:
         assert np.array_equal(whole[name].view(np.uint32), parts[name].view(np.uint32))
 
@@ -56,7 +62,12 @@ def test_one_large_step_uses_all_threads_and_gives_the_same_bits() -> None:
 def test_masters_of_float16() -> None:
     given = arrays(kind=np.float16)
     master = given["param"].astype(np.float32)
-    plain = {**given, "param": master.copy(), "exp_avg": np.zeros(5, np.float32), "exp_avg_sq": np.zeros(5, np.float32)}
+    plain = {
+        **given,
+        "param": master.copy(),
+        "exp_avg": np.zeros(5, np.float32),
+        "exp_avg_sq": np.zeros(5, np.float32),
+    }
     dualadam.step(**given, config=CONFIG, step=1, master=master)
     dualadam.step(**plain, config=CONFIG, step=1)
     assert np.array_equal(master, plain["param"])
@@ -82,7 +93,12 @@ def test_column_major_arrays() -> None:
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), ()])
 def test_shapes_without_extent(shape: tuple[int, ...]) -> None:
-    dualadam.step(**arrays(shape) | {"param": np.zeros(shape, np.float32), "grad": np.zeros(shape, np.float32)}, config=CONFIG, step=1)
+    dualadam.step(
+        **arrays(shape)
+        | {"param": np.zeros(shape, np.float32), "grad": np.zeros(shape, np.float32)},
+        config=CONFIG,
+        step=1,
+    )
 
 
 def spoilt(**changes: Any) -> Arrays:
@@ -97,16 +113,52 @@ READ_ONLY.setflags(write=False)
 @pytest.mark.parametrize(
     ("given", "kind", "text"),
     [
-        (spoilt(grad=np.zeros(6, np.float32)), ValueError, r"grad must have param's shape \[5\], it has \[6\]"),
-        (spoilt(exp_avg=np.zeros((5, 1), np.float32)), ValueError, "exp_avg must have param's shape"),
-        (spoilt(exp_avg=np.zeros(5, np.float64)), TypeError, "exp_avg must be float32, it is float64"),
-        (spoilt(exp_avg_sq=np.zeros(5, np.float16)), TypeError, "exp_avg_sq must be float32, it is float16"),
-        (spoilt(param=np.zeros(5, np.float64)), TypeError, "param must be float32, bfloat16 or float16, it is float64"),
-        (spoilt(grad=np.zeros(5, np.int32)), TypeError, "grad must be float32, bfloat16 or float16, it is int32"),
+        (
+            spoilt(grad=np.zeros(6, np.float32)),
+            ValueError,
+            r"grad must have param's shape \[5\], it has \[6\]",
+        ),
+        (
+            spoilt(exp_avg=np.zeros((5, 1), np.float32)),
+            ValueError,
+            "exp_avg must have param's shape",
+        ),
+        (
+            spoilt(exp_avg=np.zeros(5, np.float64)),
+            TypeError,
+            "exp_avg must be float32, it is float64",
+        ),
+        (
+            spoilt(exp_avg_sq=np.zeros(5, np.float16)),
+            TypeError,
+            "exp_avg_sq must be float32, it is float16",
+        ),
+        (
+            spoilt(param=np.zeros(5, np.float64)),
+            TypeError,
+            "param must be float32, bfloat16 or float16, it is float64",
+        ),
+        (
+            spoilt(grad=np.zeros(5, np.int32)),
+            TypeError,
+            "grad must be float32, bfloat16 or float16, it is int32",
+        ),
         (spoilt(grad=np.zeros(5, np.complex64)), TypeError, "grad must be .* it is complex64"),
-        (spoilt(grad=np.zeros(10, np.float32)[::2]), ValueError, "grad must fill its memory without gaps"),
-        (spoilt(grad=np.zeros(5, np.float32)[::-1]), ValueError, "grad must fill its memory without gaps"),
-        (spoilt(param=np.zeros((5, 1), np.float32).T.T[:, 0], grad=3), TypeError, "grad must have __dlpack__, got <class 'int'>"),
+        (
+            spoilt(grad=np.zeros(10, np.float32)[::2]),
+            ValueError,
+            "grad must fill its memory without gaps",
+        ),
+        (
+            spoilt(grad=np.zeros(5, np.float32)[::-1]),
+            ValueError,
+            "grad must fill its memory without gaps",
+        ),
+        (
+            spoilt(param=np.zeros((5, 1), np.float32).T.T[:, 0], grad=3),
+            TypeError,
+            "grad must have __dlpack__, got <class 'int'>",
+        ),
         (spoilt(param=3), TypeError, "param must have __dlpack_device__"),
         (spoilt(param=READ_ONLY), ValueError, "param must be writable, it is read-only"),
         (spoilt(exp_avg_sq=READ_ONLY), ValueError, "exp_avg_sq must be writable"),
@@ -162,13 +214,24 @@ new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 class Old:
-    """A producer from before versions: no keywords but `stream`, strides left out, the data at an offset."""
+    """A producer from before DLPack had versions.
 
-    def __init__(self, array: NDArray[Any], kind: int = 1, lanes: int = 1, name: bytes = b"dltensor") -> None:
+    It takes no keyword but `stream`, leaves the strides out and has the data at an offset.
+    """
+
+    def __init__(
+        self, array: NDArray[Any], kind: int = 1, lanes: int = 1, name: bytes = b"dltensor"
+    ) -> None:
         self.memory = np.concatenate([np.zeros(4, array.dtype), array])
         self.shape = (ctypes.c_int64 * 1)(len(array))
         tensor = Tensor(
-            self.memory.ctypes.data, Device(kind, 0), 1, DataType(2, 32, lanes), self.shape, None, 4 * array.itemsize
+            self.memory.ctypes.data,
+            Device(kind, 0),
+            1,
+            DataType(2, 32, lanes),
+            self.shape,
+            None,
+            4 * array.itemsize,
         )
         self.kind, self.name = kind, name
         self.managed = Unversioned(tensor, None, None)
@@ -197,7 +260,11 @@ def test_producers_from_before_versions() -> None:
 def test_producers_that_are_wrong() -> None:
     array = np.zeros(5, np.float32)
     for bad, kind, text in [
-        (Old(array, kind=8), ValueError, "param must be on the CPU or on CUDA, it is on DLPack device type 8"),
+        (
+            Old(array, kind=8),
+            ValueError,
+            "param must be on the CPU or on CUDA, it is on DLPack device type 8",
+        ),
         (Old(array, lanes=4), TypeError, "param must be float32, bfloat16 or float16"),
         (Old(array, name=b"used_dltensor"), TypeError, "must give a capsule of a DLPack tensor"),
     ]:

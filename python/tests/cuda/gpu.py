@@ -1,6 +1,7 @@
-"""The stand-in for the CUDA driver, its memory as arrays, and objects that pose as torch's tensors there.
+"""The stand-in for the CUDA driver: its memory as arrays, and as what poses as torch's tensors.
 
-The stand-in must be opened before anything looks for libcuda: the dynamic linker then answers with it. torch is not imported beside it.
+The stand-in must be opened before anything looks for libcuda, so that the dynamic linker answers
+with it. torch is not imported beside it.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def start() -> None:
-    """A driver without a history, whose primary context is current here."""
+    """A driver in its first state, whose primary context is current."""
     DRIVER.stand_in_reset()
     context = ctypes.c_void_p()
     call("cuInit", 0)
@@ -77,7 +78,10 @@ TYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0
 
 
 class Tensor:
-    """An array in device memory, or with `on_host` in the host's: what the native module asks of a torch tensor, and DLPack of any."""
+    """An array in device memory, or with `on_host` in the host's.
+
+    It has what the native module asks of a torch tensor, and DLPack of any.
+    """
 
     __slots__ = ("grad", "array", "address", "managed", "keep", "on_host", "fields")
 
@@ -94,16 +98,25 @@ class Tensor:
             self.write(self.array)
         ndim = self.array.ndim
         shape = (ctypes.c_int64 * ndim)(*self.array.shape)
-        strides = (ctypes.c_int64 * ndim)(*(stride // self.array.itemsize for stride in self.array.strides))
+        strides = (ctypes.c_int64 * ndim)(
+            *(stride // self.array.itemsize for stride in self.array.strides)
+        )
         self.keep = (shape, strides)
         code, bits = TYPES[self.array.dtype.name]
         device = Device(CPU if on_host else CUDA, 0)
         self.managed = Managed(1, 0, None, None, 0)
-        self.managed.tensor = DlTensor(self.address, device, ndim, DataType(code, bits, 1), shape, strides, 0)
+        self.managed.tensor = DlTensor(
+            self.address, device, ndim, DataType(code, bits, 1), shape, strides, 0
+        )
 
     def write(self, array: NDArray[Any]) -> None:
         array = np.array(array, order="C")
-        call("cuMemcpyHtoD_v2", ctypes.c_uint64(self.address), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
+        call(
+            "cuMemcpyHtoD_v2",
+            ctypes.c_uint64(self.address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+        )
         call("cuCtxSynchronize")
 
     def read(self) -> NDArray[Any]:
@@ -111,13 +124,20 @@ class Tensor:
             return self.array.copy()
         call("cuCtxSynchronize")
         out = np.empty_like(self.array)
-        call("cuMemcpyDtoH_v2", ctypes.c_void_p(out.ctypes.data), ctypes.c_uint64(self.address), ctypes.c_size_t(out.nbytes))
+        call(
+            "cuMemcpyDtoH_v2",
+            ctypes.c_void_p(out.ctypes.data),
+            ctypes.c_uint64(self.address),
+            ctypes.c_size_t(out.nbytes),
+        )
         return out
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (CPU if self.on_host else CUDA, 0)
 
-    def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, copy: Any = None) -> Any:
+    def __dlpack__(
+        self, *, stream: int | None = None, max_version: Any = None, copy: Any = None
+    ) -> Any:
         STREAMS.append(stream)
         return new_capsule(ctypes.addressof(self.managed), NAMES[1], None)
 
@@ -173,12 +193,12 @@ FUNCTIONS = Functions(
 )
 
 
-# A capsule keeps no copy of its name.
+# A capsule keeps no copy of its name, so it must live here.
 NAMES = b"dlpack_exchange_api", b"dltensor_versioned"
 
 
 class Posing(Tensor):
-    """With the table of functions."""
+    """An array whose type has DLPack's table of functions."""
 
     __slots__ = ()
     __dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(FUNCTIONS), NAMES[0], None)

@@ -1,4 +1,7 @@
-"""DDP and FSDP2 under torchrun, on CPU processes that talk through gloo: the bits of one process, and checkpoints across world sizes."""
+"""DDP and FSDP2 under torchrun, on CPU processes that talk through gloo.
+
+They have the bits of one process, and checkpoints load across world sizes.
+"""
 
 import os
 import subprocess
@@ -13,17 +16,33 @@ STEPS = 12
 HALF = STEPS // 2
 
 
-def run(ranks: int, kind: str, result: Path, *arguments: object) -> list[dict[str, dict[str, torch.Tensor]]]:
+def run(
+    ranks: int, kind: str, result: Path, *arguments: object
+) -> list[dict[str, dict[str, torch.Tensor]]]:
     """What each rank has in the end."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
     command = [*launcher, WORKER, "--kind", kind, "--result", result, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{result}.{rank}") for rank in range(ranks)]
 
 
-def assert_same(actual: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]) -> None:
+def assert_same(
+    actual: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]
+) -> None:
     assert actual.keys() == expected.keys()
     for name, entries in expected.items():
         assert actual[name].keys() == entries.keys() == {"param", "step", "exp_avg", "exp_avg_sq"}
@@ -38,7 +57,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch
 
 @pytest.fixture(scope="module")
 def alone_assigned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
-    return run(1, "alone", tmp_path_factory.mktemp("alone") / "result", "--gradients", "assigned")[0]
+    return run(1, "alone", tmp_path_factory.mktemp("alone") / "result", "--gradients", "assigned")[
+        0
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
@@ -48,7 +69,8 @@ def test_two_ranks_have_the_bits_of_one(kind: str, alone: dict, tmp_path: Path) 
 
 
 def test_three_ranks_have_the_bits_of_one(alone_assigned: dict, tmp_path: Path) -> None:
-    # A mean over three ranks of the same gradient would not have its bits, so they are assigned.
+    # The mean of the same gradient over three ranks does not have its bits, so the test assigns
+    # gradients.
     for rank in run(3, "fsdp2", tmp_path / "result", "--gradients", "assigned"):
         assert_same(rank, alone_assigned)
 
@@ -61,11 +83,23 @@ def test_gradients_that_are_still_to_be_added_up(alone_assigned: dict, tmp_path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    run(2, "fsdp2", folder / "result", "--gradients", "assigned", "--last", HALF, "--save", folder / "saved")
+    run(
+        2,
+        "fsdp2",
+        folder / "result",
+        "--gradients",
+        "assigned",
+        "--last",
+        HALF,
+        "--save",
+        folder / "saved",
+    )
     return folder / "saved"
 
 
-@pytest.mark.parametrize(("ranks", "kind"), [(1, "alone"), (1, "fsdp2"), (2, "fsdp2"), (3, "fsdp2")])
+@pytest.mark.parametrize(
+    ("ranks", "kind"), [(1, "alone"), (1, "fsdp2"), (2, "fsdp2"), (3, "fsdp2")]
+)
 def test_a_checkpoint_of_two_ranks_resumes(
     ranks: int, kind: str, checkpoint: Path, alone_assigned: dict, tmp_path: Path
 ) -> None:

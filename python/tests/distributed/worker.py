@@ -1,4 +1,7 @@
-"""Trains a small model on the ranks that torchrun starts, and leaves what came out of it. See ``test_distributed.py``."""
+"""Trains a small model on the ranks that torchrun starts, and saves the result.
+
+`test_distributed.py` starts it.
+"""
 
 import argparse
 from pathlib import Path
@@ -10,7 +13,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_module, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from dualadam.torch import DualAdam
@@ -21,7 +30,9 @@ STEPS = 12
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     # Sizes that neither two nor three ranks divide evenly.
-    return nn.Sequential(nn.Linear(5, 17), nn.Tanh(), nn.Linear(17, 7), nn.Tanh(), nn.Linear(7, 1, bias=False))
+    return nn.Sequential(
+        nn.Linear(5, 17), nn.Tanh(), nn.Linear(17, 7), nn.Tanh(), nn.Linear(7, 1, bias=False)
+    )
 
 
 def wrapped(kind: str, trained: nn.Sequential) -> nn.Module:
@@ -46,17 +57,20 @@ def optimizer(trained: nn.Module) -> DualAdam:
 def backward(trained: nn.Module, step: int) -> None:
     """The same gradients on every rank: all see the same batch."""
     generator = torch.Generator().manual_seed(step)
-    inputs, targets = torch.randn(16, 5, generator=generator), torch.randn(16, 1, generator=generator)
+    inputs, targets = (
+        torch.randn(16, 5, generator=generator),
+        torch.randn(16, 1, generator=generator),
+    )
     (trained(inputs) - targets).square().mean().backward()
 
 
 def assign_gradients(trained: nn.Module, step: int) -> None:
-    """Gradients that don't depend on how many ranks there are: each rank gets its part of the same ones."""
+    """Gradients that do not depend on the number of ranks: each gets its part of the same ones."""
     generator = torch.Generator().manual_seed(step)
     for parameter in trained.parameters():
         full = torch.randn(parameter.shape, generator=generator)
         if isinstance(parameter, DTensor) and parameter.placements == (Replicate(),):
-            # What each rank has must be added up first, as with sequence parallelism.
+            # The ranks' parts must be added up first, as with sequence parallelism.
             part = full if dist.get_rank() == 0 else torch.zeros_like(full)
             full = DTensor.from_local(part, parameter.device_mesh, [Partial()])
         elif isinstance(parameter, DTensor):
@@ -116,7 +130,9 @@ def load(trained: nn.Module, stepped: DualAdam, folder: Path) -> None:
     model_state, optimizer_state = get_state_dict(trained, stepped)
     state = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(state, checkpoint_id=folder)
-    set_state_dict(trained, stepped, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        trained, stepped, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests are given."""
+"""Fixtures."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,9 @@ from helpers import assert_same, everything
 def unchanged() -> Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]:
     """A call raises, its text matches, and the optimizer is as it was."""
 
-    def check(optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str) -> None:
+    def check(
+        optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str
+    ) -> None:
         before = everything(optimizer)
         with pytest.raises(kind, match=text):
             call()

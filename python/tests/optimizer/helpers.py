@@ -8,7 +8,12 @@ from dualadam.torch import DualAdam
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bits of a tensor's elements, for comparison."""
-    kinds = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+    kinds = {
+        torch.float32: torch.int32,
+        torch.bfloat16: torch.int16,
+        torch.float16: torch.int16,
+        torch.float64: torch.int64,
+    }
     return tensor.detach().contiguous().view(kinds[tensor.dtype]).clone()
 
 
@@ -18,9 +23,18 @@ def everything(optimizer: DualAdam) -> list[Any]:
     for group in optimizer.param_groups:
         seen.append({key: value for key, value in group.items() if key != "params"})
         for param in group["params"]:
-            seen.append(bits(param) if param.layout == torch.strided and param.dtype != torch.complex64 else None)
+            seen.append(
+                bits(param)
+                if param.layout == torch.strided and param.dtype != torch.complex64
+                else None
+            )
             state = optimizer.state.get(param, {})
-            seen.append({key: bits(value) if value.is_floating_point() else value.clone() for key, value in state.items()})
+            seen.append(
+                {
+                    key: bits(value) if value.is_floating_point() else value.clone()
+                    for key, value in state.items()
+                }
+            )
     return seen
 
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 of arXiv 2603.07122 in float64, line by line, and the bounds that float32 keeps to it."""
+"""Algorithm 1 of arXiv 2603.07122 in float64, line by line, and the bounds for float32."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass
 class Stepped:
-    """A float64 step from float32 beginnings, and how far a float32 step may be from it."""
+    """A float64 step from a float32 state, and how far a float32 step may be from it."""
 
     p: Any
     m: Any
@@ -54,9 +54,11 @@ def step(rule: Rule, t: int, p: Any, g: Any, m: Any, v: Any) -> Stepped:
     inverse = np.sqrt(v_hat) + (rule.eps if rule.with_eps else 0.0)
     update = rule.lr * m_hat * ((1 - alpha) * adam + alpha * inverse)
     decay = rule.lr * rule.decoupled_decay * p
-    # What the roundings of each quantity are relative to: the sizes of what it is the sum of.
+    # The roundings of each quantity are relative to the sizes of its summands.
     m_summands = beta1 * np.abs(m) + (1 - beta1) * (g_summands + np.abs(m))
-    u_summands = rule.lr * m_summands / (1 - beta1**t) * ((1 - alpha) * adam + alpha * inverse) + np.abs(decay)
+    u_summands = rule.lr * m_summands / (1 - beta1**t) * (
+        (1 - alpha) * adam + alpha * inverse
+    ) + np.abs(decay)
     new_p = p - decay - update
     tiny = 2.0**-126
     return Stepped(

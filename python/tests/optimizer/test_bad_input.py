@@ -1,4 +1,4 @@
-"""Wrong input, one by one: a clear exception, and optimizer and parameters as before."""
+"""Each wrong input raises a clear exception and leaves optimizer and parameters as they were."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def param(*shape: int, kind: torch.dtype = torch.float32) -> torch.nn.Parameter:
 
 
 def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
-    """An optimizer that has made a step, its parameters called a, b and so on."""
+    """An optimizer that has made a step. Its parameters are called a, b and so on."""
     optimizer = DualAdam(list(zip("abcdef", params)), switching_steps=9, **options)
     for each in params:
         each.grad = torch.randn_like(each)
@@ -29,7 +29,10 @@ def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
     ("options", "text"),
     [
         ({}, "must be told when it becomes Adam.*switching_steps.*16%.*switching_rate.*schedule"),
-        ({"switching_rate": 0.1, "switching_steps": 10}, "only one of switching_rate, switching_steps and schedule"),
+        (
+            {"switching_rate": 0.1, "switching_steps": 10},
+            "only one of switching_rate, switching_steps and schedule",
+        ),
         ({"switching_steps": 0}, "switching_steps must be at least 1"),
         ({"switching_rate": 1.5}, "switching_rate must lie in 0..=1, got 1.5"),
         ({"switching_rate": float("nan")}, "switching_rate must lie in 0..=1, got NaN"),
@@ -40,14 +43,29 @@ def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
         ({"switching_rate": 1, "lr": -1.0}, "lr must be finite and at least 0"),
         ({"switching_rate": 1, "lr": torch.tensor([1.0, 2.0])}, "lr must have one element"),
         ({"switching_rate": 1, "betas": (1.0, 0.9)}, "beta1 must be at least 0 and below 1"),
-        ({"switching_rate": 1, "betas": (0.9, float("nan"))}, "beta2 must be at least 0 and below 1"),
+        (
+            {"switching_rate": 1, "betas": (0.9, float("nan"))},
+            "beta2 must be at least 0 and below 1",
+        ),
         ({"switching_rate": 1, "eps": 0.0}, "eps must be finite and above 0"),
         ({"switching_rate": 1, "weight_decay": float("inf")}, "weight_decay must be finite"),
-        ({"switching_rate": 1, "inverse_term": "other"}, "inverse_term must be 'paper' or 'with_eps', got 'other'"),
+        (
+            {"switching_rate": 1, "inverse_term": "other"},
+            "inverse_term must be 'paper' or 'with_eps', got 'other'",
+        ),
         ({"switching_steps": -1}, "switching_steps must be at least 1, and a whole number, got -1"),
-        ({"switching_steps": 1.5}, "switching_steps must be at least 1, and a whole number, got 1.5"),
-        ({"switching_steps": True}, "switching_steps must be at least 1, and a whole number, got True"),
-        ({"switching_rate": 1, "betas": (0.9,)}, r"group 0: betas must be two numbers, got \(0.9,\)"),
+        (
+            {"switching_steps": 1.5},
+            "switching_steps must be at least 1, and a whole number, got 1.5",
+        ),
+        (
+            {"switching_steps": True},
+            "switching_steps must be at least 1, and a whole number, got True",
+        ),
+        (
+            {"switching_rate": 1, "betas": (0.9,)},
+            r"group 0: betas must be two numbers, got \(0.9,\)",
+        ),
         ({"switching_rate": 1, "betas": 0.9}, "betas must be two numbers, got 0.9"),
         ({"switching_rate": 1, "amsgrad": True}, "amsgrad must not be set"),
         ({"switching_rate": 1, "foreach": True}, "foreach must not be set"),
@@ -67,7 +85,10 @@ def test_options(options: dict[str, Any], text: str) -> None:
         ({"switching_rate": 1, "lr": "x"}, "group 0: lr must be a number, got 'x'"),
         ({"switching_rate": 1, "eps": None}, "eps must be a number, got None"),
         ({"switching_rate": 1, "betas": (0.9, "b")}, "beta2 must be a number, got 'b'"),
-        ({"switching_rate": 1, "master_weights": "yes"}, "master_weights must be True or False, got 'yes'"),
+        (
+            {"switching_rate": 1, "master_weights": "yes"},
+            "master_weights must be True or False, got 'yes'",
+        ),
         ({"switching_rate": 1, "capturable": 3}, "capturable must be True or False, got 3"),
     ],
 )
@@ -84,7 +105,12 @@ def test_the_group_of_a_wrong_option_is_named() -> None:
 def test_what_cannot_be_captured_is_not_capturable(unchanged: Unchanged) -> None:
     optimizer = DualAdam([("w", param(2))], switching_steps=3, capturable=True)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
-    unchanged(optimizer, optimizer.step, ValueError, "capturable must be False for parameter 'w', which is on cpu")
+    unchanged(
+        optimizer,
+        optimizer.step,
+        ValueError,
+        "capturable must be False for parameter 'w', which is on cpu",
+    )
 
 
 def test_a_scale_of_0(unchanged: Unchanged) -> None:
@@ -119,10 +145,26 @@ def test_parameters_that_cannot_be_stepped() -> None:
     for bad, kind, text in [
         (gapped, ValueError, "'w' must fill its memory without gaps or overlap"),
         (overlapping, ValueError, "'w' must fill its memory without gaps or overlap"),
-        (torch.nn.Parameter(torch.eye(3).to_sparse()), ValueError, "'w' must be dense, its layout is torch.sparse_coo"),
-        (torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64)), TypeError, "'w' must be float32.*it is torch.complex64"),
-        (torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)), TypeError, "'w' must be float32.*it is torch.float64"),
-        (torch.nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False), TypeError, "torch.int32"),
+        (
+            torch.nn.Parameter(torch.eye(3).to_sparse()),
+            ValueError,
+            "'w' must be dense, its layout is torch.sparse_coo",
+        ),
+        (
+            torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64)),
+            TypeError,
+            "'w' must be float32.*it is torch.complex64",
+        ),
+        (
+            torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)),
+            TypeError,
+            "'w' must be float32.*it is torch.float64",
+        ),
+        (
+            torch.nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False),
+            TypeError,
+            "torch.int32",
+        ),
     ]:
         with pytest.raises(kind, match=text):
             DualAdam([("w", bad)], switching_rate=1.0)
@@ -137,8 +179,18 @@ def test_a_parameter_that_appears_twice(unchanged: Unchanged) -> None:
     with pytest.raises(ValueError, match="more than one parameter group"):
         DualAdam([{"params": [p]}, {"params": [p]}], switching_rate=1.0)
     optimizer = DualAdam([p], switching_rate=1.0)
-    unchanged(optimizer, lambda: optimizer.add_param_group({"params": [p]}), ValueError, "more than one parameter group")
-    unchanged(optimizer, lambda: optimizer.add_param_group({"params": [q], "lr": -1.0}), ValueError, "lr must be finite")
+    unchanged(
+        optimizer,
+        lambda: optimizer.add_param_group({"params": [p]}),
+        ValueError,
+        "more than one parameter group",
+    )
+    unchanged(
+        optimizer,
+        lambda: optimizer.add_param_group({"params": [q], "lr": -1.0}),
+        ValueError,
+        "lr must be finite",
+    )
     assert len(optimizer.param_groups) == 1
 
 
@@ -152,7 +204,9 @@ def test_a_parameter_that_appears_twice(unchanged: Unchanged) -> None:
         ("schedule", ("linear", 2.0), "switching_rate must lie"),
     ],
 )
-def test_options_that_become_wrong(unchanged: Unchanged, option: str, value: object, text: str) -> None:
+def test_options_that_become_wrong(
+    unchanged: Unchanged, option: str, value: object, text: str
+) -> None:
     optimizer = stepped(param(3), param(4))
     kept = optimizer.param_groups[0][option]
 
@@ -172,7 +226,9 @@ def test_sparse_gradients(unchanged: Unchanged) -> None:
     optimizer = DualAdam([("p", p), *embedding.named_parameters()], switching_steps=3)
     embedding(torch.tensor([1, 2])).sum().backward()
     p.grad = torch.ones(3)
-    unchanged(optimizer, optimizer.step, ValueError, "the gradient of parameter 'weight' must be dense")
+    unchanged(
+        optimizer, optimizer.step, ValueError, "the gradient of parameter 'weight' must be dense"
+    )
     assert len(optimizer.state) == 0
 
 
@@ -181,9 +237,16 @@ def test_gradients_of_types_without_a_kernel(unchanged: Unchanged) -> None:
     optimizer = stepped(p, param(2))
     p.grad_dtype = None
     p.grad = torch.ones(3, dtype=torch.float16)
-    unchanged(optimizer, optimizer.step, TypeError, "parameter 'a'.*bf16 parameters with f16 gradients")
+    unchanged(
+        optimizer, optimizer.step, TypeError, "parameter 'a'.*bf16 parameters with f16 gradients"
+    )
     p.grad = torch.ones(3, dtype=torch.float64)
-    unchanged(optimizer, optimizer.step, TypeError, "the gradient of parameter 'a' must be float32.*torch.float64")
+    unchanged(
+        optimizer,
+        optimizer.step,
+        TypeError,
+        "the gradient of parameter 'a' must be float32.*torch.float64",
+    )
 
 
 def test_freed_memory(unchanged: Unchanged) -> None:
@@ -219,11 +282,18 @@ def test_a_parameter_becomes_another(unchanged: Unchanged) -> None:
     p.grad = None
     p.data = torch.ones(9)
     p.grad = torch.ones(9)
-    unchanged(optimizer, optimizer.step, ValueError, r"exp_avg of parameter 'a' must have the shape \(9,\), it has \(8,\)")
+    unchanged(
+        optimizer,
+        optimizer.step,
+        ValueError,
+        r"exp_avg of parameter 'a' must have the shape \(9,\), it has \(8,\)",
+    )
     p.grad = None
     p.data = torch.ones(8, 2)[:, 0]
     p.grad = torch.ones(8)
-    unchanged(optimizer, optimizer.step, ValueError, "parameter 'a' must fill its memory without gaps")
+    unchanged(
+        optimizer, optimizer.step, ValueError, "parameter 'a' must fill its memory without gaps"
+    )
 
 
 def test_states_that_are_none(unchanged: Unchanged) -> None:
@@ -231,13 +301,37 @@ def test_states_that_are_none(unchanged: Unchanged) -> None:
     optimizer = stepped(p, q)
     good = dict(optimizer.state[q])
     for bad, kind, text in [
-        ({**good, "exp_avg": torch.ones(5)}, ValueError, "exp_avg of parameter 'b' must have the shape"),
-        ({**good, "exp_avg": torch.ones(4, dtype=torch.int32)}, TypeError, "exp_avg of parameter 'b' must be a dense floating"),
-        ({**good, "step": torch.tensor(-1.0)}, ValueError, "step of parameter 'b' must be a whole number"),
-        ({**good, "step": torch.tensor(1.5)}, ValueError, "step of parameter 'b' must be a whole number"),
-        ({**good, "step": torch.tensor(float("nan"))}, ValueError, "step of parameter 'b' must be a whole number"),
+        (
+            {**good, "exp_avg": torch.ones(5)},
+            ValueError,
+            "exp_avg of parameter 'b' must have the shape",
+        ),
+        (
+            {**good, "exp_avg": torch.ones(4, dtype=torch.int32)},
+            TypeError,
+            "exp_avg of parameter 'b' must be a dense floating",
+        ),
+        (
+            {**good, "step": torch.tensor(-1.0)},
+            ValueError,
+            "step of parameter 'b' must be a whole number",
+        ),
+        (
+            {**good, "step": torch.tensor(1.5)},
+            ValueError,
+            "step of parameter 'b' must be a whole number",
+        ),
+        (
+            {**good, "step": torch.tensor(float("nan"))},
+            ValueError,
+            "step of parameter 'b' must be a whole number",
+        ),
         ({**good, "step": torch.ones(2)}, ValueError, "step of parameter 'b' must be one number"),
-        ({"step": good["step"], "exp_avg": good["exp_avg"]}, ValueError, "the state of parameter 'b' must have exp_avg_sq"),
+        (
+            {"step": good["step"], "exp_avg": good["exp_avg"]},
+            ValueError,
+            "the state of parameter 'b' must have exp_avg_sq",
+        ),
     ]:
         optimizer.state[q] = bad
         kept = p.detach().clone()
@@ -259,24 +353,79 @@ def saved_by_sgd() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("spoil", "kind", "text"),
     [
-        (lambda saved: saved_by_another((3,)), ValueError, "group 0 of the state dict must have 2 parameters, it has 1"),
-        (lambda saved: saved_by_another((3,), (5,)), ValueError, r"parameter 'b' must have the shape \(4,\), it has \(5,\)"),
-        (lambda saved: {**saved, "param_groups": saved["param_groups"] * 2}, ValueError, "must have 1 parameter groups"),
-        (lambda saved: saved["param_groups"][0].update(lr=float("nan")) or saved, ValueError, "lr must be finite"),
-        (lambda saved: saved["param_groups"][0].update(amsgrad=True) or saved, ValueError, "amsgrad must not be set"),
-        (lambda saved: saved["param_groups"][0].update(schedule=("x", 1)) or saved, ValueError, "schedule must be"),
-        (lambda saved: saved["state"][1].pop("exp_avg") is None or saved, ValueError, "must have exp_avg"),
-        (lambda saved: saved["state"][1].update(step=-3) or saved, ValueError, "step of parameter 'b'"),
-        (lambda saved: saved["state"][1].update(max_exp_avg_sq=1) or saved, ValueError, "must be without max_exp_avg_sq"),
-        (lambda saved: saved["state"].update({1: 7}) or saved, TypeError, "the state of parameter 'b' must be a dict"),
+        (
+            lambda saved: saved_by_another((3,)),
+            ValueError,
+            "group 0 of the state dict must have 2 parameters, it has 1",
+        ),
+        (
+            lambda saved: saved_by_another((3,), (5,)),
+            ValueError,
+            r"parameter 'b' must have the shape \(4,\), it has \(5,\)",
+        ),
+        (
+            lambda saved: {**saved, "param_groups": saved["param_groups"] * 2},
+            ValueError,
+            "must have 1 parameter groups",
+        ),
+        (
+            lambda saved: saved["param_groups"][0].update(lr=float("nan")) or saved,
+            ValueError,
+            "lr must be finite",
+        ),
+        (
+            lambda saved: saved["param_groups"][0].update(amsgrad=True) or saved,
+            ValueError,
+            "amsgrad must not be set",
+        ),
+        (
+            lambda saved: saved["param_groups"][0].update(schedule=("x", 1)) or saved,
+            ValueError,
+            "schedule must be",
+        ),
+        (
+            lambda saved: saved["state"][1].pop("exp_avg") is None or saved,
+            ValueError,
+            "must have exp_avg",
+        ),
+        (
+            lambda saved: saved["state"][1].update(step=-3) or saved,
+            ValueError,
+            "step of parameter 'b'",
+        ),
+        (
+            lambda saved: saved["state"][1].update(max_exp_avg_sq=1) or saved,
+            ValueError,
+            "must be without max_exp_avg_sq",
+        ),
+        (
+            lambda saved: saved["state"].update({1: 7}) or saved,
+            TypeError,
+            "the state of parameter 'b' must be a dict",
+        ),
         (lambda saved: {"state": saved["state"]}, KeyError, "param_groups"),
-        (lambda saved: saved["state"][1].update(step=9e15) or saved, ValueError, "step of parameter 'b' must be .* below 9e"),
-        (lambda saved: saved["param_groups"][0].update(master_weights="yes") or saved, TypeError, "master_weights must be True"),
-        (lambda saved: saved_by_sgd(), ValueError, "group 0 of the state dict must be that of a DualAdam or Adam, it has no betas, eps"),
+        (
+            lambda saved: saved["state"][1].update(step=9e15) or saved,
+            ValueError,
+            "step of parameter 'b' must be .* below 9e",
+        ),
+        (
+            lambda saved: saved["param_groups"][0].update(master_weights="yes") or saved,
+            TypeError,
+            "master_weights must be True",
+        ),
+        (
+            lambda saved: saved_by_sgd(),
+            ValueError,
+            "group 0 of the state dict must be that of a DualAdam or Adam, it has no betas, eps",
+        ),
     ],
 )
 def test_state_dicts(
-    unchanged: Unchanged, spoil: Callable[[dict[str, Any]], dict[str, Any]], kind: type[BaseException], text: str
+    unchanged: Unchanged,
+    spoil: Callable[[dict[str, Any]], dict[str, Any]],
+    kind: type[BaseException],
+    text: str,
 ) -> None:
     optimizer = stepped(param(3), param(4))
     saved = spoil(saved_by_another((3,), (4,)))

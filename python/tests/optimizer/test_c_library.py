@@ -1,4 +1,7 @@
-"""The bits of the Rust CPU backend, called through the C library: another way to it, on which nothing of this package lies."""
+"""The optimizer has the bits of the Rust CPU backend.
+
+The tests call the backend through the C library, which shares no code with this package.
+"""
 
 import ctypes
 import os
@@ -33,7 +36,10 @@ class Config(ctypes.Structure):
     _fields_ = [
         ("size", ctypes.c_size_t),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
-        *((name, ctypes.c_uint32) for name in ("weight_decay_kind", "inverse_term", "maximize", "schedule")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ("weight_decay_kind", "inverse_term", "maximize", "schedule")
+        ),
         ("switching_rate", ctypes.c_double),
         ("base", ctypes.c_double),
         ("period", ctypes.c_uint64),
@@ -70,35 +76,62 @@ class Twin:
         copy = None if self.master is None else self.param
         tensor.params, tensor.params_dtype = stepped.data_ptr(), DTYPES[stepped.dtype]
         tensor.grads, tensor.grads_dtype = grad.data_ptr(), DTYPES[grad.dtype]
-        tensor.exp_avg, tensor.exp_avg_sq, tensor.len = self.exp_avg.data_ptr(), self.exp_avg_sq.data_ptr(), grad.numel()
-        tensor.copy, tensor.copy_dtype = (copy.data_ptr(), DTYPES[copy.dtype]) if copy is not None else (None, 0)
+        tensor.exp_avg, tensor.exp_avg_sq, tensor.len = (
+            self.exp_avg.data_ptr(),
+            self.exp_avg_sq.data_ptr(),
+            grad.numel(),
+        )
+        tensor.copy, tensor.copy_dtype = (
+            (copy.data_ptr(), DTYPES[copy.dtype]) if copy is not None else (None, 0)
+        )
         size = ctypes.c_size_t(ctypes.sizeof(coeffs))
-        arguments = ctypes.byref(config), ctypes.c_uint64(step), ctypes.c_double(1.0), ctypes.byref(coeffs), size
+        arguments = (
+            ctypes.byref(config),
+            ctypes.c_uint64(step),
+            ctypes.c_double(1.0),
+            ctypes.byref(coeffs),
+            size,
+        )
         assert library.dualadam_config_coeffs(*arguments) == 0
         assert library.dualadam_cpu_step(ctypes.byref(tensor), ctypes.byref(coeffs)) == 0
 
 
 @pytest.mark.parametrize(("kind", "grads", "master_weights"), TYPES)
 @pytest.mark.parametrize("variant", ["blend", "other"])
-def test_the_bits_of_the_rust_backend(kind: torch.dtype, grads: torch.dtype, master_weights: bool, variant: str) -> None:
+def test_the_bits_of_the_rust_backend(
+    kind: torch.dtype, grads: torch.dtype, master_weights: bool, variant: str
+) -> None:
     library = ctypes.CDLL(str(LIBRARY))
     config = Config()
     library.dualadam_config_init(ctypes.byref(config), ctypes.c_size_t(ctypes.sizeof(config)))
     config.weight_decay = WEIGHT_DECAY
     options: dict[str, Any]
     if variant == "blend":
-        config.lr, config.weight_decay_kind, config.schedule, config.switching_rate = 0.01, DECOUPLED, LINEAR, 1 / 6
+        config.lr, config.weight_decay_kind, config.schedule, config.switching_rate = (
+            0.01,
+            DECOUPLED,
+            LINEAR,
+            1 / 6,
+        )
         options = {"lr": 0.01, "switching_steps": 6}
     else:
         config.lr, config.beta1, config.beta2, config.eps = 0.1, 0.5, 0.9, 1e-3
         config.weight_decay_kind, config.inverse_term, config.maximize = L2, 1, 1
         config.schedule, config.switching_step = FIXED, 4
-        options = {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3, "decoupled_weight_decay": False, "maximize": True}
+        options = {
+            "lr": 0.1,
+            "betas": (0.5, 0.9),
+            "eps": 1e-3,
+            "decoupled_weight_decay": False,
+            "maximize": True,
+        }
         options |= {"inverse_term": "with_eps", "schedule": ("fixed", 4)}
     shapes = [(3, 5), (1,), (0,), (70_001,), ()]
     params = [torch.nn.Parameter(torch.randn(shape).to(kind)) for shape in shapes]
     twins = [Twin(p.detach(), master_weights) for p in params]
-    optimizer = DualAdam(params, weight_decay=WEIGHT_DECAY, master_weights=master_weights, **options)
+    optimizer = DualAdam(
+        params, weight_decay=WEIGHT_DECAY, master_weights=master_weights, **options
+    )
     for step in range(1, 9):
         for p, twin in zip(params, twins):
             p.grad_dtype = None

@@ -1,4 +1,4 @@
-"""The optimizer on a CUDA device that torch finds, against its own bits on the CPU."""
+"""The optimizer on a CUDA device that torch finds has its own bits on the CPU."""
 
 import os
 import threading
@@ -13,7 +13,9 @@ import dualadam
 
 DEVICE = "cuda"
 IS_REQUIRED = "cuda" in os.environ.get("DUALADAM_REQUIRE", "").split(",")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available() and not IS_REQUIRED, reason="torch finds no CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() and not IS_REQUIRED, reason="torch finds no CUDA device"
+)
 
 SHAPES: list[tuple[int, ...]] = [(3, 5), (1,), (0,), (70_001,), ()]
 
@@ -21,7 +23,12 @@ SHAPES: list[tuple[int, ...]] = [(3, 5), (1,), (0,), (70_001,), ()]
 class Twins:
     """The same parameters on the device and on the CPU, with an optimizer each."""
 
-    def __init__(self, shapes: list[tuple[int, ...]] = SHAPES, kind: torch.dtype = torch.float32, **options: Any) -> None:
+    def __init__(
+        self,
+        shapes: list[tuple[int, ...]] = SHAPES,
+        kind: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
         values = [torch.randn(shape).to(kind) for shape in shapes]
         self.on_device = [torch.nn.Parameter(value.to(DEVICE)) for value in values]
         self.on_host = [torch.nn.Parameter(value.clone()) for value in values]
@@ -66,7 +73,9 @@ class Twins:
         (torch.float16, torch.float16, True),
     ],
 )
-def test_the_bits_of_the_cpu(kind: torch.dtype, grads: torch.dtype, master_weights: bool, capturable: bool) -> None:
+def test_the_bits_of_the_cpu(
+    kind: torch.dtype, grads: torch.dtype, master_weights: bool, capturable: bool
+) -> None:
     twins = Twins(kind=kind, master_weights=master_weights, capturable=capturable)
     for seed in range(6):
         twins.set_grads(seed, grads)
@@ -75,7 +84,7 @@ def test_the_bits_of_the_cpu(kind: torch.dtype, grads: torch.dtype, master_weigh
 
 
 def test_the_order_of_the_current_stream() -> None:
-    """Gradients that are not there yet when the step is enqueued, on a stream of its own."""
+    """The step is enqueued on a stream of its own before its gradients are computed."""
     twins = Twins()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -126,7 +135,10 @@ def test_what_is_not_capturable_is_not_captured() -> None:
     twins = Twins()
     twins.set_grads(0)
     twins.step()
-    with pytest.raises(RuntimeError, match="capturable must be True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with (
+        pytest.raises(RuntimeError, match="capturable must be True"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
         twins.device.step()
     twins.check()
     twins.step()
@@ -134,14 +146,17 @@ def test_what_is_not_capturable_is_not_captured() -> None:
 
 
 class Training(Twins):
-    """Iterations whose gradients are the batch, to the bit: the loss is the sum of the products with it."""
+    """Iterations whose gradients have the bits of the batch.
+
+    The loss is the sum of the products of parameters and batch.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(capturable=True, **options)
         self.batch = [torch.zeros_like(p) for p in self.on_device]
 
     def iteration(self) -> None:
-        """As PyTorch's documentation captures it: the gradients are made anew, at other addresses."""
+        """As in PyTorch's documentation: the capture makes new gradients, at other addresses."""
         self.device.zero_grad(set_to_none=True)
         loss = sum((p * x).sum() for p, x in zip(self.on_device, self.batch))
         assert isinstance(loss, torch.Tensor)
@@ -201,7 +216,7 @@ def test_a_whole_iteration_is_captured(kind: torch.dtype, master_weights: bool, 
     training.check()
     for seed in range(3):
         training.replay(graph, seed)
-        # The gradients of the ordinary step are elsewhere, and are freed.
+        # The gradients of the ordinary step have other addresses, and are freed.
         training.eager(10 + seed)
 
 
@@ -219,7 +234,9 @@ def test_a_first_step_is_not_captured() -> None:
     training = Training()
     training.load(0)
     with (
-        pytest.raises(RuntimeError, match="must have had a step before its step is captured in a CUDA graph"),
+        pytest.raises(
+            RuntimeError, match="must have had a step before its step is captured in a CUDA graph"
+        ),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         training.iteration()
@@ -263,7 +280,7 @@ def test_graphed_callables_beside_ordinary_steps() -> None:
         x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
         optimizers[0].zero_grad(set_to_none=True)
         graphed(x.to(DEVICE)).sum().backward()
-        # The same gradients for both: products of matrices may round in other ways.
+        # Both get the same gradients: products of matrices may round in other ways.
         for ours, theirs in zip(layers[0].parameters(), layers[1].parameters()):
             assert ours.grad is not None
             theirs.grad = ours.grad.cpu()
@@ -273,7 +290,7 @@ def test_graphed_callables_beside_ordinary_steps() -> None:
             assert torch.equal(bits(ours).cpu(), bits(theirs))
 
 
-# torch says so once, when the mode is first set.
+# torch warns of it once, when the mode is first set.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_grad_scaler_does_not_wait() -> None:
     p, q = torch.nn.Parameter(torch.ones(3, device=DEVICE)), torch.nn.Parameter(torch.ones(3))
@@ -335,9 +352,11 @@ def test_gradients_on_another_device() -> None:
     twins = Twins([(8,)])
     twins.set_grads(0)
     twins.step()
-    # As only `.data` lets it be done.
+    # Only `.data` allows this.
     twins.on_device[0].data = twins.on_device[0].data.cpu()
-    with pytest.raises(ValueError, match="gradient of parameter 0 of group 0 must be on cpu, it is on cuda"):
+    with pytest.raises(
+        ValueError, match="gradient of parameter 0 of group 0 must be on cpu, it is on cuda"
+    ):
         twins.device.step()
 
 
@@ -363,22 +382,31 @@ def test_the_device_keeps_moments_and_a_small_table() -> None:
         p.grad = torch.ones_like(p)
     optimizer = DualAdam(params, switching_steps=4)
     torch.cuda.synchronize()
-    free, reserved, allocated = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    free, reserved, allocated = (
+        torch.cuda.mem_get_info()[0],
+        torch.cuda.memory_reserved(),
+        torch.cuda.memory_allocated(),
+    )
     for _ in range(3):
         optimizer.step()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() - allocated == 300 * 2 * 4 << 20
     beside = free - torch.cuda.mem_get_info()[0] - (torch.cuda.memory_reserved() - reserved)
-    # The table takes 327 kB of stream-ordered memory, which the driver's pool takes from the device in pieces of up to 32 MiB.
+    # The table takes 327 kB of stream-ordered memory, which the driver's pool takes from the device
+    # in pieces of up to 32 MiB.
     assert beside <= 32 << 20
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
 def test_several_devices() -> None:
-    params = [torch.nn.Parameter(torch.ones(5, device=place)) for place in ("cuda:0", "cuda:1", "cpu")]
+    params = [
+        torch.nn.Parameter(torch.ones(5, device=place)) for place in ("cuda:0", "cuda:1", "cpu")
+    ]
     optimizer = DualAdam(params, switching_steps=4)
     for _ in range(6):
         for p in params:
             p.grad = torch.full_like(p, 0.5)
         optimizer.step()
-    assert torch.equal(bits(params[0]).cpu(), bits(params[2])) and torch.equal(bits(params[1]).cpu(), bits(params[2]))
+    assert torch.equal(bits(params[0]).cpu(), bits(params[2])) and torch.equal(
+        bits(params[1]).cpu(), bits(params[2])
+    )

@@ -1,10 +1,11 @@
-"""What an optimizer of torch's can do, one by one."""
+"""Each thing that an optimizer of torch's can do."""
 
 import copy
 import io
 import pickle
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ def model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
 
 
-def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 2) -> None:
+def train(
+    net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 2
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -35,7 +38,10 @@ def weights(net: torch.nn.Module) -> list[torch.Tensor]:
 
 def test_groups_have_their_own_options() -> None:
     a, b = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-    optimizer = DualAdam([{"params": [a], "lr": 0.1, "switching_steps": 4}, {"params": [b], "weight_decay": 0.5}], switching_rate=1.0)
+    optimizer = DualAdam(
+        [{"params": [a], "lr": 0.1, "switching_steps": 4}, {"params": [b], "weight_decay": 0.5}],
+        switching_rate=1.0,
+    )
     assert optimizer.param_groups[0]["schedule"] == ("linear", 0.25)
     assert optimizer.param_groups[1]["schedule"] == ("linear", 1.0)
     a.grad, b.grad = torch.ones(3), torch.ones(3)
@@ -49,7 +55,12 @@ def test_groups_have_their_own_options() -> None:
 
 def test_every_group_may_have_a_schedule_of_its_own() -> None:
     p, q = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-    DualAdam([{"params": [p], "switching_steps": 4}, {"params": [q], "schedule": dualadam.Schedule.fixed(3)}])
+    DualAdam(
+        [
+            {"params": [p], "switching_steps": 4},
+            {"params": [q], "schedule": dualadam.Schedule.fixed(3)},
+        ]
+    )
     with pytest.raises(ValueError, match="must be told when it becomes Adam"):
         DualAdam([{"params": [p], "switching_steps": 4}, {"params": [q]}])
 
@@ -68,13 +79,20 @@ def test_a_group_can_be_added_later() -> None:
 def test_the_positional_order_is_that_of_adamw() -> None:
     p = torch.nn.Parameter(torch.ones(1))
     group = DualAdam([p], 0.5, (0.8, 0.9), 1e-5, 0.25, switching_rate=0.5).param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.8, 0.9), 1e-5, 0.25)
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (
+        0.5,
+        (0.8, 0.9),
+        1e-5,
+        0.25,
+    )
 
 
 def test_learning_rate_schedulers_steer_it() -> None:
     net, twin = model(), model()
     optimizer = DualAdam(net.parameters(), lr=0.1, switching_steps=10)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=8, cycle_momentum=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.2, total_steps=8, cycle_momentum=True
+    )
     by_hand = DualAdam(twin.parameters(), lr=0.1, switching_steps=10)
     for index in range(6):
         by_hand.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
@@ -155,7 +173,11 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     assert_same(everything(other), everything(at_once))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+    ids=["deepcopy", "pickle"],
+)
 def test_copies_go_on_alike_and_apart(copied) -> None:  # type: ignore[no-untyped-def]
     net = model()
     optimizer = DualAdam(net.parameters(), switching_steps=10)
@@ -179,7 +201,11 @@ def test_adams_state_is_taken_over(kind: type[torch.optim.Optimizer]) -> None:
     optimizer = DualAdam(net.parameters(), switching_steps=12)
     optimizer.load_state_dict(adam.state_dict())
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["schedule"]) == (0.01, 0.1, ("linear", 1 / 12))
+    assert (group["lr"], group["weight_decay"], group["schedule"]) == (
+        0.01,
+        0.1,
+        ("linear", 1 / 12),
+    )
     assert group["decoupled_weight_decay"] == (kind is torch.optim.AdamW)
     assert "foreach" not in group
     for p in net.parameters():
@@ -196,7 +222,9 @@ def test_adam_takes_the_state_over() -> None:
     train(net, optimizer, 5)
     adam = torch.optim.AdamW(net.parameters())
     saved = optimizer.state_dict()
-    adam.load_state_dict({"state": saved["state"], "param_groups": [{**adam.state_dict()["param_groups"][0]}]})
+    adam.load_state_dict(
+        {"state": saved["state"], "param_groups": [{**adam.state_dict()["param_groups"][0]}]}
+    )
     train(net, adam, 1)
     assert all(state["step"] == 6 for state in adam.state.values())
 
@@ -224,7 +252,9 @@ def test_load_hooks_run() -> None:
         return state
 
     optimizer.register_load_state_dict_pre_hook(double_lr)
-    optimizer.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.param_groups[0]["lr"]))
+    optimizer.register_load_state_dict_post_hook(
+        lambda loaded: seen.append(loaded.param_groups[0]["lr"])
+    )
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == [2e-3]
 
@@ -233,7 +263,9 @@ def test_step_hooks_run() -> None:
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = DualAdam([p], switching_steps=4)
     seen = []
-    optimizer.register_step_pre_hook(lambda _, arguments, options: seen.append(("before", arguments[1:], options)))
+    optimizer.register_step_pre_hook(
+        lambda _, arguments, options: seen.append(("before", arguments[1:], options))
+    )
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     optimizer.step()
     assert seen == [("before", (), {}), "after"]
@@ -298,7 +330,7 @@ def test_expanded_gradients_are_copied() -> None:
 
 
 def test_leaves_may_be_replaced() -> None:
-    """`p.data = …` gives a parameter other memory; the step uses it, and leaves the old alone."""
+    """After `p.data = …`, the step updates the parameter's new memory and not the old."""
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = DualAdam([p], switching_steps=4)
     p.grad = torch.ones(3)
@@ -325,7 +357,7 @@ def test_moments_may_be_replaced() -> None:
 
 
 def test_replaced_moments_are_freed_at_once() -> None:
-    """Those who keep the state elsewhere between steps do it for the memory."""
+    """Callers who keep the state elsewhere between steps do it to free memory."""
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = DualAdam([p], switching_steps=4)
     p.grad = torch.ones(3)
@@ -341,7 +373,7 @@ def test_replaced_moments_are_freed_at_once() -> None:
 
 
 def test_a_counter_may_get_other_memory() -> None:
-    """Through a reference from before, of which the optimizer is not told."""
+    """The caller does it through an earlier reference, which the optimizer does not see."""
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = DualAdam([p], switching_steps=40)
     p.grad = torch.ones(3)
@@ -397,8 +429,9 @@ def test_one_thread_steps_at_a_time() -> None:
         @property
         def _local_tensor(self) -> torch.Tensor:
             for optimizer in made:
+                stepper: Any = optimizer._stepper
                 with pytest.raises(RuntimeError, match="must be stepped by one thread at a time"):
-                    optimizer._stepper.step({}, [], None, 1.0, False, [])  # type: ignore[union-attr]
+                    stepper.step({}, [], None, 1.0, False, [])
                 refused.append(True)
             return plain
 
@@ -428,7 +461,9 @@ def test_masters_are_made_from_what_was_loaded_last() -> None:
     optimizer.step()
     for p in net.parameters():
         assert torch.equal(p, torch.full_like(p, 3.0))
-        assert torch.allclose(optimizer.state[p]["master_param"], torch.tensor(3.0), atol=2e-3, rtol=0)
+        assert torch.allclose(
+            optimizer.state[p]["master_param"], torch.tensor(3.0), atol=2e-3, rtol=0
+        )
 
 
 def test_other_entries_of_the_state_stay() -> None:

@@ -1,4 +1,7 @@
-"""The arithmetic: against a float64 transcription, against torch, and to the bit against the array function."""
+"""The arithmetic, compared with a float64 transcription, with torch and with the array function.
+
+The array function must have the same bits.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +25,10 @@ RULES = {
     "inverse Adam": (Rule(rate=0.0), {}),
     "decoupled decay": (Rule(rate=0.05, decoupled_decay=0.1), {"weight_decay": 0.1}),
     "L2": (Rule(rate=0.05, l2=0.1), {"weight_decay": 0.1, "decoupled_weight_decay": False}),
-    "with eps": (Rule(rate=0.05, with_eps=True, eps=1e-3), {"inverse_term": "with_eps", "eps": 1e-3}),
+    "with eps": (
+        Rule(rate=0.05, with_eps=True, eps=1e-3),
+        {"inverse_term": "with_eps", "eps": 1e-3},
+    ),
     "maximize": (Rule(rate=0.05, maximize=True), {"maximize": True}),
     "other betas": (Rule(rate=0.05, betas=(0.5, 0.9), lr=0.1), {"betas": (0.5, 0.9), "lr": 0.1}),
 }
@@ -45,7 +51,9 @@ def test_each_step_is_within_the_bound_of_float64(name: str) -> None:
             (m, expected.m, expected.m_bound),
             (v, expected.v, expected.v_bound),
         ):
-            assert np.all(np.abs(actual - exact) <= bound), f"step {t}: {np.max(np.abs(actual - exact) / bound)} of the bound"
+            assert np.all(np.abs(actual - exact) <= bound), (
+                f"step {t}: {np.max(np.abs(actual - exact) / bound)} of the bound"
+            )
 
 
 def torch_twin(kind: str, p: torch.Tensor, decay: float) -> torch.optim.Optimizer:
@@ -57,14 +65,21 @@ def torch_twin(kind: str, p: torch.Tensor, decay: float) -> torch.optim.Optimize
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
 def test_at_rate_one_it_is_torchs(kind: str, decay: float) -> None:
-    """Both are within the bound of the exact step, of which torch rounds the parameter twice more (the decay) and its update as often."""
+    """Both are within the bound of the exact step.
+
+    torch rounds the parameter twice more, for the decay, and its update as often as DualAdam.
+    """
     ours, theirs = torch.nn.Parameter(torch.randn(1000)), torch.nn.Parameter(torch.zeros(1000))
-    optimizer = DualAdam([ours], switching_rate=1.0, weight_decay=decay, decoupled_weight_decay=kind == "AdamW")
+    optimizer = DualAdam(
+        [ours], switching_rate=1.0, weight_decay=decay, decoupled_weight_decay=kind == "AdamW"
+    )
     twin = torch_twin(kind, theirs, decay)
-    rule = Rule(l2=0.0 if kind == "AdamW" else decay, decoupled_decay=decay if kind == "AdamW" else 0.0)
+    rule = Rule(
+        l2=0.0 if kind == "AdamW" else decay, decoupled_decay=decay if kind == "AdamW" else 0.0
+    )
     m, v = np.zeros(1000), np.zeros(1000)
     for t in range(1, 31):
-        # Each step begins at the same place, so that differences do not add up.
+        # Both steps begin at the same place, so that differences do not add up.
         theirs.data.copy_(ours.data)
         ours.grad = torch.randn(1000)
         theirs.grad = ours.grad.clone()
@@ -87,7 +102,7 @@ def schedule_of(plain: dict[str, Any]) -> dualadam.Schedule:
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_recorded_runs_are_replayed(path: Path) -> None:
-    """The weights of the blend are the recorded ones; the float32 run stays beside the float64 one."""
+    """The blend has the recorded weights, and the float32 run stays close to the float64 run."""
     with safe_open(path, "numpy") as file:
         options = {key: json.loads(value) for key, value in file.metadata().items()}
         run = {key: file.get_tensor(key) for key in file.keys()}
@@ -118,9 +133,14 @@ def test_recorded_runs_are_replayed(path: Path) -> None:
         travelled += np.abs(now - last)
         last = now
         if t in records:
-            # Each step rounds the parameter once, and its update 40 times at most; the moments' own errors are a part of those.
+            # Each step rounds the parameter once, and its update 40 times at most. These 40 include
+            # the errors of the moments.
             theta = run["theta"][records[t]]
-            bound = t * 1.5 * HALF_ULP * (np.abs(theta) + travelled) + (40 + 60 * t) * HALF_ULP * travelled + 2.0**-126
+            bound = (
+                t * 1.5 * HALF_ULP * (np.abs(theta) + travelled)
+                + (40 + 60 * t) * HALF_ULP * travelled
+                + 2.0**-126
+            )
             if options["weight_decay_mode"] != "l2":
                 assert np.all(np.abs(now - theta) <= bound), f"step {t}"
 
@@ -134,14 +154,19 @@ PAIRS = [
 
 @pytest.mark.parametrize("masters", [False, True])
 @pytest.mark.parametrize(("kind", "grads"), PAIRS)
-def test_the_optimizer_and_the_array_function_have_the_same_bits(kind: torch.dtype, grads: torch.dtype, masters: bool) -> None:
+def test_the_optimizer_and_the_array_function_have_the_same_bits(
+    kind: torch.dtype, grads: torch.dtype, masters: bool
+) -> None:
     shapes = [(3, 5), (1,), (0,), (70_001,), ()]
     params = [torch.nn.Parameter(torch.randn(shape).to(kind)) for shape in shapes]
     options = {"lr": 0.01, "weight_decay": 0.1}
     optimizer = DualAdam(params, switching_steps=6, master_weights=masters, **options)
     config = dualadam.Config(0.01, (0.9, 0.999), 1e-8, 0.1, dualadam.Schedule.linear_until(6))
     arrays = [p.detach().clone() for p in params]
-    moments = [(torch.zeros_like(p, dtype=torch.float32), torch.zeros_like(p, dtype=torch.float32)) for p in arrays]
+    moments = [
+        (torch.zeros_like(p, dtype=torch.float32), torch.zeros_like(p, dtype=torch.float32))
+        for p in arrays
+    ]
     copies = [p.float() if masters and kind != torch.float32 else None for p in arrays]
     for t in range(1, 11):
         for p, array, (m, v), master in zip(params, arrays, moments, copies):
@@ -151,7 +176,9 @@ def test_the_optimizer_and_the_array_function_have_the_same_bits(kind: torch.dty
         for p, array, (m, v), master in zip(params, arrays, moments, copies):
             state = optimizer.state[p]
             assert torch.equal(bits(p), bits(array))
-            assert torch.equal(bits(state["exp_avg"]), bits(m)) and torch.equal(bits(state["exp_avg_sq"]), bits(v))
+            assert torch.equal(bits(state["exp_avg"]), bits(m)) and torch.equal(
+                bits(state["exp_avg_sq"]), bits(v)
+            )
             assert float(state["step"]) == t
             if master is not None:
                 assert torch.equal(bits(state["master_param"]), bits(master))
@@ -176,5 +203,7 @@ def test_masters_keep_what_bfloat16_loses() -> None:
     for _ in range(50):
         p.grad = torch.ones_like(p)
         optimizer.step()
-    torch.testing.assert_close(optimizer.state[p]["master_param"], torch.full((4,), 1 - 50e-4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        optimizer.state[p]["master_param"], torch.full((4,), 1 - 50e-4), rtol=0, atol=1e-6
+    )
     assert torch.equal(p.detach(), optimizer.state[p]["master_param"].bfloat16())

@@ -6,8 +6,8 @@ use crate::tensor::ListError;
 
 /// A learning rate in the caller's device memory, by address.
 ///
-/// It is read in each step, and never written. Its value must be finite, at least 0 and small enough, as
-/// [`DualAdamConfig::validate`] says; else the step is skipped.
+/// It is read in each step, and never written. Its value must be finite, at least 0 and small
+/// enough, as [`DualAdamConfig::validate`] says; else the step is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RawLr {
     /// The address of an f32, as torch has it.
@@ -30,9 +30,11 @@ pub enum RawLr {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ControlGroup {
-    /// The hyperparameters. Where `lr` gives an address, the config's own lr is not used, but must be valid.
+    /// The hyperparameters. Where `lr` gives an address, the config's own lr is not used, but must
+    /// be valid.
     pub config: DualAdamConfig,
-    /// The learning rate in the caller's memory; if `None`, the control keeps the config's in its own.
+    /// The learning rate in the caller's memory; if `None`, the control keeps the config's in its
+    /// own.
     pub lr: Option<RawLr>,
 }
 
@@ -50,7 +52,8 @@ impl ControlGroup {
     }
 }
 
-/// A coefficient set of a [`Control`](super::Control): tensors of one group that are updated together.
+/// A coefficient set of a [`Control`](super::Control): tensors of one group that are updated
+/// together.
 ///
 /// # Example
 ///
@@ -65,8 +68,8 @@ impl ControlGroup {
 pub struct ControlSet {
     /// The index of the group.
     pub group: usize,
-    /// The address of the step counter, a u64, in the caller's memory, read and written; if `None`, the
-    /// control keeps one that begins at 0.
+    /// The address of the step counter, a u64, in the caller's memory, read and written; if `None`,
+    /// the control keeps one that begins at 0.
     pub step: Option<u64>,
 }
 
@@ -86,8 +89,8 @@ impl ControlSet {
 
 /// Scalars in device memory that steer one step, by address: each an f32, and 0 for none.
 ///
-/// They mean what those of [`Steering`](crate::Steering) mean: the multiplier of the gradients is clip
-/// factor / loss scale, formed in f64 and rounded once.
+/// They mean what those of [`Steering`](crate::Steering) mean: the multiplier of the gradients is
+/// clip factor / loss scale, formed in f64 and rounded once.
 ///
 /// # Example
 ///
@@ -142,8 +145,8 @@ fn check_aligned(argument: ControlAddress, address: u64, align: usize) -> Result
     Err(CudaError::Address { argument, problem: AddressProblem::Misaligned { align }, address })
 }
 
-/// Checks what a control is made of: configs that are valid, groups that are there, and what the caller
-/// keeps.
+/// Checks what a control is made of: configs that are valid, groups that are there, and what the
+/// caller keeps.
 pub(super) fn check(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), CudaError> {
     let limit = u64::from(u32::MAX);
     if sets.len() as u64 > limit {
@@ -156,7 +159,8 @@ pub(super) fn check(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), 
     check_addresses(groups, sets)
 }
 
-/// Checks what the caller keeps: no address null or misaligned, and no counter where something else is.
+/// Checks what the caller keeps: no address null or misaligned, and no counter where something else
+/// is.
 fn check_addresses(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), CudaError> {
     let lr = |(group, lr): (usize, &ControlGroup)| {
         let (address, bytes) = match lr.lr? {
@@ -174,8 +178,8 @@ fn check_addresses(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), C
         }
         check_aligned(argument, address, bytes)?;
     }
-    // All is aligned and no longer than 8 bytes, so that what overlaps lies in the same 8 bytes. Counters come
-    // first there.
+    // All is aligned and no longer than 8 bytes, so that what overlaps lies in the same 8 bytes.
+    // Counters come first there.
     let is_step = |argument: ControlAddress| matches!(argument, ControlAddress::Step { .. });
     all.sort_by_key(|&(argument, address, _)| (address / 8, !is_step(argument)));
     for pair in all.windows(2) {

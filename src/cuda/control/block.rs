@@ -30,8 +30,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The memory for these groups and sets, which are there when the call returns; and the sets as the device
-    /// has them.
+    /// The memory for these groups and sets, which are there when the call returns; and the sets as
+    /// the device has them.
     pub(super) fn new(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -115,13 +115,16 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, and earlier uses of the control are ordered before.
+    /// - `stream` is a live stream of the current context, and earlier uses of the control are
+    ///   ordered before.
     /// - The caller's own counters are live memory.
     pub(super) unsafe fn read_steps(&self, sets: &[DeviceSet], stream: *mut c_void) -> Result<Vec<u64>, CudaError> {
-        // SAFETY: the stream is live (this function's first requirement), and the counters lie there.
+        // SAFETY: the stream is live (this function's first requirement), and the counters lie
+        // there.
         let mut steps: Vec<u64> = unsafe { download(self.at(self.places.steps), self.sets, stream) }?;
         for (set, step) in sets.iter().zip(&mut steps).filter(|(set, _)| !self.is_own(set)) {
-            // SAFETY: the stream is live, and so is the caller's counter (this function's requirements).
+            // SAFETY: the stream is live, and so is the caller's counter (this function's
+            // requirements).
             let read: Vec<u64> = unsafe { download(set.step, 1, stream) }?;
             read.into_iter().for_each(|read| *step = read);
         }
@@ -139,10 +142,12 @@ impl Block {
         steps: &[u64],
         stream: *mut c_void,
     ) -> Result<(), CudaError> {
-        // SAFETY: the stream is live (this function's first requirement), and the counters lie there.
+        // SAFETY: the stream is live (this function's first requirement), and the counters lie
+        // there.
         unsafe { upload(self.at(self.places.steps), steps, stream) }?;
         let mut callers = sets.iter().zip(steps).filter(|(set, _)| !self.is_own(set));
-        // SAFETY: the stream is live, and so are the caller's counters (this function's requirements).
+        // SAFETY: the stream is live, and so are the caller's counters (this function's
+        // requirements).
         callers.try_for_each(|(set, step)| unsafe { upload(set.step, &[*step], stream) })
     }
 
@@ -150,7 +155,8 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, and earlier uses of the control are ordered before.
+    /// - `stream` is a live stream of the current context, and earlier uses of the control are
+    ///   ordered before.
     pub(super) unsafe fn read_states(&self, stream: *mut c_void) -> Result<Vec<DeviceState>, CudaError> {
         // SAFETY: the stream is live (this function's requirement), and the states lie there.
         unsafe { download(self.states(), self.sets, stream) }
@@ -172,7 +178,8 @@ impl Block {
 /// # Safety
 ///
 /// - `stream` is a live stream of the current context that is not being captured.
-/// - The bytes' place is at `to`, and its earlier uses are ordered before what is enqueued on `stream` now.
+/// - The bytes' place is at `to`, and its earlier uses are ordered before what is enqueued on
+///   `stream` now.
 pub(super) unsafe fn send(
     staging: &mut Staging,
     last_use: &LastUse,
@@ -183,12 +190,12 @@ pub(super) unsafe fn send(
     let fill = |slot: &mut [u8]| {
         let slot = &mut slot[..bytes.len()];
         slot.copy_from_slice(bytes);
-        // SAFETY: the stream is live, and the place is at `to` (this function's requirements). The slot is kept
-        // as it is until the copy has ended.
+        // SAFETY: the stream is live, and the place is at `to` (this function's requirements). The
+        // slot is kept as it is until the copy has ended.
         unsafe { memory::copy(to, slot, stream.cast()) }
     };
-    // SAFETY: the context is current, and `stream` is live and ordered after earlier uses (this function's
-    // requirements). The copy goes to this stream.
+    // SAFETY: the context is current, and `stream` is live and ordered after earlier uses (this
+    // function's requirements). The copy goes to this stream.
     unsafe {
         let sent = staging.send(stream, fill);
         // Also after a failure: the copy may have been enqueued.

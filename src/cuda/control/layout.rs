@@ -84,8 +84,8 @@ pub(super) struct DeviceState {
     masters: u32,
 }
 
-/// Masters that are to be set from the parameters before their next update. Other numbers mean that they are
-/// set.
+/// Masters that are to be set from the parameters before their next update. Other numbers mean that
+/// they are set.
 const MASTERS_UNSET: u32 = 1;
 
 impl DeviceState {

@@ -1,5 +1,5 @@
-//! Steps controlled on the device: hyperparameters, learning rates and step counters in device memory, from
-//! which a kernel forms the coefficients.
+//! Steps controlled on the device: hyperparameters, learning rates and step counters in device
+//! memory, from which a kernel forms the coefficients.
 
 mod args;
 mod block;
@@ -29,18 +29,20 @@ use super::stream::{check_stream, refuse_capture};
 use block::{Block, send};
 use layout::{DeviceGroup, DeviceSet};
 
-/// The control block of a list in device memory: coefficient sets whose hyperparameters, learning rates and
-/// step counters live on the device. So a CUDA graph can be launched again and again and goes on counting.
+/// The control block of a list in device memory: coefficient sets whose hyperparameters, learning
+/// rates and step counters live on the device. So a CUDA graph can be launched again and again and
+/// goes on counting.
 ///
 /// A set belongs to a group, which has a config and a learning rate, and counts its own steps.
 /// [`TensorList::step_controlled`] takes its coefficients from here. A control serves one list.
 ///
-/// Learning rates and counters may lie in the caller's memory; the control keeps the others. A graph that
-/// captured steps may outlive the control, whose memory stays until the graph is destroyed. Otherwise
-/// dropping the control frees it after the last step. That never waits for the device, and leaves captures
-/// valid.
+/// Learning rates and counters may lie in the caller's memory; the control keeps the others. A
+/// graph that captured steps may outlive the control, whose memory stays until the graph is
+/// destroyed. Otherwise dropping the control frees it after the last step. That never waits for the
+/// device, and leaves captures valid.
 ///
-/// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
+/// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default
+/// stream.
 ///
 /// [`TensorList::step_controlled`]: super::TensorList::step_controlled
 ///
@@ -89,8 +91,8 @@ impl Control {
     /// - [`ListError::Empty`] for no set at all.
     /// - [`ConfigError`](crate::ConfigError) if a config is not valid.
     /// - [`ListError::Position`] if a set's group is not there.
-    /// - [`CudaError::Address`] for a counter or lr in the caller's memory that is null or misaligned, or a
-    ///   counter that overlaps another counter or an lr.
+    /// - [`CudaError::Address`] for a counter or lr in the caller's memory that is null or
+    ///   misaligned, or a counter that overlaps another counter or an lr.
     /// - [`ListError::TooMany`] for more sets than 32 bits count.
     /// - [`CudaError::Ptx`] if the driver refuses the kernel that prepares coefficients.
     /// - [`CudaError::Driver`] for what the driver reports.
@@ -105,8 +107,8 @@ impl Control {
         Self::starting_at(kernels, groups, sets, &last_use, |_| SetStart { step: 0, masters_are_set: true })
     }
 
-    /// [`new`](Self::new), which may have no sets, whose own counters begin elsewhere, and whose steps are
-    /// among the uses whose last one is `last_use`.
+    /// [`new`](Self::new), which may have no sets, whose own counters begin elsewhere, and whose
+    /// steps are among the uses whose last one is `last_use`.
     pub(super) fn starting_at(
         kernels: &Kernels,
         groups: &[ControlGroup],
@@ -159,7 +161,8 @@ impl Control {
         self.groups.get(group).ok_or(ListError::Position { list: "group", len: self.groups.len(), value: group })
     }
 
-    /// Sets the learning rate of a group for the steps that come later on `stream`, also for those of graphs.
+    /// Sets the learning rate of a group for the steps that come later on `stream`, also for those
+    /// of graphs.
     ///
     /// The call blocks only when the four changes before are all still in flight.
     ///
@@ -170,12 +173,14 @@ impl Control {
     /// - [`CudaError::CallersLr`] if the lr lies in the caller's memory.
     /// - [`CudaError::Context`] for a stream of another context.
     /// - [`CudaError::Captured`] if the stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports; the device may have the old or the new lr then.
+    /// - [`CudaError::Driver`] for what the driver reports; the device may have the old or the new
+    ///   lr then.
     ///
     /// # Safety
     ///
     /// - `stream` is null or a live stream.
-    /// - The caller orders this work against steps with this control on other streams, or of graphs there.
+    /// - The caller orders this work against steps with this control on other streams, or of graphs
+    ///   there.
     pub unsafe fn set_lr(&mut self, group: usize, lr: f64, stream: *mut c_void) -> Result<(), CudaError> {
         let ControlGroup { config, lr: callers } = *self.group(group)?;
         let config = config.with_lr(lr);
@@ -183,13 +188,15 @@ impl Control {
         if callers.is_some() {
             return Err(CudaError::CallersLr { group });
         }
-        // SAFETY: `stream` is live, and other uses are ordered (this function's requirements). The lr lies there.
+        // SAFETY: `stream` is live, and other uses are ordered (this function's requirements). The
+        // lr lies there.
         unsafe { self.send("a new lr", bytemuck::bytes_of(&lr), self.block.own_lr(group), stream) }?;
         self.groups[group].config = config;
         Ok(())
     }
 
-    /// Sets the whole config of a group for the steps that come later on `stream`, also for those of graphs.
+    /// Sets the whole config of a group for the steps that come later on `stream`, also for those
+    /// of graphs.
     ///
     /// As [`set_lr`](Self::set_lr), except that an lr in the caller's memory stays.
     ///
@@ -209,7 +216,8 @@ impl Control {
         config.validate()?;
         let changed = ControlGroup { config, ..*self.group(group)? };
         let on_device = self.block.device_group(group, &changed);
-        // SAFETY: `stream` is live, and other uses are ordered (`set_lr`'s requirements). The group lies there.
+        // SAFETY: `stream` is live, and other uses are ordered (`set_lr`'s requirements). The group
+        // lies there.
         unsafe { self.send("a new config", bytemuck::bytes_of(&on_device), self.block.group(group), stream) }?;
         self.groups[group] = changed;
         Ok(())
@@ -219,7 +227,8 @@ impl Control {
     ///
     /// # Safety
     ///
-    /// - `stream` is null or a live stream, and other uses of the control are ordered before or after.
+    /// - `stream` is null or a live stream, and other uses of the control are ordered before or
+    ///   after.
     /// - `to` is the bytes' place in the control's memory.
     unsafe fn send(&mut self, what: &'static str, bytes: &[u8], to: u64, stream: *mut c_void) -> Result<(), CudaError> {
         let _current = self.kernels.enter()?;
@@ -232,7 +241,8 @@ impl Control {
         }
     }
 
-    /// The step counters of all sets. Waits for the work before on `stream` and reads them from the device.
+    /// The step counters of all sets. Waits for the work before on `stream` and reads them from the
+    /// device.
     ///
     /// # Errors
     ///
@@ -247,19 +257,19 @@ impl Control {
     /// - The caller orders this work against steps with this control on other streams.
     /// - The counters in the caller's memory are live.
     pub unsafe fn steps(&self, stream: *mut c_void) -> Result<Vec<u64>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (this function's requirements).
-        // The context is current by then.
+        // SAFETY: `stream` and counters are live, and other uses are ordered (this function's
+        // requirements). The context is current by then.
         unsafe {
             let _current = self.begin_read(stream)?;
             self.block.read_steps(&self.sets, stream)
         }
     }
 
-    /// Sets the step counters of all sets, those in the caller's memory too, for the steps that come later on
-    /// `stream`. Waits for the work before on it.
+    /// Sets the step counters of all sets, those in the caller's memory too, for the steps that
+    /// come later on `stream`. Waits for the work before on it.
     ///
-    /// After an interrupted step this makes the control usable again. The caller must then restore the tensors
-    /// that the step was not made of.
+    /// After an interrupted step this makes the control usable again. The caller must then restore
+    /// the tensors that the step was not made of.
     ///
     /// # Errors
     ///
@@ -273,8 +283,8 @@ impl Control {
     pub unsafe fn set_steps(&mut self, steps: &[u64], stream: *mut c_void) -> Result<(), CudaError> {
         check_count("steps", self.sets.len(), steps.len())?;
         let _current = self.kernels.enter()?;
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`' requirements). The
-        // context is current, and the stream is of it and not captured by then.
+        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
+        // requirements). The context is current, and the stream is of it and not captured by then.
         unsafe {
             check_stream(self.kernels.context(), stream)?;
             refuse_capture(stream, "new steps")?;
@@ -286,7 +296,8 @@ impl Control {
         Ok(())
     }
 
-    /// What became of each set's steps. Waits for the work before on `stream` and reads it from the device.
+    /// What became of each set's steps. Waits for the work before on `stream` and reads it from the
+    /// device.
     ///
     /// # Errors
     ///
@@ -296,8 +307,8 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps).
     pub unsafe fn report(&self, stream: *mut c_void) -> Result<Vec<SetReport>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`' requirements). The
-        // context is current by then.
+        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
+        // requirements). The context is current by then.
         let (states, coeffs, steps) = unsafe {
             let _current = self.begin_read(stream)?;
             let states = self.block.read_states(stream)?;
@@ -313,8 +324,8 @@ impl Control {
     ///
     /// As for [`steps`](Self::steps).
     pub(super) unsafe fn steps_and_masters(&self, stream: *mut c_void) -> Result<Vec<(u64, bool)>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`' requirements). The
-        // context is current by then.
+        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
+        // requirements). The context is current by then.
         let (steps, states) = unsafe {
             let _current = self.begin_read(stream)?;
             (self.block.read_steps(&self.sets, stream)?, self.block.read_states(stream)?)
@@ -329,8 +340,8 @@ impl Control {
     /// As for [`steps`](Self::steps), and `stream` is not being captured.
     pub(super) unsafe fn set_step(&mut self, set: usize, step: u64, stream: *mut c_void) -> Result<(), CudaError> {
         let _current = self.kernels.enter()?;
-        // SAFETY: `stream` is live and not captured, the counter is live, and other uses are ordered (this
-        // function's requirements).
+        // SAFETY: `stream` is live and not captured, the counter is live, and other uses are
+        // ordered (this function's requirements).
         unsafe {
             let uploaded = upload(self.sets[set].step, &[step], stream);
             self.last_use.note(stream);

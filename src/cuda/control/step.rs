@@ -15,56 +15,61 @@ use super::layout::DeviceSet;
 use super::{Control, RawScalars};
 
 impl TensorList {
-    /// One DualAdam step whose coefficients, counters and skips the device decides, enqueued on `stream`.
+    /// One DualAdam step whose coefficients, counters and skips the device decides, enqueued on
+    /// `stream`.
     ///
-    /// A tensor's `coeffs_index` names its set in `control`; `scalars` is what else steers the step.
+    /// A tensor's `coeffs_index` names its set in `control`; `scalars` is what else steers the
+    /// step.
     ///
-    /// A small kernel advances the counter of each set that a tensor with a gradient names, and forms its
-    /// coefficients with the bits of
-    /// [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled), where the multiplier is clip
-    /// factor / loss scale. A set whose step cannot be made is skipped instead: no byte of its tensors nor its
-    /// counter changes, and [`Control::report`] says why. [`SkipReason`](crate::SkipReason) lists the reasons.
+    /// A small kernel advances the counter of each set that a tensor with a gradient names, and
+    /// forms its coefficients with the bits of
+    /// [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled), where the
+    /// multiplier is clip factor / loss scale. A set whose step cannot be made is skipped instead:
+    /// no byte of its tensors nor its counter changes, and [`Control::report`] says why.
+    /// [`SkipReason`](crate::SkipReason) lists the reasons.
     ///
     /// The call does not read from the device or allocate, and blocks only as
-    /// [`step_raw`](TensorList::step_raw) does. It can be captured in a CUDA graph, whose launches go on
-    /// counting; it takes new device memory then. The graph keeps the tensors, which of them have gradients,
-    /// and the addresses in `scalars`. It reads lr, configs and counters when it is launched.
+    /// [`step_raw`](TensorList::step_raw) does. It can be captured in a CUDA graph, whose launches
+    /// go on counting; it takes new device memory then. The graph keeps the tensors, which of them
+    /// have gradients, and the addresses in `scalars`. It reads lr, configs and counters when it is
+    /// launched.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose set is not in
-    ///   `control`.
+    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose set
+    ///   is not in `control`.
     /// - [`CudaError::Context`] for a control or a stream of another context.
     /// - [`CudaError::Address`] for a scalar that is not aligned to 4 bytes.
     /// - [`CudaError::Interrupted`] if an earlier step failed in the middle.
     ///
     /// Nothing is launched then.
     ///
-    /// - [`CudaError::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work on the
-    ///   device failed. If the coefficients were prepared by then, counters have advanced of tensors that were
-    ///   not stepped, and `control` refuses to go on with [`CudaError::Interrupted`] until
-    ///   [`Control::set_steps`]. If that happens in a capture, do not launch its graph: it may advance counters
-    ///   and step nothing.
+    /// - [`CudaError::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work
+    ///   on the device failed. If the coefficients were prepared by then, counters have advanced of
+    ///   tensors that were not stepped, and `control` refuses to go on with
+    ///   [`CudaError::Interrupted`] until [`Control::set_steps`]. If that happens in a capture, do
+    ///   not launch its graph: it may advance counters and step nothing.
     ///
     /// # Safety
     ///
-    /// - As for [`step_raw`](TensorList::step_raw), also for each time that a graph with this step is launched.
-    /// - The addresses in `scalars`, and those that `control` was given, are device memory of the kernels'
-    ///   context until the work has run. Nothing in the list writes there.
-    /// - The caller orders the uses of one control among each other. One list has it at a time: a step advances
-    ///   all its counters.
+    /// - As for [`step_raw`](TensorList::step_raw), also for each time that a graph with this step
+    ///   is launched.
+    /// - The addresses in `scalars`, and those that `control` was given, are device memory of the
+    ///   kernels' context until the work has run. Nothing in the list writes there.
+    /// - The caller orders the uses of one control among each other. One list has it at a time: a
+    ///   step advances all its counters.
     ///
     /// # Example
     ///
     /// ```no_run
     /// # use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels, RawScalars, TensorList};
-    /// # use dualadam::{DualAdamConfig, RawTensor};
-    /// # fn example(kernels: Kernels, tensors: [RawTensor; 2], found_inf: u64) -> Result<(), dualadam::Error> {
+    /// # use dualadam::{DualAdamConfig, Error, RawTensor};
+    /// # fn example(kernels: Kernels, tensors: [RawTensor; 2], inf: u64) -> Result<(), Error> {
     /// let stream = std::ptr::null_mut();
     /// let mut list = TensorList::new(&kernels, &tensors)?; // of sets 0 and 1
     /// let group = ControlGroup::new(DualAdamConfig::default());
     /// let mut control = Control::new(&kernels, &[group], &[ControlSet::new(0); 2])?;
-    /// let scalars = RawScalars::default().with_found_inf(found_inf);
+    /// let scalars = RawScalars::default().with_found_inf(inf);
     /// // SAFETY: the addresses are live memory of their types, which nothing else uses meanwhile.
     /// unsafe {
     ///     list.step_controlled(&mut control, &scalars, stream)?;
@@ -82,7 +87,8 @@ impl TensorList {
         self.check_control(control, scalars)?;
         let has_gradient = |tensor: &&RawTensor| tensor.grad.address != 0;
         control.set_active(self.tensors().iter().filter(has_gradient).map(|tensor| tensor.coeffs_index));
-        // SAFETY: stream, memory and order are as this function requires, and `check_control` has passed.
+        // SAFETY: stream, memory and order are as `step_active` requires (this function's
+        // requirements), and `check_control` has passed.
         unsafe { self.step_active(control, scalars, stream) }
     }
 
@@ -122,29 +128,30 @@ impl TensorList {
             }
             places
         } else {
-            // SAFETY: `stream` is live and not captured, the context is current, and earlier uses of list and
-            // control are ordered before (`step_controlled`'s requirements).
+            // SAFETY: `stream` is live and not captured, the context is current, and earlier uses
+            // of list and control are ordered before (`step_controlled`'s requirements).
             unsafe {
                 control.send_active(stream)?;
                 self.send_changes(&[], stream)?;
             }
             (self.memory(), control.block.sets())
         };
-        // SAFETY: the context is current and `stream` live. The scalars, and what the caller keeps of the
-        // control, are live memory (`step_controlled`'s second requirement).
+        // SAFETY: the context is current and `stream` live. The scalars, and what the caller keeps
+        // of the control, are live memory (`step_controlled`'s second requirement).
         let stepped = unsafe { control.launch(sets, scalars, stream) }.and_then(|()| {
             let block = &control.block;
             let arguments = CoeffsArguments { on_device: block.coeffs(), by_value: &[], skips: block.skips() };
-            // SAFETY: the context is current and `stream` live. The tables lie there once the copies before
-            // have run, and so do the coefficients. The buffers are as `step_raw` requires.
+            // SAFETY: the context is current and `stream` live. The tables lie there once the
+            // copies before have run, and so do the coefficients. The buffers are as `step_raw`
+            // requires.
             let launched = unsafe { self.launch(memory, arguments, stream, |_| ()) };
             // Counters have advanced of tensors that were not stepped.
             control.is_interrupted |= launched.is_err() && !is_captured;
             launched
         });
         if !is_captured {
-            // SAFETY: `stream` is live, and earlier uses of list and control are ordered before this step
-            // (`step_controlled`'s requirements).
+            // SAFETY: `stream` is live, and earlier uses of list and control are ordered before
+            // this step (`step_controlled`'s requirements).
             unsafe {
                 self.last_use().note(stream);
                 if !shares_last_use {
@@ -182,8 +189,8 @@ impl Control {
         }
         let changed = bytemuck::cast_slice(&self.sets[self.changed.clone()]);
         let to = self.block.sets() + (size_of::<DeviceSet>() * self.changed.start) as u64;
-        // SAFETY: the context is current, and `stream` is live, not captured and ordered after earlier uses
-        // (this function's requirements). That is where these sets lie.
+        // SAFETY: the context is current, and `stream` is live, not captured and ordered after
+        // earlier uses (this function's requirements). That is where these sets lie.
         unsafe { send(&mut self.staging, &self.last_use, changed, to, stream) }?;
         self.changed = 0..0;
         Ok(())
@@ -194,13 +201,14 @@ impl Control {
     /// # Safety
     ///
     /// - The kernels' context is current, and `stream` is null or a live stream of it.
-    /// - The scalars, and what the caller keeps of the control, are live memory until the kernel has run.
+    /// - The scalars, and what the caller keeps of the control, are live memory until the kernel
+    ///   has run.
     unsafe fn launch(&self, sets: u64, scalars: &RawScalars, stream: *mut c_void) -> Result<(), CudaError> {
         let Self { block, prepare_sets, .. } = self;
         let memory = [block.groups(), sets, block.states(), block.coeffs(), block.skips()];
         let scalars = [scalars.loss_scale, scalars.clip_factor, scalars.found_inf];
-        // SAFETY: the context is current, the stream live, and the caller's memory there (this function's
-        // requirements). The control's own memory is as the kernel expects it.
+        // SAFETY: the context is current, the stream live, and the caller's memory there (this
+        // function's requirements). The control's own memory is as the kernel expects it.
         unsafe { launch_prepare_sets(*prepare_sets, memory, self.sets.len() as u32, scalars, stream) }
     }
 }

@@ -3,80 +3,40 @@
 #[cfg(feature = "files")]
 use std::path::Path;
 
-use cudarc::driver::{CudaView, DevicePtr, DeviceSlice};
-
 use crate::checkpoint::State;
 use crate::cuda::buffer::{Buffer, BufferMut};
 use crate::cuda::control::{Control, ControlGroup, ControlSet, RawScalars, SetReport, SetStart};
 use crate::cuda::error::CudaError;
-use crate::cuda::stream::{check_buffer, refuse_capture};
+use crate::cuda::stream::refuse_capture;
 use crate::ledger::Ledger;
 use crate::rule::DualAdamConfig;
-use crate::tensor::{ListError, RawBuffer, check_count};
+use crate::tensor::{ListError, RawBuffer};
 
+use super::scalars::Scalars;
 use super::shared::Shared;
 
-/// Scalars in device memory that steer one step, each a view of one f32, or `None`; see [`RawScalars`].
-///
-/// # Example
-///
-/// ```no_run
-/// # use dualadam::cuda::{Scalars, cudarc::driver::CudaSlice};
-/// # fn example(loss_scale: &CudaSlice<f32>, found_inf: &CudaSlice<f32>) {
-/// let scalars = Scalars::default().with_loss_scale(loss_scale.as_view()).with_found_inf(found_inf.as_view());
-/// # }
-/// ```
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct Scalars<'a> {
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
-    pub loss_scale: Option<CudaView<'a, f32>>,
-    /// What the gradients are multiplied by after that: finite, at least 0.
-    pub clip_factor: Option<CudaView<'a, f32>>,
-    /// Anything but 0, NaN too, skips the step.
-    pub found_inf: Option<CudaView<'a, f32>>,
-}
-
-impl<'a> Scalars<'a> {
-    /// With a loss scale.
-    #[must_use]
-    pub fn with_loss_scale(self, loss_scale: CudaView<'a, f32>) -> Self {
-        Self { loss_scale: Some(loss_scale), ..self }
-    }
-
-    /// With a clip factor.
-    #[must_use]
-    pub fn with_clip_factor(self, clip_factor: CudaView<'a, f32>) -> Self {
-        Self { clip_factor: Some(clip_factor), ..self }
-    }
-
-    /// With a found-inf.
-    #[must_use]
-    pub fn with_found_inf(self, found_inf: CudaView<'a, f32>) -> Self {
-        Self { found_inf: Some(found_inf), ..self }
-    }
-}
-
-/// [`DualAdam`](super::DualAdam) with step counters and learning rates on the device, where each step's
-/// coefficients are formed, with the same bits. So steps can be captured in a CUDA graph that goes on counting,
-/// and be skipped by the device.
+/// [`DualAdam`](super::DualAdam) with step counters and learning rates on the device, where each
+/// step's coefficients are formed, with the same bits. So steps can be captured in a CUDA graph
+/// that goes on counting, and be skipped by the device.
 ///
 /// [`DualAdam::into_capturable`](super::DualAdam::into_capturable) makes one.
 ///
-/// [`set_lr`](Self::set_lr) and [`set_config`](Self::set_config) write device memory in the order of the
-/// optimizer's stream: later launches of a graph there see them. [`step_of`](Self::step_of),
-/// [`state`](Self::state) and `save` wait for the steps before and read the counters; the file is the same.
+/// [`set_lr`](Self::set_lr) and [`set_config`](Self::set_config) write device memory in the order
+/// of the optimizer's stream: later launches of a graph there see them. [`step_of`](Self::step_of),
+/// [`state`](Self::state) and `save` wait for the steps before and read the counters; the file is
+/// the same.
 ///
-/// A CUDA graph that captured a step keeps the addresses of parameters and gradients, and works on the
-/// optimizer's moments, masters and counters. These stay until the graph is destroyed, even if the optimizer is
-/// dropped. `load` gives the optimizer new memory: capture anew after it. The first step cannot be captured,
-/// unless [`prepare`](Self::prepare) came before.
+/// A CUDA graph that captured a step keeps the addresses of parameters and gradients, and works on
+/// the optimizer's moments, masters and counters. These stay until the graph is destroyed, even if
+/// the optimizer is dropped. `load` gives the optimizer new memory: capture anew after it. The
+/// first step cannot be captured, unless [`prepare`](Self::prepare) came before.
 ///
 /// # Example
 ///
 /// ```no_run
 /// use dualadam::DualAdamConfig;
-/// use dualadam::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+/// use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as InstantiateFlags;
+/// use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode;
 /// use dualadam::cuda::{DualAdam, Kernels, Scalars};
 ///
 /// let kernels = Kernels::new(0)?;
@@ -92,7 +52,8 @@ impl<'a> Scalars<'a> {
 /// stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
 /// let scalars = Scalars::default().with_found_inf(found_inf.as_view());
 /// optimizer.step([(&mut w).into()], [Some((&grad).into())], &scalars)?;
-/// let graph = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)?;
+/// let flags = InstantiateFlags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+/// let graph = stream.end_capture(flags)?;
 /// for graph in graph.iter().cycle().take(100) {
 ///     graph.launch()?;
 /// }
@@ -126,13 +87,15 @@ impl CapturableDualAdam {
 
     /// [`DualAdam::step`](super::DualAdam::step), steered by scalars in device memory.
     ///
-    /// Tensors whose step cannot be made are skipped, as [`SkipReason`](crate::SkipReason) lists: their
-    /// parameters, moments, masters and steps stay as they were. [`report`](Self::report) tells. Nothing waits
-    /// for the device; a tensor's first update also sets its masters from the parameters there.
+    /// Tensors whose step cannot be made are skipped, as [`SkipReason`](crate::SkipReason) lists:
+    /// their parameters, moments, masters and steps stay as they were. [`report`](Self::report)
+    /// tells. Nothing waits for the device; a tensor's first update also sets its masters from the
+    /// parameters there.
     ///
-    /// A step can be captured in a CUDA graph, with gradients at new addresses too, once the optimizer has made
-    /// a step or [`prepare`](Self::prepare). Later steps and captures change nothing in the graph. Its launches
-    /// must be ordered with the optimizer's other work: best on its stream.
+    /// A step can be captured in a CUDA graph, with gradients at new addresses too, once the
+    /// optimizer has made a step or [`prepare`](Self::prepare). Later steps and captures change
+    /// nothing in the graph. Its launches must be ordered with the optimizer's other work: best on
+    /// its stream.
     ///
     /// # Errors
     ///
@@ -144,41 +107,29 @@ impl CapturableDualAdam {
     ///
     /// Nothing is launched then.
     ///
-    /// - [`CudaError::Driver`] for what the driver reports. If steps were counted of tensors that were not
-    ///   updated, the optimizer refuses to go on with [`CudaError::Interrupted`], and must load a state.
+    /// - [`CudaError::Driver`] for what the driver reports. If steps were counted of tensors that
+    ///   were not updated, the optimizer refuses to go on with [`CudaError::Interrupted`], and must
+    ///   load a state.
     pub fn step<'a>(
         &mut self,
         params: impl IntoIterator<Item = BufferMut<'a>>,
         grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
         scalars: &Scalars<'_>,
     ) -> Result<(), CudaError> {
-        let views = [
-            ("loss_scale", &scalars.loss_scale),
-            ("clip_factor", &scalars.clip_factor),
-            ("found_inf", &scalars.found_inf),
-        ];
-        for (name, view) in views {
-            if let Some(view) = view {
-                check_count(name, 1, view.len())?;
-                check_buffer(self.shared.kernels.context(), &self.shared.stream, view.stream(), name)?;
-            }
-        }
+        scalars.check(self.shared.kernels.context(), &self.shared.stream)?;
         let mut buffers = self.shared.views(params, grads)?;
         let _current = self.shared.kernels.enter()?;
         let stream = self.shared.stream.clone();
-        // Until these are dropped, after the launch, cudarc knows that the work is to come.
-        let used = views.map(|(_, view)| view.as_ref().map(|view| view.device_ptr(&stream)));
-        let [loss_scale, clip_factor, found_inf] = used.each_ref().map(|used| used.as_ref().map_or(0, |used| used.0));
-        let scalars = RawScalars { loss_scale, clip_factor, found_inf };
+        let (scalars, _guards) = scalars.addresses(&stream);
         let buffers = buffers.addresses(&stream)?;
-        // SAFETY: the views are buffers of their formats and of the tensors' lengths in the kernels' context, and
-        // so are the scalars. They are borrowed now, and cudarc orders later uses after this work, and their end
-        // as well.
+        // SAFETY: the views are buffers of their formats and of the tensors' lengths in the
+        // kernels' context, and so are the scalars. They are borrowed now, and cudarc orders later
+        // uses after this work, and their end as well.
         unsafe { self.step_raw(&buffers.params, &buffers.grads, &scalars) }
     }
 
-    /// [`step`](Self::step) over addresses, on the optimizer's stream. Only the format of `params` is looked at
-    /// where there is no gradient.
+    /// [`step`](Self::step) over addresses, on the optimizer's stream. Only the format of `params`
+    /// is looked at where there is no gradient.
     ///
     /// # Errors
     ///
@@ -188,9 +139,10 @@ impl CapturableDualAdam {
     ///
     /// # Safety
     ///
-    /// - As for [`DualAdam::step_raw`](super::DualAdam::step_raw), also for each time that a graph with this step
-    ///   is launched.
-    /// - The addresses in `scalars` are device memory of the kernels' context until the work has run.
+    /// - As for [`DualAdam::step_raw`](super::DualAdam::step_raw), also for each time that a graph
+    ///   with this step is launched.
+    /// - The addresses in `scalars` are device memory of the kernels' context until the work has
+    ///   run.
     pub unsafe fn step_raw(
         &mut self,
         params: &[RawBuffer],
@@ -203,16 +155,17 @@ impl CapturableDualAdam {
         let stream = self.shared.raw_stream();
         let Some(list) = &mut self.shared.list else { return Ok(()) };
         list.check_control(&self.control, scalars)?;
-        // SAFETY: the stream lives as long as the optimizer. Parameters, gradients and scalars are as this
-        // function requires; the rest is this optimizer's, whose work is all on one stream.
+        // SAFETY: the stream lives as long as the optimizer. Parameters, gradients and scalars are
+        // live memory (this function's requirements); the rest is this optimizer's, whose work is
+        // all on one stream.
         unsafe { list.step_active(&mut self.control, scalars, stream) }
     }
 
-    /// Makes what the first step with these buffers needs, but steps nothing: that step can then be captured.
-    /// Later steps need no such call, whatever their gradients' addresses are.
+    /// Makes what the first step with these buffers needs, but steps nothing: that step can then be
+    /// captured. Later steps need no such call, whatever their gradients' addresses are.
     ///
-    /// A tensor without a gradient is taken to get gradients of its parameters' format. If its first one is of
-    /// another format, that step cannot be captured.
+    /// A tensor without a gradient is taken to get gradients of its parameters' format. If its
+    /// first one is of another format, that step cannot be captured.
     ///
     /// # Errors
     ///
@@ -229,7 +182,8 @@ impl CapturableDualAdam {
         self.prepare_raw(&buffers.params, &buffers.grads)
     }
 
-    /// [`prepare`](Self::prepare) over addresses. They are only compared; nothing is read or written there.
+    /// [`prepare`](Self::prepare) over addresses. They are only compared; nothing is read or
+    /// written there.
     ///
     /// # Errors
     ///
@@ -265,28 +219,29 @@ impl CapturableDualAdam {
     /// - [`CudaError::Interrupted`] after a step that failed in the middle.
     /// - [`CudaError::Driver`] for what the driver reports, also of the steps before.
     pub fn report(&self) -> Result<Vec<SetReport>, CudaError> {
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose counters are the
-        // control's.
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose
+        // counters are the control's.
         unsafe { self.control.report(self.shared.raw_stream()) }
     }
 
-    /// Sets the learning rate of a group, for the steps and graph launches that come later on the optimizer's
-    /// stream.
+    /// Sets the learning rate of a group, for the steps and graph launches that come later on the
+    /// optimizer's stream.
     ///
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such group.
     /// - [`ConfigError`](crate::ConfigError) if `lr` is not valid with the rest of the config.
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports; the device may have the old or the new lr then.
+    /// - [`CudaError::Driver`] for what the driver reports; the device may have the old or the new
+    ///   lr then.
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), CudaError> {
         // SAFETY: the stream lives as long as the optimizer, whose work is all there.
         unsafe { self.control.set_lr(group, lr, self.shared.raw_stream()) }?;
         Ok(self.shared.ledger.set_lr(group, lr)?)
     }
 
-    /// Sets the whole config of a group, for the steps and graph launches that come later on the optimizer's
-    /// stream.
+    /// Sets the whole config of a group, for the steps and graph launches that come later on the
+    /// optimizer's stream.
     ///
     /// # Errors
     ///
@@ -314,8 +269,8 @@ impl CapturableDualAdam {
     /// - As [`report`](Self::report).
     pub fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
         self.shared.ledger.spec(tensor)?;
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose counters are the
-        // control's.
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose
+        // counters are the control's.
         Ok(unsafe { self.control.steps(self.shared.raw_stream()) }?[tensor])
     }
 
@@ -333,20 +288,21 @@ impl CapturableDualAdam {
         exp_avg_sq: &[f32],
     ) -> Result<(), CudaError> {
         self.shared.set_moments(tensor, exp_avg, exp_avg_sq)?;
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and it is not captured.
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and it is not
+        // captured.
         unsafe { self.control.set_step(tensor, step, self.shared.raw_stream()) }
     }
 
-    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads it from the
-    /// device.
+    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads
+    /// it from the device.
     ///
     /// # Errors
     ///
     /// As [`report`](Self::report).
     pub fn state(&self) -> Result<State, CudaError> {
         let _current = self.shared.begin_read()?;
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose counters are the
-        // control's.
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose
+        // counters are the control's.
         let counted = unsafe { self.control.steps_and_masters(self.shared.raw_stream()) }?;
         let mut ledger = self.shared.ledger.clone();
         for (tensor, (step, masters_are_set)) in counted.into_iter().enumerate() {
@@ -357,7 +313,8 @@ impl CapturableDualAdam {
         Ok(State { ledger, arrays: self.shared.read_arrays()? })
     }
 
-    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes there too.
+    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes
+    /// there too.
     ///
     /// # Errors
     ///
@@ -367,13 +324,13 @@ impl CapturableDualAdam {
         Ok(self.state()?.save(path)?)
     }
 
-    /// Resumes from a file of any backend, as [`DualAdam::load`](super::DualAdam::load) does. Capture anew after
-    /// it: earlier graphs go on with the memory of before.
+    /// Resumes from a file of any backend, as [`DualAdam::load`](super::DualAdam::load) does.
+    /// Capture anew after it: earlier graphs go on with the memory of before.
     ///
     /// # Errors
     ///
-    /// As [`DualAdam::load`](super::DualAdam::load), and [`CudaError::Captured`] if the optimizer's stream is being
-    /// captured.
+    /// As [`DualAdam::load`](super::DualAdam::load), and [`CudaError::Captured`] if the optimizer's
+    /// stream is being captured.
     #[cfg(feature = "files")]
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), CudaError> {
         let state = State::load_for(&self.shared.ledger, path.as_ref())?;

@@ -2,10 +2,12 @@
 
 mod capturable;
 mod moments;
+mod scalars;
 mod shared;
 mod views;
 
-pub use capturable::{CapturableDualAdam, Scalars};
+pub use capturable::CapturableDualAdam;
+pub use scalars::Scalars;
 
 #[cfg(feature = "files")]
 use std::path::Path;
@@ -24,17 +26,17 @@ use super::kernels::Kernels;
 use super::stream::refuse_capture;
 use shared::Shared;
 
-/// DualAdam over a model's tensors in device memory: owns the moments, steps and masters, also there, and
-/// borrows parameters and gradients for each step.
+/// DualAdam over a model's tensors in device memory: owns the moments, steps and masters, also
+/// there, and borrows parameters and gradients for each step.
 ///
-/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A step is
-/// enqueued on the optimizer's stream and returns at once. A tensor's first update sets its masters from the
-/// parameters, on the device. Methods, results and files are those of
+/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A
+/// step is enqueued on the optimizer's stream and returns at once. A tensor's first update sets its
+/// masters from the parameters, on the device. Methods, results and files are those of
 /// [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
 ///
-/// Dropping the optimizer never waits for the device. Its device memory is freed after the last step, and
-/// after the last graph that captured a step; see [the module's page](super). Any thread may drop it, also
-/// while another thread captures.
+/// Dropping the optimizer never waits for the device. Its device memory is freed after the last
+/// step, and after the last graph that captured a step; see [the module's page](super). Any thread
+/// may drop it, also while another thread captures.
 ///
 /// # Example
 ///
@@ -44,7 +46,8 @@ use shared::Shared;
 ///
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
-/// let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default().with_lr(0.1), &[2, 1])?;
+/// let config = DualAdamConfig::default().with_lr(0.1);
+/// let mut optimizer = DualAdam::new(&kernels, &stream, config, &[2, 1])?;
 /// let (mut w, mut b) = (stream.clone_htod(&[3.0_f32, -4.0])?, stream.clone_htod(&[1.0_f32])?);
 /// for _ in 0..200 {
 ///     let grad = stream.clone_dtod(&w)?; // of (w0² + w1²)/2
@@ -61,7 +64,8 @@ pub struct DualAdam {
 }
 
 impl DualAdam {
-    /// An optimizer with one parameter group, for tensors of these lengths, whose work goes to `stream`.
+    /// An optimizer with one parameter group, for tensors of these lengths, whose work goes to
+    /// `stream`.
     ///
     /// # Errors
     ///
@@ -76,8 +80,8 @@ impl DualAdam {
         Self::with_groups(kernels, stream, &[config], &specs)
     }
 
-    /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors, whose work
-    /// goes to `stream`.
+    /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors,
+    /// whose work goes to `stream`.
     ///
     /// # Errors
     ///
@@ -85,7 +89,8 @@ impl DualAdam {
     /// - [`CudaError::Context`] if the stream belongs to another context than the kernels.
     /// - [`CudaError::PerThreadStream`] for a stream that is another one in each thread.
     /// - [`ListError::TooMany`] for more elements than there can be memory for.
-    /// - [`CudaError::Driver`] if there is not enough memory, and for whatever else the driver reports.
+    /// - [`CudaError::Driver`] if there is not enough memory, and for whatever else the driver
+    ///   reports.
     pub fn with_groups(
         kernels: &Kernels,
         stream: &Arc<CudaStream>,
@@ -107,8 +112,8 @@ impl DualAdam {
         Ok(Self { shared: Shared::from_state(kernels, stream, state)?, table: CoeffsTable::default() })
     }
 
-    /// Moves step counters and learning rates to the device, so that steps can be captured in a CUDA graph that
-    /// goes on counting, and be skipped by the device. The bits stay the same.
+    /// Moves step counters and learning rates to the device, so that steps can be captured in a
+    /// CUDA graph that goes on counting, and be skipped by the device. The bits stay the same.
     ///
     /// # Errors
     ///
@@ -123,19 +128,21 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
-    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit
-    /// parameters; its masters are set from them before its first update and rule from then on.
+    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters
+    /// takes 16-bit parameters; its masters are set from them before its first update and rule from
+    /// then on.
     ///
-    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts as a step,
-    /// and the graph's launches count as none: use [`into_capturable`](Self::into_capturable) for graphs. The
-    /// graph may be launched only while the buffers live, which cudarc does not check. The optimizer's first
-    /// step cannot be captured.
+    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts
+    /// as a step, and the graph's launches count as none: use
+    /// [`into_capturable`](Self::into_capturable) for graphs. The graph may be launched only while
+    /// the buffers live, which cudarc does not check. The optimizer's first step cannot be
+    /// captured.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
-    /// - [`TensorProblem::Length`], [`TensorProblem::Formats`] or [`TensorProblem::Overlap`] for buffers that
-    ///   don't fit.
+    /// - [`TensorProblem::Length`], [`TensorProblem::Formats`] or [`TensorProblem::Overlap`] for
+    ///   buffers that don't fit.
     /// - [`TensorProblem::StepOverflow`] for a tensor whose step cannot grow further.
     /// - [`CudaError::Context`] for buffers of another context.
     /// - [`CudaError::Unordered`] for buffers of another `CudaContext` value than the stream's.
@@ -144,8 +151,8 @@ impl DualAdam {
     ///
     /// Nothing is launched then, and no step is counted.
     ///
-    /// - [`CudaError::Driver`] for what the driver reports. The steps of those tensors are counted whose launch
-    ///   was made.
+    /// - [`CudaError::Driver`] for what the driver reports. The steps of those tensors are counted
+    ///   whose launch was made.
     ///
     /// [`TensorProblem::Length`]: crate::TensorProblem::Length
     /// [`TensorProblem::Formats`]: crate::TensorProblem::Formats
@@ -159,8 +166,9 @@ impl DualAdam {
         self.step_scaled(params, grads, 1.0)
     }
 
-    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the
-    /// inverse of a loss scale, or their product, as [`Steering`](crate::Steering) forms it.
+    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip
+    /// factor, the inverse of a loss scale, or their product, as [`Steering`](crate::Steering)
+    /// forms it.
     ///
     /// # Errors
     ///
@@ -177,13 +185,14 @@ impl DualAdam {
         let _current = self.shared.kernels.enter()?;
         let stream = self.shared.stream.clone();
         let used = views.addresses(&stream)?;
-        // SAFETY: the views are buffers of their formats and of the tensors' lengths in the kernels' context.
-        // They are borrowed now, and cudarc orders later uses after this work, and their end as well.
+        // SAFETY: the views are buffers of their formats and of the tensors' lengths in the
+        // kernels' context. They are borrowed now, and cudarc orders later uses after this work,
+        // and their end as well.
         unsafe { self.step_raw(&used.params, &used.grads, grad_multiplier) }
     }
 
-    /// [`step_scaled`](Self::step_scaled) over addresses, on the optimizer's stream. Only the format of `params`
-    /// is looked at where there is no gradient.
+    /// [`step_scaled`](Self::step_scaled) over addresses, on the optimizer's stream. Only the
+    /// format of `params` is looked at where there is no gradient.
     ///
     /// # Errors
     ///
@@ -192,8 +201,9 @@ impl DualAdam {
     ///
     /// # Safety
     ///
-    /// - From now until the work has run, parameters and gradients of each tensor that has a gradient are device
-    ///   memory of the kernels' context, of the tensor's length and of their formats.
+    /// - From now until the work has run, parameters and gradients of each tensor that has a
+    ///   gradient are device memory of the kernels' context, of the tensor's length and of their
+    ///   formats.
     /// - The caller orders this work against other uses of that memory, on any stream.
     pub unsafe fn step_raw(
         &mut self,
@@ -218,8 +228,9 @@ impl DualAdam {
         let count = |members: &[usize]| {
             members.iter().filter(|&&member| grads[member].is_some()).for_each(|&member| ledger.count(member));
         };
-        // SAFETY: the stream lives as long as the optimizer. Parameters and gradients are as this function
-        // requires; moments and masters are this optimizer's, whose work is all on one stream.
+        // SAFETY: the stream lives as long as the optimizer. Parameters and gradients are as this
+        // function requires; moments and masters are this optimizer's, whose work is all on one
+        // stream.
         unsafe { list.step_launches(self.table.coeffs(), stream, count) }
     }
 
@@ -241,8 +252,8 @@ impl DualAdam {
         if table.coeffs().is_empty() { Ok(()) } else { shared.update_list() }
     }
 
-    /// Lets the list's next step set the masters of these tensors that were never set. Returns whether there are
-    /// any.
+    /// Lets the list's next step set the masters of these tensors that were never set. Returns
+    /// whether there are any.
     fn mark_masters(&mut self, grads: &[Option<RawBuffer>]) -> bool {
         let Shared { list: Some(list), ledger, .. } = &mut self.shared else { return false };
         let mut any = false;
@@ -291,20 +302,23 @@ impl DualAdam {
         self.shared.ledger.step(tensor)
     }
 
-    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step`
-    /// of torch's Adam or AdamW, which mean the same. The moments are given on the host.
+    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`,
+    /// `exp_avg_sq` and `step` of torch's Adam or AdamW, which mean the same. The moments are given
+    /// on the host.
     ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters. The
-    /// call waits for the work before on the optimizer's stream.
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the
+    /// parameters. The call waits for the work before on the optimizer's stream.
     ///
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such tensor.
-    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from it.
-    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative element.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from
+    ///   it.
+    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative
+    ///   element.
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports. The tensor's moments may be the old or the new ones
-    ///   then, and its step is the old one.
+    /// - [`CudaError::Driver`] for what the driver reports. The tensor's moments may be the old or
+    ///   the new ones then, and its step is the old one.
     pub fn set_moments(
         &mut self,
         tensor: usize,
@@ -316,8 +330,8 @@ impl DualAdam {
         Ok(self.shared.ledger.set_step(tensor, step)?)
     }
 
-    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads it from the
-    /// device.
+    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads
+    /// it from the device.
     ///
     /// # Errors
     ///
@@ -328,7 +342,8 @@ impl DualAdam {
         Ok(State { ledger: self.shared.ledger.clone(), arrays: self.shared.read_arrays()? })
     }
 
-    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes there too.
+    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes
+    /// there too.
     ///
     /// # Errors
     ///
@@ -338,17 +353,19 @@ impl DualAdam {
         Ok(self.state()?.save(path)?)
     }
 
-    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the file.
+    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the
+    /// file.
     ///
-    /// A resumed run goes on bit for bit as the one that was saved would have. The caller must restore the
-    /// parameters. The new moments are allocated before the old ones are freed; [`State::load`] and
-    /// [`from_state`](Self::from_state) avoid that.
+    /// A resumed run goes on bit for bit as the one that was saved would have. The caller must
+    /// restore the parameters. The new moments are allocated before the old ones are freed;
+    /// [`State::load`] and [`from_state`](Self::from_state) avoid that.
     ///
     /// # Errors
     ///
     /// - As [`State::load`].
-    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this optimizer's:
-    ///   their number, lengths, groups and masters must agree, and names where both have them.
+    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
+    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both
+    ///   have them.
     /// - [`CudaError::Driver`] for what the driver reports.
     ///
     /// The optimizer stays as it was then.

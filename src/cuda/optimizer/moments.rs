@@ -11,8 +11,8 @@ use crate::cuda::pool::Pool;
 use crate::ledger::TensorSpec;
 use crate::tensor::{Dtype, ListError, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
 
-/// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an allocation
-/// does.
+/// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an
+/// allocation does.
 const ALIGN: usize = 64;
 
 /// The device memory of all tensors' arrays.
@@ -62,8 +62,8 @@ impl Moments {
         Ok(())
     }
 
-    /// A tensor with its moments and masters. Its formats are those of a variant, and its gradients are there;
-    /// else nothing is checked.
+    /// A tensor with its moments and masters. Its formats are those of a variant, and its gradients
+    /// are there; else nothing is checked.
     pub(super) fn describe(&self, tensor: usize, param: RawBuffer, grad: RawBuffer) -> Result<RawTensor, TensorError> {
         let place = &self.places[tensor];
         if place.len > 0 && grad.address == 0 {
@@ -77,7 +77,8 @@ impl Moments {
         Ok(described)
     }
 
-    /// A place in a list for a tensor that never had a gradient. Its gradient's format can only be guessed.
+    /// A place in a list for a tensor that never had a gradient. Its gradient's format can only be
+    /// guessed.
     pub(super) fn describe_skipped(&self, tensor: usize, param: Dtype) -> RawTensor {
         let place = &self.places[tensor];
         let (param_at, null) = (RawBuffer::new(0, param), RawBuffer::f32(0));
@@ -90,10 +91,12 @@ impl Moments {
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, on which all work is that uses the moments.
+    /// - `stream` is a live stream of the current context, on which all work is that uses the
+    ///   moments.
     pub(super) unsafe fn read(&self, stream: *mut c_void) -> Result<Vec<Arrays>, CudaError> {
         let read = |memory: &DeviceMemory, at: u64, len: usize| {
-            // SAFETY: the stream is live (this function's requirement), and the array has that place and length.
+            // SAFETY: the stream is live (this function's requirement), and the array has that
+            // place and length.
             unsafe { download::<f32>(memory.address() + at, len, stream) }
         };
         let arrays = |place: &Place| {
@@ -108,7 +111,8 @@ impl Moments {
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, on which all work is that uses the moments.
+    /// - `stream` is a live stream of the current context, on which all work is that uses the
+    ///   moments.
     /// - The moments have the tensor's length.
     pub(super) unsafe fn write(
         &self,
@@ -118,8 +122,8 @@ impl Moments {
         stream: *mut c_void,
     ) -> Result<(), CudaError> {
         let at = self.places[tensor].moments;
-        // SAFETY: the stream is live, and the tensor's moments have these places and lengths (this function's
-        // requirements).
+        // SAFETY: the stream is live, and the tensor's moments have these places and lengths (this
+        // function's requirements).
         unsafe {
             upload(self.exp_avg.address() + at, exp_avg, stream)?;
             upload(self.exp_avg_sq.address() + at, exp_avg_sq, stream)

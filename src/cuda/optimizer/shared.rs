@@ -22,7 +22,7 @@ use super::views::Views;
 /// The handle of the per-thread default stream, `CU_STREAM_PER_THREAD`.
 const PER_THREAD: usize = 2;
 
-/// An optimizer but for what counts its steps. All its work is on one stream.
+/// What an optimizer has beside the counting of its steps. All its work is on one stream.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// The tensors as their last step had them. Dropped before the memory that it names.
@@ -82,8 +82,8 @@ impl Shared {
         }
     }
 
-    /// Describes the tensors as the step under way has them, except for the `coeffs_index` of those that have a
-    /// gradient.
+    /// Describes the tensors as the step under way has them, except for the `coeffs_index` of those
+    /// that have a gradient.
     pub(super) fn describe(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), TensorError> {
         if self.next.is_empty() {
             let skipped = |(index, param): (usize, &RawBuffer)| self.moments.describe_skipped(index, param.dtype);
@@ -92,7 +92,8 @@ impl Shared {
         for (index, (next, grad)) in self.next.iter_mut().zip(grads).enumerate() {
             match *grad {
                 Some(grad) => *next = self.moments.describe(index, params[index], grad)?,
-                // What is skipped keeps its place and formats, so that the list need not be rebuilt.
+                // What is skipped keeps its place and formats, so that the list need not be
+                // rebuilt.
                 None => (next.grad.address, next.coeffs_index) = (0, 0),
             }
         }
@@ -122,7 +123,8 @@ impl Shared {
         Ok(current)
     }
 
-    /// Reads the moments and masters. The kernels' context must be current, and the stream not be captured.
+    /// Reads the moments and masters. The kernels' context must be current, and the stream not be
+    /// captured.
     pub(super) fn read_arrays(&self) -> Result<Vec<Arrays>, CudaError> {
         // SAFETY: the stream lives as long as the optimizer, whose work is all there.
         unsafe { self.moments.read(self.raw_stream()) }
@@ -134,8 +136,8 @@ impl Shared {
         check_moments(tensor, len, exp_avg, exp_avg_sq).map_err(|error| self.ledger.named(error))?;
         let _current = self.kernels.enter()?;
         let stream = self.raw_stream();
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and its context is
-        // current. The moments have the tensor's length.
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and its
+        // context is current. The moments have the tensor's length.
         unsafe {
             refuse_capture(stream, "new moments")?;
             let written = self.moments.write(tensor, exp_avg, exp_avg_sq, stream);

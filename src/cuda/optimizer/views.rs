@@ -17,8 +17,8 @@ pub(super) struct Views<'a> {
     grads: Vec<Option<Buffer<'a>>>,
 }
 
-/// The same by address, for the work of one stream. Dropped after the work has been enqueued: cudarc notes
-/// then what later uses of the buffers must wait for.
+/// The same by address, for the work of one stream. Dropped after the work has been enqueued:
+/// cudarc notes then what later uses of the buffers must wait for.
 pub(super) struct Addresses<'a> {
     pub(super) params: Vec<RawBuffer>,
     pub(super) grads: Vec<Option<RawBuffer>>,
@@ -26,8 +26,8 @@ pub(super) struct Addresses<'a> {
 }
 
 impl<'a> Views<'a> {
-    /// Takes them, if their numbers and lengths are those of the ledger's tensors, and they are memory that
-    /// cudarc orders with the work of `stream`.
+    /// Takes them, if their numbers and lengths are those of the ledger's tensors, and they are
+    /// memory that cudarc orders with the work of `stream`.
     pub(super) fn new(
         params: impl IntoIterator<Item = BufferMut<'a>>,
         grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
@@ -56,8 +56,8 @@ impl<'a> Views<'a> {
         Ok(Self { params, grads })
     }
 
-    /// The addresses for work on `stream`, ordered after earlier uses of the buffers. The kernels' context must
-    /// be current.
+    /// The addresses for work on `stream`, ordered after earlier uses of the buffers. The kernels'
+    /// context must be current.
     pub(super) fn addresses<'s>(&'s mut self, stream: &'s CudaStream) -> Result<Addresses<'s>, CudaError> {
         let count = self.params.len();
         let (mut params, mut grads) = (Vec::with_capacity(count), Vec::with_capacity(count));

@@ -12,13 +12,14 @@ use super::list::TensorList;
 use super::pipelines::Pipelines;
 use super::tensor::{Binding, Tensor};
 
-/// DualAdam over a model's tensors in wgpu buffers: owns the moments, steps and masters, in buffers of its
-/// own, and borrows parameters and gradients for each step.
+/// DualAdam over a model's tensors in wgpu buffers: owns the moments, steps and masters, in buffers
+/// of its own, and borrows parameters and gradients for each step.
 ///
-/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A step is
-/// encoded into a pass of the caller's, and **counted when it is encoded**: submit every pass once, in the
-/// order of encoding. Methods and files are those of [`cpu::DualAdam`](crate::cpu::DualAdam); results are
-/// within the [backend's bound](super) of its results.
+/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A
+/// step is encoded into a pass of the caller's, and **counted when it is encoded**: submit every
+/// pass once, in the order of encoding. Methods and files are those of
+/// [`cpu::DualAdam`](crate::cpu::DualAdam); results are within the [backend's bound](super) of its
+/// results.
 ///
 /// # Example
 ///
@@ -26,8 +27,14 @@ use super::tensor::{Binding, Tensor};
 /// use dualadam::webgpu::{Binding, DualAdam, Pipelines, wgpu};
 /// use dualadam::{Dtype, DualAdamConfig};
 ///
-/// # fn example(device: wgpu::Device, queue: wgpu::Queue, w: wgpu::Buffer, w_grad: wgpu::Buffer) -> Result<(), dualadam::Error> {
-/// let mut optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::default(), &[1000])?;
+/// # fn example(
+/// #     device: wgpu::Device,
+/// #     queue: wgpu::Queue,
+/// #     w: wgpu::Buffer,
+/// #     w_grad: wgpu::Buffer,
+/// # ) -> Result<(), dualadam::Error> {
+/// let pipelines = Pipelines::new(&device)?;
+/// let mut optimizer = DualAdam::new(&pipelines, DualAdamConfig::default(), &[1000])?;
 /// let (w, w_grad) = (Binding::new(&w, Dtype::F32), Binding::new(&w_grad, Dtype::F32));
 /// for _ in 0..200 {
 ///     let mut encoder = device.create_command_encoder(&Default::default());
@@ -75,15 +82,15 @@ impl DualAdam {
 
     /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors.
     ///
-    /// Moments and masters of several tensors share a buffer of up to 256 MiB. A larger array has a buffer
-    /// of its own, up to the device's `max_buffer_size`.
+    /// Moments and masters of several tensors share a buffer of up to 256 MiB. A larger array has a
+    /// buffer of its own, up to the device's `max_buffer_size`.
     ///
     /// # Errors
     ///
     /// - What [`Ledger::new`] refuses.
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
-    /// - [`BindingProblem::ArraySize`](super::BindingProblem::ArraySize) for a tensor whose moments fit in
-    ///   no buffer of the device.
+    /// - [`BindingProblem::ArraySize`](super::BindingProblem::ArraySize) for a tensor whose moments
+    ///   fit in no buffer of the device.
     /// - [`WebGpuError::Wgpu`] if the device lacks the memory, or is lost.
     pub fn with_groups(
         pipelines: &Pipelines,
@@ -114,22 +121,24 @@ impl DualAdam {
         Ok(Self { ledger, places, arenas, list: None, table, unset: vec![], pipelines })
     }
 
-    /// Encodes one step of every tensor that has a gradient into `pass`; the others stay as they are.
+    /// Encodes one step of every tensor that has a gradient into `pass`; the others stay as they
+    /// are.
     ///
     /// Nothing is submitted or waited for, and the step is counted now. The pass is left as
     /// [`TensorList::encode`] leaves it.
     ///
-    /// `params` and `grads` are in the order of the optimizer's tensors, and of their lengths. Only the
-    /// format of a parameter is looked at where there is no gradient. A tensor with masters takes 16-bit
-    /// parameters; its masters are set from them, in the same pass, before its first update and rule from
-    /// then on. Buffers are bound anew where they are others than in the step before.
+    /// `params` and `grads` are in the order of the optimizer's tensors, and of their lengths. Only
+    /// the format of a parameter is looked at where there is no gradient. A tensor with masters
+    /// takes 16-bit parameters; its masters are set from them, in the same pass, before its first
+    /// update and rule from then on. Buffers are bound anew where they are others than in the step
+    /// before.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
     /// - What [`TensorList::new`] refuses of buffers.
-    /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor whose step cannot
-    ///   grow further.
+    /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor whose
+    ///   step cannot grow further.
     ///
     /// Nothing is encoded then, and no step is counted.
     pub fn step<'a>(
@@ -141,8 +150,9 @@ impl DualAdam {
         self.step_scaled(pass, params, grads, 1.0)
     }
 
-    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the
-    /// inverse of a loss scale, or their product, as [`Steering`](crate::Steering) forms it.
+    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip
+    /// factor, the inverse of a loss scale, or their product, as [`Steering`](crate::Steering)
+    /// forms it.
     ///
     /// # Errors
     ///

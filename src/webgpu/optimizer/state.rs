@@ -14,11 +14,12 @@ use crate::webgpu::pipelines::Pipelines;
 use crate::webgpu::readback::{Piece, Readback};
 
 impl DualAdam {
-    /// An optimizer that goes on from a state, wherever it is from, on the queue of the pipelines' device.
+    /// An optimizer that goes on from a state, wherever it is from, on the queue of the pipelines'
+    /// device.
     ///
-    /// The state reaches the device with the next submit at the latest. It goes through 64 MiB of staging
-    /// memory; a larger one is submitted and waited for in pieces. Needs no more device memory than the
-    /// optimizer itself, unlike `load`.
+    /// The state reaches the device with the next submit at the latest. It goes through 64 MiB of
+    /// staging memory; a larger one is submitted and waited for in pieces. Needs no more device
+    /// memory than the optimizer itself, unlike `load`.
     ///
     /// # Errors
     ///
@@ -36,19 +37,23 @@ impl DualAdam {
         Ok(made)
     }
 
-    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and
-    /// `step` of torch's Adam or AdamW, which mean the same. The moments are given on the host, and reach
-    /// the device with the next submit at the latest: submit first what was encoded before.
+    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`,
+    /// `exp_avg_sq` and `step` of torch's Adam or AdamW, which mean the same. The moments are given
+    /// on the host, and reach the device with the next submit at the latest: submit first what was
+    /// encoded before.
     ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters.
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the
+    /// parameters.
     ///
     /// # Errors
     ///
     /// - [`ListError::Position`](crate::ListError::Position) if there is no such tensor.
-    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from it.
-    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative element.
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device. The tensor's moments may be
-    ///   those of before or the new ones then, and its step is that of before.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from
+    ///   it.
+    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative
+    ///   element.
+    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device. The tensor's moments
+    ///   may be those of before or the new ones then, and its step is that of before.
     pub fn set_moments(
         &mut self,
         queue: &wgpu::Queue,
@@ -66,16 +71,17 @@ impl DualAdam {
         Ok(self.ledger.set_step(tensor, step)?)
     }
 
-    /// The whole state: configs, steps, moments and masters. Waits until it is read, and for nothing that
-    /// is submitted later.
+    /// The whole state: configs, steps, moments and masters. Waits until it is read, and for
+    /// nothing that is submitted later.
     ///
-    /// Submit first what was encoded: its steps are counted, and would be missing from the moments. Not in
-    /// browsers, where nobody can wait; await [`read_state`](Self::read_state) there.
+    /// Submit first what was encoded: its steps are counted, and would be missing from the moments.
+    /// Not in browsers, where nobody can wait; await [`read_state`](Self::read_state) there.
     ///
     /// # Errors
     ///
     /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device.
-    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory for it.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory
+    ///   for it.
     #[cfg(not(target_family = "wasm"))]
     pub fn state(&self, queue: &wgpu::Queue) -> Result<State, WebGpuError> {
         let device = self.pipelines.device();
@@ -85,23 +91,23 @@ impl DualAdam {
 
     /// The whole state, to be awaited: configs, steps, moments and masters.
     ///
-    /// The call submits the first copies to `queue`, which is that of the pipelines' device, and returns at
-    /// once. They go through at most 64 MiB of staging memory: a larger state is read in pieces, each
-    /// submitted once the one before has arrived. The optimizer is borrowed meanwhile, so that no step is
-    /// encoded between two pieces. Submit first what was encoded: its steps are counted, and would be
-    /// missing from the moments. Everything else on the queue goes on.
+    /// The call submits the first copies to `queue`, which is that of the pipelines' device, and
+    /// returns at once. They go through at most 64 MiB of staging memory: a larger state is read in
+    /// pieces, each submitted once the one before has arrived. The optimizer is borrowed meanwhile,
+    /// so that no step is encoded between two pieces. Submit first what was encoded: its steps are
+    /// counted, and would be missing from the moments. Everything else on the queue goes on.
     ///
-    /// Any executor will do, **as long as the device is polled** ([`wgpu::Device::poll`]; a submit does it
-    /// too, and a browser by itself): that is when wgpu notices that a copy has arrived. A future that is
-    /// dropped leaves nothing behind.
+    /// Any executor will do, **as long as the device is polled** ([`wgpu::Device::poll`]; a submit
+    /// does it too, and a browser by itself): that is when wgpu notices that a copy has arrived. A
+    /// future that is dropped leaves nothing behind.
     ///
     /// # Errors
     ///
     /// The future's are:
     ///
     /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a device that is lost meanwhile.
-    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory for the
-    ///   state.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory
+    ///   for the state.
     ///
     /// # Example
     ///
@@ -113,12 +119,17 @@ impl DualAdam {
     ///
     /// use dualadam::webgpu::{DualAdam, wgpu};
     ///
-    /// # fn example(optimizer: DualAdam, device: wgpu::Device, queue: wgpu::Queue) -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn example(
+    /// #     optimizer: DualAdam,
+    /// #     device: wgpu::Device,
+    /// #     queue: wgpu::Queue,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
     /// let mut read = pin!(optimizer.read_state(&queue));
     /// let state = loop {
     ///     // … other work on the queue, such as an evaluation
     ///     device.poll(wgpu::PollType::Poll)?;
-    ///     if let Poll::Ready(state) = read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    ///     let mut context = Context::from_waker(Waker::noop());
+    ///     if let Poll::Ready(state) = read.as_mut().poll(&mut context) {
     ///         break state?;
     ///     }
     /// };
@@ -165,8 +176,8 @@ impl DualAdam {
         Ok(State { arrays: arrays.collect(), ledger: self.ledger.clone() })
     }
 
-    /// Saves the state with [`State::save`]. The file is the same as the CPU backend's, and resumes there
-    /// too.
+    /// Saves the state with [`State::save`]. The file is the same as the CPU backend's, and resumes
+    /// there too.
     ///
     /// Waits as [`state`](Self::state) does; submit first what was encoded. In browsers, await
     /// [`read_state`](Self::read_state) and keep [`State::to_bytes`].
@@ -179,17 +190,19 @@ impl DualAdam {
         Ok(self.state(queue)?.save(path)?)
     }
 
-    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the file.
+    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the
+    /// file.
     ///
-    /// On the same device a resumed run goes on bit for bit as the one that was saved would have. The
-    /// parameters are the caller's to restore. The new moments are allocated before the old ones are freed;
-    /// [`State::load`] and [`from_state`](Self::from_state) avoid that.
+    /// On the same device a resumed run goes on bit for bit as the one that was saved would have.
+    /// The parameters are the caller's to restore. The new moments are allocated before the old
+    /// ones are freed; [`State::load`] and [`from_state`](Self::from_state) avoid that.
     ///
     /// # Errors
     ///
     /// - As [`State::load`].
     /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
-    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both have them.
+    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both
+    ///   have them.
     /// - [`WebGpuError::Wgpu`] for what wgpu reports.
     ///
     /// The optimizer stays as it was then.
@@ -197,9 +210,12 @@ impl DualAdam {
     /// # Example
     ///
     /// ```no_run
-    /// use dualadam::webgpu::{DualAdam, wgpu};
-    ///
-    /// # fn example(optimizer: DualAdam, mut resumed: DualAdam, queue: wgpu::Queue) -> Result<(), dualadam::Error> {
+    /// # use dualadam::webgpu::{DualAdam, WebGpuError, wgpu};
+    /// # fn example(
+    /// #     optimizer: DualAdam,
+    /// #     mut resumed: DualAdam,
+    /// #     queue: wgpu::Queue,
+    /// # ) -> Result<(), WebGpuError> {
     /// optimizer.save(&queue, "optimizer.safetensors")?; // resumes on the CPU, too
     /// resumed.load(&queue, "optimizer.safetensors")?;
     /// # Ok(())

@@ -6,7 +6,7 @@ use dualadam::{DualAdamConfig, StepCoeffs};
 pub(crate) const FIRST_STEP: u64 = 2000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Variant {
+pub(crate) enum Job {
     /// A device-to-device copy that moves as many bytes as the step.
     Copy,
     /// A copy as large by a kernel that has many loads under way.
@@ -31,7 +31,7 @@ pub(crate) enum Variant {
     Captured,
 }
 
-impl Variant {
+impl Job {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",

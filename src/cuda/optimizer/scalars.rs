@@ -1,0 +1,78 @@
+//! What steers a step of the capturable optimizer, as cudarc's views.
+
+use cudarc::driver::{CudaContext, CudaStream, CudaView, DevicePtr, DeviceSlice, SyncOnDrop};
+
+use crate::cuda::control::RawScalars;
+use crate::cuda::error::CudaError;
+use crate::cuda::stream::check_buffer;
+use crate::tensor::check_count;
+
+/// Scalars in device memory that steer one step, each a view of one f32, or `None`; see
+/// [`RawScalars`].
+///
+/// # Example
+///
+/// ```no_run
+/// # use dualadam::cuda::{Scalars, cudarc::driver::CudaSlice};
+/// # fn example(loss_scale: &CudaSlice<f32>, found_inf: &CudaSlice<f32>) {
+/// let scalars = Scalars::default().with_loss_scale(loss_scale.as_view());
+/// let scalars = scalars.with_found_inf(found_inf.as_view());
+/// # }
+/// ```
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Scalars<'a> {
+    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
+    pub loss_scale: Option<CudaView<'a, f32>>,
+    /// What the gradients are multiplied by after that: finite, at least 0.
+    pub clip_factor: Option<CudaView<'a, f32>>,
+    /// Anything but 0, NaN too, skips the step.
+    pub found_inf: Option<CudaView<'a, f32>>,
+}
+
+impl<'a> Scalars<'a> {
+    /// With a loss scale.
+    #[must_use]
+    pub fn with_loss_scale(self, loss_scale: CudaView<'a, f32>) -> Self {
+        Self { loss_scale: Some(loss_scale), ..self }
+    }
+
+    /// With a clip factor.
+    #[must_use]
+    pub fn with_clip_factor(self, clip_factor: CudaView<'a, f32>) -> Self {
+        Self { clip_factor: Some(clip_factor), ..self }
+    }
+
+    /// With a found-inf.
+    #[must_use]
+    pub fn with_found_inf(self, found_inf: CudaView<'a, f32>) -> Self {
+        Self { found_inf: Some(found_inf), ..self }
+    }
+
+    fn each(&self) -> [(&'static str, Option<&CudaView<'a, f32>>); 3] {
+        let Self { loss_scale, clip_factor, found_inf } = self;
+        [("loss_scale", loss_scale.as_ref()), ("clip_factor", clip_factor.as_ref()), ("found_inf", found_inf.as_ref())]
+    }
+
+    /// Fails unless each is one element of memory of a context that cudarc orders with the work of
+    /// `stream`.
+    pub(super) fn check(&self, context: &CudaContext, stream: &CudaStream) -> Result<(), CudaError> {
+        for (name, view) in self.each() {
+            if let Some(view) = view {
+                check_count(name, 1, view.len())?;
+                check_buffer(context, stream, view.stream(), name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses for work on `stream`, ordered after earlier uses. Until the guards are
+    /// dropped, after the launch, cudarc knows that the work is to come.
+    pub(super) fn addresses<'s>(&'s self, stream: &'s CudaStream) -> (RawScalars, [Option<SyncOnDrop<'s>>; 3]) {
+        let used = self.each().map(|(_, view)| view.map(|view| view.device_ptr(stream)).unzip());
+        let [(loss_scale, a), (clip_factor, b), (found_inf, c)] = used;
+        let [loss_scale, clip_factor, found_inf] = [loss_scale, clip_factor, found_inf].map(Option::unwrap_or_default);
+        let scalars = RawScalars { loss_scale, clip_factor, found_inf };
+        (scalars, [a, b, c])
+    }
+}
