@@ -45,9 +45,12 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
 ) -> dualadam_status {
     border(|| {
         let kernels = kernels::get(kernels)?;
-        // SAFETY: the structs and configs can be read for their sizes (required of every call).
-        let (groups, sets) = unsafe { (read_all("groups", groups, group_count)?, read_all("sets", sets, set_count)?) };
-        let make = || Ok(handles::insert_locked(Control::new(&kernels, &groups, &sets)?));
+        let make = || {
+            // SAFETY: the structs and configs can be read for their sizes (required of every call).
+            let (groups, sets) =
+                unsafe { (read_all("groups", groups, group_count)?, read_all("sets", sets, set_count)?) };
+            Ok(handles::insert_locked(Control::new(&kernels, &groups, &sets)?))
+        };
         // SAFETY: `control` can be written (required of every call).
         unsafe { give("control", control, make) }
     })
