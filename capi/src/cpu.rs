@@ -43,7 +43,7 @@ pub unsafe extern "C" fn dualadam_cpu_step(
 /// a `dualadam_cpu_step` for each tensor.
 ///
 /// `tensors` and `coeffs` are arrays of `tensor_count` and `coeffs_count` structs. The call
-/// allocates some ALLOCATED bytes for each tensor.
+/// allocates some 630 bytes for each tensor.
 ///
 /// # Errors
 ///
