@@ -1,7 +1,7 @@
 //! Configurations, the weight of the inverse branch, and coefficients.
 
-use crate::arguments::read;
-use crate::results::{Out, give, give_struct};
+use crate::arguments::{check_pointer, read};
+use crate::results::{give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_config};
 
@@ -52,10 +52,11 @@ pub unsafe extern "C" fn dualadam_config_first_adam_step(
     border(|| {
         // SAFETY: `config` can be read for its size (required of every call).
         let config = unsafe { read("config", config) }?;
-        let (step, exists) = (Out::new("step", step)?, Out::new("exists", exists)?);
+        check_pointer("step".into(), step)?;
+        check_pointer("exists".into(), exists)?;
         config.validate()?;
         let first = config.schedule.first_adam_step();
-        // SAFETY: `step` and `exists` can be written (required of every call).
+        // SAFETY: `step` and `exists` can be written (required of every call) and are aligned.
         unsafe {
             step.write(first.unwrap_or(0));
             exists.write(first.is_some().into());

@@ -15,8 +15,6 @@ use crate::types::{dualadam_coeffs, dualadam_tensor};
 ///
 /// # Errors
 ///
-/// Nothing is written then.
-///
 /// - `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types.
 /// - `DUALADAM_STATUS_INDEX` for a `coeffs_index` that is not 0.
 /// - `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED`, `DUALADAM_STATUS_EXTENT`,
@@ -46,8 +44,6 @@ pub unsafe extern "C" fn dualadam_cpu_step(
 /// allocates some 630 bytes for each tensor.
 ///
 /// # Errors
-///
-/// Nothing is written then.
 ///
 /// - As `dualadam_cpu_step`, for each tensor.
 /// - `DUALADAM_STATUS_INDEX` for coefficients that are not there.

@@ -1,8 +1,8 @@
 //! dualadam: the DualAdam optimizer's step, on the CPU and on CUDA.
 //!
 //! Status. Every function that can fail returns a `dualadam_status`, 0 for success.
-//! `dualadam_last_error` copies out what was wrong. A call that fails has written nothing, unless
-//! the description of the error says otherwise.
+//! `dualadam_last_error` copies out what was wrong. A call that fails has written, changed and
+//! enqueued nothing, unless the description of the error says otherwise.
 //!
 //! Errors. A function may return these for each argument of such a kind. The functions' own lists
 //! leave them out:
@@ -18,8 +18,8 @@
 //! - A stream: `DUALADAM_STATUS_CUDA_CONTEXT` for one of another context than the kernels'.
 //!
 //! Any function that uses the CUDA driver may return `DUALADAM_STATUS_CUDA_DRIVER`, also for earlier
-//! work on the device that failed. `DUALADAM_STATUS_PANIC` may come from any function. It is a bug
-//! of the library.
+//! work on the device that failed, and `DUALADAM_STATUS_CUDA_PTX` where it loads kernels.
+//! `DUALADAM_STATUS_PANIC` may come from any function. It is a bug of the library.
 //!
 //! Required of every call. The functions' own lists say what is required beyond that:
 //!
@@ -38,6 +38,11 @@
 //! Handles are numbers. One that was freed is refused with `DUALADAM_STATUS_STALE_HANDLE`, whatever
 //! was made since. A call that is under way in another thread when its handle is freed goes on to
 //! its end.
+//!
+//! CUDA graphs. Steps can be captured. A graph may outlive the list, the control and the kernels of
+//! its steps: the device memory that it uses stays until it is destroyed, and the library must stay
+//! loaded until then. Lists and controls may be freed while any stream is being captured: that waits
+//! for nothing, and their memory is freed after their last step, in the order of a stream.
 //!
 //! Pointers. The library keeps nothing that a pointer leads to after a call, except addresses of
 //! device memory. It checks what can be checked of a pointer: null, alignment, overlap, buffers

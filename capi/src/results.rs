@@ -3,28 +3,6 @@
 use crate::arguments::{Versioned, check_pointer};
 use crate::status::Failure;
 
-/// Where a number or a handle is to be written.
-pub(crate) struct Out<T>(*mut T);
-
-impl<T: Copy> Out<T> {
-    /// Checks the place.
-    pub(crate) fn new(name: &'static str, to: *mut T) -> Result<Self, Failure> {
-        check_pointer(name.into(), to)?;
-        Ok(Self(to))
-    }
-
-    /// Writes the value.
-    ///
-    /// # Safety
-    ///
-    /// - The place can be written.
-    pub(crate) unsafe fn write(self, value: T) {
-        // SAFETY: the place can be written (this function's requirement) and is aligned, as `new`
-        // has checked.
-        unsafe { self.0.write(value) };
-    }
-}
-
 /// Writes a number or a handle, which is made once the place is known to be one.
 ///
 /// # Safety
@@ -35,10 +13,11 @@ pub(crate) unsafe fn give<T: Copy>(
     to: *mut T,
     make: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<(), Failure> {
-    let out = Out::new(name, to)?;
+    check_pointer(name.into(), to)?;
     let value = make()?;
-    // SAFETY: the place can be written (this function's requirement).
-    unsafe { out.write(value) };
+    // SAFETY: the place is neither null nor misaligned, so it can be written (this function's
+    // requirement).
+    unsafe { to.write(value) };
     Ok(())
 }
 

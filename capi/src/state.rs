@@ -5,15 +5,11 @@ use std::ptr;
 
 use dualadam::{State, StateError};
 
-use crate::arguments::{path, read, read_all};
-use crate::handles::{self, Locked, dualadam_state, lock};
-use crate::results::{Out, give, give_struct};
-use crate::status::{Failure, border, dualadam_status};
+use crate::arguments::{check_pointer, path, read, read_all};
+use crate::handles::{Locked, dualadam_state, get, insert_locked, lock, remove};
+use crate::results::{give, give_struct};
+use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_tensor_spec, dualadam_tensor_state, flag};
-
-fn get(state: dualadam_state) -> Result<Locked<State>, Failure> {
-    handles::get("state", state)
-}
 
 /// Makes a state for a model: moments and masters of 0 and steps of 0, in the host's memory, which
 /// the state owns. Its arrays may be stepped in place. Or they may be filled with moments from
@@ -36,7 +32,7 @@ pub unsafe extern "C" fn dualadam_state_new(
         // SAFETY: the arrays' structs can be read for their sizes (required of every call).
         let (groups, specs) =
             unsafe { (read_all("groups", groups, group_count)?, read_all("tensors", tensors, tensor_count)?) };
-        let make = || Ok(handles::insert_locked(State::new(&groups, &specs)?));
+        let make = || Ok(insert_locked(State::new(&groups, &specs)?));
         // SAFETY: `state` can be written (required of every call).
         unsafe { give("state", state, make) }
     })
@@ -60,7 +56,7 @@ pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut du
         // SAFETY: `file` is null or a C string (required of every call).
         let file = unsafe { path("file", file) }?;
         // SAFETY: `state` can be written (required of every call).
-        unsafe { give("state", state, || Ok(handles::insert_locked(State::load(file)?))) }
+        unsafe { give("state", state, || Ok(insert_locked(State::load(file)?))) }
     })
 }
 
@@ -79,7 +75,7 @@ pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut du
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         // SAFETY: `file` is null or a C string (required of every call).
         let file = unsafe { path("file", file) }?;
         let loaded = State::load(file)?;
@@ -111,17 +107,17 @@ pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *con
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_save(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         // SAFETY: `file` is null or a C string (required of every call).
         let file = unsafe { path("file", file) }?;
         Ok(lock(&state).save(file)?)
     })
 }
 
-/// Frees a state and its arrays. The handle is stale from then on.
+/// Frees a state and its arrays.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_state_free(state: dualadam_state) -> dualadam_status {
-    border(|| handles::remove::<Locked<State>>("state", state))
+    border(|| remove::<Locked<State>>(state))
 }
 
 /// Writes how many parameter groups and tensors a state has.
@@ -132,10 +128,11 @@ pub unsafe extern "C" fn dualadam_state_counts(
     tensors: *mut usize,
 ) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
-        let (groups, tensors) = (Out::new("groups", groups)?, Out::new("tensors", tensors)?);
+        let state: Locked<State> = get(state)?;
+        check_pointer("groups".into(), groups)?;
+        check_pointer("tensors".into(), tensors)?;
         let state = lock(&state);
-        // SAFETY: `groups` and `tensors` can be written (required of every call).
+        // SAFETY: `groups` and `tensors` can be written (required of every call) and are aligned.
         unsafe {
             groups.write(state.ledger.groups().len());
             tensors.write(state.ledger.len());
@@ -153,7 +150,7 @@ pub unsafe extern "C" fn dualadam_state_config(
     size: usize,
 ) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         let make = || Ok(dualadam_config::from(&lock(&state).ledger.config(group)?));
         // SAFETY: `config` can be written for `size` bytes (required of every call).
         unsafe { give_struct("config", config, size, make) }
@@ -168,7 +165,7 @@ pub unsafe extern "C" fn dualadam_state_set_config(
     config: *const dualadam_config,
 ) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         // SAFETY: `config` can be read for its size (required of every call).
         let config = unsafe { read("config", config) }?;
         Ok(lock(&state).ledger.set_config(group, config)?)
@@ -186,7 +183,7 @@ pub unsafe extern "C" fn dualadam_state_tensor(
     size: usize,
 ) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         let make = || {
             let State { ledger, arrays, .. } = &mut *lock(&state);
             let spec = ledger.spec(tensor)?;
@@ -223,7 +220,7 @@ pub extern "C" fn dualadam_state_set_step(
     master_is_set: u32,
 ) -> dualadam_status {
     border(|| {
-        let state = get(state)?;
+        let state: Locked<State> = get(state)?;
         let master_is_set = flag("the arguments".into(), "master_is_set", master_is_set)?;
         let ledger = &mut lock(&state).ledger;
         ledger.set_master_is_set(tensor, master_is_set)?;

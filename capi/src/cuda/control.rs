@@ -2,18 +2,13 @@
 
 use std::ffi::c_void;
 
-use dualadam::cuda::Control;
+use dualadam::cuda::{Control, Kernels};
 
-use super::kernels;
 use crate::arguments::{read, read_all};
-use crate::handles::{self, Locked, dualadam_cuda_control, dualadam_cuda_kernels, lock};
+use crate::handles::{Locked, dualadam_cuda_control, dualadam_cuda_kernels, get, insert_locked, lock, remove};
 use crate::results::{give, give_struct};
-use crate::status::{Failure, border, dualadam_status};
+use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_cuda_control_group, dualadam_cuda_control_set};
-
-pub(super) fn get(control: dualadam_cuda_control) -> Result<Locked<Control>, Failure> {
-    handles::get("control", control)
-}
 
 /// Makes a control: coefficient sets whose hyperparameters, learning rates and step counters lie in
 /// device memory. Steps that it controls need nothing of the host, can be skipped by the device,
@@ -33,7 +28,6 @@ pub(super) fn get(control: dualadam_cuda_control) -> Result<Locked<Control>, Fai
 /// - `DUALADAM_STATUS_CUDA_ADDRESS` for a counter or lr that is misaligned, a counter that overlaps
 ///   another or an lr, or a group with both an lr of type float and one of type double.
 /// - `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_MEMORY` for more than can be.
-/// - `DUALADAM_STATUS_CUDA_PTX` if the driver refuses the kernel that prepares sets.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_new(
     kernels: dualadam_cuda_kernels,
@@ -44,25 +38,22 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
     control: *mut dualadam_cuda_control,
 ) -> dualadam_status {
     border(|| {
-        let kernels = kernels::get(kernels)?;
+        let kernels: Kernels = get(kernels)?;
         let make = || {
             // SAFETY: the structs and configs can be read for their sizes (required of every call).
             let (groups, sets) =
                 unsafe { (read_all("groups", groups, group_count)?, read_all("sets", sets, set_count)?) };
-            Ok(handles::insert_locked(Control::new(&kernels, &groups, &sets)?))
+            Ok(insert_locked(Control::new(&kernels, &groups, &sets)?))
         };
         // SAFETY: `control` can be written (required of every call).
         unsafe { give("control", control, make) }
     })
 }
 
-/// Frees a control; the handle is stale from then on. The call waits for nothing: the control's
-/// memory is freed after its last step, in the order of a stream. So a control may be freed while
-/// any stream is being captured. A CUDA graph that captured steps with it may still be launched:
-/// the memory stays until the graph is destroyed. The library must stay loaded until then.
+/// Frees a control.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_control_free(control: dualadam_cuda_control) -> dualadam_status {
-    border(|| handles::remove::<Locked<Control>>("control", control))
+    border(|| remove::<Locked<Control>>(control))
 }
 
 /// Writes the config of a control's group as the host knows it: with the lr that
@@ -76,7 +67,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
     size: usize,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         let make = || Ok(dualadam_config::from(&lock(&control).config(group)?));
         // SAFETY: `config` can be written for `size` bytes (required of every call).
         unsafe { give_struct("config", config, size, make) }
@@ -89,8 +80,6 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
 ///
 /// # Errors
 ///
-/// Nothing is changed then, except after `DUALADAM_STATUS_CUDA_DRIVER`.
-///
 /// - `DUALADAM_STATUS_VALUE` for an lr that is not valid with the rest of the config.
 /// - `DUALADAM_STATUS_CUDA_CALLERS_LR` if the lr lies in the caller's memory.
 /// - `DUALADAM_STATUS_CUDA_DRIVER`: the device may have the old or the new lr.
@@ -102,7 +91,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_lr(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of a
         // control's calls).
         Ok(unsafe { lock(&control).set_lr(group, lr, stream) }?)
@@ -123,7 +112,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_config(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         // SAFETY: `config` can be read for its size (required of every call).
         let config = unsafe { read("config", config) }?;
         // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of a

@@ -5,14 +5,10 @@ use std::ffi::c_void;
 use dualadam::cuda::Kernels;
 
 use crate::arguments::read;
-use crate::handles::{self, dualadam_cuda_kernels};
+use crate::handles::{dualadam_cuda_kernels, get, insert, remove};
 use crate::results::give;
-use crate::status::{Failure, border, dualadam_status};
+use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_tensor};
-
-pub(super) fn get(kernels: dualadam_cuda_kernels) -> Result<Kernels, Failure> {
-    handles::get("kernels", kernels)
-}
 
 /// Makes the kernels for the primary context of a device: the context that the CUDA runtime,
 /// PyTorch and most other programs use. The driver compiles the kernels of a combination of types
@@ -30,7 +26,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
 ) -> dualadam_status {
     border(|| {
         // SAFETY: `kernels` can be written (required of every call).
-        unsafe { give("kernels", kernels, || Ok(handles::insert(Kernels::new(device)?))) }
+        unsafe { give("kernels", kernels, || Ok(insert(Kernels::new(device)?))) }
     })
 }
 
@@ -52,7 +48,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
 ) -> dualadam_status {
     border(|| {
         // SAFETY: the context outlives the kernels (this function's requirement).
-        let make = || Ok(handles::insert(unsafe { Kernels::in_current_context() }?));
+        let make = || Ok(insert(unsafe { Kernels::in_current_context() }?));
         // SAFETY: `kernels` can be written (required of every call).
         unsafe { give("kernels", kernels, make) }
     })
@@ -65,27 +61,25 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
 /// # Errors
 ///
 /// - `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types.
-/// - `DUALADAM_STATUS_CUDA_PTX` if the driver refuses the kernels.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
     kernels: dualadam_cuda_kernels,
     tensor: *const dualadam_tensor,
 ) -> dualadam_status {
     border(|| {
-        let kernels = get(kernels)?;
+        let kernels: Kernels = get(kernels)?;
         // SAFETY: `tensor` can be read for its size (required of every call).
         let tensor = unsafe { read("tensor", tensor) }?;
         Ok(kernels.prepare(tensor.formats())?)
     })
 }
 
-/// Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded
-/// until the context ends, so that CUDA graphs may outlive the kernels. Where these are the last
-/// kernels of a context, and nothing made from them is left, the driver may wait for the device,
-/// and memory that a CUDA graph still uses stays allocated until the context ends.
+/// Frees the kernels. What the driver has loaded stays loaded until the context ends. Where these
+/// are the last kernels of a context, and nothing made from them is left, the driver may wait for
+/// the device, and memory that a CUDA graph still uses stays allocated until the context ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> dualadam_status {
-    border(|| handles::remove::<Kernels>("kernels", kernels))
+    border(|| remove::<Kernels>(kernels))
 }
 
 /// One DualAdam step over one tensor in device memory, enqueued on `stream`; returns at once. The
@@ -94,16 +88,13 @@ pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> 
 ///
 /// The pointers in `tensor` are device addresses; a CUdeviceptr is one as well.
 ///
-/// Capture: the step can be captured in a CUDA graph, which keeps the coefficients as they are now.
-/// `dualadam_cuda_kernels_prepare` loads the kernels ahead.
+/// Capture: the graph keeps the coefficients as they are now. `dualadam_cuda_kernels_prepare` loads
+/// the kernels ahead.
 ///
 /// # Errors
 ///
-/// Nothing is enqueued then.
-///
 /// - As `dualadam_cpu_step`.
 /// - `DUALADAM_STATUS_CUDA_CAPTURED` in a capture where the kernels are not loaded.
-/// - `DUALADAM_STATUS_CUDA_PTX` if the driver refuses the kernels.
 ///
 /// # Safety
 ///
@@ -118,7 +109,7 @@ pub unsafe extern "C" fn dualadam_cuda_step(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let kernels = get(kernels)?;
+        let kernels: Kernels = get(kernels)?;
         // SAFETY: the structs can be read for their sizes (required of every call).
         let (tensor, coeffs) = unsafe { (read("tensor", tensor)?, read("coeffs", coeffs)?) };
         // SAFETY: `stream` is live (required of every call), and the buffers are there and ordered

@@ -2,14 +2,14 @@
 
 use std::ffi::c_void;
 
-use dualadam::cuda::{Control, RawScalars, TensorList};
+use dualadam::cuda::{Control, Kernels, RawScalars, TensorList};
 use dualadam::{ListError, RawTensor, StepCoeffs};
 
-use super::kernels;
 use crate::arguments::{read, read_all, read_into};
-use crate::handles::{self, Locked, dualadam_cuda_control, dualadam_cuda_kernels, dualadam_cuda_list, lock};
+use crate::handles::{Locked, dualadam_cuda_control, dualadam_cuda_kernels, dualadam_cuda_list};
+use crate::handles::{get, insert_locked, lock, remove};
 use crate::results::give;
-use crate::status::{Failure, border, dualadam_status};
+use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_cuda_scalars, dualadam_tensor};
 
 /// A list, and room for what calls read, so that they need not allocate.
@@ -17,10 +17,6 @@ pub(crate) struct List {
     list: TensorList,
     tensors: Vec<RawTensor>,
     coeffs: Vec<StepCoeffs>,
-}
-
-fn get(list: dualadam_cuda_list) -> Result<Locked<List>, Failure> {
-    handles::get("list", list)
 }
 
 /// Makes a list of tensors that are stepped together, in one launch per combination of types. Loads
@@ -42,13 +38,13 @@ pub unsafe extern "C" fn dualadam_cuda_list_new(
     list: *mut dualadam_cuda_list,
 ) -> dualadam_status {
     border(|| {
-        let kernels = kernels::get(kernels)?;
+        let kernels: Kernels = get(kernels)?;
         let make = || {
             // SAFETY: the structs can be read for their sizes (required of every call).
             let tensors = unsafe { read_all("tensors", tensors, count) }?;
             let list = TensorList::new(&kernels, &tensors)?;
             let coeffs = Vec::with_capacity(list.most_coeffs());
-            Ok(handles::insert_locked(List { list, tensors, coeffs }))
+            Ok(insert_locked(List { list, tensors, coeffs }))
         };
         // SAFETY: `list` can be written (required of every call).
         unsafe { give("list", list, make) }
@@ -61,8 +57,6 @@ pub unsafe extern "C" fn dualadam_cuda_list_new(
 ///
 /// # Errors
 ///
-/// The list stays as it was then.
-///
 /// - As `dualadam_cuda_list_new`.
 /// - `DUALADAM_STATUS_COUNT` for another number of tensors.
 /// - `DUALADAM_STATUS_FIXED` for other lengths or types.
@@ -73,7 +67,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
     count: usize,
 ) -> dualadam_status {
     border(|| {
-        let list = get(list)?;
+        let list: Locked<List> = get(list)?;
         let List { list, tensors: room, .. } = &mut *lock(&list);
         if count != list.len() {
             return Err(ListError::Count { list: "tensors", expected: list.len(), actual: count }.into());
@@ -91,13 +85,9 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
 /// if that is more. The call does not allocate. It blocks only when the changes of all four steps
 /// before are still in flight.
 ///
-/// Capture: the step can be captured in a CUDA graph, which keeps addresses and coefficients as
-/// they are now. It takes new device memory then, which stays until the graph is destroyed. The
-/// library must stay loaded until then.
+/// Capture: the graph keeps addresses and coefficients as they are now, in new device memory.
 ///
 /// # Errors
-///
-/// Nothing is enqueued then, except after `DUALADAM_STATUS_CUDA_DRIVER`.
 ///
 /// - `DUALADAM_STATUS_INDEX` for a tensor whose coefficients are not there.
 /// - `DUALADAM_STATUS_TOO_MANY` for more coefficients than the list takes.
@@ -118,7 +108,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let list = get(list)?;
+        let list: Locked<List> = get(list)?;
         let List { list, coeffs: room, .. } = &mut *lock(&list);
         if coeffs_count > list.most_coeffs() {
             let (limit, actual) = (list.most_coeffs() as u64, coeffs_count as u64);
@@ -144,15 +134,11 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
 /// The call does not allocate or read from the device. It blocks only when the changes of all four
 /// steps before are still in flight.
 ///
-/// Capture: the step can be captured in a CUDA graph, also if it is the first and with new
-/// addresses. It takes new device memory then, which stays until the graph is destroyed. The graph
-/// keeps the tensors, which of them have gradients, and the addresses in `scalars`. It reads
-/// learning rates, configs and counters when it is launched. It may outlive list, control and
-/// kernels.
+/// Capture: also of the first step, and with new addresses. The graph keeps the tensors, which of
+/// them have gradients, and the addresses in `scalars`, in new device memory. It reads learning
+/// rates, configs and counters when it is launched.
 ///
 /// # Errors
-///
-/// Nothing is enqueued then, except after `DUALADAM_STATUS_CUDA_DRIVER`.
 ///
 /// - `DUALADAM_STATUS_INDEX` for a tensor whose set is not in the control.
 /// - `DUALADAM_STATUS_CUDA_CONTEXT` for a control of another context.
@@ -178,7 +164,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let (list, control): (_, Locked<Control>) = (get(list)?, handles::get("control", control)?);
+        let (list, control): (Locked<List>, Locked<Control>) = (get(list)?, get(control)?);
         let scalars = if scalars.is_null() {
             RawScalars::default()
         } else {
@@ -193,10 +179,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
     })
 }
 
-/// Frees a list; the handle is stale from then on. The call waits for nothing: the list's memory is
-/// freed after its last step, in the order of a stream. So a list may be freed while any stream is
-/// being captured. A CUDA graph that captured its steps may still be launched.
+/// Frees a list.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_list_free(list: dualadam_cuda_list) -> dualadam_status {
-    border(|| handles::remove::<Locked<List>>("list", list))
+    border(|| remove::<Locked<List>>(list))
 }

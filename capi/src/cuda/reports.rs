@@ -6,9 +6,8 @@ use std::slice;
 use dualadam::ListError;
 use dualadam::cuda::{Control, SetReport};
 
-use super::control::get;
 use crate::arguments::{Versioned, check_pointer};
-use crate::handles::{dualadam_cuda_control, lock};
+use crate::handles::{Locked, dualadam_cuda_control, get, lock};
 use crate::results::give_structs;
 use crate::status::{Failure, border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_cuda_set_report};
@@ -33,7 +32,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_steps(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         check_pointer("steps".into(), steps)?;
         let control = lock(&control);
         check_count("steps", &control, count)?;
@@ -63,7 +62,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_steps(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         check_pointer("steps".into(), steps)?;
         let mut control = lock(&control);
         check_count("steps", &control, count)?;
@@ -89,7 +88,7 @@ unsafe fn write_reports<T: Versioned + for<'a> From<&'a SetReport>>(
     stream: *mut c_void,
 ) -> dualadam_status {
     border(|| {
-        let control = get(control)?;
+        let control: Locked<Control> = get(control)?;
         let make = || {
             let control = lock(&control);
             check_count(name, &control, count)?;
