@@ -22,6 +22,14 @@ pub type dualadam_cuda_kernels = u64;
 pub type dualadam_cuda_list = u64;
 /// A handle of a control: `dualadam_cuda_control_new` gives one out, `dualadam_cuda_control_free`
 /// takes it back. Never 0.
+///
+/// For the calls that take a control and a stream, other than steps:
+///
+/// - The stream must not be under capture (`DUALADAM_STATUS_CUDA_CAPTURED`): change a control
+///   between the launches of a graph.
+/// - An array has an entry for each set of the control (`DUALADAM_STATUS_COUNT`).
+/// - Required: steps with the control on other streams, or of graphs there, are ordered before or
+///   after, and the caller's own counters are live memory of the kernels' context.
 pub type dualadam_cuda_control = u64;
 
 /// An object whose calls wait for each other.

@@ -13,8 +13,22 @@
 //!   memory. An empty array may be null. The structs of an array have one size.
 //! - A config: also what `dualadam_config_validate` returns.
 //! - A handle: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`.
+//! - A path, which is in UTF-8: `DUALADAM_STATUS_UTF8`.
+//! - The number of a device, a group or a tensor, from 0: `DUALADAM_STATUS_POSITION`.
+//! - A stream: `DUALADAM_STATUS_CUDA_CONTEXT` for one of another context than the kernels'.
 //!
-//! `DUALADAM_STATUS_PANIC` may come from any function. It is a bug of the library.
+//! Any function that uses the CUDA driver may return `DUALADAM_STATUS_CUDA_DRIVER`, also for earlier
+//! work on the device that failed. `DUALADAM_STATUS_PANIC` may come from any function. It is a bug
+//! of the library.
+//!
+//! Required of every call. The functions' own lists say what is required beyond that:
+//!
+//! - A struct can be read for as many bytes as its size says. So can each struct of an array, and
+//!   each struct that one points to. An array of numbers has as many as its count says.
+//! - A place for a result can be written: one for structs for `size` bytes each, which is their
+//!   sizeof, one for numbers for as many as its count says.
+//! - A path is null or a C string.
+//! - `stream` is a live CUstream or cudaStream_t, or null for the default stream.
 //!
 //! Structs begin with their size, so that they can grow: a program works with a later library. The
 //! library fills them in first, with the size that the program's header knows, as in
@@ -31,8 +45,6 @@
 //!
 //! Threads. All functions may be called from any thread. Calls with the same state, list or control
 //! wait for each other. Structs that a call only reads may be read by other calls at the same time.
-//!
-//! Streams. `stream` is a CUstream or a cudaStream_t; null is the default stream.
 
 // Checks and status codes, no logic: that is the library's. A panic ends at the border, as a
 // status.
@@ -42,6 +54,7 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
 )]
 #![expect(non_camel_case_types, reason = "the names are those of C")]
+#![expect(clippy::missing_safety_doc, reason = "what every call requires is said once, above")]
 
 mod arguments;
 mod config;
