@@ -3,8 +3,8 @@
  * dualadam: the DualAdam optimizer's step, on the CPU and on CUDA.
  *
  * Status. Every function that can fail returns a dualadam_status, 0 for success.
- * dualadam_last_error copies out what was wrong. A call that fails has written nothing, unless
- * the description of the error says otherwise.
+ * dualadam_last_error copies out what was wrong. A call that fails has written, changed and
+ * enqueued nothing, unless the description of the error says otherwise.
  *
  * Errors. A function may return these for each argument of such a kind. The functions' own lists
  * leave them out:
@@ -19,9 +19,9 @@
  * - The number of a device, a group or a tensor, from 0: DUALADAM_STATUS_POSITION.
  * - A stream: DUALADAM_STATUS_CUDA_CONTEXT for one of another context than the kernels'.
  *
- * Any function that uses the CUDA driver may return DUALADAM_STATUS_CUDA_DRIVER, also for earlier
- * work on the device that failed. DUALADAM_STATUS_PANIC may come from any function. It is a bug
- * of the library.
+ * Any function that uses the CUDA driver may return DUALADAM_STATUS_CUDA_DRIVER, also for
+ * earlier work on the device that failed, and DUALADAM_STATUS_CUDA_PTX where it loads kernels.
+ * DUALADAM_STATUS_PANIC may come from any function. It is a bug of the library.
  *
  * Required of every call. The functions' own lists say what is required beyond that:
  *
@@ -40,6 +40,11 @@
  * Handles are numbers. One that was freed is refused with DUALADAM_STATUS_STALE_HANDLE, whatever
  * was made since. A call that is under way in another thread when its handle is freed goes on to
  * its end.
+ *
+ * CUDA graphs. Steps can be captured. A graph may outlive the list, the control and the kernels of
+ * its steps: the device memory that it uses stays until it is destroyed, and the library must stay
+ * loaded until then. Lists and controls may be freed while any stream is being captured: that
+ * waits for nothing, and their memory is freed after their last step, in the order of a stream.
  *
  * Pointers. The library keeps nothing that a pointer leads to after a call, except addresses of
  * device memory. It checks what can be checked of a pointer: null, alignment, overlap, buffers
@@ -298,9 +303,9 @@ typedef struct dualadam_config {
  * dualadam_tensor_init fills in zeros and float types.
  *
  * F32 parameters take gradients of any type; BF16 and F16 parameters take gradients of their own
- * type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and does
- * nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or another
- * tensor; only gradients may share memory.
+ * type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and
+ * does nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or
+ * another tensor; only gradients may share memory.
  */
 typedef struct dualadam_tensor {
   /** sizeof(dualadam_tensor) */
@@ -413,8 +418,8 @@ typedef struct dualadam_cuda_scalars {
  * u = decay == 0 ? m * w : fma(m, w, decay * p)
  * p = p - u
  *
- * saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient is
- * 0 is absent, not multiplied by 0.
+ * saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient
+ * is 0 is absent, not multiplied by 0.
  */
 typedef struct dualadam_coeffs {
   /** sizeof(dualadam_coeffs) */
@@ -624,8 +629,6 @@ dualadam_status dualadam_config_coeffs(const struct dualadam_config *config,
  * any number of threads and any processor.
  *
  * Errors:
- * Nothing is written then.
- *
  * - DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types.
  * - DUALADAM_STATUS_INDEX for a coeffs_index that is not 0.
  * - DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_EXTENT,
@@ -643,11 +646,9 @@ dualadam_status dualadam_cpu_step(const struct dualadam_tensor *tensor,
  * a dualadam_cpu_step for each tensor.
  *
  * tensors and coeffs are arrays of tensor_count and coeffs_count structs. The call
- * allocates some ALLOCATED bytes for each tensor.
+ * allocates some 630 bytes for each tensor.
  *
  * Errors:
- * Nothing is written then.
- *
  * - As dualadam_cpu_step, for each tensor.
  * - DUALADAM_STATUS_INDEX for coefficients that are not there.
  *
@@ -718,7 +719,7 @@ dualadam_status dualadam_state_resume(dualadam_state state, const char *file);
  */
 dualadam_status dualadam_state_save(dualadam_state state, const char *file);
 
-/** Frees a state and its arrays. The handle is stale from then on. */
+/** Frees a state and its arrays. */
 dualadam_status dualadam_state_free(dualadam_state state);
 
 /** Writes how many parameter groups and tensors a state has. */
@@ -791,16 +792,14 @@ dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *
  *
  * Errors:
  * - DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernels.
  */
 dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
                                               const struct dualadam_tensor *tensor);
 
 /**
- * Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded
- * until the context ends, so that CUDA graphs may outlive the kernels. Where these are the last
- * kernels of a context, and nothing made from them is left, the driver may wait for the device,
- * and memory that a CUDA graph still uses stays allocated until the context ends.
+ * Frees the kernels. What the driver has loaded stays loaded until the context ends. Where these
+ * are the last kernels of a context, and nothing made from them is left, the driver may wait for
+ * the device, and memory that a CUDA graph still uses stays allocated until the context ends.
  */
 dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
 
@@ -811,15 +810,12 @@ dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
  *
  * The pointers in tensor are device addresses; a CUdeviceptr is one as well.
  *
- * Capture: the step can be captured in a CUDA graph, which keeps the coefficients as they are now.
- * dualadam_cuda_kernels_prepare loads the kernels ahead.
+ * Capture: the graph keeps the coefficients as they are now. dualadam_cuda_kernels_prepare loads
+ * the kernels ahead.
  *
  * Errors:
- * Nothing is enqueued then.
- *
  * - As dualadam_cpu_step.
  * - DUALADAM_STATUS_CUDA_CAPTURED in a capture where the kernels are not loaded.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernels.
  *
  * Required:
  * - From now until the work has run, each buffer is device memory of the kernels' context, of
@@ -854,8 +850,6 @@ dualadam_status dualadam_cuda_list_new(dualadam_cuda_kernels kernels,
  * for the device.
  *
  * Errors:
- * The list stays as it was then.
- *
  * - As dualadam_cuda_list_new.
  * - DUALADAM_STATUS_COUNT for another number of tensors.
  * - DUALADAM_STATUS_FIXED for other lengths or types.
@@ -872,17 +866,13 @@ dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
  * if that is more. The call does not allocate. It blocks only when the changes of all four steps
  * before are still in flight.
  *
- * Capture: the step can be captured in a CUDA graph, which keeps addresses and coefficients as
- * they are now. It takes new device memory then, which stays until the graph is destroyed. The
- * library must stay loaded until then.
+ * Capture: the graph keeps addresses and coefficients as they are now, in new device memory.
  *
  * Errors:
- * Nothing is enqueued then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
  * - DUALADAM_STATUS_INDEX for a tensor whose coefficients are not there.
  * - DUALADAM_STATUS_TOO_MANY for more coefficients than the list takes.
- * - DUALADAM_STATUS_CUDA_DRIVER: the launches for some of the combinations of types may have been
- *   made.
+ * - DUALADAM_STATUS_CUDA_DRIVER: the launches for some of the combinations of types may have
+ *   been made.
  *
  * Required:
  * - From now until the work has run, each buffer of each tensor that has a gradient is device
@@ -908,15 +898,11 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  * The call does not allocate or read from the device. It blocks only when the changes of all four
  * steps before are still in flight.
  *
- * Capture: the step can be captured in a CUDA graph, also if it is the first and with new
- * addresses. It takes new device memory then, which stays until the graph is destroyed. The graph
- * keeps the tensors, which of them have gradients, and the addresses in scalars. It reads
- * learning rates, configs and counters when it is launched. It may outlive list, control and
- * kernels.
+ * Capture: also of the first step, and with new addresses. The graph keeps the tensors, which of
+ * them have gradients, and the addresses in scalars, in new device memory. It reads learning
+ * rates, configs and counters when it is launched.
  *
  * Errors:
- * Nothing is enqueued then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
  * - DUALADAM_STATUS_INDEX for a tensor whose set is not in the control.
  * - DUALADAM_STATUS_CUDA_CONTEXT for a control of another context.
  * - DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes.
@@ -938,11 +924,7 @@ dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
                                                    const struct dualadam_cuda_scalars *scalars,
                                                    void *stream);
 
-/**
- * Frees a list; the handle is stale from then on. The call waits for nothing: the list's memory is
- * freed after its last step, in the order of a stream. So a list may be freed while any stream is
- * being captured. A CUDA graph that captured its steps may still be launched.
- */
+/** Frees a list. */
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
 
 /**
@@ -963,7 +945,6 @@ dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
  * - DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, a counter that overlaps
  *   another or an lr, or a group with both an lr of type float and one of type double.
  * - DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for more than can be.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernel that prepares sets.
  */
 dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
                                           const struct dualadam_cuda_control_group *groups,
@@ -972,12 +953,7 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
                                           size_t set_count,
                                           dualadam_cuda_control *control);
 
-/**
- * Frees a control; the handle is stale from then on. The call waits for nothing: the control's
- * memory is freed after its last step, in the order of a stream. So a control may be freed while
- * any stream is being captured. A CUDA graph that captured steps with it may still be launched:
- * the memory stays until the graph is destroyed. The library must stay loaded until then.
- */
+/** Frees a control. */
 dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
 
 /**
@@ -992,12 +968,10 @@ dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
 
 /**
  * Sets the learning rate of a group for the steps that come later on stream, also for those of
- * CUDA graphs. The call does not allocate. It blocks only when all four changes before are still in
- * flight.
+ * CUDA graphs. The call does not allocate. It blocks only when all four changes before are still
+ * in flight.
  *
  * Errors:
- * Nothing is changed then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
  * - DUALADAM_STATUS_VALUE for an lr that is not valid with the rest of the config.
  * - DUALADAM_STATUS_CUDA_CALLERS_LR if the lr lies in the caller's memory.
  * - DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or the new lr.

@@ -111,8 +111,8 @@ pub(crate) unsafe fn read<T: Argument>(place: impl Into<Place>, from: *const T) 
         return Err(Failure::Size { place, known, size });
     }
     let mut value = T::zeroed();
-    // SAFETY: both have `known` bytes, and any bits are a `T` (the requirement of `Versioned`). What
-    // the struct points to can be read (this function's requirement).
+    // SAFETY: both have `known` bytes, and any bits are a `T` (the requirement of `Versioned`).
+    // What the struct points to can be read (this function's requirement).
     unsafe {
         (&raw mut value).cast::<u8>().copy_from_nonoverlapping(from.cast(), known);
         value.convert(place)

@@ -17,8 +17,8 @@
 //! - The number of a device, a group or a tensor, from 0: `DUALADAM_STATUS_POSITION`.
 //! - A stream: `DUALADAM_STATUS_CUDA_CONTEXT` for one of another context than the kernels'.
 //!
-//! Any function that uses the CUDA driver may return `DUALADAM_STATUS_CUDA_DRIVER`, also for earlier
-//! work on the device that failed, and `DUALADAM_STATUS_CUDA_PTX` where it loads kernels.
+//! Any function that uses the CUDA driver may return `DUALADAM_STATUS_CUDA_DRIVER`, also for
+//! earlier work on the device that failed, and `DUALADAM_STATUS_CUDA_PTX` where it loads kernels.
 //! `DUALADAM_STATUS_PANIC` may come from any function. It is a bug of the library.
 //!
 //! Required of every call. The functions' own lists say what is required beyond that:
@@ -41,8 +41,8 @@
 //!
 //! CUDA graphs. Steps can be captured. A graph may outlive the list, the control and the kernels of
 //! its steps: the device memory that it uses stays until it is destroyed, and the library must stay
-//! loaded until then. Lists and controls may be freed while any stream is being captured: that waits
-//! for nothing, and their memory is freed after their last step, in the order of a stream.
+//! loaded until then. Lists and controls may be freed while any stream is being captured: that
+//! waits for nothing, and their memory is freed after their last step, in the order of a stream.
 //!
 //! Pointers. The library keeps nothing that a pointer leads to after a call, except addresses of
 //! device memory. It checks what can be checked of a pointer: null, alignment, overlap, buffers

@@ -75,8 +75,8 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
 }
 
 /// Sets the learning rate of a group for the steps that come later on `stream`, also for those of
-/// CUDA graphs. The call does not allocate. It blocks only when all four changes before are still in
-/// flight.
+/// CUDA graphs. The call does not allocate. It blocks only when all four changes before are still
+/// in flight.
 ///
 /// # Errors
 ///
@@ -92,8 +92,8 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_lr(
 ) -> dualadam_status {
     border(|| {
         let control: Locked<Control> = get(control)?;
-        // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of a
-        // control's calls).
+        // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of
+        // a control's calls).
         Ok(unsafe { lock(&control).set_lr(group, lr, stream) }?)
     })
 }
@@ -115,8 +115,8 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_config(
         let control: Locked<Control> = get(control)?;
         // SAFETY: `config` can be read for its size (required of every call).
         let config = unsafe { read("config", config) }?;
-        // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of a
-        // control's calls).
+        // SAFETY: `stream` is live (required of every call), and the steps are ordered (required of
+        // a control's calls).
         Ok(unsafe { lock(&control).set_config(group, config, stream) }?)
     })
 }

@@ -91,8 +91,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
 ///
 /// - `DUALADAM_STATUS_INDEX` for a tensor whose coefficients are not there.
 /// - `DUALADAM_STATUS_TOO_MANY` for more coefficients than the list takes.
-/// - `DUALADAM_STATUS_CUDA_DRIVER`: the launches for some of the combinations of types may have been
-///   made.
+/// - `DUALADAM_STATUS_CUDA_DRIVER`: the launches for some of the combinations of types may have
+///   been made.
 ///
 /// # Safety
 ///
@@ -173,8 +173,8 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
         };
         // Always the list first, so that two calls with the same two handles never deadlock.
         let (mut list, mut control) = (lock(&list), lock(&control));
-        // SAFETY: `stream` is live (required of every call), and the memory is there and ordered (this
-        // function's requirements).
+        // SAFETY: `stream` is live (required of every call), and the memory is there and ordered
+        // (this function's requirements).
         Ok(unsafe { list.list.step_controlled(&mut control, &scalars, stream) }?)
     })
 }

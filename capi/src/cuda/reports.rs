@@ -36,8 +36,8 @@ pub unsafe extern "C" fn dualadam_cuda_control_steps(
         check_pointer("steps".into(), steps)?;
         let control = lock(&control);
         check_count("steps", &control, count)?;
-        // SAFETY: `stream` is live (required of every call). The steps are ordered, and the counters
-        // live (required of a control's calls).
+        // SAFETY: `stream` is live (required of every call). The steps are ordered, and the
+        // counters live (required of a control's calls).
         let read = unsafe { control.steps(stream) }?;
         // SAFETY: `steps` has room for `count` numbers (required of every call), which is how many
         // there are.
@@ -66,11 +66,11 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_steps(
         check_pointer("steps".into(), steps)?;
         let mut control = lock(&control);
         check_count("steps", &control, count)?;
-        // SAFETY: `steps` can be read for `count` numbers (required of every call); a control has no
-        // more sets than memory has room for.
+        // SAFETY: `steps` can be read for `count` numbers (required of every call); a control has
+        // no more sets than memory has room for.
         let steps = unsafe { slice::from_raw_parts(steps, count) };
-        // SAFETY: `stream` is live (required of every call). The steps are ordered, and the counters
-        // live (required of a control's calls).
+        // SAFETY: `stream` is live (required of every call). The steps are ordered, and the
+        // counters live (required of a control's calls).
         Ok(unsafe { control.set_steps(steps, stream) }?)
     })
 }

@@ -63,8 +63,8 @@ pub struct dualadam_config {
 /// p = p - u
 /// ```
 ///
-/// saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient is
-/// 0 is absent, not multiplied by 0.
+/// saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient
+/// is 0 is absent, not multiplied by 0.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_coeffs {
@@ -97,9 +97,9 @@ pub struct dualadam_coeffs {
 /// `dualadam_tensor_init` fills in zeros and `float` types.
 ///
 /// F32 parameters take gradients of any type; BF16 and F16 parameters take gradients of their own
-/// type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and does
-/// nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or another
-/// tensor; only gradients may share memory.
+/// type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and
+/// does nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or
+/// another tensor; only gradients may share memory.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor {
