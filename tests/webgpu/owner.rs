@@ -5,13 +5,13 @@ use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use dualadam::half::{bf16, f16};
 use dualadam::webgpu::{BufferView, DualAdam, Tensor, required_limits, wgpu};
 use dualadam::{
-    Dtype, DualAdamConfig, Element, Error, State, StateProblem, SwitchSchedule, TensorLayout, TensorState, WeightDecay,
+    Dtype, DualAdamConfig, Error, State, StateProblem, SwitchSchedule, TensorLayout, TensorState, WeightDecay,
     WgpuProblem, cpu,
 };
 use pollster::block_on;
+use testkit::contract::same;
 use testkit::data::Inputs;
 use testkit::device::DeviceTest;
 use testkit::model::{Model, Spec, wide};
@@ -160,15 +160,15 @@ fn sets_masters_exactly(gpu: &Gpu) {
     let windows = wgpu::Limits { max_storage_buffer_binding_size: 512, ..wgpu::Limits::default() };
     let windows = gpu.open(wgpu::Features::empty(), windows);
     for device in [Some(&gpu.device), Some(&windows), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        check_masters(device, Dtype::Bf16, |bits| bf16::from_bits(bits).widen());
-        check_masters(device, Dtype::F16, |bits| f16::from_bits(bits).widen());
+        [Dtype::Bf16, Dtype::F16].into_iter().for_each(|dtype| check_masters(device, dtype));
     }
 }
 
 /// The masters of parameters of all patterns after a step with gradients of 0, which moves nothing.
-fn check_masters(device: &Device, dtype: Dtype, widen: impl Fn(u16) -> f32) {
+fn check_masters(device: &Device, dtype: Dtype) {
     let patterns: Vec<u16> = (0..=u16::MAX).chain([0x3f80, 0x1234, 0x8001]).collect();
-    let params = device.buffer(bytemuck::cast_slice(&patterns));
+    let values = Values::from_bits(dtype, &patterns);
+    let params = device.buffer(values.bytes());
     let grads = device.buffer(&vec![0; 4 * patterns.len()]);
     let (params, grads) = (BufferView::new(&params, dtype), BufferView::new(&grads, Dtype::F32));
     let layout = [TensorLayout::new(patterns.len()).with_master()];
@@ -177,12 +177,10 @@ fn check_masters(device: &Device, dtype: Dtype, widen: impl Fn(u16) -> f32) {
     assert!(!before.tensors[0].master_is_set);
     device.submit(|pass| optimizer.step(pass, &[params], &[Some(grads)]).unwrap());
     let masters = optimizer.state(&device.queue).unwrap().tensors.remove(0).master.unwrap();
-    for (&pattern, found) in patterns.iter().zip(masters) {
-        let expected = widen(pattern);
+    for (expected, found) in values.wide().into_iter().zip(masters) {
         // The step that follows may flush a subnormal, as any operation of WGSL.
         let flushed = expected.is_subnormal() && found == 0.0;
-        let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()) || flushed;
-        assert!(same, "{dtype} {pattern:#06x}: {found:e}, not {expected:e}");
+        assert!(flushed || same(found, expected), "{dtype}: {found:e}, not {expected:e}");
     }
 }
 
