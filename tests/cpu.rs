@@ -1,4 +1,5 @@
-//! The CPU backend against the contract, bit for bit, and against exact arithmetic, within the contract's error.
+//! The CPU backend against the contract, bit for bit, and against exact arithmetic, within the
+//! contract's error.
 
 use dualadam::{DualAdamConfig, StepCoeffs, cpu};
 use testkit::bound;
@@ -17,7 +18,8 @@ fn every_size_gives_the_contract_bits() {
     laws::sizes(&flat, &by_contract, SIZES);
 }
 
-/// Every branch; and coefficients that no config makes, but callers may: a subnormal scale, and a multiplier of 0.
+/// Every branch; and coefficients that no config makes, but callers may: a subnormal scale, and a
+/// multiplier of 0.
 #[test]
 fn special_values_give_the_contract_bits() {
     let valid = DualAdamConfig::authors_code().coeffs(2).unwrap();
@@ -61,7 +63,8 @@ fn coefficients_are_rounded_once() {
     }
 }
 
-/// Every quantity in its own right, from the same f32 state, within the error that the rule's roundings can make.
+/// Every quantity in its own right, from the same f32 state, within the error that the rule's
+/// roundings can make.
 #[test]
 fn one_step_is_within_the_error_bound_of_exact_arithmetic() {
     let mut worst = [0.0_f64; 3];

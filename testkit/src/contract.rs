@@ -1,6 +1,8 @@
-//! The arithmetic contract written a second time, for one element, and the error it may have against exact arithmetic.
+//! The arithmetic contract written a second time, for one element, and the error it may have
+//! against exact arithmetic.
 //!
-//! Each `fma` is formed from its exact f64 product here, so that not even the fused operation is shared with the library.
+//! Each `fma` is formed from its exact f64 product here, so that not even the fused operation is
+//! shared with the library.
 
 use dualadam::StepCoeffs;
 
@@ -12,8 +14,8 @@ pub const TINY: f64 = 7.006_492_321_624_085e-46;
 
 /// `a·b + c` rounded once to f32.
 ///
-/// The product of two f32 is exact in f64. The sum is made exact as well, as a rounded sum and its error, and rounded to odd:
-/// then narrowing to f32 rounds as if from the exact value.
+/// The product of two f32 is exact in f64. The sum is made exact as well, as a rounded sum and its
+/// error, and rounded to odd: then narrowing to f32 rounds as if from the exact value.
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;

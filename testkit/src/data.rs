@@ -1,4 +1,5 @@
-//! Inputs for the comparisons: ordinary values, every special one, and configurations that take every branch of the rule.
+//! Inputs for the comparisons: ordinary values, every special one, and configurations that take
+//! every branch of the rule.
 
 use dualadam::{Dtype, DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
 use rand::rngs::SmallRng;
@@ -6,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 
 use crate::values::Values;
 
-/// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
+/// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both
+/// signs.
 pub const SPECIAL: &[f32] = [
     [0.0, -0.0, 1e-45, -1e-45, 1.0e-39, f32::MIN_POSITIVE, -f32::MIN_POSITIVE],
     [5.960_464_5e-8, 2.980_232_2e-8, 6.103_515_6e-5, 1.0, -1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0],
@@ -42,7 +44,8 @@ impl Inputs {
         Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
     }
 
-    /// Every special value as parameter, with every special value as gradient, and each of both as either moment.
+    /// Every special value as parameter, with every special value as gradient, and each of both as
+    /// either moment.
     pub fn special() -> Self {
         let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
         for (i, &a) in SPECIAL.iter().enumerate() {

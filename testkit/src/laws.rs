@@ -1,4 +1,5 @@
-//! What every implementation of the step does, written once: each is a function that steps tensors, all of them together or one by one.
+//! What every implementation of the step does, written once: each is a function that steps tensors,
+//! all of them together or one by one.
 //!
 //! `step` is the implementation, `right` what it is compared with, bit for bit.
 
@@ -37,7 +38,8 @@ pub fn check(step: Step<'_>, right: Step<'_>, tensors: Vec<Tensor>, sets: &[Step
     }
 }
 
-/// Every variant and size: dual, plain Adam with decay, and in turns each of the other configurations.
+/// Every variant and size: dual, plain Adam with decay, and in turns each of the other
+/// configurations.
 pub fn sizes(step: Step<'_>, right: Step<'_>, sizes: impl IntoIterator<Item = usize>) {
     let sets = all_sets();
     for (number, size) in sizes.into_iter().enumerate() {
@@ -57,7 +59,8 @@ pub fn values(step: Step<'_>, right: Step<'_>, inputs: &Inputs, sets: &[StepCoef
     }
 }
 
-/// Every variant, with each buffer alone out of line, with all of them alike, and with some that differ; and short ones that end early.
+/// Every variant, with each buffer alone out of line, with all of them alike, and with some that
+/// differ; and short ones that end early.
 pub fn misalignments(step: Step<'_>, right: Step<'_>, len: usize, most: usize) {
     let sets = [configs()[0].0.coeffs(3).unwrap()];
     let alone = (0..5)

@@ -1,4 +1,4 @@
-//! One step of every combination of types, beside exact arithmetic and beside the CPU's.
+//! One step of every variant, beside exact arithmetic and beside the CPU's.
 
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 use testkit::contract::{Element, U};
@@ -140,9 +140,9 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     let coeffs: Vec<_> = (1..=200).map(|t| config.coeffs(t).unwrap()).collect();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
         let mut worst = Worst::default();
-        for name in ["f32_f32", "bf16_bf16", "bf16_bf16_master"] {
+        for variant in Variant::all() {
             let inputs = Inputs { m: vec![0.0; 1027], v: vec![0.0; 1027], ..Inputs::random(1, 1027) };
-            let start = Host::new(formats(name), &inputs);
+            let start = Host::new(variant.formats(), &inputs);
             let together = Uploaded::new(device, &start);
             let list = device.list(&[together.tensor()]);
             device.submit(|pass| coeffs.iter().for_each(|coeffs| list.encode(pass, &[*coeffs]).unwrap()));
@@ -150,7 +150,7 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
             let mut before = start.clone();
             for (t, coeffs) in (1..).zip(&coeffs) {
                 let after = device.stepped(&before, coeffs);
-                worst.compare(&before, &after, &config, t, &format!("{name}, step {t}"));
+                worst.compare(&before, &after, &config, t, &format!("{}, step {t}", variant.name()));
                 before = after;
             }
             together.assert_is(device, &before);
@@ -182,7 +182,7 @@ impl Worst {
         cpu.step(&[c]);
         let (cpu, found) = (of(&cpu), of(after));
         let dtypes = [after.updated().dtype(), Dtype::F32, Dtype::F32];
-        let copy =
+        let param =
             after.master.as_ref().map(|_| (after.param.wide(), Values::new(after.param.dtype(), &found[0]).wide()));
         for i in 0..before.len() {
             let quantities = bound(config, t, Element { p: p[i], m: m[i], v: v[i] }, grad[i]);
@@ -201,8 +201,8 @@ impl Worst {
                     (*part, *units) = (part.max(error / bound), units.max((error - rounding) / (U * summands)));
                 }
             }
-            if let Some((copy, expected)) = &copy {
-                assert_eq!(copy[i].to_bits(), expected[i].to_bits(), "{what}, copy[{i}]");
+            if let Some((param, expected)) = &param {
+                assert_eq!(param[i].to_bits(), expected[i].to_bits(), "{what}, param[{i}]");
             }
         }
     }

@@ -8,6 +8,7 @@ mod host;
 mod lists;
 mod neighbours;
 mod owner;
+mod refused;
 mod storage;
 
 use gpu::Gpu;
@@ -31,6 +32,8 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("updates_bind_what_changed", lists::updates_bind_what_changed),
     ("one_buffer_may_hold_everything", neighbours::one_buffer_may_hold_everything),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
+    ("formats_without_a_shader", bad_input::formats_without_a_shader),
+    ("slices_end_where_they_end", bad_input::slices_end_where_they_end),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
     ("every_buffer_is_checked", bad_input::every_buffer_is_checked),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),

@@ -15,7 +15,8 @@ use testkit::variant::formats;
 
 use super::gpu::{Gpu, Memory};
 
-/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same filling around.
+/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same
+/// filling around.
 pub(crate) struct Twin {
     pub(crate) host: Tensor,
     pub(crate) memory: Vec<Memory>,
@@ -182,6 +183,14 @@ impl Models {
         let loss_scale = self.stream.clone_htod(&[1.0 / multiplier as f32]).unwrap();
         self.stream.synchronize().unwrap();
         Self { multiplier, loss_scale, ..self }
+    }
+
+    /// Other parameters, with f32 gradients of 0.
+    pub(crate) fn set_still(&mut self, params: [Values; 2]) {
+        let zeros = |values: &Values| Slice::new(&self.stream, &Values::F32(vec![0.0; values.len()]));
+        self.grads = params.iter().map(zeros).collect();
+        self.params = params.iter().map(|values| Slice::new(&self.stream, values)).collect();
+        self.host.params = params.into();
     }
 
     /// The gradients of a round, in other memory than those before.
