@@ -41,7 +41,8 @@ fn borrow_next<'a>(mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>, coeffs: 
     let Some((update, moments)) = left.next() else {
         return step_list(&mut tensors, coeffs).map_err(candle_core::Error::wrap);
     };
-    let borrow = Borrow { coeffs_index: update.coeffs_index, rest: Cell::new(Some(Rest { moments, left, tensors, coeffs })) };
+    let borrow =
+        Borrow { coeffs_index: update.coeffs_index, rest: Cell::new(Some(Rest { moments, left, tensors, coeffs })) };
     update.var.inplace_op2(update.grad, &borrow)
 }
 

@@ -125,13 +125,7 @@ impl InplaceOp2 for Borrow<'_> {
         bail!("the variable is not on the CUDA device of its moments")
     }
 
-    fn cuda_fwd(
-        &self,
-        param: &mut CudaStorage,
-        param_l: &Layout,
-        grad: &CudaStorage,
-        grad_l: &Layout,
-    ) -> Result<()> {
+    fn cuda_fwd(&self, param: &mut CudaStorage, param_l: &Layout, grad: &CudaStorage, grad_l: &Layout) -> Result<()> {
         let Some(Rest { moments, left, mut uses, stream, coeffs }) = self.rest.take() else {
             bail!("the operation {} runs once", self.name());
         };
