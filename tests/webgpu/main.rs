@@ -21,6 +21,7 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("special_values_stay_among_themselves", accuracy::special_values_stay_among_themselves),
     ("untouched_parameters_stay", accuracy::untouched_parameters_stay),
     ("absent_terms_are_absent", accuracy::absent_terms_are_absent),
+    ("second_moments_saturate", accuracy::second_moments_saturate),
     ("two_hundred_steps_in_one_submit", accuracy::two_hundred_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
     ("all_16_bit_patterns_stay", storage::all_16_bit_patterns_stay),

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Body] = bodies!["flat":
     large_buffers_have_the_bits_of_the_cpu,
     every_misalignment_has_the_bits_of_the_cpu,
     special_values_have_the_bits_of_the_cpu,
+    second_moments_saturate_as_on_the_cpu,
     safe_steps_over_slices_wait_for_other_streams,
     a_step_only_enqueues,
 ];
@@ -76,6 +77,11 @@ fn every_misalignment_has_the_bits_of_the_cpu(gpu: &Gpu) {
 
 fn special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
     laws::values(&flat(gpu), &by_cpu, &Inputs::special(), &laws::all_sets());
+}
+
+fn second_moments_saturate_as_on_the_cpu(gpu: &Gpu) {
+    laws::overflows(&flat(gpu), &by_cpu);
+    gpu.assert_clean();
 }
 
 /// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between them.
