@@ -25,6 +25,12 @@ impl RawTensor {
         }
         Ok(variant)
     }
+
+    /// The bytes that a step reads or writes, each buffer checked by itself.
+    fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
+        let buffers = Role::ALL.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
+        buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
+    }
 }
 
 /// Fails if a tensor's coefficients are not among `len`.

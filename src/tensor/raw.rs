@@ -2,7 +2,6 @@
 
 use super::dtype::Dtype;
 use super::error::{TensorError, TensorProblem};
-use super::overlap::Span;
 use super::role::Role;
 use super::variant::{Formats, Variant};
 
@@ -123,11 +122,5 @@ impl RawTensor {
     /// The addresses in the order of [`Role::ALL`]; 0 where there is no master.
     pub(crate) fn addresses(&self) -> [u64; Role::COUNT] {
         self.buffers().map(|buffer| buffer.map_or(0, |buffer| buffer.address))
-    }
-
-    /// The bytes that a step reads or writes, each buffer checked by itself.
-    pub(crate) fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
-        let buffers = Role::ALL.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
-        buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
     }
 }

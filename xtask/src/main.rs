@@ -5,6 +5,7 @@ mod c_programs;
 mod cuda_tools;
 mod fuzz;
 mod header;
+mod house;
 mod install;
 mod practice;
 mod prebuilt;
@@ -19,6 +20,7 @@ mod test;
 mod tune;
 #[path = "../../build/variants.rs"]
 mod variants;
+mod wasm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -67,6 +69,14 @@ enum Task {
     },
     /// Install the Python package into an environment below `target/`, and run its tests.
     Python,
+    /// Build the library for the browser, with rustup's target or with Debian's compiler.
+    Wasm,
+    /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide comments.
+    House {
+        /// Print what breaks a limit, and pass.
+        #[arg(long)]
+        report: bool,
+    },
     /// Make `include/dualadam.h` from `capi/src/`.
     Header {
         /// Only compare with what is there.
@@ -101,6 +111,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::CPrograms => c_programs::run(),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Python => python::run(),
+        Task::Wasm => wasm::run(),
+        Task::House { report } => house::run(report),
         Task::Header { check } => header::run(check),
     }
 }
