@@ -27,7 +27,8 @@ fn control_word() -> u32 {
     word
 }
 
-/// Does something under a control word. It must leave the word as it is, but for the flags of met exceptions.
+/// Does something under a control word. It must leave the word as it is, but for the flags of met
+/// exceptions.
 fn under<R>(word: u32, work: impl FnOnce() -> R) -> R {
     let before = control_word();
     // SAFETY: no reserved bit is set, and exceptions stay masked.

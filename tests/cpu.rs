@@ -47,8 +47,8 @@ fn overflowing_gradients_give_the_contract_bits() {
     laws::overflows(&by_cpu, &by_contract);
 }
 
-/// A gradient whose square overflows takes the second moment to the largest finite f32 at most, so that no later step makes NaN of
-/// it. Without the inverse branch the parameter stays finite too.
+/// A gradient whose square overflows takes the second moment to the largest finite f32 at most, so
+/// that no later step makes NaN of it. Without the inverse branch the parameter stays finite too.
 #[test]
 fn second_moments_saturate() {
     for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {

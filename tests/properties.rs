@@ -17,7 +17,8 @@ fn cases(cases: u32) -> Config {
     Config { cases, failure_persistence: None, ..Config::default() }
 }
 
-// Only lengths and seeds are drawn, so that a failing input is short to read; the elements follow from them.
+// Only lengths and seeds are drawn, so that a failing input is short to read; the elements follow
+// from them.
 
 /// After the flat call for its types.
 fn after(mut tensor: Tensor, coeffs: &StepCoeffs) -> Tensor {
@@ -31,7 +32,8 @@ fn formats() -> impl Strategy<Value = Formats> {
     prop::sample::select(Variant::all().map(Variant::formats).collect::<Vec<_>>())
 }
 
-/// Mostly short: every remainder of the vector widths. Some lengths are beyond what one thread takes.
+/// Mostly short: every remainder of the vector widths. Some lengths are beyond what one thread
+/// takes.
 fn len() -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(0), 20 => 1..300_usize, 3 => 32_700..33_000_usize, 2 => 65_500..400_000_usize]
 }
@@ -103,7 +105,8 @@ proptest! {
         prop_assert_eq!(after(before, &coeffs).difference(&expected), None);
     }
 
-    /// The same within one allocation, so that a piece that writes past its end meets its neighbour.
+    /// The same within one allocation, so that a piece that writes past its end meets its
+    /// neighbour.
     #[test]
     fn a_step_in_the_middle_leaves_the_rest(
         formats in formats(), len in 0..200_usize, from in 0.0..=1.0, to in 0.0..=1.0, coeffs in coeffs(), seed: u64,
@@ -216,7 +219,8 @@ proptest! {
         prop_assert_eq!(scaled.difference(&after(tensor, &coeffs)), None);
     }
 
-    /// The multiplier is rounded to f32 once and the product once, so f32 gradients of any value may be scaled beforehand.
+    /// The multiplier is rounded to f32 once and the product once, so f32 gradients of any value
+    /// may be scaled beforehand.
     #[test]
     fn any_multiplier_is_a_scaled_f32_gradient(config in config(), step in 1..60_u64, multiplier in 1e-6..1e6, len in len(), seed: u64) {
         let tensor = Tensor::random(variant::formats("f32_f32"), len, seed);
@@ -295,7 +299,8 @@ proptest! {
         prop_assert_eq!(resumed.bits(), whole.bits());
     }
 
-    /// The optimizer gives each tensor what flat steps over it give, each at the tensor's own count of gradients.
+    /// The optimizer gives each tensor what flat steps over it give, each at the tensor's own count
+    /// of gradients.
     #[test]
     fn the_optimizer_is_flat_steps_per_tensor(
         groups in prop::array::uniform2(config()),
@@ -370,8 +375,8 @@ fn any_step() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(cases(20_000))]
 
-    /// What `validate` accepts has finite coefficients at every step, and where the gradient and the moments are 0 no step makes
-    /// a NaN; what it refuses has none.
+    /// What `validate` accepts has finite coefficients at every step, and where the gradient and
+    /// the moments are 0 no step makes a NaN; what it refuses has none.
     #[test]
     fn a_valid_config_never_makes_nan_of_nothing(config in wild_config(), step in any_step(), multiplier in wild()) {
         if config.validate().is_err() {
@@ -396,7 +401,8 @@ proptest! {
 proptest! {
     #![proptest_config(cases(100))]
 
-    /// The state file keeps every bit of every valid config. Many to a file: saving one waits for the disk.
+    /// The state file keeps every bit of every valid config. Many to a file: saving one waits for
+    /// the disk.
     #[test]
     fn the_state_file_keeps_every_bit_of_a_config(configs in prop::collection::vec(wild_config(), 200), steps in prop::collection::vec(any::<u64>(), 0..5)) {
         let groups: Vec<_> = configs.into_iter().filter(|config| config.validate().is_ok()).collect();
