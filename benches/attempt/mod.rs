@@ -6,14 +6,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// What the reason of a part that failed begins with.
 const FAILED: &str = "FAILED: ";
 
-/// Does a part of a benchmark. If it panics, as for a wrong result, that is the reason why it has no result.
+/// The reason of a part that there was no time for.
+pub(crate) const NO_TIME_LEFT: &str = "no time left";
+
+/// Does a part of a benchmark. If it panics, as for a wrong result, that is the reason why it has
+/// no result.
 pub(crate) fn attempt<T>(part: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // What the part was about is dropped; the others have buffers of their own.
     catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|panic| Err(format!("{FAILED}{}", text(panic.as_ref()))))
 }
 
-/// Whether any part failed, of those whose reasons these are.
-pub(crate) fn has_failed(skipped: &[String]) -> bool {
+/// Says whether the time was too short for all of a benchmark, whose parts had these reasons not to
+/// run. Returns whether any of them failed.
+pub(crate) fn end(benchmark: &str, skipped: &[String]) -> bool {
+    if skipped.iter().any(|reason| reason.ends_with(NO_TIME_LEFT)) {
+        println!("the {benchmark} was cut: {NO_TIME_LEFT}");
+    }
     skipped.iter().any(|reason| reason.contains(FAILED))
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use dualadam::Error;
-use dualadam::cuda::Kernels;
 use dualadam::cuda::cudarc::driver::sys::CUdevice_attribute as Attribute;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
+use dualadam::cuda::{CudaError, Kernels};
+use dualadam::{ArgumentError, ListError};
 use serde::Serialize;
 
 use crate::yardsticks::Yardsticks;
@@ -73,12 +73,14 @@ pub(crate) fn find_kernels() -> Result<Kernels, String> {
     match Kernels::new(0) {
         Ok(kernels) => Ok(kernels),
         Err(
-            error @ (Error::NoDriver
-            | Error::StubDriver
-            | Error::OldDriver { .. }
-            | Error::Driver { call: "cuInit", .. }),
+            error @ (CudaError::NoDriver
+            | CudaError::StubDriver
+            | CudaError::OldDriver { .. }
+            | CudaError::Driver { call: "cuInit", .. }),
         ) => Err(error.to_string()),
-        Err(Error::Position { .. }) => Err("the CUDA driver finds no device".to_owned()),
+        Err(CudaError::Argument(ArgumentError::List(ListError::Position { .. }))) => {
+            Err("the CUDA driver finds no device".to_owned())
+        }
         Err(error) => panic!("{error}"),
     }
 }

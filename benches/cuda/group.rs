@@ -2,13 +2,13 @@
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, sys};
-use dualadam::cuda::{Control, ControlGroup, ControlSet, RawBuffer, RawScalars, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, StepCoeffs, Variant};
+use dualadam::cuda::{Control, ControlGroup, ControlSet, RawScalars, TensorList};
+use dualadam::{Dtype, DualAdamConfig, RawBuffer, RawTensor, StepCoeffs, Variant};
 
 use crate::cases::{Alignment, Case};
 use crate::device::{Device, Memory};
 use crate::job::{FIRST_STEP, Job};
-use crate::values::{Pattern, bytes_moved, sizes, types};
+use crate::values::{Pattern, bytes_moved, sizes};
 
 /// Together the replicas have so many times the size of the cache,
 const TIMES_CACHE: usize = 4;
@@ -120,7 +120,7 @@ impl<'a> Group<'a> {
     fn list(&self, replica: usize, job: Job) -> List {
         let sets = job.sets(self.lens.len());
         let mut tensors = self.tensors(replica);
-        tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.set = i % sets);
+        tensors.iter_mut().enumerate().for_each(|(i, tensor)| tensor.coeffs_index = i % sets);
         let mut list = TensorList::new(&self.device.kernels, &tensors).expect("the tensors are valid");
         if !job.is_controlled() {
             return List::Sets(list, (0..sets).map(|set| job.coeffs(set)).collect());
@@ -138,7 +138,7 @@ impl<'a> Group<'a> {
 
     /// A control of one set, whose next step is the first that is compared.
     fn control(&self, config: DualAdamConfig) -> Control {
-        let (group, set) = (ControlGroup { config, lr: None }, ControlSet { group: 0, step: None });
+        let (group, set) = (ControlGroup::new(config), ControlSet::new(0));
         let mut control = Control::new(&self.device.kernels, &[group], &[set]).expect("the group is valid");
         // SAFETY: the stream lives as long as the device.
         let set = unsafe { control.set_steps(&[FIRST_STEP - 1], self.device.stream.cu_stream().cast()) };
@@ -148,18 +148,15 @@ impl<'a> Group<'a> {
 
     /// A tensor by address, from one of all replicas' elements on.
     fn tensor(&self, offsets: [usize; 5], start: usize, len: usize) -> RawTensor {
-        let (sizes, (params, grads, copy)) = (sizes(self.variant), types(self.variant));
-        let at = |i: usize| self.memory[i].address + ((offsets[i] + start) * sizes[i]) as u64;
-        let buffer = |i: usize, dtype: Dtype| RawBuffer { address: at(i), dtype };
-        RawTensor {
-            params: buffer(if copy.is_some() { 4 } else { 0 }, params),
-            grads: buffer(1, grads),
-            exp_avg: at(2),
-            exp_avg_sq: at(3),
-            copy: copy.map(|dtype| buffer(0, dtype)),
-            len: len as u64,
-            set: 0,
-        }
+        let formats = self.variant.formats();
+        let buffer = |i: usize, dtype: Dtype| {
+            RawBuffer::new(self.memory[i].address + ((offsets[i] + start) * dtype.size()) as u64, dtype)
+        };
+        let [param, grad] = [buffer(0, formats.param), buffer(1, formats.grad)];
+        let [exp_avg, exp_avg_sq] = [buffer(2, formats.exp_avg), buffer(3, formats.exp_avg_sq)];
+        let mut tensor = RawTensor::new(len as u64, param, grad, exp_avg, exp_avg_sq);
+        tensor.master = formats.master.map(|dtype| buffer(4, dtype));
+        tensor
     }
 
     /// The tensors of a replica.

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use dualadam::cuda::{DualAdam, RawTensor, TensorList};
-use dualadam::{DualAdamConfig, StepCoeffs};
+use dualadam::cuda::{DualAdam, TensorList};
+use dualadam::{DualAdamConfig, RawTensor, StepCoeffs};
 use testkit::stats::{median, quantile};
 
 use crate::cases::Case;
@@ -19,7 +19,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
     // A second one for other addresses.
     let Ok(other) = Group::new(device, &case) else { return vec![] };
     let tensors = [group.tensors(0), other.tensors(0)];
-    let other_grads = |i: usize| RawTensor { grads: tensors[1][i].grads, ..tensors[0][i] };
+    let other_grads = |i: usize| tensors[0][i].with_grad(tensors[1][i].grad);
     let grads_change = [tensors[0].clone(), (0..tensors[0].len()).map(other_grads).collect()];
     let same = [tensors[0].clone(), tensors[0].clone()];
     let coeffs = DualAdamConfig::default().coeffs(3).expect("the defaults are valid");
@@ -86,8 +86,8 @@ fn owner(device: &Device, lens: &[usize], tensors: &[Vec<RawTensor>; 2], rounds:
     let mut optimizer = DualAdam::new(&device.kernels, &device.stream, DualAdamConfig::default(), lens)
         .expect("there is memory for the moments");
     let addresses = tensors.each_ref().map(|tensors| {
-        let params: Vec<_> = tensors.iter().map(|tensor| tensor.params).collect();
-        let grads: Vec<_> = tensors.iter().map(|tensor| Some(tensor.grads)).collect();
+        let params: Vec<_> = tensors.iter().map(|tensor| tensor.param).collect();
+        let grads: Vec<_> = tensors.iter().map(|tensor| Some(tensor.grad)).collect();
         (params, grads)
     });
     each(device, rounds, |round| {

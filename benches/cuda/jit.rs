@@ -5,15 +5,12 @@ use std::time::Instant;
 use dualadam::Variant;
 use dualadam::cuda::Kernels;
 
-use crate::values::types;
-
 /// Prints the times of one module and of all, in a process that has loaded no other. The first one has what the driver does once, such
 /// as loading its compiler.
 pub(crate) fn measure(kernels: &Kernels) {
     let load = |variant: Variant| {
-        let (params, grads, copy) = types(variant);
         let start = Instant::now();
-        kernels.prepare(params, grads, copy).expect("the driver takes the kernels");
+        kernels.prepare(variant.formats()).expect("the driver takes the kernels");
         start.elapsed().as_secs_f64()
     };
     let seconds: Vec<_> = Variant::all().map(load).collect();

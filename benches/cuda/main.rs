@@ -112,13 +112,10 @@ fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
     }
     let report = time_cases(&device, arguments, start);
     println!("{report}");
-    if !report.is_whole {
-        println!("the CUDA benchmark was cut: no time left");
-    }
-    Ok(attempt::has_failed(&report.skipped))
+    Ok(attempt::end("CUDA benchmark", &report.skipped))
 }
 
-const DEVICE_IS_LOST: &str = "all further cases: the device is lost";
+const DEVICE_IS_LOST: &str = "the device is lost";
 
 /// The shapes that the host's time is measured for.
 const WITH_HOST_TIMES: [&str; 3] = ["2^16", "300 tensors", "10,000 x 1,000"];
@@ -128,7 +125,7 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
     let mut report = Report::new(device, &arguments.build);
     let timer = Timer::new(device, arguments.quick);
     let is_late = || arguments.deadline.is_some_and(|deadline| start.elapsed().as_secs_f64() > deadline);
-    let write = |report: &Report| arguments.json.iter().for_each(|file| report.write(file));
+    let write = |report: &Report| arguments.json.iter().for_each(|file| ranking::write_json(file, report));
     let cases = if arguments.core { cases::core(arguments.quick) } else { cases::all(arguments.quick) };
     for case in cases {
         if is_late() {
@@ -136,7 +133,7 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
             continue;
         }
         if device.is_lost() {
-            report.skipped.push(DEVICE_IS_LOST.to_owned());
+            report.skipped.push(format!("all further cases: {DEVICE_IS_LOST}"));
             break;
         }
         let timed = attempt::attempt(|| {
@@ -158,6 +155,8 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
     }
     for shape in shapes::all().into_iter().filter(|shape| WITH_HOST_TIMES.contains(&shape.name.as_str())) {
         if is_late() || device.is_lost() {
+            let reason = if is_late() { attempt::NO_TIME_LEFT } else { DEVICE_IS_LOST };
+            report.skipped.push(format!("the host's times, {}: {reason}", shape.name));
             report.is_whole = false;
             continue;
         }

@@ -1,12 +1,12 @@
 //! The results, as tables and as JSON. `peers.py` adds its own to the JSON, in the same form.
 
 use std::fmt;
-use std::path::Path;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use testkit::stats::{median, quantile};
 
+use crate::attempt::NO_TIME_LEFT;
 use crate::cases::Case;
 use crate::device::{Device, Facts};
 use crate::group::Group;
@@ -109,15 +109,6 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
     group.jobs.iter().enumerate().map(row).collect()
 }
 
-/// Replaces a file, so that it is whole at any time.
-pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
-    let text = serde_json::to_string_pretty(report).expect("the report is plain data");
-    let new = file.with_extension("new");
-    std::fs::write(&new, text + "\n")
-        .and_then(|()| std::fs::rename(&new, file))
-        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-}
-
 impl Report {
     pub(crate) fn new(device: &Device, build: &str) -> Self {
         Self {
@@ -134,12 +125,8 @@ impl Report {
     /// Notes a case that there was no time for.
     pub(crate) fn cut(&mut self, case: &Case) {
         let Case { shape, variant, alignment, .. } = case;
-        self.skipped.push(format!("{} {}, {}: no time left", shape.name, variant.name(), alignment.name));
+        self.skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", shape.name, variant.name(), alignment.name));
         self.is_whole = false;
-    }
-
-    pub(crate) fn write(&self, file: &Path) {
-        write_json(file, self);
     }
 }
 
@@ -165,19 +152,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {}, compared with the CPU backend before it was timed\n", self.program, self.device.name)?;
         let mut table = Table::new();
-        let header = [
-            "shape",
-            "types",
-            "alignment",
-            "what",
-            "µs",
-            "GB/s",
-            "of the faster copy",
-            "of the triad",
-            "of flat",
-            "GFLOP/s",
-            "over Adam",
-        ];
+        let header =
+            "shape|types|alignment|what|µs|GB/s|of the faster copy|of the triad|of flat|GFLOP/s|over Adam".split('|');
         table.load_style(presets::ASCII_MARKDOWN).set_header(header);
         let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.3}")).unwrap_or_default();
         for row in &self.rows {

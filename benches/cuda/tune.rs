@@ -12,13 +12,13 @@ use std::time::Instant;
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::CUfunction;
 use dualadam::{RawTensor, StepCoeffs};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::attempt::{attempt, has_failed};
+use crate::attempt::{NO_TIME_LEFT, attempt};
 use crate::cases;
 use crate::device::{Device, Memory};
 use crate::group::Group;
-use crate::ranking::{self, NO_TIME_LEFT, Row};
+use crate::ranking::{self, Report, Row};
 use crate::timer::Timer;
 use crate::verify;
 
@@ -72,14 +72,6 @@ struct Contestant {
     tables: Vec<Memory>,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
-    device: crate::device::Facts,
-    build: String,
-    rows: Vec<Row>,
-    skipped: Vec<String>,
-}
-
 /// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared among the cases. Returns whether any
 /// failed.
 pub(crate) fn run(
@@ -94,12 +86,12 @@ pub(crate) fn run(
     let index = std::fs::read_to_string(folder.join("index.json")).expect("the folder has an index");
     let combinations: Vec<Combination> = serde_json::from_str(&index).expect("the index is valid");
     let timer = Timer::new(device, quick);
-    let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
+    let mut report = Report::new(device, build);
     let cases = cases::tuned(quick);
     for (number, case) in cases.iter().enumerate() {
         // Each case has its share of the time, for loading, verifying and timing.
         if device.is_lost() {
-            report.skipped.push(crate::DEVICE_IS_LOST.to_owned());
+            report.skipped.push(format!("all further cases: {}", crate::DEVICE_IS_LOST));
             break;
         }
         let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
@@ -110,22 +102,10 @@ pub(crate) fn run(
             let mut group = Group::new(device, case)?;
             time_case(&timer, device, &mut group, folder, &combinations, most_rounds, is_late, skipped)
         });
-        match timed {
-            Ok(rows) => {
-                ranking::print("sweep", "the library's", &rows);
-                report.rows.extend(rows);
-            }
-            Err(reason) => report.skipped.push(format!("{} {}: {reason}", case.shape.name, case.variant.name())),
-        }
-        if let Some(json) = json {
-            crate::report::write_json(json, &report);
-        }
+        report.add(&format!("{} {}", case.shape.name, case.variant.name()), timed, "sweep", "the library's");
+        json.iter().for_each(|file| ranking::write_json(file, &report));
     }
-    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
-    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
-        println!("the CUDA sweep was cut: {NO_TIME_LEFT}");
-    }
-    has_failed(&report.skipped)
+    report.end("CUDA sweep")
 }
 
 #[expect(clippy::too_many_arguments, reason = "what one case of the sweep needs, and it stands in one place")]
@@ -236,10 +216,9 @@ impl Contestant {
                 result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
             } else {
                 let tensor = group.flat(replica);
-                let mut addresses =
-                    [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0, tensor.len];
+                let (mut addresses, mut len) = (addresses(&tensor), tensor.len);
                 let mut arguments: Vec<_> = addresses.iter_mut().map(argument).collect();
-                arguments.push(argument(&mut coeffs));
+                arguments.extend([argument(&mut len), argument(&mut coeffs)]);
                 result::launch_kernel(self.function, (self.blocks, 1, 1), (self.block, 1, 1), 0, stream, &mut arguments)
             }
         };
@@ -260,14 +239,19 @@ fn argument<T>(value: &mut T) -> *mut c_void {
     ptr::from_mut(value).cast()
 }
 
+/// The addresses of a tensor without a master, by role.
+fn addresses(tensor: &RawTensor) -> [u64; 5] {
+    let RawTensor { param, grad, exp_avg, exp_avg_sq, .. } = tensor;
+    [param.address, grad.address, exp_avg.address, exp_avg_sq.address, 0]
+}
+
 /// A list's table, as `kernels/step.cuh` wants it, and its chunks.
 fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
     let (mut records, mut chunk_tensor) = (vec![], vec![]);
     for (i, tensor) in tensors.iter().enumerate() {
         let first_chunk = chunk_tensor.len() as u64;
-        let addresses = [tensor.params.address, tensor.grads.address, tensor.exp_avg, tensor.exp_avg_sq, 0];
-        records.extend(addresses);
-        // The coefficients' index, in the high half, is 0; no masters.
+        records.extend(addresses(tensor));
+        // The coefficients' index, in the high half, is 0.
         records.extend([tensor.len, first_chunk, 0]);
         chunk_tensor.extend(std::iter::repeat_n(i as u32, tensor.len.div_ceil(chunk) as usize));
     }

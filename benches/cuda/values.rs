@@ -25,12 +25,6 @@ pub(crate) fn bytes_moved(variant: Variant) -> usize {
     2 * (exp_avg + exp_avg_sq) + grad + if master > 0 { 2 * master + param } else { 2 * param }
 }
 
-/// A variant as the backends' calls have it: the type of what is updated, of the gradient, and of its copy.
-pub(crate) fn types(variant: Variant) -> (Dtype, Dtype, Option<Dtype>) {
-    let formats = variant.formats();
-    (formats.master.unwrap_or(formats.param), formats.grad, formats.master.map(|_| formats.param))
-}
-
 /// With the bits that f32 has beyond bf16 cut off, as the triad does it.
 fn cut(dtype: Dtype, values: &[f32]) -> Values {
     match dtype {

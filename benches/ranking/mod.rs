@@ -1,10 +1,13 @@
-//! How fast several ways to do the same are beside the first of them, and whether that is more than noise.
+//! How fast several ways to do the same are beside the first of them, and whether that is more than
+//! noise.
+
+use std::path::Path;
 
 use serde::Serialize;
 use testkit::stats::{median, quantile};
 
-/// The reason why something did not run that there was no time for.
-pub(crate) const NO_TIME_LEFT: &str = "no time left";
+use crate::attempt;
+use crate::device::{Device, Facts};
 
 /// A smaller difference is never called real: clocks have steps.
 const SMALLEST: f64 = 0.002;
@@ -24,9 +27,52 @@ pub(crate) struct Row {
     speedup: f64,
     speedup_low: f64,
     speedup_high: f64,
-    /// Whether the speedup is further from 1 than twice its interquartile range, and than noise can be that the rounds do not show.
+    /// Whether the speedup is further from 1 than twice its interquartile range, and than noise can
+    /// be that the rounds do not show.
     is_real: bool,
     rounds: usize,
+}
+
+/// What a sweep has found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    device: Facts,
+    build: String,
+    rows: Vec<Row>,
+    /// What did not run, and why.
+    pub(crate) skipped: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn new(device: &Device, build: &str) -> Self {
+        Self { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] }
+    }
+
+    /// Adds a case, and prints its ranking.
+    pub(crate) fn add(&mut self, case: &str, rows: Result<Vec<Row>, String>, sweep: &str, first: &str) {
+        match rows {
+            Ok(rows) => {
+                print(sweep, first, &rows);
+                self.rows.extend(rows);
+            }
+            Err(reason) => self.skipped.push(format!("{case}: {reason}")),
+        }
+    }
+
+    /// Says what did not run. Returns whether anything failed.
+    pub(crate) fn end(&self, sweep: &str) -> bool {
+        self.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
+        attempt::end(sweep, &self.skipped)
+    }
+}
+
+/// Replaces a file, so that it is whole at any time.
+pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
+    let text = serde_json::to_string_pretty(report).expect("the report is plain data");
+    let new = file.with_extension("new");
+    std::fs::write(&new, text + "\n")
+        .and_then(|()| std::fs::rename(&new, file))
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
 /// The rows of ways that took turns in rounds, whose seconds these are.
@@ -60,9 +106,9 @@ fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f
     }
 }
 
-/// Prints a ranking for each case, and its winners for a closing table, under the name of the sweep. `first` is what all are compared
-/// with.
-pub(crate) fn print(sweep: &str, first: &str, rows: &[Row]) {
+/// Prints a ranking for each case, and its winners for a closing table, under the name of the
+/// sweep. `first` is what all are compared with.
+fn print(sweep: &str, first: &str, rows: &[Row]) {
     let mut cases: Vec<_> = rows.iter().map(|row| (&row.shape, row.types)).collect();
     cases.dedup();
     for (shape, types) in cases {

@@ -38,10 +38,9 @@ use dualadam::Variant;
 use dualadam::webgpu::Pipelines;
 use testkit::stats::{median, quantile};
 
-use attempt::{attempt, has_failed};
+use attempt::{NO_TIME_LEFT, attempt};
 use device::Device;
 use group::{Group, Job, main_variants};
-use ranking::NO_TIME_LEFT;
 use report::{Report, Row};
 use timer::{Seconds, Timer};
 use values::bytes_moved;
@@ -130,7 +129,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     });
     if arguments.criterion {
         samples::run(device, &pipelines, &timer, exponents);
-        return has_failed(&report.skipped);
+        return attempt::end("WebGPU benchmark", &report.skipped);
     }
     // On a GPU the CPU would take most of the time.
     let with_cpu = device.facts.software || !arguments.core;
@@ -143,7 +142,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
             Ok(rows) => report.add(rows, arguments.cuda.as_deref()),
             Err(reason) => report.skipped.push(format!("2^{exponent}: {reason}")),
         }
-        arguments.json.iter().for_each(|file| report::write_json(&report, file));
+        arguments.json.iter().for_each(|file| ranking::write_json(file, &report));
     }
     if is_late() {
         report.skipped.push(format!("the host's times: {NO_TIME_LEFT}"));
@@ -160,12 +159,9 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
             Err(reason) => report.skipped.push(format!("the host's times: {reason}")),
         }
     }
-    arguments.json.iter().for_each(|file| report::write_json(&report, file));
+    arguments.json.iter().for_each(|file| ranking::write_json(file, &report));
     println!("{report}");
-    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
-        println!("the WebGPU benchmark was cut: {NO_TIME_LEFT}");
-    }
-    has_failed(&report.skipped)
+    attempt::end("WebGPU benchmark", &report.skipped)
 }
 
 /// Times all jobs of a length in turns. Fails if the device lacks the memory.

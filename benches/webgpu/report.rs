@@ -129,15 +129,6 @@ impl Report {
     }
 }
 
-/// Replaces the file, so that it is whole at any time.
-pub(crate) fn write_json(report: &impl Serialize, file: &Path) {
-    let text = serde_json::to_string_pretty(report).expect("the report is plain data");
-    let new = file.with_extension("new");
-    std::fs::write(&new, text + "\n")
-        .and_then(|()| std::fs::rename(&new, file))
-        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Facts { name, api, driver, immediates, timestamps, .. } = &self.device;

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
-use serde::Serialize;
 
-use crate::attempt::{attempt, has_failed};
-use crate::device::{Device, Facts};
+use crate::attempt::{NO_TIME_LEFT, attempt};
+use crate::device::Device;
 use crate::group::{self, Job, tensor, tensor_at};
-use crate::ranking::{self, NO_TIME_LEFT, Row};
+use crate::ranking::{self, Report, Row};
 use crate::timer::Timer;
 use crate::values::{PERIOD, Pattern, named, sizes};
 use crate::verify;
@@ -26,14 +25,6 @@ const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2),
 /// Tensors of the list, as in a model of some hundred million parameters.
 const TENSORS: u64 = 160;
 const MOST_ROUNDS: usize = 15;
-
-#[derive(Debug, Serialize)]
-struct Report {
-    device: Facts,
-    build: String,
-    rows: Vec<Row>,
-    skipped: Vec<String>,
-}
 
 /// Something that encodes the step over some replica.
 struct Contestant<'a> {
@@ -58,7 +49,7 @@ pub(crate) fn run(
         (false, true) => (20, 12, MOST_ROUNDS),
         (false, false) => (24, 17, MOST_ROUNDS),
     };
-    let mut report = Report { device: device.facts.clone(), build: build.to_owned(), rows: vec![], skipped: vec![] };
+    let mut report = Report::new(device, build);
     for variant in SWEPT.map(named) {
         let (text, _) = TEXTS[variant.index()];
         let cases: [Case<'_>; 2] = [
@@ -71,21 +62,11 @@ pub(crate) fn run(
         ];
         for (shape, first, case) in cases {
             let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { attempt(|| case(&shape)) };
-            match found {
-                Ok(rows) => {
-                    ranking::print("Vulkan sweep", first, &rows);
-                    report.rows.extend(rows);
-                }
-                Err(reason) => report.skipped.push(format!("{shape} {}: {reason}", variant.name())),
-            }
-            json.iter().for_each(|file| crate::report::write_json(&report, file));
+            report.add(&format!("{shape} {}", variant.name()), found, "Vulkan sweep", first);
+            json.iter().for_each(|file| ranking::write_json(file, &report));
         }
     }
-    report.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
-    if report.skipped.iter().any(|skipped| skipped.ends_with(NO_TIME_LEFT)) {
-        println!("the WebGPU sweep was cut: {NO_TIME_LEFT}");
-    }
-    has_failed(&report.skipped)
+    report.end("WebGPU sweep")
 }
 
 /// Flat buffers, served by workgroups of each shape.

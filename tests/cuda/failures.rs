@@ -338,8 +338,8 @@ fn drivers_that_cannot_do_it_are_refused() {
     stand_in.fail("cuDriverGetVersion", 1, 34);
     assert!(matches!(Kernels::new(0), Err(CudaError::StubDriver)));
 
-    refused::position(Kernels::new(5), "device", 1, 5);
-    refused::position(Kernels::new(1 << 32), "device", 1, 1 << 32);
+    refused::position(Kernels::new(5), "device", 2, 5);
+    refused::position(Kernels::new(1 << 32), "device", 2, 1 << 32);
 
     // Compute capability 7.0. What the driver refuses once it may take later.
     let kernels = Kernels::new(0).unwrap();

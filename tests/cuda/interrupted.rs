@@ -18,6 +18,12 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_optimizers_stay_consistent_at_every_failing_call,
 ];
 
+#[track_caller]
+fn assert_interrupted<T>(result: Result<T, CudaError>) {
+    let Err(error) = result else { panic!("not refused") };
+    assert!(matches!(error, CudaError::Interrupted), "{error:?}");
+}
+
 struct World {
     run: Run,
     gpu: Gpu,
@@ -50,11 +56,11 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
             }
             (Err(_), true) => {
                 interrupted += 1;
-                refused::interrupted(run.try_launch(&gpu.stream, RawScalars::default()));
+                assert_interrupted(run.try_launch(&gpu.stream, RawScalars::default()));
                 // SAFETY: the stream lives.
                 unsafe {
-                    refused::interrupted(run.control.report(gpu.raw_stream()));
-                    refused::interrupted(run.control.steps(gpu.raw_stream()));
+                    assert_interrupted(run.control.report(gpu.raw_stream()));
+                    assert_interrupted(run.control.steps(gpu.raw_stream()));
                 }
                 set_steps(&gpu, &mut run.control, &[0; 3]);
                 // The tensors are the caller's to restore.
@@ -208,7 +214,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             }
             if is_interrupted {
                 interruptions += 1;
-                refused::interrupted(optimizer.state());
+                assert_interrupted(optimizer.state());
                 // A state makes it whole again, whatever the driver had done.
                 let (_folder, path) = temporary();
                 models.cpu.save(&path).unwrap();

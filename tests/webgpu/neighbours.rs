@@ -12,7 +12,8 @@ const SIZES: [usize; 11] = [1, 2, 3, 4, 5, 7, 128, 257, 1023, 1026, 1029];
 /// What offsets are multiples of in these tests.
 const ALIGN: usize = 256;
 
-/// Appends what a tensor has, each array at a multiple of the alignment and with other bytes behind it, and returns the offsets.
+/// Appends what a tensor has, each array at a multiple of the alignment and with other bytes behind
+/// it, and returns the offsets.
 fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
     let mut append = |content: &[u8]| {
         let offset = bytes.len();
@@ -23,8 +24,9 @@ fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
     host.contents().into_iter().map(&mut append).collect()
 }
 
-/// Every variant and size with all of its arrays in one buffer: the elements are those of a step in buffers of their own, and nothing
-/// else in the whole buffer changes. Neither do the gradients, which are bound as if they were written.
+/// Every variant and size with all of its arrays in one buffer: the elements are those of a step in
+/// buffers of their own, and nothing else in the whole buffer changes. Neither do the gradients,
+/// which are bound as if they were written.
 pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
     let device = &gpu.device;
     assert!((ALIGN as u32).is_multiple_of(device.device.limits().min_storage_buffer_offset_alignment));

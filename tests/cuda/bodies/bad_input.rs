@@ -96,7 +96,7 @@ fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
             extent(Param, 1 << 62, 0x1000),
         ),
         (with(good(), |t| t.grad = bf16_at(0x10fe)), overlap(Grad, Master, 0x10fe)),
-        (with(good(), |t| t.exp_avg = f32_at(0x10fc)), overlap(ExpAvg, Master, 0x10fc)),
+        (with(good(), |t| t.exp_avg = f32_at(0xf04)), overlap(ExpAvg, Master, 0x1000)),
         (with(good(), |t| t.exp_avg_sq = f32_at(0x1200)), overlap(ExpAvgSq, ExpAvg, 0x1200)),
         (with(good(), |t| t.param = bf16_at(0x137e)), overlap(Param, ExpAvgSq, 0x137e)),
         (with(good(), |t| t.param = bf16_at(0x1100)), overlap(Param, Grad, 0x1100)),

@@ -1,5 +1,6 @@
-//! Captures as PyTorch's users make them: a whole iteration in one graph, whose gradients are at addresses that did not exist before; and
-//! captures beside other threads that make, step and drop what they like.
+//! Captures as PyTorch's users make them: a whole iteration in one graph, whose gradients are at
+//! addresses that did not exist before; and captures beside other threads that make, step and drop
+//! what they like.
 
 use std::sync::Arc;
 use std::thread;
@@ -36,7 +37,8 @@ pub(crate) const TESTS: &[Body] = bodies!["captures":
 pub(crate) const MODES: [CUstreamCaptureMode; 3] =
     [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED];
 
-/// Device memory of undefined content, as PyTorch's allocator gets it while a stream is being captured.
+/// Device memory of undefined content, as PyTorch's allocator gets it while a stream is being
+/// captured.
 fn allocate_in_capture(bytes: usize) -> Memory {
     let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
     let exchange = |mode: &mut CUstreamCaptureMode| {
@@ -51,8 +53,8 @@ fn allocate_in_capture(bytes: usize) -> Memory {
     Memory { address }
 }
 
-/// What a training program captures: gradients in memory of the graph's own, which a backward pass, here a copy of the batch,
-/// writes; and the step.
+/// What a training program captures: gradients in memory of the graph's own, which a backward pass,
+/// here a copy of the batch, writes; and the step.
 struct Iteration {
     graph: CudaGraph,
     batch: Vec<Memory>,
@@ -109,7 +111,8 @@ fn set_grads(twins: &mut [Twin], seed: u64) {
     }
 }
 
-/// The tensors with the gradients of an ordinary step, in memory that is gone after it, as PyTorch's is.
+/// The tensors with the gradients of an ordinary step, in memory that is gone after it, as
+/// PyTorch's is.
 fn upload_grads(gpu: &Gpu, twins: &mut [Twin], seed: u64) -> (Vec<RawTensor>, Vec<Memory>) {
     set_grads(twins, seed);
     let grads: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
@@ -124,7 +127,8 @@ fn assert_same(gpu: &Gpu, twins: &[Twin], what: &str) {
     twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same_but_grads(gpu, &format!("{what}, tensor {i}")));
 }
 
-/// Two captures of one list and its control, with ordinary steps between their launches. One of the captures misses gradients.
+/// Two captures of one list and its control, with ordinary steps between their launches. One of the
+/// captures misses gradients.
 fn whole_iterations_with_control(gpu: &Gpu) {
     for mode in MODES {
         let mut run = Run::new(gpu, &[300, 40, 5, 17, 4097, 0, 12, 1, 4096], &switching());
@@ -155,7 +159,8 @@ fn whole_iterations_with_control(gpu: &Gpu) {
     }
 }
 
-/// The same with coefficients from the host, which the graphs keep: few that fit in an argument, and more.
+/// The same with coefficients from the host, which the graphs keep: few that fit in an argument,
+/// and more.
 fn whole_iterations_without_control(gpu: &Gpu) {
     for sets in [3, 100] {
         let sets: Vec<_> = (1..=sets).map(|step| DualAdamConfig::adamw(0.1).coeffs(step).unwrap()).collect();
@@ -264,7 +269,8 @@ fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     run.assert_same(gpu, "replayed");
 }
 
-/// What another thread does with its own list, control and optimizer, from their making to their end.
+/// What another thread does with its own list, control and optimizer, from their making to their
+/// end.
 fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     let config = DualAdamConfig::default();
     let sets = [config.coeffs(1).unwrap()];
@@ -281,8 +287,8 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     assert_eq!(optimizer.report().unwrap().len(), 1);
 }
 
-/// The capture, in any mode, ends well and the graph does what it should; and so does the other thread's work. The other thread also
-/// frees what had steps before the capture.
+/// The capture, in any mode, ends well and the graph does what it should; and so does the other
+/// thread's work. The other thread also frees what had steps before the capture.
 fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
     let other = gpu.context.new_stream().unwrap();
     for mode in MODES {

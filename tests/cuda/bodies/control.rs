@@ -68,7 +68,8 @@ pub(crate) fn try_step(
     control: &mut Control,
     scalars: RawScalars,
 ) -> Result<(), CudaError> {
-    // SAFETY: what is not refused has buffers as long as the tensors; the stand-in checks each access.
+    // SAFETY: what is not refused has buffers as long as the tensors; the stand-in checks each
+    // access.
     unsafe { list.step_controlled(control, &scalars, stream.cu_stream().cast()) }
 }
 
@@ -156,7 +157,8 @@ fn coefficients_of_huge_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     }
 }
 
-/// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would switch at another step.
+/// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would
+/// switch at another step.
 fn schedules_of_many_rates_switch_at_the_steps_of_the_host(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let linear = (1..3000).map(|k| (k, SwitchSchedule::linear_until(k)));
@@ -369,7 +371,8 @@ impl Run {
         unsafe { self.control.set_lr(group, lr, gpu.raw_stream()) }
     }
 
-    /// The step on the CPU, of the tensors that have a gradient, with these learning rates in the groups.
+    /// The step on the CPU, of the tensors that have a gradient, with these learning rates in the
+    /// groups.
     pub(crate) fn expect(&mut self, lrs: &[f64], multiplier: f64, has_gradient: impl Fn(usize) -> bool) {
         let mut sets: Vec<StepCoeffs> = vec![bytemuck::Zeroable::zeroed(); self.steps.len()];
         for (set, coeffs) in sets.iter_mut().enumerate() {
@@ -420,7 +423,8 @@ pub(crate) fn switching() -> [DualAdamConfig; 2] {
     ]
 }
 
-/// Through the switch, with gradients missing here and there, steps skipped, and new learning rates.
+/// Through the switch, with gradients missing here and there, steps skipped, and new learning
+/// rates.
 fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     let mut run = Run::new(gpu, &SIZES, &switching());
     let found_inf = scalar(gpu, 0.0);
@@ -445,7 +449,8 @@ fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     assert_eq!(run.control.config(1).unwrap().lr, lrs[1]);
 }
 
-/// The caller's own check finds what is not finite, wherever it stands; the step then leaves all as it was, and the next goes on.
+/// The caller's own check finds what is not finite, wherever it stands; the step then leaves all as
+/// it was, and the next goes on.
 fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
     let len = 4100;
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -506,7 +511,8 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     assert_same_bits(&found[1], &config.with_betas(0.5, 0.6).with_lr(0.25).coeffs(9).unwrap(), "new betas");
 }
 
-/// A set that no tensor with a gradient names keeps its counter, and is not skipped either; one at its last step is skipped.
+/// A set that no tensor with a gradient names keeps its counter, and is not skipped either; one at
+/// its last step is skipped.
 fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
     let mut control = control(gpu, &[group(DualAdamConfig::default())], &[set(0); 4]);
     let mut missing = empty(2);

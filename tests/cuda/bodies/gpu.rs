@@ -53,7 +53,8 @@ impl Gpu {
 
     /// A flat step, enqueued.
     pub(crate) fn step(&self, tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), CudaError> {
-        // SAFETY: what is not refused has buffers as long as the tensor, which nothing else uses; the stand-in checks each access.
+        // SAFETY: what is not refused has buffers as long as the tensor, which nothing else uses;
+        // the stand-in checks each access.
         unsafe { self.kernels.step_raw(tensor, coeffs, self.raw_stream()) }
     }
 
@@ -82,11 +83,13 @@ impl Gpu {
         self.stand_in.as_ref().unwrap()
     }
 
-    /// Another context of the same device, as a program has it that does not use the primary one. What was current stays so.
+    /// Another context of the same device, as a program has it that does not use the primary one.
+    /// What was current stays so.
     pub(crate) fn other_context(&self) -> Arc<CudaContext> {
         let other = CudaContext::new_non_primary(0, 0).unwrap();
         let mut made = ptr::null_mut();
-        // SAFETY: a place for the answer. Making a context has put it on top of those of this thread.
+        // SAFETY: a place for the answer. Making a context has put it on top of those of this
+        // thread.
         let answer = unsafe { sys::cuCtxPopCurrent_v2(&mut made) };
         assert_eq!((answer, made), (sys::CUresult::CUDA_SUCCESS, other.cu_ctx()));
         other

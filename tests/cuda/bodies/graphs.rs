@@ -42,8 +42,8 @@ pub(crate) fn capture(stream: &Arc<CudaStream>, mode: CUstreamCaptureMode, work:
     stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap().unwrap()
 }
 
-/// The very first step is captured; its launches go through the switch and through skipped steps, with new learning rates in the
-/// caller's memory and in the control's.
+/// The very first step is captured; its launches go through the switch and through skipped steps,
+/// with new learning rates in the caller's memory and in the control's.
 fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     let [first, second] = switching();
     let lr = scalar(gpu, 0.5);
@@ -77,7 +77,8 @@ fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     run.assert_same(gpu, "ordinary");
 }
 
-/// Which tensors have a gradient is the graph's own: neither later steps nor other captures change it.
+/// Which tensors have a gradient is the graph's own: neither later steps nor other captures change
+/// it.
 fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 40, 5, 17], &switching());
     let of_all = run.capture(&gpu.stream);
@@ -163,7 +164,8 @@ fn a_captured_list_without_control_may_be_dropped(gpu: &Gpu) {
     run.assert_same_tensors(gpu, "after the end");
 }
 
-/// What the host would have to do again for each launch, or would have to wait for, cannot be captured; the capture goes on.
+/// What the host would have to do again for each launch, or would have to wait for, cannot be
+/// captured; the capture goes on.
 fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let context = gpu.other_context();
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
@@ -200,7 +202,8 @@ fn groups() -> [DualAdamConfig; 2] {
     [config, config.with_schedule(SwitchSchedule::Fixed { switching_step: 2 })]
 }
 
-/// f32; bf16 and f16 with masters, in another group, the first of them longer than its masters' blocks have threads; bf16 alone.
+/// f32; bf16 and f16 with masters, in another group, the first of them longer than its masters'
+/// blocks have threads; bf16 alone.
 fn models(gpu: &Gpu) -> Models {
     let specs = [("f32_f32", 300, 0), ("bf16_f32_master", 4170, 1), ("f16_f32_master", 19, 1), ("bf16_f32", 5, 0)];
     Models::new(&gpu.stream, &groups(), &specs).with_multiplier(0.25)
@@ -218,8 +221,8 @@ fn prepare(models: &mut Models, optimizer: &mut CapturableDualAdam) {
     optimizer.prepare(params, grads).unwrap();
 }
 
-/// The first update of tensors with masters is captured, and skipped at first; launches go through the switch; the state goes to the
-/// CPU and back.
+/// The first update of tensors with masters is captured, and skipped at first; launches go through
+/// the switch; the state goes to the CPU and back.
 fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     let folder = tempfile::tempdir().unwrap();
     let (from_cpu, from_device) = (folder.path().join("cpu"), folder.path().join("device"));
@@ -254,7 +257,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.cpu.save(&from_cpu).unwrap();
     assert_eq!(std::fs::read(&from_cpu).unwrap(), std::fs::read(&from_device).unwrap());
 
-    // Onwards on the device from the CPU's file, without a graph and with a gradient missing, and on the CPU from the device's.
+    // Onwards on the device from the CPU's file, without a graph and with a gradient missing, and
+    // on the CPU from the device's.
     optimizer.load(&from_cpu).unwrap();
     models.cpu.load(&from_device).unwrap();
     models.set_found_inf(0.0);
@@ -273,7 +277,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.assert_same(&plain, "without control");
 }
 
-/// Two steps in one graph: what the first one notes on the device, of masters too, the second one finds.
+/// Two steps in one graph: what the first one notes on the device, of masters too, the second one
+/// finds.
 fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
@@ -350,7 +355,8 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
     models.assert_same(&optimizer, "after");
 }
 
-/// The first step needs memory, so it cannot be captured unprepared; what was captured outlives the optimizer.
+/// The first step needs memory, so it cannot be captured unprepared; what was captured outlives the
+/// optimizer.
 fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {

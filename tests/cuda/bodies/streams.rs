@@ -26,7 +26,8 @@ pub(crate) const TESTS: &[Body] = bodies!["streams":
 fn check_handle(gpu: &Gpu, stream: *mut c_void) {
     let sets = all_sets();
     let mut twin = Twin::of(gpu, "bf16_bf16_master", 3000);
-    // SAFETY: the stream is live, the buffers are as long as the tensor, and nothing else uses them.
+    // SAFETY: the stream is live, the buffers are as long as the tensor, and nothing else uses
+    // them.
     unsafe { gpu.kernels.step_raw(&twin.raw(), &sets[0], stream) }.unwrap();
     twin.expect(&sets);
     twin.assert_same(gpu, "flat");
@@ -53,11 +54,13 @@ fn foreign_streams_are_borrowed(gpu: &Gpu) {
     for kind in [StreamKind::NonBlocking, StreamKind::Default] {
         let stream = driver_stream::create(kind).unwrap();
         check_handle(gpu, stream.cast());
-        // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it are gone.
+        // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it
+        // are gone.
         let wrapped = unsafe { gpu.context.wrap_borrowed_stream(stream) };
         check_owner(&gpu.kernels, &wrapped, "bf16_f32_master");
         drop(wrapped);
-        // SAFETY: made above, and nothing uses it any more. It is still there: nobody else has destroyed it.
+        // SAFETY: made above, and nothing uses it any more. It is still there: nobody else has
+        // destroyed it.
         unsafe {
             driver_stream::synchronize(stream).unwrap();
             driver_stream::destroy(stream).unwrap();

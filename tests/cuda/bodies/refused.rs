@@ -1,0 +1,35 @@
+//! What an error must be, of those that only this backend has as well.
+
+use dualadam::Error;
+use dualadam::cuda::CudaError;
+
+pub(crate) use testkit::refused::*;
+
+/// The backend's own error.
+#[track_caller]
+fn cuda<T>(result: Result<T, CudaError>) -> CudaError {
+    match refused(result) {
+        Error::Cuda(error) => error,
+        other => panic!("not of CUDA: {other:?}"),
+    }
+}
+
+#[track_caller]
+pub(crate) fn captured<T>(result: Result<T, CudaError>) {
+    let error = cuda(result);
+    assert!(matches!(error, CudaError::Captured { .. }), "{error:?}");
+}
+
+/// The argument belongs to another context.
+#[track_caller]
+pub(crate) fn context<T>(result: Result<T, CudaError>, expected: &str) {
+    let error = cuda(result);
+    assert!(matches!(error, CudaError::Context { argument } if argument == expected), "{error:?}");
+}
+
+/// The argument belongs to another of cudarc's values for the context.
+#[track_caller]
+pub(crate) fn unordered<T>(result: Result<T, CudaError>, expected: &str) {
+    let error = cuda(result);
+    assert!(matches!(error, CudaError::Unordered { argument } if argument == expected), "{error:?}");
+}
