@@ -9,8 +9,8 @@ mod bodies;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dualadam::Error;
-use dualadam::cuda::Kernels;
+use dualadam::cuda::{CudaError, Kernels};
+use dualadam::{ArgumentError, ListError};
 use libtest_mimic::Completion;
 
 use bodies::gpu::Gpu;
@@ -30,10 +30,14 @@ impl Device {
     fn find() -> Result<Self, String> {
         let kernels = match Kernels::new(0) {
             Ok(kernels) => kernels,
-            Err(error @ (Error::NoDriver | Error::OldDriver { .. } | Error::Driver { call: "cuInit", .. })) => {
+            Err(
+                error @ (CudaError::NoDriver | CudaError::OldDriver { .. } | CudaError::Driver { call: "cuInit", .. }),
+            ) => {
                 return Err(error.to_string());
             }
-            Err(Error::Position { .. }) => return Err("the CUDA driver finds no device".to_owned()),
+            Err(CudaError::Argument(ArgumentError::List(ListError::Position { .. }))) => {
+                return Err("the CUDA driver finds no device".to_owned());
+            }
             Err(error) => panic!("{error}"),
         };
         let name = kernels.context().name().unwrap_or_else(|error| panic!("{error}"));

@@ -2,8 +2,7 @@
 
 #![cfg(feature = "cuda")]
 
-use dualadam::Error;
-use dualadam::cuda::{Kernels, cudarc};
+use dualadam::cuda::{CudaError, Kernels, cudarc};
 
 #[test]
 fn no_driver_is_an_error() {
@@ -13,6 +12,6 @@ fn no_driver_is_an_error() {
         return;
     }
     let error = Kernels::new(0).unwrap_err();
-    assert!(matches!(error, Error::NoDriver), "{error:?}");
+    assert!(matches!(error, CudaError::NoDriver), "{error:?}");
     assert_eq!(error.to_string(), "no CUDA driver: libcuda cannot be opened; it comes with the NVIDIA driver");
 }

@@ -4,13 +4,13 @@
 
 use std::path::Path;
 
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
 use serde::Serialize;
 
 use crate::attempt::{attempt, has_failed};
 use crate::device::{Device, Facts};
-use crate::group::{self, Job, tensor};
+use crate::group::{self, Job, tensor, tensor_at};
 use crate::ranking::{self, NO_TIME_LEFT, Row};
 use crate::timer::Timer;
 use crate::values::{PERIOD, Pattern, named, sizes};
@@ -137,12 +137,14 @@ fn lists(
     let all_shared = || buffers(device, variant, &pattern, len * TENSORS as usize);
     let (apart, shared) = (all_apart()?, all_shared()?);
     let tensors = apart.iter().map(|buffers| tensor(variant, buffers, len as u64)).collect();
-    let parts = (0..TENSORS).map(|i| part(variant, &shared, i * len as u64, len as u64)).collect();
+    let parts = (0..TENSORS).map(|i| tensor_at(variant, &shared, i * len as u64, len as u64)).collect();
     // Steps of the one are not to change what the other is checked with.
     let (others, moments) = (all_apart()?, all_shared()?);
     let mixed = |i: u64| {
-        let Tensor { exp_avg, exp_avg_sq, .. } = part(variant, &moments, i * len as u64, len as u64);
-        Tensor { exp_avg, exp_avg_sq, ..tensor(variant, &others[i as usize], len as u64) }
+        let Tensor { exp_avg, exp_avg_sq, .. } = tensor_at(variant, &moments, i * len as u64, len as u64);
+        let mut tensor = tensor(variant, &others[i as usize], len as u64);
+        (tensor.exp_avg, tensor.exp_avg_sq) = (exp_avg, exp_avg_sq);
+        tensor
     };
     // The first tensor's streams all begin with the pattern.
     let of_mixed = [&others[0][..2], &moments[2..4]].concat();
@@ -156,7 +158,8 @@ fn lists(
     let mut contestants = vec![];
     for (what, tensors, buffers, checked) in contested {
         let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
-        let encode = move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the set is there");
+        let encode =
+            move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the coefficients are there");
         check(device, variant, &pattern, buffers, checked, what, &encode);
         contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
     }
@@ -166,19 +169,6 @@ fn lists(
 fn buffers(device: &Device, variant: Variant, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
     let sizes = sizes(variant).into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
     sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
-}
-
-/// A tensor in the middle of buffers that it shares.
-fn part<'a>(variant: Variant, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
-    let offset = |stream: usize| start * sizes(variant)[stream] as u64;
-    let whole = tensor(variant, arenas, len);
-    Tensor {
-        params: BufferView { offset: offset(0), ..whole.params },
-        grads: whole.grads.map(|grads| BufferView { offset: offset(1), ..grads }),
-        exp_avg: Moment { offset: offset(2), ..whole.exp_avg },
-        exp_avg_sq: Moment { offset: offset(3), ..whole.exp_avg_sq },
-        ..whole
-    }
 }
 
 /// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a rounding.

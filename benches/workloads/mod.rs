@@ -367,7 +367,8 @@ impl Workload for Unfused {
         let Buffers { params, grads, exp_avg, exp_avg_sq } = &mut self.buffers;
         let (root, factor, c) = (&mut self.root, &mut self.factor, &self.coeffs);
         pass(exp_avg, grads, |m, g| m + c.one_minus_beta1 * (g - m));
-        pass(exp_avg_sq, grads, |v, g| v + c.one_minus_beta2 * (g * g - v));
+        let saturate = |x: f32| if x > f32::MAX { f32::MAX } else { x };
+        pass(exp_avg_sq, grads, |v, g| saturate(v + c.one_minus_beta2 * (g * g - v)));
         pass(root, exp_avg_sq, |_, v| v.sqrt());
         pass(factor, root, |_, s| s * c.inv_sqrt_bc2);
         pass(root, factor, |_, s| c.adam_scale / (s + c.eps));

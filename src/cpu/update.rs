@@ -2,6 +2,12 @@
 
 use crate::rule::StepCoeffs;
 
+/// Where `x` is above the largest finite f32, that. A NaN stays one, which `f32::min` would not keep.
+#[inline(always)]
+fn saturate(x: f32) -> f32 {
+    if x > f32::MAX { f32::MAX } else { x }
+}
+
 /// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2` and `decay` are not 0: the
 /// caller has asked once for all elements.
 ///
@@ -17,7 +23,7 @@ pub(super) fn update<const DUAL: bool, const L2: bool, const DECAY: bool>(
     let g = c.grad_scale * grad;
     let g = if !L2 { g } else { c.l2.mul_add(p, g) };
     *m = c.one_minus_beta1.mul_add(g - *m, *m);
-    *v = c.one_minus_beta2.mul_add(g.mul_add(g, -*v), *v);
+    *v = saturate(c.one_minus_beta2.mul_add(g.mul_add(g, -*v), *v));
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let w = if !DUAL { q } else { c.inverse_scale.mul_add(s + c.inverse_eps, q) };

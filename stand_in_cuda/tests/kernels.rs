@@ -53,6 +53,7 @@ fn update(c: &Coeffs, grad: f32, p: f32, m: f32, v: f32) -> (f32, f32, f32) {
     let g = if c.l2 == 0.0 { g } else { c.l2.mul_add(p, g) };
     let m = c.one_minus_beta1.mul_add(g - m, m);
     let v = c.one_minus_beta2.mul_add(g.mul_add(g, -v), v);
+    let v = if v > f32::MAX { f32::MAX } else { v };
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let w = if c.inverse_scale == 0.0 { q } else { c.inverse_scale.mul_add(s + c.inverse_eps, q) };

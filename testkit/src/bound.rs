@@ -1,11 +1,15 @@
-//! How far one f32 step may be from exact arithmetic, started from the same f32 state: a running error analysis.
+//! How far one f32 step may be from exact arithmetic, started from the same f32 state: a running
+//! error analysis.
 //!
-//! Every line follows one line of the contract and adds, to the errors that come in, the rounding of each coefficient (formed
-//! in f64, so off by one rounding) and of each operation.
+//! Every line follows one line of the contract and adds, to the errors that come in, the rounding
+//! of each coefficient (formed in f64, so off by one rounding) and of each operation.
 
 use dualadam::{DualAdamConfig, InverseTerm, StepCoeffs, WeightDecay, reference};
 
 use crate::contract::{Element, TINY, U};
+
+/// A gradient from here on may have a square that is infinite in f32.
+pub const LEAST_OVERFLOWING: f64 = 1.84e19;
 
 /// The largest error of each new value.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +21,8 @@ pub struct Bound {
 
 /// The exact new state of `x` and the error that f32 arithmetic may have beside it.
 ///
-/// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1 makes up for them.
+/// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1
+/// makes up for them.
 pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> (reference::Element, Bound) {
     let (p, m, v, grad) = (f64::from(x.p), f64::from(x.m), f64::from(x.v), f64::from(grad));
     let mut exact = reference::Element { theta: p, m, v };
@@ -31,6 +36,7 @@ pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -
         g += c.l2 * p;
         g_error += U * g.abs() + TINY;
     }
+    assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
     let m_error = c.one_minus_beta1 * (g_error + 2.0 * U * (g - m).abs()) + U * exact.m.abs() + TINY;
     let inner = (g * g - v).abs();
     let inner_error = 2.0 * g.abs() * g_error + U * inner + TINY;
@@ -42,7 +48,8 @@ pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -
     let sum = s + c.eps;
     let sum_error = s_error + U * c.eps + U * sum + TINY;
     let q = c.adam_scale / sum;
-    // Where a small beta2 leaves little of v, the error can be as large as s; the root is never negative, though.
+    // Where a small beta2 leaves little of v, the error can be as large as s; the root is never
+    // negative, though.
     let least_sum = f64::max(sum - sum_error, c.eps * (1.0 - 3.0 * U));
     let q_error = c.adam_scale / least_sum * (1.0 + 2.0 * U) - q + TINY * (1.0 + 1.0 / least_sum);
     let (mut w, mut w_error) = (q, q_error);
@@ -110,7 +117,8 @@ pub fn check_coeffs(config: &DualAdamConfig, t: u64, coeffs: &StepCoeffs) {
         ("decay", coeffs.decay, exact.decay),
         ("l2", coeffs.l2, exact.l2),
     ] {
-        // f64 roundings before the one to f32 can move it across a tie, by a hair more than half a unit.
+        // f64 roundings before the one to f32 can move it across a tie, by a hair more than half a
+        // unit.
         let error = (f64::from(actual) - exact).abs();
         assert!(error <= U * exact * (1.0 + 1e-4) + TINY, "{name} of step {t}: {actual:e}, not {exact:e}");
     }

@@ -1,6 +1,8 @@
-//! The arithmetic contract written a second time, for one element, and the error it may have against exact arithmetic.
+//! The arithmetic contract written a second time, for one element, and the error it may have
+//! against exact arithmetic.
 //!
-//! Each `fma` is formed from its exact f64 product here, so that not even the fused operation is shared with the library.
+//! Each `fma` is formed from its exact f64 product here, so that not even the fused operation is
+//! shared with the library.
 
 use dualadam::StepCoeffs;
 
@@ -12,8 +14,8 @@ pub const TINY: f64 = 7.006_492_321_624_085e-46;
 
 /// `a·b + c` rounded once to f32.
 ///
-/// The product of two f32 is exact in f64. The sum is made exact as well, as a rounded sum and its error, and rounded to odd:
-/// then narrowing to f32 rounds as if from the exact value.
+/// The product of two f32 is exact in f64. The sum is made exact as well, as a rounded sum and its
+/// error, and rounded to odd: then narrowing to f32 rounds as if from the exact value.
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
@@ -46,6 +48,7 @@ pub fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
     let g = if c.l2 == 0.0 { g } else { fma(c.l2, p, g) };
     let m = fma(c.one_minus_beta1, g - m, m);
     let v = fma(c.one_minus_beta2, fma(g, g, -v), v);
+    let v = if v == f32::INFINITY { f32::MAX } else { v };
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let w = if c.inverse_scale == 0.0 { q } else { fma(c.inverse_scale, s + c.inverse_eps, q) };

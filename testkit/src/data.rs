@@ -1,4 +1,5 @@
-//! Inputs for the comparisons: ordinary values, every special one, and configurations that take every branch of the rule.
+//! Inputs for the comparisons: ordinary values, every special one, and configurations that take
+//! every branch of the rule.
 
 use dualadam::{Dtype, DualAdamConfig, Element, InverseTerm, SwitchSchedule, WeightDecay};
 use rand::rngs::SmallRng;
@@ -6,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 
 use crate::values::Values;
 
-/// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both signs.
+/// Zeros, subnormals, ties of bf16 and f16, neighbours of 1, extremes, infinities and NaN, of both
+/// signs.
 pub const SPECIAL: &[f32] = [
     [0.0, -0.0, 1e-45, -1e-45, 1.0e-39, f32::MIN_POSITIVE, -f32::MIN_POSITIVE],
     [5.960_464_5e-8, 2.980_232_2e-8, 6.103_515_6e-5, 1.0, -1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0],
@@ -42,7 +44,8 @@ impl Inputs {
         Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
     }
 
-    /// Every special value as parameter, with every special value as gradient, and each of both as either moment.
+    /// Every special value as parameter, with every special value as gradient, and each of both as
+    /// either moment.
     pub fn special() -> Self {
         let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
         for (i, &a) in SPECIAL.iter().enumerate() {
@@ -55,6 +58,15 @@ impl Inputs {
             }
         }
         inputs
+    }
+
+    /// Gradients whose squares are infinite in f32, of both signs, for each of them second moments of 0,
+    /// among the ordinary ones, and so large that the difference of the two is finite.
+    pub fn overflowing() -> Self {
+        let grads = [1.85e19, 2e19, 1e30, f32::MAX].into_iter().flat_map(|grad| [grad, -grad]);
+        let elements = grads.flat_map(|grad| [0.0, 0.125, 1e38, 3.4e38].map(|v| (grad, v)));
+        let (grad, v): (Vec<_>, Vec<_>) = elements.unzip();
+        Self { p: vec![1.0; grad.len()], m: vec![0.0; grad.len()], grad, v }
     }
 
     pub fn len(&self) -> usize {

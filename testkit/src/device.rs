@@ -1,4 +1,5 @@
-//! Tests that need a device: they run where there is one, and show as ignored, with the reason, where there is none.
+//! Tests that need a device: they run where there is one, and show as ignored, with the reason,
+//! where there is none.
 
 use std::env;
 use std::sync::{Arc, LazyLock};
@@ -25,8 +26,8 @@ pub fn run<D: Send + Sync + 'static>(backend: &str, device: Result<D, String>, t
 
 /// One test of what runs only on some devices: `test` says whether it ran, and fails by panicking.
 ///
-/// Without a device, the error being the reason, it is ignored; or fails, where the environment variable `DUALADAM_REQUIRE`, a list of
-/// backends with commas between, names this backend.
+/// Without a device, the error being the reason, it is ignored; or fails, where the environment
+/// variable `DUALADAM_REQUIRE`, a list of backends with commas between, names this backend.
 pub fn trial<D: Send + Sync + 'static>(
     backend: &str,
     device: &Result<Arc<D>, String>,
@@ -44,7 +45,8 @@ pub fn trial<D: Send + Sync + 'static>(
 
 pub const NO_TIME_LEFT: &str = "no time left";
 
-/// When no test is begun any more: so many seconds after the start as the environment variable `DUALADAM_SECONDS` says.
+/// When no test is begun any more: so many seconds after the start as the environment variable
+/// `DUALADAM_SECONDS` says.
 static END: LazyLock<Option<Instant>> = LazyLock::new(|| {
     let seconds: f64 = env::var("DUALADAM_SECONDS").ok()?.parse().ok()?;
     Some(Instant::now() + Duration::try_from_secs_f64(seconds).ok()?)

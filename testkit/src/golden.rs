@@ -1,4 +1,5 @@
-//! Reads the golden trajectories: float64 replays of the rule, described in `tests/golden/README.md`.
+//! Reads the golden trajectories: float64 replays of the rule, described in
+//! `tests/golden/README.md`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

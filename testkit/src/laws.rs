@@ -1,8 +1,9 @@
-//! What every implementation of the step does, written once: each is a function that steps tensors, all of them together or one by one.
+//! What every implementation of the step does, written once: each is a function that steps tensors,
+//! all of them together or one by one.
 //!
 //! `step` is the implementation, `right` what it is compared with, bit for bit.
 
-use dualadam::{StepCoeffs, cpu};
+use dualadam::{DualAdamConfig, StepCoeffs, cpu};
 
 use crate::data::{Inputs, configs};
 use crate::tensor::Tensor;
@@ -37,7 +38,8 @@ pub fn check(step: Step<'_>, right: Step<'_>, tensors: Vec<Tensor>, sets: &[Step
     }
 }
 
-/// Every variant and size: dual, plain Adam with decay, and in turns each of the other configurations.
+/// Every variant and size: dual, plain Adam with decay, and in turns each of the other
+/// configurations.
 pub fn sizes(step: Step<'_>, right: Step<'_>, sizes: impl IntoIterator<Item = usize>) {
     let sets = all_sets();
     for (number, size) in sizes.into_iter().enumerate() {
@@ -57,7 +59,8 @@ pub fn values(step: Step<'_>, right: Step<'_>, inputs: &Inputs, sets: &[StepCoef
     }
 }
 
-/// Every variant, with each buffer alone out of line, with all of them alike, and with some that differ; and short ones that end early.
+/// Every variant, with each buffer alone out of line, with all of them alike, and with some that
+/// differ; and short ones that end early.
 pub fn misalignments(step: Step<'_>, right: Step<'_>, len: usize, most: usize) {
     let sets = [configs()[0].0.coeffs(3).unwrap()];
     let alone = (0..5)
@@ -84,4 +87,26 @@ pub fn mixed(sizes: &[usize], set: impl Fn(usize) -> usize) -> Vec<Tensor> {
 pub fn lists(step: Step<'_>, right: Step<'_>, sizes: &[usize]) {
     let sets = all_sets();
     check(step, right, mixed(sizes, |i| i * 3 % sets.len()), &sets, "a list");
+}
+
+/// Every variant, with gradients whose squares overflow, then with ordinary ones, then with NaN: the second moment is finite until a
+/// gradient is NaN, whatever came before.
+pub fn overflows(step: Step<'_>, right: Step<'_>) {
+    let overflowing = Inputs::overflowing();
+    for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
+        for variant in Variant::all() {
+            let mut tensor = Tensor::new(variant.formats(), &overflowing);
+            for (t, grad) in [(1, None), (2, None), (3, None), (4, Some(0.5)), (5, Some(f32::NAN))] {
+                if let Some(grad) = grad {
+                    tensor.set_grads(&vec![grad; overflowing.len()]);
+                }
+                let (coeffs, what) = ([config.coeffs(t).unwrap()], format!("overflowing, step {t}"));
+                check(step, right, vec![tensor.clone()], &coeffs, &what);
+                right(std::slice::from_mut(&mut tensor), &coeffs);
+                let is_nan = grad.is_some_and(f32::is_nan);
+                let v = tensor.exp_avg_sq.wide();
+                assert!(v.iter().all(|v| if is_nan { v.is_nan() } else { v.is_finite() }), "{what}: {v:?}");
+            }
+        }
+    }
 }

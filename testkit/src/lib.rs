@@ -1,4 +1,5 @@
-//! What several tests and benchmarks share. No test reaches behind the library's public API through it.
+//! What several tests and benchmarks share. No test reaches behind the library's public API through
+//! it.
 
 // The macro `for_each_variant!`, before the modules that use it.
 include!(concat!(env!("OUT_DIR"), "/variants.rs"));

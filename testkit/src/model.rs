@@ -51,7 +51,8 @@ impl Model {
         self.specs.iter().map(Spec::of_tensor).collect()
     }
 
-    /// The gradients of a round, which follow from it and the tensor alone, of the tensors that have some.
+    /// The gradients of a round, which follow from it and the tensor alone, of the tensors that
+    /// have some.
     pub fn grads(&self, round: u64, has: impl Fn(usize) -> bool) -> Vec<Option<Values>> {
         let of = |(tensor, spec): (usize, &Spec)| {
             let seed = (round + 1) << 32 | (tensor as u64) << 16;

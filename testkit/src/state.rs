@@ -1,4 +1,5 @@
-//! States compared by bits, so that -0, NaN and the last digit of a learning rate count; and files of them.
+//! States compared by bits, so that -0, NaN and the last digit of a learning rate count; and files
+//! of them.
 
 use std::path::PathBuf;
 

@@ -26,7 +26,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// With nothing around its buffers. Parameters that have a master are only written, and hold something else.
+    /// With nothing around its buffers. Parameters that have a master are only written, and hold
+    /// something else.
     pub fn new(formats: Formats, inputs: &Inputs) -> Self {
         let param = if formats.master.is_some() { &vec![FILL; inputs.len()] } else { &inputs.p };
         Self {

@@ -1,15 +1,19 @@
-//! Variants by name and in turns.
+//! Variants by name, and in turns.
 
 pub use dualadam::{Formats, Variant};
 
+/// The variant of this name.
+pub fn named(name: &str) -> Variant {
+    Variant::all().find(|variant| variant.name() == name).unwrap_or_else(|| panic!("no variant {name}"))
+}
+
 /// The formats of the variant of this name.
 pub fn formats(name: &str) -> Formats {
-    let found = Variant::all().find(|variant| variant.name() == name);
-    found.unwrap_or_else(|| panic!("no variant {name}")).formats()
+    named(name).formats()
 }
 
 /// The formats of all variants in turns.
 pub fn in_turns(number: usize) -> Formats {
-    let variants: Vec<_> = Variant::all().collect();
-    variants[number % variants.len()].formats()
+    let mut variants = Variant::all();
+    variants.nth(number % variants.len()).expect("there are variants").formats()
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use dualadam::cuda::RawScalars;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaStream, result};
-use dualadam::{DualAdamConfig, Error, TensorLayout};
+use dualadam::cuda::{CudaError, RawScalars};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
 
@@ -45,7 +45,7 @@ impl Captures {
 fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
     let work = |Captures { run, gpu, .. }: &mut Captures| run.try_launch(&gpu.stream, RawScalars::default());
     let mut failures = 0;
-    let verify = |world: Captures, result: Result<(), Error>| {
+    let verify = |world: Captures, result: Result<(), CudaError>| {
         // Dropped in the opposite order: the stand-in last.
         let Captures { gpu, other, mut run } = world;
         other.end_capture(Flags(0)).expect("the other capture");
@@ -76,7 +76,7 @@ fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
     let before = gpu.stand_in().live("memory");
     for _ in 0..2 {
         let step = run.try_launch(&gpu.stream, RawScalars::default());
-        let Err(error @ Error::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
+        let Err(error @ CudaError::Driver { code: 901, .. }) = step else { panic!("{step:?}") };
         assert_eq!(error.to_string(), "cuStreamIsCapturing failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (901)");
     }
     assert_eq!(gpu.stand_in().live("memory"), before);
@@ -126,7 +126,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
         ]
     };
     for step in steps {
-        let Err(Error::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
+        let Err(CudaError::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
     }
     // SAFETY: as above; the graph goes with the context.
     unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
@@ -140,12 +140,11 @@ fn preparing_without_gradients_is_enough_for_a_capture() {
     let gpu = failures::gpu();
     let run = failures::run(&gpu);
     let raw = run.raw()[0];
-    let mut optimizer = gpu.optimizer(&[TensorLayout::new(300)]).unwrap();
-    optimizer.enable_device_control().unwrap();
-    optimizer.prepare_raw(&[raw.params], &[None]).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorSpec::new(300)]).unwrap().into_capturable().unwrap();
+    optimizer.prepare_raw(&[raw.param], &[None]).unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
         // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-        unsafe { optimizer.step_controlled_raw(&[raw.params], &[Some(raw.grads)], &RawScalars::default()) }.unwrap();
+        unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
     });
     graph.launch().unwrap();
     assert_eq!(optimizer.step_of(0).unwrap(), 1);

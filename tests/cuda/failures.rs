@@ -4,8 +4,8 @@ use std::ptr;
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, Control, Kernels, TensorList};
-use dualadam::{DualAdamConfig, Error, TensorLayout};
+use dualadam::cuda::{self, Control, CudaError, Kernels, TensorList};
+use dualadam::{DualAdamConfig, TensorSpec};
 use stand_in_cuda::client::StandIn;
 use testkit::data::Inputs;
 use testkit::tensor::Tensor;
@@ -13,9 +13,9 @@ use testkit::variant::{Variant, formats};
 
 use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;
-use crate::bodies::gpu::{Gpu, Memory, prepare, set_current};
+use crate::bodies::gpu::{Gpu, Memory, set_current};
 use crate::bodies::twin::{self, Models, Twin};
-use crate::bodies::{bad_input, owner};
+use crate::bodies::{bad_input, owner, refused};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     kernels_fail_with_the_drivers_code_at_every_call,
@@ -54,9 +54,10 @@ pub(crate) fn run(gpu: &Gpu) -> Run {
 /// Launch failed.
 pub(crate) const CODE: i32 = 719;
 
-pub(crate) fn is_of_the_driver(error: &Error) -> bool {
+pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     let (code, name) = match error {
-        Error::Driver { code, name, .. } | Error::Ptx { code, name, .. } => (code, name),
+        CudaError::Driver { code, name, .. } => (code, name),
+        CudaError::Ptx(error) => (&error.code, &error.name),
         _ => return false,
     };
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
@@ -66,8 +67,8 @@ pub(crate) fn is_of_the_driver(error: &Error) -> bool {
 pub(crate) fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
     of: impl Fn(&W) -> &Gpu,
-    mut work: impl FnMut(&mut W) -> Result<(), Error>,
-    mut verify: impl FnMut(W, Result<(), Error>),
+    mut work: impl FnMut(&mut W) -> Result<(), CudaError>,
+    mut verify: impl FnMut(W, Result<(), CudaError>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
@@ -92,7 +93,7 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
         let stand_in = start();
         stand_in.fail("*", nth, CODE);
         let result = Kernels::new(0).and_then(|kernels| {
-            Variant::all().into_iter().try_for_each(|variant| prepare(&kernels, variant.formats()))?;
+            Variant::all().try_for_each(|variant| kernels.prepare(variant.formats()))?;
             Ok(kernels)
         });
         let happened = stand_in.calls("*") >= nth;
@@ -106,7 +107,7 @@ fn kernels_fail_with_the_drivers_code_at_every_call() {
         }
         assert!(stand_in.violations().is_empty(), "call {nth}: {:#?}", stand_in.violations());
     }
-    assert!(failures > 4 * 11, "each module was loaded, and its kernels looked up: {failures}");
+    assert!(failures > 4 * Variant::COUNT, "each module was loaded, and its kernels looked up: {failures}");
 }
 
 fn flat_steps_fail_with_the_drivers_code_at_every_call() {
@@ -119,7 +120,7 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
     };
     let work = |(twin, gpu): &mut (Twin, Gpu)| gpu.step(&twin.raw(), &coeffs);
     let mut failures = 0;
-    let verify = |(mut twin, gpu): (Twin, Gpu), result: Result<(), Error>| {
+    let verify = |(mut twin, gpu): (Twin, Gpu), result: Result<(), CudaError>| {
         gpu.context.bind_to_thread().unwrap();
         match result {
             Ok(()) => twin.expect(&[coeffs]),
@@ -160,14 +161,14 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         let mut raw = twin::raw(twins);
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
         // Tensor 7 gets zeros for a gradient, elsewhere, and another set.
-        (raw[7].grads.address, raw[7].set) = (spare.address, 3);
+        (raw[7].grad.address, raw[7].coeffs_index) = (spare.address, 3);
         twins[7].host.grad.bytes_mut().fill(0);
         twins[7].host.set = 3;
         list.update(&raw)?;
         gpu.step_list(list, &sets)
     };
     let mut recovered = 0;
-    let verify = |world: ListWorld, result: Result<(), Error>| {
+    let verify = |world: ListWorld, result: Result<(), CudaError>| {
         // Dropped in the opposite order: the stand-in last.
         let ListWorld { gpu, list, mut twins, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
@@ -219,7 +220,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
             let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
             let before = gpu.stand_in().calls(function);
             gpu.stand_in().fail(function, nth, CODE);
-            let mut optimizer = match gpu.optimizer(&models.host.layout()) {
+            let mut optimizer = match gpu.optimizer(&models.host.tensor_specs()) {
                 Ok(made) => made,
                 Err(error) => {
                     assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
@@ -244,8 +245,9 @@ fn the_owner_stays_consistent_at_every_failing_call() {
                 break;
             }
             let state = optimizer.state().unwrap();
-            for (tensor, (found, expected)) in state.tensors.iter().zip(&models.cpu.state().tensors).enumerate() {
-                if found.step > 0 {
+            assert_eq!(state.ledger, models.cpu.state().ledger, "{function} {nth}");
+            for (tensor, (found, expected)) in state.arrays.iter().zip(&models.cpu.state().arrays).enumerate() {
+                if state.ledger.step(tensor).unwrap() > 0 {
                     assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
                 }
             }
@@ -262,21 +264,21 @@ fn steps_that_cannot_be_ordered_are_not_launched() {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
-    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
+    let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
 
     gpu.stand_in().fail("cuStreamWaitEvent", 1, CODE);
-    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
-    let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut p.as_view_mut(), &g.as_view(), m, v, &coeffs);
-    assert!(matches!(flat, Err(Error::Driver { code: CODE, .. })), "{flat:?}");
+    let mut tensor = cuda::Tensor::new(&mut p, &g, &mut m, &mut v);
+    let flat = cuda::step(&gpu.kernels, &gpu.stream, &mut tensor, &coeffs);
+    assert!(matches!(flat, Err(CudaError::Driver { code: CODE, .. })), "{flat:?}");
     gpu.stand_in().fail("cuStreamWaitEvent", 1, CODE);
-    let owned = optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]);
-    assert!(matches!(owned, Err(Error::Driver { code: CODE, .. })), "{owned:?}");
+    let owned = optimizer.step([(&mut p).into()], [Some((&g).into())]);
+    assert!(matches!(owned, Err(CudaError::Driver { code: CODE, .. })), "{owned:?}");
     assert_eq!((gpu.stand_in().calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
 
     // cudarc takes the uploads for ordered by now.
     gpu.context.synchronize().unwrap();
-    optimizer.step(&mut [(&mut p).into()], &[Some((&g).into())]).unwrap();
+    optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
     gpu.assert_clean();
 }
@@ -291,8 +293,8 @@ fn a_lost_device_stays_an_error() {
     let tensor = Tensor::filled(formats("f32_f32"), 4).raw_at([0x100, 0x140, 0x180, 0x1c0, 0]);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     gpu.step(&tensor, &coeffs).unwrap();
-    let lost = |result: Result<(), Error>| match result {
-        Err(Error::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+    let lost = |result: Result<(), CudaError>| match result {
+        Err(CudaError::Driver { code: 700, name, .. }) => assert_eq!(name, "CUDA_ERROR_ILLEGAL_ADDRESS"),
         result => panic!("{result:?}"),
     };
     lost(optimizer.state().map(|_| ()));
@@ -328,36 +330,36 @@ fn drivers_that_cannot_do_it_are_refused() {
     let stand_in = start();
     stand_in.set_driver_version(11_030);
     let error = Kernels::new(0).unwrap_err();
-    assert!(matches!(error, Error::OldDriver { required: 11_040, found: 11_030 }));
+    assert!(matches!(error, CudaError::OldDriver { required: 11_040, found: 11_030 }));
     assert_eq!(error.to_string(), "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(11_040);
     drop(Kernels::new(0).unwrap());
     // A toolkit's stub answers so to every call.
     stand_in.fail("cuDriverGetVersion", 1, 34);
-    assert!(matches!(Kernels::new(0), Err(Error::StubDriver)));
+    assert!(matches!(Kernels::new(0), Err(CudaError::StubDriver)));
 
-    assert!(matches!(Kernels::new(5), Err(Error::Position { list: "device", value: 5, .. })));
-    assert!(matches!(Kernels::new(1 << 32), Err(Error::Position { list: "device", .. })));
+    refused::position(Kernels::new(5), "device", 1, 5);
+    refused::position(Kernels::new(1 << 32), "device", 1, 1 << 32);
 
     // Compute capability 7.0. What the driver refuses once it may take later.
     let kernels = Kernels::new(0).unwrap();
     stand_in.set_attribute(75, 7);
     stand_in.set_attribute(76, 0);
     for _ in 0..2 {
-        match prepare(&kernels, formats("f32_f32")) {
-            Err(Error::Ptx { code: 209, name, origin, log }) => {
-                assert_eq!(name, "CUDA_ERROR_NO_BINARY_FOR_GPU");
-                assert!(origin.contains("13.0") && log.contains("sm_75"), "{origin}: {log}");
+        match kernels.prepare(formats("f32_f32")) {
+            Err(CudaError::Ptx(error)) => {
+                assert_eq!((error.code, error.name.as_str()), (209, "CUDA_ERROR_NO_BINARY_FOR_GPU"));
+                assert!(error.origin.contains("13.0") && error.log.contains("sm_75"), "{error}");
             }
             result => panic!("{result:?}"),
         }
     }
-    assert!(matches!(Control::new(&kernels, &[], &[]), Err(Error::Empty { .. })));
+    refused::empty(Control::new(&kernels, &[], &[]), "sets");
     stand_in.set_attribute(76, 5);
-    prepare(&kernels, formats("f32_f32")).unwrap();
+    kernels.prepare(formats("f32_f32")).unwrap();
     drop(kernels);
     stand_in.set("devices", 0);
-    assert!(matches!(Kernels::new(0), Err(Error::Driver { call: "cuInit", code: 100, .. })));
+    assert!(matches!(Kernels::new(0), Err(CudaError::Driver { call: "cuInit", code: 100, .. })));
 }
 
 fn the_current_context_is_restored_when_all_is_dropped() {

@@ -1,12 +1,12 @@
 //! Controlled steps with a driver that fails: at each call in turn.
 
-use dualadam::cuda::RawScalars;
-use dualadam::{DualAdamConfig, Error};
-use testkit::refused::{self, refused};
+use dualadam::DualAdamConfig;
+use dualadam::cuda::{CudaError, RawScalars};
 use testkit::state::temporary;
 
 use crate::bodies::control::{Run, report, set_steps, switching};
 use crate::bodies::gpu::Gpu;
+use crate::bodies::refused;
 use crate::bodies::twin::Models;
 use crate::failures::{self, CODE, MASTERS, at_each_call, is_of_the_driver};
 
@@ -28,7 +28,7 @@ struct World {
 fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds() {
     let prepare = || {
         let gpu = failures::gpu();
-        // Two combinations, two sets, and one that is left alone.
+        // Two variants, two sets, and one that is skipped.
         World { run: Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu }
     };
     let has_gradient = |tensor: usize| tensor < 4;
@@ -37,7 +37,7 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
         run.try_launch(&gpu.stream, RawScalars::default())
     };
     let (mut untouched, mut interrupted) = (0, 0);
-    let verify = |world: World, result: Result<(), Error>| {
+    let verify = |world: World, result: Result<(), CudaError>| {
         let World { gpu, mut run } = world;
         gpu.context.synchronize().unwrap();
         let prepared = gpu.stand_in().launches().iter().any(|launch| launch.0 == "prepare_sets");
@@ -83,7 +83,7 @@ fn an_interrupted_control_goes_on_when_its_steps_are_set() {
     run.step(&gpu);
     // prepare_sets and the first tensor's list are launched, the second's is not.
     gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
-    assert!(is_of_the_driver(&refused(run.try_launch(&gpu.stream, RawScalars::default()))));
+    assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
     set_steps(&gpu, &mut run.control, &[1]);
     assert_eq!(report(&gpu, &run.control)[0].step, 1);
     // In a capture nothing has run: the counters are what they were.
@@ -92,7 +92,7 @@ fn an_interrupted_control_goes_on_when_its_steps_are_set() {
     use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
-    assert!(is_of_the_driver(&refused(run.try_launch(&gpu.stream, RawScalars::default()))));
+    assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
     let _ = gpu.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
     run.step(&gpu);
     run.assert_same(&gpu, "after the capture");
@@ -114,7 +114,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         }
     };
     let mut failures = 0;
-    let verify = |world: World, result: Result<(), Error>| {
+    let verify = |world: World, result: Result<(), CudaError>| {
         let World { gpu, mut run } = world;
         failures += usize::from(result.is_err());
         // Once more, and all is as it should be.
@@ -144,14 +144,14 @@ fn a_change_that_failed_is_not_remembered() {
     assert!(is_of_the_driver(&failed.unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
     gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
-    assert!(is_of_the_driver(&refused(run.set_lr(&gpu, 0, 0.5))));
+    assert!(is_of_the_driver(&run.set_lr(&gpu, 0, 0.5).unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
     run.step(&gpu);
     run.assert_same(&gpu, "unchanged");
     gpu.assert_clean();
 }
 
-/// The optimizer with device control: a step that failed was made, or was not, or is known to be in between.
+/// The optimizer that the device controls: a step that failed was made, or was not, or is known to be in between.
 fn controlled_optimizers_stay_consistent_at_every_failing_call() {
     let functions = [
         "cuCtxGetCurrent",
@@ -173,30 +173,30 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
         for nth in 1.. {
             let gpu = failures::gpu();
             let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
-            let mut optimizer = models.optimizer(&gpu.kernels);
+            let optimizer = models.optimizer(&gpu.kernels);
             gpu.context.synchronize().unwrap();
 
             let before = gpu.stand_in().calls(function);
             gpu.stand_in().fail(function, nth, CODE);
             let mut errors = 0;
-            if let Err(error) = optimizer.enable_device_control() {
+            let mut optimizer = optimizer.into_capturable().unwrap_or_else(|error| {
                 assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
                 errors += 1;
-                optimizer.enable_device_control().unwrap();
-            }
+                models.optimizer(&gpu.kernels).into_capturable().unwrap()
+            });
             let mut is_interrupted = false;
             for missing in [None, Some(1), None] {
                 let is_missing = |tensor| Some(tensor) == missing;
-                match models.launch(&mut optimizer, is_missing) {
+                match models.launch_controlled(&mut optimizer, is_missing) {
                     Ok(()) => {
                         assert!(!is_interrupted);
                         models.expect(is_missing);
                     }
-                    Err(Error::Interrupted) if is_interrupted => {}
+                    Err(CudaError::Interrupted) if is_interrupted => {}
                     Err(error) => {
                         assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
                         errors += 1;
-                        is_interrupted = matches!(optimizer.report(), Err(Error::Interrupted));
+                        is_interrupted = matches!(optimizer.report(), Err(CudaError::Interrupted));
                     }
                 }
             }

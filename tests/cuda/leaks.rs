@@ -2,12 +2,12 @@
 
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
-use dualadam::cuda::{Control, ControlGroup, ControlSet, DualAdam, Kernels, RawScalars, TensorList};
-use dualadam::{DualAdamConfig, Error, State, TensorLayout};
+use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, DualAdam, Kernels, RawScalars, TensorList};
+use dualadam::{DualAdamConfig, State, TensorSpec};
 
 use crate::bodies::control::{Run, switching};
 use crate::bodies::gpu::Gpu;
-use crate::bodies::twin::{Twin, param, step_owner};
+use crate::bodies::twin::{Twin, step_owner};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
@@ -25,32 +25,33 @@ fn world() -> (Twin, Gpu) {
     (Twin::of(&gpu, "bf16_bf16_master", 300), gpu)
 }
 
-type Maker = fn(&Twin, &Gpu) -> Result<(), Error>;
+type Maker = fn(&Twin, &Gpu) -> Result<(), CudaError>;
 
-fn make_list(twin: &Twin, gpu: &Gpu) -> Result<(), Error> {
+fn make_list(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
     TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop)
 }
 
-fn make_control(_: &Twin, gpu: &Gpu) -> Result<(), Error> {
-    let group = ControlGroup { config: DualAdamConfig::default(), lr: None };
-    Control::new(&gpu.kernels, &[group], &[ControlSet { group: 0, step: None }]).map(drop)
+fn make_control(_: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
+    let group = ControlGroup::new(DualAdamConfig::default());
+    Control::new(&gpu.kernels, &[group], &[ControlSet::new(0)]).map(drop)
 }
 
-const LAYOUT: TensorLayout = TensorLayout { len: 300, group: 0, master: true };
+fn spec() -> TensorSpec {
+    TensorSpec::new(300).with_master()
+}
 
 fn state() -> State {
-    let mut state = State::new(&[DualAdamConfig::default()], &[LAYOUT]).unwrap();
-    state.tensors[0].exp_avg.fill(0.25);
-    state.tensors[0].exp_avg_sq.fill(0.5);
+    let mut state = State::new(&[DualAdamConfig::default()], &[spec()]).unwrap();
+    state.arrays[0].exp_avg.fill(0.25);
+    state.arrays[0].exp_avg_sq.fill(0.5);
     state
 }
 
 /// From a state, with device control, prepared for a capture.
-fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), Error> {
-    let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?;
-    optimizer.enable_device_control()?;
+fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
+    let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
     let raw = twin.raw();
-    optimizer.prepare_raw(&[param(&raw)], &[Some(raw.grads)])
+    optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
 }
 
 /// At each call that fails: what was made is counted once all is dropped, made again and dropped again.
@@ -68,12 +69,12 @@ fn nothing_is_left_of_what_could_not_be_made() {
             let world = world();
             (settle(&world), world)
         };
-        let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), Error>| {
+        let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), CudaError>| {
             // Where all was made, the call that failed was one that frees. Memory is kept whose upload could not be waited for.
             if let Err(error) = &result {
                 failures += 1;
                 let mut after = settle(&world);
-                let may_be_kept = matches!(error, Error::Driver { call: "cuStreamSynchronize", .. });
+                let may_be_kept = matches!(error, CudaError::Driver { call: "cuStreamSynchronize", .. });
                 after[0] -= u64::from(may_be_kept && after[0] > before[0]);
                 assert_eq!(after, before, "{error:?}");
             }
@@ -96,7 +97,7 @@ fn what_could_not_be_sent_is_dropped_at_once() {
         (run, gpu)
     };
     let work = |(run, gpu): &mut (Run, Gpu)| run.try_launch(&gpu.stream, RawScalars::default());
-    let verify = |(run, gpu): (Run, Gpu), _: Result<(), Error>| {
+    let verify = |(run, gpu): (Run, Gpu), _: Result<(), CudaError>| {
         let Run { list, control, twins, .. } = run;
         drop((list, control));
         drop(Run::new(&gpu, &[300, 5, 17], &switching()));
@@ -115,7 +116,7 @@ fn sources_may_go_when_a_call_returns() {
     let mut optimizer = {
         let mut state = state();
         let made = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-        state.tensors[0].exp_avg.fill(f32::NAN);
+        state.arrays[0].exp_avg.fill(f32::NAN);
         made
     };
     assert_eq!(optimizer.state().unwrap(), state());
@@ -123,12 +124,12 @@ fn sources_may_go_when_a_call_returns() {
     optimizer.set_moments(0, 5, &exp_avg, &exp_avg_sq).unwrap();
     exp_avg.fill(f32::NAN);
     exp_avg_sq.fill(f32::NAN);
-    optimizer.enable_device_control().unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.set_config(0, config[0].with_lr(0.5)).unwrap();
     let found = optimizer.state().unwrap();
-    let tensor = &found.tensors[0];
-    assert_eq!((tensor.step, &tensor.exp_avg, &tensor.exp_avg_sq), (5, &vec![0.125; 300], &vec![0.75; 300]));
-    assert_eq!(found.groups, [config[0].with_lr(0.5)]);
+    let (step, tensor) = (found.ledger.step(0).unwrap(), &found.arrays[0]);
+    assert_eq!((step, &tensor.exp_avg, &tensor.exp_avg_sq), (5, &vec![0.125; 300], &vec![0.75; 300]));
+    assert_eq!(found.ledger.groups(), [config[0].with_lr(0.5)]);
 
     let mut list = gpu.list(std::slice::from_ref(&twin));
     let coeffs = [config[0].coeffs(1).unwrap()];
@@ -154,7 +155,7 @@ fn streams_may_end_before_what_used_them() {
     // SAFETY: the stream lives until it is destroyed below.
     let borrowed = unsafe { gpu.context.wrap_borrowed_stream(stream) };
     let mut optimizer =
-        DualAdam::with_groups(&gpu.kernels, &borrowed, &[DualAdamConfig::default()], &[LAYOUT]).unwrap();
+        DualAdam::with_groups(&gpu.kernels, &borrowed, &[DualAdamConfig::default()], &[spec()]).unwrap();
     // SAFETY: the stand-in checks each access.
     unsafe {
         list.step_raw(&coeffs, stream.cast()).unwrap();
@@ -178,8 +179,7 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
     let raw = twin.raw();
     // The waits for the moments, and that for the counter.
     for nth in 1..=3 {
-        let mut optimizer = gpu.optimizer(&[LAYOUT]).unwrap();
-        optimizer.enable_device_control().unwrap();
+        let mut optimizer = gpu.optimizer(&[spec()]).unwrap().into_capturable().unwrap();
         step_owner(&mut optimizer, &raw).unwrap();
         gpu.context.synchronize().unwrap();
         gpu.stand_in().fail("cuStreamSynchronize", nth, failures::CODE);

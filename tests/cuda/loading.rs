@@ -5,12 +5,12 @@ use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::cuda::{Kernels, TensorList};
-use dualadam::{Dtype, DualAdamConfig, TensorLayout};
-use testkit::refused::{self, refused};
+use dualadam::{Dtype, DualAdamConfig, TensorSpec};
 use testkit::variant::{Formats, formats};
 
-use crate::bodies::gpu::{Gpu, prepare};
+use crate::bodies::gpu::Gpu;
 use crate::bodies::graphs::capture;
+use crate::bodies::refused;
 use crate::bodies::twin::Twin;
 use crate::failures::{self, CODE, is_of_the_driver};
 
@@ -38,14 +38,14 @@ fn only_what_is_needed_is_loaded() {
         assert_eq!(loads(&gpu), expected, "a list of the same types");
         gpu.context.synchronize().unwrap();
     }
-    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
+    let optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
     assert_eq!(loads(&gpu), 3, "an optimizer does not know the types of its tensors");
-    optimizer.enable_device_control().unwrap();
+    let _optimizer = optimizer.into_capturable().unwrap();
     assert_eq!(loads(&gpu), 4, "what forms coefficients");
     gpu.prepare("f16_f32").unwrap();
     assert_eq!(loads(&gpu), 5, "prepare");
-    let without = prepare(&gpu.kernels, Formats { grad: Dtype::Bf16, ..formats("f16_f32") });
-    refused::types(without, 0, Dtype::F16, Dtype::Bf16, None);
+    let without = Formats::new(Dtype::F16, Dtype::Bf16);
+    refused::formats(gpu.kernels.prepare(without), 0, without);
     assert_eq!(loads(&gpu), 5);
 }
 
@@ -55,9 +55,9 @@ fn a_load_that_failed_is_tried_again() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     for function in ["cuModuleLoadDataEx", "cuModuleGetFunction"] {
         gpu.stand_in().fail(function, 1, CODE);
-        assert!(is_of_the_driver(&refused(gpu.step(&twin.raw(), &coeffs))), "{function}");
+        assert!(is_of_the_driver(&gpu.step(&twin.raw(), &coeffs).unwrap_err()), "{function}");
         gpu.stand_in().fail(function, 1, CODE);
-        assert!(is_of_the_driver(&refused(TensorList::new(&gpu.kernels, &[twin.raw()]))), "{function}");
+        assert!(is_of_the_driver(&TensorList::new(&gpu.kernels, &[twin.raw()]).unwrap_err()), "{function}");
     }
     gpu.assert_nothing_launched();
     gpu.step(&twin.raw(), &coeffs).unwrap();
@@ -72,7 +72,7 @@ fn threads_load_once() {
             scope.spawn(|| {
                 let kernels = Kernels::new(0).unwrap();
                 start.wait();
-                prepare(&kernels, formats("bf16_bf16")).unwrap();
+                kernels.prepare(formats("bf16_bf16")).unwrap();
             });
         }
     });
@@ -86,7 +86,7 @@ fn a_flat_step_is_captured_once_its_kernels_are_loaded() {
     let raw = twin.raw();
     let step = || gpu.step(&raw, &coeffs);
     drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-        let error = refused(step());
+        let error = step().unwrap_err();
         assert!(error.to_string().contains("loads its kernels"), "{error}");
         refused::captured(Err::<(), _>(error));
     }));

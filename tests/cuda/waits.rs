@@ -6,7 +6,7 @@ use std::thread;
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
 use dualadam::cuda::{DualAdam, Kernels, TensorList};
-use dualadam::{DualAdamConfig, TensorLayout};
+use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::bodies::captures::MODES;
 use crate::bodies::control::{Run, switching};
@@ -52,7 +52,7 @@ struct World {
 impl World {
     fn new(gpu: &Gpu) -> Self {
         let mut run = failures::run(gpu);
-        let mut optimizer = gpu.optimizer(&[TensorLayout::new(300)]).unwrap();
+        let mut optimizer = gpu.optimizer(&[TensorSpec::new(300)]).unwrap();
         step_owner(&mut optimizer, &run.raw()[0]).unwrap();
         run.set_lr(gpu, 0, 0.5).unwrap();
         run.launch(&gpu.stream);
@@ -106,7 +106,7 @@ fn without_stream_ordered_memory_later_allocations_free() {
     assert_no_waits(&gpu.calls_of(|| twins = Some(world.drop_all())));
     assert_eq!(live("memory"), before, "the steps are still to come");
     // Its two moments are memory.
-    let allocate = || gpu.optimizer(&[TensorLayout::new(1)]).unwrap();
+    let allocate = || gpu.optimizer(&[TensorSpec::new(1)]).unwrap();
     let mut made = vec![];
     let calls = gpu.calls_of(|| made.push(allocate()));
     assert!(!calls.contains_key("cuMemFree_v2") && !calls.contains_key("cuMemFreeHost"), "{calls:?}");
@@ -247,7 +247,7 @@ fn a_driver_that_takes_no_note_of_graphs_keeps_their_memory() {
         graph.launch().unwrap();
         drop(graph);
         gpu.context.synchronize().unwrap();
-        drop(gpu.optimizer(&[TensorLayout::new(1)]).unwrap());
+        drop(gpu.optimizer(&[TensorSpec::new(1)]).unwrap());
         gpu.context.synchronize().unwrap();
         assert_eq!(live(), before + 1, "{call}");
         drop(run.twins);
@@ -262,14 +262,15 @@ fn nothing_waits_for_the_context() {
     let raw = twin.raw();
     let calls = gpu.calls_of(|| {
         let kernels = Kernels::new(0).unwrap();
-        let layout = [TensorLayout::new(300).with_master()];
+        let specs = [TensorSpec::new(300).with_master()];
         let config = [DualAdamConfig::default()];
-        let mut optimizer = DualAdam::with_groups(&kernels, &gpu.stream, &config, &layout).unwrap();
+        let mut optimizer = DualAdam::with_groups(&kernels, &gpu.stream, &config, &specs).unwrap();
         step_owner(&mut optimizer, &raw).unwrap();
-        optimizer.enable_device_control().unwrap();
+        let mut optimizer = optimizer.into_capturable().unwrap();
         step_owner(&mut optimizer, &raw).unwrap();
         let state = optimizer.state().unwrap();
-        optimizer = DualAdam::from_state(&kernels, &gpu.stream, &state).unwrap();
+        drop(optimizer);
+        let mut optimizer = DualAdam::from_state(&kernels, &gpu.stream, &state).unwrap();
         optimizer.set_moments(0, 3, &[0.5; 300], &[0.5; 300]).unwrap();
         step_owner(&mut optimizer, &raw).unwrap();
     });

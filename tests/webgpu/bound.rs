@@ -3,7 +3,7 @@
 
 use dualadam::{DualAdamConfig, reference};
 
-use testkit::bound::ExactCoeffs;
+use testkit::bound::{ExactCoeffs, LEAST_OVERFLOWING};
 use testkit::contract::{Element, U};
 
 /// Two subnormals that a driver may flush: an operand or product, and the result.
@@ -31,6 +31,7 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
 
     let c = ExactCoeffs::new(config, t);
     let g = grad.abs() + c.l2 * p.abs();
+    assert!(g < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
     let m_summands = m.abs() + c.one_minus_beta1 * (g + m.abs());
     let v_summands = v + c.one_minus_beta2 * (g * g + v);
     let decayed = c.decay * p.abs();

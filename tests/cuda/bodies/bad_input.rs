@@ -3,14 +3,18 @@
 use std::ptr;
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, DualAdam, Kernels, RawBuffer, RawTensor, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Error, StepCoeffs, TensorLayout};
-use testkit::refused::{self, refused};
+use dualadam::cuda::{self, CudaError, DualAdam, Kernels, TensorList};
+use dualadam::{
+    Dtype, DualAdamConfig, Error, Formats, ListError, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem,
+    TensorSpec, Variant,
+};
 use testkit::tensor::map_addresses;
 use testkit::variant::formats;
 
 use super::Body;
-use super::gpu::{self, Gpu, current, set_current};
+use super::gpu::{Gpu, current, set_current};
+use super::refused::{self, refused};
+use super::twin::with_len;
 
 pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     addresses_that_cannot_be_right_are_refused,
@@ -23,21 +27,23 @@ pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     kernels_are_loaded_once_per_context,
 ];
 
-fn at(address: u64, dtype: Dtype) -> RawBuffer {
-    RawBuffer { address, dtype }
+fn f32_at(address: u64) -> RawBuffer {
+    RawBuffer::f32(address)
 }
 
-/// A tensor of 64 elements with masters and a copy; each buffer has 256 bytes, one after the other.
+fn bf16_at(address: u64) -> RawBuffer {
+    RawBuffer::new(address, Dtype::Bf16)
+}
+
+/// A tensor of 64 elements with masters; each buffer has 256 bytes, one after the other.
 fn good() -> RawTensor {
-    RawTensor {
-        params: at(0x1000, Dtype::F32),
-        grads: at(0x1100, Dtype::Bf16),
-        exp_avg: 0x1200,
-        exp_avg_sq: 0x1300,
-        copy: Some(at(0x1400, Dtype::Bf16)),
-        len: 64,
-        set: 0,
-    }
+    RawTensor::new(64, bf16_at(0x1400), bf16_at(0x1100), f32_at(0x1200), f32_at(0x1300)).with_master(f32_at(0x1000))
+}
+
+/// The tensor with something else in one place.
+fn with(mut tensor: RawTensor, change: impl FnOnce(&mut RawTensor)) -> RawTensor {
+    change(&mut tensor);
+    tensor
 }
 
 fn moved(tensor: RawTensor, by: u64) -> RawTensor {
@@ -55,43 +61,47 @@ fn messages(gpu: &Gpu, tensor: RawTensor) -> [String; 2] {
 }
 
 fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
-    let f32_at = |address| at(address, Dtype::F32);
-    let bf16_at = |address| at(address, Dtype::Bf16);
-    let null = |buffer: &str| format!("{buffer} of tensor N must not be null");
-    let misaligned = |buffer: &str, align: u64, address: u64| {
-        format!("{buffer} of tensor N must be aligned to {align} bytes, got address {address:#x}")
+    let null = |role: Role| format!("{role} of tensor N must not be null");
+    let misaligned = |role: Role, align: u64, address: u64| {
+        format!("{role} of tensor N must be aligned to {align} bytes, got address {address:#x}")
     };
-    let overlap = |buffer: &str, other: &str, address: u64| {
-        format!("{buffer} of tensor N must not overlap {other} of tensor N, both have address {address:#x}")
+    let overlap = |role: Role, other: Role, address: u64| {
+        format!("{role} of tensor N must not overlap {other} of tensor N, both have address {address:#x}")
     };
-    let extent = |buffer: &str, len: u64, address: u64| {
-        format!("{buffer} of tensor N must end within 2^64 bytes, got {len} elements of 4 bytes at {address:#x}")
+    let extent = |role: Role, len: u64, address: u64| {
+        format!("{role} of tensor N must end within 2^64 bytes, got {len} elements of 4 bytes at {address:#x}")
     };
+    let variants: Vec<_> = Variant::all().map(Variant::name).collect();
+    let formats = |tensor: &RawTensor| {
+        let (names, formats) = (variants.join(", "), tensor.formats());
+        format!("tensor N must have the formats of a variant ({names}), got {formats}")
+    };
+    use Role::{ExpAvg, ExpAvgSq, Grad, Master, Param};
+    let beyond = u64::MAX - 127;
+    let bf16_master = with(good(), |t| t.master = Some(bf16_at(0x1000)));
+    let f16_grad = with(good(), |t| (t.grad, t.master) = (RawBuffer::new(0x1100, Dtype::F16), None));
     let cases: [(RawTensor, String); 18] = [
-        (RawTensor { params: f32_at(0), ..good() }, null("params")),
-        (RawTensor { exp_avg: 0, ..good() }, null("exp_avg")),
-        (RawTensor { exp_avg_sq: 0, ..good() }, null("exp_avg_sq")),
-        (RawTensor { copy: Some(bf16_at(0)), ..good() }, null("copy")),
-        (RawTensor { params: f32_at(0x1002), ..good() }, misaligned("params", 4, 0x1002)),
-        (RawTensor { grads: bf16_at(0x1101), ..good() }, misaligned("grads", 2, 0x1101)),
-        (RawTensor { exp_avg: 0x1201, ..good() }, misaligned("exp_avg", 4, 0x1201)),
-        (RawTensor { exp_avg_sq: 0x1302, ..good() }, misaligned("exp_avg_sq", 4, 0x1302)),
-        (RawTensor { copy: Some(bf16_at(0x1403)), ..good() }, misaligned("copy", 2, 0x1403)),
-        (RawTensor { exp_avg: u64::MAX - 127, ..good() }, extent("exp_avg", 64, u64::MAX - 127)),
-        (RawTensor { grads: f32_at(0x1100), copy: None, len: 1 << 62, ..good() }, extent("params", 1 << 62, 0x1000)),
-        (RawTensor { grads: bf16_at(0x10fe), ..good() }, overlap("grads", "params", 0x10fe)),
-        (RawTensor { exp_avg: 0x10fc, ..good() }, overlap("exp_avg", "params", 0x10fc)),
-        (RawTensor { exp_avg_sq: 0x1200, ..good() }, overlap("exp_avg_sq", "exp_avg", 0x1200)),
-        (RawTensor { copy: Some(bf16_at(0x137e)), ..good() }, overlap("copy", "exp_avg_sq", 0x137e)),
-        (RawTensor { copy: Some(bf16_at(0x1100)), ..good() }, overlap("copy", "grads", 0x1100)),
+        (with(good(), |t| t.master = Some(f32_at(0))), null(Master)),
+        (with(good(), |t| t.exp_avg = f32_at(0)), null(ExpAvg)),
+        (with(good(), |t| t.exp_avg_sq = f32_at(0)), null(ExpAvgSq)),
+        (with(good(), |t| t.param = bf16_at(0)), null(Param)),
+        (with(good(), |t| t.master = Some(f32_at(0x1002))), misaligned(Master, 4, 0x1002)),
+        (with(good(), |t| t.grad = bf16_at(0x1101)), misaligned(Grad, 2, 0x1101)),
+        (with(good(), |t| t.exp_avg = f32_at(0x1201)), misaligned(ExpAvg, 4, 0x1201)),
+        (with(good(), |t| t.exp_avg_sq = f32_at(0x1302)), misaligned(ExpAvgSq, 4, 0x1302)),
+        (with(good(), |t| t.param = bf16_at(0x1403)), misaligned(Param, 2, 0x1403)),
+        (with(good(), |t| t.exp_avg = f32_at(beyond)), extent(ExpAvg, 64, beyond)),
         (
-            RawTensor { params: bf16_at(0x1000), ..good() },
-            "tensor N: bf16 parameters with bf16 gradients and a bf16 copy".to_owned(),
+            with(good(), |t| (t.param, t.grad, t.master, t.len) = (f32_at(0x1000), f32_at(0x1100), None, 1 << 62)),
+            extent(Param, 1 << 62, 0x1000),
         ),
-        (
-            RawTensor { params: bf16_at(0x1000), grads: at(0x1100, Dtype::F16), copy: None, ..good() },
-            "tensor N: bf16 parameters with f16 gradients are not supported".to_owned(),
-        ),
+        (with(good(), |t| t.grad = bf16_at(0x10fe)), overlap(Grad, Master, 0x10fe)),
+        (with(good(), |t| t.exp_avg = f32_at(0x10fc)), overlap(ExpAvg, Master, 0x10fc)),
+        (with(good(), |t| t.exp_avg_sq = f32_at(0x1200)), overlap(ExpAvgSq, ExpAvg, 0x1200)),
+        (with(good(), |t| t.param = bf16_at(0x137e)), overlap(Param, ExpAvgSq, 0x137e)),
+        (with(good(), |t| t.param = bf16_at(0x1100)), overlap(Param, Grad, 0x1100)),
+        (bf16_master, formats(&bf16_master)),
+        (f16_grad, formats(&f16_grad)),
     ];
     for (tensor, expected) in cases {
         for (message, number) in messages(gpu, tensor).into_iter().zip(["0", "1"]) {
@@ -105,37 +115,35 @@ fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
             assert!(message.starts_with(&expected) || words(&message) == words(&expected), "{message}\n{expected}");
         }
     }
-    let null = refused(gpu.step(&RawTensor { grads: bf16_at(0), ..good() }, &coeffs()));
-    assert_eq!(null.to_string(), "grads of tensor 0 must not be null");
-    refused::index(gpu.step(&RawTensor { set: 1, ..good() }, &coeffs()), 0, "set", 1, 1);
-    let (p, grads, m, v) = (f32_at(1 << 62), bf16_at(1 << 61), 1 << 60, 1 << 63);
-    let huge = RawTensor { params: p, grads, exp_avg: m, exp_avg_sq: v, copy: None, len: 1 << 42, set: 0 };
-    let huge = refused(gpu.step(&huge, &coeffs()));
-    assert!(matches!(huge, Error::TooMany { .. }), "{huge:?}");
+    let null = refused(gpu.step(&good().with_grad(bf16_at(0)), &coeffs()));
+    assert_eq!(null.to_string(), "grad of tensor 0 must not be null");
+    refused::coeffs_index(gpu.step(&good().with_coeffs_index(1), &coeffs()), 0, 1, 1);
+    let (p, grad, m, v) = (f32_at(1 << 62), bf16_at(1 << 61), f32_at(1 << 60), f32_at(1 << 63));
+    let huge = refused(gpu.step(&RawTensor::new(1 << 42, p, grad, m, v), &coeffs()));
+    assert!(matches!(huge, Error::List(ListError::TooMany { .. })), "{huge:?}");
     gpu.assert_nothing_launched();
 }
 
 fn buffers_of_two_tensors_must_not_overlap(gpu: &Gpu) {
     let other = moved(good(), 0x10_0000);
-    let refused = |tensor: RawTensor| match TensorList::new(&gpu.kernels, &[good(), other, tensor]) {
-        Err(Error::Overlap { tensor, buffer, other_tensor, other_buffer, .. }) => {
-            let mut found = [(tensor, buffer), (other_tensor, other_buffer)];
-            found.sort_unstable();
-            found
-        }
-        result => panic!("{result:?}"),
+    let refused = |tensor: RawTensor| {
+        let error = refused::tensor_error(TensorList::new(&gpu.kernels, &[good(), other, tensor]));
+        let TensorProblem::Overlap { other_tensor, other_buffer, .. } = error.problem else { panic!("{error}") };
+        let mut found = [(error.tensor, error.buffer.unwrap()), (other_tensor, other_buffer)];
+        found.sort_unstable();
+        found
     };
     let third = moved(good(), 0x20_0000);
-    assert_eq!(refused(RawTensor { exp_avg: 0x1000, ..third }), [(0, "params"), (2, "exp_avg")]);
-    assert_eq!(refused(RawTensor { grads: at(0x10_12fe, Dtype::Bf16), ..third }), [(1, "exp_avg"), (2, "grads")]);
-    assert_eq!(refused(RawTensor { params: at(0x117c, Dtype::F32), ..third }), [(0, "grads"), (2, "params")]);
-    assert_eq!(refused(RawTensor { exp_avg_sq: 0x1380, ..third }), [(0, "exp_avg_sq"), (2, "exp_avg_sq")]);
-    // Side by side is fine, so is memory of what is empty or left alone, and gradients may share.
-    let beside = RawTensor { exp_avg: 0x1500, grads: good().grads, ..third };
+    use Role::{ExpAvg, ExpAvgSq, Grad, Master};
+    assert_eq!(refused(with(third, |t| t.exp_avg = f32_at(0x1000))), [(0, Master), (2, ExpAvg)]);
+    assert_eq!(refused(third.with_grad(bf16_at(0x10_12fe))), [(1, ExpAvg), (2, Grad)]);
+    assert_eq!(refused(third.with_master(f32_at(0x117c))), [(0, Grad), (2, Master)]);
+    assert_eq!(refused(with(third, |t| t.exp_avg_sq = f32_at(0x1380))), [(0, ExpAvgSq), (2, ExpAvgSq)]);
+    // Side by side is fine, so is memory of what is empty or skipped, and gradients may share.
+    let beside = with(third, |t| (t.exp_avg, t.grad) = (f32_at(0x1500), good().grad));
     TensorList::new(&gpu.kernels, &[good(), other, beside]).unwrap();
-    TensorList::new(&gpu.kernels, &[good(), other, RawTensor { len: 0, ..good() }]).unwrap();
-    let alone = RawTensor { grads: at(0, Dtype::Bf16), ..good() };
-    TensorList::new(&gpu.kernels, &[good(), other, alone]).unwrap();
+    TensorList::new(&gpu.kernels, &[good(), other, with_len(good(), 0)]).unwrap();
+    TensorList::new(&gpu.kernels, &[good(), other, good().with_grad(bf16_at(0))]).unwrap();
 }
 
 fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
@@ -143,34 +151,33 @@ fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
     let tensors = [good(), moved(good(), 0x10_0000)];
     let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
     refused::count(list.update(&tensors[..1]), "tensors", 2, 1);
-    let with = |tensor: RawTensor| [good(), tensor];
     let second = tensors[1];
     let wrong = [
-        with(RawTensor { len: 63, ..second }),
-        with(RawTensor { grads: at(second.grads.address, Dtype::F32), ..second }),
-        with(RawTensor { grads: at(0x1010, Dtype::Bf16), ..second }),
-        with(RawTensor { grads: at(0x10_1010, Dtype::Bf16), ..second }),
-        with(RawTensor { grads: at(0x1101, Dtype::Bf16), ..second }),
-        with(RawTensor { exp_avg: 0x1300, ..second }),
-        with(RawTensor { exp_avg: 0, ..second }),
+        with_len(second, 63),
+        second.with_grad(f32_at(second.grad.address)),
+        second.with_grad(bf16_at(0x1010)),
+        second.with_grad(bf16_at(0x10_1010)),
+        second.with_grad(bf16_at(0x1101)),
+        with(second, |t| t.exp_avg = f32_at(0x1300)),
+        with(second, |t| t.exp_avg = f32_at(0)),
     ];
-    let messages = wrong.map(|tensors| list.update(&tensors).unwrap_err().to_string());
-    assert_eq!(messages[0], "the length of tensor 1 must stay 64, got 63");
+    let messages = wrong.map(|tensor| list.update(&[good(), tensor]).unwrap_err().to_string());
+    assert_eq!(messages[0], "tensor 1 must keep its length of 64 elements, got 63");
     assert_eq!(
         messages[1],
-        "the types of tensor 1 must stay f32 parameters with bf16 gradients and a bf16 copy, \
-         got f32 parameters with f32 gradients and a bf16 copy"
+        "tensor 1 must keep its formats (bf16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq, f32 master), \
+         got bf16 param, f32 grad, f32 exp_avg, f32 exp_avg_sq, f32 master"
     );
-    assert_eq!(messages[2], "grads of tensor 1 must not overlap params of tensor 0, both have address 0x1010");
-    assert_eq!(messages[3], "grads of tensor 1 must not overlap params of tensor 1, both have address 0x101010");
+    assert_eq!(messages[2], "grad of tensor 1 must not overlap master of tensor 0, both have address 0x1010");
+    assert_eq!(messages[3], "grad of tensor 1 must not overlap master of tensor 1, both have address 0x101010");
     assert!(messages[4].contains("aligned"), "{}", messages[4]);
     assert!(messages[5].contains("overlap"), "{}", messages[5]);
     assert!(messages[6].contains("null"), "{}", messages[6]);
 
-    list.update(&with(RawTensor { set: 3, ..second })).unwrap();
+    list.update(&[good(), second.with_coeffs_index(3)]).unwrap();
     let mut step = |sets: usize| gpu.step_list(&mut list, &vec![coeffs(); sets]);
-    refused::index(step(3), 1, "set", 3, 3);
-    refused::too_many(step(97), "sets", 96, 97);
+    refused::coeffs_index(step(3), 1, 3, 3);
+    refused::too_many(step(97), "coeffs", 96, 97);
     gpu.assert_nothing_launched();
 }
 
@@ -186,17 +193,14 @@ fn streams_and_buffers_of_other_contexts_are_refused(gpu: &Gpu) {
     let owner = |stream| DualAdam::new(&gpu.kernels, stream, DualAdamConfig::default(), &[1]);
     refused::context(owner(&stream), "stream");
     let per_thread = owner(&gpu.context.per_thread_stream());
-    assert!(matches!(per_thread, Err(Error::PerThreadStream)), "{per_thread:?}");
+    assert!(matches!(per_thread, Err(CudaError::PerThreadStream)), "{per_thread:?}");
 
     let mut foreign = stream.alloc_zeros::<f32>(4).unwrap();
     let mut own = [(); 3].map(|()| gpu.stream.alloc_zeros::<f32>(4).unwrap());
     let [g, m, v] = &mut own;
-    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
-    let step = cuda::step(&gpu.kernels, &gpu.stream, &mut foreign.as_view_mut(), &g.as_view(), m, v, &coeffs());
-    refused::context(step, "params");
-    let short = &foreign.as_view();
-    let step = cuda::step(&gpu.kernels, &gpu.stream, m, &short.slice(1..), &mut g.as_view_mut(), v, &coeffs());
-    refused::length(step, 0, "grads", 4, 3);
+    let step = |tensor: &mut cuda::Tensor<'_>| cuda::step(&gpu.kernels, &gpu.stream, tensor, &coeffs());
+    refused::context(step(&mut cuda::Tensor::new(&mut foreign, &*g, &mut *m, &mut *v)), "param");
+    refused::length(step(&mut cuda::Tensor::new(m, foreign.slice(1..), g, v)), 0, Role::Grad, 4, 3);
     gpu.assert_nothing_launched();
 }
 
@@ -208,52 +212,50 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     let mut own = gpu.stream.alloc_zeros::<f32>(4).unwrap();
     let [p, g, m, v] = &mut buffers;
     let (stream, coeffs) = (&gpu.stream, &coeffs());
-    let (m, v) = (&mut m.as_view_mut(), &mut v.as_view_mut());
-    let step = cuda::step(&gpu.kernels, stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs);
-    refused::unordered(step, "params");
-    let step = cuda::step(&gpu.kernels, stream, &mut own.as_view_mut(), &g.as_view(), m, v, coeffs);
-    refused::unordered(step, "grads");
+    let step = |tensor: &mut cuda::Tensor<'_>| cuda::step(&gpu.kernels, stream, tensor, coeffs);
+    refused::unordered(step(&mut cuda::Tensor::new(&mut *p, &*g, &mut *m, &mut *v)), "param");
+    refused::unordered(step(&mut cuda::Tensor::new(&mut own, &*g, &mut *m, &mut *v)), "grad");
 
-    let mut owner = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
-    let step = owner.step(&mut [(&mut *p).into()], &[None]);
-    refused::unordered(step, "params");
-    let step = owner.step(&mut [(&mut own).into()], &[Some((&*g).into())]);
-    refused::unordered(step, "grads");
+    let mut owner = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
+    refused::unordered(owner.step([(&mut *p).into()], [None]), "param");
+    refused::unordered(owner.step([(&mut own).into()], [Some((&*g).into())]), "grad");
     gpu.assert_nothing_launched();
 
     // The kernels themselves may be of another value than stream and buffers.
     let stream = p.stream().clone();
-    cuda::step(&gpu.kernels, &stream, &mut p.as_view_mut(), &g.as_view(), m, v, coeffs).unwrap();
+    cuda::step(&gpu.kernels, &stream, &mut cuda::Tensor::new(p, &*g, m, v), coeffs).unwrap();
 }
 
 fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
     let new = |config, lens: &[usize]| DualAdam::new(&gpu.kernels, &gpu.stream, config, lens);
     let config = DualAdamConfig::default();
     refused::value(new(config.with_lr(-1.0), &[1]), "lr");
-    assert!(matches!(new(config, &[usize::MAX]), Err(Error::TooMany { .. })));
+    let too_long = refused(new(config, &[usize::MAX]));
+    assert!(matches!(too_long, Error::List(ListError::TooMany { .. })), "{too_long:?}");
     let unobtainable = new(config, &[usize::MAX / 4 - 63]);
-    assert!(matches!(unobtainable, Err(Error::Driver { call: "cuMemAllocAsync", .. })), "{unobtainable:?}");
-    let layout = [TensorLayout::new(4).with_master(), TensorLayout::new(4).in_group(1)];
-    refused::index(gpu.optimizer(&layout), 1, "group", 1, 1);
+    assert!(matches!(unobtainable, Err(CudaError::Driver { call: "cuMemAllocAsync", .. })), "{unobtainable:?}");
+    let specs = [TensorSpec::new(4).with_master(), TensorSpec::new(4).in_group(1)];
+    refused::group(gpu.optimizer(&specs), 1, 1, 1);
 
-    let mut owner = gpu.optimizer(&layout[..1]).unwrap();
+    let mut owner = gpu.optimizer(&specs[..1]).unwrap();
     let [mut floats, grads] = [0; 2].map(|_| gpu.stream.alloc_zeros::<f32>(4).unwrap());
-    refused::count(owner.step(&mut [], &[]), "params", 1, 0);
-    let step = owner.step(&mut [(&mut floats).into()], &[Some((&grads).into())]);
-    refused::types(step, 0, Dtype::F32, Dtype::F32, Some(Dtype::F32));
-    refused::length(owner.step(&mut [floats.slice_mut(..3).into()], &[None]), 0, "params", 4, 3);
+    refused::count(owner.step([], []), "params", 1, 0);
+    let step = owner.step([(&mut floats).into()], [Some((&grads).into())]);
+    refused::formats(step, 0, Formats::new(Dtype::F32, Dtype::F32).with_master(Dtype::F32));
+    refused::length(owner.step([floats.slice_mut(..3).into()], [None]), 0, Role::Param, 4, 3);
     let mut half = gpu.stream.alloc_zeros::<dualadam::half::bf16>(4).unwrap();
-    let step = owner.step_scaled(&mut [(&mut half).into()], &[Some((&grads).into())], -1.0);
+    let step = owner.step_scaled([(&mut half).into()], [Some((&grads).into())], -1.0);
     refused::value(step, "grad_multiplier");
     // SAFETY: refused before anything is launched.
-    let step = unsafe { owner.step_raw(&[at(0x1000, Dtype::Bf16)], &[Some(at(0, Dtype::F32))], 1.0) };
-    assert!(matches!(step, Err(Error::Null { tensor: 0, buffer: "grads" })), "{step:?}");
-    refused::length(owner.set_moments(0, 1, &[0.0; 3], &[0.0; 4]), 0, "exp_avg", 4, 3);
-    refused::value(owner.set_moments(0, 1, &[0.0; 4], &[-1.0; 4]), "exp_avg_sq");
+    let step = unsafe { owner.step_raw(&[bf16_at(0x1000)], &[Some(f32_at(0))], 1.0) };
+    refused::problem(step, 0, Role::Grad, TensorProblem::Null);
+    refused::length(owner.set_moments(0, 1, &[0.0; 3], &[0.0; 4]), 0, Role::ExpAvg, 4, 3);
+    let negative = owner.set_moments(0, 1, &[0.0; 4], &[-1.0; 4]);
+    refused::problem(negative, 0, Role::ExpAvgSq, TensorProblem::Negative { value: -1.0 });
     refused::position(owner.set_moments(1, 1, &[], &[]), "tensor", 1, 1);
     refused::position(owner.set_lr(1, 0.0), "group", 1, 1);
     owner.set_moments(0, u64::MAX, &[0.0; 4], &[0.0; 4]).unwrap();
-    refused::step_overflow(owner.step(&mut [(&mut half).into()], &[Some((&grads).into())]), 0);
+    refused::step_overflow(owner.step([(&mut half).into()], [Some((&grads).into())]), 0);
     assert_eq!(owner.step_of(0).unwrap(), u64::MAX);
     gpu.assert_nothing_launched();
 }
@@ -278,9 +280,9 @@ pub(crate) fn check_current_context(other: &CudaContext, make: impl Fn() -> Kern
         unchanged("Kernels::in_context");
         let stream = ptr::null_mut();
         // SAFETY: nothing is launched for an empty tensor.
-        unsafe { kernels.step_raw(&RawTensor { len: 0, ..good() }, &coeffs(), stream) }.unwrap();
+        unsafe { kernels.step_raw(&with_len(good(), 0), &coeffs(), stream) }.unwrap();
         unchanged("step_raw");
-        let mut list = TensorList::new(&kernels, &[RawTensor { len: 0, ..good() }]).unwrap();
+        let mut list = TensorList::new(&kernels, &[with_len(good(), 0)]).unwrap();
         unchanged("TensorList::new");
         // SAFETY: as above.
         unsafe { list.step_raw(&[coeffs()], stream) }.unwrap();
@@ -306,7 +308,7 @@ pub(crate) fn check_current_context(other: &CudaContext, make: impl Fn() -> Kern
 fn kernels_are_loaded_once_per_context(gpu: &Gpu) {
     let loads = || gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls("cuModuleLoadDataEx"));
     let prepare = |kernels: &Kernels| {
-        ["f32_f32", "bf16_f32"].iter().for_each(|name| gpu::prepare(kernels, formats(name)).unwrap());
+        ["f32_f32", "bf16_f32"].iter().for_each(|name| kernels.prepare(formats(name)).unwrap());
     };
     prepare(&gpu.kernels);
     let first = loads();

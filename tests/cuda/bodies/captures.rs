@@ -6,11 +6,10 @@ use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::{self, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, result};
-use dualadam::cuda::{Control, DualAdam, Kernels, RawBuffer, RawScalars, RawTensor, TensorList};
-use dualadam::{DualAdamConfig, Error, StepCoeffs, TensorLayout, cpu};
+use dualadam::cuda::{Control, DualAdam, Kernels, RawScalars, TensorList};
+use dualadam::{DualAdamConfig, RawBuffer, RawTensor, StepCoeffs, TensorProblem, TensorSpec, cpu};
 use testkit::data::Inputs;
 use testkit::laws;
-use testkit::refused::{self, refused};
 use testkit::tensor::Tensor;
 use testkit::variant::formats;
 
@@ -22,7 +21,8 @@ use super::Body;
 use super::control::{Run, switching, try_step};
 use super::gpu::{Gpu, Memory};
 use super::graphs::capture;
-use super::twin::{self, Twin, step_owner};
+use super::refused;
+use super::twin::{self, Optimizer, Twin, step_owner, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["captures":
     whole_iterations_with_control,
@@ -76,7 +76,7 @@ impl Iteration {
                 if let Some(stand_in) = &gpu.stand_in {
                     assert!(stand_in.set_private(memory.address));
                 }
-                raw[i].grads.address = if missing.contains(&i) { 0 } else { grads_at(twin, &memory) };
+                raw[i].grad.address = if missing.contains(&i) { 0 } else { grads_at(twin, &memory) };
                 // SAFETY: both are as long, and the stream lives.
                 unsafe { result::memcpy_dtod_async(memory.address, batch.address, bytes, gpu.stream.cu_stream()) }
                     .unwrap();
@@ -99,7 +99,7 @@ impl Iteration {
 
 /// Where the gradient begins that this memory holds with its filling.
 fn grads_at(twin: &Twin, memory: &Memory) -> u64 {
-    twin.host.raw_at([memory.address; 5]).grads.address
+    twin.host.raw_at([memory.address; 5]).grad.address
 }
 
 /// Gradients on the host that differ in each round.
@@ -115,7 +115,7 @@ fn upload_grads(gpu: &Gpu, twins: &mut [Twin], seed: u64) -> (Vec<RawTensor>, Ve
     let grads: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
     let mut raw = twin::raw(twins);
     for ((twin, raw), memory) in twins.iter().zip(&mut raw).zip(&grads) {
-        raw.grads.address = grads_at(twin, memory);
+        raw.grad.address = grads_at(twin, memory);
     }
     (raw, grads)
 }
@@ -185,25 +185,25 @@ fn whole_iterations_without_control(gpu: &Gpu) {
 /// The owning optimizer over addresses, with masters that the first launch sets.
 fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
     let lens = [300, 4170];
-    let layout = lens.map(|len| TensorLayout::new(len).with_master());
+    let specs = lens.map(|len| TensorSpec::new(len).with_master());
     let groups = [switching()[0]];
-    let mut optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups, &layout).unwrap();
-    let mut on_cpu = cpu::DualAdam::with_groups(&groups, &layout).unwrap();
-    optimizer.enable_device_control().unwrap();
+    let optimizer = DualAdam::with_groups(&gpu.kernels, &gpu.stream, &groups, &specs).unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
+    let mut on_cpu = cpu::DualAdam::with_groups(&groups, &specs).unwrap();
     let tensor = |len| Tensor::padded(formats("bf16_bf16"), &Inputs::random(len as u64, len), [0; 5]);
     let mut twins = Twin::all(gpu, lens.map(tensor));
-    let params: Vec<_> = twin::raw(&twins).iter().map(twin::param).collect();
-    let grads = |raw: &[RawTensor]| raw.iter().map(|raw| Some(raw.grads)).collect::<Vec<Option<RawBuffer>>>();
+    let params: Vec<_> = twin::raw(&twins).iter().map(|raw| raw.param).collect();
+    let grads = |raw: &[RawTensor]| raw.iter().map(|raw| Some(raw.grad)).collect::<Vec<Option<RawBuffer>>>();
     optimizer.prepare_raw(&params, &grads(&twin::raw(&twins))).unwrap();
     let mut step = |raw: &[RawTensor]| {
         // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
-        unsafe { optimizer.step_controlled_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
+        unsafe { optimizer.step_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
     };
     let captures = [0, 1].map(|_| Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &twins, &[], &mut step));
     let mut expect = |twins: &mut [Twin]| {
         let both = twins.iter_mut().map(|twin| twin.host.param_and_grad());
-        let (mut params, grads): (Vec<_>, Vec<_>) = both.map(|(param, grad)| (param, Some(grad))).unzip();
-        on_cpu.step(&mut params, &grads).unwrap();
+        let (params, grads): (Vec<_>, Vec<_>) = both.map(|(param, grad)| (param, Some(grad))).unzip();
+        on_cpu.step(params, grads).unwrap();
     };
     for round in 0..3 {
         for (number, captured) in captures.iter().enumerate() {
@@ -222,28 +222,29 @@ fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
 
 /// An optimizer's first step makes its list, which a graph cannot do again for each launch.
 fn a_first_step_in_a_capture_allocates_nothing(gpu: &Gpu) {
+    let optimizer = || gpu.optimizer(&[TensorSpec::new(10)]).unwrap();
+    a_first_step_allocates_nothing(gpu, optimizer());
+    a_first_step_allocates_nothing(gpu, optimizer().into_capturable().unwrap());
+}
+
+fn a_first_step_allocates_nothing(gpu: &Gpu, mut optimizer: impl Optimizer) {
     let twin = Twin::of(gpu, "f32_f32", 10);
     let raw = twin.raw();
-    for is_controlled in [false, true] {
-        let mut optimizer = gpu.optimizer(&[TensorLayout::new(10)]).unwrap();
-        if is_controlled {
-            optimizer.enable_device_control().unwrap();
-        }
-        let calls = |name| gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls(name));
-        let allocations = || ["cuMemAlloc_v2", "cuMemAllocAsync", "cuMemHostAlloc", "cuModuleLoadDataEx"].map(calls);
-        let before = allocations();
-        let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
-            let error = refused(step_owner(&mut optimizer, &raw));
-            assert!(error.to_string().contains("an optimizer's first step"), "{error}");
-            refused::captured(Err::<(), _>(error));
-        });
-        assert_eq!(allocations(), before);
-        drop(graph);
-        // Nothing is counted, and the step can be made.
-        assert_eq!(optimizer.step_of(0).unwrap(), 0);
-        step_owner(&mut optimizer, &raw).unwrap();
-        assert_eq!(optimizer.step_of(0).unwrap(), 1);
-    }
+    let calls = |name| gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls(name));
+    let allocations = || ["cuMemAlloc_v2", "cuMemAllocAsync", "cuMemHostAlloc", "cuModuleLoadDataEx"].map(calls);
+    let before = allocations();
+    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+        let Err(error) = step_owner(&mut optimizer, &raw) else { panic!("not refused") };
+        assert!(error.to_string().contains("an optimizer's first step"), "{error}");
+        refused::captured(Err::<(), _>(error));
+    });
+    assert_eq!(allocations(), before);
+    drop(graph);
+    // Nothing is counted, and the step can be made.
+    assert_eq!(optimizer.step_of(0).unwrap(), 0);
+    step_owner(&mut optimizer, &raw).unwrap();
+    assert_eq!(optimizer.step_of(0).unwrap(), 1);
+    gpu.context.synchronize().unwrap();
 }
 
 fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
@@ -251,8 +252,9 @@ fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     let raw = run.raw();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
         refused::count(run.list.update(&raw[..2]), "tensors", 3, 2);
-        let longer = RawTensor { len: 301, ..raw[0] };
-        assert!(matches!(run.list.update(&[longer, raw[1], raw[2]]), Err(Error::Fixed { .. })));
+        let longer = with_len(raw[0], 301);
+        let expected = TensorProblem::FixedLength { expected: 300, actual: 301 };
+        refused::problem(run.list.update(&[longer, raw[1], raw[2]]), 0, None, expected);
         run.launch(&gpu.stream);
     });
     for _ in 0..2 {
@@ -272,10 +274,10 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     drop(list);
     let mut optimizer = DualAdam::new(kernels, stream, config, &[raw.len as usize]).unwrap();
     step_owner(&mut optimizer, &raw).unwrap();
-    optimizer.enable_device_control().unwrap();
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.set_lr(0, 0.5).unwrap();
     step_owner(&mut optimizer, &raw).unwrap();
-    assert_eq!(optimizer.state().unwrap().tensors[0].step, 2);
+    assert_eq!(optimizer.state().unwrap().ledger.step(0).unwrap(), 2);
     assert_eq!(optimizer.report().unwrap().len(), 1);
 }
 

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
-use dualadam::cuda::{
-    Control, ControlGroup, ControlSet, Kernels, RawBuffer, RawLr, RawScalars, RawTensor, SetReport, SkipReason,
-    TensorList,
+use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, Kernels, RawLr, RawScalars, SetReport, TensorList};
+use dualadam::{
+    DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, Steering, StepCoeffs, SwitchSchedule, TensorSpec,
+    WeightDecay,
 };
-use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, StepCoeffs, SwitchSchedule, TensorLayout, WeightDecay};
 use testkit::data::{Inputs, SPECIAL, configs};
 use testkit::laws::{self, by_cpu};
-use testkit::refused::{self, refused};
 use testkit::tensor::Tensor;
 use testkit::variant::formats;
 
 use super::Body;
 use super::gpu::{Gpu, Memory};
 use super::graphs::capture;
+use super::refused::{self, refused};
 use super::twin::{self, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["control":
@@ -36,7 +36,7 @@ pub(crate) const TESTS: &[Body] = bodies!["control":
     learning_rates_are_set_in_the_order_of_the_stream,
     controls_refuse_what_cannot_be_right,
     controlled_steps_refuse_what_does_not_belong_together,
-    only_optimizers_with_device_control_take_its_calls,
+    capturable_optimizers_refuse_what_cannot_be_right,
     special_values_have_the_bits_of_the_cpu,
 ];
 
@@ -51,11 +51,11 @@ fn empty_list(gpu: &Gpu, count: usize) -> TensorList {
 }
 
 fn group(config: DualAdamConfig) -> ControlGroup {
-    ControlGroup { config, lr: None }
+    ControlGroup::new(config)
 }
 
 fn set(group: usize) -> ControlSet {
-    ControlSet { group, step: None }
+    ControlSet::new(group)
 }
 
 fn control(gpu: &Gpu, groups: &[ControlGroup], sets: &[ControlSet]) -> Control {
@@ -67,7 +67,7 @@ pub(crate) fn try_step(
     list: &mut TensorList,
     control: &mut Control,
     scalars: RawScalars,
-) -> Result<(), Error> {
+) -> Result<(), CudaError> {
     // SAFETY: what is not refused has buffers as long as the tensors; the stand-in checks each access.
     unsafe { list.step_controlled(control, &scalars, stream.cu_stream().cast()) }
 }
@@ -181,28 +181,14 @@ fn schedules_of_many_rates_switch_at_the_steps_of_the_host(gpu: &Gpu) {
     }
 }
 
-/// What the host's rules say of a multiplier.
-fn expected_skip(loss_scale: f32, clip_factor: f32, found_inf: f32) -> Option<SkipReason> {
-    if found_inf != 0.0 {
-        return Some(SkipReason::FoundInf);
-    }
-    if !(loss_scale > 0.0 && loss_scale.is_finite()) {
-        return Some(SkipReason::LossScale);
-    }
-    if !(clip_factor >= 0.0 && clip_factor.is_finite()) {
-        return Some(SkipReason::ClipFactor);
-    }
-    let multiplier = f64::from(clip_factor) / f64::from(loss_scale);
-    DualAdamConfig::default().coeffs_scaled(1, multiplier).is_err().then_some(SkipReason::Multiplier)
-}
-
 fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_maximize(true);
     let mut list = empty_list(gpu, 1);
     let mut control = control(gpu, &[group(config)], &[set(0)]);
     let memory = [0.0; 3].map(|value| scalar(gpu, value));
     let [loss_scale, clip_factor, found_inf] = memory.each_ref().map(|memory| memory.address);
-    let scalars = RawScalars { loss_scale, clip_factor, found_inf };
+    let none = RawScalars::default();
+    let scalars = none.with_loss_scale(loss_scale).with_clip_factor(clip_factor).with_found_inf(found_inf);
     let (mut t, mut skipped, mut last) = (0, 0, None);
     let mut reasons = vec![];
     let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
@@ -215,18 +201,19 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
         }
         step(gpu, &mut list, &mut control, scalars);
         let [loss_scale, clip_factor, found_inf] = values;
-        let reason = expected_skip(loss_scale, clip_factor, found_inf);
-        match reason {
-            Some(_) => (skipped, last) = (skipped + 1, reason),
-            None => t += 1,
+        let multiplier = Steering { loss_scale, clip_factor, found_inf }.multiplier();
+        match multiplier {
+            Err(reason) => (skipped, last) = (skipped + 1, Some(reason)),
+            Ok(_) => t += 1,
         }
         let found = report(gpu, &control)[0];
         assert_eq!(counts(&found), (t, skipped, last), "{values:?}");
-        if reason.is_none() {
-            let multiplier = f64::from(clip_factor) / f64::from(loss_scale);
-            assert_same_bits(&found, &config.coeffs_scaled(t, multiplier).unwrap(), format_args!("{values:?}"));
+        match multiplier {
+            Err(reason) => reasons.push(reason),
+            Ok(multiplier) => {
+                assert_same_bits(&found, &config.coeffs_scaled(t, multiplier).unwrap(), format_args!("{values:?}"));
+            }
         }
-        reasons.extend(reason);
     }
     use SkipReason::{ClipFactor, FoundInf, LossScale, Multiplier};
     for reason in [FoundInf, LossScale, ClipFactor, Multiplier] {
@@ -235,10 +222,10 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     // Each may be missing.
     memory.iter().zip([8.0_f32, 0.5, 0.0]).for_each(|(memory, value)| gpu.write(memory, &value.to_ne_bytes()));
     for (scalars, multiplier) in [
-        (RawScalars::default(), 1.0),
-        (RawScalars { loss_scale, ..RawScalars::default() }, 0.125),
-        (RawScalars { clip_factor, ..RawScalars::default() }, 0.5),
-        (RawScalars { found_inf, ..RawScalars::default() }, 1.0),
+        (none, 1.0),
+        (none.with_loss_scale(loss_scale), 0.125),
+        (none.with_clip_factor(clip_factor), 0.5),
+        (none.with_found_inf(found_inf), 1.0),
         (scalars, 0.0625),
     ] {
         step(gpu, &mut list, &mut control, scalars);
@@ -263,7 +250,7 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
         let f64s = lrs.iter().zip(&wide).map(|(&lr, memory)| (lr, RawLr::F64(memory.address)));
         let f32s = lrs.iter().zip(&narrow).map(|(&lr, memory)| (f64::from(lr as f32), RawLr::F32(memory.address)));
         let cases: Vec<_> = f64s.chain(f32s).collect();
-        let groups: Vec<_> = cases.iter().map(|&(_, lr)| ControlGroup { config, lr: Some(lr) }).collect();
+        let groups: Vec<_> = cases.iter().map(|&(_, lr)| group(config).with_lr(lr)).collect();
         let sets: Vec<_> = (0..groups.len()).map(set).collect();
         let mut control = control(gpu, &groups, &sets);
         step(gpu, &mut empty_list(gpu, sets.len()), &mut control, RawScalars::default());
@@ -290,11 +277,11 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
     let mut list = gpu.list(std::slice::from_ref(&twin));
     let config = DualAdamConfig::default();
     let (lr, counter) = (gpu.memory(&f64::NAN.to_ne_bytes()), gpu.memory(&u64::MAX.to_ne_bytes()));
-    let groups = [ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
-    let mut control = control(gpu, &groups, &[ControlSet { group: 0, step: Some(counter.address) }]);
+    let groups = [group(config).with_lr(RawLr::F64(lr.address))];
+    let mut control = control(gpu, &groups, &[set(0).with_step(counter.address)]);
     let [loss_scale, clip_factor, found_inf] = [f32::NAN; 3].map(|value| scalar(gpu, value));
-    let scalars =
-        RawScalars { loss_scale: loss_scale.address, clip_factor: clip_factor.address, found_inf: found_inf.address };
+    let scalars = RawScalars::default().with_loss_scale(loss_scale.address);
+    let scalars = scalars.with_clip_factor(clip_factor.address).with_found_inf(found_inf.address);
     use SkipReason::{ClipFactor, FoundInf, LossScale, Lr, Multiplier, Step};
     let (subnormal, full) = (f32::from_bits(1).to_ne_bytes(), u64::MAX);
     let ends = [
@@ -351,13 +338,13 @@ impl Run {
     }
 
     /// Takes the gradients of some tensors out of the list.
-    pub(crate) fn leave_out(&mut self, is_left_out: impl Fn(usize) -> bool) -> Result<(), Error> {
+    pub(crate) fn leave_out(&mut self, is_left_out: impl Fn(usize) -> bool) -> Result<(), CudaError> {
         let mut raw = self.raw();
-        raw.iter_mut().enumerate().filter(|(i, _)| is_left_out(*i)).for_each(|(_, raw)| raw.grads.address = 0);
-        self.list.update(&raw)
+        raw.iter_mut().enumerate().filter(|(i, _)| is_left_out(*i)).for_each(|(_, raw)| raw.grad.address = 0);
+        Ok(self.list.update(&raw)?)
     }
 
-    pub(crate) fn try_launch(&mut self, stream: &CudaStream, scalars: RawScalars) -> Result<(), Error> {
+    pub(crate) fn try_launch(&mut self, stream: &CudaStream, scalars: RawScalars) -> Result<(), CudaError> {
         try_step(stream, &mut self.list, &mut self.control, scalars)
     }
 
@@ -377,7 +364,7 @@ impl Run {
         self.expect_all();
     }
 
-    pub(crate) fn set_lr(&mut self, gpu: &Gpu, group: usize, lr: f64) -> Result<(), Error> {
+    pub(crate) fn set_lr(&mut self, gpu: &Gpu, group: usize, lr: f64) -> Result<(), CudaError> {
         // SAFETY: the stream lives.
         unsafe { self.control.set_lr(group, lr, gpu.raw_stream()) }
     }
@@ -438,7 +425,7 @@ fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     let mut run = Run::new(gpu, &SIZES, &switching());
     let found_inf = scalar(gpu, 0.0);
     let loss_scale = scalar(gpu, 0.0);
-    let scalars = RawScalars { found_inf: found_inf.address, loss_scale: loss_scale.address, ..RawScalars::default() };
+    let scalars = RawScalars::default().with_found_inf(found_inf.address).with_loss_scale(loss_scale.address);
     let mut lrs = [1e-2; 2];
     for round in 0..9_u32 {
         let has_gradient = |tensor: usize| !(tensor + round as usize).is_multiple_of(3) && tensor / 2 != round as usize;
@@ -471,7 +458,7 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
             let mut control = control(gpu, &[group(config)], &[set(0)]);
             let is_found = twin.found(gpu).grad.wide().iter().any(|grad| !grad.is_finite());
             let found_inf = scalar(gpu, f32::from(u8::from(is_found)));
-            let scalars = RawScalars { found_inf: found_inf.address, ..RawScalars::default() };
+            let scalars = RawScalars::default().with_found_inf(found_inf.address);
             step(gpu, &mut list, &mut control, scalars);
             twin.assert_same(gpu, "skipped");
             assert_eq!(counts(&report(gpu, &control)[0]), (0, 1, Some(SkipReason::FoundInf)));
@@ -489,8 +476,8 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
 fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
-    let groups = [group(config), ControlGroup { config, lr: Some(RawLr::F64(lr.address)) }];
-    let sets = [set(0), ControlSet { group: 1, step: Some(counter.address) }];
+    let groups = [group(config), group(config).with_lr(RawLr::F64(lr.address))];
+    let sets = [set(0), set(1).with_step(counter.address)];
     let mut control = control(gpu, &groups, &sets);
     let mut list = empty_list(gpu, 2);
     step(gpu, &mut list, &mut control, RawScalars::default());
@@ -509,7 +496,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     // SAFETY: as above.
     unsafe {
         let refused = control.set_lr(1, 0.1, gpu.raw_stream());
-        assert!(matches!(refused, Err(Error::CallersLr { group: 1 })), "{refused:?}");
+        assert!(matches!(refused, Err(CudaError::CallersLr { group: 1 })), "{refused:?}");
         control.set_config(1, config.with_betas(0.5, 0.6), gpu.raw_stream()).unwrap();
         control.set_config(0, config.with_lr(2.0), gpu.raw_stream()).unwrap();
     }
@@ -523,7 +510,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
 fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
     let mut control = control(gpu, &[group(DualAdamConfig::default())], &[set(0); 4]);
     let mut missing = empty(2);
-    missing.grads.address = 0;
+    missing.grad.address = 0;
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(0), missing, empty(3)]).unwrap();
     set_steps(gpu, &mut control, &[5, 6, 7, u64::MAX]);
     for _ in 0..2 {
@@ -538,15 +525,7 @@ fn controlled_steps_only_launch(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5], &switching());
     run.launch(&gpu.stream);
     gpu.context.synchronize().unwrap();
-    let expected = [
-        ("cuCtxGetCurrent", 3),
-        ("cuEventRecord", 6),
-        ("cuLaunchKernel", 9),
-        ("cuStreamGetCtx", 3),
-        ("cuStreamIsCapturing", 3),
-        ("cuThreadExchangeStreamCaptureMode", 6),
-    ];
-    gpu.calling_only(&expected, || (0..3).for_each(|_| run.launch(&gpu.stream)));
+    gpu.launching_only([3, 6, 9, 3, 3, 6], || (0..3).for_each(|_| run.launch(&gpu.stream)));
     if let Some(stand_in) = &gpu.stand_in {
         // Three launches of each step, and the events after the last: the list's and the control's.
         assert_eq!(stand_in.pending(), 15);
@@ -577,8 +556,9 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     refused::position(new(&[group(config)], &[set(0), set(1)]), "group", 1, 1);
     refused::value(new(&[group(config.with_lr(-1.0))], &[set(0)]), "lr");
     let message = |lr: Option<RawLr>, steps: &[Option<u64>]| {
-        let sets: Vec<_> = steps.iter().map(|&step| ControlSet { group: 0, step }).collect();
-        new(&[ControlGroup { config, lr }], &sets).unwrap_err().to_string()
+        let sets = steps.iter().map(|step| step.map_or(set(0), |step| set(0).with_step(step)));
+        let group = lr.map_or(group(config), |lr| group(config).with_lr(lr));
+        new(&[group], &sets.collect::<Vec<_>>()).unwrap_err().to_string()
     };
     let cases: [(_, &[Option<u64>], _); 9] = [
         (None, &[None, Some(0)], "step of set 1 must not be null, got address 0x0"),
@@ -594,10 +574,8 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     for (lr, steps, expected) in cases {
         assert_eq!(message(lr, steps), expected);
     }
-    let shared = ControlGroup { config, lr: Some(RawLr::F32(0x1000)) };
-    let beside = Some(RawLr::F32(0x1004));
-    new(&[shared, shared, ControlGroup { config, lr: beside }], &[ControlSet { group: 0, step: Some(0x1008) }])
-        .unwrap();
+    let [shared, beside] = [0x1000, 0x1004].map(|address| group(config).with_lr(RawLr::F32(address)));
+    new(&[shared, shared, beside], &[set(0).with_step(0x1008)]).unwrap();
 
     let mut control = control(gpu, &[group(config)], &[set(0)]);
     let stream = gpu.raw_stream();
@@ -617,14 +595,14 @@ fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     let new = |kernels| Control::new(kernels, &[group(config)], &[set(0)]).unwrap();
     let (mut control, none) = (new(&gpu.kernels), RawScalars::default());
     // A control smaller than its list.
-    refused::index(try_step(&gpu.stream, &mut empty_list(gpu, 2), &mut control, none), 1, "set", 1, 1);
+    refused::coeffs_index(try_step(&gpu.stream, &mut empty_list(gpu, 2), &mut control, none), 1, 1, 1);
 
     let mut list = empty_list(gpu, 1);
     let with = |name, scalars| (name, scalars);
     for (name, scalars) in [
-        with("loss_scale", RawScalars { loss_scale: 0x1002, ..none }),
-        with("clip_factor", RawScalars { clip_factor: 0x1001, ..none }),
-        with("found_inf", RawScalars { found_inf: 0x1003, ..none }),
+        with("loss_scale", none.with_loss_scale(0x1002)),
+        with("clip_factor", none.with_clip_factor(0x1001)),
+        with("found_inf", none.with_found_inf(0x1003)),
     ] {
         let message = refused(try_step(&gpu.stream, &mut list, &mut control, scalars)).to_string();
         assert!(message.starts_with(&format!("{name} must be aligned to 4 bytes, got address 0x100")), "{message}");
@@ -645,29 +623,12 @@ fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     gpu.assert_nothing_launched();
 }
 
-fn only_optimizers_with_device_control_take_its_calls(gpu: &Gpu) {
-    let mut optimizer = gpu.optimizer(&[TensorLayout::new(4)]).unwrap();
-    let is_refused = |result: Result<(), Error>, name: &str| match result {
-        Err(Error::NoDeviceControl { call }) => assert_eq!(call, name),
-        result => panic!("{result:?}"),
-    };
-    let [params, grads] = [0x1000, 0x2000].map(|address| RawBuffer { address, dtype: Dtype::F32 });
-    let (params, grads) = ([params], [Some(grads)]);
+fn capturable_optimizers_refuse_what_cannot_be_right(gpu: &Gpu) {
+    let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap().into_capturable().unwrap();
+    let (params, grads) = ([RawBuffer::f32(0x1000)], [Some(RawBuffer::f32(0x2000))]);
     // SAFETY: refused before anything is launched.
-    let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &RawScalars::default()) };
-    is_refused(step, "step_controlled");
-    // SAFETY: as above.
-    is_refused(optimizer.prepare_raw(&params, &grads), "prepare");
-    is_refused(optimizer.report().map(|_| ()), "report");
-
-    optimizer.enable_device_control().unwrap();
-    optimizer.enable_device_control().unwrap();
-    // SAFETY: as above.
-    refused::value(unsafe { optimizer.step_raw(&params, &grads, 0.5) }, "grad_multiplier");
-    let scalars = RawScalars { found_inf: 2, ..Default::default() };
-    // SAFETY: as above.
-    let step = unsafe { optimizer.step_controlled_raw(&params, &grads, &scalars) };
-    assert!(matches!(step, Err(Error::Address { .. })), "{step:?}");
+    let step = unsafe { optimizer.step_raw(&params, &grads, &RawScalars::default().with_found_inf(2)) };
+    assert!(matches!(step, Err(CudaError::Address { .. })), "{step:?}");
     refused::value(optimizer.set_lr(0, f64::INFINITY), "lr");
     refused::position(optimizer.set_lr(1, 0.1), "group", 1, 1);
     gpu.assert_nothing_launched();

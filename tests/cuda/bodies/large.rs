@@ -7,17 +7,17 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ops::Range;
 
-use dualadam::DualAdamConfig;
+use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::{RawTensor, TensorList};
+use dualadam::{DualAdamConfig, RawTensor, Role};
 use testkit::data::Inputs;
-use testkit::tensor::{NAMES, Tensor};
+use testkit::tensor::Tensor;
 use testkit::values::Values;
 use testkit::variant::{Formats, formats};
 
 use super::Body;
 use super::gpu::{Gpu, Memory};
-use super::twin::Twin;
+use super::twin::{Twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["large":
     periods_are_compared_to_the_end,
@@ -91,12 +91,12 @@ impl Large {
     fn raw(&self, host: &Tensor, buffers: &[Repeated]) -> RawTensor {
         let mut addresses = [0; 5];
         buffers.iter().zip(&mut addresses).for_each(|(buffer, address)| *address = buffer.address());
-        RawTensor { len: self.len, ..host.raw_at(addresses) }
+        with_len(host.raw_at(addresses), self.len)
     }
 
     fn compare(&self, gpu: &Gpu, expected: &Tensor, buffers: &[Repeated]) {
-        for ((buffer, values), name) in buffers.iter().zip(expected.buffers()).zip(NAMES) {
-            buffer.assert_repeats(gpu, values.bytes(), values.dtype().size(), name);
+        for ((buffer, values), role) in buffers.iter().zip(expected.buffers()).zip(Role::ALL) {
+            buffer.assert_repeats(gpu, values.bytes(), values.dtype().size(), role.name());
         }
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod graphs;
 pub(crate) mod large;
 mod lists;
 pub(crate) mod owner;
+pub(crate) mod refused;
 mod repeats;
 mod streams;
 mod tour;

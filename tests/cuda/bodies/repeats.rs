@@ -1,7 +1,7 @@
 //! The same inputs give the same bits, in every run and in every grouping into launches.
 
 use dualadam::StepCoeffs;
-use dualadam::cuda::{RawTensor, TensorList};
+use dualadam::cuda::TensorList;
 use testkit::data::Inputs;
 use testkit::laws::all_sets;
 use testkit::tensor::Tensor;
@@ -36,7 +36,7 @@ fn runs_and_groupings_give_the_same_bits(gpu: &Gpu) {
     let sets = all_sets();
     let one_by_one = |twins: &[Twin]| {
         for twin in twins.iter().chain(twins) {
-            gpu.step(&RawTensor { set: 0, ..twin.raw() }, &sets[twin.host.set]).unwrap();
+            gpu.step(&twin.raw().with_coeffs_index(0), &sets[twin.host.set]).unwrap();
         }
     };
     // In lists of so many tensors, the last tensor first.

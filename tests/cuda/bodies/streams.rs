@@ -12,7 +12,7 @@ use dualadam::half::bf16;
 use testkit::laws::{self, all_sets};
 
 use super::Body;
-use super::flat::{check_slices, check_slices_with_copy};
+use super::flat::{check_slices, check_slices_with_master};
 use super::gpu::Gpu;
 use super::twin::{self, Models, Twin};
 
@@ -79,7 +79,7 @@ fn kernels_work_in_a_context_of_the_callers(gpu: &Gpu) {
     let stream = context.new_stream().unwrap();
     check_slices::<f32, f32>(&kernels, &stream);
     check_slices::<bf16, bf16>(&kernels, &stream);
-    check_slices_with_copy::<bf16, bf16>(&kernels, &stream);
+    check_slices_with_master::<bf16, bf16>(&kernels, &stream);
     check_owner(&kernels, &stream, "f32_f32");
     gpu.context.bind_to_thread().unwrap();
 }

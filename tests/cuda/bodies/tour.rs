@@ -38,7 +38,7 @@ fn list_entries(gpu: &Gpu) {
         let mut list = model.list(gpu);
         for left_alone in [2, 23] {
             let mut raw = model.raw();
-            raw[left_alone].grads.address = 0;
+            raw[left_alone].grad.address = 0;
             list.update(&raw).unwrap();
             gpu.step_list(&mut list, &sets).unwrap();
             model.0.iter_mut().enumerate().filter(|(i, _)| *i != left_alone).for_each(|(_, twin)| twin.expect(&sets));

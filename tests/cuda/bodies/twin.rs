@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
-use dualadam::cuda::{DualAdam, Grads, Kernels, ParamsMut, RawBuffer, RawTensor, Scalars};
+use dualadam::cuda::{Buffer, BufferMut, CapturableDualAdam, CudaError, DualAdam, Kernels, RawScalars, Scalars};
 use dualadam::half::{bf16, f16};
-use dualadam::{DualAdamConfig, Error, StepCoeffs, cpu};
+use dualadam::{DualAdamConfig, RawBuffer, RawTensor, State, StepCoeffs, cpu};
 use testkit::data::Inputs;
 use testkit::model::{Model, Spec, wide};
 use testkit::state::bits;
@@ -15,7 +15,8 @@ use testkit::variant::formats;
 
 use super::gpu::{Gpu, Memory};
 
-/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same filling around.
+/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same
+/// filling around.
 pub(crate) struct Twin {
     pub(crate) host: Tensor,
     pub(crate) memory: Vec<Memory>,
@@ -82,15 +83,58 @@ pub(crate) fn assert_all_same(gpu: &Gpu, twins: &[Twin], what: &str) {
     twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same(gpu, &format!("{what}, tensor {i}")));
 }
 
-/// The model's parameters of a tensor, which an optimizer keeps the rest of.
-pub(crate) fn param(raw: &RawTensor) -> RawBuffer {
-    raw.copy.unwrap_or(raw.params)
+/// The tensor with another length.
+pub(crate) fn with_len(mut tensor: RawTensor, len: u64) -> RawTensor {
+    tensor.len = len;
+    tensor
+}
+
+/// Both optimizers.
+pub(crate) trait Optimizer {
+    fn state(&self) -> Result<State, CudaError>;
+    fn step_of(&self, tensor: usize) -> Result<u64, CudaError>;
+    /// A step without a multiplier and scalars.
+    ///
+    /// # Safety
+    ///
+    /// As for the optimizer's own.
+    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
+}
+
+impl Optimizer for DualAdam {
+    fn state(&self) -> Result<State, CudaError> {
+        self.state()
+    }
+
+    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
+        Ok(self.step_of(tensor)?)
+    }
+
+    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
+        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
+        unsafe { self.step_raw(params, grads, 1.0) }
+    }
+}
+
+impl Optimizer for CapturableDualAdam {
+    fn state(&self) -> Result<State, CudaError> {
+        self.state()
+    }
+
+    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
+        self.step_of(tensor)
+    }
+
+    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
+        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
+        unsafe { self.step_raw(params, grads, &RawScalars::default()) }
+    }
 }
 
 /// An optimizer's step of one tensor.
-pub(crate) fn step_owner(optimizer: &mut DualAdam, raw: &RawTensor) -> Result<(), Error> {
+pub(crate) fn step_owner(optimizer: &mut impl Optimizer, raw: &RawTensor) -> Result<(), CudaError> {
     // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
-    unsafe { optimizer.step_raw(&[param(raw)], &[Some(raw.grads)], 1.0) }
+    unsafe { optimizer.step_plainly(&[raw.param], &[Some(raw.grad)]) }
 }
 
 /// A slice whose type is known at run time.
@@ -123,11 +167,11 @@ impl Slice {
         }
     }
 
-    fn params(&mut self, len: usize) -> ParamsMut<'_> {
+    fn params(&mut self, len: usize) -> BufferMut<'_> {
         each!(self, slice => slice.slice_mut(..len).into())
     }
 
-    fn grads(&self, len: usize) -> Grads<'_> {
+    fn grads(&self, len: usize) -> Buffer<'_> {
         each!(self, slice => slice.slice(..len).into())
     }
 
@@ -158,7 +202,7 @@ impl Models {
         let specs = specs.iter().map(|&(name, len, group)| Spec { formats: formats(name), len, group });
         let host = Model::new(&specs.collect::<Vec<_>>(), wide);
         let mut models = Self {
-            cpu: cpu::DualAdam::with_groups(groups, &host.layout()).unwrap(),
+            cpu: cpu::DualAdam::with_groups(groups, &host.tensor_specs()).unwrap(),
             stream: stream.clone(),
             params: host.params.iter().map(|values| Slice::new(stream, values)).collect(),
             grads: vec![],
@@ -174,7 +218,8 @@ impl Models {
     }
 
     pub(crate) fn optimizer(&self, kernels: &Kernels) -> DualAdam {
-        DualAdam::with_groups(kernels, &self.stream, &self.cpu.state().groups, &self.host.layout()).unwrap()
+        DualAdam::with_groups(kernels, &self.stream, self.cpu.state().ledger.groups(), &self.host.tensor_specs())
+            .unwrap()
     }
 
     /// Multiplies gradients, on the device by a loss scale in a controlled step.
@@ -182,6 +227,14 @@ impl Models {
         let loss_scale = self.stream.clone_htod(&[1.0 / multiplier as f32]).unwrap();
         self.stream.synchronize().unwrap();
         Self { multiplier, loss_scale, ..self }
+    }
+
+    /// Other parameters, with f32 gradients of 0.
+    pub(crate) fn set_still(&mut self, params: [Values; 2]) {
+        let zeros = |values: &Values| Slice::new(&self.stream, &Values::F32(vec![0.0; values.len()]));
+        self.grads = params.iter().map(zeros).collect();
+        self.params = params.iter().map(|values| Slice::new(&self.stream, values)).collect();
+        self.host.params = params.into();
     }
 
     /// The gradients of a round, in other memory than those before.
@@ -199,20 +252,24 @@ impl Models {
     pub(crate) fn lists(
         &mut self,
         missing: impl Fn(usize) -> bool,
-    ) -> (Vec<ParamsMut<'_>>, Vec<Option<Grads<'_>>>, Scalars<'_>) {
+    ) -> (Vec<BufferMut<'_>>, Vec<Option<Buffer<'_>>>, Scalars<'_>) {
         let lens = || self.host.specs.iter().map(|spec| spec.len);
         let grads = self.grads.iter().zip(lens()).enumerate();
         let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.grads(len)));
         let params = self.params.iter_mut().zip(lens()).map(|(slice, len)| slice.params(len));
-        let (found_inf, loss_scale) = (Some(self.found_inf.as_view()), Some(self.loss_scale.as_view()));
-        (params.collect(), grads.collect(), Scalars { found_inf, loss_scale, clip_factor: None })
+        let scalars = Scalars::default().with_found_inf(self.found_inf.as_view());
+        (params.collect(), grads.collect(), scalars.with_loss_scale(self.loss_scale.as_view()))
     }
 
     /// A step of the device's optimizer.
-    pub(crate) fn launch(&mut self, optimizer: &mut DualAdam, missing: impl Fn(usize) -> bool) -> Result<(), Error> {
+    pub(crate) fn launch(
+        &mut self,
+        optimizer: &mut DualAdam,
+        missing: impl Fn(usize) -> bool,
+    ) -> Result<(), CudaError> {
         let multiplier = self.multiplier;
-        let (mut params, grads, _) = self.lists(missing);
-        optimizer.step_scaled(&mut params, &grads, multiplier)
+        let (params, grads, _) = self.lists(missing);
+        optimizer.step_scaled(params, grads, multiplier)
     }
 
     /// A step of both optimizers, with gradients of this round.
@@ -225,11 +282,11 @@ impl Models {
     /// A controlled step of the device's optimizer.
     pub(crate) fn launch_controlled(
         &mut self,
-        optimizer: &mut DualAdam,
+        optimizer: &mut CapturableDualAdam,
         missing: impl Fn(usize) -> bool,
-    ) -> Result<(), Error> {
-        let (mut params, grads, scalars) = self.lists(missing);
-        optimizer.step_controlled(&mut params, &grads, &scalars)
+    ) -> Result<(), CudaError> {
+        let (params, grads, scalars) = self.lists(missing);
+        optimizer.step(params, grads, &scalars)
     }
 
     /// The step on the CPU.
@@ -241,16 +298,11 @@ impl Models {
 
     /// Compares states and parameters.
     #[track_caller]
-    pub(crate) fn assert_same(&self, optimizer: &DualAdam, what: &str) {
+    pub(crate) fn assert_same(&self, optimizer: &impl Optimizer, what: &str) {
         let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
-        assert_eq!(found.groups, expected.groups, "{what}");
-        for (i, (found, expected)) in found.tensors.iter().zip(&expected.tensors).enumerate() {
-            assert_eq!(
-                (found.step, found.master_is_set),
-                (expected.step, expected.master_is_set),
-                "{what}, tensor {i}"
-            );
-            assert_eq!(optimizer.step_of(i).unwrap(), expected.step);
+        assert_eq!(found.ledger, expected.ledger, "{what}");
+        for tensor in 0..expected.ledger.len() {
+            assert_eq!(optimizer.step_of(tensor).unwrap(), expected.ledger.step(tensor).unwrap());
         }
         // Without printing thousands of numbers.
         assert!(bits(&found) == bits(expected), "{what}");
