@@ -68,8 +68,8 @@ class Machine:
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 
     def seconds(self, plan, enqueue):
-        # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some milliseconds after their last work, and take a
-        # processor from whoever has other threads.
+        # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some
+        # milliseconds after their last work, and take a processor from whoever has other threads.
         enqueue()
         return self.elapsed(plan, enqueue), False
 

@@ -1,8 +1,10 @@
-//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native --example external_wgpu`.
+//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native
+//! --example external_wgpu`.
 //!
-//! The program owns the device, made with default limits, its buffers, its pass and its submit. Here it fits a line of 4,096 weights to
-//! targets: a shader of its own computes the gradients of the loss, the library encodes the step right behind it, and so on, a hundred
-//! times in one submit. Only the losses come back.
+//! The program owns the device, made with default limits, its buffers, its pass and its submit.
+//! Here it fits a line of 4,096 weights to targets: a shader of its own computes the gradients of
+//! the loss, the library encodes the step right behind it, and so on, a hundred times in one
+//! submit. Only the losses come back.
 
 use std::process::ExitCode;
 
@@ -57,7 +59,8 @@ fn run() -> Result<(), Error> {
     queue.write_buffer(&targets, 0, bytemuck::cast_slice(&wanted));
     let backward = Backward::new(&device, [&weights, &targets, &grads]);
 
-    // What the library adds: two moments, which begin at zero as all buffers do, and a list of what is stepped.
+    // What the library adds: two moments, which begin at zero as all buffers do, and a list of what
+    // is stepped.
     let (exp_avg, exp_avg_sq) = (buffer(BufferUsages::empty()), buffer(BufferUsages::empty()));
     let f32_in = |buffer| Binding::new(buffer, Dtype::F32);
     let (param, grad) = (f32_in(&weights), Some(f32_in(&grads)));

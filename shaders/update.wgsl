@@ -26,8 +26,8 @@ struct Elements {
     v: vec4<f32>,
 }
 
-// An infinity becomes the largest finite f32; all else stays, NaN too. By the bits, since a driver may
-// assume of floats that none is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
+// An infinity becomes the largest finite f32; all else stays, NaN too. By the bits, since a driver
+// may assume of floats that none is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
 fn saturated(x: vec4<f32>) -> vec4<f32> {
     return select(x, vec4(0x1.fffffep+127f), bitcast<vec4<u32>>(x) == vec4(0x7f800000u));
 }

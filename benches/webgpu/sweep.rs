@@ -1,6 +1,8 @@
-//! The sweep: the step with other workgroups and more quads an invocation, and a list over shared buffers, against what the library does.
+//! The sweep: the step with other workgroups and more quads an invocation, and a list over shared
+//! buffers, against what the library does.
 //!
-//! Each is compared with the CPU backend before it is timed. All that serve the same elements take turns in each round.
+//! Each is compared with the CPU backend before it is timed. All that serve the same elements take
+//! turns in each round.
 
 use std::path::Path;
 
@@ -20,7 +22,8 @@ include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
 /// What is swept; without masters.
 const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
-/// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read the coefficients from a uniform buffer.
+/// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read
+/// the coefficients from a uniform buffer.
 const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2), (256, 2)];
 /// Tensors of the list, as in a model of some hundred million parameters.
 const TENSORS: u64 = 160;
@@ -87,7 +90,8 @@ fn shapes(
     for (workgroup, quads) in SHAPES {
         let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
         let pipeline = Pipeline::new(device, text, workgroup, quads, &coeffs);
-        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry point's.
+        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry
+        // point's.
         let checked = new(2 * PERIOD / 4 * 4)?;
         let bound = pipeline.bind(device, &checked, 2 * PERIOD as u64 / 4 * 4);
         check(device, variant, &pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
@@ -102,8 +106,9 @@ fn shapes(
     Ok(time(timer, shape, variant, contestants, replicas.len(), rounds))
 }
 
-/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with parameters and gradients in buffers of their
-/// own; over a buffer of its own for each stream of each tensor; and over one buffer a stream.
+/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with
+/// parameters and gradients in buffers of their own; over a buffer of its own for each stream of
+/// each tensor; and over one buffer a stream.
 fn lists(
     device: &Device,
     timer: &Timer<'_>,
@@ -152,7 +157,8 @@ fn buffers(device: &Device, variant: Variant, pattern: &Pattern, len: usize) -> 
     sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
 }
 
-/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a rounding.
+/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a
+/// rounding.
 fn check(
     device: &Device,
     variant: Variant,

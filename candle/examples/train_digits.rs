@@ -1,4 +1,5 @@
-//! Trains a small network on real handwritten digits with candle's autograd: DualAdam beside candle's AdamW.
+//! Trains a small network on real handwritten digits with candle's autograd: DualAdam beside
+//! candle's AdamW.
 
 #[path = "../../examples/digits/src/data.rs"]
 mod data;
@@ -47,7 +48,8 @@ fn dual_adam(steps: u64) -> DualAdamConfig {
         .with_schedule(SwitchSchedule::linear_until((steps * 16).div_ceil(100)))
 }
 
-/// Trains with an optimizer whose config depends on the number of steps, and prints what came of it.
+/// Trains with an optimizer whose config depends on the number of steps, and prints what came of
+/// it.
 fn report<O: Optimizer>(
     name: &str,
     seed: u64,

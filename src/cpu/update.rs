@@ -1,17 +1,20 @@
-//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same, name for name.
+//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same,
+//! name for name.
 
 use crate::rule::StepCoeffs;
 
-/// Where `x` is above the largest finite f32, that. A NaN stays one, which `f32::min` would not keep.
+/// Where `x` is above the largest finite f32, that. A NaN stays one, which `f32::min` would not
+/// keep.
 #[inline(always)]
 fn saturate(x: f32) -> f32 {
     if x > f32::MAX { f32::MAX } else { x }
 }
 
-/// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2` and `decay` are not 0: the
-/// caller has asked once for all elements.
+/// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2`
+/// and `decay` are not 0: the caller has asked once for all elements.
 ///
-/// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated in place.
+/// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated
+/// in place.
 #[inline(always)]
 pub(super) fn update<const DUAL: bool, const L2: bool, const DECAY: bool>(
     c: &StepCoeffs,

@@ -5,7 +5,8 @@ use super::error::{TensorError, TensorProblem};
 use super::role::Role;
 use super::variant::{Formats, Variant};
 
-/// A buffer by address: in the host's memory for [`cpu::TensorList`](crate::cpu::TensorList), in a device's for the `cuda` backend.
+/// A buffer by address: in the host's memory for [`cpu::TensorList`](crate::cpu::TensorList), in a
+/// device's for the `cuda` backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RawBuffer {
@@ -31,8 +32,8 @@ impl RawBuffer {
 
 /// One tensor's buffers by address, all of one length.
 ///
-/// Nothing is owned. The addresses of an empty tensor are not looked at, nor are those of a tensor in a list whose
-/// gradient has address 0: it is skipped.
+/// Nothing is owned. The addresses of an empty tensor are not looked at, nor are those of a tensor
+/// in a list whose gradient has address 0: it is skipped.
 ///
 /// # Example
 ///
@@ -62,7 +63,8 @@ pub struct RawTensor {
     pub exp_avg_sq: RawBuffer,
     /// The f32 masters of 16-bit parameters, read and written.
     pub master: Option<RawBuffer>,
-    /// The index of the tensor's coefficients in the list of coefficients; 0 for a step of one tensor.
+    /// The index of the tensor's coefficients in the list of coefficients; 0 for a step of one
+    /// tensor.
     pub coeffs_index: usize,
 }
 

@@ -89,8 +89,8 @@ pub fn lists(step: Step<'_>, right: Step<'_>, sizes: &[usize]) {
     check(step, right, mixed(sizes, |i| i * 3 % sets.len()), &sets, "a list");
 }
 
-/// Every variant, with gradients whose squares overflow, then with ordinary ones, then with NaN: the second moment is finite until a
-/// gradient is NaN, whatever came before.
+/// Every variant, with gradients whose squares overflow, then with ordinary ones, then with NaN:
+/// the second moment is finite until a gradient is NaN, whatever came before.
 pub fn overflows(step: Step<'_>, right: Step<'_>) {
     let overflowing = Inputs::overflowing();
     for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {

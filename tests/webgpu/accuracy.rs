@@ -59,7 +59,8 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
     }
 }
 
-/// What a driver makes of infinities and NaN is its own affair, but for other elements they mean nothing.
+/// What a driver makes of infinities and NaN is its own affair, but for other elements they mean
+/// nothing.
 pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
     let device = &gpu.device;
     for variant in Variant::all() {
@@ -83,7 +84,8 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
     }
 }
 
-/// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0 is 0, and 0 times the step is 0.
+/// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0
+/// is 0, and 0 times the step is 0.
 pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     let device = &gpu.device;
     let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
@@ -101,8 +103,8 @@ pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     }
 }
 
-/// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver may assume that there is none, so this
-/// is asserted where the adapter is a software one.
+/// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver
+/// may assume that there is none, so this is asserted where the adapter is a software one.
 pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     if !gpu.is_software() {
         return;
@@ -131,9 +133,10 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     }
 }
 
-/// With gradients whose squares overflow, the second moment saturates where the CPU's does. Elsewhere it is near the CPU's, or has
-/// saturated because only the square overflows. The next step makes no NaN of it. A GPU's driver may assume that nothing overflows,
-/// so this is asserted where the adapter is a software one.
+/// With gradients whose squares overflow, the second moment saturates where the CPU's does.
+/// Elsewhere it is near the CPU's, or has saturated because only the square overflows. The next
+/// step makes no NaN of it. A GPU's driver may assume that nothing overflows, so this is asserted
+/// where the adapter is a software one.
 pub(crate) fn second_moments_saturate(gpu: &Gpu) {
     if !gpu.is_software() {
         return;
@@ -171,7 +174,8 @@ pub(crate) fn second_moments_saturate(gpu: &Gpu) {
     }
 }
 
-/// Steps in one submit are the steps submitted one by one, to the bit, and each of those is within the bound.
+/// Steps in one submit are the steps submitted one by one, to the bit, and each of those is within
+/// the bound.
 pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(100));
     let coeffs: Vec<_> = (1..=200).map(|t| config.coeffs(t).unwrap()).collect();
@@ -197,7 +201,8 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     }
 }
 
-/// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the summands. f32 results only.
+/// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the
+/// summands. f32 results only.
 #[derive(Default)]
 struct Worst([(f64, f64); 3]);
 

@@ -262,7 +262,8 @@ pub(crate) fn small_devices(gpu: &Gpu) {
     refused::limit(Pipelines::new(&gpu.open(wgpu::Features::empty(), limits).device), 4, 3);
 }
 
-/// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their edges, and beside them.
+/// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their
+/// edges, and beside them.
 pub(crate) fn windows_and_rows(gpu: &Gpu) {
     let of = |binding, workgroups| {
         let limits = wgpu::Limits {
@@ -293,7 +294,8 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
 /// Set in a process that has little memory.
 const LITTLE_MEMORY: &str = "DUALADAM_TEST_LITTLE_MEMORY";
 
-/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it gets a process with a limit.
+/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it
+/// gets a process with a limit.
 pub(crate) fn out_of_memory(gpu: &Gpu) {
     if gpu.is_software() && std::env::var_os(LITTLE_MEMORY).is_none() {
         let program = std::env::current_exe().unwrap();

@@ -1,4 +1,5 @@
-//! The owning optimizer: the bits of lists made by hand, files that resume anywhere, and states read while other work goes on.
+//! The owning optimizer: the bits of lists made by hand, files that resume anywhere, and states
+//! read while other work goes on.
 
 use std::ops::Range;
 use std::path::Path;
@@ -186,7 +187,8 @@ fn check_masters(device: &Device, formats: Formats) {
     }
 }
 
-/// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while it has no gradient.
+/// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while
+/// it has no gradient.
 fn follows_changed_types(gpu: &Gpu) {
     let device = &gpu.device;
     let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
@@ -251,7 +253,8 @@ fn resumes_bit_for_bit(gpu: &Gpu) {
     assert!(twins.results(device, &third) == whole);
 }
 
-/// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters set and some not.
+/// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters
+/// set and some not.
 fn cpu_optimizer() -> cpu::DualAdam {
     let specs = [("f32_f32", 1030, 0), ("f32_f32", 0, 0), ("bf16_f32_master", 7, 1), ("bf16_f32_master", 3, 0)];
     let mut model = Model::new(&specs.map(|(name, len, group)| Spec { formats: formats(name), len, group }), wide);

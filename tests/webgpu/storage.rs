@@ -28,7 +28,8 @@ fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats
     Variant::all().map(Variant::formats).filter(holds)
 }
 
-/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is left of it.
+/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is
+/// left of it.
 fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
     let of = |len| p.windows(len).map(<[f32]>::to_vec);
     [1, 2, 3, 5, 6, 7].into_iter().flat_map(of)
@@ -45,7 +46,8 @@ pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
         let host = Host { grad, ..Host::new(formats, &inputs) };
         let found = gpu.device.stepped(&host, &coeffs).exp_avg.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
-            // The device may flush what is subnormal in f32, and zero has lost its sign beside the old m.
+            // The device may flush what is subnormal in f32, and zero has lost its sign beside the
+            // old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
             assert!(flushed || same(found, expected), "{formats}, {pattern:#x}: {found:e}, not {expected:e}");
         }

@@ -84,7 +84,8 @@ fn second_moments_saturate_as_on_the_cpu(gpu: &Gpu) {
     gpu.assert_clean();
 }
 
-/// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between them.
+/// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between
+/// them.
 pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
     P: Pod + DeviceRepr + Element + PartialEq + Debug,
@@ -151,7 +152,8 @@ pub(crate) fn upload<T: DeviceRepr>(context: &Arc<CudaContext>, values: &[T]) ->
     context.new_stream().unwrap().clone_htod(values).unwrap()
 }
 
-/// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it after a step.
+/// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it
+/// after a step.
 pub(crate) fn copied<T: DeviceRepr>(slice: &impl DevicePtr<T>) -> CudaSlice<T> {
     slice.stream().clone_dtod(slice).unwrap()
 }
