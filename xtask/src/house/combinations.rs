@@ -1,8 +1,8 @@
 //! Files that list combinations of formats, which `variants.txt` alone should do.
 //!
-//! A guess from the words: three combinations within three lines are a list. A combination is a
-//! name such as `f32_bf16`, or what stands in one pair of parentheses or angle brackets, such as
-//! `(F32, Some(Bf16))`.
+//! A guess from the words: five combinations within three lines are a list, and fewer may be
+//! examples. A combination is a name such as `f32_bf16`, or what stands in one pair of parentheses
+//! or angle brackets, such as `(F32, Some(Bf16))`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use super::{Count, Source};
 use crate::root;
 
 const LINES: usize = 3;
-const COMBINATIONS: usize = 3;
+const COMBINATIONS: usize = 5;
 /// Files that may list some.
 const ALLOWED: [&str; 3] = [
     // What is timed at every shape.
@@ -96,20 +96,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_combinations_are_a_list() {
+    fn five_combinations_are_a_list() {
         let formats = ["f32", "bf16", "f16"].map(str::to_owned).into();
         for list in [
-            "(F32, Bf16, None),\n(F32, F32, Some(Bf16)),\n(F16, F16, None),",
-            "[\"f32_f32\", \"bf16_f32_master\", \"f16_f16\"]",
-            "x::<f32, f32>(a);\nx::<f32, bf16>(a);\nx::<f16, f16>(a);",
+            "(F32, Bf16, None), (F32, F32, None),\n(F32, F32, Some(Bf16)),\n(F16, F16, None), (Bf16, F32, None),",
+            "[\"f32_f32\", \"bf16_f32_master\", \"f16_f16\", \"f16_f32\", \"bf16_bf16\"]",
+            "x::<f32, f32>(a); x::<f32, f16>(a);\nx::<f32, bf16>(a); x::<bf16, f32>(a);\nx::<f16, f16>(a);",
         ] {
             assert!(first_list(list, &formats).is_some(), "{list}");
         }
         for other in [
             "F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)",
             "// f32_f32, bf16_bf16 and f16_f16",
-            "(F32, F32)\n(F32, F32)\n(F32, Bf16)",
-            "f32_f32\n\n\nf32_bf16\n\n\nf32_f16",
+            "(F32, F32) (F32, Bf16)\n(F32, F32) (F32, Bf16)\n(F32, F16) (F32, F32)",
+            "f32_f32 f32_bf16\n\n\nf32_f16 f16_f16\n\n\nf16_f32 bf16_f32",
         ] {
             assert_eq!(first_list(other, &formats), None, "{other}");
         }
