@@ -1,8 +1,10 @@
 //! The step against the machine's limit, all variants in turns: `cargo bench --bench limit`.
 //!
-//! criterion times one thing after the other, and the speed of a shared machine drifts between them. Here the variants take
-//! turns, each round gives one ratio to the triad over the same streams and one to the f32 step, and the table shows the
-//! medians. The largest length takes some 12 GB of memory. `--quick` runs fewer rounds over fewer sizes. The records in `benches/results/` are this table.
+//! criterion times one thing after the other, and the speed of a shared machine drifts between
+//! them. Here the variants take turns, each round gives one ratio to the triad over the same
+//! streams and one to the f32 step, and the table shows the medians. The largest length takes some
+//! 12 GB of memory. `--quick` runs fewer rounds over fewer sizes. The records in `benches/results/`
+//! are this table.
 
 mod workloads;
 

@@ -1,22 +1,25 @@
 #!/usr/bin/env python3
-"""Times torch's Adam, fused, foreach, one tensor after the other and, on CUDA, captured, beside DualAdam through Python, in turns with what
-moves as many bytes: on the CPU a triad, on CUDA a device copy.
+"""Times torch's Adam, fused, foreach, one tensor after the other and, on CUDA, captured, beside
+DualAdam through Python, in turns with what moves as many bytes: on the CPU a triad, on CUDA a
+device copy.
 
-All variants of a shape take turns over the same parameters and gradients; times are medians over rounds. Every variant is checked
-before it is timed. On CUDA the device spins while the host enqueues, and the host's time of a step stands
-beside the device's. A row is marked as host-bound if the device began before the host had enqueued all: it
-may have waited for the host then.
+All variants of a shape take turns over the same parameters and gradients; times are medians over
+rounds. Every variant is checked before it is timed. On CUDA the device spins while the host
+enqueues, and the host's time of a step stands beside the device's. A row is marked as host-bound if
+the device began before the host had enqueued all: it may have waited for the host then.
 
-With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can be the one that
-`cargo bench --features cuda --bench cuda -- --json FILE` wrote; the times are then also given over those of its DualAdam step. Where Python has no torch,
-or torch not the device, it says so and ends without a failure.
+With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can
+be the one that `cargo bench --features cuda --bench cuda -- --json FILE` wrote; the times are then
+also given over those of its DualAdam step. Where Python has no torch, or torch not the device, it
+says so and ends without a failure.
 
-What fails is left out, and said in print and in FILE, and the others go on; the status is then 1. What finds
-too little device memory is left out too, and is no failure. Where the device is lost, nothing goes on.
+What fails is left out, and said in print and in FILE, and the others go on; the status is then 1.
+What finds too little device memory is left out too, and is no failure. Where the device is lost,
+nothing goes on.
 
-torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where DualAdam's f32 moments take 22. The bytes counted are
-those that one pass must move; foreach and the loop make several. "At equal bytes" is the time over that of
-the fused step, each divided by its bytes.
+torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where DualAdam's f32
+moments take 22. The bytes counted are those that one pass must move; foreach and the loop make
+several. "At equal bytes" is the time over that of the fused step, each divided by its bytes.
 """
 
 import time
@@ -110,7 +113,8 @@ class Results:
         print(f"did not run: {what}: {why}")
 
     def fail(self, what, error):
-        """Notes an exception. If the device is lost, as after a wrong access, nothing more can run on it."""
+        """Notes an exception. If the device is lost, as after a wrong access, nothing more can run
+        on it."""
         if isinstance(error, self.torch.OutOfMemoryError):
             self.skip(what, "out of device memory")
             return
@@ -143,7 +147,8 @@ def shapes_for(machine, file):
 
 
 def compare(rows, dualadam):
-    """Adds the time over that of the DualAdam step of the same shape and types, where the other benchmark measured one."""
+    """Adds the time over that of the DualAdam step of the same shape and types, where the other
+    benchmark measured one."""
     wanted = {"variant": "dual", "alignment": "aligned"}
     dual = {(r["shape"], r["types"]): r["us"] for r in dualadam if wanted.items() <= r.items()}
     for r in rows:
@@ -220,7 +225,8 @@ class Group:
                 steps.pop(variant, None)
 
     def steps_of_replica(self, torch, machine, dual_adam, dtype):
-        """The steps of each kind, by variant. They share parameters and gradients; each has moments of its own."""
+        """The steps of each kind, by variant. They share parameters and gradients; each has moments
+        of its own."""
         params = [torch.full((length,), START, dtype=dtype, device=machine.device) for length in self.lens]
         for param in params:
             param.grad = torch.full_like(param, GRAD)
@@ -254,7 +260,8 @@ class Group:
         return step
 
     def check(self, torch, params, moved):
-        """First steps move a parameter: Adam by the learning rate, the inverse branch by lr * g * |g|."""
+        """First steps move a parameter: Adam by the learning rate, the inverse branch by lr * g *
+        |g|."""
         tolerance = LR / 3 if self.types == "bf16_bf16" else LR * 1e-4
         for param in params[:3] + params[-3:]:
             ends = param.detach()[[0, -1]].float()
@@ -288,7 +295,8 @@ def time_group(machine, group, rounds, until):
 
 
 def time_host(machine, group):
-    """The host's times of a step, in turns as well, since another's work takes the host's caches."""
+    """The host's times of a step, in turns as well, since another's work takes the host's
+    caches."""
     times, end = defaultdict(list), time.monotonic() + HOST_SECONDS
     for round in range(MOST_HOST_ROUNDS):
         for variant, enqueue in group.variants().items():
@@ -374,7 +382,8 @@ def print_group(rows, limit):
 
 
 def key_number(r, fused):
-    """In fewer than 105 characters. The ratio at equal bytes says nothing where a time is the host's."""
+    """In fewer than 105 characters. The ratio at equal bytes says nothing where a time is the
+    host's."""
     shape, types, us = r["shape"], r["types"].split("_")[0], r["us"]
     text = f"key: Python, {shape} {types}, {KEY_VARIANTS[r['variant']]}: {us:.{0 if us >= 1e4 else 1}f} µs"
     if not fused:

@@ -1,4 +1,5 @@
-"""How `peers.py` times on the CPU: by the wall clock. The limit is a triad over the streams of a step, compiled from `triad.c`."""
+"""How `peers.py` times on the CPU: by the wall clock. The limit is a triad over the streams of a
+step, compiled from `triad.c`."""
 
 import ctypes
 import os
@@ -43,7 +44,8 @@ class Machine:
         return min(MOST_REPLICAS, max(1, -(-CACHE // footprint)))
 
     def limit_of(self, moved_bytes, replicas):
-        """A triad over four streams of which three are also written: so many bytes together, in f32."""
+        """A triad over four streams of which three are also written: so many bytes together, in
+        f32."""
         elements = moved_bytes // 28
         streams = [[self.torch.ones(elements) for _ in range(4)] for _ in range(replicas)]
         pointers = [[ctypes.c_void_p(stream.data_ptr()) for stream in of] for of in streams]
@@ -68,8 +70,8 @@ class Machine:
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 
     def seconds(self, plan, enqueue):
-        # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some milliseconds after their last work, and take a
-        # processor from whoever has other threads.
+        # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some
+        # milliseconds after their last work, and take a processor from whoever has other threads.
         enqueue()
         return self.elapsed(plan, enqueue), False
 

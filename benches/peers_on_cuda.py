@@ -22,7 +22,8 @@ class Plan(NamedTuple):
 
 
 class CapturedStep:
-    """Launches a graph, and owns what the graph knows by address only: moments and step counters."""
+    """Launches a graph, and owns what the graph knows by address only: moments and step
+    counters."""
 
     def __init__(self, graph, optimizer):
         self.graph, self.optimizer = graph, optimizer
@@ -83,7 +84,8 @@ class Machine:
         return {"captured fused adam": lambda: self.captured(params, lr)}
 
     def captured(self, params, lr):
-        """A step in a graph. A step before makes the moments, beside the capture as torch wants it."""
+        """A step in a graph. A step before makes the moments, beside the capture as torch wants
+        it."""
         torch = self.torch
         optimizer = torch.optim.Adam(params, lr=lr, fused=True, capturable=True)
         stream = torch.cuda.Stream()
@@ -110,10 +112,11 @@ class Machine:
         return plan_for(max(1, round(repeats)), host)
 
     def seconds(self, plan, enqueue):
-        """Seconds on the device for each call of `enqueue`, and whether the host may have held the device up.
+        """Seconds on the device for each call of `enqueue`, and whether the host may have held the
+        device up.
 
-        It may if the device reached the first event before the last call was enqueued. That is also so where
-        the driver's queue is full, since the host then waits for the device.
+        It may if the device reached the first event before the last call was enqueued. That is also
+        so where the driver's queue is full, since the host then waits for the device.
         """
         self.torch.cuda._sleep(round(plan.spin * self.cycles_per_second))
         start, end = self.record(plan.repeats, enqueue)

@@ -1,14 +1,15 @@
-//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`, which
-//! embeds them.
+//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`,
+//! which embeds them.
 //!
 //! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in
-//! `kernels/prebuilt/` is taken, if it was made from these sources. `DUALADAM_PTX=prebuilt` asks for
-//! the snapshot.
+//! `kernels/prebuilt/` is taken, if it was made from these sources. `DUALADAM_PTX=prebuilt` asks
+//! for the snapshot.
 //!
 //! A compiler of another version than the snapshot's is used too: whoever edits the kernels has the
-//! compiler they have, and every rounding is spelled out in the source, so that no compiler changes a
-//! result. What one can change is registers, speed, and which drivers load the PTX. So it is never
-//! silent: the build warns, and the crate knows where its PTX is from (`DUALADAM_PTX_ORIGIN`).
+//! compiler they have, and every rounding is spelled out in the source, so that no compiler changes
+//! a result. What one can change is registers, speed, and which drivers load the PTX. So it is
+//! never silent: the build warns, and the crate knows where its PTX is from
+//! (`DUALADAM_PTX_ORIGIN`).
 
 use std::env;
 use std::fmt::Write as _;
@@ -110,8 +111,8 @@ fn manifest_value(kernels: &Path, key: &str) -> ptx::Result<String> {
     value.map(str::to_owned).ok_or_else(|| format!("{}: no {key}", file.display()))
 }
 
-/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is what
-/// the user means.
+/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is
+/// what the user means.
 fn find_compiler() -> Option<Compiler> {
     if let Some(nvcc) = variable("NVCC") {
         return Some(Compiler::Nvcc(nvcc)); // as asked: if there is nothing, the build should say so

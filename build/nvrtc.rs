@@ -1,4 +1,5 @@
-//! NVRTC, the CUDA compiler as a library. It needs no GPU, no host compiler and no header, and gives nvcc's bytes.
+//! NVRTC, the CUDA compiler as a library. It needs no GPU, no host compiler and no header, and
+//! gives nvcc's bytes.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ fn newest(folder: &Path, prefix: &str) -> Option<PathBuf> {
 
 /// Compiles the first of the named sources; the others are what it may include.
 pub(super) fn compile(library: &Path, sources: &[(&str, String)], flags: &[&str]) -> Result<String> {
-    // NVRTC opens its builtins by bare name, which finds them only where the loader looks, or if they are loaded already.
+    // NVRTC opens its builtins by bare name, which finds them only where the loader looks, or if
+    // they are loaded already.
     let builtins = library.parent().and_then(|folder| newest(folder, "libnvrtc-builtins.so"));
     let _builtins = builtins.map(|file| open(&file)).transpose()?;
     let nvrtc = Nvrtc(open(library)?);
@@ -62,8 +64,9 @@ impl Nvrtc {
         let flag_count = c_int::try_from(flags.len()).map_err(|error| error.to_string())?;
         let mut program: Program = ptr::null_mut();
 
-        // SAFETY: the signatures are those of nvrtc.h; every pointer is to a NUL-terminated string, or to an array of as many of
-        // them as the count beside it says, that lives until the end of this function. NVRTC copies what it keeps.
+        // SAFETY: the signatures are those of nvrtc.h; every pointer is to a NUL-terminated string,
+        // or to an array of as many of them as the count beside it says, that lives until the end
+        // of this function. NVRTC copies what it keeps.
         let (created, compiled) = unsafe {
             let create = self.0.get::<Create>(b"nvrtcCreateProgram\0").map_err(|error| error.to_string())?;
             let compile = self.0.get::<Compile>(b"nvrtcCompileProgram\0").map_err(|error| error.to_string())?;
@@ -87,7 +90,8 @@ impl Nvrtc {
     fn text(&self, program: Program, size_name: &[u8], text_name: &[u8]) -> Result<String> {
         let mut size = 0;
         let mut bytes;
-        // SAFETY: the signatures are those of nvrtc.h; the text is written into a buffer of the size that NVRTC asks for.
+        // SAFETY: the signatures are those of nvrtc.h; the text is written into a buffer of the
+        // size that NVRTC asks for.
         let status = unsafe {
             let size_of = self.0.get::<SizeOf>(size_name).map_err(|error| error.to_string())?;
             let text_of = self.0.get::<TextOf>(text_name).map_err(|error| error.to_string())?;

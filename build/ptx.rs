@@ -1,5 +1,5 @@
-//! From the CUDA sources to PTX: which modules of which files, which flags, which compiler. Shared by
-//! the build script and `cargo xtask`.
+//! From the CUDA sources to PTX: which modules of which files, which flags, which compiler. Shared
+//! by the build script and `cargo xtask`.
 
 #[path = "nvrtc.rs"]
 mod nvrtc;
@@ -72,7 +72,8 @@ pub(crate) fn module_of(variant: &Variant, kernels: &Path) -> Module {
     Module::new(&variant.name, kernels, &SOURCES).for_variant(variant)
 }
 
-/// The library's modules: one a variant, in the table's order, and last what prepares controlled steps.
+/// The library's modules: one a variant, in the table's order, and last what prepares controlled
+/// steps.
 pub(crate) fn modules(kernels: &Path, variants: &[Variant]) -> Vec<Module> {
     let control = ["control.cu", "control.cuh", "pack.cuh", "tuning.cuh", "update.cuh"];
     let of_variants = variants.iter().map(|variant| module_of(variant, kernels));
@@ -83,8 +84,8 @@ pub(crate) fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them, and of
-/// the table of variants.
+/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them, and
+/// of the table of variants.
 pub(crate) fn source_hash(folder: &Path, sources: &[&str], variants: &[Variant]) -> Result<String> {
     let mut hash = Sha256::new();
     for name in sources {
@@ -113,7 +114,8 @@ pub(crate) fn nvrtc_in(folder: &Path) -> Option<Compiler> {
     nvrtc::library_in(folder).map(Compiler::Nvrtc)
 }
 
-/// The folders of NVIDIA's wheels in a Python virtual environment: `lib/python*/site-packages/nvidia/*`.
+/// The folders of NVIDIA's wheels in a Python virtual environment:
+/// `lib/python*/site-packages/nvidia/*`.
 pub(crate) fn wheels_in(environment: &Path) -> Vec<PathBuf> {
     let pythons = entries(&environment.join("lib"));
     pythons.iter().flat_map(|python| entries(&python.join("site-packages/nvidia"))).collect()
@@ -141,7 +143,8 @@ impl Compiler {
                 let mut sources = vec![];
                 for &name in &module.sources {
                     let text = read(&module.folder.join(name))?;
-                    // A source in another folder is included by its path from here, and by its name from there.
+                    // A source in another folder is included by its path from here, and by its name
+                    // from there.
                     if let Some((_, short)) = name.rsplit_once('/') {
                         sources.push((short, text.clone()));
                     }

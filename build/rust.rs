@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::variants::{ROLES, Variant};
 
-/// `TABLE`, which gradients go with which parameters, and `for_each_variant!`, which makes an array of
-/// one generic function with the types of each variant.
+/// `TABLE`, which gradients go with which parameters, and `for_each_variant!`, which makes an array
+/// of one generic function with the types of each variant.
 pub(crate) fn table(variants: &[Variant]) -> String {
     let dtype = |format: &str| format[..1].to_uppercase() + &format[1..];
     let mut table = String::new();

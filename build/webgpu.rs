@@ -1,8 +1,8 @@
-//! The shaders' variants, joined, checked and written to `$OUT_DIR/shaders/<variant>_<coeffs>.wgsl`; and
-//! `$OUT_DIR/shaders.rs`, which embeds them.
+//! The shaders' variants, joined, checked and written to
+//! `$OUT_DIR/shaders/<variant>_<coeffs>.wgsl`; and `$OUT_DIR/shaders.rs`, which embeds them.
 //!
-//! naga parses and validates each text; then its bindings, entry points and coefficients are compared
-//! with what the host expects. An error names the file and the line that it is in.
+//! naga parses and validates each text; then its bindings, entry points and coefficients are
+//! compared with what the host expects. An error names the file and the line that it is in.
 
 #[path = "../src/webgpu/layout.rs"]
 mod layout;
@@ -156,7 +156,8 @@ impl Reflection<'_> {
         Ok(())
     }
 
-    /// The group and number of a binding, which must be a buffer of the type that the host binds there.
+    /// The group and number of a binding, which must be a buffer of the type that the host binds
+    /// there.
     fn check_binding(
         &self,
         handle: Handle<GlobalVariable>,

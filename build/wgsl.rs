@@ -1,5 +1,5 @@
-//! From the files in `shaders/` to the text of each variant, and from a line of that text back to its
-//! file. Shared by the build script and the tests.
+//! From the files in `shaders/` to the text of each variant, and from a line of that text back to
+//! its file. Shared by the build script and the tests.
 
 use std::collections::BTreeSet;
 use std::path::Path;

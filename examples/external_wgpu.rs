@@ -1,13 +1,15 @@
-//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native --example external_wgpu`.
+//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native
+//! --example external_wgpu`.
 //!
-//! The program owns the device, made with default limits, its buffers, its pass and its submit. Here it fits a line of 4,096 weights to
-//! targets: a shader of its own computes the gradients of the loss, the library encodes the step right behind it, and so on, a hundred
-//! times in one submit. Only the losses come back.
+//! The program owns the device, made with default limits, its buffers, its pass and its submit.
+//! Here it fits a line of 4,096 weights to targets: a shader of its own computes the gradients of
+//! the loss, the library encodes the step right behind it, and so on, a hundred times in one
+//! submit. Only the losses come back.
 
 use std::process::ExitCode;
 
 use dualadam::webgpu::wgpu::{self, BufferUsages};
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList};
+use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList};
 use dualadam::{Dtype, DualAdamConfig};
 use pollster::block_on;
 
@@ -57,19 +59,14 @@ fn run() -> Result<(), Error> {
     queue.write_buffer(&targets, 0, bytemuck::cast_slice(&wanted));
     let backward = Backward::new(&device, [&weights, &targets, &grads]);
 
-    // What the library adds: two moments, which begin at zero as all buffers do, and a list of what is stepped.
+    // What the library adds: two moments, which begin at zero as all buffers do, and a list of what
+    // is stepped.
     let (exp_avg, exp_avg_sq) = (buffer(BufferUsages::empty()), buffer(BufferUsages::empty()));
-    let tensor = Tensor {
-        params: BufferView::new(&weights, Dtype::F32),
-        grads: Some(BufferView::new(&grads, Dtype::F32)),
-        exp_avg: Moment::new(&exp_avg),
-        exp_avg_sq: Moment::new(&exp_avg_sq),
-        copy: None,
-        len: WEIGHTS,
-        set: 0,
-    };
+    let f32_in = |buffer| Binding::new(buffer, Dtype::F32);
+    let (param, grad) = (f32_in(&weights), Some(f32_in(&grads)));
+    let tensor = Tensor::new(WEIGHTS, param, grad, f32_in(&exp_avg), f32_in(&exp_avg_sq));
     let list = TensorList::new(&Pipelines::new(&device)?, &[tensor])?;
-    let config = DualAdamConfig { lr: 0.01, ..Default::default() };
+    let config = DualAdamConfig::default().with_lr(0.01);
 
     let mut last = loss(&read(&device, &queue, &weights)?, &wanted);
     println!("step   0: loss {last:.6}");

@@ -3,8 +3,8 @@
  * dualadam: the DualAdam optimizer's step, on the CPU and on CUDA.
  *
  * Status. Every function that can fail returns a dualadam_status, 0 for success.
- * dualadam_last_error copies out what was wrong. A call that fails has written nothing, unless
- * the description of the error says otherwise.
+ * dualadam_last_error copies out what was wrong. A call that fails has written, changed and
+ * enqueued nothing, unless the description of the error says otherwise.
  *
  * Errors. A function may return these for each argument of such a kind. The functions' own lists
  * leave them out:
@@ -15,8 +15,22 @@
  *   memory. An empty array may be null. The structs of an array have one size.
  * - A config: also what dualadam_config_validate returns.
  * - A handle: DUALADAM_STATUS_STALE_HANDLE, DUALADAM_STATUS_HANDLE_KIND.
+ * - A path, which is in UTF-8: DUALADAM_STATUS_UTF8.
+ * - The number of a device, a group or a tensor, from 0: DUALADAM_STATUS_POSITION.
+ * - A stream: DUALADAM_STATUS_CUDA_CONTEXT for one of another context than the kernels'.
  *
+ * Any function that uses the CUDA driver may return DUALADAM_STATUS_CUDA_DRIVER, also for
+ * earlier work on the device that failed, and DUALADAM_STATUS_CUDA_PTX where it loads kernels.
  * DUALADAM_STATUS_PANIC may come from any function. It is a bug of the library.
+ *
+ * Required of every call. The functions' own lists say what is required beyond that:
+ *
+ * - A struct can be read for as many bytes as its size says. So can each struct of an array, and
+ *   each struct that one points to. An array of numbers has as many as its count says.
+ * - A place for a result can be written: one for structs for size bytes each, which is their
+ *   sizeof, one for numbers for as many as its count says.
+ * - A path is null or a C string.
+ * - stream is a live CUstream or cudaStream_t, or null for the default stream.
  *
  * Structs begin with their size, so that they can grow: a program works with a later library. The
  * library fills them in first, with the size that the program's header knows, as in
@@ -27,14 +41,17 @@
  * was made since. A call that is under way in another thread when its handle is freed goes on to
  * its end.
  *
+ * CUDA graphs. Steps can be captured. A graph may outlive the list, the control and the kernels of
+ * its steps: the device memory that it uses stays until it is destroyed, and the library must stay
+ * loaded until then. Lists and controls may be freed while any stream is being captured: that
+ * waits for nothing, and their memory is freed after their last step, in the order of a stream.
+ *
  * Pointers. The library keeps nothing that a pointer leads to after a call, except addresses of
  * device memory. It checks what can be checked of a pointer: null, alignment, overlap, buffers
  * beyond the last address. The caller must give memory of the stated length.
  *
  * Threads. All functions may be called from any thread. Calls with the same state, list or control
  * wait for each other. Structs that a call only reads may be read by other calls at the same time.
- *
- * Streams. stream is a CUstream or a cudaStream_t; null is the default stream.
  */
 
 #ifndef DUALADAM_H
@@ -85,7 +102,7 @@
 /** Two lists that belong together differ in length. */
 #define DUALADAM_STATUS_COUNT 24
 
-/** A tensor's set or group is beyond the end of the sets or groups. */
+/** A tensor's coefficients, or its group, are not there. */
 #define DUALADAM_STATUS_INDEX 25
 
 /** There is no device, tensor or group of that number. */
@@ -169,7 +186,7 @@
 /** The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's. */
 #define DUALADAM_STATUS_CUDA_STUB_DRIVER 72
 
-/** No buffer: the type of a copy that is not there. */
+/** No buffer: the type of masters that are not there. */
 #define DUALADAM_DTYPE_NONE 0
 
 /** IEEE 754 binary32, float. */
@@ -286,42 +303,41 @@ typedef struct dualadam_config {
  * dualadam_tensor_init fills in zeros and float types.
  *
  * F32 parameters take gradients of any type; BF16 and F16 parameters take gradients of their own
- * type or F32. A copy is BF16 or F16, beside F32 parameters whose gradients are F32 or of the
- * copy's type. A step of 0 elements tells whether there is a kernel, and does nothing. Each buffer
- * is aligned to its elements. No buffer overlaps another, of this or another tensor; only
- * gradients may share memory.
+ * type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and
+ * does nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or
+ * another tensor; only gradients may share memory.
  */
 typedef struct dualadam_tensor {
   /** sizeof(dualadam_tensor) */
   size_t size;
-  /**
-   * The parameters, read and written; where there is a copy the masters, which the caller fills
-   * from its parameters before the first step.
-   */
-  void *params;
+  /** The parameters, as the model has them. Written; read where there is no master. */
+  void *param;
   /** The gradients, only read. A list skips a tensor whose gradients are null. */
-  const void *grads;
-  /** The first moment, read and written. It starts as zeros. */
-  float *exp_avg;
-  /** The second moment, read and written. It starts as zeros. */
-  float *exp_avg_sq;
-  /** Null, or where each new parameter is written in 16 bits as well. Never read. */
-  void *copy;
+  const void *grad;
+  /** The first moment, of type F32, read and written. It starts as zeros. */
+  void *exp_avg;
+  /** The second moment, of type F32, read and written. It starts as zeros. */
+  void *exp_avg_sq;
+  /**
+   * Null, or the masters of BF16 or F16 parameters, read and written: they are what is updated,
+   * and param gets their rounding. The caller fills them from param before the first step.
+   */
+  void *master;
   /** Elements. With 0, nothing is read of the buffers' pointers. */
   uint64_t len;
   /** A DUALADAM_DTYPE_ number. */
-  uint32_t params_dtype;
+  uint32_t param_dtype;
   /** A DUALADAM_DTYPE_ number. */
-  uint32_t grads_dtype;
-  /** A DUALADAM_DTYPE_ number; DUALADAM_DTYPE_NONE where copy is null. */
-  uint32_t copy_dtype;
-  /** Which coefficients of a list's the tensor uses, from 0; 0 where there is one tensor only. */
-  uint32_t set;
+  uint32_t grad_dtype;
+  /** DUALADAM_DTYPE_F32, or DUALADAM_DTYPE_NONE where master is null. */
+  uint32_t master_dtype;
+  /** Index of the tensor's coefficients in those of a list; 0 for a step of one tensor. */
+  uint32_t coeffs_index;
 } dualadam_tensor;
 
-/** What a state must know of a tensor beforehand. dualadam_tensor_layout_init fills in zeros. */
-typedef struct dualadam_tensor_layout {
-  /** sizeof(dualadam_tensor_layout) */
+/** What a state must know of a tensor beforehand. dualadam_tensor_spec_init fills in zeros. */
+typedef struct dualadam_tensor_spec {
+  /** sizeof(dualadam_tensor_spec) */
   size_t size;
   /** Elements. */
   uint64_t len;
@@ -329,7 +345,7 @@ typedef struct dualadam_tensor_layout {
   uint32_t group;
   /** 1 if the state has F32 masters of the tensor's 16-bit parameters, else 0. */
   uint32_t has_master;
-} dualadam_tensor_layout;
+} dualadam_tensor_spec;
 
 /**
  * A parameter group of a control. dualadam_cuda_control_group_init fills in nulls.
@@ -395,12 +411,15 @@ typedef struct dualadam_cuda_scalars {
  * g = grad_scale * grad
  * g = l2 == 0 ? g : fma(l2, p, g)
  * m = fma(one_minus_beta1, g - m, m)
- * v = fma(one_minus_beta2, fma(g, g, -v), v)
+ * v = saturate(fma(one_minus_beta2, fma(g, g, -v), v))
  * s = sqrt(v) * inv_sqrt_bc2
  * q = adam_scale / (s + eps)
  * w = inverse_scale == 0 ? q : fma(inverse_scale, s + inverse_eps, q)
  * u = decay == 0 ? m * w : fma(m, w, decay * p)
  * p = p - u
+ *
+ * saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient
+ * is 0 is absent, not multiplied by 0.
  */
 typedef struct dualadam_coeffs {
   /** sizeof(dualadam_coeffs) */
@@ -474,6 +493,14 @@ typedef uint64_t dualadam_cuda_list;
 /**
  * A handle of a control: dualadam_cuda_control_new gives one out, dualadam_cuda_control_free
  * takes it back. Never 0.
+ *
+ * For the calls that take a control and a stream, other than steps:
+ *
+ * - The stream must not be under capture (DUALADAM_STATUS_CUDA_CAPTURED): change a control
+ *   between the launches of a graph.
+ * - An array has an entry for each set of the control (DUALADAM_STATUS_COUNT).
+ * - Required: steps with the control on other streams, or of graphs there, are ordered before or
+ *   after, and the caller's own counters are live memory of the kernels' context.
  */
 typedef uint64_t dualadam_cuda_control;
 
@@ -518,66 +545,35 @@ const char *dualadam_status_name(dualadam_status status);
  *
  * - DUALADAM_STATUS_NULL for a null buffer with a len above 0.
  * - DUALADAM_STATUS_MISALIGNED for needed.
- *
- * Required:
- * - buffer can be written for len bytes.
- * - needed is null or can be written.
  */
 dualadam_status dualadam_last_error(char *buffer, size_t len, size_t *needed);
 
 /** The version of the library, such as "0.1.0". The text stays valid. */
 const char *dualadam_version(void);
 
-/**
- * Fills in the defaults: dualadam_config_init(&config, sizeof config).
- *
- * Required:
- * - config can be written for size bytes.
- */
+/** Fills in the defaults: dualadam_config_init(&config, sizeof config). */
 dualadam_status dualadam_config_init(struct dualadam_config *config, size_t size);
 
 /**
- * Fills in null buffers of 0 elements, parameters and gradients of type F32, no copy, and set 0:
- * dualadam_tensor_init(&tensor, sizeof tensor).
- *
- * Required:
- * - tensor can be written for size bytes.
+ * Fills in null buffers of 0 elements, parameters and gradients of type F32, no masters, and
+ * coefficients 0: dualadam_tensor_init(&tensor, sizeof tensor).
  */
 dualadam_status dualadam_tensor_init(struct dualadam_tensor *tensor, size_t size);
 
-/**
- * Fills in 0 elements, group 0 and no masters:
- * dualadam_tensor_layout_init(&layout, sizeof layout).
- *
- * Required:
- * - layout can be written for size bytes.
- */
-dualadam_status dualadam_tensor_layout_init(struct dualadam_tensor_layout *layout, size_t size);
+/** Fills in 0 elements, group 0 and no masters: dualadam_tensor_spec_init(&spec, sizeof spec). */
+dualadam_status dualadam_tensor_spec_init(struct dualadam_tensor_spec *spec, size_t size);
 
-/**
- * Fills in nulls: dualadam_cuda_control_group_init(&group, sizeof group). Set config then.
- *
- * Required:
- * - group can be written for size bytes.
- */
+/** Fills in nulls: dualadam_cuda_control_group_init(&group, sizeof group). Set config then. */
 dualadam_status dualadam_cuda_control_group_init(struct dualadam_cuda_control_group *group,
                                                  size_t size);
 
 /**
  * Fills in group 0 and a counter in the control's memory:
  * dualadam_cuda_control_set_init(&set, sizeof set).
- *
- * Required:
- * - set can be written for size bytes.
  */
 dualadam_status dualadam_cuda_control_set_init(struct dualadam_cuda_control_set *set, size_t size);
 
-/**
- * Fills in nulls: dualadam_cuda_scalars_init(&scalars, sizeof scalars).
- *
- * Required:
- * - scalars can be written for size bytes.
- */
+/** Fills in nulls: dualadam_cuda_scalars_init(&scalars, sizeof scalars). */
 dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars, size_t size);
 
 /**
@@ -590,19 +586,12 @@ dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars
  * - DUALADAM_STATUS_VALUE for the first field that is NaN, infinite, negative or out of range,
  *   an eps that rounds to 0, an lr with which lr / (1 - beta1) / eps overflows, or a weight_decay
  *   that is not 0 without a kind.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
  */
 dualadam_status dualadam_config_validate(const struct dualadam_config *config);
 
 /**
  * Writes alpha, the weight of the inverse branch in a tensor's step-th update, in 0..1. Step 0
  * gives the value before the first.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
- * - alpha can be written.
  */
 dualadam_status dualadam_config_alpha(const struct dualadam_config *config,
                                       uint64_t step,
@@ -611,10 +600,6 @@ dualadam_status dualadam_config_alpha(const struct dualadam_config *config,
 /**
  * Writes the first step whose alpha is 0, from which on the update is plain Adam. exists gets 1,
  * or 0 if there is no such step; step is 0 then.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
- * - step and exists can be written.
  */
 dualadam_status dualadam_config_first_adam_step(const struct dualadam_config *config,
                                                 uint64_t *step,
@@ -622,17 +607,12 @@ dualadam_status dualadam_config_first_adam_step(const struct dualadam_config *co
 
 /**
  * Writes the coefficients of a tensor's step-th update, for gradients that are first multiplied
- * by grad_multiplier: 1, a clip factor, the inverse of a loss scale, or their product. size is
- * sizeof(dualadam_coeffs).
+ * by grad_multiplier: 1, a clip factor, the inverse of a loss scale, or their product.
  *
  * Errors:
  * - DUALADAM_STATUS_STEP_ZERO for step 0: steps count from 1.
  * - DUALADAM_STATUS_VALUE for a multiplier that is NaN, infinite or negative, or above 0 and 0
  *   or infinite as a float.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
- * - coeffs can be written for size bytes.
  */
 dualadam_status dualadam_config_coeffs(const struct dualadam_config *config,
                                        uint64_t step,
@@ -649,15 +629,12 @@ dualadam_status dualadam_config_coeffs(const struct dualadam_config *config,
  * any number of threads and any processor.
  *
  * Errors:
- * Nothing is written then.
- *
  * - DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types.
- * - DUALADAM_STATUS_INDEX for a set that is not 0.
+ * - DUALADAM_STATUS_INDEX for a coeffs_index that is not 0.
  * - DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_EXTENT,
  *   DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_OVERLAP for the buffers.
  *
  * Required:
- * - The structs can be read for as many bytes as their sizes say.
  * - Each buffer is memory of len elements of its type, which nothing else uses meanwhile.
  */
 dualadam_status dualadam_cpu_step(const struct dualadam_tensor *tensor,
@@ -665,48 +642,38 @@ dualadam_status dualadam_cpu_step(const struct dualadam_tensor *tensor,
 
 /**
  * One DualAdam step over a list of tensors of any sizes and types, each with the coefficients
- * sets[tensor.set]. Tensors without gradients are skipped. The result has the bits of a
- * dualadam_cpu_step for each tensor.
+ * coeffs[tensor.coeffs_index]. Tensors without gradients are skipped. The result has the bits of
+ * a dualadam_cpu_step for each tensor.
  *
- * tensors and sets are arrays of tensor_count and set_count structs. The call allocates
- * some 250 bytes for each tensor.
+ * tensors and coeffs are arrays of tensor_count and coeffs_count structs. The call
+ * allocates some 630 bytes for each tensor.
  *
  * Errors:
- * Nothing is written then.
- *
  * - As dualadam_cpu_step, for each tensor.
- * - DUALADAM_STATUS_INDEX for a set that is not there.
+ * - DUALADAM_STATUS_INDEX for coefficients that are not there.
  *
  * Required:
- * - Each struct can be read for as many bytes as its size says.
  * - Each buffer of each tensor with gradients is memory of the tensor's len elements of its
  *   type, which nothing else uses meanwhile.
  */
 dualadam_status dualadam_cpu_step_list(const struct dualadam_tensor *tensors,
                                        size_t tensor_count,
-                                       const struct dualadam_coeffs *sets,
-                                       size_t set_count);
+                                       const struct dualadam_coeffs *coeffs,
+                                       size_t coeffs_count);
 
 /**
  * Makes a state for a model: moments and masters of 0 and steps of 0, in the host's memory, which
  * the state owns. Its arrays may be stepped in place. Or they may be filled with moments from
  * elsewhere, such as from a GPU, to be saved.
  *
- * groups is an array of the parameter groups, tensors one of the tensors. state gets the
- * handle; free it with dualadam_state_free.
- *
  * Errors:
  * - DUALADAM_STATUS_ENUM for a has_master that is not 0 or 1.
  * - DUALADAM_STATUS_INDEX for a tensor's group that is not there.
  * - DUALADAM_STATUS_MEMORY for a tensor that the machine has no memory for.
- *
- * Required:
- * - Each struct can be read for as many bytes as its size says.
- * - state can be written.
  */
 dualadam_status dualadam_state_new(const struct dualadam_config *groups,
                                    size_t group_count,
-                                   const struct dualadam_tensor_layout *tensors,
+                                   const struct dualadam_tensor_spec *tensors,
                                    size_t tensor_count,
                                    dualadam_state *state);
 
@@ -714,20 +681,14 @@ dualadam_status dualadam_state_new(const struct dualadam_config *groups,
  * Reads a state from a file that any backend or language of this library has saved. The checksum
  * over the whole file is tested first.
  *
- * file is a path in UTF-8. state gets the handle; free it with dualadam_state_free. Compare
- * what the state holds with your model before you use it: dualadam_state_counts and
+ * Compare what the state holds with your model before you use it: dualadam_state_counts and
  * dualadam_state_tensor tell. Or let dualadam_state_resume do that.
  *
  * Errors:
- * - DUALADAM_STATUS_UTF8 for the path.
  * - DUALADAM_STATUS_IO if the file cannot be read.
  * - DUALADAM_STATUS_STATE_TOO_SHORT, DUALADAM_STATUS_STATE_CHECKSUM,
  *   DUALADAM_STATUS_STATE_VERSION or DUALADAM_STATUS_STATE_MALFORMED if it is not a whole
  *   state of this version.
- *
- * Required:
- * - file is null or a C string.
- * - state can be written.
  */
 dualadam_status dualadam_state_load(const char *file, dualadam_state *state);
 
@@ -735,15 +696,12 @@ dualadam_status dualadam_state_load(const char *file, dualadam_state *state);
  * Reads a file into a state, if the file is of a model with the same groups and tensors. Configs,
  * steps, moments and masters become those of the file. The arrays keep their addresses.
  *
- * file is a path in UTF-8.
- *
  * Errors:
  * - As dualadam_state_load.
  * - DUALADAM_STATUS_STATE_LAYOUT if the number of groups or tensors, or a tensor's length, group
- *   or masters differ.
+ *   or masters differ, or its name where both have one, as Rust programs give them.
  *
  * Required:
- * - file is null or a C string.
  * - Nothing uses the state's arrays meanwhile.
  */
 dualadam_status dualadam_state_resume(dualadam_state state, const char *file);
@@ -752,67 +710,36 @@ dualadam_status dualadam_state_resume(dualadam_state state, const char *file);
  * Writes a state to a file, and replaces what is there at once: after a crash the old or the new
  * file is there, whole.
  *
- * file is a path in UTF-8.
- *
  * Errors:
- * - DUALADAM_STATUS_UTF8 for the path.
  * - DUALADAM_STATUS_VALUE for a second moment that is negative somewhere.
  * - DUALADAM_STATUS_IO if the file cannot be written. An old file is still there then.
  *
  * Required:
- * - file is null or a C string.
  * - Nothing writes the state's arrays meanwhile.
  */
 dualadam_status dualadam_state_save(dualadam_state state, const char *file);
 
-/** Frees a state and its arrays. The handle is stale from then on. */
+/** Frees a state and its arrays. */
 dualadam_status dualadam_state_free(dualadam_state state);
 
-/**
- * Writes how many parameter groups and tensors a state has.
- *
- * Required:
- * - groups and tensors can be written.
- */
+/** Writes how many parameter groups and tensors a state has. */
 dualadam_status dualadam_state_counts(dualadam_state state, size_t *groups, size_t *tensors);
 
-/**
- * Writes the config of a parameter group, numbered from 0. size is sizeof(dualadam_config).
- *
- * Errors:
- * - DUALADAM_STATUS_POSITION if there is no such group.
- *
- * Required:
- * - config can be written for size bytes.
- */
+/** Writes the config of a parameter group. */
 dualadam_status dualadam_state_config(dualadam_state state,
                                       size_t group,
                                       struct dualadam_config *config,
                                       size_t size);
 
-/**
- * Replaces the config of a parameter group, numbered from 0, such as for another learning rate.
- *
- * Errors:
- * - DUALADAM_STATUS_POSITION if there is no such group.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
- */
+/** Replaces the config of a parameter group, such as for another learning rate. */
 dualadam_status dualadam_state_set_config(dualadam_state state,
                                           size_t group,
                                           const struct dualadam_config *config);
 
 /**
- * Writes what a state has of a tensor, numbered from 0: its length, group and step, and where its
- * arrays are. size is sizeof(dualadam_tensor_state). The arrays keep their addresses until the
- * state is freed. Two threads must not use the same arrays at the same time.
- *
- * Errors:
- * - DUALADAM_STATUS_POSITION if there is no such tensor.
- *
- * Required:
- * - values can be written for size bytes.
+ * Writes what a state has of a tensor: its length, group and step, and where its arrays are. The
+ * arrays keep their addresses until the state is freed. Two threads must not use the same arrays
+ * at the same time.
  */
 dualadam_status dualadam_state_tensor(dualadam_state state,
                                       size_t tensor,
@@ -820,12 +747,10 @@ dualadam_status dualadam_state_tensor(dualadam_state state,
                                       size_t size);
 
 /**
- * Sets the number of updates that a tensor, numbered from 0, has had, and whether its masters hold
- * the parameters: 1, or 0 if they are still to be set from the 16-bit ones, or if the tensor has
- * none.
+ * Sets the number of updates that a tensor has had, and whether its masters hold the parameters:
+ * 1, or 0 if they are still to be set from the 16-bit ones, or if the tensor has none.
  *
  * Errors:
- * - DUALADAM_STATUS_POSITION if there is no such tensor.
  * - DUALADAM_STATUS_ENUM for a master_is_set that is not 0 or 1.
  * - DUALADAM_STATUS_VALUE for 1 where the tensor has no masters.
  */
@@ -835,21 +760,14 @@ dualadam_status dualadam_state_set_step(dualadam_state state,
                                         uint32_t master_is_set);
 
 /**
- * Makes the kernels for the primary context of a device, numbered from 0: the context that the
- * CUDA runtime, PyTorch and most other programs use. The driver compiles the kernels of a
- * combination of types when a list or a step first needs them, which takes a moment. The first
- * call opens libcuda.
- *
- * kernels gets the handle; free it with dualadam_cuda_kernels_free. This and every other call
- * leaves the thread's current context as it found it.
+ * Makes the kernels for the primary context of a device: the context that the CUDA runtime,
+ * PyTorch and most other programs use. The driver compiles the kernels of a combination of types
+ * when a list or a step first needs them, which takes a moment. The first call opens libcuda.
+ * This and every other call leaves the thread's current context as it found it.
  *
  * Errors:
- * - DUALADAM_STATUS_CUDA_NO_DRIVER, DUALADAM_STATUS_CUDA_STUB_DRIVER,
- *   DUALADAM_STATUS_CUDA_OLD_DRIVER or DUALADAM_STATUS_CUDA_DRIVER.
- * - DUALADAM_STATUS_POSITION if there is no such device.
- *
- * Required:
- * - kernels can be written.
+ * - DUALADAM_STATUS_CUDA_NO_DRIVER, DUALADAM_STATUS_CUDA_STUB_DRIVER or
+ *   DUALADAM_STATUS_CUDA_OLD_DRIVER.
  */
 dualadam_status dualadam_cuda_kernels_new(size_t device, dualadam_cuda_kernels *kernels);
 
@@ -857,14 +775,11 @@ dualadam_status dualadam_cuda_kernels_new(size_t device, dualadam_cuda_kernels *
  * Makes the kernels for the context that is current in the calling thread. The caller still owns
  * the context.
  *
- * kernels gets the handle; free it with dualadam_cuda_kernels_free.
- *
  * Errors:
- * - As dualadam_cuda_kernels_new, other than for the device.
+ * - As dualadam_cuda_kernels_new.
  * - DUALADAM_STATUS_CUDA_DRIVER where no context is current.
  *
  * Required:
- * - kernels can be written.
  * - A context that is not a device's primary one is not destroyed before the kernels, and all
  *   lists and controls made from them, are freed.
  */
@@ -877,20 +792,14 @@ dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *
  *
  * Errors:
  * - DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernels.
- * - DUALADAM_STATUS_CUDA_DRIVER.
- *
- * Required:
- * - tensor can be read for as many bytes as its size says.
  */
 dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
                                               const struct dualadam_tensor *tensor);
 
 /**
- * Frees the kernels; the handle is stale from then on. What the driver has loaded stays loaded
- * until the context ends, so that CUDA graphs may outlive the kernels. Where these are the last
- * kernels of a context, and nothing made from them is left, the driver may wait for the device,
- * and memory that a CUDA graph still uses stays allocated until the context ends.
+ * Frees the kernels. What the driver has loaded stays loaded until the context ends. Where these
+ * are the last kernels of a context, and nothing made from them is left, the driver may wait for
+ * the device, and memory that a CUDA graph still uses stays allocated until the context ends.
  */
 dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
 
@@ -901,25 +810,14 @@ dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
  *
  * The pointers in tensor are device addresses; a CUdeviceptr is one as well.
  *
- * Capture: the step can be captured in a CUDA graph, which keeps the coefficients as they are now.
- * dualadam_cuda_kernels_prepare loads the kernels ahead.
+ * Capture: the graph keeps the coefficients as they are now. dualadam_cuda_kernels_prepare loads
+ * the kernels ahead.
  *
  * Errors:
- * Nothing is enqueued then.
- *
- * - DUALADAM_STATUS_ENUM or DUALADAM_STATUS_TYPES for the types.
- * - DUALADAM_STATUS_INDEX for a set that is not 0.
- * - DUALADAM_STATUS_NULL, DUALADAM_STATUS_MISALIGNED, DUALADAM_STATUS_EXTENT,
- *   DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_OVERLAP for the buffers.
- * - DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context.
+ * - As dualadam_cpu_step.
  * - DUALADAM_STATUS_CUDA_CAPTURED in a capture where the kernels are not loaded.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernels.
- * - DUALADAM_STATUS_CUDA_DRIVER if the driver refuses the launch, or if earlier work on the
- *   device failed.
  *
  * Required:
- * - The structs can be read for as many bytes as their sizes say.
- * - stream is null or live.
  * - From now until the work has run, each buffer is device memory of the kernels' context, of
  *   len elements of its type.
  * - What else uses that memory is ordered before or after this work.
@@ -934,17 +832,12 @@ dualadam_status dualadam_cuda_step(dualadam_cuda_kernels kernels,
  * the kernels, puts the descriptors into device memory and waits until they are there.
  *
  * tensors is an array of count structs, with device addresses. A tensor whose gradients are
- * null is skipped, and its other addresses are not used. list gets the handle; free it with
- * dualadam_cuda_list_free. The list keeps the kernels.
+ * null is skipped, and its other addresses are not used. The list keeps the kernels.
  *
  * Errors:
  * - As dualadam_cuda_step, for each tensor, but two gradients may share memory.
  * - DUALADAM_STATUS_EMPTY for no tensor at all.
  * - DUALADAM_STATUS_TOO_MANY for more than a launch can serve.
- *
- * Required:
- * - Each struct can be read for as many bytes as its size says.
- * - list can be written.
  */
 dualadam_status dualadam_cuda_list_new(dualadam_cuda_kernels kernels,
                                        const struct dualadam_tensor *tensors,
@@ -952,18 +845,14 @@ dualadam_status dualadam_cuda_list_new(dualadam_cuda_kernels kernels,
                                        dualadam_cuda_list *list);
 
 /**
- * Takes over new addresses and sets of the same tensors, such as of new gradients. The device gets
- * what changed with the next step. The call does not allocate or wait for the device.
+ * Takes over new addresses and indices of coefficients of the same tensors, such as of new
+ * gradients. The device gets what changed with the next step. The call does not allocate or wait
+ * for the device.
  *
  * Errors:
- * The list stays as it was then.
- *
  * - As dualadam_cuda_list_new.
  * - DUALADAM_STATUS_COUNT for another number of tensors.
  * - DUALADAM_STATUS_FIXED for other lengths or types.
- *
- * Required:
- * - Each struct can be read for as many bytes as its size says.
  */
 dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
                                           const struct dualadam_tensor *tensors,
@@ -971,43 +860,35 @@ dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
 
 /**
  * One DualAdam step of every tensor of a list that has a gradient, with the coefficients
- * sets[tensor.set], enqueued on stream.
+ * coeffs[tensor.coeffs_index], enqueued on stream.
  *
- * sets is an array of count structs: at most as many as the list has tensors, or 96 if that is
- * more. The call does not allocate. It blocks only when the changes of all four steps before are
- * still in flight.
+ * coeffs is an array of coeffs_count structs: at most as many as the list has tensors, or 96
+ * if that is more. The call does not allocate. It blocks only when the changes of all four steps
+ * before are still in flight.
  *
- * Capture: the step can be captured in a CUDA graph, which keeps addresses, sets and coefficients
- * as they are now. It takes new device memory then, which stays until the graph is destroyed. The
- * library must stay loaded until then.
+ * Capture: the graph keeps addresses and coefficients as they are now, in new device memory.
  *
  * Errors:
- * Nothing is enqueued then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
- * - DUALADAM_STATUS_INDEX for a tensor whose set is not there.
- * - DUALADAM_STATUS_TOO_MANY for more sets than the list takes.
- * - DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context.
- * - DUALADAM_STATUS_CUDA_DRIVER if the driver refuses a copy, memory or a launch, or if earlier
- *   work on the device failed. The launches for some of the combinations of types may have been
- *   made.
+ * - DUALADAM_STATUS_INDEX for a tensor whose coefficients are not there.
+ * - DUALADAM_STATUS_TOO_MANY for more coefficients than the list takes.
+ * - DUALADAM_STATUS_CUDA_DRIVER: the launches for some of the combinations of types may have
+ *   been made.
  *
  * Required:
- * - Each struct can be read for as many bytes as its size says.
- * - stream is null or live.
  * - From now until the work has run, each buffer of each tensor that has a gradient is device
  *   memory of the kernels' context, of the tensor's length.
  * - What else uses that memory, such as other steps of the list, is ordered before or after this
  *   work.
  */
 dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
-                                        const struct dualadam_coeffs *sets,
-                                        size_t count,
+                                        const struct dualadam_coeffs *coeffs,
+                                        size_t coeffs_count,
                                         void *stream);
 
 /**
  * One DualAdam step of every tensor of a list that has a gradient, enqueued on stream; what it
- * does is decided on the device. control has the sets that the tensors name. scalars is what
- * else steers the step, or null for nothing else.
+ * does is decided on the device. control has a set for each coeffs_index of the tensors.
+ * scalars is what else steers the step, or null for nothing else.
  *
  * A small kernel advances the counter of each set that a tensor with a gradient names, and forms
  * the set's coefficients with the bits of dualadam_config_coeffs, for the multiplier clip_factor
@@ -1017,27 +898,20 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  * The call does not allocate or read from the device. It blocks only when the changes of all four
  * steps before are still in flight.
  *
- * Capture: the step can be captured in a CUDA graph, also if it is the first and with new
- * addresses. It takes new device memory then, which stays until the graph is destroyed. The graph
- * keeps the tensors, which of them have gradients, and the addresses in scalars. It reads
- * learning rates, configs and counters when it is launched. It may outlive list, control and
- * kernels.
+ * Capture: also of the first step, and with new addresses. The graph keeps the tensors, which of
+ * them have gradients, and the addresses in scalars, in new device memory. It reads learning
+ * rates, configs and counters when it is launched.
  *
  * Errors:
- * Nothing is enqueued then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
  * - DUALADAM_STATUS_INDEX for a tensor whose set is not in the control.
- * - DUALADAM_STATUS_CUDA_CONTEXT for a control or a stream of another context.
+ * - DUALADAM_STATUS_CUDA_CONTEXT for a control of another context.
  * - DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes.
  * - DUALADAM_STATUS_CUDA_INTERRUPTED.
- * - DUALADAM_STATUS_CUDA_DRIVER if the driver refuses a copy, memory or a launch, or if earlier
- *   work on the device failed. Counters may have advanced of tensors that were not stepped; every
- *   later use of the control returns DUALADAM_STATUS_CUDA_INTERRUPTED then, until
+ * - DUALADAM_STATUS_CUDA_DRIVER: counters may have advanced of tensors that were not stepped;
+ *   every later use of the control returns DUALADAM_STATUS_CUDA_INTERRUPTED then, until
  *   dualadam_cuda_control_set_steps.
  *
  * Required:
- * - scalars is null or can be read for as many bytes as its size says.
- * - stream is null or live.
  * - The buffers are as dualadam_cuda_list_step requires, also each time that a graph with this
  *   step is launched.
  * - The addresses in scalars, and those that the control was given, are memory of the kernels'
@@ -1050,11 +924,7 @@ dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
                                                    const struct dualadam_cuda_scalars *scalars,
                                                    void *stream);
 
-/**
- * Frees a list; the handle is stale from then on. The call waits for nothing: the list's memory is
- * freed after its last step, in the order of a stream. So a list may be freed while any stream is
- * being captured. A CUDA graph that captured its steps may still be launched.
- */
+/** Frees a list. */
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
 
 /**
@@ -1063,10 +933,9 @@ dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
  * and go on counting when a CUDA graph that captured them is launched again. Waits until all is
  * there.
  *
- * groups is an array of the parameter groups, sets one of the coefficient sets, which the
- * set of a list's tensors counts. All counters that are not the caller's are 0. control gets
- * the handle; free it with dualadam_cuda_control_free. The control keeps the kernels. It serves
- * one list.
+ * groups is an array of the parameter groups, sets one of the coefficient sets, of which each
+ * tensor of a list names one by its coeffs_index. All counters that are not the caller's are 0.
+ * The control keeps the kernels. It serves one list.
  *
  * Capture: allowed while any stream is being captured.
  *
@@ -1076,12 +945,6 @@ dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
  * - DUALADAM_STATUS_CUDA_ADDRESS for a counter or lr that is misaligned, a counter that overlaps
  *   another or an lr, or a group with both an lr of type float and one of type double.
  * - DUALADAM_STATUS_TOO_MANY or DUALADAM_STATUS_MEMORY for more than can be.
- * - DUALADAM_STATUS_CUDA_PTX if the driver refuses the kernel that prepares sets.
- * - DUALADAM_STATUS_CUDA_DRIVER.
- *
- * Required:
- * - Each struct, and the config of each group, can be read for as many bytes as its size says.
- * - control can be written.
  */
 dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
                                           const struct dualadam_cuda_control_group *groups,
@@ -1090,24 +953,13 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
                                           size_t set_count,
                                           dualadam_cuda_control *control);
 
-/**
- * Frees a control; the handle is stale from then on. The call waits for nothing: the control's
- * memory is freed after its last step, in the order of a stream. So a control may be freed while
- * any stream is being captured. A CUDA graph that captured steps with it may still be launched:
- * the memory stays until the graph is destroyed. The library must stay loaded until then.
- */
+/** Frees a control. */
 dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
 
 /**
- * Writes the config of a control's group, numbered from 0, as the host knows it: with the lr that
+ * Writes the config of a control's group as the host knows it: with the lr that
  * dualadam_cuda_control_set_lr or dualadam_cuda_control_set_config last gave it. Nothing is
- * read from the device. size is sizeof(dualadam_config).
- *
- * Errors:
- * - DUALADAM_STATUS_POSITION if there is no such group.
- *
- * Required:
- * - config can be written for size bytes.
+ * read from the device.
  */
 dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
                                              size_t group,
@@ -1115,25 +967,14 @@ dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
                                              size_t size);
 
 /**
- * Sets the learning rate of a group, numbered from 0, for the steps that come later on stream,
- * also for those of CUDA graphs. The call does not allocate. It blocks only when all four changes
- * before are still in flight.
- *
- * Capture: not on a stream that is being captured. Change it between the launches of a graph.
+ * Sets the learning rate of a group for the steps that come later on stream, also for those of
+ * CUDA graphs. The call does not allocate. It blocks only when all four changes before are still
+ * in flight.
  *
  * Errors:
- * Nothing is changed then, except after DUALADAM_STATUS_CUDA_DRIVER.
- *
- * - DUALADAM_STATUS_POSITION if there is no such group.
  * - DUALADAM_STATUS_VALUE for an lr that is not valid with the rest of the config.
  * - DUALADAM_STATUS_CUDA_CALLERS_LR if the lr lies in the caller's memory.
- * - DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context.
- * - DUALADAM_STATUS_CUDA_CAPTURED.
  * - DUALADAM_STATUS_CUDA_DRIVER: the device may have the old or the new lr.
- *
- * Required:
- * - stream is null or live.
- * - Steps with this control on other streams, or of graphs there, are ordered before or after.
  */
 dualadam_status dualadam_cuda_control_set_lr(dualadam_cuda_control control,
                                              size_t group,
@@ -1141,17 +982,11 @@ dualadam_status dualadam_cuda_control_set_lr(dualadam_cuda_control control,
                                              void *stream);
 
 /**
- * Sets the whole config of a group, numbered from 0, for the steps that come later on stream,
- * also for those of CUDA graphs. An lr in the caller's memory stays the one that is read.
- *
- * Capture: not on a stream that is being captured. Change it between the launches of a graph.
+ * Sets the whole config of a group for the steps that come later on stream, also for those of
+ * CUDA graphs. An lr in the caller's memory stays the one that is read.
  *
  * Errors:
  * - As dualadam_cuda_control_set_lr, other than DUALADAM_STATUS_CUDA_CALLERS_LR.
- *
- * Required:
- * - config can be read for as many bytes as its size says.
- * - As for dualadam_cuda_control_set_lr.
  */
 dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
                                                  size_t group,
@@ -1162,22 +997,8 @@ dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
  * Reads the step counters of all sets, the caller's own ones too, after the work before on
  * stream, for which it waits.
  *
- * steps has room for count numbers; count is how many sets the control has.
- *
- * Capture: not on a stream that is being captured.
- *
  * Errors:
- * - DUALADAM_STATUS_COUNT for another count.
  * - DUALADAM_STATUS_CUDA_INTERRUPTED.
- * - DUALADAM_STATUS_CUDA_CONTEXT for a stream of another context.
- * - DUALADAM_STATUS_CUDA_CAPTURED.
- * - DUALADAM_STATUS_CUDA_DRIVER.
- *
- * Required:
- * - steps can be written for count numbers.
- * - stream is null or live.
- * - Steps with this control on other streams are ordered before or after.
- * - The caller's own counters are live memory of the kernels' context.
  */
 dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
                                             uint64_t *steps,
@@ -1190,17 +1011,8 @@ dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
  * The caller must restore the tensors of an interrupted step. May wait for the work before on
  * stream.
  *
- * steps has count numbers; count is how many sets the control has.
- *
- * Capture: not on a stream that is being captured.
- *
  * Errors:
- * - As dualadam_cuda_control_steps, other than DUALADAM_STATUS_CUDA_INTERRUPTED. After
- *   DUALADAM_STATUS_CUDA_DRIVER some counters may be set.
- *
- * Required:
- * - steps can be read for count numbers.
- * - As for dualadam_cuda_control_steps.
+ * - DUALADAM_STATUS_CUDA_DRIVER: some counters may be set.
  */
 dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
                                                 const uint64_t *steps,
@@ -1211,17 +1023,8 @@ dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
  * Reads what became of each set's steps, after the work before on stream, for which it waits:
  * how many were made and skipped, and why the last one was skipped.
  *
- * reports has room for count structs of size bytes, sizeof(dualadam_cuda_set_report);
- * count is how many sets the control has.
- *
- * Capture: not on a stream that is being captured.
- *
  * Errors:
- * - As dualadam_cuda_control_steps.
- *
- * Required:
- * - reports can be written for count times size bytes.
- * - As for dualadam_cuda_control_steps.
+ * - DUALADAM_STATUS_CUDA_INTERRUPTED.
  */
 dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
                                              struct dualadam_cuda_set_report *reports,
@@ -1233,17 +1036,8 @@ dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
  * Reads the coefficients of each set's last step that was not skipped, after the work before on
  * stream, for which it waits. All are 0 before the first.
  *
- * coeffs has room for count structs of size bytes, sizeof(dualadam_coeffs); count is how
- * many sets the control has.
- *
- * Capture: not on a stream that is being captured.
- *
  * Errors:
- * - As dualadam_cuda_control_steps.
- *
- * Required:
- * - coeffs can be written for count times size bytes.
- * - As for dualadam_cuda_control_steps.
+ * - DUALADAM_STATUS_CUDA_INTERRUPTED.
  */
 dualadam_status dualadam_cuda_control_coeffs(dualadam_cuda_control control,
                                              struct dualadam_coeffs *coeffs,

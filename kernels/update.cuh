@@ -21,6 +21,9 @@ struct StepCoeffs {
     float grad_scale;
 };
 
+// Where x is above the largest finite float, that. A NaN stays one, which fminf would not keep.
+__device__ __forceinline__ float saturate(float x) { return x > 3.402823466e38f ? 3.402823466e38f : x; }
+
 // DUAL = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
 // A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN.
 template <bool DUAL>
@@ -28,7 +31,7 @@ __device__ __forceinline__ void update(const StepCoeffs &c, float grad, float &p
     float g = __fmul_rn(c.grad_scale, grad);
     g = c.l2 == 0.0f ? g : __fmaf_rn(c.l2, p, g);
     m = __fmaf_rn(c.one_minus_beta1, __fsub_rn(g, m), m);
-    v = __fmaf_rn(c.one_minus_beta2, __fmaf_rn(g, g, -v), v);
+    v = saturate(__fmaf_rn(c.one_minus_beta2, __fmaf_rn(g, g, -v), v));
     const float s = __fmul_rn(__fsqrt_rn(v), c.inv_sqrt_bc2);
     const float q = __fdiv_rn(c.adam_scale, __fadd_rn(s, c.eps));
     const float w = !DUAL || c.inverse_scale == 0.0f ? q : __fmaf_rn(c.inverse_scale, __fadd_rn(s, c.inverse_eps), q);

@@ -1,8 +1,8 @@
 // Four bf16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a
 // word.
 //
-// In integers: they round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver may
-// assume that there is none.
+// In integers: they round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver
+// may assume that there is none.
 
 alias QuadBf16 = vec2<u32>;
 alias PartBf16 = u32;

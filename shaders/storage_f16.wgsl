@@ -2,8 +2,8 @@
 // word.
 //
 // In integers, since WGSL leaves the rounding and the subnormals of its own conversions open: they
-// round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver may assume that there
-// is none.
+// round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver may assume that
+// there is none.
 
 alias QuadF16 = vec2<u32>;
 alias PartF16 = u32;

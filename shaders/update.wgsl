@@ -26,6 +26,12 @@ struct Elements {
     v: vec4<f32>,
 }
 
+// An infinity becomes the largest finite f32; all else stays, NaN too. By the bits, since a driver
+// may assume of floats that none is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
+fn saturated(x: vec4<f32>) -> vec4<f32> {
+    return select(x, vec4(0x1.fffffep+127f), bitcast<vec4<u32>>(x) == vec4(0x7f800000u));
+}
+
 // dual = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
 // A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The
 // tests are uniform.
@@ -33,7 +39,7 @@ fn update(dual: bool, c: StepCoeffs, grad: vec4<f32>, x: Elements) -> Elements {
     var g = c.grad_scale * grad;
     if c.l2 != 0.0 { g = fma(vec4(c.l2), x.p, g); }
     let m = fma(vec4(c.one_minus_beta1), g - x.m, x.m);
-    let v = fma(vec4(c.one_minus_beta2), fma(g, g, -x.v), x.v);
+    let v = saturated(fma(vec4(c.one_minus_beta2), fma(g, g, -x.v), x.v));
     let s = sqrt(v) * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     var w = q;

@@ -8,10 +8,12 @@ use crate::tensor::{ArgumentError, ListError, TensorError};
 #[cfg(feature = "webgpu")]
 use crate::webgpu::WebGpuError;
 
-/// What can be wrong with any call. Every function returns the error type of its own part; all of them convert into this.
+/// What can be wrong with any call. Every function returns the error type of its own part; all of
+/// them convert into this.
 ///
-/// A call that returns an error has written nothing, unless the error is a driver's (`cuda::CudaError` and
-/// `webgpu::WebGpuError` say which), or `State::save` only failed to make a finished file durable.
+/// A call that returns an error has written nothing, unless the error is a driver's
+/// (`cuda::CudaError` and `webgpu::WebGpuError` say which), or `State::save` only failed to make a
+/// finished file durable.
 ///
 /// # Example
 ///

@@ -1,4 +1,5 @@
-//! What an optimizer knows of its tensors beside their memory: groups, steps, masters, and the coefficients of a step.
+//! What an optimizer knows of its tensors beside their memory: groups, steps, masters, and the
+//! coefficients of a step.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ pub struct TensorSpec {
     pub group: usize,
     /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
     pub has_master: bool,
-    /// What errors call the tensor, and files too, which are compared with it. Without a name, errors give its position.
+    /// What errors call the tensor, and files too, which are compared with it. Without a name,
+    /// errors give its position.
     pub name: Option<Arc<str>>,
 }
 
@@ -55,10 +57,12 @@ impl TensorSpec {
     }
 }
 
-/// The groups of an optimizer, and of each tensor its group, its step and whether its masters are set.
+/// The groups of an optimizer, and of each tensor its group, its step and whether its masters are
+/// set.
 ///
-/// The owning optimizers have one, and so may an adapter that keeps the memory itself: for each step it asks for the
-/// coefficients of each tensor that has a gradient, makes the step, and then counts those tensors.
+/// The owning optimizers have one, and so may an adapter that keeps the memory itself: for each
+/// step it asks for the coefficients of each tensor that has a gradient, makes the step, and then
+/// counts those tensors.
 ///
 /// # Example
 ///
@@ -198,7 +202,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether a tensor's masters hold its parameters. Until then, its next update sets them first. False without masters.
+    /// Whether a tensor's masters hold its parameters. Until then, its next update sets them first.
+    /// False without masters.
     ///
     /// # Errors
     ///
@@ -224,14 +229,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether a tensor's next update sets its masters from its parameters. The tensor must be there.
+    /// Whether a tensor's next update sets its masters from its parameters. The tensor must be
+    /// there.
     pub(crate) fn sets_master(&self, tensor: usize) -> bool {
         let Entry { spec, master_is_set, .. } = &self.tensors[tensor];
         spec.has_master && !master_is_set
     }
 
-    /// The index in `table` of the coefficients of a tensor's next update, for gradients that are first multiplied by
-    /// `grad_multiplier`. The table gets them, if it does not have them yet.
+    /// The index in `table` of the coefficients of a tensor's next update, for gradients that are
+    /// first multiplied by `grad_multiplier`. The table gets them, if it does not have them yet.
     ///
     /// # Errors
     ///
@@ -306,7 +312,8 @@ fn at_mut<'a, T>(list: &'static str, entries: &'a mut [T], position: usize) -> R
 
 /// The coefficients of the step under way: one entry for each group and step that its tensors have.
 ///
-/// [`Ledger::coeffs_index`] fills it. An adapter that keeps steps elsewhere calls [`index`](Self::index) itself.
+/// [`Ledger::coeffs_index`] fills it. An adapter that keeps steps elsewhere calls
+/// [`index`](Self::index) itself.
 #[derive(Debug, Default)]
 pub struct CoeffsTable {
     coeffs: Vec<StepCoeffs>,
@@ -328,8 +335,8 @@ impl CoeffsTable {
         &self.coeffs
     }
 
-    /// The index of the coefficients of the `step`-th update of tensors in a group. Between two calls of
-    /// [`clear`](Self::clear), groups and multiplier must stay the same.
+    /// The index of the coefficients of the `step`-th update of tensors in a group. Between two
+    /// calls of [`clear`](Self::clear), groups and multiplier must stay the same.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Whether a step is made, and what the gradients are multiplied by: what `kernels/control.cuh` does, on the host.
+//! Whether a step is made, and what the gradients are multiplied by: what `kernels/control.cuh`
+//! does, on the host.
 
 use crate::rule::check_grad_multiplier;
 
@@ -37,7 +38,8 @@ impl Steering {
     ///
     /// # Errors
     ///
-    /// - The reason why the step must be skipped; if there are several, the first in the order of [`SkipReason`].
+    /// - The reason why the step must be skipped; if there are several, the first in the order of
+    ///   [`SkipReason`].
     pub fn multiplier(&self) -> Result<f64, SkipReason> {
         // NaN fails each of these.
         if self.found_inf != 0.0 {
@@ -67,7 +69,8 @@ pub enum SkipReason {
     ClipFactor,
     /// Clip factor / loss scale was infinite as an f32, or above 0 and rounded to 0.
     Multiplier,
-    /// lr was NaN, infinite or negative, or too large: see [`DualAdamConfig::validate`](crate::DualAdamConfig::validate).
+    /// lr was NaN, infinite or negative, or too large: see
+    /// [`DualAdamConfig::validate`](crate::DualAdamConfig::validate).
     Lr,
     /// The step counter was `u64::MAX`.
     Step,

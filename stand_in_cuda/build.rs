@@ -2,8 +2,9 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // The dynamic linker answers a request for "libcuda.so" with a library that is already loaded and calls itself so:
-    // a test needs no search path, it opens the cdylib by its full path before cudarc does.
+    // The dynamic linker answers a request for "libcuda.so" with a library that is already loaded
+    // and calls itself so: a test needs no search path, it opens the cdylib by its full path before
+    // cudarc does.
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libcuda.so");
     }

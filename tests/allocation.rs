@@ -1,8 +1,9 @@
 //! A step allocates nothing: counted by an allocator that stands in for the system's.
 //!
-//! What is called outside of a rayon worker and is large enough for several threads goes through the pool's queue of injected
-//! jobs, which takes a new block of memory for every 63 of them. That is rayon's, and the last test bounds it. A program that
-//! must not allocate at all steps inside `ThreadPool::install`.
+//! What is called outside of a rayon worker and is large enough for several threads goes through
+//! the pool's queue of injected jobs, which takes a new block of memory for every 63 of them. That
+//! is rayon's, and the last test bounds it. A program that must not allocate at all steps inside
+//! `ThreadPool::install`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -93,7 +94,8 @@ fn counted(threads: usize) -> ThreadPoolBuilder {
     ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| COUNTED.set(true))
 }
 
-/// The pool once each of its threads has run: on first taking work, a thread sets up data of its own.
+/// The pool once each of its threads has run: on first taking work, a thread sets up data of its
+/// own.
 fn started(pool: ThreadPool) -> ThreadPool {
     pool.broadcast(|_| ());
     pool
@@ -168,7 +170,8 @@ fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn Fn
     };
     measure("DualAdam::step", &mut || step(&mut optimizer, 1.0, None));
     measure("DualAdam::step_scaled", &mut || step(&mut optimizer, 0.5, None));
-    // Steps of its own for each tensor, so that each needs its own coefficients; and a tensor without a gradient.
+    // Steps of its own for each tensor, so that each needs its own coefficients; and a tensor
+    // without a gradient.
     for (tensor, &len) in lens.iter().enumerate() {
         optimizer.set_moments(tensor, 40 * tensor as u64, &vec![0.0; len], &vec![0.0; len]).unwrap();
     }

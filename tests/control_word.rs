@@ -4,8 +4,10 @@
 
 use std::arch::asm;
 
-use dualadam::half::{bf16, f16};
-use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
+use dualadam::{DualAdamConfig, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
+use testkit::data::Inputs;
+use testkit::tensor::Tensor;
+use testkit::variant::{Formats, Variant, formats};
 
 /// MXCSR with its exceptions masked.
 const STANDARD: u32 = 0x1f80;
@@ -25,7 +27,8 @@ fn control_word() -> u32 {
     word
 }
 
-/// Does something under a control word. It must leave the word as it is, but for the flags of met exceptions.
+/// Does something under a control word. It must leave the word as it is, but for the flags of met
+/// exceptions.
 fn under<R>(word: u32, work: impl FnOnce() -> R) -> R {
     let before = control_word();
     // SAFETY: no reserved bit is set, and exceptions stay masked.
@@ -43,18 +46,25 @@ fn config() -> DualAdamConfig {
     DualAdamConfig::default().with_schedule(schedule).with_weight_decay(WeightDecay::Decoupled(0.013)).with_lr(3.7e-3)
 }
 
-/// The bits of parameters and moments after three steps under a control word, from values whose moments go through subnormals.
-fn bits<P: Element, G: GradOf<P>>(len: usize, coeffs: &[StepCoeffs], word: u32) -> Vec<u32> {
+/// A tensor whose moments go through subnormals.
+fn tensor(formats: Formats, len: usize) -> Tensor {
     let value = |i: usize, scale: f32| ((i * 7919 % 1009) as f32 - 504.0) * scale;
-    let mut param: Vec<_> = (0..len).map(|i| P::narrow(value(i, 1.3e-3))).collect();
-    let grad: Vec<_> = (0..len).map(|i| G::narrow(value(i, if i % 2 == 0 { 1.1e-3 } else { 3.3e-21 }))).collect();
-    let mut exp_avg: Vec<_> = (0..len).map(|i| value(i, 1e-41)).collect();
-    let mut exp_avg_sq: Vec<_> = (0..len).map(|i| value(i, 1e-42).abs()).collect();
+    let values = |value: &dyn Fn(usize) -> f32| (0..len).map(value).collect();
+    let inputs = Inputs {
+        p: values(&|i| value(i, 1.3e-3)),
+        grad: values(&|i| value(i, if i % 2 == 0 { 1.1e-3 } else { 3.3e-21 })),
+        m: values(&|i| value(i, 1e-41)),
+        v: values(&|i| value(i, 1e-42).abs()),
+    };
+    Tensor::new(formats, &inputs)
+}
+
+/// The bits of what a step writes, after three steps under a control word.
+fn bits(mut tensor: Tensor, coeffs: &[StepCoeffs], word: u32) -> Vec<u32> {
     for coeffs in coeffs {
-        under(word, || cpu::step(&mut param, &grad, &mut exp_avg, &mut exp_avg_sq, coeffs)).unwrap();
+        under(word, || tensor.step_flat(coeffs)).unwrap();
     }
-    let param = param.iter().map(|p| p.widen());
-    param.chain(exp_avg).chain(exp_avg_sq).map(f32::to_bits).collect()
+    tensor.buffers().iter().flat_map(|values| values.wide()).map(f32::to_bits).collect()
 }
 
 #[test]
@@ -62,13 +72,13 @@ fn steps_of_any_size_have_the_same_bits() {
     let coeffs: Vec<_> = (1..=3).map(|t| config().coeffs(t).unwrap()).collect();
     // One stays on the calling thread, the other is shared out.
     for len in [100, 100_000] {
-        let all: [fn(usize, &[StepCoeffs], u32) -> Vec<u32>; 4] =
-            [bits::<f32, f32>, bits::<f32, f16>, bits::<bf16, bf16>, bits::<f16, f32>];
-        for bits in all {
-            let expected = bits(len, &coeffs, STANDARD);
+        for variant in Variant::all() {
+            let tensor = tensor(variant.formats(), len);
+            let expected = bits(tensor.clone(), &coeffs, STANDARD);
             assert!(expected.iter().any(|bits| (1..0x80_0000).contains(&(bits & 0x7fff_ffff))), "no subnormal");
             for word in words() {
-                assert_eq!(bits(len, &coeffs, word), expected, "{len} elements under {word:#x}");
+                let found = bits(tensor.clone(), &coeffs, word);
+                assert!(found == expected, "{}, {len} elements under {word:#x}", variant.name());
             }
         }
     }
@@ -77,11 +87,12 @@ fn steps_of_any_size_have_the_same_bits() {
 #[test]
 fn several_threads_may_each_have_their_own_word() {
     let coeffs: Vec<_> = (1..=3).map(|t| config().coeffs(t).unwrap()).collect();
-    let expected = bits::<f32, f32>(70_000, &coeffs, STANDARD);
+    let tensor = tensor(formats("f32_f32"), 70_000);
+    let expected = bits(tensor.clone(), &coeffs, STANDARD);
     std::thread::scope(|scope| {
         for word in words() {
-            let (coeffs, expected) = (&coeffs, &expected);
-            scope.spawn(move || assert_eq!(&bits::<f32, f32>(70_000, coeffs, word), expected, "{word:#x}"));
+            let (tensor, coeffs, expected) = (tensor.clone(), &coeffs, &expected);
+            scope.spawn(move || assert!(&bits(tensor, coeffs, word) == expected, "{word:#x}"));
         }
     });
 }

@@ -43,6 +43,62 @@ fn every_misalignment_gives_the_contract_bits() {
 }
 
 #[test]
+fn overflowing_gradients_give_the_contract_bits() {
+    laws::overflows(&by_cpu, &by_contract);
+}
+
+/// A gradient whose square overflows takes the second moment to the largest finite f32 at most, so
+/// that no later step makes NaN of it. Without the inverse branch the parameter stays finite too.
+#[test]
+fn second_moments_saturate() {
+    for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
+        let Inputs { mut p, mut grad, mut m, mut v } = Inputs::overflowing();
+        let is_adam = config.coeffs(1).unwrap().is_adam();
+        let check_finite = |p: &[f32], v: &[f32], what: &str| {
+            assert!(v.iter().all(|v| v.is_finite()), "{config:?}, {what}: {v:?}");
+            assert!(!is_adam || p.iter().all(|p| p.is_finite()), "{config:?}, {what}: {p:?}");
+        };
+        for t in 1..=3 {
+            let coeffs = config.coeffs(t).unwrap();
+            let before = v.clone();
+            cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
+            check_finite(&p, &v, &format!("step {t}"));
+            for (i, &after) in v.iter().enumerate() {
+                let (g, before) = (f64::from(grad[i]), f64::from(before[i]));
+                let inner = g * g - before;
+                let exact = before + f64::from(coeffs.one_minus_beta2) * inner;
+                if inner.max(exact) > f64::from(f32::MAX) {
+                    assert_eq!(after, f32::MAX, "{config:?}, step {t}, v[{i}]");
+                } else {
+                    let error = (f64::from(after) - exact).abs();
+                    assert!(
+                        error <= 3.0 * contract::U * exact,
+                        "{config:?}, step {t}, v[{i}]: {after:e}, not {exact:e}"
+                    );
+                }
+            }
+        }
+        let saturated = v.iter().filter(|&&v| v == f32::MAX).count();
+        assert!(saturated > v.len() / 2, "{saturated} of {} have saturated", v.len());
+
+        // With an ordinary gradient it falls again.
+        let (coeffs, before) = (config.coeffs(4).unwrap(), v.clone());
+        grad.fill(0.5);
+        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
+        check_finite(&p, &v, "an ordinary gradient");
+        assert!(v.iter().zip(&before).all(|(after, before)| after < before), "{config:?}: {v:?}");
+
+        grad.fill(f32::INFINITY);
+        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
+        assert!(v.iter().all(|&v| v == f32::MAX), "{config:?}, infinite gradients: {v:?}");
+
+        grad.fill(f32::NAN);
+        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
+        assert!([p, m, v].concat().iter().all(|x| x.is_nan()), "{config:?}, NaN");
+    }
+}
+
+#[test]
 fn gradient_multiplier_gives_the_contract_bits() {
     let coeffs = DualAdamConfig::default().with_maximize(true).coeffs_scaled(5, 1.0 / 3.0).unwrap();
     assert_eq!(coeffs.grad_scale, -(1.0_f32 / 3.0));

@@ -1,4 +1,5 @@
-//! Tensors by address on the CPU, alone and in lists: the bits of the contract and of single steps, and what is refused.
+//! Tensors by address on the CPU, alone and in lists: the bits of the contract and of single steps,
+//! and what is refused.
 
 use dualadam::cpu::{self, TensorList};
 use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem};

@@ -1,7 +1,8 @@
-//! The CUDA backend on a real device: the tests that run on the stand-in driver too, and lengths that only a device can hold.
+//! The CUDA backend on a real device: the tests that run on the stand-in driver too, and lengths
+//! that only a device can hold.
 //!
-//! Without a device all are ignored, with the reason; `DUALADAM_REQUIRE=cuda` makes that a failure. Reads no file of the repository, so
-//! that the program can be taken to a machine that has none.
+//! Without a device all are ignored, with the reason; `DUALADAM_REQUIRE=cuda` makes that a failure.
+//! Reads no file of the repository, so that the program can be taken to a machine that has none.
 
 #[path = "cuda/bodies/mod.rs"]
 mod bodies;

@@ -36,7 +36,8 @@ fn the_oracle_replays_every_golden_run() {
     }
 }
 
-/// Over a whole f32 run the second moment stays within 60·2⁻²⁴ of the exact one, relatively; it has no cancellation.
+/// Over a whole f32 run the second moment stays within 60·2⁻²⁴ of the exact one, relatively; it has
+/// no cancellation.
 #[test]
 fn the_second_moment_of_long_runs_does_not_drift() {
     for Golden { name, config, grads, theta0, records } in golden::all() {

@@ -1,4 +1,5 @@
-//! What adapters that keep the memory themselves use: the ledger, the table of coefficients, the scalars that steer a step; and errors.
+//! What adapters that keep the memory themselves use: the ledger, the table of coefficients, the
+//! scalars that steer a step; and errors.
 
 use std::iter::zip;
 
@@ -75,7 +76,8 @@ fn an_adapter_with_a_ledger_has_the_bits_of_the_optimizer() {
     assert!(steps.contains(&4) && steps.contains(&5), "{steps:?}");
 }
 
-/// Tensors of one group at one step share coefficients, wherever they stand; each pair is formed once.
+/// Tensors of one group at one step share coefficients, wherever they stand; each pair is formed
+/// once.
 #[test]
 fn a_table_has_each_groups_and_steps_coefficients_once() {
     let specs = [0, 0, 1, 0, 1, 0, 1].map(|group| TensorSpec::new(1).in_group(group));

@@ -1,4 +1,5 @@
-//! Every variant of the shaders, translated for the drivers that are not here, and checked by the tools that are.
+//! Every variant of the shaders, translated for the drivers that are not here, and checked by the
+//! tools that are.
 
 #[path = "../build/variants.rs"]
 mod variants;

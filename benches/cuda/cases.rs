@@ -41,7 +41,8 @@ pub(crate) struct Alignment {
 
 const ALIGNED: Alignment = Alignment { name: "aligned", offsets: [0; 5] };
 
-/// All alike, which one head aligns; then the caller's buffers against the moments, one stream against the others, and all mixed.
+/// All alike, which one head aligns; then the caller's buffers against the moments, one stream
+/// against the others, and all mixed.
 const MISALIGNED: [Alignment; 6] = [
     Alignment { name: "all off by one", offsets: [1; 5] },
     Alignment { name: "param, grad, master off by two", offsets: [2, 2, 0, 0, 2] },
@@ -53,7 +54,8 @@ const MISALIGNED: [Alignment; 6] = [
 
 /// The variants of plain, of 16-bit and of mixed training; the others are timed at a few shapes.
 const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "bf16_bf16_master"];
-/// Where all variants are timed: a flat shape of the size of a large layer, one that fills the device, and a list.
+/// Where all variants are timed: a flat shape of the size of a large layer, one that fills the
+/// device, and a list.
 const SHAPES_OF_ALL_VARIANTS: [&str; 3] = ["2^24", "2^28", "gpt2"];
 const SHAPE_OF_ALIGNMENTS: &str = "2^28";
 

@@ -1,4 +1,5 @@
-//! The buffers of a case, in as many replicas as outgrow the cache, and the work that is enqueued on them.
+//! The buffers of a case, in as many replicas as outgrow the cache, and the work that is enqueued
+//! on them.
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, sys};
@@ -12,7 +13,8 @@ use crate::values::{Pattern, bytes_moved, sizes};
 
 /// Together the replicas have so many times the size of the cache,
 const TIMES_CACHE: usize = 4;
-/// but are no more than this, which `peers.py` can hold too: below 2^14 elements, all that counts is the launch.
+/// but are no more than this, which `peers.py` can hold too: below 2^14 elements, all that counts
+/// is the launch.
 const MOST_REPLICAS: usize = 256;
 /// Elements of a row that gradients touch together, as of an embedding.
 const ROW: usize = 768;
@@ -39,7 +41,8 @@ pub(crate) struct Group<'a> {
 
 struct Replica {
     flat: RawTensor,
-    /// Where there is more than one tensor, those of the jobs that take them one by one, and those of controlled steps.
+    /// Where there is more than one tensor, those of the jobs that take them one by one, and those
+    /// of controlled steps.
     lists: Vec<(Job, List)>,
 }
 
@@ -247,7 +250,8 @@ impl<'a> Group<'a> {
         let bytes = self.bytes() / 2 / 16 * 16;
         let [from, to] = self.copies.each_ref().map(|memory| memory.address + (replica * bytes) as u64);
         if job == Job::UnrolledCopy {
-            // SAFETY: both parts are within their memory, which lives until the work has ended; all work is in one stream.
+            // SAFETY: both parts are within their memory, which lives until the work has ended; all
+            // work is in one stream.
             return unsafe { self.device.yardsticks.copy(to, from, bytes as u64, &self.device.stream) };
         }
         // SAFETY: both parts are within their memory, which lives until the work has ended.
@@ -258,7 +262,8 @@ impl<'a> Group<'a> {
     fn enqueue_step(&mut self, replica: usize, job: Job) {
         let stream = &self.device.stream;
         let Replica { flat, lists } = &mut self.replicas[replica];
-        // SAFETY: the buffers are as long as the tensors and live until the work has ended; all work is in one stream.
+        // SAFETY: the buffers are as long as the tensors and live until the work has ended; all
+        // work is in one stream.
         let stepped = unsafe {
             match lists.iter_mut().find(|(of, _)| *of == job).map(|(_, list)| list) {
                 Some(List::Sets(list, coeffs)) => list.step_raw(coeffs, stream.cu_stream().cast()),

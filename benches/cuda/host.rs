@@ -1,4 +1,5 @@
-//! The host's time for a step: from the call to its return, with nothing else in the device's queue.
+//! The host's time for a step: from the call to its return, with nothing else in the device's
+//! queue.
 
 use std::time::Instant;
 
@@ -12,7 +13,8 @@ use crate::group::Group;
 use crate::report::HostRow;
 use crate::shapes::Shape;
 
-/// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two replicas of them.
+/// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two
+/// replicas of them.
 pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRow> {
     let case = Case::buffers(shape);
     let Ok(group) = Group::new(device, &case) else { return vec![] };

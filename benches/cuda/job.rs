@@ -25,7 +25,8 @@ pub(crate) enum Job {
     MostSets,
     /// The step of a list with a set for each tensor, from device memory.
     SetEach,
-    /// The step controlled on the device, as a list: a launch that forms the coefficients, then the list's.
+    /// The step controlled on the device, as a list: a launch that forms the coefficients, then the
+    /// list's.
     Controlled,
     /// The same, captured in a CUDA graph and launched as one.
     Captured,
@@ -81,8 +82,9 @@ impl Job {
         matches!(self, Self::Controlled | Self::Captured)
     }
 
-    /// The coefficients of a set: those of different steps, so that no set passes for another, and all before the switch at 12,500 but
-    /// far from the first step, so that both branches count in the result.
+    /// The coefficients of a set: those of different steps, so that no set passes for another, and
+    /// all before the switch at 12,500 but far from the first step, so that both branches count in
+    /// the result.
     pub(crate) fn coeffs(self, set: usize) -> StepCoeffs {
         self.config().coeffs(FIRST_STEP + set as u64).expect("the configurations are valid")
     }

@@ -1,20 +1,21 @@
 //! The CUDA step against a copy and a triad of the same bytes, all jobs in turns:
 //! `cargo bench --features cuda --bench cuda`.
 //!
-//! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a shape
-//! in one variant and with one alignment, is checked against the CPU backend before it is
-//! timed. A case that fails is reported, and the others go on. A case's buffers are several times the
-//! size of the device's cache, where 256 of them are enough, and are used in turns. The host's time for
-//! a step is measured apart. `--json FILE` writes the results as JSON, and rewrites them after each case.
+//! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a
+//! shape in one variant and with one alignment, is checked against the CPU backend before it is
+//! timed. A case that fails is reported, and the others go on. A case's buffers are several times
+//! the size of the device's cache, where 256 of them are enough, and are used in turns. The host's
+//! time for a step is measured apart. `--json FILE` writes the results as JSON, and rewrites them
+//! after each case.
 //!
-//! `--core` times only the cases that tell most, `--deadline` begins no case after so many seconds, and
-//! `--jit` only measures how long the driver takes to load the kernels. `--quick` runs small shapes for a
-//! few rounds. `--stand-in` runs on the stand-in driver of the tests: that tries the program, and its
-//! times mean nothing.
+//! `--core` times only the cases that tell most, `--deadline` begins no case after so many seconds,
+//! and `--jit` only measures how long the driver takes to load the kernels. `--quick` runs small
+//! shapes for a few rounds. `--stand-in` runs on the stand-in driver of the tests: that tries the
+//! program, and its times mean nothing.
 //!
-//! Predicted, not measured, for an H200: the core cases take about 25 s. All cases take about a minute
-//! and 56 GB of memory: 68 TB at 4.8 TB/s and what fills the queue take 22 s, and the allocation of the
-//! buffers is guessed at 24 s.
+//! Predicted, not measured, for an H200: the core cases take about 25 s. All cases take about a
+//! minute and 56 GB of memory: 68 TB at 4.8 TB/s and what fills the queue take 22 s, and the
+//! allocation of the buffers is guessed at 24 s.
 
 #[path = "../attempt/mod.rs"]
 mod attempt;

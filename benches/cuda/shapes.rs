@@ -27,7 +27,8 @@ struct Model {
 }
 
 impl Shape {
-    /// The same cut to what an interpreter can run, with too many tensors for the coefficient sets to be an argument.
+    /// The same cut to what an interpreter can run, with too many tensors for the coefficient sets
+    /// to be an argument.
     pub(crate) fn cut(mut self) -> Self {
         let most = if self.lens.len() == 1 { 5003 } else { 50 };
         self.name += ", cut";

@@ -34,7 +34,8 @@ pub(crate) struct Timer<'a> {
 impl<'a> Timer<'a> {
     /// A timer, or with `quick` one that only goes through the motions.
     pub(crate) fn new(device: &'a Device, quick: bool) -> Self {
-        // Events tell half a microsecond, and what the plug has left in the cache is written back meanwhile.
+        // Events tell half a microsecond, and what the plug has left in the cache is written back
+        // meanwhile.
         let (bytes, shortest) = if quick { (1 << 12, 0.0) } else { (512 << 20, 1e-3) };
         let memory = device.memory(bytes).expect("there is memory for the timer");
         let event = || device.context.new_event(Some(CU_EVENT_DEFAULT)).expect("an event can be made");
@@ -49,7 +50,8 @@ impl<'a> Timer<'a> {
         timer
     }
 
-    /// Work that keeps the device busy for a while, so that what follows is in its queue when it gets there.
+    /// Work that keeps the device busy for a while, so that what follows is in its queue when it
+    /// gets there.
     fn plug(&self) {
         let stream = self.device.stream.cu_stream();
         // SAFETY: the memory has these bytes, and lives until the work has ended.

@@ -1,7 +1,8 @@
-//! The sweep: the step's kernels with other constants, over a flat buffer and a list, in f32 and bf16, against the library's own.
+//! The sweep: the step's kernels with other constants, over a flat buffer and a list, in f32 and
+//! bf16, against the library's own.
 //!
-//! The texts are those of a folder that `cargo xtask tune` makes. Each is compared with the CPU backend, bit for bit, before it is
-//! timed. All of them take turns in each round.
+//! The texts are those of a folder that `cargo xtask tune` makes. Each is compared with the CPU
+//! backend, bit for bit, before it is timed. All of them take turns in each round.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
@@ -72,8 +73,8 @@ struct Contestant {
     tables: Vec<Memory>,
 }
 
-/// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared among the cases. Returns whether any
-/// failed.
+/// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared
+/// among the cases. Returns whether any failed.
 pub(crate) fn run(
     device: &Device,
     folder: &Path,
@@ -198,8 +199,8 @@ impl Contestant {
     fn enqueue(&self, device: &Device, group: &Group<'_>, replica: usize, coeffs: &StepCoeffs) {
         let stream = device.stream.cu_stream();
         let mut coeffs = *coeffs;
-        // SAFETY: the arguments are the kernel's. The buffers are as long as the tensors and live until the work has ended; all work is
-        // in one stream.
+        // SAFETY: the arguments are the kernel's. The buffers are as long as the tensors and live
+        // until the work has ended; all work is in one stream.
         let launched = unsafe {
             if let Some(table) = self.tables.get(replica) {
                 let (mut table, mut count) = (table.address, group.lens().len() as u32);

@@ -1,4 +1,5 @@
-//! What the buffers hold: patterns of a period, so that the host can tell what any element must become.
+//! What the buffers hold: patterns of a period, so that the host can tell what any element must
+//! become.
 
 use dualadam::half::bf16;
 use dualadam::{Dtype, StepCoeffs, Variant};

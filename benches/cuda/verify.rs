@@ -12,9 +12,11 @@ const FACTOR: f32 = 1e-3;
 /// So many tensors at each end of a list are looked at.
 const TENSORS: usize = 8;
 
-/// Fails unless each job does what the CPU backend does, to the bit, in the first replica's tensors and not beside them.
+/// Fails unless each job does what the CPU backend does, to the bit, in the first replica's tensors
+/// and not beside them.
 ///
-/// The unfused step has the same roundings as the fused one, each result being stored in f32, so no tolerance either.
+/// The unfused step has the same roundings as the fused one, each result being stored in f32, so no
+/// tolerance either.
 pub(crate) fn verify(device: &Device, group: &mut Group<'_>) {
     for job in group.jobs.clone().into_iter().filter(|job| !job.is_copy()) {
         group.fill(group.stride(), group.offsets_of(job));

@@ -2,6 +2,7 @@
 // operation, and a copy. No part of the library.
 
 #include "../../kernels/pack.cuh"
+#include "../../kernels/update.cuh"
 
 // The DualAdam step as a framework without a fused kernel runs it, in f32 and without decay: x of
 // `to` and y of `from` make the new `to`, for the operations in the order below, with a and b from
@@ -32,7 +33,7 @@ __device__ __forceinline__ void pass_elements(float *to, const float *from, u64 
     }
 
 PASS(unfused_exp_avg, __fmaf_rn(a, __fsub_rn(y, x), x))                    // m, g
-PASS(unfused_exp_avg_sq, __fmaf_rn(a, __fmaf_rn(y, y, -x), x))             // v, g
+PASS(unfused_exp_avg_sq, saturate(__fmaf_rn(a, __fmaf_rn(y, y, -x), x)))   // v, g
 PASS(unfused_root, __fsqrt_rn(y))                                          // root, v
 PASS(unfused_correct, __fmul_rn(y, a))                                     // s, root
 PASS(unfused_divide, __fdiv_rn(a, __fadd_rn(y, b)))                        // q, s

@@ -50,12 +50,13 @@ impl Yardsticks {
         }
     }
 
-    /// Enqueues a multiply and an add for each written value of `len` elements; a factor of 0 leaves them all as they are.
+    /// Enqueues a multiply and an add for each written value of `len` elements; a factor of 0
+    /// leaves them all as they are.
     ///
     /// # Safety
     ///
-    /// The addresses, by role, are those of the variant's buffers of `len` elements, multiples of four of
-    /// them, in use by this stream only.
+    /// The addresses, by role, are those of the variant's buffers of `len` elements, multiples of
+    /// four of them, in use by this stream only.
     pub(crate) unsafe fn triad(
         &self,
         variant: Variant,
@@ -74,7 +75,8 @@ impl Yardsticks {
     ///
     /// # Safety
     ///
-    /// The addresses are multiples of 16, of buffers of so many bytes that do not overlap, in use by this stream only.
+    /// The addresses are multiples of 16, of buffers of so many bytes that do not overlap, in use
+    /// by this stream only.
     pub(crate) unsafe fn copy(&self, mut to: u64, mut from: u64, bytes: u64, stream: &CudaStream) {
         let mut words = bytes / 16;
         let blocks = u32::try_from(words.div_ceil(BLOCK * UNROLLED)).expect("the length fits in a launch");
@@ -83,12 +85,13 @@ impl Yardsticks {
         unsafe { launch_blocks(self.copy, blocks, &mut arguments, stream) };
     }
 
-    /// Enqueues the step as a kernel for each operation: of f32, without decay, and with the inverse term of the paper.
+    /// Enqueues the step as a kernel for each operation: of f32, without decay, and with the
+    /// inverse term of the paper.
     ///
     /// # Safety
     ///
-    /// The addresses are those of buffers of `len` f32, multiples of 16, in use by this stream only: parameters, gradients, moments,
-    /// and two for what lies between the operations.
+    /// The addresses are those of buffers of `len` f32, multiples of 16, in use by this stream
+    /// only: parameters, gradients, moments, and two for what lies between the operations.
     pub(crate) unsafe fn unfused(&self, addresses: [u64; 6], len: u64, c: &StepCoeffs, stream: &CudaStream) {
         let [params, grads, exp_avg, exp_avg_sq, root, factor] = addresses;
         let passes = [
@@ -123,7 +126,8 @@ fn argument<T>(value: &mut T) -> *mut c_void {
 
 /// # Safety
 ///
-/// The arguments must point to values of the types that the kernel takes, and the kernel must be safe to run with them.
+/// The arguments must point to values of the types that the kernel takes, and the kernel must be
+/// safe to run with them.
 unsafe fn launch(function: CUfunction, len: u64, arguments: &mut [*mut c_void], stream: &CudaStream) {
     let units = len / VEC + len % VEC;
     let blocks = u32::try_from(units.div_ceil(BLOCK)).expect("the length fits in a launch");

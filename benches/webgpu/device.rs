@@ -28,8 +28,8 @@ pub(crate) struct Facts {
 const NAME: &str = "WGPU_ADAPTER_NAME";
 
 impl Device {
-    /// The adapter that the environment names; else the first, discrete ones before others, and software only where it is allowed. Or why
-    /// there is none.
+    /// The adapter that the environment names; else the first, discrete ones before others, and
+    /// software only where it is allowed. Or why there is none.
     pub(crate) fn find(software: bool) -> Result<Self, String> {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         let descriptor =

@@ -1,11 +1,11 @@
 //! The buffers of one variant, in as many replicas as outgrow a cache, and the work over them.
 
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
-use dualadam::{DualAdamConfig, StepCoeffs, Variant};
+use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::{Dtype, DualAdamConfig, Role, StepCoeffs, Variant};
 
 use crate::device::Device;
 use crate::triad::{Pipeline, Triad};
-use crate::values::{Pattern, named, sizes, types};
+use crate::values::{Pattern, named, sizes};
 
 /// Together the replicas have at least so many bytes, several times the cache of a large GPU,
 const BYTES: usize = 256 << 20;
@@ -114,21 +114,24 @@ impl Replica {
     pub(crate) fn encode(&self, job: Job, coeffs: &[StepCoeffs], pass: &mut wgpu::ComputePass<'_>) {
         match job {
             Job::Triad => self.triad.encode(pass),
-            Job::Dual | Job::Adam => self.list.encode(pass, coeffs).expect("the set is there"),
+            Job::Dual | Job::Adam => self.list.encode(pass, coeffs).expect("the coefficients are there"),
         }
     }
 }
 
 /// The tensor that fills these buffers.
 pub(crate) fn tensor<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], len: u64) -> Tensor<'a> {
-    let (params, grads, copy) = types(variant);
-    Tensor {
-        params: BufferView::new(&buffers[if copy.is_some() { 4 } else { 0 }], params),
-        grads: Some(BufferView::new(&buffers[1], grads)),
-        exp_avg: Moment::new(&buffers[2]),
-        exp_avg_sq: Moment::new(&buffers[3]),
-        copy: copy.map(|dtype| BufferView::new(&buffers[0], dtype)),
-        len,
-        set: 0,
-    }
+    tensor_at(variant, buffers, 0, len)
+}
+
+/// The tensor from this element of the buffers on.
+pub(crate) fn tensor_at<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
+    let dtypes = Role::ALL.into_iter().filter_map(|role| variant.formats().of(role));
+    let binding =
+        |(buffer, dtype): (&'a _, Dtype)| Binding::new(buffer, dtype).with_offset(start * dtype.size() as u64);
+    let bindings: Vec<_> = buffers.iter().zip(dtypes).map(binding).collect();
+    let [param, grad, exp_avg, exp_avg_sq] = [0, 1, 2, 3].map(|role: usize| bindings[role]);
+    let mut tensor = Tensor::new(len, param, Some(grad), exp_avg, exp_avg_sq);
+    tensor.master = bindings.get(4).copied();
+    tensor
 }

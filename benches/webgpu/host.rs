@@ -50,7 +50,7 @@ fn pieces(device: &Device, list: &TensorList, steps: usize) -> [f64; 4] {
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let start = Instant::now();
     for _ in 0..steps {
-        list.encode(&mut pass, &sets).expect("the set is there");
+        list.encode(&mut pass, &sets).expect("the coefficients are there");
     }
     let encoded = Instant::now();
     drop(pass);

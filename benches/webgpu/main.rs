@@ -1,15 +1,18 @@
 //! The step in WGSL against a triad of the same streams, all jobs in turns:
 //! `cargo bench --features webgpu-native --bench webgpu`.
 //!
-//! Times are those of timestamp queries where the device has them, medians over rounds; each variant is compared with the CPU
-//! backend before it is timed, and the CPU backend's own time stands beside it. The buffers are several times the size of a GPU's
-//! cache and are used in turns. The host's time for a step is measured apart.
+//! Times are those of timestamp queries where the device has them, medians over rounds; each
+//! variant is compared with the CPU backend before it is timed, and the CPU backend's own time
+//! stands beside it. The buffers are several times the size of a GPU's cache and are used in turns.
+//! The host's time for a step is measured apart.
 //!
-//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on a GPU 12 GB. The variable
-//! `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software ones are taken only if it names them, or with `--software`.
-//! `--json FILE` writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small lengths
-//! for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no length after so many seconds. The JSON file is
-//! rewritten after each length. `--sweep` runs the step with other workgroups instead, `--criterion` gives criterion's view.
+//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on
+//! a GPU 12 GB. The variable `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software
+//! ones are taken only if it names them, or with `--software`. `--json FILE` writes the results as
+//! JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small
+//! lengths for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no
+//! length after so many seconds. The JSON file is rewritten after each length. `--sweep` runs the
+//! step with other workgroups instead, `--criterion` gives criterion's view.
 
 #[path = "../attempt/mod.rs"]
 mod attempt;
@@ -71,7 +74,8 @@ struct Arguments {
     /// Begin no length after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<f64>,
-    /// The sweep instead: other workgroups, more quads an invocation, and lists over shared buffers, against what the library does.
+    /// The sweep instead: other workgroups, more quads an invocation, and lists over shared
+    /// buffers, against what the library does.
     #[arg(long)]
     sweep: bool,
     /// Small lengths and few rounds, to try the program.

@@ -108,8 +108,8 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the rows of a length, compares them with the results of the CUDA benchmark on the same card, and prints what a closing table
-    /// shows of them, a line each.
+    /// Adds the rows of a length, compares them with the results of the CUDA benchmark on the same
+    /// card, and prints what a closing table shows of them, a line each.
     pub(crate) fn add(&mut self, rows: Vec<Row>, cuda: Option<&Path>) {
         let first = self.rows.len();
         self.rows.extend(rows);

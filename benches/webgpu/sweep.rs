@@ -1,15 +1,17 @@
-//! The sweep: the step with other workgroups and more quads an invocation, and a list over shared buffers, against what the library does.
+//! The sweep: the step with other workgroups and more quads an invocation, and a list over shared
+//! buffers, against what the library does.
 //!
-//! Each is compared with the CPU backend before it is timed. All that serve the same elements take turns in each round.
+//! Each is compared with the CPU backend before it is timed. All that serve the same elements take
+//! turns in each round.
 
 use std::path::Path;
 
-use dualadam::webgpu::{BufferView, Moment, Pipelines, Tensor, TensorList, wgpu};
+use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
 
 use crate::attempt::{NO_TIME_LEFT, attempt};
 use crate::device::Device;
-use crate::group::{self, Job, tensor};
+use crate::group::{self, Job, tensor, tensor_at};
 use crate::ranking::{self, Report, Row};
 use crate::timer::Timer;
 use crate::values::{PERIOD, Pattern, named, sizes};
@@ -20,7 +22,8 @@ include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
 /// What is swept; without masters.
 const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
-/// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read the coefficients from a uniform buffer.
+/// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read
+/// the coefficients from a uniform buffer.
 const SHAPES: [(u64, u64); 6] = [(256, 1), (64, 1), (128, 1), (64, 2), (128, 2), (256, 2)];
 /// Tensors of the list, as in a model of some hundred million parameters.
 const TENSORS: u64 = 160;
@@ -87,7 +90,8 @@ fn shapes(
     for (workgroup, quads) in SHAPES {
         let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
         let pipeline = Pipeline::new(device, text, workgroup, quads, &coeffs);
-        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry point's.
+        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry
+        // point's.
         let checked = new(2 * PERIOD / 4 * 4)?;
         let bound = pipeline.bind(device, &checked, 2 * PERIOD as u64 / 4 * 4);
         check(device, variant, &pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
@@ -102,8 +106,9 @@ fn shapes(
     Ok(time(timer, shape, variant, contestants, replicas.len(), rounds))
 }
 
-/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with parameters and gradients in buffers of their
-/// own; over a buffer of its own for each stream of each tensor; and over one buffer a stream.
+/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with
+/// parameters and gradients in buffers of their own; over a buffer of its own for each stream of
+/// each tensor; and over one buffer a stream.
 fn lists(
     device: &Device,
     timer: &Timer<'_>,
@@ -118,12 +123,14 @@ fn lists(
     let all_shared = || buffers(device, variant, &pattern, len * TENSORS as usize);
     let (apart, shared) = (all_apart()?, all_shared()?);
     let tensors = apart.iter().map(|buffers| tensor(variant, buffers, len as u64)).collect();
-    let parts = (0..TENSORS).map(|i| part(variant, &shared, i * len as u64, len as u64)).collect();
+    let parts = (0..TENSORS).map(|i| tensor_at(variant, &shared, i * len as u64, len as u64)).collect();
     // Steps of the one are not to change what the other is checked with.
     let (others, moments) = (all_apart()?, all_shared()?);
     let mixed = |i: u64| {
-        let Tensor { exp_avg, exp_avg_sq, .. } = part(variant, &moments, i * len as u64, len as u64);
-        Tensor { exp_avg, exp_avg_sq, ..tensor(variant, &others[i as usize], len as u64) }
+        let Tensor { exp_avg, exp_avg_sq, .. } = tensor_at(variant, &moments, i * len as u64, len as u64);
+        let mut tensor = tensor(variant, &others[i as usize], len as u64);
+        (tensor.exp_avg, tensor.exp_avg_sq) = (exp_avg, exp_avg_sq);
+        tensor
     };
     // The first tensor's streams all begin with the pattern.
     let of_mixed = [&others[0][..2], &moments[2..4]].concat();
@@ -137,7 +144,8 @@ fn lists(
     let mut contestants = vec![];
     for (what, tensors, buffers, checked) in contested {
         let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
-        let encode = move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the set is there");
+        let encode =
+            move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the coefficients are there");
         check(device, variant, &pattern, buffers, checked, what, &encode);
         contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
     }
@@ -149,20 +157,8 @@ fn buffers(device: &Device, variant: Variant, pattern: &Pattern, len: usize) -> 
     sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
 }
 
-/// A tensor in the middle of buffers that it shares.
-fn part<'a>(variant: Variant, arenas: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
-    let offset = |stream: usize| start * sizes(variant)[stream] as u64;
-    let whole = tensor(variant, arenas, len);
-    Tensor {
-        params: BufferView { offset: offset(0), ..whole.params },
-        grads: whole.grads.map(|grads| BufferView { offset: offset(1), ..grads }),
-        exp_avg: Moment { offset: offset(2), ..whole.exp_avg },
-        exp_avg_sq: Moment { offset: offset(3), ..whole.exp_avg_sq },
-        ..whole
-    }
-}
-
-/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a rounding.
+/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a
+/// rounding.
 fn check(
     device: &Device,
     variant: Variant,

@@ -38,7 +38,8 @@ impl<'a> Timer<'a> {
         Self { device, queries, shortest }
     }
 
-    /// How often to run some work in one timing, after some first runs, which compile it and fault memory in.
+    /// How often to run some work in one timing, after some first runs, which compile it and fault
+    /// memory in.
     pub(crate) fn repeats(&self, first: usize, mut encode: impl FnMut(&mut wgpu::ComputePass<'_>)) -> usize {
         self.seconds(first, &mut encode);
         let seconds = self.seconds(first, &mut encode).on_device;

@@ -1,4 +1,5 @@
-//! The triad that bounds the step: the same streams, workgroups and bindings, and next to no arithmetic.
+//! The triad that bounds the step: the same streams, workgroups and bindings, and next to no
+//! arithmetic.
 
 use dualadam::Variant;
 use dualadam::webgpu::wgpu;

@@ -10,7 +10,8 @@ use crate::values::{PERIOD, Pattern};
 
 /// The triad's, where its result counts: no value stays as it is.
 const FACTOR: f32 = 1e-3;
-/// Below this the error counts in absolute terms: there a parameter is the difference of larger values.
+/// Below this the error counts in absolute terms: there a parameter is the difference of larger
+/// values.
 const SMALL: f32 = 1e-2;
 /// Two periods and a tail, which the triad leaves out.
 const LEN: usize = 2 * PERIOD / 4 * 4 + 3;

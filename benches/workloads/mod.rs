@@ -1,4 +1,5 @@
-//! What is timed: the step in its variants, and the streams that bound it. All of them move the bytes that they report.
+//! What is timed: the step in its variants, and the streams that bound it. All of them move the
+//! bytes that they report.
 
 use std::ops::{Deref, DerefMut};
 
@@ -6,7 +7,8 @@ use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs, cpu};
 use half::bf16;
 use rayon::prelude::*;
 
-/// Elements that a task takes in the streams that are compared with the step, which splits its work alike.
+/// Elements that a task takes in the streams that are compared with the step, which splits its work
+/// alike.
 const CHUNK: usize = 1 << 15;
 
 /// One thing to time, over buffers of its own.
@@ -15,13 +17,15 @@ pub(crate) trait Workload: Send {
     fn run(&mut self);
     /// Bytes that one run must move.
     fn bytes(&self) -> u64;
-    /// Floating-point operations of one run as the paper counts them: 18 an element for DualAdam, 14 for Adam.
+    /// Floating-point operations of one run as the paper counts them: 18 an element for DualAdam,
+    /// 14 for Adam.
     fn flops(&self) -> u64 {
         0
     }
 }
 
-/// The names of all workloads, in the order of the tables. "list" is a list of tensors of 1,000 elements.
+/// The names of all workloads, in the order of the tables. "list" is a list of tensors of 1,000
+/// elements.
 pub(crate) const NAMES: [&str; 12] = [
     "copy f32",
     "triad f32",
@@ -58,7 +62,8 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Box<dyn Workload>> {
     })
 }
 
-/// Fails unless every step does what plain f32 arithmetic does, so that no benchmark times a wrong result.
+/// Fails unless every step does what plain f32 arithmetic does, so that no benchmark times a wrong
+/// result.
 pub(crate) fn verify() {
     let len = 100_000;
     let mut unfused = Unfused::new(len);
@@ -87,7 +92,8 @@ pub(crate) fn verify() {
     same(&widened(&bf16.0.params), &fused.0.params, 1.0 / 64.0);
 }
 
-/// A buffer that starts at a cache line, as the allocators of frameworks give them; `Vec`'s large ones start 16 bytes later.
+/// A buffer that starts at a cache line, as the allocators of frameworks give them; `Vec`'s large
+/// ones start 16 bytes later.
 struct Buffer<T> {
     storage: Vec<T>,
     start: usize,
@@ -367,7 +373,8 @@ impl Workload for Unfused {
         let Buffers { params, grads, exp_avg, exp_avg_sq } = &mut self.buffers;
         let (root, factor, c) = (&mut self.root, &mut self.factor, &self.coeffs);
         pass(exp_avg, grads, |m, g| m + c.one_minus_beta1 * (g - m));
-        pass(exp_avg_sq, grads, |v, g| v + c.one_minus_beta2 * (g * g - v));
+        let saturate = |x: f32| if x > f32::MAX { f32::MAX } else { x };
+        pass(exp_avg_sq, grads, |v, g| saturate(v + c.one_minus_beta2 * (g * g - v)));
         pass(root, exp_avg_sq, |_, v| v.sqrt());
         pass(factor, root, |_, s| s * c.inv_sqrt_bc2);
         pass(root, factor, |_, s| c.adam_scale / (s + c.eps));

@@ -1,4 +1,5 @@
-//! Trains a small network on real handwritten digits with candle's autograd: DualAdam beside candle's AdamW.
+//! Trains a small network on real handwritten digits with candle's autograd: DualAdam beside
+//! candle's AdamW.
 
 #[path = "../../examples/digits/src/data.rs"]
 mod data;
@@ -47,7 +48,8 @@ fn dual_adam(steps: u64) -> DualAdamConfig {
         .with_schedule(SwitchSchedule::linear_until((steps * 16).div_ceil(100)))
 }
 
-/// Trains with an optimizer whose config depends on the number of steps, and prints what came of it.
+/// Trains with an optimizer whose config depends on the number of steps, and prints what came of
+/// it.
 fn report<O: Optimizer>(
     name: &str,
     seed: u64,
@@ -151,7 +153,7 @@ fn tensors(digits: &Digits, dtype: DType, device: &Device) -> Result<(Tensor, Te
 #[cfg(test)]
 mod tests {
     use candle_core::WithDType;
-    use dualadam::cpu::{self, Grads, ParamsMut};
+    use dualadam::cpu::{self, Buffer, BufferMut};
     use dualadam::half::{bf16, f16};
 
     use super::*;
@@ -163,8 +165,8 @@ mod tests {
     /// Two epochs, beside the library's own optimizer on copies of the parameters and gradients.
     fn same_bits<T: WithDType>(bits: fn(T) -> u32)
     where
-        for<'a> ParamsMut<'a>: From<&'a mut Vec<T>>,
-        for<'a> Grads<'a>: From<&'a Vec<T>>,
+        for<'a> BufferMut<'a>: From<&'a mut Vec<T>>,
+        for<'a> Buffer<'a>: From<&'a Vec<T>>,
     {
         let mut run = Run::new(&Digits::bundled(), 0, T::DTYPE, &Device::Cpu).unwrap();
         let vars = run.network.vars();
@@ -182,9 +184,8 @@ mod tests {
             optimizer.step(&grads).unwrap();
 
             let grads: Vec<Vec<T>> = vars.iter().map(|var| values(grads.get(var).unwrap())).collect();
-            let grads: Vec<_> = grads.iter().map(|grads| Some(Grads::from(grads))).collect();
-            let mut params: Vec<_> = copies.iter_mut().map(ParamsMut::from).collect();
-            own.step(&mut params, &grads).unwrap();
+            let grads = grads.iter().map(|grads| Some(Buffer::from(grads)));
+            own.step(copies.iter_mut().map(BufferMut::from), grads).unwrap();
             for (var, copy) in vars.iter().zip(&copies) {
                 let bits_of = |values: &[T]| values.iter().map(|&value| bits(value)).collect::<Vec<_>>();
                 assert!(bits_of(&values(var)) == bits_of(copy), "{:?} {:?}", T::DTYPE, var.shape());

@@ -1,8 +1,8 @@
 //! Steps of variables on the CPU.
 //!
-//! candle lends a tensor's memory for writing only inside an operation, [`InplaceOp2`] with the gradient as the other operand. So the
-//! operation of each variable runs inside that of the one before, and the innermost has them all, each locked by candle: there is
-//! nothing unsafe in it.
+//! candle lends a tensor's memory for writing only inside an operation, [`InplaceOp2`] with the
+//! gradient as the other operand. So the operation of each variable runs inside that of the one
+//! before, and the innermost has them all, each locked by candle: there is nothing unsafe in it.
 
 use std::cell::Cell;
 use std::ops::Range;

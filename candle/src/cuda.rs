@@ -1,8 +1,9 @@
 //! Steps of variables on a CUDA device, in its context and on its stream.
 //!
-//! The memory is borrowed as on the CPU, each variable's operation inside that of the one before, so that the whole list is locked
-//! while its work is enqueued. What goes to the library is addresses and candle's stream, as plain numbers and a pointer: candle's
-//! cudarc may be another version than the library's.
+//! The memory is borrowed as on the CPU, each variable's operation inside that of the one before,
+//! so that the whole list is locked while its work is enqueued. What goes to the library is
+//! addresses and candle's stream, as plain numbers and a pointer: candle's cudarc may be another
+//! version than the library's.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -32,7 +33,8 @@ impl Moments {
     pub(crate) fn zeros(device: &CudaDevice, vars: &[Var]) -> Result<Self> {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread().w()?;
-        // SAFETY: the context that is current now is candle's, the primary one of its device, which the kernels retain.
+        // SAFETY: the context that is current now is candle's, the primary one of its device, which
+        // the kernels retain.
         let kernels = unsafe { Kernels::in_current_context() }.map_err(candle_core::Error::wrap)?;
         let mut moments = Self { device: device.clone(), kernels, slices: Vec::new(), tensors: Vec::new(), list: None };
         for var in vars {
@@ -47,7 +49,8 @@ impl Moments {
         Ok(moments)
     }
 
-    /// One step of the variables that have an update, which have been checked, enqueued on candle's stream.
+    /// One step of the variables that have an update, which have been checked, enqueued on candle's
+    /// stream.
     pub(crate) fn step(&mut self, updates: &[Option<Update<'_>>], coeffs: &[StepCoeffs]) -> Result<()> {
         let updates = updates.iter().enumerate().filter_map(|(index, &update)| Some((index, update?)));
         let updates: Vec<_> = updates.collect();
@@ -74,18 +77,20 @@ impl Moments {
             }
             none => none.insert(TensorList::new(&self.kernels, &self.tensors).map_err(candle_core::Error::wrap)?),
         };
-        // SAFETY: the stream is live. The tensors with a gradient have addresses in memory of the kernels' context, which is the
-        // stream's, with at least their lengths: the windows of the slices that `Borrow` was lent in this step, and the moments'
-        // slices, which live as long as `self`. The caller holds what tells cudarc of the use, so that work on other streams and the
-        // end of the slices come after it; all of candle's work on this device, and the moments' end, is on this stream.
+        // SAFETY: the stream is live. The tensors with a gradient have addresses in memory of the
+        // kernels' context, which is the stream's, with at least their lengths: the windows of the
+        // slices that `Borrow` was lent in this step, and the moments' slices, which live as long
+        // as `self`. The caller holds what tells cudarc of the use, so that work on other streams
+        // and the end of the slices come after it; all of candle's work on this device, and the
+        // moments' end, is on this stream.
         unsafe { list.step_raw(coeffs, stream.cu_stream().cast()) }.map_err(candle_core::Error::wrap)
     }
 }
 
 type Updates<'a> = vec::IntoIter<(usize, Update<'a>)>;
 
-/// Borrows the memory of the next variable, or steps all where there is none left. When `uses` is dropped, cudarc records that the
-/// work has been enqueued.
+/// Borrows the memory of the next variable, or steps all where there is none left. When `uses` is
+/// dropped, cudarc records that the work has been enqueued.
 fn borrow_next<'a>(
     moments: &'a mut Moments,
     mut left: Updates<'a>,
@@ -147,7 +152,8 @@ fn dtype(dtype: DType) -> Result<Dtype> {
     })
 }
 
-/// The window of a slice as an address, and what tells cudarc when it is dropped that the work has been enqueued.
+/// The window of a slice as an address, and what tells cudarc when it is dropped that the work has
+/// been enqueued.
 macro_rules! window {
     ($storage:expr, $elements:expr, $stream:expr, $pointer:ident) => {
         match $storage {

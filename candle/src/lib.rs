@@ -11,14 +11,17 @@ use candle_core::{DType, Device, Layout, Result, Storage, Tensor, Var, bail};
 use candle_nn::Optimizer;
 use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 
-/// DualAdam over a model's variables: owns the moments, counts the steps, and writes the variables where they are.
+/// DualAdam over a model's variables: owns the moments, counts the steps, and writes the variables
+/// where they are.
 ///
-/// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their moments are f32. A step is one call of the
-/// library for all of them. One without a gradient is skipped, moments, step and all. Variables of integers are left out, as by
-/// candle's own optimizers.
+/// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their
+/// moments are f32. A step is one call of the library for all of them. One without a gradient is
+/// skipped, moments, step and all. Variables of integers are left out, as by candle's own
+/// optimizers.
 ///
-/// A step locks all variables that it writes until it has returned, or until it is enqueued on a CUDA device. Another thread may
-/// compute with them meanwhile only in operations that take one of them at a time: two that wait for each other's would wait for ever.
+/// A step locks all variables that it writes until it has returned, or until it is enqueued on a
+/// CUDA device. Another thread may compute with them meanwhile only in operations that take one of
+/// them at a time: two that wait for each other's would wait for ever.
 ///
 /// # Example
 ///
@@ -71,8 +74,9 @@ impl Optimizer for DualAdam {
     ///
     /// # Errors
     ///
-    /// For a config that is not valid; and, naming the variable, for a type other than f32, bf16 and f16, a layout that is not
-    /// contiguous, a device other than the CPU and CUDA or than the first variable's, and memory that another variable has already.
+    /// For a config that is not valid; and, naming the variable, for a type other than f32, bf16
+    /// and f16, a layout that is not contiguous, a device other than the CPU and CUDA or than the
+    /// first variable's, and memory that another variable has already.
     fn new(vars: Vec<Var>, config: DualAdamConfig) -> Result<Self> {
         let vars: Vec<_> = vars.into_iter().filter(|var| !var.dtype().is_int()).collect();
         let specs: Vec<_> = vars.iter().map(|var| TensorSpec::new(var.elem_count())).collect();
@@ -98,9 +102,10 @@ impl Optimizer for DualAdam {
     ///
     /// # Errors
     ///
-    /// For a learning rate that is not valid; and, naming the variable, for a gradient of another type, shape or device, one that is
-    /// not contiguous, and one in a variable's memory. Nothing is written then, and no step is counted. For what the CUDA driver
-    /// reports: part of the variables may have been written then.
+    /// For a learning rate that is not valid; and, naming the variable, for a gradient of another
+    /// type, shape or device, one that is not contiguous, and one in a variable's memory. Nothing
+    /// is written then, and no step is counted. For what the CUDA driver reports: part of the
+    /// variables may have been written then.
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         let grads: Vec<_> = self.vars.iter().map(|var| grads.get(var)).collect();
         self.check_grads(&grads)?;
@@ -183,7 +188,8 @@ fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// What an error calls a variable, which has no name: its position among those that are not integers, type and shape.
+/// What an error calls a variable, which has no name: its position among those that are not
+/// integers, type and shape.
 fn name(index: usize, var: &Var) -> String {
     format!("variable {index} ({:?} {:?})", var.dtype(), var.shape())
 }

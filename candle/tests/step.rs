@@ -242,7 +242,8 @@ fn candles([p, m, v]: [Rounded; 3], config: &ParamsAdamW, grad: f64, bc1: f64, b
     [p.mul(Rounded::constant(1.0 - config.lr * config.weight_decay)).sub(update), m, v]
 }
 
-/// At ξ = 1, within what the roundings of both can add up to. The gradients are given, so that none feeds back.
+/// At ξ = 1, within what the roundings of both can add up to. The gradients are given, so that none
+/// feeds back.
 #[test]
 fn with_switching_rate_1_it_is_candles_adamw() {
     const LEN: usize = 1_000;

@@ -2,11 +2,11 @@
 
 use std::ffi::{CStr, c_char};
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::path::Path;
 use std::slice;
 
-use dualadam::Error;
+use bytemuck::Zeroable;
+use dualadam::ListError;
 
 use crate::status::Failure;
 
@@ -66,7 +66,7 @@ const MOST_BYTES: usize = 4096;
 ///
 /// - It is `repr(C)`, and any bits are a value of it.
 /// - A 0 in a field means what older versions without the field meant.
-pub(crate) unsafe trait Versioned: Copy {
+pub(crate) unsafe trait Versioned: Copy + Zeroable {
     /// The sizes of its versions, the newest last.
     const SIZES: &[usize] = &[size_of::<Self>()];
 
@@ -78,14 +78,27 @@ pub(crate) unsafe trait Versioned: Copy {
     }
 }
 
+/// A struct that calls read.
+pub(crate) trait Argument: Versioned {
+    /// What it is in Rust.
+    type Meaning;
+
+    /// Fails for numbers that mean nothing. Values are the library's to check.
+    ///
+    /// # Safety
+    ///
+    /// - A struct that this one points to can be read for as many bytes as its size says.
+    unsafe fn convert(self, place: Place) -> Result<Self::Meaning, Failure>;
+}
+
 /// Reads a struct of any version. Fields that its version lacks are 0 in the result. What this
 /// library does not know of a newer version must be 0.
 ///
 /// # Safety
 ///
 /// - Where `from` is not null and is aligned, a `usize` can be read there, and as many bytes as
-///   that says.
-pub(crate) unsafe fn read<T: Versioned>(place: impl Into<Place>, from: *const T) -> Result<T, Failure> {
+///   that says. The same holds of a struct that it points to.
+pub(crate) unsafe fn read<T: Argument>(place: impl Into<Place>, from: *const T) -> Result<T::Meaning, Failure> {
     let place = place.into();
     check_pointer(place, from)?;
     // SAFETY: a struct begins with its size, which can be read (this function's requirement).
@@ -97,38 +110,43 @@ pub(crate) unsafe fn read<T: Versioned>(place: impl Into<Place>, from: *const T)
     if rest.iter().any(|&byte| byte != 0) {
         return Err(Failure::Size { place, known, size });
     }
-    let mut value = MaybeUninit::<T>::zeroed();
+    let mut value = T::zeroed();
     // SAFETY: both have `known` bytes, and any bits are a `T` (the requirement of `Versioned`).
+    // What the struct points to can be read (this function's requirement).
     unsafe {
-        value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from.cast(), known);
-        Ok(value.assume_init())
+        (&raw mut value).cast::<u8>().copy_from_nonoverlapping(from.cast(), known);
+        value.convert(place)
     }
 }
 
-/// Reads `count` structs of one version that lie one after the other.
+/// Reads `count` structs of one version that lie one after the other, in place of what is in `to`.
+/// Does not allocate if that has room for them.
 ///
 /// # Safety
 ///
 /// - As for [`read`], for each of the structs.
 /// - The structs are one object in memory.
-pub(crate) unsafe fn read_all<T: Versioned>(
+pub(crate) unsafe fn read_into<T: Argument>(
+    to: &mut Vec<T::Meaning>,
     name: &'static str,
     from: *const T,
     count: usize,
-) -> Result<impl Iterator<Item = Result<T, Failure>>, Failure> {
-    let mut stride = 0;
-    if count > 0 {
-        let place = Place::entry(name, 0);
-        check_pointer(place, from)?;
-        // SAFETY: the first struct begins with its size, which can be read (the first requirement).
-        stride = unsafe { from.cast::<usize>().read() };
-        T::check_size(place, stride)?;
-        let limit = (isize::MAX as usize - from.addr().min(isize::MAX as usize)) / stride;
-        if count > limit {
-            return Err(Error::TooMany { list: name, limit: limit as u64, actual: count as u64 }.into());
-        }
+) -> Result<(), Failure> {
+    to.clear();
+    if count == 0 {
+        return Ok(());
     }
-    Ok((0..count).map(move |entry| {
+    let first = Place::entry(name, 0);
+    check_pointer(first, from)?;
+    // SAFETY: the first struct begins with its size, which can be read (the first requirement).
+    let stride = unsafe { from.cast::<usize>().read() };
+    T::check_size(first, stride)?;
+    let limit = (isize::MAX as usize - from.addr().min(isize::MAX as usize)) / stride;
+    if count > limit {
+        return Err(ListError::TooMany { list: name, limit: limit as u64, actual: count as u64 }.into());
+    }
+    to.try_reserve_exact(count).map_err(|_| Failure::Memory { name, count })?;
+    for entry in 0..count {
         let place = Place::entry(name, entry);
         // SAFETY: the structs are one object (the second requirement), which fits into the address
         // space, as was checked.
@@ -139,29 +157,25 @@ pub(crate) unsafe fn read_all<T: Versioned>(
             return Err(Failure::Size { place, known: stride, size });
         }
         // SAFETY: the struct can be read for its size (the first requirement).
-        unsafe { read(place, from) }
-    }))
+        to.push(unsafe { read(place, from) }?);
+    }
+    Ok(())
 }
 
-/// The structs of [`read_all`], converted. `convert` also gets each struct's index and name.
+/// [`read_into`] a new vector.
 ///
 /// # Safety
 ///
-/// - As for [`read_all`].
-pub(crate) unsafe fn collect<T: Versioned, U>(
+/// - As for [`read_into`].
+pub(crate) unsafe fn read_all<T: Argument>(
     name: &'static str,
     from: *const T,
     count: usize,
-    mut convert: impl FnMut(usize, Place, T) -> Result<U, Failure>,
-) -> Result<Vec<U>, Failure> {
+) -> Result<Vec<T::Meaning>, Failure> {
+    let mut all = Vec::new();
     // SAFETY: the requirements are the same.
-    let all = unsafe { read_all(name, from, count) }?;
-    let mut converted = Vec::new();
-    converted.try_reserve_exact(count).map_err(|_| Failure::Memory { name, count })?;
-    for (entry, value) in all.enumerate() {
-        converted.push(convert(entry, Place::entry(name, entry), value?)?);
-    }
-    Ok(converted)
+    unsafe { read_into(&mut all, name, from, count) }?;
+    Ok(all)
 }
 
 /// A path, which is UTF-8 on every system.

@@ -22,6 +22,14 @@ pub type dualadam_cuda_kernels = u64;
 pub type dualadam_cuda_list = u64;
 /// A handle of a control: `dualadam_cuda_control_new` gives one out, `dualadam_cuda_control_free`
 /// takes it back. Never 0.
+///
+/// For the calls that take a control and a stream, other than steps:
+///
+/// - The stream must not be under capture (`DUALADAM_STATUS_CUDA_CAPTURED`): change a control
+///   between the launches of a graph.
+/// - An array has an entry for each set of the control (`DUALADAM_STATUS_COUNT`).
+/// - Required: steps with the control on other streams, or of graphs there, are ordered before or
+///   after, and the caller's own counters are live memory of the kernels' context.
 pub type dualadam_cuda_control = u64;
 
 /// An object whose calls wait for each other.
@@ -30,14 +38,16 @@ pub(crate) type Locked<T> = Arc<Mutex<T>>;
 /// What calls ask for by handle. A call holds a share of the object: what is freed meanwhile lives
 /// until the call ends.
 pub(crate) trait Shared: Clone {
-    const KIND: &str;
+    /// What arguments that are its handles are called.
+    const NAME: &'static str;
+    const KIND: &'static str;
 
     fn of(object: &Object) -> Option<&Self>;
     fn into_object(self) -> Object;
 }
 
 macro_rules! kinds {
-    ($($name:ident($shared:ty): $kind:literal,)+) => {
+    ($($name:ident($shared:ty): $argument:literal, $kind:literal;)+) => {
         /// What a handle stands for.
         pub(crate) enum Object {
             $($name($shared),)+
@@ -50,7 +60,8 @@ macro_rules! kinds {
         }
 
         $(impl Shared for $shared {
-            const KIND: &str = $kind;
+            const NAME: &'static str = $argument;
+            const KIND: &'static str = $kind;
 
             fn of(object: &Object) -> Option<&Self> {
                 if let Object::$name(shared) = object { Some(shared) } else { None }
@@ -64,10 +75,10 @@ macro_rules! kinds {
 }
 
 kinds! {
-    State(Locked<State>): "a state",
-    Kernels(Kernels): "CUDA kernels",
-    List(Locked<List>): "a CUDA list",
-    Control(Locked<Control>): "a CUDA control",
+    State(Locked<State>): "state", "a state";
+    Kernels(Kernels): "kernels", "CUDA kernels";
+    List(Locked<List>): "list", "a CUDA list";
+    Control(Locked<Control>): "control", "a CUDA control";
 }
 
 type Objects = SlotMap<DefaultKey, Object>;
@@ -89,15 +100,15 @@ where
 }
 
 /// A share of the object that a handle stands for.
-pub(crate) fn get<T: Shared>(name: &'static str, handle: u64) -> Result<T, Failure> {
+pub(crate) fn get<T: Shared>(handle: u64) -> Result<T, Failure> {
     let objects = OBJECTS.read().unwrap_or_else(PoisonError::into_inner);
-    find::<T>(&objects, name, handle).map(|(_, shared)| shared.clone())
+    find::<T>(&objects, handle).map(|(_, shared)| shared.clone())
 }
 
 /// Takes a handle back.
-pub(crate) fn remove<T: Shared>(name: &'static str, handle: u64) -> Result<(), Failure> {
+pub(crate) fn remove<T: Shared>(handle: u64) -> Result<(), Failure> {
     let mut objects = OBJECTS.write().unwrap_or_else(PoisonError::into_inner);
-    let (key, _) = find::<T>(&objects, name, handle)?;
+    let (key, _) = find::<T>(&objects, handle)?;
     let object = objects.remove(key);
     // Other calls go on while the driver takes its time to free something.
     drop(objects);
@@ -105,13 +116,14 @@ pub(crate) fn remove<T: Shared>(name: &'static str, handle: u64) -> Result<(), F
     Ok(())
 }
 
-fn find<'a, T: Shared>(objects: &'a Objects, name: &'static str, handle: u64) -> Result<(DefaultKey, &'a T), Failure> {
+fn find<T: Shared>(objects: &Objects, handle: u64) -> Result<(DefaultKey, &T), Failure> {
+    let place = T::NAME.into();
     let key = DefaultKey::from(KeyData::from_ffi(handle));
     // slotmap changes numbers that are no keys into keys.
     let object = objects.get(key).filter(|_| key.data().as_ffi() == handle);
-    let object = object.ok_or(Failure::StaleHandle { place: name.into(), handle })?;
+    let object = object.ok_or(Failure::StaleHandle { place, handle })?;
     let (expected, actual) = (T::KIND, object.kind());
-    let shared = T::of(object).ok_or(Failure::HandleKind { place: name.into(), handle, expected, actual })?;
+    let shared = T::of(object).ok_or(Failure::HandleKind { place, handle, expected, actual })?;
     Ok((key, shared))
 }
 

@@ -46,8 +46,8 @@ fn a_step_allocates_nothing() {
         assert_eq!(dualadam_tensor_init(tensor.as_mut_ptr(), size_of::<dualadam_tensor>()), DUALADAM_STATUS_OK);
         (config.assume_init(), tensor.assume_init())
     };
-    (tensor.params, tensor.grads) = (p.as_mut_ptr().cast(), g.as_ptr().cast());
-    (tensor.exp_avg, tensor.exp_avg_sq) = (m.as_mut_ptr(), v.as_mut_ptr());
+    (tensor.param, tensor.grad) = (p.as_mut_ptr().cast(), g.as_ptr().cast());
+    (tensor.exp_avg, tensor.exp_avg_sq) = (m.as_mut_ptr().cast(), v.as_mut_ptr().cast());
     tensor.len = 1000;
     let mut coeffs = MaybeUninit::uninit();
     let mut step = |step| {

@@ -73,33 +73,33 @@ static void make_buffers(struct buffers *buffers, size_t len, CUstream stream)
     }
 }
 
-static dualadam_tensor describe(void *const addresses[BUFFERS], size_t len, uint32_t set)
+static dualadam_tensor describe(void *const addresses[BUFFERS], size_t len, uint32_t coeffs_index)
 {
     dualadam_tensor tensor;
     CHECK(dualadam_tensor_init(&tensor, sizeof tensor));
-    tensor.params = addresses[0];
-    tensor.grads = addresses[1];
-    tensor.exp_avg = (float *)addresses[2];
-    tensor.exp_avg_sq = (float *)addresses[3];
+    tensor.param = addresses[0];
+    tensor.grad = addresses[1];
+    tensor.exp_avg = addresses[2];
+    tensor.exp_avg_sq = addresses[3];
     tensor.len = len;
-    tensor.set = set;
+    tensor.coeffs_index = coeffs_index;
     return tensor;
 }
 
-static dualadam_tensor on_device(const struct buffers *buffers, size_t len, uint32_t set)
+static dualadam_tensor on_device(const struct buffers *buffers, size_t len, uint32_t coeffs_index)
 {
     void *addresses[BUFFERS];
     for (int b = 0; b < BUFFERS; b++)
         addresses[b] = (void *)(uintptr_t)buffers->device[b];
-    return describe(addresses, len, set);
+    return describe(addresses, len, coeffs_index);
 }
 
-static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32_t set)
+static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32_t coeffs_index)
 {
     void *addresses[BUFFERS];
     for (int b = 0; b < BUFFERS; b++)
         addresses[b] = buffers->host[b];
-    return describe(addresses, len, set);
+    return describe(addresses, len, coeffs_index);
 }
 
 /* More steps of the list. The device counts them, from what `steps` says, and is told there what the learning rate of the second tensor is
@@ -112,7 +112,7 @@ static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list li
     dualadam_cuda_control_set control_sets[TENSORS];
     dualadam_cuda_scalars scalars;
     dualadam_cuda_set_report reports[TENSORS];
-    dualadam_coeffs sets[TENSORS];
+    dualadam_coeffs coeffs[TENSORS];
     dualadam_cuda_control control;
 
     CHECK_DRIVER(cuMemAlloc_v2(&lr, sizeof(float)));
@@ -139,8 +139,8 @@ static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list li
             continue;
         configs[1].lr = rate;
         for (int t = 0; t < TENSORS; t++)
-            CHECK(dualadam_config_coeffs(&configs[t], ++steps[t], 1.0, &sets[t], sizeof sets[t]));
-        CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, sets, TENSORS));
+            CHECK(dualadam_config_coeffs(&configs[t], ++steps[t], 1.0, &coeffs[t], sizeof coeffs[t]));
+        CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, coeffs, TENSORS));
     }
 
     CHECK(dualadam_cuda_control_report(control, reports, sizeof reports[0], TENSORS, stream));
@@ -164,7 +164,7 @@ int main(void)
     struct buffers buffers[TENSORS];
     dualadam_tensor device_tensors[TENSORS], host_tensors[TENSORS], single;
     dualadam_config configs[TENSORS];
-    dualadam_coeffs sets[TENSORS];
+    dualadam_coeffs coeffs[TENSORS];
     dualadam_cuda_kernels kernels;
     dualadam_cuda_list list;
 
@@ -188,16 +188,16 @@ int main(void)
     CHECK(dualadam_cuda_list_new(kernels, device_tensors, TENSORS, &list));
     for (uint64_t step = 1; step < STEPS; step++) {
         for (int t = 0; t < TENSORS; t++)
-            CHECK(dualadam_config_coeffs(&configs[t], step, 1.0, &sets[t], sizeof sets[t]));
-        CHECK(dualadam_cuda_list_step(list, sets, TENSORS, stream));
-        CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, sets, TENSORS));
+            CHECK(dualadam_config_coeffs(&configs[t], step, 1.0, &coeffs[t], sizeof coeffs[t]));
+        CHECK(dualadam_cuda_list_step(list, coeffs, TENSORS, stream));
+        CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, coeffs, TENSORS));
     }
 
     /* And one alone, with no list. */
     single = on_device(&buffers[0], LENS[0], 0);
-    CHECK(dualadam_config_coeffs(&configs[0], STEPS, 1.0, &sets[0], sizeof sets[0]));
-    CHECK(dualadam_cuda_step(kernels, &single, &sets[0], stream));
-    CHECK(dualadam_cpu_step(&host_tensors[0], &sets[0]));
+    CHECK(dualadam_config_coeffs(&configs[0], STEPS, 1.0, &coeffs[0], sizeof coeffs[0]));
+    CHECK(dualadam_cuda_step(kernels, &single, &coeffs[0], stream));
+    CHECK(dualadam_cpu_step(&host_tensors[0], &coeffs[0]));
     step_controlled(kernels, list, host_tensors, configs, steps, stream);
 
     for (int t = 0; t < TENSORS; t++) {

@@ -52,8 +52,8 @@ static double train(dualadam_state state, float line[2], uint64_t last)
     CHECK(dualadam_state_config(state, 0, &config, sizeof config));
     CHECK(dualadam_state_tensor(state, 0, &values, sizeof values));
     CHECK(dualadam_tensor_init(&tensor, sizeof tensor));
-    tensor.params = line;
-    tensor.grads = grads;
+    tensor.param = line;
+    tensor.grad = grads;
     tensor.exp_avg = values.exp_avg; /* the state's own arrays are stepped in place */
     tensor.exp_avg_sq = values.exp_avg_sq;
     tensor.len = values.len;
@@ -69,7 +69,7 @@ static double train(dualadam_state state, float line[2], uint64_t last)
 int main(void)
 {
     dualadam_config config;
-    dualadam_tensor_layout layout;
+    dualadam_tensor_spec spec;
     dualadam_state state, resumed;
     float line[2] = {0.0f, 0.0f}, saved[2];
     uint64_t first_adam_step;
@@ -82,9 +82,9 @@ int main(void)
     config.switching_rate = 1.0 / SAVED;
     CHECK(dualadam_config_first_adam_step(&config, &first_adam_step, &exists));
     printf("plain Adam from step %" PRIu64 " on\n", first_adam_step);
-    CHECK(dualadam_tensor_layout_init(&layout, sizeof layout));
-    layout.len = 2;
-    CHECK(dualadam_state_new(&config, 1, &layout, 1, &state));
+    CHECK(dualadam_tensor_spec_init(&spec, sizeof spec));
+    spec.len = 2;
+    CHECK(dualadam_state_new(&config, 1, &spec, 1, &state));
 
     loss = train(state, line, SAVED);
     printf("step %d: y = %.4f x %+.4f, loss %.1e\n", SAVED, line[0], line[1], loss);

@@ -15,15 +15,16 @@ use super::state::{Arrays, State};
 impl State {
     /// Writes the state to `path`, replacing what is there.
     ///
-    /// A temporary file in the same folder is written, synced and renamed, so that a crash at any point leaves the old or
-    /// the new file whole. A process that is killed meanwhile leaves its temporary file (`.dualadam-*.tmp` or `.tmp*`) behind; a
-    /// symbolic link at `path` is replaced, not followed.
+    /// A temporary file in the same folder is written, synced and renamed, so that a crash at any
+    /// point leaves the old or the new file whole. A process that is killed meanwhile leaves its
+    /// temporary file (`.dualadam-*.tmp` or `.tmp*`) behind; a symbolic link at `path` is replaced,
+    /// not followed.
     ///
     /// # Errors
     ///
     /// - As [`validate`](Self::validate): what cannot be loaded is not saved.
-    /// - [`StateError::Io`] if the file cannot be written. What was at `path` is still there then, unless syncing the
-    ///   folder was all that failed.
+    /// - [`StateError::Io`] if the file cannot be written. What was at `path` is still there then,
+    ///   unless syncing the folder was all that failed.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), StateError> {
         self.validate()?;
         let path = path.as_ref();
@@ -57,7 +58,8 @@ impl State {
         format::parse(&bytes).map_err(|problem| StateError::File { path: path.to_owned(), problem: problem.into() })
     }
 
-    /// [`load`](Self::load) of a state that must be of the model of this ledger, whose names it gets where it has none.
+    /// [`load`](Self::load) of a state that must be of the model of this ledger, whose names it
+    /// gets where it has none.
     pub(crate) fn load_for(ledger: &Ledger, path: &Path) -> Result<Self, StateError> {
         let mut state = Self::load(path)?;
         super::state::check_layout(ledger, &state.ledger)

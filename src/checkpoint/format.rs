@@ -1,9 +1,10 @@
 //! The bytes that a state is saved as.
 //!
-//! They are a [safetensors](https://docs.rs/safetensors) container. Its metadata key `dualadam` holds JSON: the format
-//! version, the groups' configurations, and each tensor's group, step and name. Tensor `i` has the arrays `i.exp_avg`,
-//! `i.exp_avg_sq` and, where it has f32 masters, `i.master`. The last array, `crc32`, is the CRC-32 (IEEE, little-endian)
-//! of every byte before it, and its four bytes are the last.
+//! They are a [safetensors](https://docs.rs/safetensors) container. Its metadata key `dualadam`
+//! holds JSON: the format version, the groups' configurations, and each tensor's group, step and
+//! name. Tensor `i` has the arrays `i.exp_avg`, `i.exp_avg_sq` and, where it has f32 masters,
+//! `i.master`. The last array, `crc32`, is the CRC-32 (IEEE, little-endian) of every byte before
+//! it, and its four bytes are the last.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

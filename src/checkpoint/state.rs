@@ -6,8 +6,8 @@ use crate::tensor::{ArgumentError, Role, TensorError, TensorProblem, check_count
 
 use super::error::StateProblem;
 
-/// What an optimizer remembers between steps: the ledger, and each tensor's arrays. Every backend saves and
-/// resumes this.
+/// What an optimizer remembers between steps: the ledger, and each tensor's arrays. Every backend
+/// saves and resumes this.
 ///
 /// # Example
 ///
@@ -75,12 +75,14 @@ impl State {
         Ok(Self { ledger, arrays })
     }
 
-    /// Checks that the tensors have the arrays that the ledger says, and that no second moment is negative.
+    /// Checks that the tensors have the arrays that the ledger says, and that no second moment is
+    /// negative.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`](crate::ListError::Count) for another number of arrays than tensors.
-    /// - [`TensorProblem::Length`] for an array of another length, or masters that are there or missing.
+    /// - [`TensorProblem::Length`] for an array of another length, or masters that are there or
+    ///   missing.
     /// - [`TensorProblem::Negative`] for a second moment that is negative somewhere.
     pub fn validate(&self) -> Result<(), ArgumentError> {
         check_count("arrays", self.ledger.len(), self.arrays.len())?;
@@ -91,8 +93,9 @@ impl State {
         Ok(())
     }
 
-    /// Checks that another state is of the same model: as many groups and tensors, each tensor of the same length and
-    /// group, with or without masters, and of the same name where both have one.
+    /// Checks that another state is of the same model: as many groups and tensors, each tensor of
+    /// the same length and group, with or without masters, and of the same name where both have
+    /// one.
     ///
     /// # Errors
     ///
@@ -146,7 +149,8 @@ fn check_len(tensor: usize, role: Role, expected: usize, actual: usize) -> Resul
     if actual == expected { Ok(()) } else { Err(TensorError::of_buffer(tensor, role, problem)) }
 }
 
-/// Fails unless these can be the moments of a tensor of `len` elements. NaN is let through: a run may have met it.
+/// Fails unless these can be the moments of a tensor of `len` elements. NaN is let through: a run
+/// may have met it.
 pub(crate) fn check_moments(tensor: usize, len: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), TensorError> {
     check_len(tensor, Role::ExpAvg, len, exp_avg.len())?;
     check_len(tensor, Role::ExpAvgSq, len, exp_avg_sq.len())?;

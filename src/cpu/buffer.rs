@@ -16,8 +16,8 @@ pub(super) fn raw_mut<T: Element>(buffer: &mut [T]) -> RawBuffer {
     RawBuffer::new(buffer.as_mut_ptr().expose_provenance() as u64, T::DTYPE)
 }
 
-/// Fails unless each of a tensor's buffers that is there has as many elements as `param`; in the order of
-/// [`Role::ALL`], from `grad` on.
+/// Fails unless each of a tensor's buffers that is there has as many elements as `param`; in the
+/// order of [`Role::ALL`], from `grad` on.
 pub(super) fn check_lens(
     tensor: usize,
     expected: usize,
@@ -31,7 +31,8 @@ pub(super) fn check_lens(
     Ok(())
 }
 
-/// Defines an enum of borrowed slices, one variant per element type, with conversions from slices, arrays and vectors.
+/// Defines an enum of borrowed slices, one variant per element type, with conversions from slices,
+/// arrays and vectors.
 macro_rules! buffers {
     ($(#[$doc:meta])* $name:ident by $raw:ident $(as $mut:tt)?: $($variant:ident($element:ty, $($borrow:tt)+)),+) => {
         $(#[$doc])*
@@ -173,7 +174,8 @@ impl<'a> Tensor<'a> {
         Self { coeffs_index, ..self }
     }
 
-    /// Fails unless all buffers have the parameters' length and there is a variant with their formats. Gives the variant.
+    /// Fails unless all buffers have the parameters' length and there is a variant with their
+    /// formats. Gives the variant.
     pub(super) fn check(&mut self, tensor: usize) -> Result<Variant, TensorError> {
         let (grad, master) = (Some(self.grad.len()), self.master.as_ref().map(BufferMut::len));
         let lens = [grad, Some(self.exp_avg.len()), Some(self.exp_avg_sq.len()), master];

@@ -14,8 +14,9 @@ use super::loops::{Master, Streams};
 /// # Safety
 ///
 /// - The tensor's formats are those that the step is of.
-/// - Each buffer is memory of the tensor's length and its format, aligned, of at most `isize::MAX` bytes, which nothing
-///   else uses during the call. No two buffers overlap. An empty tensor's addresses may be anything.
+/// - Each buffer is memory of the tensor's length and its format, aligned, of at most `isize::MAX`
+///   bytes, which nothing else uses during the call. No two buffers overlap. An empty tensor's
+///   addresses may be anything.
 type Kernel = unsafe fn(&RawTensor, &StepCoeffs, bool);
 
 /// In the order of the variants.
@@ -36,11 +37,13 @@ impl Job {
     /// # Safety
     ///
     /// - `variant` is that of the tensor's formats.
-    /// - Each buffer is memory of the tensor's length and its format, aligned, of at most `isize::MAX` bytes, which
-    ///   nothing else uses during the call. No two buffers overlap. An empty tensor's addresses may be anything.
+    /// - Each buffer is memory of the tensor's length and its format, aligned, of at most
+    ///   `isize::MAX` bytes, which nothing else uses during the call. No two buffers overlap. An
+    ///   empty tensor's addresses may be anything.
     pub(super) unsafe fn run(&self, coeffs: &StepCoeffs) {
         if self.tensor.len > 0 {
-            // SAFETY: the kernel is the variant's, and the buffers are as this function's second requirement says.
+            // SAFETY: the kernel is the variant's, and the buffers are as this function's second
+            // requirement says.
             unsafe { KERNELS[self.variant.index()](&self.tensor, coeffs, self.sets_master) };
         }
     }
@@ -55,14 +58,16 @@ unsafe fn step<P: Element, G: Element, M: Element, V: Element, W: Master>(
     sets_master: bool,
 ) {
     let len = tensor.len as usize;
-    // SAFETY: each buffer is memory of this length and type that nothing else uses, and they are apart.
+    // SAFETY: each buffer is memory of this length and type that nothing else uses, and they are
+    // apart.
     let mut streams = unsafe {
         Streams {
             param: slice_mut::<P>(tensor.param, len),
             grad: slice::from_raw_parts(std::ptr::with_exposed_provenance::<G>(tensor.grad.address as usize), len),
             exp_avg: slice_mut::<M>(tensor.exp_avg, len),
             exp_avg_sq: slice_mut::<V>(tensor.exp_avg_sq, len),
-            // Without masters a slice of `()`, which takes no memory: any aligned address but null will do.
+            // Without masters a slice of `()`, which takes no memory: any aligned address but null
+            // will do.
             master: slice_mut::<W>(tensor.master.unwrap_or(tensor.param), len),
         }
     };

@@ -13,7 +13,8 @@ const MOST_ELEMENTS: u64 = isize::MAX as u64 / size_of::<f32>() as u64;
 /// One DualAdam step over a list of tensors of any sizes and formats, each with the coefficients
 /// `coeffs[tensor.coeffs_index]`.
 ///
-/// Empty tensors and an empty list are fine. The bits are those of a [`step`](super::step) per tensor.
+/// Empty tensors and an empty list are fine. The bits are those of a [`step`](super::step) per
+/// tensor.
 ///
 /// # Errors
 ///
@@ -53,38 +54,42 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
     for_each_mut(tensors, elements, |tensor| {
         // All tensors have passed the same check above.
         if let Ok(job) = tensor.job(0) {
-            // SAFETY: the buffers are slices of the tensor's length and formats, borrowed for this call.
+            // SAFETY: the buffers are slices of the tensor's length and formats, borrowed for this
+            // call.
             unsafe { job.run(&coeffs[tensor.coeffs_index]) };
         }
     });
     Ok(())
 }
 
-/// One DualAdam step of a tensor by address. Types are those of the tensor's formats; nothing is allocated.
+/// One DualAdam step of a tensor by address. Types are those of the tensor's formats; nothing is
+/// allocated.
 ///
 /// # Errors
 ///
 /// - [`TensorProblem::Formats`] for formats without a kernel.
-/// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`], [`TensorProblem::TooLong`] or
-///   [`TensorProblem::Overlap`] for buffers that cannot be right, unless the tensor is empty.
+/// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`],
+///   [`TensorProblem::TooLong`] or [`TensorProblem::Overlap`] for buffers that cannot be right,
+///   unless the tensor is empty.
 /// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
 ///
 /// Nothing is written then.
 ///
 /// # Safety
 ///
-/// - Each buffer of the tensor is memory of its length and format, which nothing else uses during the call.
+/// - Each buffer of the tensor is memory of its length and format, which nothing else uses during
+///   the call.
 pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
     check_len(0, tensor)?;
     let variant = tensor.check_alone()?;
-    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and nobody else's (this
-    // function's requirement).
+    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and
+    // nobody else's (this function's requirement).
     unsafe { Job { tensor: *tensor, variant, sets_master: false }.run(coeffs) };
     Ok(())
 }
 
-/// One DualAdam step of a list of tensors by address, each with the coefficients `coeffs[tensor.coeffs_index]`: that of a
-/// [`TensorList`] that is made for this step only.
+/// One DualAdam step of a list of tensors by address, each with the coefficients
+/// `coeffs[tensor.coeffs_index]`: that of a [`TensorList`] that is made for this step only.
 ///
 /// # Errors
 ///
@@ -107,10 +112,12 @@ fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
     Err(TensorError::of_tensor(index, problem))
 }
 
-/// A list of tensors by address that are stepped together, of any sizes and formats, each with its own coefficients.
+/// A list of tensors by address that are stepped together, of any sizes and formats, each with its
+/// own coefficients.
 ///
-/// Formats, addresses and overlap are checked once; when addresses change, only what changed. So a step of a list that stays as it
-/// is costs little beside its arithmetic. Tensors may be empty. One whose gradient has address 0 is skipped.
+/// Formats, addresses and overlap are checked once; when addresses change, only what changed. So a
+/// step of a list that stays as it is costs little beside its arithmetic. Tensors may be empty. One
+/// whose gradient has address 0 is skipped.
 ///
 /// # Example
 ///
@@ -141,8 +148,9 @@ impl TensorList {
     /// # Errors
     ///
     /// - [`TensorProblem::Formats`] for formats without a kernel.
-    /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`], [`TensorProblem::TooLong`] or
-    ///   [`TensorProblem::Overlap`] for buffers that cannot be right. Two gradients may share memory.
+    /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`],
+    ///   [`TensorProblem::TooLong`] or [`TensorProblem::Overlap`] for buffers that cannot be right.
+    ///   Two gradients may share memory.
     pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
         tensors.iter().enumerate().try_for_each(|(index, tensor)| check_len(index, tensor))?;
         let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
@@ -172,13 +180,15 @@ impl TensorList {
 
     /// Takes over new addresses and coefficient indices of the same tensors.
     ///
-    /// The call does not allocate. Where nothing changed it only compares; new gradients are checked one by one against what the
-    /// list writes, and any other new address makes it check the whole list.
+    /// The call does not allocate. Where nothing changed it only compares; new gradients are
+    /// checked one by one against what the list writes, and any other new address makes it check
+    /// the whole list.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
-    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for other lengths or formats.
+    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for other lengths or
+    ///   formats.
     /// - What [`new`](Self::new) refuses of addresses.
     ///
     /// The list stays as it was then.
@@ -187,24 +197,27 @@ impl TensorList {
         self.list.update(tensors, |index| jobs[index].tensor = tensors[index])
     }
 
-    /// One DualAdam step of every tensor that has a gradient, with the coefficients `coeffs[tensor.coeffs_index]`.
+    /// One DualAdam step of every tensor that has a gradient, with the coefficients
+    /// `coeffs[tensor.coeffs_index]`.
     ///
-    /// The call allocates nothing; rayon's queue may grow. The bits are those of a [`step`](super::step) per tensor.
+    /// The call allocates nothing; rayon's queue may grow. The bits are those of a
+    /// [`step`](super::step) per tensor.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there. Nothing is written then.
+    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there. Nothing is
+    ///   written then.
     ///
     /// # Safety
     ///
-    /// - Each buffer of each tensor that has a gradient is memory of the tensor's length and of its format, which nothing else uses
-    ///   during the call.
+    /// - Each buffer of each tensor that has a gradient is memory of the tensor's length and of its
+    ///   format, which nothing else uses during the call.
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
         for_each(&self.jobs, self.elements, |job| {
             if !job.tensor.is_skipped() {
-                // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and nobody else's
-                // (this function's requirement).
+                // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are
+                // there, and nobody else's (this function's requirement).
                 unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
             }
         });

@@ -8,14 +8,16 @@ use super::update::update;
 
 /// Elements whose new parameters wait, as f32, to be narrowed in a loop of their own.
 ///
-/// In one loop, the dozen instructions of the narrowing wait for the division and fill the processor's queue, so that the next
-/// division starts late: 1.13 against 0.74 ns an element in bf16 on a Zen 3 core, with blocks of 512; of 64, 0.87.
+/// In one loop, the dozen instructions of the narrowing wait for the division and fill the
+/// processor's queue, so that the next division starts late: 1.13 against 0.74 ns an element in
+/// bf16 on a Zen 3 core, with blocks of 512; of 64, 0.87.
 const BLOCK: usize = 512;
 
 /// Bytes to which the body of a step is aligned: a cache line.
 const ALIGNMENT: usize = 64;
 
-/// The buffers of one tensor, all of one length. `master` is a slice of `()` where there are no masters.
+/// The buffers of one tensor, all of one length. `master` is a slice of `()` where there are no
+/// masters.
 pub(super) struct Streams<'a, P, G, M, V, W> {
     pub(super) param: &'a mut [P],
     pub(super) grad: &'a [G],
@@ -65,8 +67,8 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
     /// One step of all elements, on the current threads.
     pub(super) fn run(self, coeffs: &StepCoeffs) {
         let level = Level::detect();
-        // Vectors that straddle cache lines are slower. Large buffers come from the allocator 16 bytes off, and all alike, so one
-        // head aligns those of f32, which are most of the traffic.
+        // Vectors that straddle cache lines are slower. Large buffers come from the allocator 16
+        // bytes off, and all alike, so one head aligns those of f32, which are most of the traffic.
         let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.param.len());
         if head == 0 {
             return self.run_parallel(coeffs, level);
@@ -104,8 +106,8 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
         )
     }
 
-    /// Asks which terms are there once for all elements: the loop has no test left. Whatever the thread's control word
-    /// is, the elements are computed under the standard one.
+    /// Asks which terms are there once for all elements: the loop has no test left. Whatever the
+    /// thread's control word is, the elements are computed under the standard one.
     fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
         let _standard = FloatEnv::standard();
         match (!coeffs.is_adam(), coeffs.l2 != 0.0, coeffs.decay != 0.0) {
@@ -154,7 +156,8 @@ fn elements_avx2_fma<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, 
     elements::<DUAL, L2, DECAY, P, G, M, V, W>(param, grad, exp_avg, exp_avg_sq, master, coeffs);
 }
 
-/// The loops. No branch depends on an element, and the buffers are arguments, known not to overlap: so they vectorise.
+/// The loops. No branch depends on an element, and the buffers are arguments, known not to overlap:
+/// so they vectorise.
 #[inline(always)]
 fn elements<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
     param: &mut [P],
@@ -230,7 +233,8 @@ fn aside<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
 /// An instruction set that the loop is compiled for. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
-    /// What every processor of the target has. On x86-64 that lacks FMA, so each `mul_add` is a call.
+    /// What every processor of the target has. On x86-64 that lacks FMA, so each `mul_add` is a
+    /// call.
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2Fma,
@@ -258,7 +262,8 @@ mod tests {
 
     /// The bits of all that a step wrote, at one level. NaNs count as one value.
     fn bits<P: Element, G: Element, M: Element, V: Element, W: Master>(level: Level, coeffs: &StepCoeffs) -> Vec<u32> {
-        // Bit patterns in steps through all of f32: normal and subnormal numbers, infinities and NaNs.
+        // Bit patterns in steps through all of f32: normal and subnormal numbers, infinities and
+        // NaNs.
         let pattern = |i: usize, step: u32| f32::from_bits((i as u32).wrapping_mul(step));
         let mut param: Vec<_> = (0..LEN).map(|i| P::narrow(pattern(i, 4_282_663))).collect();
         let grad: Vec<_> = (0..LEN).map(|i| G::narrow(pattern(i, 2_654_435_761))).collect();

@@ -1,18 +1,22 @@
 //! The CPU backend: the embedded default, and the yardstick for the GPUs.
 //!
-//! - [`step`] and [`step_with_master`] take one tensor's flat buffers as slices, [`step_raw`] as addresses.
-//! - [`step_list`] takes any number of tensors of mixed formats, each with its own coefficients; [`TensorList`] by address.
+//! - [`step`] and [`step_with_master`] take one tensor's flat buffers as slices, [`step_raw`] as
+//!   addresses.
+//! - [`step_list`] takes any number of tensors of mixed formats, each with its own coefficients;
+//!   [`TensorList`] by address.
 //! - [`DualAdam`] owns the moments and counts the steps.
 //!
-//! All but the last own nothing and allocate nothing, if not said otherwise; rayon's queue, which takes work from outside its pool,
-//! grows by a block once in some 60 calls.
+//! All but the last own nothing and allocate nothing, if not said otherwise; rayon's queue, which
+//! takes work from outside its pool, grows by a block once in some 60 calls.
 //!
-//! Work above some 32,000 elements runs on the current rayon pool: install a pool of your own to choose the threads. Without the
-//! feature `rayon` it stays on the calling thread. The result is the same to the bit (NaNs as a class) for any number of threads, any
-//! processor, any grouping into lists, and, on x86-64 and aarch64, whatever rounding mode and handling of subnormals the calling
-//! thread has set.
+//! Work above some 32,000 elements runs on the current rayon pool: install a pool of your own to
+//! choose the threads. Without the feature `rayon` it stays on the calling thread. The result is
+//! the same to the bit (NaNs as a class) for any number of threads, any processor, any grouping
+//! into lists, and, on x86-64 and aarch64, whatever rounding mode and handling of subnormals the
+//! calling thread has set.
 //!
-//! Special values follow IEEE 754: a NaN or infinite gradient makes its own element NaN or infinite and touches no other.
+//! Special values follow IEEE 754: a NaN or infinite gradient makes its own element NaN or infinite
+//! and touches no other.
 
 mod buffer;
 mod kernels;
@@ -33,13 +37,13 @@ use kernels::Job;
 
 /// One DualAdam step over flat buffers, in one pass.
 ///
-/// All four buffers have one length, which may be 0. `param` and the moments are read and written; the rule is that of
-/// [`StepCoeffs`].
+/// All four buffers have one length, which may be 0. `param` and the moments are read and written;
+/// the rule is that of [`StepCoeffs`].
 ///
 /// # Errors
 ///
-/// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer's length differs from the parameters'. Nothing is written
-///   then.
+/// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer's length differs from the
+///   parameters'. Nothing is written then.
 ///
 /// # Example
 ///
@@ -67,8 +71,8 @@ pub fn step<P: Element, G: GradOf<P>>(
 
 /// [`step`] of 16-bit parameters with f32 masters, in the same pass.
 ///
-/// A model in bf16 or f16 needs that: alone, 16 bits lose most small updates. The master is what is updated, and `param` gets its
-/// value, rounded once to nearest even; `param` is never read.
+/// A model in bf16 or f16 needs that: alone, 16 bits lose most small updates. The master is what is
+/// updated, and `param` gets its value, rounded once to nearest even; `param` is never read.
 ///
 /// # Errors
 ///

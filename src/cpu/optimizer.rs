@@ -14,7 +14,8 @@ use super::buffer::{Buffer, BufferMut, raw_mut};
 use super::kernels::Job;
 use super::threads::for_each;
 
-/// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and gradients for each step.
+/// DualAdam over a model's tensors: owns the moments, steps and masters, and borrows parameters and
+/// gradients for each step.
 ///
 /// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all.
 ///
@@ -83,8 +84,9 @@ impl DualAdam {
 
     /// One step of every tensor that has a gradient; the others stay as they are.
     ///
-    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters takes 16-bit parameters; its
-    /// masters are set from them before its first update and rule from then on.
+    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters
+    /// takes 16-bit parameters; its masters are set from them before its first update and rule from
+    /// then on.
     ///
     /// # Errors
     ///
@@ -101,8 +103,9 @@ impl DualAdam {
         self.step_scaled(params, grads, 1.0)
     }
 
-    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip factor, the inverse of a loss
-    /// scale, or their product, as [`Steering`](crate::Steering) forms it.
+    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip
+    /// factor, the inverse of a loss scale, or their product, as [`Steering`](crate::Steering)
+    /// forms it.
     ///
     /// # Errors
     ///
@@ -133,8 +136,9 @@ impl DualAdam {
         let elements = self.jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.tensor.len));
         let coeffs = self.table.coeffs();
         for_each(&self.jobs, elements, |job| {
-            // SAFETY: parameters and gradients are slices of the tensor's length and formats, borrowed for this call; the
-            // other buffers are the optimizer's own, of the same length, and used by this job alone.
+            // SAFETY: parameters and gradients are slices of the tensor's length and formats,
+            // borrowed for this call; the other buffers are the optimizer's own, of the same
+            // length, and used by this job alone.
             unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
         });
         for (tensor, _) in self.borrowed.iter().enumerate().filter(|(_, borrowed)| borrowed.grad.is_some()) {
@@ -253,10 +257,11 @@ impl DualAdam {
         self.state.ledger.step(tensor)
     }
 
-    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`, `exp_avg_sq` and `step` of torch's
-    /// Adam or AdamW, which mean the same.
+    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`,
+    /// `exp_avg_sq` and `step` of torch's Adam or AdamW, which mean the same.
     ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the parameters.
+    /// Masters stay as they are; if there was no update yet, the next one sets them from the
+    /// parameters.
     ///
     /// # Errors
     ///
@@ -306,13 +311,15 @@ impl DualAdam {
 
     /// Resumes from a file: configs, steps, moments and masters become those of the file.
     ///
-    /// A resumed run goes on bit for bit as the one that was saved would have. The parameters are the caller's to restore.
+    /// A resumed run goes on bit for bit as the one that was saved would have. The parameters are
+    /// the caller's to restore.
     ///
     /// # Errors
     ///
     /// - As [`State::load`].
-    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this optimizer's: their number,
-    ///   lengths, groups and masters must agree, and names where both have them.
+    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
+    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both
+    ///   have them.
     ///
     /// The optimizer stays as it was then.
     ///

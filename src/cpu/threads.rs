@@ -1,7 +1,9 @@
-//! How work is shared out among threads: rayon's, or the caller's alone without the feature `rayon`.
+//! How work is shared out among threads: rayon's, or the caller's alone without the feature
+//! `rayon`.
 
-/// Elements that one task takes at most: large enough that a steal costs little beside it, small enough to balance. A step of up
-/// to so many elements stays on the calling thread, since waking another costs more than it saves.
+/// Elements that one task takes at most: large enough that a steal costs little beside it, small
+/// enough to balance. A step of up to so many elements stays on the calling thread, since waking
+/// another costs more than it saves.
 pub(super) const CHUNK: usize = 1 << 15;
 
 /// Does both, at the same time if there is a thread for it.

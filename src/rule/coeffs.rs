@@ -1,4 +1,5 @@
-//! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device, `kernels/control.cuh`.
+//! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device,
+//! `kernels/control.cuh`.
 
 use std::hint::black_box;
 
@@ -11,8 +12,8 @@ use super::schedule::integer_power;
 
 /// The scalars that one update of one tensor needs, formed in f64 and rounded once to f32.
 ///
-/// With `bc1 = 1-β1^t` and `bc2 = 1-β2^t`, every backend does, per element and in this order, each `fma` fused and everything
-/// else rounded to nearest even:
+/// With `bc1 = 1-β1^t` and `bc2 = 1-β2^t`, every backend does, per element and in this order, each
+/// `fma` fused and everything else rounded to nearest even:
 ///
 /// ```text
 /// g = grad_scale * grad
@@ -26,13 +27,14 @@ use super::schedule::integer_power;
 /// p = p - u
 /// ```
 ///
-/// The gradient and the parameter are first widened to f32, which is exact; the new parameter is narrowed to its own type once, to
-/// nearest even.
+/// The gradient and the parameter are first widened to f32, which is exact; the new parameter is
+/// narrowed to its own type once, to nearest even.
 ///
 /// A term whose coefficient is 0 is absent, not multiplied by 0: 0·inf would be NaN.
 ///
-/// The layout is that of the kernels' argument: f32 without padding, ten of them in this version. [`DualAdamConfig::coeffs`] makes
-/// valid ones. Others begin with [`Zeroable::zeroed`]; values that are set by hand are used as they are.
+/// The layout is that of the kernels' argument: f32 without padding, ten of them in this version.
+/// [`DualAdamConfig::coeffs`] makes valid ones. Others begin with [`Zeroable::zeroed`]; values that
+/// are set by hand are used as they are.
 ///
 /// # Example
 ///
@@ -69,7 +71,8 @@ pub struct StepCoeffs {
 }
 
 impl StepCoeffs {
-    /// The config must be valid and the step at least 1: [`DualAdamConfig::coeffs_scaled`] sees to both.
+    /// The config must be valid and the step at least 1: [`DualAdamConfig::coeffs_scaled`] sees to
+    /// both.
     fn new(config: &DualAdamConfig, step: u64, grad_multiplier: f64) -> Self {
         let alpha = config.schedule.alpha(step);
         let bc1 = 1.0 - integer_power(config.beta1, step);
@@ -109,7 +112,8 @@ impl DualAdamConfig {
     ///
     /// # Errors
     ///
-    /// What [`validate`](Self::validate) refuses, and [`ConfigError::StepZero`]: steps count from 1.
+    /// What [`validate`](Self::validate) refuses, and [`ConfigError::StepZero`]: steps count from
+    /// 1.
     ///
     /// # Example
     ///
@@ -123,13 +127,13 @@ impl DualAdamConfig {
         self.coeffs_scaled(step, 1.0)
     }
 
-    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a clip factor, the inverse of a
-    /// loss scale, or their product.
+    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a
+    /// clip factor, the inverse of a loss scale, or their product.
     ///
     /// # Errors
     ///
-    /// As [`coeffs`](Self::coeffs), and [`ConfigError::Value`] for a multiplier that is NaN, infinite or negative, or that is above
-    /// 0 and rounds to 0 or infinity as an f32.
+    /// As [`coeffs`](Self::coeffs), and [`ConfigError::Value`] for a multiplier that is NaN,
+    /// infinite or negative, or that is above 0 and rounds to 0 or infinity as an f32.
     ///
     /// # Example
     ///

@@ -55,7 +55,8 @@ pub enum InverseTerm {
 /// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))        (Algorithm 1 of arXiv 2603.07122)
 /// ```
 ///
-/// Begin with [`default`](Self::default) or a preset, and set what differs. Every use validates the fields first.
+/// Begin with [`default`](Self::default) or a preset, and set what differs. Every use validates the
+/// fields first.
 ///
 /// # Example
 ///
@@ -83,7 +84,8 @@ pub struct DualAdamConfig {
     pub eps: f64,
     /// Weight decay. Default none.
     pub weight_decay: WeightDecay,
-    /// The switch from inverse Adam to Adam. Default linear with the paper's rate of 8e-5: 12,500 steps.
+    /// The switch from inverse Adam to Adam. Default linear with the paper's rate of 8e-5: 12,500
+    /// steps.
     pub schedule: SwitchSchedule,
     /// The form of the inverse branch. Default the paper's.
     pub inverse_term: InverseTerm,
@@ -139,7 +141,8 @@ impl DualAdamConfig {
         Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 0.0 })
     }
 
-    /// The behaviour of the authors' published code: ε in the inverse branch as well, and the early drop of α.
+    /// The behaviour of the authors' published code: ε in the inverse branch as well, and the early
+    /// drop of α.
     ///
     /// # Example
     ///
@@ -202,8 +205,9 @@ impl DualAdamConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of range, an `eps` that rounds to 0,
-    /// or an `lr` with which `lr/(1-beta1)/eps` overflows: both would make NaN of a parameter whose gradient is 0.
+    /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of
+    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)/eps` overflows: both
+    /// would make NaN of a parameter whose gradient is 0.
     pub fn validate(&self) -> Result<(), ConfigError> {
         finite_and_not_negative("lr", self.lr)?;
         beta("beta1", self.beta1)?;

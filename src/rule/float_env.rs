@@ -1,11 +1,12 @@
-//! The processor's floating-point control word, which a thread may have set to round another way or to
-//! flush subnormals (`torch.set_flush_denormal` does).
+//! The processor's floating-point control word, which a thread may have set to round another way or
+//! to flush subnormals (`torch.set_flush_denormal` does).
 
-/// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped, the control
-/// word is what it was before.
+/// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped,
+/// the control word is what it was before.
 ///
-/// The compiler does not know that arithmetic depends on the control word. Values that are read from memory
-/// after this was made, or that went through [`std::hint::black_box`], are computed with under it.
+/// The compiler does not know that arithmetic depends on the control word. Values that are read
+/// from memory after this was made, or that went through [`std::hint::black_box`], are computed
+/// with under it.
 #[derive(Debug)]
 pub(crate) struct FloatEnv {
     before: Option<word::Word>,
@@ -59,7 +60,8 @@ mod word {
 
     #[inline]
     pub(super) fn write(word: Word) {
-        // SAFETY: the word is the standard one, or was read from the register, so that no reserved bit is set.
+        // SAFETY: the word is the standard one, or was read from the register, so that no reserved
+        // bit is set.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags)) };
     }
 }
@@ -88,7 +90,8 @@ mod word {
 
     #[inline]
     pub(super) fn write(word: Word) {
-        // SAFETY: every program may write the register; the word is the standard one, or was read from it.
+        // SAFETY: every program may write the register; the word is the standard one, or was read
+        // from it.
         unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
     }
 }

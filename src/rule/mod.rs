@@ -1,4 +1,5 @@
-//! The rule's scalars: hyperparameters, schedules, and the coefficients of a step. Nothing here knows of buffers.
+//! The rule's scalars: hyperparameters, schedules, and the coefficients of a step. Nothing here
+//! knows of buffers.
 
 mod coeffs;
 mod config;

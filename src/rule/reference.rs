@@ -1,6 +1,7 @@
 //! The oracle: Algorithm 1 of arXiv 2603.07122 in f64, line by line, never optimised.
 //!
-//! Every backend is checked against it. It is slow, simple, and shares nothing with the kernels but the configuration.
+//! Every backend is checked against it. It is slow, simple, and shares nothing with the kernels but
+//! the configuration.
 
 use super::config::{DualAdamConfig, InverseTerm, WeightDecay};
 
@@ -15,7 +16,8 @@ pub struct Element {
     pub v: f64,
 }
 
-/// The `t`-th update of one element with gradient `grad`, `t` from 1; returns the change of θ without decoupled decay.
+/// The `t`-th update of one element with gradient `grad`, `t` from 1; returns the change of θ
+/// without decoupled decay.
 ///
 /// The config is taken as it is; [`DualAdamConfig::validate`] tells whether it makes sense.
 ///

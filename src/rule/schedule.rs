@@ -7,8 +7,9 @@ const RESIDUE: f64 = 1e-12;
 
 /// How the weight α of the inverse branch falls from 1 to 0 as a tensor is updated.
 ///
-/// `t` is the tensor's own step and counts from 1. All of it is f64 arithmetic. The linear form is line 8 of Algorithm 1 in
-/// arXiv 2603.07122; the early drop is what the authors' published code does.
+/// `t` is the tensor's own step and counts from 1. All of it is f64 arithmetic. The linear form is
+/// line 8 of Algorithm 1 in arXiv 2603.07122; the early drop is what the authors' published code
+/// does.
 ///
 /// # Example
 ///
@@ -34,8 +35,8 @@ pub enum SwitchSchedule {
         /// ξ in 0..=1, per step. 0 never leaves inverse Adam, 1 is Adam from the first step.
         switching_rate: f64,
     },
-    /// `1 - t·ξ` as long as that is at least ξ, then 0. At ξ = 1/k the rounding decides whether it is one step before
-    /// [`SwitchSchedule::Linear`] or at the same step.
+    /// `1 - t·ξ` as long as that is at least ξ, then 0. At ξ = 1/k the rounding decides whether it
+    /// is one step before [`SwitchSchedule::Linear`] or at the same step.
     LinearEarlyDrop {
         /// ξ in 0..=1, per step.
         switching_rate: f64,
@@ -59,7 +60,8 @@ pub enum SwitchSchedule {
 impl SwitchSchedule {
     /// The linear schedule whose α reaches 0 at step `step`: `ξ = 1/step`.
     ///
-    /// The paper switches at about 16% of the run. A `step` of 0 gives a schedule that [`validate`](Self::validate) refuses.
+    /// The paper switches at about 16% of the run. A `step` of 0 gives a schedule that
+    /// [`validate`](Self::validate) refuses.
     #[must_use]
     pub fn linear_until(step: u64) -> Self {
         Self::Linear { switching_rate: 1.0 / step as f64 }
@@ -92,14 +94,15 @@ impl SwitchSchedule {
         }
     }
 
-    /// The first step whose α is 0, from which on the update is plain Adam; `None` if there is none.
+    /// The first step whose α is 0, from which on the update is plain Adam; `None` if there is
+    /// none.
     #[must_use]
     pub fn first_adam_step(&self) -> Option<u64> {
         if self.alpha(u64::MAX) > 0.0 {
             return None;
         }
-        // α never rises (a base within 1e-8 of 1 apart, whose powers may waver by a rounding), so bisect: it is above 0 before
-        // `low` and 0 at `high`.
+        // α never rises (a base within 1e-8 of 1 apart, whose powers may waver by a rounding), so
+        // bisect: it is above 0 before `low` and 0 at `high`.
         let (mut low, mut high) = (1, u64::MAX);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -133,7 +136,8 @@ impl SwitchSchedule {
     }
 }
 
-/// `base^exponent` by squaring: the same multiplications everywhere, so that every backend forms the same bits.
+/// `base^exponent` by squaring: the same multiplications everywhere, so that every backend forms
+/// the same bits.
 pub(super) fn integer_power(base: f64, exponent: u64) -> f64 {
     let (mut power, mut square, mut rest) = (1.0, base, exponent);
     while rest > 0 {

@@ -49,7 +49,8 @@ mod sealed {
 
 /// A type that a buffer's elements can have: `f32`, [`bf16`] or [`struct@f16`]. Sealed.
 ///
-/// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and keeps a NaN a NaN.
+/// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and
+/// keeps a NaN a NaN.
 ///
 /// # Example
 ///
@@ -71,7 +72,8 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
 /// A 16-bit type whose parameters can have f32 masters: [`bf16`] or [`struct@f16`].
 pub trait HalfElement: Element {}
 
-/// A gradient type that parameters of type `P` take: those of the [variants](crate::Variant). Sealed through [`Element`].
+/// A gradient type that parameters of type `P` take: those of the [variants](crate::Variant).
+/// Sealed through [`Element`].
 ///
 /// f32 parameters take any gradient; bf16 and f16 parameters take their own type or f32.
 ///
@@ -124,7 +126,8 @@ impl Element for f16 {
     }
 }
 
-// Without branches and calls, so that the loops vectorise; `half` tests the processor's features at each call.
+// Without branches and calls, so that the loops vectorise; `half` tests the processor's features at
+// each call.
 
 const F32_INFINITY: u32 = 0x7f80_0000;
 

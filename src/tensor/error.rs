@@ -10,8 +10,8 @@ use super::variant::{Formats, Variant};
 
 /// Something is wrong with one tensor of a call.
 ///
-/// The text names the buffer, the tensor by its position and by its name if the caller gave one, what is
-/// required and what was given.
+/// The text names the buffer, the tensor by its position and by its name if the caller gave one,
+/// what is required and what was given.
 ///
 /// # Example
 ///

@@ -7,15 +7,16 @@ use super::role::Role;
 use super::variant::Variant;
 
 impl RawTensor {
-    /// Checks one tensor by itself, without allocating: its formats, and all buffers unless it is empty. Its
-    /// coefficients must be the first.
+    /// Checks one tensor by itself, without allocating: its formats, and all buffers unless it is
+    /// empty. Its coefficients must be the first.
     pub(crate) fn check_alone(&self) -> Result<Variant, TensorError> {
         let variant = self.variant(0)?;
         check_coeffs_index(0, self.coeffs_index, 1)?;
         let mut seen = [None; Role::COUNT];
         for (place, span) in self.spans(0).enumerate() {
             let span = span?;
-            // A gradient is the only buffer that is not written, so any two that overlap are an error.
+            // A gradient is the only buffer that is not written, so any two that overlap are an
+            // error.
             let other =
                 seen.iter().flatten().find(|other: &&Span<()>| other.start < span.end && span.start < other.end);
             if let Some(other) = other {
@@ -24,6 +25,12 @@ impl RawTensor {
             seen[place] = Some(span);
         }
         Ok(variant)
+    }
+
+    /// The bytes that a step reads or writes, each buffer checked by itself.
+    fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
+        let buffers = Role::ALL.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
+        buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
     }
 }
 
@@ -48,7 +55,8 @@ impl Written {
         Self { spans: spans(), scratch: spans() }
     }
 
-    /// Checks every buffer of a list and every pair of buffers; remembers them if all is well. O(n log n).
+    /// Checks every buffer of a list and every pair of buffers; remembers them if all is well. O(n
+    /// log n).
     fn check_all(&mut self, tensors: &[RawTensor]) -> Result<(), TensorError> {
         let spans = &mut self.scratch;
         spans.clear();
@@ -104,11 +112,11 @@ impl CheckedList {
         &self.variants
     }
 
-    /// Takes over new addresses and coefficient indices of the same tensors, and names each that differs. Does not
-    /// allocate.
+    /// Takes over new addresses and coefficient indices of the same tensors, and names each that
+    /// differs. Does not allocate.
     ///
-    /// New gradients are checked one by one against what the list writes; any other new address makes it check the
-    /// whole list.
+    /// New gradients are checked one by one against what the list writes; any other new address
+    /// makes it check the whole list.
     pub(crate) fn update(
         &mut self,
         tensors: &[RawTensor],
@@ -147,7 +155,8 @@ impl CheckedList {
         Ok(())
     }
 
-    /// Whether these are tensors that [`update`](Self::update) can take over, but for their addresses.
+    /// Whether these are tensors that [`update`](Self::update) can take over, but for their
+    /// addresses.
     #[cfg(feature = "cuda")]
     pub(crate) fn has_formats_of(&self, tensors: &[RawTensor]) -> bool {
         let same = |(index, (old, new))| check_fixed(index, old, new).is_ok();

@@ -48,10 +48,12 @@ impl<M: Copy + Ord> Span<M> {
     }
 }
 
-/// Fails if two of them overlap and one of the two is written. Sorts them by memory and address. O(n log n).
+/// Fails if two of them overlap and one of the two is written. Sorts them by memory and address.
+/// O(n log n).
 pub(crate) fn check_overlap<M: Copy + Ord>(spans: &mut [Span<M>]) -> Result<(), TensorError> {
     spans.sort_unstable_by_key(|span| (span.memory, span.start));
-    // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before the furthest end so far.
+    // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before
+    // the furthest end so far.
     let (mut furthest, mut furthest_written): (Option<Span<M>>, Option<Span<M>>) = (None, None);
     for &span in &*spans {
         let before = if span.role.is_written() { furthest } else { furthest_written };

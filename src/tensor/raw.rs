@@ -2,11 +2,11 @@
 
 use super::dtype::Dtype;
 use super::error::{TensorError, TensorProblem};
-use super::overlap::Span;
 use super::role::Role;
 use super::variant::{Formats, Variant};
 
-/// A buffer by address: in the host's memory for [`cpu::TensorList`](crate::cpu::TensorList), in a device's for the `cuda` backend.
+/// A buffer by address: in the host's memory for [`cpu::TensorList`](crate::cpu::TensorList), in a
+/// device's for the `cuda` backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RawBuffer {
@@ -32,8 +32,8 @@ impl RawBuffer {
 
 /// One tensor's buffers by address, all of one length.
 ///
-/// Nothing is owned. The addresses of an empty tensor are not looked at, nor are those of a tensor in a list whose
-/// gradient has address 0: it is skipped.
+/// Nothing is owned. The addresses of an empty tensor are not looked at, nor are those of a tensor
+/// in a list whose gradient has address 0: it is skipped.
 ///
 /// # Example
 ///
@@ -63,7 +63,8 @@ pub struct RawTensor {
     pub exp_avg_sq: RawBuffer,
     /// The f32 masters of 16-bit parameters, read and written.
     pub master: Option<RawBuffer>,
-    /// The index of the tensor's coefficients in the list of coefficients; 0 for a step of one tensor.
+    /// The index of the tensor's coefficients in the list of coefficients; 0 for a step of one
+    /// tensor.
     pub coeffs_index: usize,
 }
 
@@ -123,11 +124,5 @@ impl RawTensor {
     /// The addresses in the order of [`Role::ALL`]; 0 where there is no master.
     pub(crate) fn addresses(&self) -> [u64; Role::COUNT] {
         self.buffers().map(|buffer| buffer.map_or(0, |buffer| buffer.address))
-    }
-
-    /// The bytes that a step reads or writes, each buffer checked by itself.
-    pub(crate) fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
-        let buffers = Role::ALL.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
-        buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
     }
 }

@@ -31,6 +31,6 @@ pub(crate) const COEFFS_BYTES: u32 = 4 * COEFFS.len() as u32;
 pub(crate) const QUADS: [&str; 2] = ["dual_adam", "adam"];
 /// The entry points for what is left of a tensor, in the same order.
 pub(crate) const TAILS: [&str; 2] = ["dual_adam_tail", "adam_tail"];
-/// The entry points that set masters from their parameters: whole quads, and what is left. Only where
-/// there are masters.
+/// The entry points that set masters from their parameters: whole quads, and what is left. Only
+/// where there are masters.
 pub(crate) const SET_MASTERS: [&str; 2] = ["set_masters", "set_masters_tail"];

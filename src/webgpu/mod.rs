@@ -31,6 +31,9 @@
 //! in the repository derives it. A 16-bit parameter lies between the narrowed ends of that
 //! interval.
 //!
+//! That is for G below 1.84e19; from there on `v` may be the largest finite f32 instead, at which
+//! it saturates.
+//!
 //! A driver may assume that no value is infinite or NaN.
 //!
 //! # Limits

@@ -36,6 +36,7 @@ struct Array {
 pub(super) struct Piece {
     /// The array, and how many of its next elements.
     parts: Vec<(usize, usize)>,
+    #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "nobody can wait in a browser"))]
     pub(super) submission: wgpu::SubmissionIndex,
     mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
 }

@@ -1,7 +1,8 @@
 //! For tests: opens the stand-in so that cudarc finds it as libcuda, and asks and steers it.
 //!
-//! cudarc opens libcuda by name, `libcuda.so` first. The dynamic linker answers with a library that is already loaded and calls
-//! itself so. The stand-in does; so it is enough to open it, by its full path, before the first call of cudarc's.
+//! cudarc opens libcuda by name, `libcuda.so` first. The dynamic linker answers with a library that
+//! is already loaded and calls itself so. The stand-in does; so it is enough to open it, by its
+//! full path, before the first call of cudarc's.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, c_char};
@@ -62,11 +63,12 @@ struct Control {
     run_pending: extern "C" fn(),
 }
 
-/// The environment variable with the path of the cdylib, for a program that was built in another way than it: a fuzzer's build of it
-/// does not load.
+/// The environment variable with the path of the cdylib, for a program that was built in another
+/// way than it: a fuzzer's build of it does not load.
 pub const LIBRARY: &str = "STAND_IN_CUDA_LIBRARY";
 
-/// Where cargo puts the cdylib of a package that a test depends on: beside the test, or one folder up or across.
+/// Where cargo puts the cdylib of a package that a test depends on: beside the test, or one folder
+/// up or across.
 fn places() -> Vec<PathBuf> {
     if let Some(given) = std::env::var_os(LIBRARY) {
         return vec![given.into()];
@@ -83,13 +85,14 @@ fn find() -> Result<PathBuf, ClientError> {
 }
 
 fn open(name: &OsStr) -> Result<Library, ClientError> {
-    // SAFETY: the stand-in runs nothing when it is loaded; opened by the name of libcuda, it is loaded already or something else
-    // is, which this crate then does not call.
+    // SAFETY: the stand-in runs nothing when it is loaded; opened by the name of libcuda, it is
+    // loaded already or something else is, which this crate then does not call.
     unsafe { Library::new(name) }.map_err(|error| ClientError::NotLoaded(error.to_string()))
 }
 
 fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F, ClientError> {
-    // SAFETY: the library is the stand-in, and each field of `Control` has the type of the function it is loaded from.
+    // SAFETY: the library is the stand-in, and each field of `Control` has the type of the function
+    // it is loaded from.
     let found = unsafe { library.get::<F>(name.as_bytes()) };
     found.map(|symbol| *symbol).map_err(|error| ClientError::NotLoaded(error.to_string()))
 }
@@ -146,7 +149,8 @@ fn text(function: TextFunction) -> String {
     }
 }
 
-/// The stand-in, for the length of one test: tests of a process take turns, and each begins with everything reset.
+/// The stand-in, for the length of one test: tests of a process take turns, and each begins with
+/// everything reset.
 ///
 /// Make it the first thing in a test, so that contexts and buffers are dropped before it.
 pub struct StandIn {
@@ -159,7 +163,8 @@ impl StandIn {
     ///
     /// # Errors
     ///
-    /// When the stand-in is not built or does not load, or when the process has opened another libcuda before.
+    /// When the stand-in is not built or does not load, or when the process has opened another
+    /// libcuda before.
     pub fn start() -> Result<Self, ClientError> {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,13 +173,15 @@ impl StandIn {
         Ok(Self { control, _turn: turn })
     }
 
-    /// Lets the `nth` call (1: the next) of a driver function fail with a code, before it does anything. `"*"` counts the calls
-    /// of all functions. `"execute"` counts executed tasks, and its code stays, as after a lost device.
+    /// Lets the `nth` call (1: the next) of a driver function fail with a code, before it does
+    /// anything. `"*"` counts the calls of all functions. `"execute"` counts executed tasks, and
+    /// its code stays, as after a lost device.
     pub fn fail(&self, function: &str, nth: u64, code: i32) {
         named(function, |name| (self.control.fail)(name, nth, code));
     }
 
-    /// How often a driver function was called, with the calls that were made to fail; `"*"`: all of them.
+    /// How often a driver function was called, with the calls that were made to fail; `"*"`: all of
+    /// them.
     pub fn calls(&self, function: &str) -> u64 {
         named(function, |name| (self.control.calls)(name))
     }
@@ -195,27 +202,32 @@ impl StandIn {
         text(self.control.launch_list).lines().filter_map(parse).collect()
     }
 
-    /// What was wrong so far: faults of kernels, missing order between streams, uses of what is freed or destroyed.
+    /// What was wrong so far: faults of kernels, missing order between streams, uses of what is
+    /// freed or destroyed.
     pub fn violations(&self) -> Vec<String> {
         text(self.control.violations).lines().map(str::to_owned).collect()
     }
 
-    /// The version that `cuDriverGetVersion` returns, 12080 for CUDA 12.8; it decides which PTX loads.
+    /// The version that `cuDriverGetVersion` returns, 12080 for CUDA 12.8; it decides which PTX
+    /// loads.
     pub fn set_driver_version(&self, version: i32) {
         (self.control.set_driver_version)(version);
     }
 
-    /// A device attribute, by its `CUdevice_attribute` number: 75 and 76 are the compute capability, 115 memory pools.
+    /// A device attribute, by its `CUdevice_attribute` number: 75 and 76 are the compute
+    /// capability, 115 memory pools.
     pub fn set_attribute(&self, number: i32, value: i32) {
         (self.control.set_attribute)(number, value);
     }
 
-    /// `devices`, `total_memory`, `patience` or `check_order`; see the README. Returns whether there is such a setting.
+    /// `devices`, `total_memory`, `patience` or `check_order`; see the README. Returns whether
+    /// there is such a setting.
     pub fn set(&self, setting: &str, value: i64) -> bool {
         named(setting, |name| (self.control.set)(name, value))
     }
 
-    /// Forbids writes to device memory, or allows them again. Returns whether it lies in an allocation.
+    /// Forbids writes to device memory, or allows them again. Returns whether it lies in an
+    /// allocation.
     pub fn set_read_only(&self, address: u64, bytes: usize, read_only: bool) -> bool {
         (self.control.set_read_only)(address, bytes, read_only)
     }
@@ -225,9 +237,9 @@ impl StandIn {
         (self.control.forget)(address, bytes)
     }
 
-    /// Lets only launches of graphs touch the allocation at an address. So is memory of a graph's private pool, as PyTorch's allocator
-    /// hands it out during a capture: outside of the graph its content means nothing, or it is another graph's. Returns whether there
-    /// is an allocation.
+    /// Lets only launches of graphs touch the allocation at an address. So is memory of a graph's
+    /// private pool, as PyTorch's allocator hands it out during a capture: outside of the graph its
+    /// content means nothing, or it is another graph's. Returns whether there is an allocation.
     pub fn set_private(&self, address: u64) -> bool {
         (self.control.set_private)(address)
     }
@@ -242,7 +254,8 @@ impl StandIn {
         stats
     }
 
-    /// How many objects of a kind there are: `memory`, `pinned`, `context`, `stream`, `event`, `module`, `graph`, `graph_exec`.
+    /// How many objects of a kind there are: `memory`, `pinned`, `context`, `stream`, `event`,
+    /// `module`, `graph`, `graph_exec`.
     pub fn live(&self, kind: &str) -> u64 {
         named(kind, |name| (self.control.live)(name))
     }
@@ -258,7 +271,8 @@ impl StandIn {
     }
 }
 
-/// A folder with the stand-in under the names of libcuda, for the `LD_LIBRARY_PATH` of a child process.
+/// A folder with the stand-in under the names of libcuda, for the `LD_LIBRARY_PATH` of a child
+/// process.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! From an entry as written to a kernel of numbered slots. Every opcode, modifier and operand is checked here, once.
+//! From an entry as written to a kernel of numbered slots. Every opcode, modifier and operand is
+//! checked here, once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -152,7 +153,8 @@ impl Decoder {
         Ok(slot)
     }
 
-    /// A register, declared with a type that an instruction of type `ty` may use. `wider` lets the register be wider.
+    /// A register, declared with a type that an instruction of type `ty` may use. `wider` lets the
+    /// register be wider.
     fn register(&self, name: &str, ty: Type, wider: bool) -> Decoded<Slot> {
         let slot = *self.slots.get(name).ok_or_else(|| format!("unknown register `{name}`"))?;
         let Some(declared) = self.types[usize::from(slot)] else {
@@ -321,7 +323,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Instructions whose sources all have the type of the instruction, but for the exceptions named here.
+    /// Instructions whose sources all have the type of the instruction, but for the exceptions
+    /// named here.
     fn arithmetic(&mut self, head: &str, mut m: Modifiers<'_>, operands: &[Operand]) -> Decoded<()> {
         let ty = m.ty()?;
         let name = self.arithmetic_name(head, ty, &mut m)?;
@@ -731,7 +734,8 @@ fn part_type(bits: u32) -> Decoded<Type> {
     }
 }
 
-/// An address of the one kind becomes one of the other; anything else becomes 0, which no access accepts.
+/// An address of the one kind becomes one of the other; anything else becomes 0, which no access
+/// accepts.
 fn swap_base(address: u64, from: u64, to: u64) -> u64 {
     if address & !PARAM_MASK == from { to | (address & PARAM_MASK) } else { 0 }
 }

@@ -1,7 +1,9 @@
-//! Runs a launch: groups of threads in step, and where their ways part, those that are furthest behind first.
+//! Runs a launch: groups of threads in step, and where their ways part, those that are furthest
+//! behind first.
 //!
-//! Within an instruction, and between groups, threads go one after the other. No result may depend on that order: `Memory` reports
-//! every byte on which two threads of a launch meet, unless both only read it.
+//! Within an instruction, and between groups, threads go one after the other. No result may depend
+//! on that order: `Memory` reports every byte on which two threads of a launch meet, unless both
+//! only read it.
 
 use std::fmt;
 use std::ops::Range;
@@ -308,8 +310,8 @@ impl Machine<'_> {
         Box::new(Fault { cause, kernel, line, text, block, thread })
     }
 
-    /// Runs a group to its end. Of several parties the one at the smallest operation goes first, so that those that left it
-    /// meet it again behind an `if` or a loop.
+    /// Runs a group to its end. Of several parties the one at the smallest operation goes first, so
+    /// that those that left it meet it again behind an `if` or a loop.
     fn run_group(&mut self, kernel: &Kernel, file: &mut File, party: &mut Party) -> Result<(), Stop> {
         let mut waiting: Vec<Party> = Vec::new();
         let mut next_stop = u32::MAX;
@@ -415,7 +417,8 @@ impl Machine<'_> {
                 }
             }
             Op::Guard { p, when } => {
-                // Guard and guarded operation are one instruction: those that go on are counted there.
+                // Guard and guarded operation are one instruction: those that go on are counted
+                // there.
                 let go_on = holds(file.get(p, mask)?, when) & mask;
                 self.stats.instructions -= u64::from(go_on.count_ones());
                 *party = Party { at: party.at + 1, mask: go_on };
@@ -540,7 +543,8 @@ fn holds(p: &Lanes, when: bool) -> Mask {
     p.iter().rev().fold(0, |mask, &value| mask << 1 | Mask::from((value != 0) == when))
 }
 
-/// Takes the party furthest behind out of the list, joined with all others at the same operation. Empty parties are dropped.
+/// Takes the party furthest behind out of the list, joined with all others at the same operation.
+/// Empty parties are dropped.
 fn gather(waiting: &mut Vec<Party>) -> Option<Party> {
     waiting.retain(|party| party.mask != 0);
     let at = waiting.iter().map(|party| party.at).min()?;

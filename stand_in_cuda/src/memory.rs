@@ -1,11 +1,13 @@
-//! Device memory: allocations at addresses that no host pointer has, and what is known about each of their bytes.
+//! Device memory: allocations at addresses that no host pointer has, and what is known about each
+//! of their bytes.
 //!
-//! Every byte knows whether it was ever written, whether it may be written, and who touched it in the launch under way.
-//! Addresses are never used twice, so that a use after free is seen as such.
+//! Every byte knows whether it was ever written, whether it may be written, and who touched it in
+//! the launch under way. Addresses are never used twice, so that a use after free is seen as such.
 
 use std::fmt;
 
-/// The lowest device address. No host pointer looks like it: bits 48 to 63 of a host pointer are all alike.
+/// The lowest device address. No host pointer looks like it: bits 48 to 63 of a host pointer are
+/// all alike.
 const FIRST_ADDRESS: u64 = 0x00d0_0000_0000_0000;
 /// Allocations are aligned to 256 bytes and, on purpose, to no more than that.
 const ALIGNMENT: u64 = 256;
@@ -90,7 +92,8 @@ impl std::error::Error for MemoryFault {}
 /// Who may use an allocation, and who asks.
 pub type Owner = u64;
 
-/// The first and one past the last byte that a launch read or wrote in an allocation; empty where `from >= to`.
+/// The first and one past the last byte that a launch read or wrote in an allocation; empty where
+/// `from >= to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hull {
     /// The first byte.
@@ -145,8 +148,9 @@ struct Block {
     is_in_use: bool,
 }
 
-/// How a byte was touched in a launch, in the low bits of its entry; above them is the number of the thread, counted through all
-/// launches, so that entries of earlier launches are known by their number.
+/// How a byte was touched in a launch, in the low bits of its entry; above them is the number of
+/// the thread, counted through all launches, so that entries of earlier launches are known by their
+/// number.
 mod touch {
     pub(super) const BITS: u32 = 2;
     pub(super) const MASK: u32 = (1 << BITS) - 1;
@@ -351,8 +355,8 @@ impl Memory {
 
     // ---- A launch ----
 
-    /// Begins a launch of so many threads for a context (`None`: whoever's memory it is). Returns `false` when there are more
-    /// threads than can be told apart.
+    /// Begins a launch of so many threads for a context (`None`: whoever's memory it is). Returns
+    /// `false` when there are more threads than can be told apart.
     pub(crate) fn begin_launch(&mut self, threads: u64, asker: Option<Owner>) -> bool {
         if threads >= touch::THREADS {
             return false;

@@ -1,4 +1,5 @@
-//! The decoded form of a kernel: operations whose operands are numbered slots, ready to execute without any lookup.
+//! The decoded form of a kernel: operations whose operands are numbered slots, ready to execute
+//! without any lookup.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub(crate) const SPECIALS: [&str; 12] = [
     "%nctaid.z",
 ];
 
-/// The address of a kernel parameter as `mov` gives it, valid in `ld.param` alone: the parameter's index from bit 32 on.
+/// The address of a kernel parameter as `mov` gives it, valid in `ld.param` alone: the parameter's
+/// index from bit 32 on.
 pub(crate) const PARAM_BASE: u64 = 0x00c0_0000_0000_0000;
 /// The generic address of a kernel parameter, as `cvta.param` gives it.
 pub(crate) const GENERIC_PARAM_BASE: u64 = 0x00c1_0000_0000_0000;

@@ -1,4 +1,5 @@
-//! PTX text to kernels: the module's directives and the statements of its entries, then decoded by `decode`.
+//! PTX text to kernels: the module's directives and the statements of its entries, then decoded by
+//! `decode`.
 //!
 //! Strict on purpose: whatever is not known is an error that names the line and its text.
 

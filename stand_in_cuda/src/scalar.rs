@@ -1,9 +1,12 @@
-//! What each arithmetic instruction does: pure functions on register values, chosen once when a kernel is decoded.
+//! What each arithmetic instruction does: pure functions on register values, chosen once when a
+//! kernel is decoded.
 //!
-//! A register value is a `u64` that holds the bits of its type, zero-extended. Float arithmetic is IEEE, rounded to nearest even,
-//! without flush to zero; a NaN result of an f32 operation is the canonical 0x7fffffff, as the PTX manual has it.
+//! A register value is a `u64` that holds the bits of its type, zero-extended. Float arithmetic is
+//! IEEE, rounded to nearest even, without flush to zero; a NaN result of an f32 operation is the
+//! canonical 0x7fffffff, as the PTX manual has it.
 //!
-//! Each function does one instruction for all lanes of a group at once: choosing what to do costs more than doing it.
+//! Each function does one instruction for all lanes of a group at once: choosing what to do costs
+//! more than doing it.
 
 /// Threads that are executed together.
 pub(crate) const LANES: usize = 32;
@@ -162,7 +165,8 @@ macro_rules! plain_bits {
     };
 }
 
-/// The choice of `min` and `max` between floats: a number wins over a NaN; `first` says whether `a` wins between numbers.
+/// The choice of `min` and `max` between floats: a number wins over a NaN; `first` says whether `a`
+/// wins between numbers.
 macro_rules! float_pick {
     ($a:ident, $b:ident, $first:expr) => {
         if $a.is_nan() {
@@ -260,7 +264,8 @@ pub(crate) fn binary(name: &str, ty: Type) -> Option<Fn2> {
     }
 }
 
-/// `div` and `rem` of integers; the executor refuses a divisor of 0, whose result the manual leaves open.
+/// `div` and `rem` of integers; the executor refuses a divisor of 0, whose result the manual leaves
+/// open.
 pub(crate) fn quotient(name: &str, ty: Type) -> Option<Fn2> {
     match name {
         "div" => integers!(ty, Fn2, |a, b| a.wrapping_div(b)),
@@ -422,7 +427,8 @@ fn insert(a: u64, b: u64, position: u64, length: u64, width: u32) -> u64 {
     (b & !mask) | ((a << position) & mask)
 }
 
-/// `setp`: comparisons. Of floats, the plain ones are false when a NaN takes part, those with a `u` are true.
+/// `setp`: comparisons. Of floats, the plain ones are false when a NaN takes part, those with a `u`
+/// are true.
 pub(crate) fn compare(name: &str, ty: Type) -> Option<Fn2> {
     macro_rules! ints {
         (|$a:ident, $b:ident| $body:expr) => {
@@ -526,7 +532,8 @@ pub(crate) fn chop(bits: u32) -> Fn1 {
     }
 }
 
-/// `cvt` in two steps. `register` is the width of the destination register, to which a signed result is extended.
+/// `cvt` in two steps. `register` is the width of the destination register, to which a signed
+/// result is extended.
 pub(crate) fn convert(to: Type, from: Type, rounding: Option<&str>, register: u32) -> Option<[Fn1; 3]> {
     let keep: Fn1 = |a| *a;
     match (from.is_float(), to.is_float(), rounding) {
@@ -598,7 +605,8 @@ fn to_bf16(x: f32) -> u16 {
         return 0x7fff;
     }
     let bits = u64::from(x.to_bits());
-    // Halfway goes up where the last bit that stays is odd. From the largest finite numbers this gives infinity.
+    // Halfway goes up where the last bit that stays is odd. From the largest finite numbers this
+    // gives infinity.
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
@@ -613,7 +621,8 @@ fn integral(ty: Type, rounding: &str) -> Option<Fn1> {
     }
 }
 
-/// From an integral float to an integer: clamped to its range, NaN becomes 0. That is what `as` does.
+/// From an integral float to an integer: clamped to its range, NaN becomes 0. That is what `as`
+/// does.
 fn saturate(to: Type, from: Type) -> Option<Fn1> {
     macro_rules! cast {
         ($read:ident) => {

@@ -13,7 +13,8 @@ use stand_in_cuda::client::{StandIn, library_folder};
 
 type Outcome<T> = Result<T, DriverError>;
 
-/// `twice(x, n)`: doubles each float. `add(to, from, n)`: to += from. `far(x)`: writes past a megabyte.
+/// `twice(x, n)`: doubles each float. `add(to, from, n)`: to += from. `far(x)`: writes past a
+/// megabyte.
 const PTX: &str = "
 .version 6.3
 .target sm_75
@@ -152,7 +153,8 @@ impl Pinned {
     }
 
     fn slice(&mut self) -> &mut [f32] {
-        // SAFETY: so many floats were allocated; the stand-in copies only inside of driver calls, none of which runs now.
+        // SAFETY: so many floats were allocated; the stand-in copies only inside of driver calls,
+        // none of which runs now.
         unsafe { std::slice::from_raw_parts_mut(self.pointer, self.floats) }
     }
 
@@ -949,7 +951,8 @@ fn elsewhere(call: impl FnOnce() -> CUresult + Send) -> CUresult {
     std::thread::scope(|scope| scope.spawn(call).join().expect("no panic"))
 }
 
-/// Who may make unsafe calls is decided by the capture's mode, the thread's mode, and whose capture it is.
+/// Who may make unsafe calls is decided by the capture's mode, the thread's mode, and whose capture
+/// it is.
 #[test]
 fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
     let (_stand_in, device) = (start(), device());
@@ -1001,7 +1004,8 @@ fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
     assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE);
 }
 
-/// The whole context, with a stream that is being captured in it, is waited for by nobody, in whatever mode.
+/// The whole context, with a stream that is being captured in it, is waited for by nobody, in
+/// whatever mode.
 #[test]
 fn a_wait_for_the_context_spoils_every_capture() {
     let (_stand_in, device) = (start(), device());
@@ -1018,7 +1022,8 @@ fn a_wait_for_the_context_spoils_every_capture() {
     }
 }
 
-/// An object lives as long as the graph that holds it, what is made of the graph, and the launches under way.
+/// An object lives as long as the graph that holds it, what is made of the graph, and the launches
+/// under way.
 #[test]
 fn a_user_object_ends_with_the_last_that_holds_it() {
     extern "C" fn count(ended: *mut c_void) {

@@ -19,7 +19,8 @@ fn header(version: &str) -> String {
     format!(".version {version}\n.target sm_75\n.address_size 64\n")
 }
 
-/// An entry `k` with parameters `out`, `from` (pointers) and `n` (u32), and registers of every kind.
+/// An entry `k` with parameters `out`, `from` (pointers) and `n` (u32), and registers of every
+/// kind.
 fn entry(body: &str) -> String {
     format!(
         "{}.visible .entry k(.param .u64 out, .param .u64 from, .param .u32 n)\n{{\n\
@@ -65,7 +66,8 @@ impl Setup {
     }
 }
 
-/// Loads the values into `%d0`, `%d1`, … and, cut, into `%r…`, `%h…`, `%f…` and `%g…`; runs the body; stores `%d15`.
+/// Loads the values into `%d0`, `%d1`, … and, cut, into `%r…`, `%h…`, `%f…` and `%g…`; runs the
+/// body; stores `%d15`.
 fn eval(body: &str, from: &[u64]) -> u64 {
     let loads: String = (0..from.len())
         .map(|i| {
@@ -232,7 +234,8 @@ fn float_arithmetic_rounds_once_to_nearest_even() {
 #[test]
 fn double_precision_is_rounded_to_nearest_even() {
     let near_1 = |ulps: i64| 0x3ff0_0000_0000_0000_u64.wrapping_add_signed(ulps);
-    // (1 + 2^-52)² = 1 + 2^-51 + 2^-104; (1 + 2^-52)(1 - 2^-53) = 1 + 2^-53 - 2^-105, just below a tie.
+    // (1 + 2^-52)² = 1 + 2^-51 + 2^-104; (1 + 2^-52)(1 - 2^-53) = 1 + 2^-53 - 2^-105, just below a
+    // tie.
     assert_eq!(eval_f64("mul.rn.f64 %g7, %g0, %g1;", &[near_1(1), near_1(1)]), near_1(2));
     assert_eq!(eval_f64("mul.rn.f64 %g7, %g0, %g1;", &[near_1(1), near_1(-1)]), near_1(0));
     assert_eq!(eval_f64("add.rn.f64 %g7, %g0, %g1;", &[near_1(0), d(2f64.powi(-53))]), near_1(0));
@@ -440,7 +443,8 @@ fn moves_pack_and_unpack() {
 
 #[test]
 fn threads_that_part_meet_again() {
-    // out[i] = sum of 0..i, with a loop of another length in every thread, and a detour for odd ones.
+    // out[i] = sum of 0..i, with a loop of another length in every thread, and a detour for odd
+    // ones.
     let text = entry(
         "ld.param.u64 %d0, [out]; mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x;
          mad.lo.s32 %r0, %r1, %r2, %r0; mul.wide.u32 %d1, %r0, 8; add.s64 %d0, %d0, %d1;

@@ -53,6 +53,7 @@ fn update(c: &Coeffs, grad: f32, p: f32, m: f32, v: f32) -> (f32, f32, f32) {
     let g = if c.l2 == 0.0 { g } else { c.l2.mul_add(p, g) };
     let m = c.one_minus_beta1.mul_add(g - m, m);
     let v = c.one_minus_beta2.mul_add(g.mul_add(g, -v), v);
+    let v = if v > f32::MAX { f32::MAX } else { v };
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let w = if c.inverse_scale == 0.0 { q } else { c.inverse_scale.mul_add(s + c.inverse_eps, q) };
@@ -79,8 +80,9 @@ fn adam() -> Coeffs {
     Coeffs { inverse_scale: 0.0, decay: 0.0, l2: 0.01, grad_scale: -1.0, ..dual() }
 }
 
-/// Each of the three uniform tests of the rule, both ways: a compiler makes a loop of its own for some combinations. The steps
-/// are as large as the parameters, so that a 16-bit parameter does not round away what is wrong with them.
+/// Each of the three uniform tests of the rule, both ways: a compiler makes a loop of its own for
+/// some combinations. The steps are as large as the parameters, so that a 16-bit parameter does not
+/// round away what is wrong with them.
 fn all_kinds() -> Vec<Coeffs> {
     let large = Coeffs { adam_scale: 0.9, eps: 0.25, inverse_eps: 0.5, ..dual() };
     let pick = |set: bool, value: f32| if set { value } else { 0.0 };
@@ -207,7 +209,8 @@ fn tensor(variant: Variant, len: usize, seed: u64) -> Tensor {
     Tensor { updated: variant.updated().round(&updated), grad: variant.grad.round(&grad), exp_avg, exp_avg_sq }
 }
 
-/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the master, as bits of their formats.
+/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the master, as bits of their
+/// formats.
 fn expected(variant: Variant, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
     let mut out = [const { Vec::new() }; 4];
     for i in 0..t.updated.len() {
@@ -222,7 +225,8 @@ fn expected(variant: Variant, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
     out
 }
 
-/// A buffer on the device that holds nothing else, so that one byte too far is out of bounds: `shift` bytes are left out in front.
+/// A buffer on the device that holds nothing else, so that one byte too far is out of bounds:
+/// `shift` bytes are left out in front.
 fn upload(memory: &mut Memory, bytes: &[u8], shift: usize) -> u64 {
     if bytes.is_empty() {
         return 0;
@@ -441,10 +445,12 @@ fn lists_follow_the_rule_bit_for_bit() {
     let (module, chunk) = (module(), chunk());
     let coeffs: Vec<Coeffs> = vec![dual(), adam(), Coeffs { decay: 0.0, ..dual() }];
     for variant in all_variants() {
-        // By value; from device memory; and from there with the tensors of some coefficients skipped.
+        // By value; from device memory; and from there with the tensors of some coefficients
+        // skipped.
         for (from_device, skips) in [(false, None), (true, Some([0; 3])), (true, Some([0, 7, 0]))] {
             let mut memory = Memory::new();
-            // Empty tensors among others, one without a gradient, two of several chunks, and more small ones than a span has chunks.
+            // Empty tensors among others, one without a gradient, two of several chunks, and more
+            // small ones than a span has chunks.
             let lens = [5, 0, chunk + 3, 1, 2 * chunk, 0, 33, 1, 2, 3, 1, 1, 6, 1, 1, 4, 2];
             let tensors: Vec<Tensor> =
                 lens.iter().enumerate().map(|(i, &len)| tensor(variant, len, i as u64 + 7)).collect();
@@ -472,7 +478,8 @@ fn lists_follow_the_rule_bit_for_bit() {
     }
 }
 
-/// Masters are set from their parameters, whatever they are: by the tensor's record, or by the skip word of its coefficients.
+/// Masters are set from their parameters, whatever they are: by the tensor's record, or by the skip
+/// word of its coefficients.
 #[test]
 fn lists_set_masters_from_their_parameters() {
     let (module, chunk) = (module(), chunk());
@@ -508,7 +515,8 @@ fn lists_set_masters_from_their_parameters() {
     }
 }
 
-/// Builds the table as the entries want it and launches one block a chunk. Returns the number of blocks.
+/// Builds the table as the entries want it and launches one block a chunk. Returns the number of
+/// blocks.
 fn run_list(
     memory: &mut Memory,
     module: &Modules,
@@ -556,7 +564,8 @@ fn record(b: &Buffers, first_chunk: u32, coeffs_index: u32, sets_master: bool) -
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// The arguments of a list's entry. `device`: the addresses of the coefficients, if they are not `by_value`, and of the skip words, or 0.
+/// The arguments of a list's entry. `device`: the addresses of the coefficients, if they are not
+/// `by_value`, and of the skip words, or 0.
 fn list_params(table: u64, tensors: usize, device: [u64; 2], by_value: &[u8]) -> Vec<u8> {
     let words = [table, tensors as u64, device[0], device[1]];
     let mut params: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -565,7 +574,8 @@ fn list_params(table: u64, tensors: usize, device: [u64; 2], by_value: &[u8]) ->
     params
 }
 
-/// Tensors of more than 2^32 elements, of which only a window has memory: an offset or a length cut to 32 bits misses it.
+/// Tensors of more than 2^32 elements, of which only a window has memory: an offset or a length cut
+/// to 32 bits misses it.
 #[test]
 fn offsets_and_lengths_have_64_bits() {
     let (module, chunk) = (module(), chunk());
@@ -597,7 +607,8 @@ fn offsets_and_lengths_have_64_bits() {
                 launch_blocks(&mut memory, &module, &name, flat_blocks(far(&b).len), blocks, &params);
                 check(&memory, variant, &b, &want, &format!("{name}, {what}"));
 
-                // Its first block is the first of the window's: the chunks before count from below 0.
+                // Its first block is the first of the window's: the chunks before count from below
+                // 0.
                 let mut memory = Memory::new();
                 let b = place(&mut memory, variant, &t, shifts);
                 let name = format!("list_{}", variant.name);
@@ -613,7 +624,8 @@ fn offsets_and_lengths_have_64_bits() {
 
 #[test]
 fn rounding_ties_to_16_bits_go_to_even() {
-    // exp_avg 0 and gradient 0 leave p - 0 = p: the narrowing of every kind of f32 is then seen alone, in the parameter of a master.
+    // exp_avg 0 and gradient 0 leave p - 0 = p: the narrowing of every kind of f32 is then seen
+    // alone, in the parameter of a master.
     let module = module();
     let still = Coeffs { grad_scale: 1.0, decay: 0.0, ..adam() };
     for (name, format) in [("bf16_f32_master", Format::Bf16), ("f16_f32_master", Format::F16)] {
@@ -680,8 +692,8 @@ fn mutants(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them; and so many elements that threads
-/// take several groups together.
+/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them;
+/// and so many elements that threads take several groups together.
 const CASES: [(usize, [usize; 5]); 15] = [
     (1, [0; 5]),
     (6, [3; 5]),

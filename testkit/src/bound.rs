@@ -8,6 +8,9 @@ use dualadam::{DualAdamConfig, InverseTerm, StepCoeffs, WeightDecay, reference};
 
 use crate::contract::{Element, TINY, U};
 
+/// A gradient from here on may have a square that is infinite in f32.
+pub const LEAST_OVERFLOWING: f64 = 1.84e19;
+
 /// The largest error of each new value.
 #[derive(Debug, Clone, Copy)]
 pub struct Bound {
@@ -33,6 +36,7 @@ pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -
         g += c.l2 * p;
         g_error += U * g.abs() + TINY;
     }
+    assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
     let m_error = c.one_minus_beta1 * (g_error + 2.0 * U * (g - m).abs()) + U * exact.m.abs() + TINY;
     let inner = (g * g - v).abs();
     let inner_error = 2.0 * g.abs() * g_error + U * inner + TINY;

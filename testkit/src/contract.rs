@@ -48,6 +48,7 @@ pub fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
     let g = if c.l2 == 0.0 { g } else { fma(c.l2, p, g) };
     let m = fma(c.one_minus_beta1, g - m, m);
     let v = fma(c.one_minus_beta2, fma(g, g, -v), v);
+    let v = if v == f32::INFINITY { f32::MAX } else { v };
     let s = v.sqrt() * c.inv_sqrt_bc2;
     let q = c.adam_scale / (s + c.eps);
     let w = if c.inverse_scale == 0.0 { q } else { fma(c.inverse_scale, s + c.inverse_eps, q) };

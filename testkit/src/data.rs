@@ -60,6 +60,15 @@ impl Inputs {
         inputs
     }
 
+    /// Gradients whose squares are infinite in f32, of both signs, for each of them second moments
+    /// of 0, among the ordinary ones, and so large that the difference of the two is finite.
+    pub fn overflowing() -> Self {
+        let grads = [1.85e19, 2e19, 1e30, f32::MAX].into_iter().flat_map(|grad| [grad, -grad]);
+        let elements = grads.flat_map(|grad| [0.0, 0.125, 1e38, 3.4e38].map(|v| (grad, v)));
+        let (grad, v): (Vec<_>, Vec<_>) = elements.unzip();
+        Self { p: vec![1.0; grad.len()], m: vec![0.0; grad.len()], grad, v }
+    }
+
     pub fn len(&self) -> usize {
         self.p.len()
     }

@@ -3,7 +3,7 @@
 //!
 //! `step` is the implementation, `right` what it is compared with, bit for bit.
 
-use dualadam::{StepCoeffs, cpu};
+use dualadam::{DualAdamConfig, StepCoeffs, cpu};
 
 use crate::data::{Inputs, configs};
 use crate::tensor::Tensor;
@@ -87,4 +87,26 @@ pub fn mixed(sizes: &[usize], set: impl Fn(usize) -> usize) -> Vec<Tensor> {
 pub fn lists(step: Step<'_>, right: Step<'_>, sizes: &[usize]) {
     let sets = all_sets();
     check(step, right, mixed(sizes, |i| i * 3 % sets.len()), &sets, "a list");
+}
+
+/// Every variant, with gradients whose squares overflow, then with ordinary ones, then with NaN:
+/// the second moment is finite until a gradient is NaN, whatever came before.
+pub fn overflows(step: Step<'_>, right: Step<'_>) {
+    let overflowing = Inputs::overflowing();
+    for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
+        for variant in Variant::all() {
+            let mut tensor = Tensor::new(variant.formats(), &overflowing);
+            for (t, grad) in [(1, None), (2, None), (3, None), (4, Some(0.5)), (5, Some(f32::NAN))] {
+                if let Some(grad) = grad {
+                    tensor.set_grads(&vec![grad; overflowing.len()]);
+                }
+                let (coeffs, what) = ([config.coeffs(t).unwrap()], format!("overflowing, step {t}"));
+                check(step, right, vec![tensor.clone()], &coeffs, &what);
+                right(std::slice::from_mut(&mut tensor), &coeffs);
+                let is_nan = grad.is_some_and(f32::is_nan);
+                let v = tensor.exp_avg_sq.wide();
+                assert!(v.iter().all(|v| if is_nan { v.is_nan() } else { v.is_finite() }), "{what}: {v:?}");
+            }
+        }
+    }
 }

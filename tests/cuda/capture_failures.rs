@@ -1,4 +1,5 @@
-//! Captures in which something fails, or that have failed already; and what they must not do to others.
+//! Captures in which something fails, or that have failed already; and what they must not do to
+//! others.
 
 use std::sync::Arc;
 
@@ -30,7 +31,8 @@ struct Captures {
 }
 
 impl Captures {
-    /// A list and its control that have made a step, a capture of them under way, and one of somebody else in the global mode.
+    /// A list and its control that have made a step, a capture of them under way, and one of
+    /// somebody else in the global mode.
     fn new() -> Self {
         let gpu = failures::gpu();
         let mut run = Run::new(&gpu, &[300, 5], &switching());
@@ -63,8 +65,9 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
         gpu.assert_clean();
     };
     at_each_call(Captures::new, |world| &world.gpu, work, verify);
-    // Twice the capture mode and which is current; the stream's context; whether it is captured; the event, the memory, the copy and the
-    // wait for the tables; three launches. The calls that take note of the graph may fail.
+    // Twice the capture mode and which is current; the stream's context; whether it is captured;
+    // the event, the memory, the copy and the wait for the tables; three launches. The calls that
+    // take note of the graph may fail.
     assert_eq!(failures, 13);
 }
 
@@ -86,7 +89,8 @@ fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
     gpu.assert_clean();
 }
 
-/// What the library allows itself is not allowed to the caller afterwards, whether the step was made or not.
+/// What the library allows itself is not allowed to the caller afterwards, whether the step was
+/// made or not.
 fn the_thread_has_its_capture_mode_back() {
     for fails in [false, true] {
         let gpu = failures::gpu();

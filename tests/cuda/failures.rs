@@ -63,7 +63,8 @@ pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
 }
 
-/// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes, and then looks at the world.
+/// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes,
+/// and then looks at the world.
 pub(crate) fn at_each_call<W>(
     mut prepare: impl FnMut() -> W,
     of: impl Fn(&W) -> &Gpu,
@@ -130,8 +131,9 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         drop(twin);
     };
     at_each_call(prepare, |(_, gpu)| gpu, work, verify);
-    // The capture mode, which is current, push, the stream's context, whether it is captured, the module with its three kernels, the
-    // capture mode and which is current for them, the launch; not the pop.
+    // The capture mode, which is current, push, the stream's context, whether it is captured, the
+    // module with its three kernels, the capture mode and which is current for them, the launch;
+    // not the pop.
     assert_eq!(failures, 12);
 }
 
@@ -153,7 +155,8 @@ impl ListWorld {
     }
 }
 
-/// A list's step that sends everything it can: new addresses, new sets, more than fit in an argument.
+/// A list's step that sends everything it can: new addresses, new sets, more than fit in an
+/// argument.
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     let config = DualAdamConfig::default();
     let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
@@ -190,17 +193,19 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         gpu.assert_clean();
     };
     at_each_call(ListWorld::new, |world| &world.gpu, work, verify);
-    // The capture mode, which is current, the stream's context, capturing, copies of a record and of sets, the event of the copies, two
-    // launches.
+    // The capture mode, which is current, the stream's context, capturing, copies of a record and
+    // of sets, the event of the copies, two launches.
     assert_eq!(recovered, 9);
 }
 
 /// A model whose tensors both have masters.
 pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
-/// After a failure the owner's steps and moments are those of a step that was made or was not, tensor by tensor.
+/// After a failure the owner's steps and moments are those of a step that was made or was not,
+/// tensor by tensor.
 fn the_owner_stays_consistent_at_every_failing_call() {
-    // The calls of the test itself, which uploads gradients in each step, are not to fail: the failure comes by function.
+    // The calls of the test itself, which uploads gradients in each step, are not to fail: the
+    // failure comes by function.
     let functions = [
         "cuCtxGetCurrent",
         "cuStreamGetCtx",

@@ -28,8 +28,8 @@ struct World {
     gpu: Gpu,
 }
 
-/// A step that sends all it can: an address, which sets are active, and a learning rate before it. Either nothing has happened, or
-/// the control says that its counters are ahead of the tensors.
+/// A step that sends all it can: an address, which sets are active, and a learning rate before it.
+/// Either nothing has happened, or the control says that its counters are ahead of the tensors.
 fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds() {
     let prepare = || {
         let gpu = failures::gpu();
@@ -76,8 +76,9 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
         gpu.assert_clean();
     };
     at_each_call(prepare, |world| &world.gpu, work, verify);
-    // Which is current, the stream's context, capturing, a copy and an event for the sets, copies of addresses and an event for the
-    // list, prepare_sets; then the first and the other lists' launches.
+    // Which is current, the stream's context, capturing, a copy and an event for the sets, copies
+    // of addresses and an event for the list, prepare_sets; then the first and the other lists'
+    // launches.
     assert!(untouched >= 8 && interrupted >= 2, "{untouched} {interrupted}");
 }
 
@@ -134,8 +135,8 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         gpu.assert_clean();
     };
     at_each_call(prepare, |world| &world.gpu, work, verify);
-    // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the first a wait for the stream; of the
-    // others an event.
+    // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the
+    // first a wait for the stream; of the others an event.
     assert_eq!(failures, 18);
 }
 
@@ -156,7 +157,8 @@ fn a_change_that_failed_is_not_remembered() {
     gpu.assert_clean();
 }
 
-/// The optimizer that the device controls: a step that failed was made, or was not, or is known to be in between.
+/// The optimizer that the device controls: a step that failed was made, or was not, or is known to
+/// be in between.
 fn controlled_optimizers_stay_consistent_at_every_failing_call() {
     let functions = [
         "cuCtxGetCurrent",

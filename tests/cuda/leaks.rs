@@ -1,4 +1,5 @@
-//! What is left when something fails or ends early: nothing, and nothing that is still in use is gone.
+//! What is left when something fails or ends early: nothing, and nothing that is still in use is
+//! gone.
 
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
@@ -54,7 +55,8 @@ fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
     optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
 }
 
-/// At each call that fails: what was made is counted once all is dropped, made again and dropped again.
+/// At each call that fails: what was made is counted once all is dropped, made again and dropped
+/// again.
 fn nothing_is_left_of_what_could_not_be_made() {
     for make in [make_list, make_control, make_optimizer] as [Maker; 3] {
         let settle = |(twin, gpu): &(Twin, Gpu)| {
@@ -70,7 +72,8 @@ fn nothing_is_left_of_what_could_not_be_made() {
             (settle(&world), world)
         };
         let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), CudaError>| {
-            // Where all was made, the call that failed was one that frees. Memory is kept whose upload could not be waited for.
+            // Where all was made, the call that failed was one that frees. Memory is kept whose
+            // upload could not be waited for.
             if let Err(error) = &result {
                 failures += 1;
                 let mut after = settle(&world);
@@ -85,7 +88,8 @@ fn nothing_is_left_of_what_could_not_be_made() {
     }
 }
 
-/// A step that fails may have sent something. Nobody waits for it before list and control are dropped and their memory is used anew.
+/// A step that fails may have sent something. Nobody waits for it before list and control are
+/// dropped and their memory is used anew.
 fn what_could_not_be_sent_is_dropped_at_once() {
     let prepare = || {
         let gpu = failures::gpu();
@@ -108,7 +112,8 @@ fn what_could_not_be_sent_is_dropped_at_once() {
     at_each_call(prepare, |(_, gpu)| gpu, work, verify);
 }
 
-/// The driver reads what the library gives it only when the copy runs. By then the library's sources are gone, unless it waits.
+/// The driver reads what the library gives it only when the copy runs. By then the library's
+/// sources are gone, unless it waits.
 fn sources_may_go_when_a_call_returns() {
     let (mut twin, gpu) = world();
     gpu.stand_in().set("reads_pageable_late", 1);
@@ -194,7 +199,8 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
     gpu.assert_clean();
 }
 
-/// Optimizer and kernels are dropped while the last step is to come; the context is somebody else's, and stays.
+/// Optimizer and kernels are dropped while the last step is to come; the context is somebody
+/// else's, and stays.
 fn nothing_is_left_of_lives_that_end_while_steps_are_to_come() {
     for pools in [1, 0] {
         let gpu = failures::gpu_with_pools(pools);

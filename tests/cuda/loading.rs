@@ -99,12 +99,14 @@ fn a_flat_step_is_captured_once_its_kernels_are_loaded() {
     gpu.assert_clean();
 }
 
-/// The driver keeps compiled kernels in a folder where it can. Nothing here depends on that, and the library writes no file itself.
+/// The driver keeps compiled kernels in a folder where it can. Nothing here depends on that, and
+/// the library writes no file itself.
 fn the_driver_s_cache_folder_may_be_unwritable() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("no folder");
     std::fs::write(&file, b"").unwrap();
-    // SAFETY: what else reads variables in this program does so through the standard library, which takes a lock.
+    // SAFETY: what else reads variables in this program does so through the standard library, which
+    // takes a lock.
     unsafe { std::env::set_var("CUDA_CACHE_PATH", &file) };
     for _ in 0..2 {
         let gpu = failures::gpu();

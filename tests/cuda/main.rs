@@ -1,8 +1,9 @@
-//! The CUDA backend, whole, without a GPU: the host layer through cudarc into a stand-in driver, which runs the embedded kernels on the
-//! CPU.
+//! The CUDA backend, whole, without a GPU: the host layer through cudarc into a stand-in driver,
+//! which runs the embedded kernels on the CPU.
 //!
-//! The stand-in checks every access of the kernels and every order between streams, and runs work as late as it may. The tests in
-//! `bodies` also run on a real device, in `tests/cuda_device.rs`; those in `failures` need a driver that fails when it is told to.
+//! The stand-in checks every access of the kernels and every order between streams, and runs work
+//! as late as it may. The tests in `bodies` also run on a real device, in `tests/cuda_device.rs`;
+//! those in `failures` need a driver that fails when it is told to.
 
 #[cfg(target_os = "linux")]
 #[macro_use]

@@ -1,4 +1,5 @@
-//! What never waits: dropping, whatever is still under way, and all that another thread's capture would suffer from.
+//! What never waits: dropping, whatever is still under way, and all that another thread's capture
+//! would suffer from.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -79,7 +80,8 @@ fn dropping_waits_for_nothing_and_frees_after_the_last_step() {
     assert!(gpu.stand_in().pending() > 0, "the steps are still to come");
     assert!(calls["cuMemFreeAsync"] >= 4, "{calls:?}");
     gpu.assert_clean();
-    // The list's tables; the control; the optimizer's moments, twice, and its tables. Its masters are no memory.
+    // The list's tables; the control; the optimizer's moments, twice, and its tables. Its masters
+    // are no memory.
     assert_eq!(before - live("memory"), 5);
     // Pinned memory waits for the next lists, controls and optimizers, which take it over.
     assert_eq!(live("pinned"), 3);
@@ -148,7 +150,8 @@ fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
     }
 }
 
-/// The descriptors of the capture, the control, the moments: a graph, or an executable made of it, may be launched at any later time.
+/// The descriptors of the capture, the control, the moments: a graph, or an executable made of it,
+/// may be launched at any later time.
 fn what_a_graph_uses_stays_until_the_graph_is_gone() {
     for pools in [1, 0] {
         a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools));
@@ -166,7 +169,8 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     (run.list, run.control) = (fresh.list, fresh.control);
     drop(fresh.twins);
     gpu.context.synchronize().unwrap();
-    // Of the old ones: what was captured, the list's own tables, and the control. Of the fresh ones: the tables and the control.
+    // Of the old ones: what was captured, the list's own tables, and the control. Of the fresh
+    // ones: the tables and the control.
     assert_eq!(live() - empty, tensors + 3 + 2);
     let raw = run.raw();
     let allocate = || drop(TensorList::new(&gpu.kernels, &raw).unwrap());

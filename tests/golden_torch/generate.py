@@ -4,12 +4,12 @@ usage: generate.py OUTFILE     (PyTorch, NumPy and safetensors)
 
 For each case of CASES, with T = 20 recorded steps and N = 32 elements:
 
-    CASE.start.params, .exp_avg, .exp_avg_sq   [N] f32     the state after step 10
-    CASE.grad                                  [T, N] f32  the gradients of steps 11 to 30
-    CASE.params, .exp_avg, .exp_avg_sq         [T, N] f64  torch's float64 state after each of those steps
+    CASE.start.params, .exp_avg, .exp_avg_sq   [N] f32     the state after step 10 CASE.grad
+    [T, N] f32  the gradients of steps 11 to 30 CASE.params, .exp_avg, .exp_avg_sq         [T, N]
+    f64  torch's float64 state after each of those steps
 
-torch itself is handed the f32 state after step 10, so the start is exact on both sides. The metadata holds torch's version, the
-step of the start, and each case's hyperparameters as JSON.
+torch itself is handed the f32 state after step 10, so the start is exact on both sides. The
+metadata holds torch's version, the step of the start, and each case's hyperparameters as JSON.
 """
 import json
 import sys

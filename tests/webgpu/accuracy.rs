@@ -1,4 +1,4 @@
-//! One step of every combination of types, beside exact arithmetic and beside the CPU's.
+//! One step of every variant, beside exact arithmetic and beside the CPU's.
 
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 use testkit::contract::{Element, U};
@@ -59,7 +59,8 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
     }
 }
 
-/// What a driver makes of infinities and NaN is its own affair, but for other elements they mean nothing.
+/// What a driver makes of infinities and NaN is its own affair, but for other elements they mean
+/// nothing.
 pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
     let device = &gpu.device;
     for variant in Variant::all() {
@@ -83,7 +84,8 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
     }
 }
 
-/// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0 is 0, and 0 times the step is 0.
+/// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0
+/// is 0, and 0 times the step is 0.
 pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     let device = &gpu.device;
     let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
@@ -101,8 +103,8 @@ pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     }
 }
 
-/// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver may assume that there is none, so this
-/// is asserted where the adapter is a software one.
+/// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver
+/// may assume that there is none, so this is asserted where the adapter is a software one.
 pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     if !gpu.is_software() {
         return;
@@ -112,37 +114,76 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     let infinite = vec![f32::INFINITY; 19];
     // Without either decay, the parameter is in nothing but the difference.
     let without_p = Inputs { p: infinite.clone(), ..plain.clone() };
-    // Without the inverse branch, a second moment that overflows leaves no step.
-    let without_step = Inputs { grad: vec![1e20; 19], ..plain.clone() };
+    // Without the inverse branch, a root that overflows leaves no step.
+    let without_step = Inputs { v: vec![4.0; 19], ..plain.clone() };
     for (config, t) in configs() {
         let coeffs = config.coeffs(t).unwrap();
         if coeffs.l2 != 0.0 || coeffs.decay != 0.0 {
             continue;
         }
-        let stepped = |inputs| device.stepped(&Host::new(formats("f32_f32"), inputs), &coeffs);
-        let (expected, found) = (stepped(&plain), stepped(&without_p));
+        let stepped = |inputs, coeffs| device.stepped(&Host::new(formats("f32_f32"), inputs), &coeffs);
+        let (expected, found) = (stepped(&plain, coeffs), stepped(&without_p, coeffs));
         let param = Values::F32(infinite.clone());
         assert_eq!(found, Host { param, ..expected }, "{config:?}");
         if coeffs.is_adam() {
-            let found = stepped(&without_step);
-            assert_eq!(
-                (found.param.wide(), found.exp_avg_sq.wide()),
-                (plain.p.clone(), infinite.clone()),
-                "{config:?}"
-            );
+            let mut coeffs = coeffs;
+            coeffs.inv_sqrt_bc2 = f32::MAX;
+            assert_eq!(stepped(&without_step, coeffs).param.wide(), plain.p, "{config:?}");
         }
     }
 }
 
-/// Steps in one submit are the steps submitted one by one, to the bit, and each of those is within the bound.
+/// With gradients whose squares overflow, the second moment saturates where the CPU's does.
+/// Elsewhere it is near the CPU's, or has saturated because only the square overflows. The next
+/// step makes no NaN of it. A GPU's driver may assume that nothing overflows, so this is asserted
+/// where the adapter is a software one.
+pub(crate) fn second_moments_saturate(gpu: &Gpu) {
+    if !gpu.is_software() {
+        return;
+    }
+    for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
+        let is_adam = config.coeffs(1).unwrap().is_adam();
+        // Each step begins where the step before has ended, the last two with other gradients.
+        let mut host = Host::new(formats("f32_f32"), &Inputs::overflowing());
+        for (t, grad) in [(1, None), (2, None), (3, None), (4, Some(0.5)), (5, Some(f32::NAN))] {
+            if let Some(grad) = grad {
+                host.set_grads(&vec![grad; host.len()]);
+            }
+            let coeffs = config.coeffs(t).unwrap();
+            let found = gpu.device.stepped(&host, &coeffs);
+            let [p, m, v] = [&found.param, &found.exp_avg, &found.exp_avg_sq].map(Values::wide);
+            if grad.is_some_and(f32::is_nan) {
+                assert!([p, m, v].concat().iter().all(|x| x.is_nan()), "{config:?}, NaN");
+                break;
+            }
+            assert!(!is_adam || p.iter().all(|p| p.is_finite()), "{config:?}, step {t}: {p:?}");
+            let mut cpu = host.clone();
+            cpu.step(&[coeffs]);
+            for (i, (&found, expected)) in v.iter().zip(cpu.exp_avg_sq.wide()).enumerate() {
+                let (g, before) = (f64::from(host.grad.at(i)), f64::from(host.exp_avg_sq.at(i)));
+                let bound = 2.0 * 12.0 * U * (before + f64::from(coeffs.one_minus_beta2) * (g * g + before));
+                let is_near = (f64::from(found) - f64::from(expected)).abs() <= bound;
+                let has_saturated = found == f32::MAX && g * g > f64::from(f32::MAX);
+                assert!(
+                    if expected == f32::MAX { has_saturated } else { found.is_finite() && (is_near || has_saturated) },
+                    "{config:?}, step {t}, v[{i}]: {found:e}, the CPU's {expected:e}"
+                );
+            }
+            host = found;
+        }
+    }
+}
+
+/// Steps in one submit are the steps submitted one by one, to the bit, and each of those is within
+/// the bound.
 pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(100));
     let coeffs: Vec<_> = (1..=200).map(|t| config.coeffs(t).unwrap()).collect();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
         let mut worst = Worst::default();
-        for name in ["f32_f32", "bf16_bf16", "bf16_bf16_master"] {
+        for variant in Variant::all() {
             let inputs = Inputs { m: vec![0.0; 1027], v: vec![0.0; 1027], ..Inputs::random(1, 1027) };
-            let start = Host::new(formats(name), &inputs);
+            let start = Host::new(variant.formats(), &inputs);
             let together = Uploaded::new(device, &start);
             let list = device.list(&[together.tensor()]);
             device.submit(|pass| coeffs.iter().for_each(|coeffs| list.encode(pass, &[*coeffs]).unwrap()));
@@ -150,7 +191,7 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
             let mut before = start.clone();
             for (t, coeffs) in (1..).zip(&coeffs) {
                 let after = device.stepped(&before, coeffs);
-                worst.compare(&before, &after, &config, t, &format!("{name}, step {t}"));
+                worst.compare(&before, &after, &config, t, &format!("{}, step {t}", variant.name()));
                 before = after;
             }
             together.assert_is(device, &before);
@@ -160,7 +201,8 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     }
 }
 
-/// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the summands. f32 results only.
+/// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the
+/// summands. f32 results only.
 #[derive(Default)]
 struct Worst([(f64, f64); 3]);
 
@@ -182,7 +224,7 @@ impl Worst {
         cpu.step(&[c]);
         let (cpu, found) = (of(&cpu), of(after));
         let dtypes = [after.updated().dtype(), Dtype::F32, Dtype::F32];
-        let copy =
+        let param =
             after.master.as_ref().map(|_| (after.param.wide(), Values::new(after.param.dtype(), &found[0]).wide()));
         for i in 0..before.len() {
             let quantities = bound(config, t, Element { p: p[i], m: m[i], v: v[i] }, grad[i]);
@@ -201,8 +243,8 @@ impl Worst {
                     (*part, *units) = (part.max(error / bound), units.max((error - rounding) / (U * summands)));
                 }
             }
-            if let Some((copy, expected)) = &copy {
-                assert_eq!(copy[i].to_bits(), expected[i].to_bits(), "{what}, copy[{i}]");
+            if let Some((param, expected)) = &param {
+                assert_eq!(param[i].to_bits(), expected[i].to_bits(), "{what}, param[{i}]");
             }
         }
     }

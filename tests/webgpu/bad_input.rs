@@ -1,14 +1,18 @@
 //! What is refused before anything is encoded, and what is not.
 
-use dualadam::webgpu::{BufferView, DualAdam, Moment, Pipelines, Tensor, TensorList, required_limits, wgpu};
-use dualadam::{Dtype, DualAdamConfig, Error, WgpuProblem};
+use std::ops::Range;
+
+use dualadam::webgpu::{
+    Binding, BindingProblem, DualAdam, Pipelines, Tensor, TensorList, WebGpuError, WgpuProblem, required_limits, wgpu,
+};
+use dualadam::{ArgumentError, Dtype, DualAdamConfig, Formats, Role, TensorProblem};
 use testkit::data::Inputs;
-use testkit::refused::{self, refused};
 use testkit::tensor::Tensor as Host;
 use testkit::variant::Variant;
 
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::{Uploaded, host};
+use crate::refused::{self, refused};
 
 fn uploaded(device: &Device, len: usize) -> Uploaded {
     Uploaded::new(device, &host("f32_f32", len))
@@ -18,7 +22,7 @@ fn masters(device: &Device) -> Uploaded {
     Uploaded::new(device, &host("bf16_bf16_master", 257))
 }
 
-fn list(device: &Device, tensors: &[Tensor<'_>]) -> Result<TensorList, Error> {
+fn list(device: &Device, tensors: &[Tensor<'_>]) -> Result<TensorList, WebGpuError> {
     TensorList::new(device.pipelines(), tensors)
 }
 
@@ -28,19 +32,73 @@ pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
     let tensor = good.tensor();
     let short = device.buffer(&[0; 252]);
     assert_eq!(
-        refused(list(device, &[tensor, Tensor { exp_avg: Moment::new(&short), ..tensor }])).to_string(),
+        refused(list(device, &[tensor, with(tensor, Role::ExpAvg, (&short, 0))])).to_string(),
         "exp_avg of tensor 1 must be in a buffer of at least 256 bytes \
          (64 elements of f32 from byte 0 on, up to a multiple of 4 bytes), it has 252"
     );
-    let grads = Some(BufferView { offset: 4, ..tensor.params });
-    refused::offset(list(device, &[Tensor { grads, ..tensor }]), 0, "grads", 256, 4);
+    let inside = tensor.with_grad(Some(tensor.param.with_offset(4)));
+    refused::offset(list(device, &[inside]), 0, Role::Grad, 256, 4);
     let no_storage = device.empty(256, wgpu::BufferUsages::COPY_DST);
-    refused::usage(list(device, &[Tensor { exp_avg_sq: Moment::new(&no_storage), ..tensor }]), 0, "exp_avg_sq");
-    let required = 4 * u128::from(u64::MAX);
-    refused::buffer_size(list(device, &[Tensor { len: u64::MAX, ..tensor }]), 0, "params", required, 256);
-    let params = BufferView { dtype: Dtype::Bf16, ..tensor.params };
-    let both = list(device, &[Tensor { params, len: 3, copy: Some(tensor.params), ..tensor }]);
-    refused::types(both, 0, Dtype::Bf16, Dtype::F32, Some(Dtype::F32));
+    let unusable = || list(device, &[with(tensor, Role::ExpAvgSq, (&no_storage, 0))]);
+    refused::usage(unusable(), 0, Role::ExpAvgSq, wgpu::BufferUsages::COPY_DST);
+    assert_eq!(
+        refused(unusable()).to_string(),
+        "exp_avg_sq of tensor 0 must be in a buffer with the usage STORAGE, it has BufferUsages(COPY_DST)"
+    );
+    let mut long = tensor;
+    long.len = u64::MAX;
+    refused::buffer_size(list(device, &[long]), 0, Role::Param, 4 * u128::from(u64::MAX), 256);
+}
+
+/// Masters that are not f32, masters of f32 parameters, and moments that are not f32.
+pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
+    let device = &gpu.device;
+    let good = uploaded(device, 64);
+    let refuse = |change: fn(&mut Tensor<'_>), formats: Formats| {
+        let mut tensor = good.tensor();
+        tensor.len = 3;
+        change(&mut tensor);
+        refused::formats(list(device, &[tensor]), 0, formats);
+    };
+    let f32_f32 = Formats::new(Dtype::F32, Dtype::F32);
+    refuse(
+        |tensor| {
+            let bf16 = Binding::new(tensor.param.buffer, Dtype::Bf16);
+            *tensor = tensor.with_master(bf16);
+        },
+        f32_f32.with_master(Dtype::Bf16),
+    );
+    refuse(|tensor| tensor.master = Some(tensor.param), f32_f32.with_master(Dtype::F32));
+    let mut narrow = f32_f32;
+    narrow.exp_avg = Dtype::Bf16;
+    refuse(|tensor| tensor.exp_avg.dtype = Dtype::Bf16, narrow);
+    let mut narrow = f32_f32;
+    narrow.exp_avg_sq = Dtype::F16;
+    refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, narrow);
+}
+
+/// A slice's end is respected, although the buffer goes on.
+pub(crate) fn slices_end_where_they_end(gpu: &Gpu) {
+    let device = &gpu.device;
+    let good = uploaded(device, 64);
+    let large = device.buffer(&[0; 2048]);
+    let of = |range: Range<u64>| Binding::from_slice(large.slice(range), Dtype::F32);
+    let slice_end = |result, end, offset| {
+        let problem = BindingProblem::SliceEnd { len: 64, dtype: Dtype::F32, offset, end };
+        refused::binding(result, (0, Role::Param), problem);
+    };
+    let short = || list(device, &[good.tensor_with(of(256..511))]);
+    slice_end(short().map(drop), 511, 256);
+    assert_eq!(
+        refused(short()).to_string(),
+        "param of tensor 0 must end within its slice, at byte 511 of the buffer, got 64 elements of f32 from byte 256 on"
+    );
+    let mut list = device.list(&[good.tensor_with(of(256..512))]);
+    slice_end(list.update(&[good.tensor_with(of(256..512).with_offset(512))]), 512, 512);
+    // Only the end has changed.
+    slice_end(list.update(&[good.tensor_with(of(256..508))]), 508, 256);
+    list.update(&[good.tensor_with(of(512..1024))]).unwrap();
+    list.update(&[good.tensor_with(Binding::new(&large, Dtype::F32).with_offset(512))]).unwrap();
 }
 
 pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
@@ -48,40 +106,45 @@ pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
     let good = uploaded(device, 3);
     // wgpu takes any size for a buffer, but binds whole words.
     let odd = device.empty(6, STORAGE);
-    let odd = list(device, &[Tensor { params: BufferView::new(&odd, Dtype::Bf16), ..good.tensor() }]);
-    refused::buffer_size(odd, 0, "params", 8, 6);
+    let odd = list(device, &[good.tensor_with(Binding::new(&odd, Dtype::Bf16))]);
+    refused::buffer_size(odd, 0, Role::Param, 8, 6);
 }
 
-const BUFFERS: [&str; 5] = ["params", "grads", "exp_avg", "exp_avg_sq", "copy"];
+/// The tensor with another place for one of its buffers.
+fn with<'a>(mut tensor: Tensor<'a>, role: Role, (buffer, offset): (&'a wgpu::Buffer, u64)) -> Tensor<'a> {
+    let binding = match role {
+        Role::Param => Some(&mut tensor.param),
+        Role::Grad => tensor.grad.as_mut(),
+        Role::ExpAvg => Some(&mut tensor.exp_avg),
+        Role::ExpAvgSq => Some(&mut tensor.exp_avg_sq),
+        Role::Master => tensor.master.as_mut(),
+        other => panic!("tensors have no {other}"),
+    };
+    let binding = binding.unwrap_or_else(|| panic!("the tensor has no {role}"));
+    *binding = Binding::new(buffer, binding.dtype).with_offset(offset);
+    tensor
+}
 
-/// The tensor with another place for one of its five buffers.
-fn with<'a>(tensor: Tensor<'a>, name: &str, (buffer, offset): (&'a wgpu::Buffer, u64)) -> Tensor<'a> {
-    let view = |old: BufferView<'a>| BufferView { buffer, offset, ..old };
-    let moment = Moment { buffer, offset };
-    match name {
-        "params" => Tensor { params: view(tensor.params), ..tensor },
-        "grads" => Tensor { grads: tensor.grads.map(view), ..tensor },
-        "exp_avg" => Tensor { exp_avg: moment, ..tensor },
-        "exp_avg_sq" => Tensor { exp_avg_sq: moment, ..tensor },
-        _ => Tensor { copy: tensor.copy.map(view), ..tensor },
-    }
+/// Bytes of one of the buffers of [`masters`].
+fn bytes(role: Role) -> u64 {
+    if matches!(role, Role::Grad | Role::Param) { 516 } else { 1028 }
 }
 
 pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
     let device = &gpu.device;
     let (good, other) = (masters(device), masters(device));
     let (large, no_storage) = (device.empty(1 << 16, STORAGE), device.empty(1 << 16, wgpu::BufferUsages::COPY_DST));
-    for name in BUFFERS {
-        let size = if matches!(name, "grads" | "copy") { 516 } else { 1028 };
+    for role in Role::ALL {
+        let size = bytes(role);
         let short = device.empty(size - 4, STORAGE);
-        let too_short = list(device, &[other.tensor(), with(good.tensor(), name, (&short, 0))]);
-        refused::buffer_size(too_short, 1, name, size.into(), size - 4);
-        let with = |place| list(device, &[with(good.tensor(), name, place)]);
+        let too_short = list(device, &[other.tensor(), with(good.tensor(), role, (&short, 0))]);
+        refused::buffer_size(too_short, 1, role, size.into(), size - 4);
+        let with = |place| list(device, &[with(good.tensor(), role, place)]);
         // Long enough, but for the offset.
         let offset = (1 << 16) - 256;
-        refused::buffer_size(with((&large, offset)), 0, name, u128::from(offset + size), 1 << 16);
-        refused::offset(with((&large, 128)), 0, name, 256, 128);
-        refused::usage(with((&no_storage, 0)), 0, name);
+        refused::buffer_size(with((&large, offset)), 0, role, u128::from(offset + size), 1 << 16);
+        refused::offset(with((&large, 128)), 0, role, 256, 128);
+        refused::usage(with((&no_storage, 0)), 0, role, wgpu::BufferUsages::COPY_DST);
     }
 }
 
@@ -89,17 +152,18 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let device = &gpu.device;
     let (a, b) = (masters(device), masters(device));
     let arena = device.buffer(&[0; 8192]);
-    for one in BUFFERS {
-        for other in BUFFERS {
-            let bytes = if matches!(one, "grads" | "copy") { 516 } else { 1028 };
+    for one in Role::ALL {
+        for other in Role::ALL {
+            let bytes = bytes(one);
             // The other begins with the one, in it, at its last byte, and where it is free again.
             for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {
                 let moved = with(a.tensor(), one, (&arena, 2048));
                 let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
-                let both_grads = (one, other) == ("grads", "grads");
+                let both_grads = (one, other) == (Role::Grad, Role::Grad);
                 let check = |tensors: &[Tensor<'_>], expected: bool| {
                     let made = list(device, tensors);
-                    let refused = matches!(made, Err(Error::Overlap { .. }));
+                    let refused = matches!(&made, Err(WebGpuError::Argument(ArgumentError::Tensor(error)))
+                        if matches!(error.problem, TensorProblem::Overlap { .. }));
                     let what = format!("{one} and {other} at {offset}");
                     assert!(if expected { refused } else { made.is_ok() }, "{what}: {made:?}");
                 };
@@ -117,8 +181,12 @@ pub(crate) fn sets_out_of_range(gpu: &Gpu) {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
         let buffers = [0; 2].map(|_| uploaded(device, 67));
-        let list = device.list(&[buffers[0].tensor(), Tensor { set: 1, ..buffers[1].tensor() }]);
-        device.submit(|pass| refused::index(list.encode(pass, &[coeffs]), 1, "set", 1, 1));
+        let list = device.list(&[buffers[0].tensor(), buffers[1].tensor().with_coeffs_index(1)]);
+        device.submit(|pass| {
+            refused::coeffs_index(list.encode(pass, &[coeffs]), 1, 1, 1);
+            let error = refused(list.encode(pass, &[coeffs]));
+            assert_eq!(error.to_string(), "tensor 1 must have a coeffs_index below 1, got 1");
+        });
         buffers.iter().for_each(|buffers| buffers.assert_is(device, &buffers.host));
     }
 }
@@ -138,7 +206,11 @@ pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
     let uploaded = Uploaded::new(&device, &host);
     let list = device.list(&[uploaded.tensor()]);
     let sets = vec![coeffs; limit as usize + 1];
-    device.submit(|pass| refused::too_many(list.encode(pass, &sets), "sets", limit, limit + 1));
+    device.submit(|pass| {
+        refused::too_many(list.encode(pass, &sets), "coeffs", limit, limit + 1);
+        let error = refused(list.encode(pass, &sets));
+        assert_eq!(error.to_string(), format!("coeffs must number at most {limit}, got {}", limit + 1));
+    });
     uploaded.assert_is(&device, &host);
     device.step(&list, &sets[1..]);
     uploaded.assert_is(&device, &device.stepped(&host, &coeffs));
@@ -148,15 +220,10 @@ pub(crate) fn what_wgpu_refuses(gpu: &Gpu) {
     let device = &gpu.device;
     let (good, other) = (uploaded(device, 64), gpu.open(wgpu::Features::empty(), required_limits()));
     let foreign = uploaded(&other, 64);
-    let check = |wrong: &Uploaded, reason: &str| {
-        let error = refused(list(device, &[good.tensor(), wrong.tensor()]));
-        let problem = match &error {
-            Error::Wgpu { call: "create_bind_group", tensor: Some(1), problem: WgpuProblem::Validation(problem) } => {
-                problem
-            }
-            _ => panic!("{error:?}"),
-        };
-        assert!(problem.contains(reason), "{problem}");
+    let check = |wrong: &Uploaded, reason: &str| match refused::by_wgpu(list(device, &[good.tensor(), wrong.tensor()]))
+    {
+        ("create_bind_group", Some(1), WgpuProblem::Validation(text)) => assert!(text.contains(reason), "{text}"),
+        other => panic!("{other:?}"),
     };
     check(&foreign, "match Device");
     let destroyed = uploaded(device, 64);
@@ -189,13 +256,14 @@ pub(crate) fn small_devices(gpu: &Gpu) {
     let masters = Uploaded::new(&device, &host("bf16_f32_master", 100));
     assert_eq!(
         refused(list(&device, &[uploaded(&device, 64).tensor(), masters.tensor()])).to_string(),
-        "masters with a copy needs a device with max_storage_buffers_per_shader_stage of at least 5, it has 4"
+        "a step with masters needs a device with max_storage_buffers_per_shader_stage of at least 5, it has 4"
     );
     let limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 3, ..required_limits() };
     refused::limit(Pipelines::new(&gpu.open(wgpu::Features::empty(), limits).device), 4, 3);
 }
 
-/// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their edges, and beside them.
+/// Windows of 128 elements, and workgroups of 256 threads in rows of at most one or four: at their
+/// edges, and beside them.
 pub(crate) fn windows_and_rows(gpu: &Gpu) {
     let of = |binding, workgroups| {
         let limits = wgpu::Limits {
@@ -226,7 +294,8 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
 /// Set in a process that has little memory.
 const LITTLE_MEMORY: &str = "DUALADAM_TEST_LITTLE_MEMORY";
 
-/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it gets a process with a limit.
+/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it
+/// gets a process with a limit.
 pub(crate) fn out_of_memory(gpu: &Gpu) {
     if gpu.is_software() && std::env::var_os(LITTLE_MEMORY).is_none() {
         let program = std::env::current_exe().unwrap();
@@ -240,14 +309,14 @@ pub(crate) fn out_of_memory(gpu: &Gpu) {
     let device = gpu.open(wgpu::Features::empty(), wgpu::Limits { max_buffer_size, ..Default::default() });
     let len = (max_buffer_size / 4) as usize;
     let mut optimizers = vec![];
-    let error = loop {
+    let failed = loop {
         match DualAdam::new(device.pipelines(), DualAdamConfig::default(), &[len]) {
             Ok(optimizer) => optimizers.push(optimizer),
-            Err(error) => break error,
+            failed => break failed,
         }
     };
-    let is_expected = matches!(error, Error::Wgpu { call: "create_buffer", problem: WgpuProblem::OutOfMemory, .. });
-    assert!(is_expected, "{error:?}");
+    let (call, _, problem) = refused::by_wgpu(failed);
+    assert_eq!((call, problem), ("create_buffer", WgpuProblem::OutOfMemory));
     // The device goes on.
     drop(optimizers);
     DualAdam::new(device.pipelines(), DualAdamConfig::default(), &[1000]).unwrap();

@@ -1,9 +1,9 @@
-//! How far one WGSL step may be from exact arithmetic, started from the same f32 state. `docs/webgpu-accuracy.md` derives it; the numbers
-//! here are its units.
+//! How far one WGSL step may be from exact arithmetic, started from the same f32 state.
+//! `docs/webgpu-accuracy.md` derives it; the numbers here are its units.
 
 use dualadam::{DualAdamConfig, reference};
 
-use testkit::bound::ExactCoeffs;
+use testkit::bound::{ExactCoeffs, LEAST_OVERFLOWING};
 use testkit::contract::{Element, U};
 
 /// Two subnormals that a driver may flush: an operand or product, and the result.
@@ -13,8 +13,8 @@ const FLUSHED_ROOT: f64 = 1.533_e-19;
 /// Products of two errors, which the units leave out.
 const HIGHER_ORDERS: f64 = 1.0 + 1e-5;
 
-/// An exact new value, the largest error, and the sum of summands that the promise counts its units in: no number where the error has
-/// no such form.
+/// An exact new value, the largest error, and the sum of summands that the promise counts its units
+/// in: no number where the error has no such form.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quantity {
     pub(crate) exact: f64,
@@ -31,6 +31,7 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
 
     let c = ExactCoeffs::new(config, t);
     let g = grad.abs() + c.l2 * p.abs();
+    assert!(g < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
     let m_summands = m.abs() + c.one_minus_beta1 * (g + m.abs());
     let v_summands = v + c.one_minus_beta2 * (g * g + v);
     let decayed = c.decay * p.abs();
@@ -58,7 +59,8 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
     ]
 }
 
-/// The error of w from the ends of the interval in which s is, with the units of the operations after s.
+/// The error of w from the ends of the interval in which s is, with the units of the operations
+/// after s.
 fn error_of_w(c: &ExactCoeffs, v: f64, v_summands: f64) -> f64 {
     let s_of = |v: f64, units: f64| v.max(0.0).sqrt() * c.inv_sqrt_bc2 * (1.0 + units * U);
     let (low, high) = (s_of(v - 12.0 * U * v_summands, -11.0), s_of(v + 12.0 * U * v_summands, 11.0));

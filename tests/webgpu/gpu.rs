@@ -19,8 +19,8 @@ pub(crate) struct Device {
 }
 
 impl Gpu {
-    /// On the adapter whose name holds the variable `WGPU_ADAPTER_NAME`, if that is set; else on a software one if there is one, since
-    /// every machine with Mesa gives the same one; else on any.
+    /// On the adapter whose name holds the variable `WGPU_ADAPTER_NAME`, if that is set; else on a
+    /// software one if there is one, since every machine with Mesa gives the same one; else on any.
     pub(crate) fn new() -> Result<Self, String> {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         let descriptor =

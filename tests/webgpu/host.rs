@@ -1,9 +1,10 @@
 //! Tensors on the host, and their twins on a device.
 
 use dualadam::StepCoeffs;
-use dualadam::webgpu::{BufferView, Moment, Tensor, TensorList, wgpu};
+use dualadam::webgpu::{Binding, Tensor, TensorList, wgpu};
 use testkit::data::Inputs;
 use testkit::tensor::Tensor as Host;
+use testkit::values::Values;
 use testkit::variant::formats;
 
 use crate::gpu::Device;
@@ -13,21 +14,15 @@ pub(crate) fn host(name: &str, len: usize) -> Host {
     Host::new(formats(name), &Inputs::random(1, len))
 }
 
-/// The tensor whose buffers are in these places, in the order of `testkit::tensor::NAMES`.
+/// The tensor whose buffers are in these places, in the order of `Role::ALL`.
 pub(crate) fn bound<'a>(host: &Host, places: &[(&'a wgpu::Buffer, u64)]) -> Tensor<'a> {
-    let dtypes: Vec<_> = host.buffers().iter().map(|values| values.dtype()).collect();
-    let view = |i: usize| BufferView { buffer: places[i].0, offset: places[i].1, dtype: dtypes[i] };
-    let moment = |i: usize| Moment { buffer: places[i].0, offset: places[i].1 };
-    let has_master = host.master.is_some();
-    Tensor {
-        params: view(if has_master { 4 } else { 0 }),
-        grads: Some(view(1)),
-        exp_avg: moment(2),
-        exp_avg_sq: moment(3),
-        copy: has_master.then(|| view(0)),
-        len: host.len() as u64,
-        set: host.set,
-    }
+    let binding =
+        |(values, &(buffer, offset)): (&Values, &(_, _))| Binding::new(buffer, values.dtype()).with_offset(offset);
+    let bindings: Vec<_> = host.buffers().into_iter().zip(places).map(binding).collect();
+    let [param, grad, exp_avg, exp_avg_sq] = [0, 1, 2, 3].map(|role: usize| bindings[role]);
+    let mut tensor = Tensor::new(host.len() as u64, param, Some(grad), exp_avg, exp_avg_sq);
+    tensor.master = bindings.get(4).copied();
+    tensor.with_coeffs_index(host.set)
 }
 
 /// A tensor that was uploaded, each of its buffers into a wgpu buffer of its own.
@@ -44,6 +39,13 @@ impl Uploaded {
 
     pub(crate) fn tensor(&self) -> Tensor<'_> {
         bound(&self.host, &self.buffers.iter().map(|buffer| (buffer, 0)).collect::<Vec<_>>())
+    }
+
+    /// The tensor with other parameters.
+    pub(crate) fn tensor_with<'a>(&'a self, param: Binding<'a>) -> Tensor<'a> {
+        let mut tensor = self.tensor();
+        tensor.param = param;
+        tensor
     }
 
     /// What is there now. Bytes behind the last element must be as they were.

@@ -1,15 +1,14 @@
 //! Lists have the bits of their tensors stepped alone.
 
-use dualadam::webgpu::Tensor;
-use dualadam::{DualAdamConfig, Error, StepCoeffs, SwitchSchedule};
+use dualadam::{Dtype, DualAdamConfig, StepCoeffs, SwitchSchedule};
 use testkit::data::Inputs;
 use testkit::laws;
-use testkit::refused::{self, refused};
 use testkit::tensor::Tensor as Host;
 use testkit::variant::{Variant, in_turns};
 
 use crate::gpu::{Device, Gpu};
 use crate::host::Uploaded;
+use crate::refused::{self, refused};
 
 pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
@@ -18,8 +17,7 @@ pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
             DualAdamConfig::adamw(0.1).coeffs(7).unwrap(),
             DualAdamConfig::default().with_lr(1e-2).coeffs(1).unwrap(),
         ];
-        let hosts =
-            [0, 3, 1030].into_iter().flat_map(|len| (0..Variant::all().count()).map(move |i| host(i, len, i % 3)));
+        let hosts = [0, 3, 1030].into_iter().flat_map(|len| (0..Variant::COUNT).map(move |i| host(i, len, i % 3)));
         check(device, hosts.collect(), &sets);
     }
 }
@@ -44,7 +42,8 @@ pub(crate) fn nothing_to_do(gpu: &Gpu) {
     let device = &gpu.device;
     let frozen = Uploaded::new(device, &host(3, 9, 0));
     // What is left alone is not even looked at.
-    let tensor = Tensor { grads: None, exp_avg: frozen.tensor().exp_avg_sq, ..frozen.tensor() };
+    let mut tensor = frozen.tensor().with_grad(None);
+    tensor.exp_avg = tensor.exp_avg_sq;
     device.step(&device.list(&[]), &[]);
     device.step(&device.list(&[tensor]), &[DualAdamConfig::default().coeffs(1).unwrap()]);
     frozen.assert_is(device, &frozen.host);
@@ -57,20 +56,30 @@ pub(crate) fn updates(gpu: &Gpu) {
     let other = Uploaded::new(device, &host(1, 1030, 0));
 
     // From no gradient to a bf16 one of another buffer.
-    let mut list = device.list(&[Tensor { grads: None, ..a.tensor() }]);
-    let grads = other.tensor().grads;
-    list.update(&[Tensor { grads, ..a.tensor() }]).unwrap();
+    let mut list = device.list(&[a.tensor().with_grad(None)]);
+    let grad = other.tensor().grad;
+    list.update(&[a.tensor().with_grad(grad)]).unwrap();
     device.step(&list, &coeffs);
-    let fresh = device.list(&[Tensor { grads, ..b.tensor() }]);
+    let fresh = device.list(&[b.tensor().with_grad(grad)]);
     device.step(&fresh, &coeffs);
     a.assert_is(device, &b.download(device));
     assert_ne!(a.download(device).contents(), a.host.contents());
 
     // What is refused leaves the list as it was.
     refused::count(list.update(&[]), "tensors", 1, 0);
-    let error = refused(list.update(&[Tensor { len: 1029, ..a.tensor() }]));
-    assert_eq!(error.to_string(), "the length of tensor 0 must stay 1030, got 1029");
-    refused::overlap(list.update(&[Tensor { grads: Some(a.tensor().params), ..a.tensor() }]));
+    let mut shorter = a.tensor();
+    shorter.len = 1029;
+    let error = refused(list.update(&[shorter]));
+    assert_eq!(error.to_string(), "tensor 0 must keep its length of 1030 elements, got 1029");
+    refused::overlap(list.update(&[a.tensor().with_grad(Some(a.tensor().param))]));
+    // Of the formats only the gradient's may change.
+    let mut narrower = a.tensor().with_grad(None);
+    narrower.param.dtype = Dtype::Bf16;
+    assert_eq!(
+        refused(list.update(&[narrower])).to_string(),
+        "tensor 0 must keep its formats (f32 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq), \
+         got bf16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq"
+    );
     [&list, &fresh].into_iter().for_each(|list| device.step(list, &coeffs));
     a.assert_is(device, &b.download(device));
 }
@@ -93,10 +102,10 @@ pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
     let [a, b, other, gone, grads] = [0; 5].map(|_| Uploaded::new(device, &host(0, 130, 0)));
 
     let mut list = device.list(&[a.tensor(), b.tensor()]);
-    let moved = Tensor { grads: other.tensor().grads, set: 1, ..a.tensor() };
+    let moved = a.tensor().with_grad(other.tensor().grad).with_coeffs_index(1);
     gone.buffers[1].destroy();
-    let error = refused(list.update(&[moved, Tensor { grads: gone.tensor().grads, ..b.tensor() }]));
-    assert!(matches!(error, Error::Wgpu { tensor: Some(1), .. }), "{error:?}");
+    let (_, tensor, _) = refused::by_wgpu(list.update(&[moved, b.tensor().with_grad(gone.tensor().grad)]));
+    assert_eq!(tensor, Some(1));
     // Neither the gradient nor the set has moved.
     other.buffers[1].destroy();
     device.step(&list, &coeffs);
@@ -104,7 +113,7 @@ pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
     [&a, &b].into_iter().for_each(|stepped| stepped.assert_is(device, &expected));
 
     a.buffers[0].destroy();
-    list.update(&[a.tensor(), Tensor { grads: grads.tensor().grads, set: 5, ..b.tensor() }]).unwrap();
-    let error = refused(list.update(&[Tensor { grads: grads.tensor().grads, ..a.tensor() }, b.tensor()]));
-    assert!(matches!(error, Error::Wgpu { tensor: Some(0), .. }), "{error:?}");
+    list.update(&[a.tensor(), b.tensor().with_grad(grads.tensor().grad).with_coeffs_index(5)]).unwrap();
+    let (_, tensor, _) = refused::by_wgpu(list.update(&[a.tensor().with_grad(grads.tensor().grad), b.tensor()]));
+    assert_eq!(tensor, Some(0));
 }

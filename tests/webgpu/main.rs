@@ -8,6 +8,7 @@ mod host;
 mod lists;
 mod neighbours;
 mod owner;
+mod refused;
 mod storage;
 
 use gpu::Gpu;
@@ -20,6 +21,7 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("special_values_stay_among_themselves", accuracy::special_values_stay_among_themselves),
     ("untouched_parameters_stay", accuracy::untouched_parameters_stay),
     ("absent_terms_are_absent", accuracy::absent_terms_are_absent),
+    ("second_moments_saturate", accuracy::second_moments_saturate),
     ("two_hundred_steps_in_one_submit", accuracy::two_hundred_steps_in_one_submit),
     ("all_16_bit_patterns_load", storage::all_16_bit_patterns_load),
     ("all_16_bit_patterns_stay", storage::all_16_bit_patterns_stay),
@@ -31,6 +33,8 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("updates_bind_what_changed", lists::updates_bind_what_changed),
     ("one_buffer_may_hold_everything", neighbours::one_buffer_may_hold_everything),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
+    ("formats_without_a_shader", bad_input::formats_without_a_shader),
+    ("slices_end_where_they_end", bad_input::slices_end_where_they_end),
     ("odd_counts_need_the_whole_word", bad_input::odd_counts_need_the_whole_word),
     ("every_buffer_is_checked", bad_input::every_buffer_is_checked),
     ("overlaps_are_refused", bad_input::overlaps_are_refused),

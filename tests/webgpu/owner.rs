@@ -1,21 +1,21 @@
-//! The owning optimizer: the bits of lists made by hand, files that resume anywhere, and states read while other work goes on.
+//! The owning optimizer: the bits of lists made by hand, files that resume anywhere, and states
+//! read while other work goes on.
 
 use std::ops::Range;
 use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use dualadam::webgpu::{BufferView, DualAdam, Tensor, required_limits, wgpu};
+use dualadam::webgpu::{Binding, BindingProblem, DualAdam, WebGpuError, WgpuProblem, required_limits, wgpu};
 use dualadam::{
-    Dtype, DualAdamConfig, Error, State, StateProblem, SwitchSchedule, TensorLayout, TensorState, WeightDecay,
-    WgpuProblem, cpu,
+    Dtype, DualAdamConfig, Error, Formats, Role, State, StateError, StateProblem, SwitchSchedule, TensorProblem,
+    TensorSpec, WeightDecay, cpu,
 };
 use pollster::block_on;
 use testkit::contract::same;
 use testkit::data::Inputs;
 use testkit::device::DeviceTest;
 use testkit::model::{Model, Spec, wide};
-use testkit::refused::{self, refused};
 use testkit::state::{bits, float_bits, temporary};
 use testkit::tensor::Tensor as Host;
 use testkit::values::Values;
@@ -23,6 +23,7 @@ use testkit::variant::{Variant, formats};
 
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::Uploaded;
+use crate::refused::{self, refused};
 
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),
@@ -36,6 +37,7 @@ pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_refuses_bad_input_and_stays", refuses_bad_input_and_stays),
     ("owner_refuses_damaged_files_and_stays", refuses_damaged_files_and_stays),
     ("owner_on_small_devices", on_small_devices),
+    ("owner_names_tensors_in_errors", names_tensors_in_errors),
     ("owner_on_a_lost_device", on_a_lost_device),
 ];
 
@@ -76,28 +78,27 @@ impl Models {
         Self { params: host.params.iter().map(upload).collect(), grads, host }
     }
 
-    fn params(&self) -> Vec<BufferView<'_>> {
-        let of = |(buffer, spec): (_, &Spec)| BufferView::new(buffer, spec.formats.param);
+    fn params(&self) -> Vec<Binding<'_>> {
+        let of = |(buffer, spec): (_, &Spec)| Binding::new(buffer, spec.formats.param);
         self.params.iter().zip(&self.host.specs).map(of).collect()
     }
 
     /// The gradients of step `t`, every fourth of which is missing.
-    fn grads(&self, t: usize) -> Vec<Option<BufferView<'_>>> {
-        let of = |(i, spec): (usize, &Spec)| {
-            has_grads(i, t).then(|| BufferView::new(&self.grads[t % 3][i], spec.formats.grad))
-        };
+    fn grads(&self, t: usize) -> Vec<Option<Binding<'_>>> {
+        let of =
+            |(i, spec): (usize, &Spec)| has_grads(i, t).then(|| Binding::new(&self.grads[t % 3][i], spec.formats.grad));
         self.host.specs.iter().enumerate().map(of).collect()
     }
 
     fn optimizer(&self, device: &Device) -> DualAdam {
-        DualAdam::with_groups(device.pipelines(), &groups(), &self.host.layout()).unwrap()
+        DualAdam::with_groups(device.pipelines(), &groups(), &self.host.tensor_specs()).unwrap()
     }
 
     /// Steps `t`, all in one pass.
     fn run(&self, device: &Device, optimizer: &mut DualAdam, steps: Range<usize>) {
         device.submit(|pass| {
             for t in steps {
-                optimizer.step_scaled(pass, &self.params(), &self.grads(t), 0.5).unwrap();
+                optimizer.step_scaled(pass, self.params(), self.grads(t), 0.5).unwrap();
             }
         });
     }
@@ -134,15 +135,15 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
             for t in (0..12).filter(|&t| has_grads(index, t)) {
                 step += 1;
                 let coeffs = groups()[spec.group].coeffs_scaled(step, 0.5).unwrap();
-                device.step(&device.list(&[Tensor { grads: models.grads(t)[index], ..uploaded.tensor() }]), &[coeffs]);
+                device.step(&device.list(&[uploaded.tensor().with_grad(models.grads(t)[index])]), &[coeffs]);
             }
             let by_hand = uploaded.download(device);
             let what = format!("tensor {index}, {}", by_hand.types());
-            let found = &state.tensors[index];
-            assert_eq!((found.step, found.group), (step, spec.group), "{what}");
+            let (found, ledger) = (&state.arrays[index], &state.ledger);
+            assert_eq!((ledger.step(index).unwrap(), ledger.spec(index).unwrap()), (step, &spec.of_tensor()), "{what}");
             assert_eq!(float_bits(&found.exp_avg), float_bits(&by_hand.exp_avg.wide()), "{what}");
             assert_eq!(float_bits(&found.exp_avg_sq), float_bits(&by_hand.exp_avg_sq.wide()), "{what}");
-            assert_eq!(found.master_is_set, found.master.is_some(), "{what}");
+            assert_eq!(ledger.master_is_set(index).unwrap(), found.master.is_some(), "{what}");
             let master = by_hand.master.as_ref().map(Values::wide);
             assert_eq!(found.master.as_deref().map(float_bits), master.as_deref().map(float_bits), "{what}");
             let expected = by_hand.param.bytes();
@@ -160,38 +161,41 @@ fn sets_masters_exactly(gpu: &Gpu) {
     let windows = wgpu::Limits { max_storage_buffer_binding_size: 512, ..wgpu::Limits::default() };
     let windows = gpu.open(wgpu::Features::empty(), windows);
     for device in [Some(&gpu.device), Some(&windows), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        [Dtype::Bf16, Dtype::F16].into_iter().for_each(|dtype| check_masters(device, dtype));
+        Variant::all().map(Variant::formats).filter(|formats| formats.master.is_some()).for_each(|formats| {
+            check_masters(device, formats);
+        });
     }
 }
 
 /// The masters of parameters of all patterns after a step with gradients of 0, which moves nothing.
-fn check_masters(device: &Device, dtype: Dtype) {
+fn check_masters(device: &Device, formats: Formats) {
     let patterns: Vec<u16> = (0..=u16::MAX).chain([0x3f80, 0x1234, 0x8001]).collect();
-    let values = Values::from_bits(dtype, &patterns);
+    let values = Values::from_bits(formats.param, &patterns);
     let params = device.buffer(values.bytes());
     let grads = device.buffer(&vec![0; 4 * patterns.len()]);
-    let (params, grads) = (BufferView::new(&params, dtype), BufferView::new(&grads, Dtype::F32));
-    let layout = [TensorLayout::new(patterns.len()).with_master()];
-    let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &layout).unwrap();
+    let (params, grads) = (Binding::new(&params, formats.param), Binding::new(&grads, formats.grad));
+    let specs = [TensorSpec::new(patterns.len()).with_master()];
+    let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
     let before = optimizer.state(&device.queue).unwrap();
-    assert!(!before.tensors[0].master_is_set);
-    device.submit(|pass| optimizer.step(pass, &[params], &[Some(grads)]).unwrap());
-    let masters = optimizer.state(&device.queue).unwrap().tensors.remove(0).master.unwrap();
+    assert!(!before.ledger.master_is_set(0).unwrap());
+    device.submit(|pass| optimizer.step(pass, [params], [Some(grads)]).unwrap());
+    let masters = optimizer.state(&device.queue).unwrap().arrays.remove(0).master.unwrap();
     for (expected, found) in values.wide().into_iter().zip(masters) {
         // The step that follows may flush a subnormal, as any operation of WGSL.
         let flushed = expected.is_subnormal() && found == 0.0;
-        assert!(flushed || same(found, expected), "{dtype}: {found:e}, not {expected:e}");
+        assert!(flushed || same(found, expected), "{formats}: {found:e}, not {expected:e}");
     }
 }
 
-/// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while it has no gradient.
+/// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while
+/// it has no gradient.
 fn follows_changed_types(gpu: &Gpu) {
     let device = &gpu.device;
     let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
     let mut changing = wide.optimizer(device);
     wide.run(device, &mut changing, 1..3);
     let state = changing.state(&device.queue).unwrap();
-    device.submit(|pass| changing.step(pass, &narrow.params(), &[None]).unwrap());
+    device.submit(|pass| changing.step(pass, narrow.params(), [None]).unwrap());
     assert_eq!(changing.state(&device.queue).unwrap(), state);
     narrow.run(device, &mut changing, 1..3);
     let mut fresh = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
@@ -206,16 +210,17 @@ fn takes_moments(gpu: &Gpu) {
     let mut optimizer = models.optimizer(device);
     let inputs = Inputs::random(1, 1030);
     optimizer.set_moments(&device.queue, 7, 100, &inputs.m, &inputs.v).unwrap();
-    let mut expected = State::new(&groups(), &models.host.layout()).unwrap();
-    let (group, exp_avg, exp_avg_sq) = (expected.tensors[7].group, inputs.m.clone(), inputs.v.clone());
-    expected.tensors[7] = TensorState { group, step: 100, exp_avg, exp_avg_sq, ..expected.tensors[7].clone() };
+    let mut expected = State::new(&groups(), &models.host.tensor_specs()).unwrap();
+    expected.ledger.set_step(7, 100).unwrap();
+    (expected.arrays[7].exp_avg, expected.arrays[7].exp_avg_sq) = (inputs.m.clone(), inputs.v.clone());
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
     assert_eq!(optimizer.step_of(7).unwrap(), 100);
 
     let negative: Vec<f32> = inputs.v.iter().map(|v| -v).collect();
     let mut set = |tensor, m: &[f32], v: &[f32]| optimizer.set_moments(&device.queue, tensor, 1, m, v);
-    refused::length(set(7, &inputs.m[1..], &inputs.v), 7, "exp_avg", 1030, 1029);
-    refused::value(set(7, &inputs.m, &negative), "exp_avg_sq");
+    refused::length(set(7, &inputs.m[1..], &inputs.v), 7, Role::ExpAvg, 1030, 1029);
+    let first = TensorProblem::Negative { value: negative[0] };
+    refused::problem(set(7, &inputs.m, &negative), 7, Role::ExpAvgSq, first);
     let count = models.params.len();
     refused::position(set(count, &inputs.m, &inputs.v), "tensor", count, count);
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
@@ -236,7 +241,7 @@ fn resumes_bit_for_bit(gpu: &Gpu) {
     first.save(&device.queue, &path).unwrap();
     let mut second = twins.optimizer(device);
     // A list and moments of its own, which the file replaces.
-    device.submit(|pass| second.step(pass, &models.params(), &vec![None; models.params.len()]).unwrap());
+    device.submit(|pass| second.step(pass, models.params(), vec![None; models.params.len()]).unwrap());
     second.load(&device.queue, &path).unwrap();
     assert_eq!(second.state(&device.queue).unwrap(), first.state(&device.queue).unwrap());
     second.set_lr(1, 1e-4).unwrap();
@@ -248,11 +253,12 @@ fn resumes_bit_for_bit(gpu: &Gpu) {
     assert!(twins.results(device, &third) == whole);
 }
 
-/// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters set and some not.
+/// A state that a CPU optimizer has after some steps, with bits of all kinds, some of its masters
+/// set and some not.
 fn cpu_optimizer() -> cpu::DualAdam {
     let specs = [("f32_f32", 1030, 0), ("f32_f32", 0, 0), ("bf16_f32_master", 7, 1), ("bf16_f32_master", 3, 0)];
     let mut model = Model::new(&specs.map(|(name, len, group)| Spec { formats: formats(name), len, group }), wide);
-    let mut optimizer = cpu::DualAdam::with_groups(&groups(), &model.layout()).unwrap();
+    let mut optimizer = cpu::DualAdam::with_groups(&groups(), &model.tensor_specs()).unwrap();
     for _ in 0..3 {
         let grads = model.grads(0, |tensor| tensor != 3);
         model.step(&mut optimizer, &grads, 1.0).unwrap();
@@ -278,9 +284,8 @@ fn shares_files_with_the_cpu(gpu: &Gpu) {
     let state = State::load(&from_cpu).unwrap();
     let taken = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
     assert_same_state(&taken.state(&device.queue).unwrap(), on_cpu.state());
-    let layout = [(1030, 0, false), (0, 0, false), (7, 1, true), (3, 0, true)];
-    let layout = layout.map(|(len, group, master)| TensorLayout { len, group, master });
-    let mut loaded = DualAdam::with_groups(device.pipelines(), &[DualAdamConfig::adam(); 2], &layout).unwrap();
+    let specs: Vec<_> = on_cpu.state().ledger.specs().cloned().collect();
+    let mut loaded = DualAdam::with_groups(device.pipelines(), &[DualAdamConfig::adam(); 2], &specs).unwrap();
     loaded.load(&device.queue, &from_cpu).unwrap();
     assert_same_state(&loaded.state(&device.queue).unwrap(), on_cpu.state());
 
@@ -337,8 +342,8 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
 fn reads_large_states_in_pieces(gpu: &Gpu) {
     let device = &gpu.device;
     let lens = [(64 << 20) / 4 + 3, 5];
-    let mut state = State::new(&groups(), &lens.map(TensorLayout::new)).unwrap();
-    for (number, tensor) in state.tensors.iter_mut().enumerate() {
+    let mut state = State::new(&groups(), &lens.map(TensorSpec::new)).unwrap();
+    for (number, tensor) in state.arrays.iter_mut().enumerate() {
         tensor.exp_avg.iter_mut().enumerate().for_each(|(i, m)| *m = (i + number) as f32 - 1e6);
         tensor.exp_avg_sq.iter_mut().enumerate().for_each(|(i, v)| *v = (3 * i + number) as f32);
     }
@@ -360,7 +365,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     let (short, large) = (device.buffer(&[0; 4 * 1029]), device.empty(8192, STORAGE));
     let unusable = device.empty(4 * 1030, wgpu::BufferUsages::COPY_DST);
     let foreign = gpu.open(wgpu::Features::empty(), required_limits()).buffer(&[0; 4 * 1030]);
-    let f32_of = |buffer| BufferView::new(buffer, Dtype::F32);
+    let f32_of = |buffer| Binding::new(buffer, Dtype::F32);
     let with_params = |index: usize, view| {
         let mut params = params.clone();
         params[index] = view;
@@ -372,25 +377,26 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
         grads
     };
     device.submit(|pass| {
-        let mut step = |params: &[_], grads: &[_]| optimizer.step(pass, params, grads);
+        let mut step = |params: &[_], grads: &[_]| optimizer.step(pass, params.iter().copied(), grads.iter().copied());
         refused::count(step(&params[..2], &grads), "params", 3, 2);
         refused::count(step(&params, &grads[..1]), "grads", 3, 1);
-        refused::buffer_size(step(&with_params(2, f32_of(&short)), &grads), 2, "params", 4120, 4116);
-        refused::buffer_size(step(&params, &with_grads(1, f32_of(&short))), 1, "grads", 4120, 4116);
-        refused::usage(step(&with_params(0, f32_of(&unusable)), &grads), 0, "params");
-        let inside = BufferView { offset: 4, ..f32_of(&large) };
-        refused::offset(step(&params, &with_grads(0, inside)), 0, "grads", 256, 4);
-        // Masters of f32 parameters, and a pair of types without a shader.
+        refused::buffer_size(step(&with_params(2, f32_of(&short)), &grads), 2, Role::Param, 4120, 4116);
+        refused::buffer_size(step(&params, &with_grads(1, f32_of(&short))), 1, Role::Grad, 4120, 4116);
+        let usage = wgpu::BufferUsages::COPY_DST;
+        refused::usage(step(&with_params(0, f32_of(&unusable)), &grads), 0, Role::Param, usage);
+        let inside = f32_of(&large).with_offset(4);
+        refused::offset(step(&params, &with_grads(0, inside)), 0, Role::Grad, 256, 4);
+        // Masters of f32 parameters, and a pair of formats without a shader.
         let masters_of_f32 = step(&with_params(1, f32_of(&large)), &grads);
-        refused::types(masters_of_f32, 1, Dtype::F32, Dtype::Bf16, Some(Dtype::F32));
-        let f16_for_bf16 = step(&params, &with_grads(1, BufferView::new(&large, Dtype::F16)));
-        refused::types(f16_for_bf16, 1, Dtype::F32, Dtype::F16, Some(Dtype::Bf16));
+        refused::formats(masters_of_f32, 1, Formats::new(Dtype::F32, Dtype::Bf16).with_master(Dtype::F32));
+        let f16_for_bf16 = step(&params, &with_grads(1, Binding::new(&large, Dtype::F16)));
+        refused::formats(f16_for_bf16, 1, Formats::new(Dtype::Bf16, Dtype::F16).with_master(Dtype::F32));
         refused::overlap(step(&params, &with_grads(0, params[2])));
         refused::overlap(step(&with_params(0, params[2]), &grads));
-        let error = refused(step(&params, &with_grads(2, f32_of(&foreign))));
-        let is_expected = matches!(error, Error::Wgpu { tensor: Some(2), problem: WgpuProblem::Validation(_), .. });
-        assert!(is_expected, "{error:?}");
-        refused::value(optimizer.step_scaled(pass, &params, &grads, f64::NAN), "grad_multiplier");
+        let (_, tensor, problem) = refused::by_wgpu(step(&params, &with_grads(2, f32_of(&foreign))));
+        assert!(matches!((tensor, &problem), (Some(2), WgpuProblem::Validation(_))), "{tensor:?}, {problem:?}");
+        let scaled = optimizer.step_scaled(pass, params.clone(), grads.clone(), f64::NAN);
+        refused::value(scaled, "grad_multiplier");
     });
     refused::value(optimizer.set_lr(0, -1.0), "lr");
     refused::position(optimizer.set_config(2, DualAdamConfig::adam()), "group", 2, 2);
@@ -399,9 +405,9 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
 
     // A step that cannot be counted.
     let mut state = before.0.clone();
-    state.tensors[2].step = u64::MAX;
+    state.ledger.set_step(2, u64::MAX).unwrap();
     let mut full = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
-    device.submit(|pass| refused::step_overflow(full.step(pass, &params, &grads), 2));
+    device.submit(|pass| refused::step_overflow(full.step(pass, params.clone(), grads.clone()), 2));
     assert!(full.state(&device.queue).unwrap() == state);
 
     good.run(device, &mut optimizer, 2..5);
@@ -409,11 +415,11 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     assert!(good.results(device, &optimizer) == twin.results(device, &twin_optimizer));
 
     refused::value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), "eps");
-    let layout = [TensorLayout::new(1).in_group(2)];
-    refused::index(DualAdam::with_groups(device.pipelines(), &groups(), &layout), 0, "group", 2, 2);
-    state.tensors[0].exp_avg_sq.pop();
+    let specs = [TensorSpec::new(1).in_group(2)];
+    refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &specs), 0, 2, 2);
+    state.arrays[0].exp_avg_sq.pop();
     let uneven = DualAdam::from_state(device.pipelines(), &device.queue, &state);
-    refused::length(uneven, 0, "exp_avg_sq", 1030, 1029);
+    refused::length(uneven, 0, Role::ExpAvgSq, 1030, 1029);
 }
 
 fn refuses_damaged_files_and_stays(gpu: &Gpu) {
@@ -423,33 +429,45 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
     let mut optimizer = models.optimizer(device);
     models.run(device, &mut optimizer, 1..3);
     let before = models.results(device, &optimizer);
-    let refused = |optimizer: &mut DualAdam, path: &Path| refused(optimizer.load(&device.queue, path));
+    let refused = |optimizer: &mut DualAdam, path: &Path| refused_state(optimizer.load(&device.queue, path));
 
     let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, Error::Io { action: "read", .. }), "{error:?}");
+    assert!(matches!(error, StateError::Io { action: "read", .. }), "{error:?}");
     optimizer.save(&device.queue, &path).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, Error::State { problem: StateProblem::Checksum { .. }, .. }), "{error:?}");
+    assert!(matches!(problem_of_file(&error), Some(StateProblem::Checksum { .. })), "{error:?}");
     // Good files of other models: of another length, of another group, without masters.
-    let own = models.host.layout()[0];
-    for layout in
-        [TensorLayout { len: 1029, ..own }, TensorLayout { group: 0, ..own }, TensorLayout { master: false, ..own }]
-    {
-        cpu::DualAdam::with_groups(&groups(), &[layout]).unwrap().save(&path).unwrap();
+    let own = TensorSpec::new(1030).in_group(1).with_master();
+    assert_eq!(models.host.tensor_specs(), std::slice::from_ref(&own));
+    let shorter = TensorSpec::new(1029).in_group(1).with_master();
+    for spec in [shorter, own.clone().in_group(0), TensorSpec::new(1030).in_group(1)] {
+        cpu::DualAdam::with_groups(&groups(), &[spec]).unwrap().save(&path).unwrap();
         let error = refused(&mut optimizer, &path);
-        assert!(matches!(error, Error::State { problem: StateProblem::Layout { .. }, .. }), "{error:?}");
+        assert!(matches!(problem_of_file(&error), Some(StateProblem::Layout { .. })), "{error:?}");
     }
     assert!(models.results(device, &optimizer) == before);
-    let nowhere = optimizer.save(&device.queue, folder.path().join("no/such/folder")).unwrap_err();
-    assert!(matches!(nowhere, Error::Io { .. }), "{nowhere:?}");
+    let nowhere = refused_state(optimizer.save(&device.queue, folder.path().join("no/such/folder")));
+    assert!(matches!(nowhere, StateError::Io { .. }), "{nowhere:?}");
+}
+
+#[track_caller]
+fn refused_state<T>(result: Result<T, WebGpuError>) -> StateError {
+    match refused(result) {
+        Error::State(error) => error,
+        other => panic!("not of a state: {other:?}"),
+    }
+}
+
+fn problem_of_file(error: &StateError) -> Option<&StateProblem> {
+    if let StateError::File { problem, .. } = error { Some(problem) } else { None }
 }
 
 fn on_small_devices(gpu: &Gpu) {
-    let masters = [TensorLayout::new(8).with_master()];
+    let masters = [TensorSpec::new(8).with_master()];
     let four = gpu.open(wgpu::Features::empty(), required_limits());
     refused::limit(DualAdam::with_groups(four.pipelines(), &groups(), &masters), 5, 4);
     let state = State::new(&groups(), &masters).unwrap();
@@ -464,14 +482,40 @@ fn on_small_devices(gpu: &Gpu) {
     };
     let small = gpu.open(wgpu::Features::empty(), limits);
     let step = |device: &Device| {
-        let models = Models::of(device, &["f32_f32", "bf16_bf16_master", "f32_bf16"], 4096, 0);
+        let models =
+            Models::new(device, Variant::all().map(|variant| Spec { formats: variant.formats(), len: 4096, group: 0 }));
         let mut optimizer = models.optimizer(device);
         models.run(device, &mut optimizer, 1..4);
         models.results(device, &optimizer)
     };
     assert!(step(&small) == step(&gpu.device));
-    let error = refused(DualAdam::new(small.pipelines(), DualAdamConfig::adam(), &[4096, 4097]));
-    assert!(matches!(error, Error::ArraySize { tensor: 1, array: "exp_avg", limit: 16384, len: 4097 }), "{error:?}");
+    let problem = BindingProblem::ArraySize { limit: 16384, len: 4097 };
+    let too_long = DualAdam::new(small.pipelines(), DualAdamConfig::adam(), &[4096, 4097]);
+    refused::binding(too_long, (1, Role::ExpAvg), problem);
+    let specs = [TensorSpec::new(4096), TensorSpec::new(4097).with_name("embedding")];
+    assert_eq!(
+        refused(DualAdam::with_groups(small.pipelines(), &groups(), &specs)).to_string(),
+        "exp_avg of tensor 1 (embedding) must fit in a buffer of 16384 bytes (max_buffer_size), got 4097 elements of f32"
+    );
+}
+
+/// Problems of bindings and of tensors.
+fn names_tensors_in_errors(gpu: &Gpu) {
+    let device = &gpu.device;
+    let specs = [TensorSpec::new(8).with_name("bias")];
+    let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
+    let buffer = device.buffer(&[0; 28]);
+    let of = |dtype| Binding::new(&buffer, dtype);
+    device.submit(|pass| {
+        let mut begins = |param, grad, begin: &str| {
+            let error = refused(optimizer.step(pass, [of(param)], [Some(of(grad))]));
+            assert!(error.to_string().starts_with(begin), "{error}");
+        };
+        begins(Dtype::F32, Dtype::F32, "param of tensor 0 (bias) must be in a buffer of at least 32 bytes");
+        begins(Dtype::F16, Dtype::Bf16, "tensor 0 (bias) must have the formats of a variant (f32_f32, ");
+    });
+    let error = refused(optimizer.set_moments(&device.queue, 0, 1, &[0.0; 7], &[0.0; 8]));
+    assert_eq!(error.to_string(), "exp_avg of tensor 0 (bias) must have 8 elements, got 7");
 }
 
 fn on_a_lost_device(gpu: &Gpu) {
@@ -496,10 +540,11 @@ fn on_a_lost_device(gpu: &Gpu) {
     refused::lost_device(block_on(optimizer.read_state(&device.queue)));
     refused::lost_device(optimizer.load(&device.queue, &path));
     refused::lost_device(optimizer.set_moments(&device.queue, 0, 9, &moments, &moments));
-    refused::lost_device(optimizer.step(&mut pass, &params, &grads));
+    refused::lost_device(optimizer.step(&mut pass, params, grads));
     refused::lost_device(DualAdam::from_state(device.pipelines(), &device.queue, &state));
     refused::lost_device(DualAdam::new(device.pipelines(), DualAdamConfig::adam(), &[1]));
     assert!(!folder.path().join("other").exists());
-    let steps = [0, 1].map(|tensor: usize| state.tensors[tensor].step);
-    assert_eq!([0, 1].map(|tensor| optimizer.step_of(tensor).unwrap()), steps);
+    for tensor in [0, 1] {
+        assert_eq!(optimizer.step_of(tensor), state.ledger.step(tensor));
+    }
 }

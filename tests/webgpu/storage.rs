@@ -1,19 +1,21 @@
 //! 16-bit loads and stores, seen through steps that change nothing else.
 
 use bytemuck::Zeroable;
+use dualadam::StepCoeffs;
 use dualadam::half::f16;
-use dualadam::{Dtype, StepCoeffs};
 use testkit::contract::same;
 use testkit::data::{Inputs, SPECIAL};
 use testkit::tensor::Tensor as Host;
 use testkit::values::Values;
-use testkit::variant::{Formats, formats};
+use testkit::variant::{Formats, Variant};
 
 use crate::gpu::Gpu;
 
 /// A step that leaves every parameter.
 fn still() -> StepCoeffs {
-    StepCoeffs { eps: 1.0, ..StepCoeffs::zeroed() }
+    let mut coeffs = StepCoeffs::zeroed();
+    coeffs.eps = 1.0;
+    coeffs
 }
 
 fn parameters(p: Vec<f32>) -> Inputs {
@@ -21,7 +23,13 @@ fn parameters(p: Vec<f32>) -> Inputs {
     Inputs { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
 }
 
-/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is left of it.
+/// The formats of all variants for which this holds.
+fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats> {
+    Variant::all().map(Variant::formats).filter(holds)
+}
+
+/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is
+/// left of it.
 fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
     let of = |len| p.windows(len).map(<[f32]>::to_vec);
     [1, 2, 3, 5, 6, 7].into_iter().flat_map(of)
@@ -29,17 +37,19 @@ fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
 
 /// With β1 = 0 and m = 0 the new m is the gradient.
 pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
-    let coeffs = StepCoeffs { one_minus_beta1: 1.0, grad_scale: 1.0, eps: 1.0, ..StepCoeffs::zeroed() };
+    let mut coeffs = still();
+    (coeffs.one_minus_beta1, coeffs.grad_scale) = (1.0, 1.0);
     let inputs = parameters(vec![0.0; 1 << 16]);
-    for dtype in [Dtype::Bf16, Dtype::F16] {
+    for formats in all_formats(|formats| formats.grad.size() == 2) {
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
-        let grad = Values::from_bits(dtype, &patterns);
-        let host = Host { grad, ..Host::new(Formats { grad: dtype, ..formats("f32_f32") }, &inputs) };
+        let grad = Values::from_bits(formats.grad, &patterns);
+        let host = Host { grad, ..Host::new(formats, &inputs) };
         let found = gpu.device.stepped(&host, &coeffs).exp_avg.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
-            // The device may flush what is subnormal in f32, and zero has lost its sign beside the old m.
+            // The device may flush what is subnormal in f32, and zero has lost its sign beside the
+            // old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
-            assert!(flushed || same(found, expected), "{dtype} {pattern:#x}: {found:e}, not {expected:e}");
+            assert!(flushed || same(found, expected), "{formats}, {pattern:#x}: {found:e}, not {expected:e}");
         }
     }
 }
@@ -49,23 +59,21 @@ pub(crate) fn all_16_bit_patterns_stay(gpu: &Gpu) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
     let edges = [0, 1, 2, 0x3ff, 0x400, 0x3f80, 0x7bff, 0x7c00, 0x7c01, 0x7e00, 0x7f7f, 0x7f80, 0x7f81, 0x7fff];
     let edges: Vec<_> = edges.into_iter().flat_map(|bits| [bits, bits | 0x8000]).collect();
-    for dtype in [Dtype::Bf16, Dtype::F16] {
-        let wide = |patterns: &[u16]| Values::from_bits(dtype, patterns).wide();
-        let inputs: Vec<_> = [wide(&patterns)].into_iter().chain(tails(&wide(&edges))).map(parameters).collect();
-        for grad in [dtype, Dtype::F32] {
-            let formats = Formats { param: dtype, grad, ..formats("f32_f32") };
-            let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
-            for (found, host) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&hosts) {
-                for (found, expected) in found.param.wide().into_iter().zip(host.param.wide()) {
-                    let flushed = expected.is_subnormal() && found == 0.0;
-                    assert!(flushed || same(found, expected), "{dtype}: {found:e}, not {expected:e}");
-                }
+    for formats in all_formats(|formats| formats.param.size() == 2 && formats.master.is_none()) {
+        let wide = |patterns: &[u16]| Values::from_bits(formats.param, patterns).wide();
+        let (all, edges) = (wide(&patterns), wide(&edges));
+        let inputs = [all].into_iter().chain(tails(&edges)).map(parameters);
+        let hosts: Vec<_> = inputs.map(|inputs| Host::new(formats, &inputs)).collect();
+        for (found, host) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&hosts) {
+            for (found, expected) in found.param.wide().into_iter().zip(host.param.wide()) {
+                let flushed = expected.is_subnormal() && found == 0.0;
+                assert!(flushed || same(found, expected), "{formats}: {found:e}, not {expected:e}");
             }
         }
     }
 }
 
-/// With a learning rate of 0 the parameter stays, and the copy is the parameter, narrowed.
+/// With a learning rate of 0 the master stays, and the parameter is the master, narrowed.
 pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
     let mut p: Vec<f32> = SPECIAL.to_vec();
     for bits in 0..=u16::MAX {
@@ -76,22 +84,21 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
         }
     }
     let inputs: Vec<_> = [p].into_iter().chain(tails(SPECIAL)).map(parameters).collect();
-    for dtype in [Dtype::Bf16, Dtype::F16] {
-        let formats = Formats { param: dtype, ..formats("bf16_f32_master") };
+    for formats in all_formats(|formats| formats.master.is_some()) {
         let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
         let mut flushed = 0;
         for (found, inputs) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&inputs) {
-            let (masters, copy) = (found.updated().wide(), &found.param);
+            let masters = found.updated().wide();
             for (&kept, &x) in masters.iter().zip(&inputs.p) {
                 flushed += usize::from(x.is_subnormal() && kept == 0.0);
                 assert!(same(kept, x) || x.is_subnormal(), "{x:e} became {kept:e}");
             }
-            // Of the parameter as the device has kept it.
-            let expected = Values::new(dtype, &masters);
-            for (i, (found, expected)) in copy.wide().into_iter().zip(expected.wide()).enumerate() {
-                assert!(same(found, expected), "{dtype} of {:e}: {found:e}, not {expected:e}", inputs.p[i]);
+            // Of the master as the device has kept it.
+            let expected = Values::new(formats.param, &masters);
+            for (i, (found, expected)) in found.param.wide().into_iter().zip(expected.wide()).enumerate() {
+                assert!(same(found, expected), "{formats}, {:e}: {found:e}, not {expected:e}", inputs.p[i]);
             }
         }
-        println!("{dtype}: {flushed} subnormal parameters were flushed");
+        println!("{formats}: {flushed} subnormal masters were flushed");
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask bundle`: the tests and benchmarks for a real GPU in one folder, `target/bundle`, for a Linux machine on x86-64 with an
-//! NVIDIA driver, and neither Rust nor this repository.
+//! `cargo xtask bundle`: the tests and benchmarks for a real GPU in one folder, `target/bundle`,
+//! for a Linux machine on x86-64 with an NVIDIA driver, and neither Rust nor this repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ pub(crate) const FILES: [&str; 7] = [
     "benches/models.json",
 ];
 
-/// Folders and files that go along at the places that they have here, relative to which the Python package's tests find them.
+/// Folders and files that go along at the places that they have here, relative to which the Python
+/// package's tests find them.
 const PYTHON_TESTS: [&str; 5] =
     ["python/tests", "python/pyproject.toml", "python/README.md", "README.md", "tests/golden"];
 
@@ -141,7 +142,8 @@ pub(crate) fn add_files(root: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Debian's Vulkan loader, and the libraries that NVIDIA's Vulkan driver opens, for machines that have the driver only.
+/// Debian's Vulkan loader, and the libraries that NVIDIA's Vulkan driver opens, for machines that
+/// have the driver only.
 fn add_vulkan_loader(root: &Path, folder: &Path) -> Result<()> {
     let scratch = root.join("target/vulkan-loader");
     let _ = fs::remove_dir_all(&scratch);

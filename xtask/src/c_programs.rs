@@ -1,5 +1,6 @@
-//! `cargo xtask c-programs`: the C library as a stranger meets it. It is installed, the README's commands are run as they stand, and the
-//! examples are built against the installed library by every compiler, and run under every checker, that is there.
+//! `cargo xtask c-programs`: the C library as a stranger meets it. It is installed, the README's
+//! commands are run as they stand, and the examples are built against the installed library by
+//! every compiler, and run under every checker, that is there.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,7 +24,8 @@ const COMPILERS: [Compiler; 4] = [
 const SANITIZERS: [&str; 3] = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 const VALGRIND: [&str; 5] =
     ["-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"];
-/// In an iterator's adapter of the stand-in's interpreter the optimiser tests, beside what decides, what may not be set.
+/// In an iterator's adapter of the stand-in's interpreter the optimiser tests, beside what decides,
+/// what may not be set.
 const SUPPRESSED: &str = "{\n stand-in\n Memcheck:Cond\n fun:*FlatMap*next*\n obj:*/stand-in/libcuda.so\n}\n";
 
 /// Runs everything that can be run, and says in a table what ran and what did not, and why.
@@ -102,7 +104,8 @@ impl Programs {
         succeed(Command::new("sh").args(["-euc", commands]).current_dir(root()))
     }
 
-    /// Builds both examples against the shared library and runs them, under a checker if one is given.
+    /// Builds both examples against the shared library and runs them, under a checker if one is
+    /// given.
     fn each(&self, compiler: Compiler, more: &[&str], checker: Option<&[&str]>) -> Result<()> {
         for name in ["train_cpu", "step_cuda"] {
             let program = self.folder.join(name);
@@ -124,7 +127,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Builds the CPU's example with the archive, which makes a program that needs no library of this project's to run.
+    /// Builds the CPU's example with the archive, which makes a program that needs no library of
+    /// this project's to run.
     fn linked_statically(&self, compiler: Compiler) -> Result<()> {
         let program = self.folder.join("train_cpu_static");
         let libraries = self.pkg_config(&["--static", "--libs"])?;

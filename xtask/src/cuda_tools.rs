@@ -1,4 +1,5 @@
-//! The pinned CUDA compilers, as wheels from PyPI: nvcc and NVRTC of one version, the assemblers of several, a disassembler.
+//! The pinned CUDA compilers, as wheels from PyPI: nvcc and NVRTC of one version, the assemblers of
+//! several, a disassembler.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::ptx::{self, Module};
 
 pub(crate) const COMPILER: &str = "13.0.88";
-/// nvcc and NVRTC of that version, and a disassembler (the oldest on PyPI) that only counts instructions.
+/// nvcc and NVRTC of that version, and a disassembler (the oldest on PyPI) that only counts
+/// instructions.
 const WHEELS: &[&str] = &[
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
@@ -76,7 +78,8 @@ impl Tools {
         installed(&self.folder, assembler.version, assembler.wheels).map(|_| ())
     }
 
-    /// What a ptxas, which is installed, makes of PTX for one architecture. Threads may ask for different architectures.
+    /// What a ptxas, which is installed, makes of PTX for one architecture. Threads may ask for
+    /// different architectures.
     pub(crate) fn assemble(&self, assembler: &Assembler, text: &str, architecture: &str) -> Result<Vec<Entry>> {
         let wheels = installed(&self.folder, assembler.version, assembler.wheels)?;
         let file = |kind: &str| self.folder.join(format!("{}-{architecture}.{kind}", assembler.version));

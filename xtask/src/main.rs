@@ -1,10 +1,12 @@
-//! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this machine.
+//! Development tasks of dualadam. `cargo xtask test` runs everything that can be tested on this
+//! machine.
 
 mod bundle;
 mod c_programs;
 mod cuda_tools;
 mod fuzz;
 mod header;
+mod house;
 mod install;
 mod practice;
 mod prebuilt;
@@ -19,6 +21,7 @@ mod test;
 mod tune;
 #[path = "../../build/variants.rs"]
 mod variants;
+mod wasm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,21 +38,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run every test that this machine can run, and say in a closing table which ran and which did not, and why.
+    /// Run every test that this machine can run, and say in a closing table which ran and which did
+    /// not, and why.
     Test,
-    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name.
+    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas between, has
+    /// this name.
     Required { name: String },
-    /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and `benches/cuda/prebuilt/`.
+    /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and
+    /// `benches/cuda/prebuilt/`.
     Prebuilt {
         /// Only compare with what is there.
         #[arg(long)]
         check: bool,
     },
-    /// Try the bundle's `run` on the stand-in driver: with deadlines that are too short, and killed.
+    /// Try the bundle's `run` on the stand-in driver: with deadlines that are too short, and
+    /// killed.
     Practice,
     /// Compile the kernels with other constants into `target/tune`, for the benchmark's sweep.
     Tune,
-    /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without Rust.
+    /// Pack the tests and benchmarks for a real GPU into `target/bundle`, for a machine without
+    /// Rust.
     Bundle,
     /// Build the C library and install it with its header and pkg-config file.
     Install {
@@ -57,7 +65,8 @@ enum Task {
         #[arg(long)]
         prefix: PathBuf,
     },
-    /// Install the C library and build and run the C programs with it, with every compiler and checker that is there.
+    /// Install the C library and build and run the C programs with it, with every compiler and
+    /// checker that is there.
     CPrograms,
     /// Call the whole C library with made-up arguments, under the address sanitizer.
     Fuzz {
@@ -67,6 +76,15 @@ enum Task {
     },
     /// Install the Python package into an environment below `target/`, and run its tests.
     Python,
+    /// Build the library for the browser, with rustup's target or with Debian's compiler.
+    Wasm,
+    /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide
+    /// comments.
+    House {
+        /// Print what breaks a limit, and pass.
+        #[arg(long)]
+        report: bool,
+    },
     /// Make `include/dualadam.h` from `capi/src/`.
     Header {
         /// Only compare with what is there.
@@ -101,6 +119,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::CPrograms => c_programs::run(),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Python => python::run(),
+        Task::Wasm => wasm::run(),
+        Task::House { report } => house::run(report),
         Task::Header { check } => header::run(check),
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask practice`: the bundle's `run` on the stand-in driver, with deadlines that are too short, and killed: what it leaves must be
-//! whole, and it must end in time.
+//! `cargo xtask practice`: the bundle's `run` on the stand-in driver, with deadlines that are too
+//! short, and killed: what it leaves must be whole, and it must end in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,8 @@ const TESTS: Program = Program { name: "cuda_practice", cargo: &["test", "--all-
 /// What each run must report, in this order. The sanitizer is two.
 const PARTS: [&str; 10] =
     ["facts", "correctness", "bench", "peers", "sweep", "memcheck", "initcheck", "python_cuda", "vulkan", "beyond"];
-/// What key numbers contain, and how many do so at least: of the time to load, of the benchmark, and of the sweep.
+/// What key numbers contain, and how many do so at least: of the time to load, of the benchmark,
+/// and of the sweep.
 const KEYS: [(&str, usize); 3] = [("loading, ", 3), ("GB/s", 12), ("sweep ", 4)];
 const MOST_TABLE: usize = 8000;
 const MOST_FILES: usize = 8;

@@ -1,9 +1,9 @@
-//! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the same
-//! of what the benchmark measures them against, made by pinned compilers from PyPI.
+//! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the
+//! same of what the benchmark measures them against, made by pinned compilers from PyPI.
 //!
 //! `--check` makes them again and compares byte for byte. Either way two compilers, nvcc and NVRTC,
-//! must give the same PTX; and the assemblers of three CUDA versions, as drivers have them, must accept
-//! it for every architecture without a spill and with at most 64 registers.
+//! must give the same PTX; and the assemblers of three CUDA versions, as drivers have them, must
+//! accept it for every architecture without a spill and with at most 64 registers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,8 +18,8 @@ use crate::ptx::{self, Module};
 use crate::variants::{self, Variant};
 
 const MOST_REGISTERS: u32 = 64;
-/// What the names of the step's kernels begin with, and the groups of elements that a thread takes, as
-/// in `kernels/tuning.cuh`.
+/// What the names of the step's kernels begin with, and the groups of elements that a thread takes,
+/// as in `kernels/tuning.cuh`.
 const KINDS: [(&str, u32); 3] = [("dual_adam_", 2), ("adam_", 2), ("list_", 1)];
 /// Entries that step no tensor, and have nothing to move in wide pieces.
 const WITHOUT_STEP: &str = "prepare_sets";
@@ -33,7 +33,8 @@ const TRIAD: [&str; 6] = [
     "../../kernels/tuning.cuh",
     "../../kernels/update.cuh",
 ];
-const YARDSTICKS: [&str; 3] = ["yardsticks.cu", "../../kernels/pack.cuh", "../../kernels/tuning.cuh"];
+const YARDSTICKS: [&str; 4] =
+    ["yardsticks.cu", "../../kernels/pack.cuh", "../../kernels/tuning.cuh", "../../kernels/update.cuh"];
 
 /// Texts of PTX and their manifest, which lie in `prebuilt/` of a folder.
 struct Unit {
@@ -46,7 +47,8 @@ struct Unit {
     variants: Vec<Variant>,
 }
 
-/// Makes the PTX and the manifests, and writes them or, with `check`, compares them with those that are there.
+/// Makes the PTX and the manifests, and writes them or, with `check`, compares them with those that
+/// are there.
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
     let tools = Tools::at(root.join("target/prebuilt"))?;
@@ -196,11 +198,12 @@ fn check(entry: &Entry, variants: &[Variant]) -> Result<()> {
     Ok(())
 }
 
-/// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A step's
-/// kernel has one for each stream of each group of four elements, in each place where such a group
-/// stands: all groups of a thread at once, and one alone where there are several; each for aligned
-/// buffers, and for others. Of 16-bit streams only those of the first place are asked for, since other
-/// places count as well; the interpreter's statistics in the kernels' tests say more of them.
+/// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A
+/// step's kernel has one for each stream of each group of four elements, in each place where such a
+/// group stands: all groups of a thread at once, and one alone where there are several; each for
+/// aligned buffers, and for others. Of 16-bit streams only those of the first place are asked for,
+/// since other places count as well; the interpreter's statistics in the kernels' tests say more of
+/// them.
 fn least_accesses(name: &str, variants: &[Variant]) -> [u32; 4] {
     let variant_of = |name| variants.iter().find(|variant| variant.name == name);
     let found = KINDS.iter().find_map(|&(kind, groups)| Some((groups, variant_of(name.strip_prefix(kind)?)?)));

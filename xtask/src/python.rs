@@ -11,7 +11,8 @@ use crate::{install, root, stand_in};
 /// What the tests run with.
 pub(crate) const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
 
-/// Folders of tests that each run in a process of their own: torch must not see the stand-in driver.
+/// Folders of tests that each run in a process of their own: torch must not see the stand-in
+/// driver.
 const TESTS: [&str; 4] = ["optimizer", "arrays", "distributed", "cuda"];
 
 /// Installs the package into an environment below `target/`, checks its types and runs its tests.

@@ -102,7 +102,8 @@ const STAGES: [Stage; 15] = [
     },
 ];
 
-/// So many of a failed stage's last lines are shown again below the table, where a long log is read first.
+/// So many of a failed stage's last lines are shown again below the table, where a long log is read
+/// first.
 const LAST_LINES: usize = 60;
 
 enum Outcome {

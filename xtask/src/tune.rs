@@ -1,5 +1,5 @@
-//! The kernels with other constants than the library's, for the sweep of `benches/cuda/tune.rs`: a PTX
-//! text each, and a list of them.
+//! The kernels with other constants than the library's, for the sweep of `benches/cuda/tune.rs`: a
+//! PTX text each, and a list of them.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,8 @@ const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
 /// Constants of `kernels/tuning.cuh` and their values.
 type Defines = &'static [(&'static str, u32)];
 
-/// What is swept: what differs from the library's constants. The first is the library's own; those that tell most come next.
+/// What is swept: what differs from the library's constants. The first is the library's own; those
+/// that tell most come next.
 const COMBINATIONS: &[Defines] = &[
     &[],
     &[("FLAT_GROUPS", 1), ("FLAT_BLOCKS_PER_SM", 6)],

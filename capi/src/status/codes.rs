@@ -32,7 +32,7 @@ pub const DUALADAM_STATUS_VALUE: i32 = 20;
 pub const DUALADAM_STATUS_STEP_ZERO: i32 = 21;
 /// Two lists that belong together differ in length.
 pub const DUALADAM_STATUS_COUNT: i32 = 24;
-/// A tensor's set or group is beyond the end of the sets or groups.
+/// A tensor's coefficients, or its group, are not there.
 pub const DUALADAM_STATUS_INDEX: i32 = 25;
 /// There is no device, tensor or group of that number.
 pub const DUALADAM_STATUS_POSITION: i32 = 26;

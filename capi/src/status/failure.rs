@@ -2,7 +2,8 @@
 
 use std::error::Error as _;
 
-use dualadam::{Error, StateProblem};
+use dualadam::cuda::CudaError;
+use dualadam::{ConfigError, Error, ListError, StateError, StateProblem, TensorError, TensorProblem};
 
 use super::codes::*;
 use crate::arguments::Place;
@@ -26,10 +27,18 @@ pub(crate) enum Failure {
     HandleKind { place: Place, handle: u64, expected: &'static str, actual: &'static str },
     #[error("out of memory: {count} {name} are needed")]
     Memory { name: &'static str, count: usize },
+    #[error("lr_f64 of {place} must be null where lr_f32 is not, got address {address:#x}")]
+    TwoLrs { place: Place, address: u64 },
     #[error("the library panicked: {0}")]
     Panic(String),
     #[error(transparent)]
-    Library(#[from] Error),
+    Library(Error),
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Library(error.into())
+    }
 }
 
 impl Failure {
@@ -43,8 +52,10 @@ impl Failure {
             Self::StaleHandle { .. } => DUALADAM_STATUS_STALE_HANDLE,
             Self::HandleKind { .. } => DUALADAM_STATUS_HANDLE_KIND,
             Self::Memory { .. } => DUALADAM_STATUS_MEMORY,
+            Self::TwoLrs { .. } => DUALADAM_STATUS_CUDA_ADDRESS,
             Self::Panic(_) => DUALADAM_STATUS_PANIC,
-            Self::Library(error) => status_of(error),
+            // An error that no function here can meet is a bug of the library.
+            Self::Library(error) => status_of(error).unwrap_or(DUALADAM_STATUS_PANIC),
         }
     }
 
@@ -60,42 +71,49 @@ impl Failure {
     }
 }
 
-fn status_of(error: &Error) -> dualadam_status {
-    match error {
-        Error::Value { .. } => DUALADAM_STATUS_VALUE,
-        Error::StepZero => DUALADAM_STATUS_STEP_ZERO,
-        Error::Count { .. } => DUALADAM_STATUS_COUNT,
-        Error::Index { .. } => DUALADAM_STATUS_INDEX,
-        Error::Position { .. } => DUALADAM_STATUS_POSITION,
-        Error::Types { .. } => DUALADAM_STATUS_TYPES,
-        Error::Empty { .. } => DUALADAM_STATUS_EMPTY,
-        Error::TooMany { .. } => DUALADAM_STATUS_TOO_MANY,
-        Error::Memory { .. } => DUALADAM_STATUS_MEMORY,
-        Error::Null { .. } => DUALADAM_STATUS_NULL,
-        Error::Misaligned { .. } => DUALADAM_STATUS_MISALIGNED,
-        Error::Extent { .. } => DUALADAM_STATUS_EXTENT,
-        Error::Overlap { .. } => DUALADAM_STATUS_OVERLAP,
-        Error::Fixed { .. } => DUALADAM_STATUS_FIXED,
-        Error::NoDriver => DUALADAM_STATUS_CUDA_NO_DRIVER,
-        Error::StubDriver => DUALADAM_STATUS_CUDA_STUB_DRIVER,
-        Error::OldDriver { .. } => DUALADAM_STATUS_CUDA_OLD_DRIVER,
-        Error::Ptx { .. } => DUALADAM_STATUS_CUDA_PTX,
-        Error::Driver { .. } => DUALADAM_STATUS_CUDA_DRIVER,
-        Error::Context { .. } => DUALADAM_STATUS_CUDA_CONTEXT,
-        Error::Captured { .. } => DUALADAM_STATUS_CUDA_CAPTURED,
-        Error::Address { .. } => DUALADAM_STATUS_CUDA_ADDRESS,
-        Error::CallersLr { .. } => DUALADAM_STATUS_CUDA_CALLERS_LR,
-        Error::Interrupted => DUALADAM_STATUS_CUDA_INTERRUPTED,
-        Error::Io { .. } => DUALADAM_STATUS_IO,
-        Error::State { problem: StateProblem::TooShort { .. }, .. } => DUALADAM_STATUS_STATE_TOO_SHORT,
-        Error::State { problem: StateProblem::Checksum { .. }, .. } => DUALADAM_STATUS_STATE_CHECKSUM,
-        Error::State { problem: StateProblem::Version { .. }, .. } => DUALADAM_STATUS_STATE_VERSION,
-        Error::State { problem: StateProblem::Malformed(_), .. } => DUALADAM_STATUS_STATE_MALFORMED,
-        Error::State { problem: StateProblem::Layout { .. }, .. } => DUALADAM_STATUS_STATE_LAYOUT,
-        // Errors of WebGPU, of the owning optimizers and of slices, which no function here uses:
-        // one that comes nevertheless is a bug of this library.
-        _ => DUALADAM_STATUS_PANIC,
-    }
+/// The status of an error of the library's; `None` for one that no function here can meet.
+fn status_of(error: &Error) -> Option<dualadam_status> {
+    Some(match error {
+        Error::Config(ConfigError::Value { .. }) => DUALADAM_STATUS_VALUE,
+        Error::Config(ConfigError::StepZero) => DUALADAM_STATUS_STEP_ZERO,
+        Error::Tensor(TensorError { problem, .. }) => match problem {
+            TensorProblem::TooLong { .. } => DUALADAM_STATUS_TOO_MANY,
+            TensorProblem::Formats { .. } => DUALADAM_STATUS_TYPES,
+            TensorProblem::Null => DUALADAM_STATUS_NULL,
+            TensorProblem::Misaligned { .. } => DUALADAM_STATUS_MISALIGNED,
+            TensorProblem::Extent { .. } => DUALADAM_STATUS_EXTENT,
+            TensorProblem::Overlap { .. } => DUALADAM_STATUS_OVERLAP,
+            TensorProblem::FixedLength { .. } | TensorProblem::FixedFormats { .. } => DUALADAM_STATUS_FIXED,
+            TensorProblem::CoeffsIndex { .. } | TensorProblem::Group { .. } => DUALADAM_STATUS_INDEX,
+            TensorProblem::Negative { .. } | TensorProblem::NoMaster => DUALADAM_STATUS_VALUE,
+            TensorProblem::Memory { .. } => DUALADAM_STATUS_MEMORY,
+            _ => return None,
+        },
+        Error::List(ListError::Count { .. }) => DUALADAM_STATUS_COUNT,
+        Error::List(ListError::Empty { .. }) => DUALADAM_STATUS_EMPTY,
+        Error::List(ListError::TooMany { .. }) => DUALADAM_STATUS_TOO_MANY,
+        Error::List(ListError::Position { .. }) => DUALADAM_STATUS_POSITION,
+        Error::State(StateError::Io { .. }) => DUALADAM_STATUS_IO,
+        Error::State(StateError::Problem(problem) | StateError::File { problem, .. }) => match **problem {
+            StateProblem::TooShort { .. } => DUALADAM_STATUS_STATE_TOO_SHORT,
+            StateProblem::Checksum { .. } => DUALADAM_STATUS_STATE_CHECKSUM,
+            StateProblem::Version { .. } => DUALADAM_STATUS_STATE_VERSION,
+            StateProblem::Malformed(_) => DUALADAM_STATUS_STATE_MALFORMED,
+            StateProblem::Layout { .. } => DUALADAM_STATUS_STATE_LAYOUT,
+            _ => return None,
+        },
+        Error::Cuda(CudaError::NoDriver) => DUALADAM_STATUS_CUDA_NO_DRIVER,
+        Error::Cuda(CudaError::StubDriver) => DUALADAM_STATUS_CUDA_STUB_DRIVER,
+        Error::Cuda(CudaError::OldDriver { .. }) => DUALADAM_STATUS_CUDA_OLD_DRIVER,
+        Error::Cuda(CudaError::Ptx(_)) => DUALADAM_STATUS_CUDA_PTX,
+        Error::Cuda(CudaError::Driver { .. }) => DUALADAM_STATUS_CUDA_DRIVER,
+        Error::Cuda(CudaError::Context { .. }) => DUALADAM_STATUS_CUDA_CONTEXT,
+        Error::Cuda(CudaError::Captured { .. }) => DUALADAM_STATUS_CUDA_CAPTURED,
+        Error::Cuda(CudaError::Address { .. }) => DUALADAM_STATUS_CUDA_ADDRESS,
+        Error::Cuda(CudaError::CallersLr { .. }) => DUALADAM_STATUS_CUDA_CALLERS_LR,
+        Error::Cuda(CudaError::Interrupted) => DUALADAM_STATUS_CUDA_INTERRUPTED,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -104,78 +122,97 @@ mod tests {
     use std::ffi::CStr;
     use std::path::PathBuf;
 
-    use dualadam::Dtype;
+    use dualadam::cuda::{AddressProblem, ControlAddress};
+    use dualadam::{ArgumentError, Dtype, Formats, Ledger, Role, TensorSpec};
 
     use super::*;
 
     #[test]
     fn a_text_has_its_causes() {
         let source = std::io::Error::other("the disk burns");
-        let failure = Failure::from(Error::Io { action: "read", path: PathBuf::from("x"), source });
+        let failure = Failure::from(StateError::Io { action: "read", path: PathBuf::from("x"), source });
         assert_eq!((failure.status(), failure.text().as_str()), (DUALADAM_STATUS_IO, "cannot read x: the disk burns"));
     }
 
-    /// Every kind of error that a function here can meet has a status of its own, and every status
-    /// its name.
+    /// An error of tensor 0, which only the library makes.
+    fn of_tensor(problem: TensorProblem) -> Error {
+        let mut ledger = Ledger::new(&[Default::default()], &[TensorSpec::new(1)]).unwrap();
+        let Err(ArgumentError::Tensor(mut error)) = ledger.set_master_is_set(0, true) else { panic!() };
+        error.problem = problem;
+        error.into()
+    }
+
+    /// Every kind of error that a function here can meet has its status, and every status its name.
+    /// A `PtxError` is missing: only the driver makes it.
     #[test]
     fn kinds_of_errors_and_their_codes() {
-        let (tensor, value, len, buffer, list) = (0, 0, 0, "params", "tensors");
-        let f32 = Dtype::F32;
-        let state = |problem| Error::State { path: PathBuf::new(), problem };
-        let layout = || StateProblem::Layout { what: String::new(), expected: String::new(), found: String::new() };
-        let errors = [
-            (20, Error::Value { name: "lr", requirement: "", value: 0.0 }),
-            (21, Error::StepZero),
-            (24, Error::Count { list, expected: 0, actual: 0 }),
-            (25, Error::Index { tensor, index: "set", len, value }),
-            (26, Error::Position { list, len, value }),
-            (27, Error::Types { tensor, params: f32, grads: f32, copy: None }),
-            (28, Error::Empty { list }),
-            (29, Error::TooMany { list, limit: 0, actual: 0 }),
-            (2, Error::Null { tensor, buffer }),
-            (3, Error::Misaligned { tensor, buffer, address: 0, align: 0 }),
-            (30, Error::Extent { tensor, buffer, address: 0, len: 0, size: 0 }),
-            (31, Error::Overlap { tensor, buffer, other_tensor: 0, other_buffer: "", address: 0 }),
-            (32, Error::Fixed { tensor, what: "", expected: String::new(), actual: String::new() }),
-            (33, Error::Memory { tensor, elements: 0 }),
-            (40, Error::Io { action: "", path: PathBuf::new(), source: std::io::ErrorKind::NotFound.into() }),
-            (41, state(StateProblem::TooShort { min: 0, actual: 0 })),
-            (42, state(StateProblem::Checksum { stored: 0, computed: 0 })),
-            (43, state(StateProblem::Version { supported: 0, found: 0 })),
-            (44, state(StateProblem::Malformed(String::new()))),
-            (45, state(layout())),
-            (60, Error::NoDriver),
-            (61, Error::OldDriver { required: 0, found: 0 }),
-            (62, Error::Ptx { code: 0, name: String::new(), origin: "", log: String::new() }),
-            (63, Error::Driver { call: "", code: 0, name: String::new() }),
-            (64, Error::Context { argument: "stream" }),
-            (65, Error::Captured { what: "" }),
-            (66, Error::Address { argument: String::new(), requirement: String::new(), address: 0 }),
-            (67, Error::CallersLr { group: 0 }),
-            (68, Error::Interrupted),
-            (72, Error::StubDriver),
+        let (len, value, list) = (0, 0, "tensors");
+        let formats = Formats::new(Dtype::F32, Dtype::F32);
+        let layout = StateProblem::Layout { what: String::new(), expected: String::new(), found: String::new() };
+        let states = [
+            (41, StateProblem::TooShort { min: 0, actual: 0 }),
+            (42, StateProblem::Checksum { stored: 0, computed: 0 }),
+            (43, StateProblem::Version { supported: 0, found: 0 }),
+            (44, StateProblem::Malformed(String::new())),
+            (45, layout),
         ];
+        let tensors = [
+            (2, TensorProblem::Null),
+            (3, TensorProblem::Misaligned { address: 0, align: 0 }),
+            (20, TensorProblem::Negative { value: -1.0 }),
+            (20, TensorProblem::NoMaster),
+            (25, TensorProblem::CoeffsIndex { len, value }),
+            (25, TensorProblem::Group { len, value }),
+            (27, TensorProblem::Formats { formats }),
+            (29, TensorProblem::TooLong { limit: 0, actual: 0 }),
+            (30, TensorProblem::Extent { address: 0, len: 0, size: 0 }),
+            (31, TensorProblem::Overlap { other_tensor: 0, other_buffer: Role::Param, address: 0 }),
+            (32, TensorProblem::FixedLength { expected: 0, actual: 0 }),
+            (32, TensorProblem::FixedFormats { expected: formats, actual: formats }),
+            (33, TensorProblem::Memory { bytes: 0 }),
+        ];
+        let (argument, problem) = (ControlAddress::LossScale, AddressProblem::Null);
+        let others: [(_, Error); 16] = [
+            (20, ConfigError::Value { name: "lr", requirement: "", value: 0.0 }.into()),
+            (21, ConfigError::StepZero.into()),
+            (24, ListError::Count { list, expected: 0, actual: 0 }.into()),
+            (26, ListError::Position { list, len, value }.into()),
+            (28, ListError::Empty { list }.into()),
+            (29, ListError::TooMany { list, limit: 0, actual: 0 }.into()),
+            (
+                40,
+                StateError::Io { action: "", path: PathBuf::new(), source: std::io::ErrorKind::NotFound.into() }.into(),
+            ),
+            (60, CudaError::NoDriver.into()),
+            (61, CudaError::OldDriver { required: 0, found: 0 }.into()),
+            (63, CudaError::Driver { call: "", code: 0, name: String::new() }.into()),
+            (64, CudaError::Context { argument: "stream" }.into()),
+            (65, CudaError::Captured { what: "" }.into()),
+            (66, CudaError::Address { argument, problem, address: 0 }.into()),
+            (67, CudaError::CallersLr { group: 0 }.into()),
+            (68, CudaError::Interrupted.into()),
+            (72, CudaError::StubDriver.into()),
+        ];
+        let states = states.into_iter().map(|(status, problem)| (status, StateError::from(Box::new(problem)).into()));
+        let tensors = tensors.into_iter().map(|(status, problem)| (status, of_tensor(problem)));
         let mut names = BTreeSet::new();
-        for (status, error) in errors {
+        for (status, error) in others.into_iter().chain(states).chain(tensors) {
             assert_eq!(Failure::from(error).status(), status);
             // SAFETY: a name is a C string that stays.
             names.insert(unsafe { CStr::from_ptr(dualadam_status_name(status)) });
         }
-        assert_eq!(names.len(), 30);
+        assert_eq!(names.len(), 29);
         assert!(!names.contains(c"unknown status"));
     }
 
     /// Errors that no function here can meet are bugs, with the error's text.
     #[test]
     fn errors_that_cannot_be_are_bugs() {
-        let (tensor, buffer) = (0, "params");
         for (text, error) in [
-            ("step of tensor 0 must be below", Error::StepOverflow { tensor }),
-            ("params of tensor 0 must have 1 elements", Error::Length { tensor, buffer, expected: 1, actual: 0 }),
-            ("params must belong to the same CudaContext", Error::Unordered { argument: buffer }),
-            ("an optimizer's stream must be the same", Error::PerThreadStream),
-            ("step must be called on an optimizer", Error::NoDeviceControl { call: "step" }),
-            ("params of tensor 0 must be in a buffer", Error::Usage { tensor, buffer, actual: String::new() }),
+            ("master of tensor 0 must be at a step below", of_tensor(TensorProblem::StepOverflow)),
+            ("master of tensor 0 must have 1 elements", of_tensor(TensorProblem::Length { expected: 1, actual: 0 })),
+            ("param must belong to the same CudaContext", CudaError::Unordered { argument: "param" }.into()),
+            ("an optimizer's stream must be the same", CudaError::PerThreadStream.into()),
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure.status(), DUALADAM_STATUS_PANIC);

@@ -41,11 +41,6 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 ///
 /// - `DUALADAM_STATUS_NULL` for a null `buffer` with a `len` above 0.
 /// - `DUALADAM_STATUS_MISALIGNED` for `needed`.
-///
-/// # Safety
-///
-/// - `buffer` can be written for `len` bytes.
-/// - `needed` is null or can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_last_error(buffer: *mut c_char, len: usize, needed: *mut usize) -> dualadam_status {
     if len > 0 && buffer.is_null() {
@@ -58,15 +53,15 @@ pub unsafe extern "C" fn dualadam_last_error(buffer: *mut c_char, len: usize, ne
         let text = text.borrow();
         if let Some(room) = len.checked_sub(1) {
             let kept = text.floor_char_boundary(room);
-            // SAFETY: `kept` is below `len`, for which `buffer` can be written (the first
-            // requirement), and the text is this thread's own.
+            // SAFETY: `kept` is below `len`, for which `buffer` can be written (required of every
+            // call), and the text is this thread's own.
             unsafe {
                 buffer.cast::<u8>().copy_from_nonoverlapping(text.as_ptr(), kept);
                 buffer.add(kept).write(0);
             }
         }
         if !needed.is_null() {
-            // SAFETY: `needed` can be written (the second requirement) and is aligned.
+            // SAFETY: `needed` can be written (required of every call) and is aligned.
             unsafe { needed.write(text.len() + 1) };
         }
     };

@@ -1,16 +1,17 @@
 //! Structs of the C interface from and to those of the library.
 
-use dualadam::cuda::{ControlSet, RawScalars, SetReport, SkipReason};
-use dualadam::{Dtype, DualAdamConfig, Error, InverseTerm, RawBuffer, RawTensor, StepCoeffs};
-use dualadam::{SwitchSchedule, TensorLayout, WeightDecay};
+use bytemuck::Zeroable;
+use dualadam::cuda::{ControlGroup, ControlSet, RawLr, RawScalars, SetReport};
+use dualadam::{ConfigError, Dtype, DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, StepCoeffs};
+use dualadam::{SwitchSchedule, TensorSpec, WeightDecay};
 
 use super::numbers::*;
 use super::structs::*;
-use crate::arguments::Place;
+use crate::arguments::{Argument, Place, read};
 use crate::status::Failure;
 
 /// The address that a pointer has in C, of host or device memory.
-pub(crate) fn address_of<T>(pointer: *const T) -> u64 {
+fn address_of<T>(pointer: *const T) -> u64 {
     pointer.expose_provenance() as u64
 }
 
@@ -24,56 +25,52 @@ pub(crate) fn flag(place: Place, field: &'static str, value: u32) -> Result<bool
 }
 
 impl From<&DualAdamConfig> for dualadam_config {
+    /// An enum of the library may grow. The panic ends at the border, as the bug that it is.
     fn from(config: &DualAdamConfig) -> Self {
-        let (weight_decay_kind, weight_decay) = match config.weight_decay {
+        let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
+        let (size, maximize) = (size_of::<Self>(), config.maximize.into());
+        let mut c = Self { size, lr, beta1, beta2, eps, maximize, ..Self::zeroed() };
+        (c.weight_decay_kind, c.weight_decay) = match config.weight_decay {
             WeightDecay::None => (DUALADAM_DECAY_NONE, 0.0),
             WeightDecay::Decoupled(weight_decay) => (DUALADAM_DECAY_DECOUPLED, weight_decay),
             WeightDecay::L2(weight_decay) => (DUALADAM_DECAY_L2, weight_decay),
+            other => unreachable!("{other:?} has no number"),
         };
-        let inverse_term = match config.inverse_term {
+        c.inverse_term = match config.inverse_term {
             InverseTerm::Paper => DUALADAM_INVERSE_TERM_PAPER,
             InverseTerm::WithEps => DUALADAM_INVERSE_TERM_WITH_EPS,
+            other => unreachable!("{other:?} has no number"),
         };
-        let (schedule, switching_rate, base, period, cutoff, switching_step) = match config.schedule {
-            SwitchSchedule::Linear { switching_rate } => (DUALADAM_SCHEDULE_LINEAR, switching_rate, 0.0, 0, 0.0, 0),
+        match config.schedule {
+            SwitchSchedule::Linear { switching_rate } => {
+                (c.schedule, c.switching_rate) = (DUALADAM_SCHEDULE_LINEAR, switching_rate);
+            }
             SwitchSchedule::LinearEarlyDrop { switching_rate } => {
-                (DUALADAM_SCHEDULE_LINEAR_EARLY_DROP, switching_rate, 0.0, 0, 0.0, 0)
+                (c.schedule, c.switching_rate) = (DUALADAM_SCHEDULE_LINEAR_EARLY_DROP, switching_rate);
             }
             SwitchSchedule::Exponential { base, period, cutoff } => {
-                (DUALADAM_SCHEDULE_EXPONENTIAL, 0.0, base, period, cutoff, 0)
+                (c.schedule, c.base, c.period, c.cutoff) = (DUALADAM_SCHEDULE_EXPONENTIAL, base, period, cutoff);
             }
-            SwitchSchedule::Fixed { switching_step } => (DUALADAM_SCHEDULE_FIXED, 0.0, 0.0, 0, 0.0, switching_step),
-        };
-        Self {
-            size: size_of::<Self>(),
-            lr: config.lr,
-            beta1: config.beta1,
-            beta2: config.beta2,
-            eps: config.eps,
-            weight_decay,
-            weight_decay_kind,
-            inverse_term,
-            maximize: config.maximize.into(),
-            schedule,
-            switching_rate,
-            base,
-            period,
-            cutoff,
-            switching_step,
+            SwitchSchedule::Fixed { switching_step } => {
+                (c.schedule, c.switching_step) = (DUALADAM_SCHEDULE_FIXED, switching_step);
+            }
+            other => unreachable!("{other:?} has no number"),
         }
+        c
     }
 }
 
-impl dualadam_config {
-    /// The config. Its numbered choices are known; the rest is for its own validation.
-    pub(crate) fn convert(&self, place: Place) -> Result<DualAdamConfig, Failure> {
+impl Argument for dualadam_config {
+    type Meaning = DualAdamConfig;
+
+    unsafe fn convert(self, place: Place) -> Result<DualAdamConfig, Failure> {
         let unknown = |field, known, value| Failure::Enum { place, field, known, value };
-        let Self { lr, beta1, beta2, eps, weight_decay, .. } = *self;
+        let Self { lr, beta1, beta2, eps, weight_decay, .. } = self;
         let weight_decay = match self.weight_decay_kind {
             DUALADAM_DECAY_NONE if weight_decay == 0.0 => WeightDecay::None,
             DUALADAM_DECAY_NONE => {
                 let requirement = "be 0 where weight_decay_kind is DUALADAM_DECAY_NONE";
-                return Err(Error::Value { name: "weight_decay", requirement, value: weight_decay }.into());
+                return Err(ConfigError::Value { name: "weight_decay", requirement, value: weight_decay }.into());
             }
             DUALADAM_DECAY_DECOUPLED => WeightDecay::Decoupled(weight_decay),
             DUALADAM_DECAY_L2 => WeightDecay::L2(weight_decay),
@@ -84,7 +81,7 @@ impl dualadam_config {
             DUALADAM_INVERSE_TERM_WITH_EPS => InverseTerm::WithEps,
             value => return Err(unknown("inverse_term", "a DUALADAM_INVERSE_TERM_ number, 0 or 1", value)),
         };
-        let Self { switching_rate, base, period, cutoff, switching_step, .. } = *self;
+        let Self { switching_rate, base, period, cutoff, switching_step, .. } = self;
         let schedule = match self.schedule {
             DUALADAM_SCHEDULE_LINEAR => SwitchSchedule::Linear { switching_rate },
             DUALADAM_SCHEDULE_LINEAR_EARLY_DROP => SwitchSchedule::LinearEarlyDrop { switching_rate },
@@ -92,28 +89,27 @@ impl dualadam_config {
             DUALADAM_SCHEDULE_FIXED => SwitchSchedule::Fixed { switching_step },
             value => return Err(unknown("schedule", "a DUALADAM_SCHEDULE_ number, 0 to 3", value)),
         };
-        let maximize = flag(place, "maximize", self.maximize)?;
-        Ok(DualAdamConfig { lr, beta1, beta2, eps, weight_decay, schedule, inverse_term, maximize })
+        let config = DualAdamConfig::default().with_lr(lr).with_betas(beta1, beta2).with_eps(eps);
+        let config = config.with_weight_decay(weight_decay).with_inverse_term(inverse_term).with_schedule(schedule);
+        Ok(config.with_maximize(flag(place, "maximize", self.maximize)?))
     }
 }
 
-/// Copies the fields of coefficients, which have the same names in C and in Rust.
-macro_rules! copied {
-    ($to:ident from $coeffs:ident $(, $($more:tt)+)?) => {
-        $to {
-            one_minus_beta1: $coeffs.one_minus_beta1,
-            one_minus_beta2: $coeffs.one_minus_beta2,
-            inv_sqrt_bc2: $coeffs.inv_sqrt_bc2,
-            eps: $coeffs.eps,
-            inverse_eps: $coeffs.inverse_eps,
-            inverse_scale: $coeffs.inverse_scale,
-            adam_scale: $coeffs.adam_scale,
-            decay: $coeffs.decay,
-            l2: $coeffs.l2,
-            grad_scale: $coeffs.grad_scale,
-            $($($more)+)?
-        }
+/// Copies coefficients, whose fields have the same names in C and in Rust.
+macro_rules! copy_coeffs {
+    ($from:ident to $to:ident) => {
+        copy_coeffs!($from to $to: one_minus_beta1 one_minus_beta2 inv_sqrt_bc2 eps inverse_eps inverse_scale
+            adam_scale decay l2 grad_scale)
     };
+    ($from:ident to $to:ident: $($field:ident)+) => {{ $($to.$field = $from.$field;)+ }};
+}
+
+impl From<&StepCoeffs> for dualadam_coeffs {
+    fn from(coeffs: &StepCoeffs) -> Self {
+        let mut c = Self { size: size_of::<Self>(), ..Self::zeroed() };
+        copy_coeffs!(coeffs to c);
+        c
+    }
 }
 
 /// The coefficients of a set's last step.
@@ -123,71 +119,79 @@ impl From<&SetReport> for dualadam_coeffs {
     }
 }
 
-impl From<&StepCoeffs> for dualadam_coeffs {
-    fn from(coeffs: &StepCoeffs) -> Self {
-        copied!(dualadam_coeffs from coeffs, size: size_of::<Self>())
+impl Argument for dualadam_coeffs {
+    type Meaning = StepCoeffs;
+
+    unsafe fn convert(self, _: Place) -> Result<StepCoeffs, Failure> {
+        let mut coeffs = StepCoeffs::zeroed();
+        copy_coeffs!(self to coeffs);
+        Ok(coeffs)
     }
 }
 
-impl From<dualadam_coeffs> for StepCoeffs {
-    fn from(coeffs: dualadam_coeffs) -> Self {
-        copied!(StepCoeffs from coeffs)
-    }
-}
+impl Argument for dualadam_tensor {
+    type Meaning = RawTensor;
 
-impl dualadam_tensor {
-    /// The types of the parameters, the gradients and the copy.
-    pub(crate) fn types(&self, place: Place) -> Result<(Dtype, Dtype, Option<Dtype>), Failure> {
-        let dtype = |field, value| match value {
-            DUALADAM_DTYPE_F32 => Ok(Dtype::F32),
-            DUALADAM_DTYPE_BF16 => Ok(Dtype::Bf16),
-            DUALADAM_DTYPE_F16 => Ok(Dtype::F16),
+    unsafe fn convert(self, place: Place) -> Result<RawTensor, Failure> {
+        let buffer = |address, field, value| match value {
+            DUALADAM_DTYPE_F32 => Ok(RawBuffer::f32(address)),
+            DUALADAM_DTYPE_BF16 => Ok(RawBuffer::new(address, Dtype::Bf16)),
+            DUALADAM_DTYPE_F16 => Ok(RawBuffer::new(address, Dtype::F16)),
             _ => Err(Failure::Enum { place, field, known: "a DUALADAM_DTYPE_ number, 1 to 3", value }),
         };
-        let copy = if self.copy_dtype == DUALADAM_DTYPE_NONE && self.copy.is_null() {
-            None
-        } else {
-            Some(dtype("copy_dtype", self.copy_dtype)?)
-        };
-        Ok((dtype("params_dtype", self.params_dtype)?, dtype("grads_dtype", self.grads_dtype)?, copy))
-    }
-
-    pub(crate) fn raw(&self, place: Place) -> Result<RawTensor, Failure> {
-        let (params, grads, copy) = self.types(place)?;
-        Ok(RawTensor {
-            params: RawBuffer { address: address_of(self.params), dtype: params },
-            grads: RawBuffer { address: address_of(self.grads), dtype: grads },
-            exp_avg: address_of(self.exp_avg),
-            exp_avg_sq: address_of(self.exp_avg_sq),
-            copy: copy.map(|dtype| RawBuffer { address: address_of(self.copy), dtype }),
-            len: self.len,
-            set: self.set as usize,
-        })
+        let param = buffer(address_of(self.param), "param_dtype", self.param_dtype)?;
+        let grad = buffer(address_of(self.grad), "grad_dtype", self.grad_dtype)?;
+        let [exp_avg, exp_avg_sq] = [self.exp_avg, self.exp_avg_sq].map(|moment| RawBuffer::f32(address_of(moment)));
+        let tensor = RawTensor::new(self.len, param, grad, exp_avg, exp_avg_sq);
+        let tensor = tensor.with_coeffs_index(self.coeffs_index as usize);
+        if self.master_dtype == DUALADAM_DTYPE_NONE && self.master.is_null() {
+            return Ok(tensor);
+        }
+        Ok(tensor.with_master(buffer(address_of(self.master), "master_dtype", self.master_dtype)?))
     }
 }
 
-impl dualadam_tensor_layout {
-    pub(crate) fn convert(&self, tensor: usize, place: Place) -> Result<TensorLayout, Failure> {
-        let master = flag(place, "has_master", self.has_master)?;
-        // No memory has more elements than a pointer can address.
-        let len = usize::try_from(self.len);
-        let len = len.map_err(|_| Error::Memory { tensor, elements: usize::MAX })?;
-        Ok(TensorLayout { len, group: self.group as usize, master })
+impl Argument for dualadam_tensor_spec {
+    type Meaning = TensorSpec;
+
+    unsafe fn convert(self, place: Place) -> Result<TensorSpec, Failure> {
+        // No memory has as many elements as the largest `usize`.
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        let spec = TensorSpec::new(len).in_group(self.group as usize);
+        Ok(if flag(place, "has_master", self.has_master)? { spec.with_master() } else { spec })
     }
 }
 
-impl From<dualadam_cuda_control_set> for ControlSet {
-    fn from(set: dualadam_cuda_control_set) -> Self {
-        let step = (!set.step.is_null()).then(|| address_of(set.step));
-        Self { group: set.group, step }
+impl Argument for dualadam_cuda_control_group {
+    type Meaning = ControlGroup;
+
+    unsafe fn convert(self, place: Place) -> Result<ControlGroup, Failure> {
+        // SAFETY: the config can be read for its size (this function's requirement).
+        let group = ControlGroup::new(unsafe { read(place.field("config"), self.config) }?);
+        match (address_of(self.lr_f32), address_of(self.lr_f64)) {
+            (0, 0) => Ok(group),
+            (lr, 0) => Ok(group.with_lr(RawLr::F32(lr))),
+            (0, lr) => Ok(group.with_lr(RawLr::F64(lr))),
+            (_, address) => Err(Failure::TwoLrs { place, address }),
+        }
     }
 }
 
-impl From<dualadam_cuda_scalars> for RawScalars {
-    fn from(scalars: dualadam_cuda_scalars) -> Self {
-        let dualadam_cuda_scalars { loss_scale, clip_factor, found_inf, .. } = scalars;
-        let [loss_scale, clip_factor, found_inf] = [loss_scale, clip_factor, found_inf].map(address_of);
-        Self { loss_scale, clip_factor, found_inf }
+impl Argument for dualadam_cuda_control_set {
+    type Meaning = ControlSet;
+
+    unsafe fn convert(self, _: Place) -> Result<ControlSet, Failure> {
+        let set = ControlSet::new(self.group);
+        Ok(if self.step.is_null() { set } else { set.with_step(address_of(self.step)) })
+    }
+}
+
+impl Argument for dualadam_cuda_scalars {
+    type Meaning = RawScalars;
+
+    unsafe fn convert(self, _: Place) -> Result<RawScalars, Failure> {
+        let scalars = RawScalars::default().with_loss_scale(address_of(self.loss_scale));
+        Ok(scalars.with_clip_factor(address_of(self.clip_factor)).with_found_inf(address_of(self.found_inf)))
     }
 }
 
@@ -201,8 +205,8 @@ impl From<&SetReport> for dualadam_cuda_set_report {
             Some(SkipReason::Multiplier) => DUALADAM_SKIP_MULTIPLIER,
             Some(SkipReason::Lr) => DUALADAM_SKIP_LR,
             Some(SkipReason::Step) => DUALADAM_SKIP_STEP,
-            // The enum may grow. The panic ends at the border as the bug that it is.
-            Some(reason) => unreachable!("{reason:?} has no number"),
+            // As for a config.
+            Some(other) => unreachable!("{other:?} has no number"),
         };
         Self { size: size_of::<Self>(), step: report.step, skipped: report.skipped, last_skip, reserved: 0 }
     }

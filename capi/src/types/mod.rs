@@ -4,6 +4,6 @@ mod conversions;
 mod numbers;
 mod structs;
 
-pub(crate) use conversions::{address_of, flag};
+pub(crate) use conversions::flag;
 pub use numbers::*;
 pub use structs::*;

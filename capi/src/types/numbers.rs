@@ -1,6 +1,6 @@
 //! The named numbers of the C interface, other than the statuses.
 
-/// No buffer: the type of a copy that is not there.
+/// No buffer: the type of masters that are not there.
 pub const DUALADAM_DTYPE_NONE: u32 = 0;
 /// IEEE 754 binary32, `float`.
 pub const DUALADAM_DTYPE_F32: u32 = 1;

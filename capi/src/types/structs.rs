@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use bytemuck::Zeroable;
+
 use crate::arguments::Versioned;
 
 /// The hyperparameters of one parameter group. `dualadam_config_init` fills in the defaults.
@@ -9,7 +11,7 @@ use crate::arguments::Versioned;
 /// The schedule is how the weight alpha of the inverse branch falls from 1 to 0 with a tensor's
 /// step t. The library reads only those of its fields that its kind names.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_config {
     /// sizeof(dualadam_config)
     pub size: usize,
@@ -53,15 +55,18 @@ pub struct dualadam_config {
 /// g = grad_scale * grad
 /// g = l2 == 0 ? g : fma(l2, p, g)
 /// m = fma(one_minus_beta1, g - m, m)
-/// v = fma(one_minus_beta2, fma(g, g, -v), v)
+/// v = saturate(fma(one_minus_beta2, fma(g, g, -v), v))
 /// s = sqrt(v) * inv_sqrt_bc2
 /// q = adam_scale / (s + eps)
 /// w = inverse_scale == 0 ? q : fma(inverse_scale, s + inverse_eps, q)
 /// u = decay == 0 ? m * w : fma(m, w, decay * p)
 /// p = p - u
 /// ```
+///
+/// saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient
+/// is 0 is absent, not multiplied by 0.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_coeffs {
     /// sizeof(dualadam_coeffs)
     pub size: usize,
@@ -92,43 +97,42 @@ pub struct dualadam_coeffs {
 /// `dualadam_tensor_init` fills in zeros and `float` types.
 ///
 /// F32 parameters take gradients of any type; BF16 and F16 parameters take gradients of their own
-/// type or F32. A copy is BF16 or F16, beside F32 parameters whose gradients are F32 or of the
-/// copy's type. A step of 0 elements tells whether there is a kernel, and does nothing. Each buffer
-/// is aligned to its elements. No buffer overlaps another, of this or another tensor; only
-/// gradients may share memory.
+/// type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and
+/// does nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or
+/// another tensor; only gradients may share memory.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor {
     /// sizeof(dualadam_tensor)
     pub size: usize,
-    /// The parameters, read and written; where there is a copy the masters, which the caller fills
-    /// from its parameters before the first step.
-    pub params: *mut c_void,
+    /// The parameters, as the model has them. Written; read where there is no master.
+    pub param: *mut c_void,
     /// The gradients, only read. A list skips a tensor whose gradients are null.
-    pub grads: *const c_void,
-    /// The first moment, read and written. It starts as zeros.
-    pub exp_avg: *mut f32,
-    /// The second moment, read and written. It starts as zeros.
-    pub exp_avg_sq: *mut f32,
-    /// Null, or where each new parameter is written in 16 bits as well. Never read.
-    pub copy: *mut c_void,
+    pub grad: *const c_void,
+    /// The first moment, of type F32, read and written. It starts as zeros.
+    pub exp_avg: *mut c_void,
+    /// The second moment, of type F32, read and written. It starts as zeros.
+    pub exp_avg_sq: *mut c_void,
+    /// Null, or the masters of BF16 or F16 parameters, read and written: they are what is updated,
+    /// and `param` gets their rounding. The caller fills them from `param` before the first step.
+    pub master: *mut c_void,
     /// Elements. With 0, nothing is read of the buffers' pointers.
     pub len: u64,
     /// A DUALADAM_DTYPE_ number.
-    pub params_dtype: u32,
+    pub param_dtype: u32,
     /// A DUALADAM_DTYPE_ number.
-    pub grads_dtype: u32,
-    /// A DUALADAM_DTYPE_ number; DUALADAM_DTYPE_NONE where `copy` is null.
-    pub copy_dtype: u32,
-    /// Which coefficients of a list's the tensor uses, from 0; 0 where there is one tensor only.
-    pub set: u32,
+    pub grad_dtype: u32,
+    /// DUALADAM_DTYPE_F32, or DUALADAM_DTYPE_NONE where `master` is null.
+    pub master_dtype: u32,
+    /// Index of the tensor's coefficients in those of a list; 0 for a step of one tensor.
+    pub coeffs_index: u32,
 }
 
-/// What a state must know of a tensor beforehand. `dualadam_tensor_layout_init` fills in zeros.
+/// What a state must know of a tensor beforehand. `dualadam_tensor_spec_init` fills in zeros.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct dualadam_tensor_layout {
-    /// sizeof(dualadam_tensor_layout)
+#[derive(Debug, Clone, Copy, Zeroable)]
+pub struct dualadam_tensor_spec {
+    /// sizeof(dualadam_tensor_spec)
     pub size: usize,
     /// Elements.
     pub len: u64,
@@ -143,7 +147,7 @@ pub struct dualadam_tensor_layout {
 /// The arrays have `len` elements each. The state owns them. The caller may read and write them
 /// until the state is freed, but not while another thread uses the tensor or saves the state.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor_state {
     /// sizeof(dualadam_tensor_state)
     pub size: usize,
@@ -169,7 +173,7 @@ pub struct dualadam_tensor_state {
 /// Otherwise each step reads the lr in the caller's memory, and is skipped if that is not valid.
 /// The config's lr is not used then, but must be valid.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_control_group {
     /// sizeof(dualadam_cuda_control_group)
     pub size: usize,
@@ -184,7 +188,7 @@ pub struct dualadam_cuda_control_group {
 /// A coefficient set of a control: tensors of one group that are updated together.
 /// `dualadam_cuda_control_set_init` fills in group 0 and null.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_control_set {
     /// sizeof(dualadam_cuda_control_set)
     pub size: usize,
@@ -200,7 +204,7 @@ pub struct dualadam_cuda_control_set {
 ///
 /// Gradients are multiplied by clip_factor / loss_scale, formed in double and rounded once.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_scalars {
     /// sizeof(dualadam_cuda_scalars)
     pub size: usize,
@@ -215,7 +219,7 @@ pub struct dualadam_cuda_scalars {
 
 /// What became of a set's steps. `dualadam_cuda_control_report` fills it in.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_set_report {
     /// sizeof(dualadam_cuda_set_report)
     pub size: usize,
@@ -238,7 +242,7 @@ macro_rules! versioned {
     };
 }
 versioned! {
-    dualadam_config dualadam_coeffs dualadam_tensor dualadam_tensor_layout dualadam_tensor_state
+    dualadam_config dualadam_coeffs dualadam_tensor dualadam_tensor_spec dualadam_tensor_state
     dualadam_cuda_control_group dualadam_cuda_control_set dualadam_cuda_scalars
     dualadam_cuda_set_report
 }

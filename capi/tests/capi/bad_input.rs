@@ -4,6 +4,7 @@
 use std::ffi::{CString, c_char};
 use std::ptr;
 
+use dualadam::Variant;
 use dualadam_capi::*;
 
 use crate::calls::*;
@@ -24,7 +25,7 @@ fn step_fails(change: impl Fn(&mut dualadam_tensor), status: dualadam_status, te
     // SAFETY: refused before any buffer is looked at.
     fails(unsafe { dualadam_cpu_step(&tensor, &set) }, status, text);
     // In a list, gradients that are null are fine.
-    if !tensor.grads.is_null() {
+    if !tensor.grad.is_null() {
         let mut first = Buffers::new(1, 8);
         let before = first.clone();
         let tensors = [first.tensor(), tensor];
@@ -39,36 +40,38 @@ fn step_fails(change: impl Fn(&mut dualadam_tensor), status: dualadam_status, te
 
 #[test]
 fn buffers() {
-    step_fails(|t| t.params = ptr::null_mut(), DUALADAM_STATUS_NULL, "params of tensor 0 must not be null");
-    step_fails(|t| t.grads = ptr::null(), DUALADAM_STATUS_NULL, "grads of tensor 0 must not be null");
+    step_fails(|t| t.param = ptr::null_mut(), DUALADAM_STATUS_NULL, "param of tensor 0 must not be null");
+    step_fails(|t| t.grad = ptr::null(), DUALADAM_STATUS_NULL, "grad of tensor 0 must not be null");
     step_fails(|t| t.exp_avg = ptr::null_mut(), DUALADAM_STATUS_NULL, "exp_avg of tensor 0 must not be null");
     step_fails(|t| t.exp_avg_sq = ptr::null_mut(), DUALADAM_STATUS_NULL, "exp_avg_sq of tensor 0 must not be null");
-    step_fails(|t| t.copy_dtype = DUALADAM_DTYPE_F16, DUALADAM_STATUS_NULL, "copy of tensor 0 must not be null");
+    let no_master =
+        |t: &mut dualadam_tensor| (t.param_dtype, t.master_dtype) = (DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_F32);
+    step_fails(no_master, DUALADAM_STATUS_NULL, "master of tensor 0 must not be null");
     let at = |address: usize| ptr::without_provenance_mut(address);
     let text = "exp_avg of tensor 0 must be aligned to 4 bytes, got address 0x1002";
     step_fails(|t| t.exp_avg = at(0x1002), DUALADAM_STATUS_MISALIGNED, text);
-    let half = |t: &mut dualadam_tensor| t.grads_dtype = DUALADAM_DTYPE_BF16;
-    let text = "grads of tensor 0 must be aligned to 2 bytes, got address 0x1001";
+    let half = |t: &mut dualadam_tensor| t.grad_dtype = DUALADAM_DTYPE_BF16;
+    let text = "grad of tensor 0 must be aligned to 2 bytes, got address 0x1001";
     step_fails(
         |t| {
             half(t);
-            t.grads = ptr::without_provenance(0x1001);
+            t.grad = ptr::without_provenance(0x1001);
         },
         DUALADAM_STATUS_MISALIGNED,
         text,
     );
-    let end = "params of tensor 0 must end within 2^64 bytes, got 8 elements of 4 bytes at 0xfffffffffffffff0";
-    step_fails(|t| t.params = ptr::without_provenance_mut(usize::MAX - 15), DUALADAM_STATUS_EXTENT, end);
+    let end = "param of tensor 0 must end within 2^64 bytes, got 8 elements of 4 bytes at 0xfffffffffffffff0";
+    step_fails(|t| t.param = ptr::without_provenance_mut(usize::MAX - 15), DUALADAM_STATUS_EXTENT, end);
     let status = |len: u64| {
         let mut buffers = Buffers::new(0, 8);
         let tensor = dualadam_tensor { len, ..buffers.tensor() };
         // SAFETY: refused before any buffer is looked at.
         unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), 1, 1.0)) }
     };
-    assert_eq!(status(u64::MAX), DUALADAM_STATUS_EXTENT);
-    assert_eq!(status(1 << 62), DUALADAM_STATUS_EXTENT);
+    assert_eq!(status(u64::MAX), DUALADAM_STATUS_TOO_MANY);
+    assert_eq!(status(1 << 62), DUALADAM_STATUS_TOO_MANY);
     let limit = isize::MAX as u64 / 4;
-    let text = format!("the elements of a buffer must number at most {limit}, got {}", limit + 1);
+    let text = format!("tensor 0 must have at most {limit} elements, got {}", limit + 1);
     fails(status(limit + 1), DUALADAM_STATUS_TOO_MANY, &text);
 }
 
@@ -79,18 +82,24 @@ fn overlaps() {
     let mut memory = [0.5_f32; 80];
     let start = memory.as_mut_ptr();
     let good = dualadam_tensor {
-        params: start.cast(),
-        grads: start.wrapping_add(16).cast(),
-        exp_avg: start.wrapping_add(32),
-        exp_avg_sq: start.wrapping_add(48),
+        param: start.cast(),
+        grad: start.wrapping_add(16).cast(),
+        exp_avg: start.wrapping_add(32).cast(),
+        exp_avg_sq: start.wrapping_add(48).cast(),
         len: 8,
         ..tensor()
     };
     for (change, names) in [
-        ((|t| t.grads = t.params) as fn(&mut dualadam_tensor), ["grads", "params"]),
-        (|t| t.exp_avg = t.params.wrapping_byte_add(28).cast(), ["exp_avg", "params"]),
-        (|t| t.exp_avg_sq = t.grads.cast_mut().wrapping_byte_sub(28).cast(), ["exp_avg_sq", "grads"]),
-        (|t| (t.copy, t.copy_dtype) = (t.exp_avg.cast(), DUALADAM_DTYPE_BF16), ["copy", "exp_avg"]),
+        ((|t| t.grad = t.param) as fn(&mut dualadam_tensor), ["grad", "param"]),
+        (|t| t.exp_avg = t.param.wrapping_byte_add(28), ["exp_avg", "param"]),
+        (|t| t.exp_avg_sq = t.grad.cast_mut().wrapping_byte_sub(28), ["exp_avg_sq", "grad"]),
+        (
+            |t| {
+                (t.param_dtype, t.grad_dtype) = (DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_BF16);
+                (t.master, t.master_dtype) = (t.exp_avg, DUALADAM_DTYPE_F32);
+            },
+            ["master", "exp_avg"],
+        ),
     ] {
         let mut tensor = good;
         change(&mut tensor);
@@ -105,7 +114,7 @@ fn overlaps() {
     let mut buffers = [Buffers::new(0, 8), Buffers::new(1, 8)];
     let before = buffers.clone();
     let mut tensors = buffers.each_mut().map(Buffers::tensor);
-    tensors[1].exp_avg = tensors[0].exp_avg_sq.wrapping_add(7);
+    tensors[1].exp_avg = tensors[0].exp_avg_sq.wrapping_byte_add(28);
     let set = coeffs(&config(), 1, 1.0);
     // SAFETY: refused before any buffer is looked at.
     assert_eq!(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) }, status);
@@ -120,10 +129,10 @@ fn overlaps() {
     let start = memory.as_mut_ptr();
     let at = |index: usize| start.wrapping_add(index);
     let tensor = |p, g, m, v| dualadam_tensor {
-        params: at(p).cast(),
-        grads: at(g).cast(),
-        exp_avg: at(m),
-        exp_avg_sq: at(v),
+        param: at(p).cast(),
+        grad: at(g).cast(),
+        exp_avg: at(m).cast(),
+        exp_avg_sq: at(v).cast(),
         len: 4,
         ..tensor()
     };
@@ -133,30 +142,37 @@ fn overlaps() {
 }
 
 #[test]
-fn types_sizes_and_sets() {
-    let text = "params_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 4";
-    step_fails(|t| t.params_dtype = 4, DUALADAM_STATUS_ENUM, text);
-    let text = "grads_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 0";
-    step_fails(|t| t.grads_dtype = 0, DUALADAM_STATUS_ENUM, text);
-    let text = "copy_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 4294967295";
-    step_fails(|t| t.copy_dtype = u32::MAX, DUALADAM_STATUS_ENUM, text);
-    // A copy without a type is not ignored.
-    let text = "copy_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 0";
-    step_fails(|t| t.copy = t.params, DUALADAM_STATUS_ENUM, text);
-    let rule = "are not supported; f32 takes any gradient, bf16 and f16 take their own type or f32, and a copy is 16-bit, beside f32 \
-                masters, with f32 gradients or gradients of its own type";
-    let mixed = |t: &mut dualadam_tensor| (t.params_dtype, t.grads_dtype) = (DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_F16);
-    step_fails(mixed, DUALADAM_STATUS_TYPES, &format!("tensor 0: bf16 parameters with f16 gradients {rule}"));
+fn types_sizes_and_indices() {
+    let text = "param_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 4";
+    step_fails(|t| t.param_dtype = 4, DUALADAM_STATUS_ENUM, text);
+    let text = "grad_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 0";
+    step_fails(|t| t.grad_dtype = 0, DUALADAM_STATUS_ENUM, text);
+    let text = "master_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 4294967295";
+    step_fails(|t| t.master_dtype = u32::MAX, DUALADAM_STATUS_ENUM, text);
+    // A master without a type is not ignored.
+    let text = "master_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 0";
+    step_fails(|t| t.master = t.param, DUALADAM_STATUS_ENUM, text);
+    let variants: Vec<_> = Variant::all().map(Variant::name).collect();
+    let rule = format!("tensor 0 must have the formats of a variant ({}), got", variants.join(", "));
+    let mixed = |t: &mut dualadam_tensor| (t.param_dtype, t.grad_dtype) = (DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_F16);
+    let text = format!("{rule} bf16 param, f16 grad, f32 exp_avg, f32 exp_avg_sq");
+    step_fails(mixed, DUALADAM_STATUS_TYPES, &text);
     let mut room = [0.0_f32; 8];
-    let copy = room.as_mut_ptr();
-    let text = format!("tensor 0: f32 parameters with f32 gradients and a f32 copy {rule}");
-    step_fails(|t| (t.copy, t.copy_dtype) = (copy.cast(), DUALADAM_DTYPE_F32), DUALADAM_STATUS_TYPES, &text);
-    let text = "set of tensor 0 must be below 1, got 1";
-    step_fails(|t| t.set = 1, DUALADAM_STATUS_INDEX, text);
+    let master = room.as_mut_ptr();
+    let text = format!("{rule} f32 param, f32 grad, f32 exp_avg, f32 exp_avg_sq, f32 master");
+    step_fails(|t| (t.master, t.master_dtype) = (master.cast(), DUALADAM_DTYPE_F32), DUALADAM_STATUS_TYPES, &text);
+    let text = format!("{rule} bf16 param, f32 grad, f32 exp_avg, f32 exp_avg_sq, bf16 master");
+    let half_master = |t: &mut dualadam_tensor| {
+        t.param_dtype = DUALADAM_DTYPE_BF16;
+        (t.master, t.master_dtype) = (master.cast(), DUALADAM_DTYPE_BF16);
+    };
+    step_fails(half_master, DUALADAM_STATUS_TYPES, &text);
+    let text = "tensor 0 must have a coeffs_index below 1, got 1";
+    step_fails(|t| t.coeffs_index = 1, DUALADAM_STATUS_INDEX, text);
 
     // A step of nothing tells whether there is a kernel.
-    let nothing = |params_dtype, grads_dtype| {
-        let tensor = dualadam_tensor { params_dtype, grads_dtype, ..tensor() };
+    let nothing = |param_dtype, grad_dtype| {
+        let tensor = dualadam_tensor { param_dtype, grad_dtype, ..tensor() };
         // SAFETY: there are no elements.
         unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), 1, 1.0)) }
     };
@@ -172,11 +188,11 @@ fn types_sizes_and_sets() {
         fails(status, DUALADAM_STATUS_SIZE, &text);
     }
     // The structs of an array have one size.
-    let mut sets = [coeffs(&config(), 1, 1.0); 3];
-    sets[2].size = 56;
+    let mut three = [coeffs(&config(), 1, 1.0); 3];
+    three[2].size = 56;
     // SAFETY: refused before anything else is read.
-    let status = unsafe { dualadam_cpu_step_list(ptr::null(), 0, sets.as_ptr(), 3) };
-    fails(status, DUALADAM_STATUS_SIZE, "the size of sets[2] must be 48, or more with zeros beyond that, got 56");
+    let status = unsafe { dualadam_cpu_step_list(ptr::null(), 0, three.as_ptr(), 3) };
+    fails(status, DUALADAM_STATUS_SIZE, "the size of coeffs[2] must be 48, or more with zeros beyond that, got 56");
 }
 
 #[test]
@@ -198,7 +214,7 @@ fn pointers_to_structs_and_results() {
         let text = "the size of config must be 104, or more with zeros beyond that, got 96";
         fails(dualadam_config_init(config, 96), DUALADAM_STATUS_SIZE, text);
         fails(dualadam_tensor_init(ptr::null_mut(), 72), null, "tensor must not be null");
-        fails(dualadam_tensor_layout_init(ptr::null_mut(), 24), null, "layout must not be null");
+        fails(dualadam_tensor_spec_init(ptr::null_mut(), 24), null, "spec must not be null");
         fails(dualadam_config_validate(ptr::null()), null, "config must not be null");
         fails(dualadam_config_alpha(config, 1, ptr::null_mut()), null, "alpha must not be null");
         fails(dualadam_config_alpha(config, 1, odd(alpha)), misaligned, &odd_text("alpha", 8, alpha.addr()));
@@ -208,14 +224,14 @@ fn pointers_to_structs_and_results() {
         fails(dualadam_cpu_step(ptr::null(), &set), null, "tensor must not be null");
         fails(dualadam_cpu_step(&tensor(), ptr::null()), null, "coeffs must not be null");
         fails(dualadam_cpu_step_list(ptr::null(), 1, &set, 1), null, "tensors[0] must not be null");
-        fails(dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 1), null, "sets[0] must not be null");
+        fails(dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 1), null, "coeffs[0] must not be null");
         let one = tensor();
         let limit = (isize::MAX as usize - (&raw const one).addr()) / 72;
         let text = format!("tensors must number at most {limit}, got {}", usize::MAX);
         fails(dualadam_cpu_step_list(&one, usize::MAX, &set, 1), DUALADAM_STATUS_TOO_MANY, &text);
         let text = format!("out of memory: {} tensors are needed", 1_u64 << 50);
         fails(dualadam_cpu_step_list(&one, 1 << 50, &set, 1), DUALADAM_STATUS_MEMORY, &text);
-        fails(dualadam_state_new(config, 1, &layout(1), 1, ptr::null_mut()), null, "state must not be null");
+        fails(dualadam_state_new(config, 1, &spec(1), 1, ptr::null_mut()), null, "state must not be null");
         assert_eq!(dualadam_last_error(ptr::null_mut(), 1, ptr::null_mut()), null);
         assert_eq!(dualadam_last_error(ptr::null_mut(), 0, odd(len)), misaligned);
         assert_eq!(last_error(), "state must not be null");
@@ -270,18 +286,19 @@ fn configs() {
 #[test]
 fn states() {
     let mut handle = 9;
-    let mut status = |layout: dualadam_tensor_layout| {
+    let mut status = |spec: dualadam_tensor_spec| {
         // SAFETY: the structs and the place are there.
-        let status = unsafe { dualadam_state_new(&config(), 1, &layout, 1, &mut handle) };
+        let status = unsafe { dualadam_state_new(&config(), 1, &spec, 1, &mut handle) };
         assert_eq!(handle, 9);
         status
     };
-    let with = |group, has_master| dualadam_tensor_layout { group, has_master, ..layout(4) };
-    fails(status(with(1, 0)), DUALADAM_STATUS_INDEX, "group of tensor 0 must be below 1, got 1");
+    let with = |group, has_master| dualadam_tensor_spec { group, has_master, ..spec(4) };
+    fails(status(with(1, 0)), DUALADAM_STATUS_INDEX, "tensor 0 must have a group below 1, got 1");
     fails(status(with(0, 2)), DUALADAM_STATUS_ENUM, "has_master of tensors[0] must be 0 or 1, got 2");
     for len in [1 << 50, u64::MAX / 4, u64::MAX] {
-        let text = format!("out of memory: tensor 0 needs memory for {len} elements");
-        fails(status(layout(len)), DUALADAM_STATUS_MEMORY, &text);
+        let bytes = len.saturating_mul(4);
+        let text = format!("tensor 0 must fit in memory, each of its arrays needs {bytes} bytes");
+        fails(status(spec(len)), DUALADAM_STATUS_MEMORY, &text);
     }
 
     let state = state(4);
@@ -309,7 +326,7 @@ fn states() {
     fails(dualadam_state_set_step(state, 1, 5, 0), position, "tensor must be below 1, got 1");
     let text = "master_is_set of the arguments must be 0 or 1, got 2";
     fails(dualadam_state_set_step(state, 0, 5, 2), DUALADAM_STATUS_ENUM, text);
-    let text = "master_is_set must be 0 for a tensor without masters, got 1.0";
+    let text = "master of tensor 0 must be there to be set, the tensor has none";
     fails(dualadam_state_set_step(state, 0, 5, 1), DUALADAM_STATUS_VALUE, text);
     assert_eq!(state_tensor(state, 0).step, 0);
     ok(dualadam_state_free(state));
@@ -408,7 +425,7 @@ fn paths_and_files() {
     unsafe { state_tensor(state, 0).exp_avg_sq.write(-1.0) };
     // SAFETY: a C string.
     let status = unsafe { dualadam_state_save(state, whole.as_ptr()) };
-    fails(status, DUALADAM_STATUS_VALUE, "exp_avg_sq must be at least 0 everywhere, got -1.0");
+    fails(status, DUALADAM_STATUS_VALUE, "exp_avg_sq of tensor 0 must be at least 0 everywhere, got -1.0");
     assert_eq!(std::fs::read(folder.path().join("whole")).unwrap(), bytes);
     ok(dualadam_state_free(state));
 }

@@ -53,15 +53,15 @@ pub(crate) fn tensor() -> dualadam_tensor {
     }
 }
 
-pub(crate) fn layout(len: u64) -> dualadam_tensor_layout {
-    let mut layout = std::mem::MaybeUninit::uninit();
+pub(crate) fn spec(len: u64) -> dualadam_tensor_spec {
+    let mut spec = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    let mut layout = unsafe {
-        ok(dualadam_tensor_layout_init(layout.as_mut_ptr(), size_of::<dualadam_tensor_layout>()));
-        layout.assume_init()
+    let mut spec = unsafe {
+        ok(dualadam_tensor_spec_init(spec.as_mut_ptr(), size_of::<dualadam_tensor_spec>()));
+        spec.assume_init()
     };
-    layout.len = len;
-    layout
+    spec.len = len;
+    spec
 }
 
 pub(crate) fn coeffs(config: &dualadam_config, step: u64, grad_multiplier: f64) -> dualadam_coeffs {
@@ -77,7 +77,7 @@ pub(crate) fn coeffs(config: &dualadam_config, step: u64, grad_multiplier: f64) 
 pub(crate) fn state(len: u64) -> dualadam_state {
     let mut state = 0;
     // SAFETY: the structs and the place are there.
-    ok(unsafe { dualadam_state_new(&config(), 1, &layout(len), 1, &mut state) });
+    ok(unsafe { dualadam_state_new(&config(), 1, &spec(len), 1, &mut state) });
     state
 }
 
@@ -108,10 +108,10 @@ impl Buffers {
 
     pub(crate) fn tensor(&mut self) -> dualadam_tensor {
         dualadam_tensor {
-            params: self.p.as_mut_ptr().cast(),
-            grads: self.g.as_ptr().cast(),
-            exp_avg: self.m.as_mut_ptr(),
-            exp_avg_sq: self.v.as_mut_ptr(),
+            param: self.p.as_mut_ptr().cast(),
+            grad: self.g.as_ptr().cast(),
+            exp_avg: self.m.as_mut_ptr().cast(),
+            exp_avg_sq: self.v.as_mut_ptr().cast(),
             len: self.p.len() as u64,
             ..tensor()
         }

@@ -159,7 +159,7 @@ impl World {
         let host = [Buffers::new(0, 1000), Buffers::new(1, 37)];
         let device = host.each_ref().map(OnDevice::new);
         let mut tensors = device.each_ref().map(OnDevice::tensor);
-        tensors[1].set = 1;
+        tensors[1].coeffs_index = 1;
         let first = dualadam_config { switching_rate: 0.25, ..config() };
         let (weight_decay_kind, weight_decay) = (DUALADAM_DECAY_DECOUPLED, 0.1);
         let configs = [first, dualadam_config { weight_decay_kind, weight_decay, lr: 0.5, ..first }];
@@ -177,7 +177,7 @@ impl World {
     /// The step on the CPU.
     fn expect(&mut self, sets: [dualadam_coeffs; 2]) {
         let mut tensors = self.host.each_mut().map(Buffers::tensor);
-        tensors[1].set = 1;
+        tensors[1].coeffs_index = 1;
         // SAFETY: the structs and the buffers are there.
         ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, sets.as_ptr(), 2) });
     }
@@ -307,7 +307,7 @@ fn a_graph_outlives_what_it_captured() {
     let sets = [set(0), dualadam_cuda_control_set { step: counter.pointer(), ..set(1) }];
     let control = control(world.kernels, &world.groups(), &sets);
     let mut missing = world.tensors;
-    missing[1].grads = ptr::null();
+    missing[1].grad = ptr::null();
     let list = list(world.kernels, &missing);
     let scalars = dualadam_cuda_scalars { found_inf: found_inf.pointer(), ..scalars() };
     // SAFETY: the structs, the buffers and the stream are there until all has run.
@@ -473,7 +473,7 @@ fn what_cannot_be_right_is_refused() {
         assert_eq!(dualadam_cuda_list_free(control), DUALADAM_STATUS_HANDLE_KIND);
 
         let small = self::control(kernels, &groups, &sets[..1]);
-        let text = "set of tensor 1 must be below 1, got 1";
+        let text = "tensor 1 must have a coeffs_index below 1, got 1";
         fails(step(list, small, ptr::null()), DUALADAM_STATUS_INDEX, text);
         ok(dualadam_cuda_control_free(small));
 

@@ -42,10 +42,9 @@ impl OnDevice {
     }
 
     pub(crate) fn tensor(&self) -> dualadam_tensor {
-        let [params, grads, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
+        let [param, grad, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
             self.addresses.map(|address| ptr::without_provenance_mut(address as usize));
-        let (exp_avg, exp_avg_sq) = (exp_avg.cast(), exp_avg_sq.cast());
-        dualadam_tensor { params, grads, exp_avg, exp_avg_sq, len: self.len as u64, ..tensor() }
+        dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len: self.len as u64, ..tensor() }
     }
 
     /// Waits for everything and reads.
@@ -79,7 +78,7 @@ fn steps_have_the_bits_of_the_cpu() {
     let device = host.each_ref().map(OnDevice::new);
     let mut host_tensors = host.each_mut().map(Buffers::tensor);
     let mut tensors = device.each_ref().map(OnDevice::tensor);
-    (tensors[1].set, host_tensors[1].set) = (1, 1);
+    (tensors[1].coeffs_index, host_tensors[1].coeffs_index) = (1, 1);
 
     let mut list = 0;
     // SAFETY: the structs, the buffers and the stream are there until all has run.
@@ -88,7 +87,7 @@ fn steps_have_the_bits_of_the_cpu() {
         ok(dualadam_cuda_kernels_free(kernels)); // the list keeps them
         for step in 1..=3 {
             if step == 2 {
-                (tensors[1].grads, host_tensors[1].grads) = (ptr::null(), ptr::null());
+                (tensors[1].grad, host_tensors[1].grad) = (ptr::null(), ptr::null());
                 ok(dualadam_cuda_list_update(list, tensors.as_ptr(), 2));
             }
             let sets = [coeffs(&config(), step, 1.0), coeffs(&config(), step + 7, 0.5)];
@@ -123,25 +122,25 @@ fn bad_input_is_refused() {
     // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
     unsafe {
         let step = |tensor: dualadam_tensor| dualadam_cuda_step(kernels, &tensor, &set, raw);
-        assert_eq!(step(dualadam_tensor { params: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL);
+        assert_eq!(step(dualadam_tensor { param: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL);
         let odd = good.exp_avg.wrapping_byte_add(2);
         assert_eq!(step(dualadam_tensor { exp_avg: odd, ..good }), DUALADAM_STATUS_MISALIGNED);
         assert_eq!(step(dualadam_tensor { exp_avg: good.exp_avg_sq, ..good }), DUALADAM_STATUS_OVERLAP);
         assert_eq!(step(dualadam_tensor { len: u64::MAX, ..good }), DUALADAM_STATUS_EXTENT);
-        assert_eq!(step(dualadam_tensor { params_dtype: 9, ..good }), DUALADAM_STATUS_ENUM);
-        assert_eq!(step(dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..good }), DUALADAM_STATUS_TYPES);
-        let nothing = dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..tensor() };
+        assert_eq!(step(dualadam_tensor { param_dtype: 9, ..good }), DUALADAM_STATUS_ENUM);
+        assert_eq!(step(dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..good }), DUALADAM_STATUS_TYPES);
+        let nothing = dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..tensor() };
         assert_eq!(step(nothing), DUALADAM_STATUS_TYPES);
         ok(step(tensor()));
-        assert_eq!(step(dualadam_tensor { set: 1, ..good }), DUALADAM_STATUS_INDEX);
+        assert_eq!(step(dualadam_tensor { coeffs_index: 1, ..good }), DUALADAM_STATUS_INDEX);
         assert_eq!(step(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
-        assert_eq!(step(dualadam_tensor { grads: ptr::null(), ..good }), DUALADAM_STATUS_NULL);
+        assert_eq!(step(dualadam_tensor { grad: ptr::null(), ..good }), DUALADAM_STATUS_NULL);
         assert_eq!(dualadam_cuda_step(kernels, ptr::null(), &set, raw), DUALADAM_STATUS_NULL);
         ok(dualadam_cuda_kernels_prepare(kernels, &good));
         assert_eq!(dualadam_cuda_kernels_prepare(kernels, ptr::null()), DUALADAM_STATUS_NULL);
-        let wrong = dualadam_tensor { params_dtype: 2, grads_dtype: 3, ..good };
+        let wrong = dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..good };
         assert_eq!(dualadam_cuda_kernels_prepare(kernels, &wrong), DUALADAM_STATUS_TYPES);
-        let wrong = dualadam_tensor { params_dtype: 4, ..good };
+        let wrong = dualadam_tensor { param_dtype: 4, ..good };
         assert_eq!(dualadam_cuda_kernels_prepare(kernels, &wrong), DUALADAM_STATUS_ENUM);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 0, &mut list), DUALADAM_STATUS_EMPTY);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, ptr::null_mut()), DUALADAM_STATUS_NULL);
@@ -149,7 +148,7 @@ fn bad_input_is_refused() {
         let update = |tensor: dualadam_tensor| dualadam_cuda_list_update(list, &tensor, 1);
         assert_eq!(dualadam_cuda_list_update(list, &good, 2), DUALADAM_STATUS_COUNT);
         assert_eq!(update(dualadam_tensor { len: 15, ..good }), DUALADAM_STATUS_FIXED);
-        assert_eq!(update(dualadam_tensor { grads: good.params, ..good }), DUALADAM_STATUS_OVERLAP);
+        assert_eq!(update(dualadam_tensor { grad: good.param, ..good }), DUALADAM_STATUS_OVERLAP);
         assert_eq!(dualadam_cuda_list_step(list, &set, 0, raw), DUALADAM_STATUS_INDEX);
         assert_eq!(dualadam_cuda_list_step(list, &set, 97, raw), DUALADAM_STATUS_TOO_MANY);
         assert_eq!(dualadam_cuda_list_step(list, ptr::null(), 1, raw), DUALADAM_STATUS_NULL);
@@ -162,8 +161,8 @@ fn bad_input_is_refused() {
         assert!(last_error().ends_with("which is one of CUDA kernels"), "{}", last_error());
 
         // Kernels cannot be loaded in a capture; a list, with changes too, has its own.
-        let others = dualadam_tensor { grads_dtype: DUALADAM_DTYPE_F16, ..good };
-        ok(dualadam_cuda_list_update(list, &dualadam_tensor { grads: ptr::null(), ..good }, 1));
+        let others = dualadam_tensor { grad_dtype: DUALADAM_DTYPE_F16, ..good };
+        ok(dualadam_cuda_list_update(list, &dualadam_tensor { grad: ptr::null(), ..good }, 1));
         sys::cuStreamBeginCapture_v2(stream.cu_stream(), sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL);
         assert_eq!(dualadam_cuda_step(kernels, &others, &set, raw), DUALADAM_STATUS_CUDA_CAPTURED);
         ok(dualadam_cuda_list_step(list, &set, 1, raw));

@@ -37,9 +37,9 @@ fn all() -> (String, String) {
             size, one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, inverse_scale, adam_scale, decay, l2, grad_scale
         }
         dualadam_tensor {
-            size, params, grads, exp_avg, exp_avg_sq, copy, len, params_dtype, grads_dtype, copy_dtype, set
+            size, param, grad, exp_avg, exp_avg_sq, master, len, param_dtype, grad_dtype, master_dtype, coeffs_index
         }
-        dualadam_tensor_layout { size, len, group, has_master }
+        dualadam_tensor_spec { size, len, group, has_master }
         dualadam_tensor_state { size, len, step, exp_avg, exp_avg_sq, master, group, master_is_set }
         dualadam_cuda_control_group { size, config, lr_f32, lr_f64 }
         dualadam_cuda_control_set { size, group, step }
@@ -58,9 +58,9 @@ fn the_layout_is_the_published_one() {
          schedule 60 switching_rate 64 base 72 period 80 cutoff 88 switching_step 96\n\
          dualadam_coeffs 48 8: size 0 one_minus_beta1 8 one_minus_beta2 12 inv_sqrt_bc2 16 eps 20 inverse_eps 24 inverse_scale 28 \
          adam_scale 32 decay 36 l2 40 grad_scale 44\n\
-         dualadam_tensor 72 8: size 0 params 8 grads 16 exp_avg 24 exp_avg_sq 32 copy 40 len 48 params_dtype 56 grads_dtype 60 \
-         copy_dtype 64 set 68\n\
-         dualadam_tensor_layout 24 8: size 0 len 8 group 16 has_master 20\n\
+         dualadam_tensor 72 8: size 0 param 8 grad 16 exp_avg 24 exp_avg_sq 32 master 40 len 48 param_dtype 56 grad_dtype 60 \
+         master_dtype 64 coeffs_index 68\n\
+         dualadam_tensor_spec 24 8: size 0 len 8 group 16 has_master 20\n\
          dualadam_tensor_state 56 8: size 0 len 8 step 16 exp_avg 24 exp_avg_sq 32 master 40 group 48 master_is_set 52\n\
          dualadam_cuda_control_group 32 8: size 0 config 8 lr_f32 16 lr_f64 24\n\
          dualadam_cuda_control_set 24 8: size 0 group 8 step 16\n\

@@ -350,7 +350,7 @@ impl Surface {
         let buffer = |input: &mut Input<'_>| -> *mut c_void {
             if on_device { self.device.place(input) } else { self.arena.place(input) }
         };
-        let (mut exp_avg, mut exp_avg_sq) = (buffer(input).cast(), buffer(input).cast());
+        let (mut exp_avg, mut exp_avg_sq) = (buffer(input), buffer(input));
         if !on_device && input.one_in(4) {
             let mut values = std::mem::MaybeUninit::<dualadam_tensor_state>::uninit();
             let (handle, size) = (self.handle(input, Kind::State), size_of::<dualadam_tensor_state>());
@@ -358,23 +358,24 @@ impl Surface {
             unsafe {
                 if dualadam_state_tensor(handle, input.byte() % MOST, values.as_mut_ptr(), size) == DUALADAM_STATUS_OK {
                     let values = values.assume_init();
-                    (exp_avg, exp_avg_sq, len) = (values.exp_avg, values.exp_avg_sq, len.min(values.len));
+                    (exp_avg, exp_avg_sq) = (values.exp_avg.cast(), values.exp_avg_sq.cast());
+                    len = len.min(values.len);
                 }
             }
         }
-        let copy_dtype = input.number(&[0, 0, 0, 2, 3, 1]);
+        let master_dtype = input.number(&[0, 0, 0, 1, 1, 2]);
         dualadam_tensor {
             size: 0,
-            params: buffer(input),
-            grads: buffer(input),
+            param: buffer(input),
+            grad: buffer(input),
             exp_avg,
             exp_avg_sq,
-            copy: if copy_dtype == 0 && !input.one_in(16) { ptr::null_mut() } else { buffer(input) },
+            master: if master_dtype == 0 && !input.one_in(16) { ptr::null_mut() } else { buffer(input) },
             len,
-            params_dtype: input.number(&[1, 1, 1, 2, 3]),
-            grads_dtype: input.number(&[1, 1, 1, 2, 3]),
-            copy_dtype,
-            set: input.number(&[0, 0, 0, 0, 1, 2]),
+            param_dtype: input.number(if master_dtype == 1 { &[2, 2, 3, 3, 1] } else { &[1, 1, 1, 2, 3] }),
+            grad_dtype: input.number(&[1, 1, 1, 2, 3]),
+            master_dtype,
+            coeffs_index: input.number(&[0, 0, 0, 0, 1, 2]),
         }
     }
 
@@ -392,18 +393,18 @@ impl Surface {
         (place, count)
     }
 
-    fn put_layouts(&self, input: &mut Input<'_>) -> (*const dualadam_tensor_layout, usize) {
-        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_layout>()));
+    fn put_specs(&self, input: &mut Input<'_>) -> (*const dualadam_tensor_spec, usize) {
+        let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_spec>()));
         let count = input.count();
-        let layouts: Vec<_> = (0..count.min(MOST))
-            .map(|_| dualadam_tensor_layout {
+        let specs: Vec<_> = (0..count.min(MOST))
+            .map(|_| dualadam_tensor_spec {
                 size: if input.one_in(32) { input.size(size) } else { size },
                 len: if input.one_in(32) { (1 << 50) | input.u64() } else { input.byte() as u64 },
                 group: input.number(&[0, 0, 0, 1]),
                 has_master: input.number(&[0, 0, 1]),
             })
             .collect();
-        self.arena.put(place, &layouts, size);
+        self.arena.put(place, &specs, size);
         (place, count)
     }
 
@@ -531,9 +532,9 @@ impl Surface {
                     dualadam_tensor_init(place, size)
                 }
                 3 => {
-                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_layout>()));
+                    let (place, size) = (self.arena.place(input), input.size(size_of::<dualadam_tensor_spec>()));
                     self.arena.remember();
-                    dualadam_tensor_layout_init(place, size)
+                    dualadam_tensor_spec_init(place, size)
                 }
                 4 | 5 => {
                     let config = self.put_config(input);
@@ -566,13 +567,13 @@ impl Surface {
                 }
                 20..=27 => {
                     let (tensors, tensor_count) = self.put_tensors(input, true, false);
-                    let (sets, set_count) = self.put_coeffs(input, true);
+                    let (coeffs, coeffs_count) = self.put_coeffs(input, true);
                     self.arena.remember();
-                    dualadam_cpu_step_list(tensors, tensor_count, sets, set_count)
+                    dualadam_cpu_step_list(tensors, tensor_count, coeffs, coeffs_count)
                 }
                 28..=31 => {
                     let (groups, group_count) = self.put_configs(input);
-                    let (tensors, tensor_count) = self.put_layouts(input);
+                    let (tensors, tensor_count) = self.put_specs(input);
                     let place = self.arena.place(input);
                     self.arena.remember();
                     let status = dualadam_state_new(groups, group_count, tensors, tensor_count, place);
@@ -678,9 +679,9 @@ impl Surface {
                 }
                 53..=56 => {
                     let (handle, stream) = (self.handle(input, Kind::List), self.device.stream(input));
-                    let (sets, count) = self.put_coeffs(input, true);
+                    let (coeffs, count) = self.put_coeffs(input, true);
                     self.arena.remember();
-                    dualadam_cuda_list_step(handle, sets, count, stream)
+                    dualadam_cuda_list_step(handle, coeffs, count, stream)
                 }
                 57 => {
                     let handle = self.handle(input, Kind::List);

@@ -48,10 +48,10 @@ fn step_one(buffers: &mut Buffers, step: u64) {
 /// One state, one thread for each of its tensors; a handle that two threads free is freed once.
 #[test]
 fn threads_share_a_state() {
-    let layouts = [layout(1000); THREADS];
+    let specs = [spec(1000); THREADS];
     let mut state = 0;
     // SAFETY: the structs and the place are there.
-    ok(unsafe { dualadam_state_new(&config(), 1, layouts.as_ptr(), THREADS, &mut state) });
+    ok(unsafe { dualadam_state_new(&config(), 1, specs.as_ptr(), THREADS, &mut state) });
     thread::scope(|scope| {
         for number in 0..THREADS {
             scope.spawn(move || {
@@ -59,7 +59,7 @@ fn threads_share_a_state() {
                 for step in 1..=20 {
                     let values = state_tensor(state, number);
                     assert_eq!(values.step, step - 1);
-                    let (exp_avg, exp_avg_sq) = (values.exp_avg, values.exp_avg_sq);
+                    let (exp_avg, exp_avg_sq) = (values.exp_avg.cast(), values.exp_avg_sq.cast());
                     let tensor = dualadam_tensor { exp_avg, exp_avg_sq, ..buffers.tensor() };
                     // SAFETY: the structs and the buffers are there, and no other thread has this
                     // tensor.

@@ -3,8 +3,10 @@
 use std::ffi::{CStr, CString};
 use std::ptr;
 
-use dualadam::half::bf16;
-use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, TensorLayout, WeightDecay, cpu};
+use bytemuck::Zeroable;
+use dualadam::half::{bf16, f16};
+use dualadam::{Dtype, DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, TensorSpec, Variant};
+use dualadam::{WeightDecay, cpu};
 use dualadam_capi::*;
 
 use crate::calls::*;
@@ -18,6 +20,7 @@ fn in_c(config: &DualAdamConfig) -> dualadam_config {
         WeightDecay::None => (DUALADAM_DECAY_NONE, 0.0),
         WeightDecay::Decoupled(weight_decay) => (DUALADAM_DECAY_DECOUPLED, weight_decay),
         WeightDecay::L2(weight_decay) => (DUALADAM_DECAY_L2, weight_decay),
+        other => panic!("{other:?} has no number"),
     };
     c.inverse_term = u32::from(config.inverse_term == InverseTerm::WithEps);
     c.maximize = config.maximize.into();
@@ -39,23 +42,24 @@ fn config_of(schedule: SwitchSchedule) -> dualadam_config {
         SwitchSchedule::Fixed { switching_step } => {
             (c.schedule, c.switching_step) = (DUALADAM_SCHEDULE_FIXED, switching_step);
         }
+        other => panic!("{other:?} has no number"),
     }
     c
 }
 
 fn in_rust(c: &dualadam_coeffs) -> StepCoeffs {
-    StepCoeffs {
-        one_minus_beta1: c.one_minus_beta1,
-        one_minus_beta2: c.one_minus_beta2,
-        inv_sqrt_bc2: c.inv_sqrt_bc2,
-        eps: c.eps,
-        inverse_eps: c.inverse_eps,
-        inverse_scale: c.inverse_scale,
-        adam_scale: c.adam_scale,
-        decay: c.decay,
-        l2: c.l2,
-        grad_scale: c.grad_scale,
-    }
+    let mut coeffs = StepCoeffs::zeroed();
+    coeffs.one_minus_beta1 = c.one_minus_beta1;
+    coeffs.one_minus_beta2 = c.one_minus_beta2;
+    coeffs.inv_sqrt_bc2 = c.inv_sqrt_bc2;
+    coeffs.eps = c.eps;
+    coeffs.inverse_eps = c.inverse_eps;
+    coeffs.inverse_scale = c.inverse_scale;
+    coeffs.adam_scale = c.adam_scale;
+    coeffs.decay = c.decay;
+    coeffs.l2 = c.l2;
+    coeffs.grad_scale = c.grad_scale;
+    coeffs
 }
 
 #[test]
@@ -106,81 +110,75 @@ fn a_step_has_the_bits_of_rusts() {
     ok(unsafe { dualadam_cpu_step(&tensor(), &coeffs(&config(), 1, 1.0)) });
 }
 
-/// Every combination of types that there is, in one list, with a tensor that is left alone and an
-/// empty one.
+fn number(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => DUALADAM_DTYPE_F32,
+        Dtype::Bf16 => DUALADAM_DTYPE_BF16,
+        Dtype::F16 => DUALADAM_DTYPE_F16,
+        other => panic!("{other} has no number"),
+    }
+}
+
+/// Every variant in one list, with a tensor that is left alone and an empty one.
 #[test]
 fn a_list_has_the_bits_of_rusts() {
     const LEN: usize = 37;
-    let set = |set: u64| coeffs(&config(), set + 1, 1.0);
-    let sets = [set(0), set(1)];
-    let (f32s, halves) = (DUALADAM_DTYPE_F32, [DUALADAM_DTYPE_BF16, DUALADAM_DTYPE_F16]);
-    let mut types = vec![(f32s, f32s, DUALADAM_DTYPE_NONE)];
-    for half in halves {
-        types.extend([
-            (f32s, half, DUALADAM_DTYPE_NONE),
-            (half, half, DUALADAM_DTYPE_NONE),
-            (half, f32s, DUALADAM_DTYPE_NONE),
-        ]);
-        types.extend([(f32s, f32s, half), (f32s, half, half)]);
-    }
-    assert_eq!(types.len(), 11);
+    let both = [coeffs(&config(), 1, 1.0), coeffs(&config(), 2, 1.0)];
+    let formats: Vec<_> = Variant::all().map(Variant::formats).collect();
+    assert_eq!(formats.len(), 11);
     // Any 16 bits are a bf16 and an f16; these are all finite, in both.
     let bits: Vec<u16> = (0..LEN as u16).map(|i| 0x3c00 + i * 7).collect();
     let start = Buffers::new(2, LEN);
-    let mut floats: Vec<_> = types.iter().map(|_| start.clone()).collect();
-    let mut shorts: Vec<_> = types.iter().map(|_| [bits.clone(), bits.clone(), vec![0; LEN]]).collect();
+    // Masters are where parameters are that are f32.
+    let mut floats: Vec<_> = formats.iter().map(|_| start.clone()).collect();
+    let mut shorts: Vec<_> = formats.iter().map(|_| [bits.clone(), bits.clone()]).collect();
     let mut tensors = Vec::new();
-    for (index, &(params, grads, copy)) in types.iter().enumerate() {
-        let (floats, shorts) = (&mut floats[index], &mut shorts[index]);
+    for (index, formats) in formats.iter().enumerate() {
+        let (floats, [param, grad]) = (&mut floats[index], &mut shorts[index]);
         let mut tensor = floats.tensor();
-        (tensor.params_dtype, tensor.grads_dtype, tensor.copy_dtype, tensor.set) =
-            (params, grads, copy, index as u32 % 2);
-        if params != f32s {
-            tensor.params = shorts[0].as_mut_ptr().cast();
+        (tensor.param_dtype, tensor.grad_dtype) = (number(formats.param), number(formats.grad));
+        if let Some(master) = formats.master {
+            (tensor.master, tensor.master_dtype) = (tensor.param, number(master));
         }
-        if grads != f32s {
-            tensor.grads = shorts[1].as_ptr().cast();
+        if formats.param != Dtype::F32 {
+            tensor.param = param.as_mut_ptr().cast();
         }
-        if copy != DUALADAM_DTYPE_NONE {
-            tensor.copy = shorts[2].as_mut_ptr().cast();
+        if formats.grad != Dtype::F32 {
+            tensor.grad = grad.as_ptr().cast();
         }
+        tensor.coeffs_index = index as u32 % 2;
         tensors.push(tensor);
     }
     let mut alone = start.clone();
-    tensors.push(dualadam_tensor { grads: ptr::null(), ..alone.tensor() });
+    tensors.push(dualadam_tensor { grad: ptr::null(), ..alone.tensor() });
     tensors.push(tensor());
     // SAFETY: the structs and the buffers are there.
-    ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), tensors.len(), sets.as_ptr(), sets.len()) });
+    ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), tensors.len(), both.as_ptr(), both.len()) });
     assert_eq!(alone, start);
 
-    for (index, &(params, grads, copy)) in types.iter().enumerate() {
-        use dualadam::half::f16;
-        let (mut p, g, mut c) = (bits.clone(), bits.clone(), vec![0_u16; LEN]);
+    for (index, formats) in formats.iter().enumerate() {
+        let (mut p, g) = (bits.clone(), bits.clone());
         let mut rust = start.clone();
-        let half_params = match params {
-            DUALADAM_DTYPE_BF16 => Some(cpu::ParamsMut::from(bytemuck::cast_slice_mut::<_, bf16>(&mut p))),
-            DUALADAM_DTYPE_F16 => Some(cpu::ParamsMut::from(bytemuck::cast_slice_mut::<_, f16>(&mut p))),
-            _ => None,
+        let floats_of_rust = (&mut rust.p).into();
+        let (param, master): (cpu::BufferMut<'_>, Option<cpu::BufferMut<'_>>) = match formats.param {
+            Dtype::Bf16 => (bytemuck::cast_slice_mut::<_, bf16>(&mut p).into(), Some(floats_of_rust)),
+            Dtype::F16 => (bytemuck::cast_slice_mut::<_, f16>(&mut p).into(), Some(floats_of_rust)),
+            _ => (floats_of_rust, None),
         };
-        let tensor = cpu::Tensor {
-            params: half_params.unwrap_or_else(|| (&mut rust.p).into()),
-            grads: match grads {
-                DUALADAM_DTYPE_BF16 => bytemuck::cast_slice::<_, bf16>(&g).into(),
-                DUALADAM_DTYPE_F16 => bytemuck::cast_slice::<_, f16>(&g).into(),
-                _ => (&rust.g).into(),
-            },
-            exp_avg: &mut rust.m,
-            exp_avg_sq: &mut rust.v,
-            copy: match copy {
-                DUALADAM_DTYPE_BF16 => Some(bytemuck::cast_slice_mut::<_, bf16>(&mut c).into()),
-                DUALADAM_DTYPE_F16 => Some(bytemuck::cast_slice_mut::<_, f16>(&mut c).into()),
-                _ => None,
-            },
-            set: index % 2,
+        let grad: cpu::Buffer<'_> = match formats.grad {
+            Dtype::Bf16 => bytemuck::cast_slice::<_, bf16>(&g).into(),
+            Dtype::F16 => bytemuck::cast_slice::<_, f16>(&g).into(),
+            _ => (&rust.g).into(),
         };
-        cpu::step_list(&mut [tensor], &sets.map(|set| in_rust(&set))).unwrap();
-        assert_eq!(floats[index], rust, "{index}");
-        assert_eq!(shorts[index], [p, g, c], "{index}");
+        let tensor = cpu::Tensor::new(param, grad, &mut rust.m, &mut rust.v).with_coeffs_index(index % 2);
+        let tensor = match master.filter(|_| formats.master.is_some()) {
+            Some(master) => tensor.with_master(master),
+            None => tensor,
+        };
+        cpu::step_list(&mut [tensor], &both.map(|coeffs| in_rust(&coeffs))).unwrap();
+        assert_eq!(floats[index], rust, "{formats}");
+        assert_eq!(shorts[index], [p, g], "{formats}");
+        assert_ne!(floats[index].m, start.m, "{formats}");
     }
     // SAFETY: nothing is looked at.
     ok(unsafe { dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 0) });
@@ -192,13 +190,13 @@ fn states_are_those_of_rust() {
     let path = folder.path().join("zustände.safetensors");
     let file = CString::new(path.to_str().unwrap()).unwrap();
     let groups = [config(), in_c(&DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5)))];
-    let layouts = [layout(3), dualadam_tensor_layout { group: 1, has_master: 1, ..layout(2) }, layout(0)];
+    let specs = [spec(3), dualadam_tensor_spec { group: 1, has_master: 1, ..spec(2) }, spec(0)];
     let mut handle = 0;
     // SAFETY: the structs and the place are there.
-    ok(unsafe { dualadam_state_new(groups.as_ptr(), 2, layouts.as_ptr(), 3, &mut handle) });
+    ok(unsafe { dualadam_state_new(groups.as_ptr(), 2, specs.as_ptr(), 3, &mut handle) });
     let mut expected = State::new(
         &[DualAdamConfig::default(), DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5))],
-        &[TensorLayout::new(3), TensorLayout::new(2).in_group(1).with_master(), TensorLayout::new(0)],
+        &[TensorSpec::new(3), TensorSpec::new(2).in_group(1).with_master(), TensorSpec::new(0)],
     )
     .unwrap();
     let values = state_tensor(handle, 1);
@@ -210,9 +208,11 @@ fn states_are_those_of_rust() {
         values.master.add(1).write(-3.5);
     }
     ok(dualadam_state_set_step(handle, 1, 77, 1));
-    let tensor = &mut expected.tensors[1];
-    (tensor.exp_avg[0], tensor.exp_avg_sq[1], tensor.step, tensor.master_is_set) = (1.5, 2.5, 77, true);
-    tensor.master.as_mut().unwrap()[1] = -3.5;
+    expected.ledger.set_step(1, 77).unwrap();
+    expected.ledger.set_master_is_set(1, true).unwrap();
+    let arrays = &mut expected.arrays[1];
+    (arrays.exp_avg[0], arrays.exp_avg_sq[1]) = (1.5, 2.5);
+    arrays.master.as_mut().unwrap()[1] = -3.5;
     assert!(state_tensor(handle, 0).master.is_null());
     // SAFETY: the path is a C string.
     ok(unsafe { dualadam_state_save(handle, file.as_ptr()) });
@@ -231,8 +231,8 @@ fn states_are_those_of_rust() {
     }
     assert_eq!((groups, tensors), (2, 3));
     assert_eq!((back.lr, back.schedule, back.switching_step), (0.5, DUALADAM_SCHEDULE_FIXED, 9));
-    expected.groups[0] =
-        DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 });
+    let changed = DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 });
+    expected.ledger.set_config(0, changed).unwrap();
     assert_eq!(State::load(&path).unwrap(), expected);
     assert_eq!(state_tensor(loaded, 1).step, 77);
     // The arrays of a state that resumes stay where they are.

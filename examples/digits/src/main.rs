@@ -1,4 +1,5 @@
-//! Trains a small network on real handwritten digits with Adam, AdamW, InvAdam and DualAdam, and compares them.
+//! Trains a small network on real handwritten digits with Adam, AdamW, InvAdam and DualAdam, and
+//! compares them.
 
 mod backend;
 mod data;
@@ -26,7 +27,8 @@ use crate::data::Digits;
 use crate::optimizers::{Contender, contenders, switch_step};
 use crate::train::{Dtype, Run, Setting, train};
 
-/// Trains a 64-128-10 network on 8×8 handwritten digits with six optimizers and a control, prints a table and draws the curves.
+/// Trains a 64-128-10 network on 8×8 handwritten digits with six optimizers and a control, prints a
+/// table and draws the curves.
 #[derive(Debug, Parser)]
 struct Args {
     /// Runs of each optimizer, which differ in split, initialisation and order of the images

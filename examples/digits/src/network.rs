@@ -91,7 +91,8 @@ impl Tensors {
             let max = row.fold(f32::NEG_INFINITY, |a, &b| a.max(b));
             let sum: f32 = row.iter().map(|x| (x - max).exp()).sum();
             loss += f64::from(sum.ln() + max - row[label]);
-            // Only a strict maximum counts, so that a network of equal or NaN outputs gets nothing right.
+            // Only a strict maximum counts, so that a network of equal or NaN outputs gets nothing
+            // right.
             correct += usize::from((0..CLASSES).all(|class| class == label || row[class] < row[label]));
         }
         (loss / digits.len() as f64, correct as f64 / digits.len() as f64)

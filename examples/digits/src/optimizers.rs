@@ -47,10 +47,12 @@ pub(crate) fn contenders(lr: f64, switch: u64) -> Vec<Contender> {
     ]
 }
 
-/// The schedule whose α falls by the same factor in each step, and from about 1% at step `switch` to 0.
+/// The schedule whose α falls by the same factor in each step, and from about 1% at step `switch`
+/// to 0.
 fn exponential_until(switch: u64) -> SwitchSchedule {
     let cutoff = 0.01_f64;
-    // The half step keeps both the last value above the cutoff and the next one below it clear of rounding.
+    // The half step keeps both the last value above the cutoff and the next one below it clear of
+    // rounding.
     let base = cutoff.powf(1.0 / (switch as f64 - 0.5));
     SwitchSchedule::Exponential { base, period: 1, cutoff }
 }

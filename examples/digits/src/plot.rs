@@ -20,15 +20,17 @@ use crate::train::{Run, Setting};
 /// Large enough to be scaled down: thick lines are drawn without smoothing.
 const SIZE: (u32, u32) = (2400, 2600);
 const HEADER: u32 = 260;
-/// Where the first panel ends and where the second does, below the header. The last has the steps below it.
+/// Where the first panel ends and where the second does, below the header. The last has the steps
+/// below it.
 const BREAKS: [i32; 2] = [780, 1560];
 
 const FONT: &str = "Roboto";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// Colour and width of the contenders' lines, in their order. The colours are those of Okabe and Ito, which the colour-blind
-/// can tell apart. Where lines lie on each other, the thin one is drawn later and the thick one shows on both sides.
+/// Colour and width of the contenders' lines, in their order. The colours are those of Okabe and
+/// Ito, which the colour-blind can tell apart. Where lines lie on each other, the thin one is drawn
+/// later and the thick one shows on both sides.
 const LINES: [(RGBColor, u32); 7] = [
     (RGBColor(0, 0, 0), 10),
     (RGBColor(86, 180, 233), 4),
@@ -85,7 +87,8 @@ pub(crate) fn draw(
     write_png(path, &pixels)
 }
 
-/// Here and not by plotters, whose own way brings decoders of pictures that take longer to build than the rest of it.
+/// Here and not by plotters, whose own way brings decoders of pictures that take longer to build
+/// than the rest of it.
 fn write_png(path: &Path, pixels: &[u8]) -> Result<(), Box<dyn Error>> {
     let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), SIZE.0, SIZE.1);
     encoder.set_color(png::ColorType::Rgb);
@@ -154,7 +157,8 @@ impl Panel {
         Self { title, range: -0.04..1.04, ticks: vec![0.0, 0.25, 0.5, 0.75, 1.0], label: |y| format!("{y}"), curves }
     }
 
-    /// A chart of the decimal logarithms; what is below `floor` is drawn there, and NaN is left out.
+    /// A chart of the decimal logarithms; what is below `floor` is drawn there, and NaN is left
+    /// out.
     fn logarithmic(title: &'static str, curves: &[Curve], floor: f64) -> Self {
         let logarithms = |curve: &Curve| {
             let numbers = curve.iter().filter(|(_, y)| !y.is_nan());
@@ -222,8 +226,8 @@ impl Ranged for Heights {
     }
 }
 
-/// The logarithms at which a range of logarithms gets its ticks: 1, 2 and 5 of each decade, more of a short range, fewer of a
-/// long one.
+/// The logarithms at which a range of logarithms gets its ticks: 1, 2 and 5 of each decade, more of
+/// a short range, fewer of a long one.
 fn decades(range: &Range<f64>) -> Vec<f64> {
     let (first, last) = (range.start.floor() as i32, range.end.ceil() as i32);
     let digits: &[f64] = match range.end - range.start {

@@ -160,7 +160,8 @@ fn verdict(contenders: &[Contender], runs: &[Vec<Run>], tested: usize) -> String
     )
 }
 
-/// By how much one seed's accuracy is off by chance: what the seeds show, but no less than that of drawing the test set.
+/// By how much one seed's accuracy is off by chance: what the seeds show, but no less than that of
+/// drawing the test set.
 fn noise(runs: &[Run], tested: usize) -> f64 {
     let Spread { mean, std } = Spread::of(&accuracies(runs));
     let drawing = (mean * (100.0 - mean) / tested as f64).sqrt();

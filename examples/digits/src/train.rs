@@ -19,7 +19,8 @@ use crate::optimizers::Contender;
 /// Images of one step.
 pub(crate) const BATCH: usize = 128;
 
-/// The type of the parameters and gradients that the optimizer is given. The network computes in f32.
+/// The type of the parameters and gradients that the optimizer is given. The network computes in
+/// f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
     /// f32 parameters and gradients
@@ -65,8 +66,8 @@ pub(crate) struct Run {
     pub(crate) step_times: Vec<Duration>,
 }
 
-/// Trains a network. The seed alone decides on the split, the initialisation and the order of the images, so that runs of
-/// one seed differ in nothing but the optimizer.
+/// Trains a network. The seed alone decides on the split, the initialisation and the order of the
+/// images, so that runs of one seed differ in nothing but the optimizer.
 pub(crate) fn train(setting: &Setting, contender: &Contender, seed: u64, bar: &ProgressBar) -> Result<Run, Error> {
     train_with(setting, contender, seed, bar, |specs| setting.device.optimizer(contender.config, specs))
 }

@@ -38,11 +38,12 @@ fn main() {
     device::run("webgpu", device.map_err(|error| error.to_string()), TESTS).exit();
 }
 
-/// WebGPU's losses are no further from the CPU's than those of a run on the CPU whose every step is off by as much as the bound of one
-/// step allows: along the gradient in one run, against it in the other.
+/// WebGPU's losses are no further from the CPU's than those of a run on the CPU whose every step is
+/// off by as much as the bound of one step allows: along the gradient in one run, against it in the
+/// other.
 ///
-/// f32 losses then lie between those of the two runs. In bf16 an error shows only where it moves a parameter across a rounding, by more
-/// than itself, so that either run may have either sign.
+/// f32 losses then lie between those of the two runs. In bf16 an error shows only where it moves a
+/// parameter across a rounding, by more than itself, so that either run may have either sign.
 fn losses_are_within_the_steps_bounds(&(): &()) {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let contender = &contenders(1e-2, 10)[DUAL_LINEAR];
@@ -136,8 +137,8 @@ fn wide(params: &BufferMut<'_>) -> Vec<f32> {
     }
 }
 
-/// How far a step of WebGPU may be from the CPU's, by the documented bound, twice: the CPU's has an error of its own. There is no decay,
-/// so that the update is m·w, and w is the update by m.
+/// How far a step of WebGPU may be from the CPU's, by the documented bound, twice: the CPU's has an
+/// error of its own. There is no decay, so that the update is m·w, and w is the update by m.
 fn bound(old: f32, new: f32, m_before: f32, m: f32, grad: f32) -> f64 {
     let [old, new, m_before, m, grad] = [old, new, m_before, m, grad].map(f64::from);
     if m == 0.0 {

@@ -15,7 +15,7 @@ from helpers import bits
 LIBRARY = os.environ.get("DUALADAM_C_LIBRARY")
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="DUALADAM_C_LIBRARY names no C library")
 
-DTYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 WEIGHT_DECAY, DECOUPLED, L2, LINEAR, FIXED = 0.1, 1, 2, 0, 3
 TYPES = [
     (torch.float32, torch.float32, False),
@@ -55,9 +55,9 @@ class Coeffs(ctypes.Structure):
 class CTensor(ctypes.Structure):
     _fields_ = [
         ("size", ctypes.c_size_t),
-        *((name, ctypes.c_void_p) for name in ("params", "grads", "exp_avg", "exp_avg_sq", "copy")),
+        *((name, ctypes.c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq", "master")),
         ("len", ctypes.c_uint64),
-        *((name, ctypes.c_uint32) for name in ("params_dtype", "grads_dtype", "copy_dtype", "set")),
+        *((name, ctypes.c_uint32) for name in ("param_dtype", "grad_dtype", "master_dtype", "coeffs_index")),
     ]
 
 
@@ -72,10 +72,8 @@ class Twin:
     def step(self, library: Any, config: Config, step: int, grad: torch.Tensor) -> None:
         tensor, coeffs = CTensor(), Coeffs()
         library.dualadam_tensor_init(ctypes.byref(tensor), ctypes.c_size_t(ctypes.sizeof(tensor)))
-        stepped = self.param if self.master is None else self.master
-        copy = None if self.master is None else self.param
-        tensor.params, tensor.params_dtype = stepped.data_ptr(), DTYPES[stepped.dtype]
-        tensor.grads, tensor.grads_dtype = grad.data_ptr(), DTYPES[grad.dtype]
+        tensor.param, tensor.param_dtype = self.param.data_ptr(), DTYPES[self.param.dtype]
+        tensor.grad, tensor.grad_dtype = grad.data_ptr(), DTYPES[grad.dtype]
         tensor.exp_avg, tensor.exp_avg_sq, tensor.len = (
             self.exp_avg.data_ptr(),
             self.exp_avg_sq.data_ptr(),

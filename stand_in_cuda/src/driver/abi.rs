@@ -1,7 +1,9 @@
-//! What crosses the C interface: pointers of the caller, wrapped so that each kind of access stands in one place.
+//! What crosses the C interface: pointers of the caller, wrapped so that each kind of access stands
+//! in one place.
 //!
-//! All of it rests on the contract of the driver API: a pointer that a caller passes is null or points at what the function's
-//! documentation says. Only callers of the exported functions make values of these types.
+//! All of it rests on the contract of the driver API: a pointer that a caller passes is null or
+//! points at what the function's documentation says. Only callers of the exported functions make
+//! values of these types.
 
 use std::ffi::{CStr, c_char};
 
@@ -95,14 +97,16 @@ pub(crate) fn read_host(address: HostAddress, bytes: usize) -> Vec<u8> {
     if bytes == 0 {
         return Vec::new();
     }
-    // SAFETY: by the contract of the driver API the source of a copy stays readable until the copy is done; the caller of this
-    // function has made sure that the address is not null and, where the memory is pinned, that it was not freed since.
+    // SAFETY: by the contract of the driver API the source of a copy stays readable until the copy
+    // is done; the caller of this function has made sure that the address is not null and, where
+    // the memory is pinned, that it was not freed since.
     unsafe { std::slice::from_raw_parts(address as *const u8, bytes) }.to_vec()
 }
 
 /// Writes bytes to a host address that a caller passed as the target of a copy.
 pub(crate) fn write_host(address: HostAddress, bytes: &[u8]) {
-    // SAFETY: as for `read_host`; the source is memory of the stand-in's own, so the two do not overlap.
+    // SAFETY: as for `read_host`; the source is memory of the stand-in's own, so the two do not
+    // overlap.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
 }
 
@@ -119,7 +123,8 @@ pub(crate) fn write_text(text: &str, buffer: HostAddress, size: usize) -> usize 
 /// A function of the caller's, for `cuLaunchHostFunc`.
 pub(crate) type HostFunction = extern "C" fn(*mut std::ffi::c_void);
 
-/// Declares functions of the driver's C interface. The body sees the locked driver under the given name.
+/// Declares functions of the driver's C interface. The body sees the locked driver under the given
+/// name.
 macro_rules! api {
     ($(fn $name:ident($driver:ident $(, $arg:ident: $ty:ty)* $(,)?) $body:block)*) => {
         $(

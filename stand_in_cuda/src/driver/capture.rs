@@ -10,7 +10,8 @@ use super::queue::{TaskId, Work};
 use super::state::{Driver, GraphExec, Handle, Kind};
 use super::user_object::UserObjects;
 
-/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of them a thread heeds.
+/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of them a thread
+/// heeds.
 const MODE_GLOBAL: i32 = 0;
 // 1 is the thread-local one.
 const MODE_RELAXED: i32 = 2;
@@ -85,7 +86,8 @@ impl Driver {
         Ok(Some((id, capture.heads.get(&stream).cloned().unwrap_or_default())))
     }
 
-    /// A stream waits for an event, and one of the two belongs to a capture. Returns whether that was so.
+    /// A stream waits for an event, and one of the two belongs to a capture. Returns whether that
+    /// was so.
     pub(crate) fn capture_wait(
         &mut self,
         stream: Handle,
@@ -106,7 +108,8 @@ impl Driver {
             }
             (_, Some(captured)) => captured,
         };
-        // The capture that the event belongs to may have ended; then its record means nothing to a free stream.
+        // The capture that the event belongs to may have ended; then its record means nothing to a
+        // free stream.
         let Some(capture) = self.captures.get_mut(&id) else {
             return Ok(false);
         };
@@ -155,12 +158,15 @@ impl Driver {
         if captures.is_empty() { Ok(()) } else { Err(ERROR_STREAM_CAPTURE_UNSUPPORTED) }
     }
 
-    /// Calls that may synchronise, such as an allocation, spoil captures that forbid them to this thread. In the words of the driver's
-    /// documentation on `cuThreadExchangeStreamCaptureMode`, the thread is prohibited from "potentially unsafe API calls":
+    /// Calls that may synchronise, such as an allocation, spoil captures that forbid them to this
+    /// thread. In the words of the driver's documentation on `cuThreadExchangeStreamCaptureMode`,
+    /// the thread is prohibited from "potentially unsafe API calls":
     ///
-    /// - in the global mode "if the local thread has an ongoing capture sequence that was not initiated with" the relaxed mode, "or if
-    ///   any other thread has a concurrent capture sequence initiated with" the global mode;
-    /// - in the thread-local mode only by its own captures that are not relaxed; in the relaxed mode by none.
+    /// - in the global mode "if the local thread has an ongoing capture sequence that was not
+    ///   initiated with" the relaxed mode, "or if any other thread has a concurrent capture
+    ///   sequence initiated with" the global mode;
+    /// - in the thread-local mode only by its own captures that are not relaxed; in the relaxed
+    ///   mode by none.
     pub(crate) fn refuse_unsafe_call(&mut self) -> Result<(), Code> {
         let (thread, mode) = (std::thread::current().id(), THREAD_MODE.get());
         let mut is_refused = false;
@@ -189,8 +195,8 @@ impl Driver {
         self.streams.values().filter(is_caught).filter_map(|stream| stream.capture).collect()
     }
 
-    /// The capture of a stream, 0 for none, and its status. For the null stream there is no answer while a blocking stream is being
-    /// captured, which does not spoil that capture.
+    /// The capture of a stream, 0 for none, and its status. For the null stream there is no answer
+    /// while a blocking stream is being captured, which does not spoil that capture.
     fn capture_status(&mut self, stream: Handle) -> Result<(u64, i32), Code> {
         let (context, capture) = {
             let stream = self.stream(stream)?;
@@ -256,7 +262,8 @@ impl Driver {
         graph.ok_or(ERROR_INVALID_HANDLE)
     }
 
-    /// Queues a graph's nodes, each after those it depends on, and a task on the stream that comes after all of them.
+    /// Queues a graph's nodes, each after those it depends on, and a task on the stream that comes
+    /// after all of them.
     fn launch_graph(&mut self, exec: Handle, stream: Handle) -> Result<(), Code> {
         if self.stream(stream)?.capture.is_some() {
             return self.refuse_capture_of(stream);
@@ -298,7 +305,8 @@ impl Capture {
     }
 }
 
-/// Answered by `live_capture` to a stream without a capture: callers ask only for streams that have one.
+/// Answered by `live_capture` to a stream without a capture: callers ask only for streams that have
+/// one.
 const ERROR_ILLEGAL_STREAM: Code = ERROR_INVALID_VALUE;
 
 api! {

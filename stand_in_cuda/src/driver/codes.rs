@@ -1,4 +1,5 @@
-//! The driver's result codes that the stand-in can return, with the names and texts that it gives them.
+//! The driver's result codes that the stand-in can return, with the names and texts that it gives
+//! them.
 
 use std::ffi::CStr;
 

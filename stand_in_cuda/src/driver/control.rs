@@ -18,8 +18,9 @@ extern "C" fn stand_in_reset() {
     super::capture::clear_thread_mode();
 }
 
-/// Lets the `nth` call of a function from now on fail with a code, before it does anything. `*` stands for every function, and
-/// `execute` for the execution of a task: the code then stays, as after a lost device.
+/// Lets the `nth` call of a function from now on fail with a code, before it does anything. `*`
+/// stands for every function, and `execute` for the execution of a task: the code then stays, as
+/// after a lost device.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_fail(name: Text, nth: u64, code: Code) {
     let name = name_of(name);
@@ -38,7 +39,8 @@ extern "C" fn stand_in_calls(name: Text) -> u64 {
     }
 }
 
-/// All functions called, a line each: name, space, number. Like all texts: returns the full length, writes what fits.
+/// All functions called, a line each: name, space, number. Like all texts: returns the full length,
+/// writes what fits.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_call_list(buffer: HostAddress, size: usize) -> usize {
     let lines: Vec<String> = lock().journal.calls.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -70,9 +72,10 @@ extern "C" fn stand_in_set_attribute(number: i32, value: i32) {
     lock().settings.attributes.insert(number, value);
 }
 
-/// `devices`, `total_memory`, `patience` (how often a query answers "not ready" before the work is done), `check_order` (0: work
-/// on the same bytes that nothing orders is not reported), `reads_pageable_late` (1: copies read pageable memory when they run). Returns
-/// whether there is such a setting.
+/// `devices`, `total_memory`, `patience` (how often a query answers "not ready" before the work is
+/// done), `check_order` (0: work on the same bytes that nothing orders is not reported),
+/// `reads_pageable_late` (1: copies read pageable memory when they run). Returns whether there is
+/// such a setting.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_set(name: Text, value: i64) -> bool {
     let name = name_of(name);
@@ -101,7 +104,8 @@ extern "C" fn stand_in_forget(address: u64, bytes: usize) -> bool {
     lock().memory.forget(address, bytes).is_ok()
 }
 
-/// Lets only graphs touch the allocation at an address, as of a graph's private pool. Returns whether there is one.
+/// Lets only graphs touch the allocation at an address, as of a graph's private pool. Returns
+/// whether there is one.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_set_private(address: u64) -> bool {
     let mut driver = lock();
@@ -126,7 +130,8 @@ extern "C" fn stand_in_stats(buffer: HostAddress) {
     }
 }
 
-/// How many objects of a kind are there: `memory`, `pinned`, `context`, `stream`, `event`, `module`, `graph`, `graph_exec`.
+/// How many objects of a kind are there: `memory`, `pinned`, `context`, `stream`, `event`,
+/// `module`, `graph`, `graph_exec`.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_live(name: Text) -> u64 {
     live(&lock(), &name_of(name)) as u64

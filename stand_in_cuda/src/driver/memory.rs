@@ -21,8 +21,8 @@ fn layout(bytes: usize) -> Option<Layout> {
 /// Gives pinned memory back that was allocated here.
 pub(crate) fn release_host(address: HostAddress, pinned: Pinned) {
     if let Some(layout) = layout(pinned.bytes).filter(|_| pinned.is_owned) {
-        // SAFETY: owned memory was allocated in `allocate_host` with this very layout, and is released once: it has just been
-        // taken out of the list.
+        // SAFETY: owned memory was allocated in `allocate_host` with this very layout, and is
+        // released once: it has just been taken out of the list.
         unsafe { std::alloc::dealloc(address as *mut u8, layout) };
     }
 }
@@ -61,7 +61,8 @@ impl Driver {
         before.is_some_and(|(base, pinned)| address.checked_add(bytes).is_some_and(|end| end <= base + pinned.bytes))
     }
 
-    /// Whether a free of this allocation is sound: it begins here, lives, and is not being freed already.
+    /// Whether a free of this allocation is sound: it begins here, lives, and is not being freed
+    /// already.
     fn check_free(&mut self, base: u64) -> Result<(), Code> {
         let begins_here = self.memory.allocation(base).is_some_and(|(found, _, _)| found == base);
         if !begins_here || self.freeing.contains(&base) {
@@ -101,8 +102,8 @@ impl Driver {
         }
     }
 
-    /// A copy on a stream. From pageable memory the bytes are taken now, or when it runs, as is set; to pageable memory the call returns
-    /// when it is done.
+    /// A copy on a stream. From pageable memory the bytes are taken now, or when it runs, as is
+    /// set; to pageable memory the call returns when it is done.
     fn copy_async(&mut self, to: Place, from: Place, bytes: usize, stream: Handle, label: &str) -> Result<(), Code> {
         let stream = self.resolve_stream(stream)?;
         if bytes == 0 {
@@ -123,8 +124,8 @@ impl Driver {
         Ok(())
     }
 
-    /// A copy on the null stream. It returns when it is done, but for one inside the device, and for one from pageable memory,
-    /// whose bytes have left the host then and may not have arrived.
+    /// A copy on the null stream. It returns when it is done, but for one inside the device, and
+    /// for one from pageable memory, whose bytes have left the host then and may not have arrived.
     fn copy_now(&mut self, to: Place, from: Place, bytes: usize, label: &str) -> Result<(), Code> {
         self.refuse_unsafe_call()?;
         let stream = self.resolve_stream(0)?;

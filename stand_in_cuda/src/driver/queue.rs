@@ -1,8 +1,9 @@
 //! Work that was submitted and is not done yet, and the order in which it must be done.
 //!
-//! A task runs when somebody waits for it, and then only with those that must come before it: as late as the ordering permits, so
-//! that a forgotten wait shows. Besides, every pair of tasks that meet in the same bytes must be ordered; that is checked when
-//! the second one runs, whichever that is.
+//! A task runs when somebody waits for it, and then only with those that must come before it: as
+//! late as the ordering permits, so that a forgotten wait shows. Besides, every pair of tasks that
+//! meet in the same bytes must be ordered; that is checked when the second one runs, whichever that
+//! is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -236,7 +237,8 @@ impl Queue {
         false
     }
 
-    /// Notes what a task did to an allocation, and returns a text if that met other work that nothing orders.
+    /// Notes what a task did to an allocation, and returns a text if that met other work that
+    /// nothing orders.
     pub(crate) fn trace(&mut self, task: TaskId, base: u64, hull: Hull, is_write: bool) -> Option<String> {
         if hull.is_empty() {
             return None;

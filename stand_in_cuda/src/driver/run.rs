@@ -36,8 +36,9 @@ impl Driver {
         Ok(task)
     }
 
-    /// What new work on a stream must wait for: the stream's own work, and what the null stream's rule adds. Work on the null
-    /// stream waits for all blocking streams of its context, and they wait for it.
+    /// What new work on a stream must wait for: the stream's own work, and what the null stream's
+    /// rule adds. Work on the null stream waits for all blocking streams of its context, and they
+    /// wait for it.
     pub(crate) fn predecessors(&mut self, stream: Handle) -> Result<Vec<TaskId>, Code> {
         let (context, is_blocking) = {
             let stream = self.stream(stream)?;
@@ -71,7 +72,8 @@ impl Driver {
         self.queue.know(tasks);
     }
 
-    /// The host asks whether a task is done; if not, its patience is tried some times before the task is.
+    /// The host asks whether a task is done; if not, its patience is tried some times before the
+    /// task is.
     pub(crate) fn query(&mut self, task: Option<TaskId>) -> Result<(), Code> {
         let Some(task) = task else {
             return Ok(());

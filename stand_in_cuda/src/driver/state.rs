@@ -14,7 +14,8 @@ use crate::memory::Memory;
 use crate::op::Kernel;
 use crate::ptx::Module;
 
-/// A handle as the caller holds it. Its upper half names the kind of object; no number is given out twice.
+/// A handle as the caller holds it. Its upper half names the kind of object; no number is given out
+/// twice.
 pub(crate) type Handle = u64;
 
 /// The kinds of objects.
@@ -298,7 +299,8 @@ impl Driver {
         handle
     }
 
-    /// The stream that a caller means: null and 1 are the current context's null stream, 2 is the thread's own.
+    /// The stream that a caller means: null and 1 are the current context's null stream, 2 is the
+    /// thread's own.
     pub(crate) fn resolve_stream(&mut self, handle: Handle) -> Result<Handle, Code> {
         let current = self.current()?;
         let resolved = match handle {

@@ -6,7 +6,8 @@ use super::abi::{HostAddress, HostFunction, Out, api};
 use super::codes::*;
 use super::state::{Driver, Handle, Kind};
 
-/// What several owners hold: graphs, executables of theirs, launches under way, and the caller. Its function is called at its end.
+/// What several owners hold: graphs, executables of theirs, launches under way, and the caller. Its
+/// function is called at its end.
 #[derive(Debug)]
 pub(crate) struct UserObject {
     data: HostAddress,
@@ -28,7 +29,8 @@ const NO_DESTRUCTOR_SYNC: u32 = 1;
 const MOVE: u32 = 1;
 
 impl Driver {
-    /// Gives up references that the caller holds. The last one ends the caller's part in the object.
+    /// Gives up references that the caller holds. The last one ends the caller's part in the
+    /// object.
     fn release(&mut self, object: Handle, count: u32) -> Result<(), Code> {
         let Some((_, held)) = self.user_objects.get_mut(&object) else {
             return Err(self.bad_handle(object, Kind::UserObject));

@@ -204,7 +204,8 @@ fn streams_and_buffers_of_other_contexts_are_refused(gpu: &Gpu) {
     gpu.assert_nothing_launched();
 }
 
-/// cudarc orders work only among the streams of one of its values for a context, so that a step over buffers of another would race.
+/// cudarc orders work only among the streams of one of its values for a context, so that a step
+/// over buffers of another would race.
 fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     let other = CudaContext::new(0).unwrap();
     assert_eq!(other.cu_ctx(), gpu.context.cu_ctx());
@@ -269,7 +270,8 @@ fn the_current_context_is_restored(gpu: &Gpu) {
     assert_eq!(current(), ptr::null_mut());
 }
 
-/// Whatever is done with kernels, the context that was current before is current after, and none if there was none.
+/// Whatever is done with kernels, the context that was current before is current after, and none if
+/// there was none.
 pub(crate) fn check_current_context(other: &CudaContext, make: impl Fn() -> Kernels) {
     for before in [other.cu_ctx().cast(), ptr::null_mut()] {
         set_current(before);

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Body] = bodies!["flat":
     large_buffers_have_the_bits_of_the_cpu,
     every_misalignment_has_the_bits_of_the_cpu,
     special_values_have_the_bits_of_the_cpu,
+    second_moments_saturate_as_on_the_cpu,
     safe_steps_over_slices_wait_for_other_streams,
     a_step_only_enqueues,
 ];
@@ -78,7 +79,13 @@ fn special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
     laws::values(&flat(gpu), &by_cpu, &Inputs::special(), &laws::all_sets());
 }
 
-/// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between them.
+fn second_moments_saturate_as_on_the_cpu(gpu: &Gpu) {
+    laws::overflows(&flat(gpu), &by_cpu);
+    gpu.assert_clean();
+}
+
+/// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between
+/// them.
 pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
 where
     P: Pod + DeviceRepr + Element + PartialEq + Debug,
@@ -145,7 +152,8 @@ pub(crate) fn upload<T: DeviceRepr>(context: &Arc<CudaContext>, values: &[T]) ->
     context.new_stream().unwrap().clone_htod(values).unwrap()
 }
 
-/// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it after a step.
+/// A copy on the slice's stream, which the host does not wait for: only cudarc's events order it
+/// after a step.
 pub(crate) fn copied<T: DeviceRepr>(slice: &impl DevicePtr<T>) -> CudaSlice<T> {
     slice.stream().clone_dtod(slice).unwrap()
 }

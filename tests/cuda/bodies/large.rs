@@ -1,7 +1,8 @@
 //! Buffers that can have more elements than 32 bits count.
 //!
-//! Their content repeats, so that the host holds one period of it: it steps the period, and compares the device's results with that,
-//! piece by piece. The period is odd, so that an index that loses its upper bits meets other values.
+//! Their content repeats, so that the host holds one period of it: it steps the period, and
+//! compares the device's results with that, piece by piece. The period is odd, so that an index
+//! that loses its upper bits meets other values.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -116,7 +117,8 @@ impl Repeated {
     fn new(gpu: &Gpu, pattern: &[u8], before: usize, bytes: usize) -> Self {
         let range = before..before + bytes;
         let all = range.end + BEHIND;
-        // SAFETY: a context is current; each fill and copy is within the memory, and between bytes that do not overlap.
+        // SAFETY: a context is current; each fill and copy is within the memory, and between bytes
+        // that do not overlap.
         unsafe {
             let memory = Memory { address: result::malloc_sync(all).unwrap() };
             result::memset_d8_sync(memory.address, FILL, all).unwrap();
@@ -143,8 +145,9 @@ impl Repeated {
         unsafe { result::memcpy_dtoh_sync(into, self.memory.address + from as u64) }.unwrap();
     }
 
-    /// Where the repetitions begin that are compared: all of them where they are few, or if the environment variable `DUALADAM_WHOLE` is
-    /// set; else those at both ends, around the elements that 31 and 32 bits count, and some between.
+    /// Where the repetitions begin that are compared: all of them where they are few, or if the
+    /// environment variable `DUALADAM_WHOLE` is set; else those at both ends, around the elements
+    /// that 31 and 32 bits count, and some between.
     fn looked_at(&self, pattern: usize, size: usize) -> Vec<usize> {
         let count = self.range.len().div_ceil(pattern);
         let mut chosen: BTreeSet<usize> = if count <= FEW || env::var_os("DUALADAM_WHOLE").is_some() {

@@ -196,8 +196,8 @@ fn gradients_may_share_memory(gpu: &Gpu) {
     }
 }
 
-/// What copies from memory that is used again must not become part of a graph.
-/// The list's and the flat step in one graph, with changes in between; and with more sets than fit in an argument.
+/// What copies from memory that is used again must not become part of a graph. The list's and the
+/// flat step in one graph, with changes in between; and with more sets than fit in an argument.
 fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "f32_f32", 100);
     let mut raw = twin.raw();

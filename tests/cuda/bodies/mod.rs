@@ -1,5 +1,6 @@
-//! Tests of the CUDA backend, the host layer through cudarc into the driver and the embedded kernels behind it. Each takes a [`Gpu`],
-//! which is a real device or the stand-in. All results are compared with the CPU backend, bit for bit.
+//! Tests of the CUDA backend, the host layer through cudarc into the driver and the embedded
+//! kernels behind it. Each takes a [`Gpu`], which is a real device or the stand-in. All results are
+//! compared with the CPU backend, bit for bit.
 
 /// The tests of a file, by name.
 macro_rules! bodies {

@@ -44,7 +44,8 @@ pub(crate) fn models(gpu: &Gpu) -> Models {
     Models::new(&gpu.stream, &groups(), &specs).with_multiplier(0.5)
 }
 
-/// Ten steps through the switch, with gradients missing here and there, saved and resumed on the other backend in between.
+/// Ten steps through the switch, with gradients missing here and there, saved and resumed on the
+/// other backend in between.
 fn a_run_has_the_bits_of_the_cpu_across_backends(gpu: &Gpu) {
     let folder = tempfile::tempdir().unwrap();
     let (from_cpu, from_device) = (folder.path().join("cpu"), folder.path().join("device"));
@@ -90,7 +91,8 @@ fn schedulers_and_foreign_moments_work_as_on_the_cpu(gpu: &Gpu) {
     models.assert_same(&optimizer, "after four rounds");
 }
 
-/// After the first step, a step with the same buffers allocates nothing, waits for nothing and launches only.
+/// After the first step, a step with the same buffers allocates nothing, waits for nothing and
+/// launches only.
 fn steps_over_the_same_buffers_only_launch(gpu: &Gpu) {
     let specs = [3000, 1, 100].map(|len| ("f32_f32", len, 0));
     let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &specs);

@@ -1,5 +1,5 @@
-//! One short round through every entry and every path of the host: enough for checkers that make each access a hundred times slower,
-//! such as compute-sanitizer.
+//! One short round through every entry and every path of the host: enough for checkers that make
+//! each access a hundred times slower, such as compute-sanitizer.
 
 use dualadam::DualAdamConfig;
 use testkit::data::Inputs;
@@ -29,7 +29,8 @@ fn flat_entries(gpu: &Gpu) {
     }
 }
 
-/// With few sets and with more than fit in an argument; a gradient elsewhere, and one that is missing.
+/// With few sets and with more than fit in an argument; a gradient elsewhere, and one that is
+/// missing.
 fn list_entries(gpu: &Gpu) {
     for count in [3, 100] {
         let sets: Vec<_> = (1..=count).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
