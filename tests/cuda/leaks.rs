@@ -48,7 +48,7 @@ fn state() -> State {
     state
 }
 
-/// From a state, with device control, prepared for a capture.
+/// From a state, capturable, prepared for a capture.
 fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
     let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
     let raw = twin.raw();

@@ -268,7 +268,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
         models.expect(missing);
         models.assert_same(&optimizer, &format!("resumed, round {round}"));
     }
-    // And without device control again.
+    // And controlled by the host again.
     let state = optimizer.state().unwrap();
     assert_eq!(state, *models.cpu.state());
     let mut plain = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
@@ -315,7 +315,7 @@ fn masters_are_set_once_each(gpu: &Gpu) {
     }
     models.assert_same(&optimizer, "at the end");
     if let Some(stand_in) = &gpu.stand_in {
-        // Each step is one launch that prepares the sets, and one for each combination of types.
+        // Each step is one launch that prepares the sets, and one for each variant.
         let launches = stand_in.launches();
         assert_eq!(launches.len(), 5 * (1 + 4));
         assert!(

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     lists_of_special_values_have_the_bits_of_the_cpu,
     more_sets_than_fit_in_an_argument,
     changes_travel_in_order_and_late,
-    tensors_without_gradients_are_left_alone,
+    tensors_without_gradients_are_skipped,
     unchanged_lists_only_launch,
     a_capture_takes_tensors_and_sets_as_they_are,
     gradients_may_share_memory,
@@ -140,7 +140,7 @@ fn late_memory(gpu: &Gpu, content: &[u8]) -> u64 {
     }
 }
 
-fn tensors_without_gradients_are_left_alone(gpu: &Gpu) {
+fn tensors_without_gradients_are_skipped(gpu: &Gpu) {
     let sets = all_sets();
     let mut model = Model::new(gpu, &SIZES, |i| i % 3);
     let mut list = model.list(gpu);

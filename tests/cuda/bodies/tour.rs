@@ -37,12 +37,12 @@ fn list_entries(gpu: &Gpu) {
         let sizes: Vec<_> = (0..100).map(|i| [37, 0, 4099, 5][i % 4]).collect();
         let mut model = Model::new(gpu, &sizes, |i| i % sets.len());
         let mut list = model.list(gpu);
-        for left_alone in [2, 23] {
+        for skipped in [2, 23] {
             let mut raw = model.raw();
-            raw[left_alone].grad.address = 0;
+            raw[skipped].grad.address = 0;
             list.update(&raw).unwrap();
             gpu.step_list(&mut list, &sets).unwrap();
-            model.0.iter_mut().enumerate().filter(|(i, _)| *i != left_alone).for_each(|(_, twin)| twin.expect(&sets));
+            model.0.iter_mut().enumerate().filter(|(i, _)| *i != skipped).for_each(|(_, twin)| twin.expect(&sets));
         }
         model.assert_same(gpu, &format!("{count} sets"));
     }
