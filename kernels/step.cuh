@@ -55,15 +55,6 @@ struct Buffers {
     bool sets_master; // master is first to be set from param
 };
 
-template <typename F>
-__device__ __forceinline__ typename F::Updated *updated_of(const Buffers<F> &b) {
-    if constexpr (F::HAS_MASTER) {
-        return b.master;
-    } else {
-        return b.param;
-    }
-}
-
 // Groups of VEC elements start where exp_avg is aligned to VEC of its elements: it and exp_avg_sq,
 // as a rule aligned alike, are most of the traffic. The up to VEC - 1 elements before the first
 // group (the head) and after the last (the tail) go singly.
@@ -78,8 +69,8 @@ struct Layout {
 template <typename F>
 __device__ __forceinline__ Layout layout_of(const Buffers<F> &b) {
     const u32 at = phase(b.exp_avg);
-    bool aligned = phase(updated_of(b)) == at && phase(b.grad) == at && phase(b.exp_avg_sq) == at;
-    if constexpr (F::HAS_MASTER) aligned = aligned && phase(b.param) == at;
+    bool aligned = phase(b.param) == at && phase(b.grad) == at && phase(b.exp_avg_sq) == at;
+    if constexpr (F::HAS_MASTER) aligned = aligned && phase(b.master) == at;
 
     const u32 head = u32(min(u64((VEC - at) % VEC), b.len));
     const u64 groups = (b.len - head) / VEC;
@@ -98,30 +89,30 @@ struct Elements {
 // What is updated, which may be a master that is set from its parameter.
 template <u32 N, typename F>
 __device__ __forceinline__ void load_updated(const Buffers<F> &b, u64 start, typename F::Updated (&p)[N]) {
-    if constexpr (F::HAS_MASTER) {
-        if (b.sets_master) {
-            typename F::Param param[N];
-            load_pieces<N>(b.param + start, param);
+    if constexpr (!F::HAS_MASTER) {
+        load_pieces<N>(b.param + start, p);
+    } else if (b.sets_master) {
+        typename F::Param param[N];
+        load_pieces<N>(b.param + start, param);
 #pragma unroll
-            for (u32 k = 0; k < N; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
-            return;
-        }
+        for (u32 k = 0; k < N; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
+    } else {
+        load_pieces<N>(b.master + start, p);
     }
-    load_pieces<N>(updated_of(b) + start, p);
 }
 
 template <typename F>
 __device__ __forceinline__ void load_updated_by_phase(const Buffers<F> &b, u64 start, typename F::Updated (&p)[VEC]) {
-    if constexpr (F::HAS_MASTER) {
-        if (b.sets_master) {
-            typename F::Param param[VEC];
-            load_by_phase(b.param + start, param);
+    if constexpr (!F::HAS_MASTER) {
+        load_by_phase(b.param + start, p);
+    } else if (b.sets_master) {
+        typename F::Param param[VEC];
+        load_by_phase(b.param + start, param);
 #pragma unroll
-            for (u32 k = 0; k < VEC; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
-            return;
-        }
+        for (u32 k = 0; k < VEC; ++k) p[k] = narrow<typename F::Master>(widen(param[k]));
+    } else {
+        load_by_phase(b.master + start, p);
     }
-    load_by_phase(updated_of(b) + start, p);
 }
 
 template <u32 N, typename F>
@@ -142,29 +133,30 @@ __device__ __forceinline__ void load(const Buffers<F> &b, bool aligned, u64 star
 // The step of elements that were loaded from `start` on.
 template <bool DUAL, u32 N, typename F>
 __device__ __forceinline__ void step(const Buffers<F> &b, bool aligned, u64 start, Elements<N, F> &e, const StepCoeffs &coeffs) {
-    typename F::Param rounding[N]; // of a master
+    typename F::Param param[N];
+    typename F::Master master[N];
 #pragma unroll
     for (u32 k = 0; k < N; ++k) {
         float p = widen(e.p[k]);
         float m = widen(e.m[k]);
         float v = widen(e.v[k]);
         update<DUAL>(coeffs, widen(e.g[k]), p, m, v);
-        e.p[k] = narrow<typename F::Updated>(p);
+        param[k] = narrow<typename F::Param>(p);
         e.m[k] = narrow<typename F::ExpAvg>(m);
         e.v[k] = narrow<typename F::ExpAvgSq>(v);
-        rounding[k] = narrow<typename F::Param>(p);
+        if constexpr (F::HAS_MASTER) master[k] = narrow<typename F::Master>(p);
     }
 
     if (N == 1 || aligned) {
-        store_pieces<N>(updated_of(b) + start, e.p);
+        if constexpr (F::HAS_MASTER) store_pieces<N>(b.master + start, master);
+        store_pieces<N>(b.param + start, param);
         store_pieces<N>(b.exp_avg + start, e.m);
         store_pieces<N>(b.exp_avg_sq + start, e.v);
-        if constexpr (F::HAS_MASTER) store_pieces<N>(b.param + start, rounding);
     } else if constexpr (N == VEC) {
-        store_by_phase(updated_of(b) + start, e.p);
+        if constexpr (F::HAS_MASTER) store_by_phase(b.master + start, master);
+        store_by_phase(b.param + start, param);
         store_pieces<N>(b.exp_avg + start, e.m);
         store_by_phase(b.exp_avg_sq + start, e.v);
-        if constexpr (F::HAS_MASTER) store_by_phase(b.param + start, rounding);
     }
 }
 

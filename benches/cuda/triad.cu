@@ -1,8 +1,8 @@
 // What bounds a step of one variant: a multiply and an add for each written value, over the step's
 // streams. The same bytes, hardly an instruction beside. No part of the library.
 //
-// Compiled once a variant, with the defines of kernels/dual_adam.cu. A factor of 0 leaves all values
-// as they are. Every address must be a multiple of VEC elements.
+// Compiled once a variant, with the defines of kernels/dual_adam.cu. A factor of 0 leaves all
+// values as they are. Every address must be a multiple of VEC elements.
 
 #include "../../kernels/step.cuh"
 
@@ -26,20 +26,21 @@ template <u32 N, typename F>
 __device__ __forceinline__ void triad_elements(const Buffers<F> &b, u64 start, float factor) {
     Elements<N, F> e;
     load(b, true, start, e);
-    typename F::Param rounding[N]; // of a master
+    typename F::Param param[N];
+    typename F::Master master[N];
 #pragma unroll
     for (u32 k = 0; k < N; ++k) {
         const float g = widen(e.g[k]);
         const float p = __fmaf_rn(factor, g, widen(e.p[k]));
-        e.p[k] = cut<typename F::Updated>(p);
+        param[k] = cut<typename F::Param>(p);
         e.m[k] = cut<typename F::ExpAvg>(__fmaf_rn(factor, g, widen(e.m[k])));
         e.v[k] = cut<typename F::ExpAvgSq>(__fmaf_rn(factor, g, widen(e.v[k])));
-        rounding[k] = cut<typename F::Param>(p);
+        if constexpr (F::HAS_MASTER) master[k] = cut<typename F::Master>(p);
     }
-    store_pieces<N>(updated_of(b) + start, e.p);
+    if constexpr (F::HAS_MASTER) store_pieces<N>(b.master + start, master);
+    store_pieces<N>(b.param + start, param);
     store_pieces<N>(b.exp_avg + start, e.m);
     store_pieces<N>(b.exp_avg_sq + start, e.v);
-    if constexpr (F::HAS_MASTER) store_pieces<N>(b.param + start, rounding);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
