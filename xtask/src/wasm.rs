@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use crate::root;
 
 const TARGET: &str = "wasm32-unknown-unknown";
-/// Debian's compiler, of the packages `rustc-web` and `cargo-web`. It has no standard library for the
-/// target, which `rust-web-src` has the sources of.
+/// Debian's compiler, of the packages `rustc-web` and `cargo-web`. It has no standard library for
+/// the target, which `rust-web-src` has the sources of.
 const DEBIANS_CARGO: &str = "/usr/bin/cargo";
 const DEBIANS_RUSTC: &str = "/usr/bin/rustc";
 const DEBIANS_SOURCES: &str = "/usr/lib/rustlib/src/rust/library/Cargo.toml";

@@ -1,7 +1,7 @@
 //! Files that list combinations of formats, which `variants.txt` alone should do.
 //!
-//! A guess from the words: three combinations within three lines are a list. A combination is a name
-//! such as `f32_bf16`, or what stands in one pair of parentheses or angle brackets, such as
+//! A guess from the words: three combinations within three lines are a list. A combination is a
+//! name such as `f32_bf16`, or what stands in one pair of parentheses or angle brackets, such as
 //! `(F32, Some(Bf16))`.
 
 use std::collections::BTreeSet;
