@@ -1,8 +1,8 @@
 //! Circles of imports in `src/`.
 //!
 //! A file needs another if its code outside of tests names a path into it: `use crate::a::B`,
-//! `super::a::b()`, or a name that a module re-exports from there. What the compiler finds without
-//! a path, such as the methods of a type, does not count.
+//! `super::a::b()`, or a name that a module re-exports from there. What the compiler finds
+//! without a path, such as the methods of a type, does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -130,8 +130,7 @@ impl Crate {
                 "super" => drop(at.pop()),
                 _ if self.modules.contains(&child) => at = child,
                 _ => match self.uses.get(&(at.clone(), name.clone())) {
-                    // A path begins with the name that it brings in, as `use half::bf16` as `half`
-                    // would.
+                    // `use half;` brings in the name that its own path begins with.
                     Some(target) if index > 0 || target != path => at = self.resolve(&at, target, deeper)?,
                     // Another crate.
                     _ if index == 0 => return None,
