@@ -271,9 +271,26 @@ impl Ledger {
         entry.master_is_set = entry.spec.has_master;
     }
 
-    /// Gives tensors without a name that of another ledger of the same model.
-    #[cfg(feature = "files")]
-    pub(crate) fn fill_names(&mut self, other: &Self) {
+    /// Gives each tensor without a name the one that it has in another ledger of the same model,
+    /// such as after a file without names was loaded.
+    ///
+    /// Tensors are matched by their position;
+    /// [`State::check_layout`](crate::State::check_layout) tells whether the models are the same.
+    /// Tensors that the other ledger lacks stay without a name.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, Ledger, TensorSpec};
+    ///
+    /// let groups = [DualAdamConfig::default()];
+    /// let own = Ledger::new(&groups, &[TensorSpec::new(8).with_name("weight")])?;
+    /// let mut loaded = Ledger::new(&groups, &[TensorSpec::new(8)])?;
+    /// loaded.fill_names(&own);
+    /// assert_eq!(loaded.spec(0)?.name.as_deref(), Some("weight"));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn fill_names(&mut self, other: &Self) {
         for (own, other) in self.tensors.iter_mut().zip(&other.tensors) {
             own.spec.name = own.spec.name.take().or_else(|| other.spec.name.clone());
         }

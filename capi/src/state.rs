@@ -78,9 +78,10 @@ pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *con
         let state: Locked<State> = get(state)?;
         // SAFETY: `file` is null or a C string (required of every call).
         let file = unsafe { path("file", file) }?;
-        let loaded = State::load(file)?;
+        let mut loaded = State::load(file)?;
         let mut state = lock(&state);
         state.check_layout(&loaded).map_err(|problem| StateError::File { path: file.to_owned(), problem })?;
+        loaded.ledger.fill_names(&state.ledger);
         state.ledger = loaded.ledger;
         for (own, loaded) in state.arrays.iter_mut().zip(loaded.arrays) {
             own.exp_avg.copy_from_slice(&loaded.exp_avg);

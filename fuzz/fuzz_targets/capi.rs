@@ -1,4 +1,4 @@
-//! The C library, with whatever the fuzzer makes up: see `capi/tests/capi/surface.rs`.
+//! The C library, with whatever the fuzzer makes up: see `capi/tests/capi/surface/`.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ use std::ffi::c_char;
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../capi/tests/capi/surface.rs"]
+#[path = "../../capi/tests/capi/surface/mod.rs"]
 mod surface;
 
 /// An allocation that is too large fails, as it does without the sanitizer.

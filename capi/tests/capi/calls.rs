@@ -1,6 +1,7 @@
 //! Calls as a C program makes them.
 
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use dualadam_capi::*;
@@ -35,42 +36,37 @@ pub(crate) fn fails(status: dualadam_status, expected: dualadam_status, text: &s
     assert_eq!(last_error(), text);
 }
 
+/// The struct that a call fills, which is given the struct's place and size.
+///
+/// # Safety
+///
+/// - `fill` writes the whole struct, or fails.
+pub(crate) unsafe fn filled<T>(fill: impl FnOnce(*mut T, usize) -> dualadam_status) -> T {
+    let mut filled = MaybeUninit::uninit();
+    ok(fill(filled.as_mut_ptr(), size_of::<T>()));
+    // SAFETY: `fill` has not failed (`ok`), so it has written the struct (its requirement).
+    unsafe { filled.assume_init() }
+}
+
 pub(crate) fn config() -> dualadam_config {
-    let mut config = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    unsafe {
-        ok(dualadam_config_init(config.as_mut_ptr(), size_of::<dualadam_config>()));
-        config.assume_init()
-    }
+    unsafe { filled(|config, size| dualadam_config_init(config, size)) }
 }
 
 pub(crate) fn tensor() -> dualadam_tensor {
-    let mut tensor = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    unsafe {
-        ok(dualadam_tensor_init(tensor.as_mut_ptr(), size_of::<dualadam_tensor>()));
-        tensor.assume_init()
-    }
+    unsafe { filled(|tensor, size| dualadam_tensor_init(tensor, size)) }
 }
 
 pub(crate) fn spec(len: u64) -> dualadam_tensor_spec {
-    let mut spec = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    let mut spec = unsafe {
-        ok(dualadam_tensor_spec_init(spec.as_mut_ptr(), size_of::<dualadam_tensor_spec>()));
-        spec.assume_init()
-    };
-    spec.len = len;
-    spec
+    let spec = unsafe { filled(|spec, size| dualadam_tensor_spec_init(spec, size)) };
+    dualadam_tensor_spec { len, ..spec }
 }
 
 pub(crate) fn coeffs(config: &dualadam_config, step: u64, grad_multiplier: f64) -> dualadam_coeffs {
-    let mut coeffs = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    unsafe {
-        ok(dualadam_config_coeffs(config, step, grad_multiplier, coeffs.as_mut_ptr(), size_of::<dualadam_coeffs>()));
-        coeffs.assume_init()
-    }
+    unsafe { filled(|coeffs, size| dualadam_config_coeffs(config, step, grad_multiplier, coeffs, size)) }
 }
 
 /// A state with one group and one tensor.
@@ -82,12 +78,8 @@ pub(crate) fn state(len: u64) -> dualadam_state {
 }
 
 pub(crate) fn state_tensor(state: dualadam_state, tensor: usize) -> dualadam_tensor_state {
-    let mut values = std::mem::MaybeUninit::uninit();
     // SAFETY: the struct has that size, and is filled.
-    unsafe {
-        ok(dualadam_state_tensor(state, tensor, values.as_mut_ptr(), size_of::<dualadam_tensor_state>()));
-        values.assume_init()
-    }
+    unsafe { filled(|values, size| dualadam_state_tensor(state, tensor, values, size)) }
 }
 
 /// Four buffers of one tensor.

@@ -254,6 +254,28 @@ fn states_are_those_of_rust() {
     ok(dualadam_state_free(loaded));
 }
 
+/// A state has names if a Rust program has saved it.
+#[test]
+fn a_state_that_resumes_keeps_its_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let file = CString::new(path.to_str().unwrap()).unwrap();
+    let [plain, named] = [TensorSpec::new(2), TensorSpec::new(2).with_name("weight")]
+        .map(|spec| State::new(&[DualAdamConfig::default()], &[spec]).unwrap());
+    named.save(&path).unwrap();
+    let mut handle = 0;
+    // SAFETY: the path and the place are there.
+    ok(unsafe { dualadam_state_load(file.as_ptr(), &mut handle) });
+    plain.save(&path).unwrap();
+    // SAFETY: the path is a C string.
+    unsafe {
+        ok(dualadam_state_resume(handle, file.as_ptr()));
+        ok(dualadam_state_save(handle, file.as_ptr()));
+    }
+    assert_eq!(State::load(&path).unwrap(), named);
+    ok(dualadam_state_free(handle));
+}
+
 /// A program that was compiled with a header of a later version passes larger structs, with zeros
 /// where it wants nothing new.
 #[test]

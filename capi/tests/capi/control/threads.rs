@@ -1,0 +1,69 @@
+//! Controls that threads share.
+
+use std::ptr;
+
+use dualadam::cuda::cudarc::driver::CudaContext;
+use dualadam_capi::*;
+
+use super::{assert_clean, control, group, list, report, set};
+use crate::calls::*;
+use crate::cuda::{OnDevice, kernels, start};
+
+/// Threads with a list and a control of their own, which all also step the same list with the same
+/// control and ask for its report; a control that all of them free is freed once.
+#[test]
+fn threads_share_a_control() {
+    const THREADS: usize = 4;
+    const STEPS: u64 = 8;
+    let stand_in = start();
+    let context = CudaContext::new(0).unwrap();
+    let kernels = kernels();
+    let host: [Buffers; THREADS + 1] = std::array::from_fn(|i| Buffers::new(i, 40 + i));
+    let device = host.each_ref().map(OnDevice::new);
+    let config = config();
+    let shared_control = control(kernels, &[group(&config)], &[set(0)]);
+    let shared_list = list(kernels, &[device[THREADS].tensor()]);
+    let places = device.each_ref().map(|device| (device.addresses, device.len));
+    let freed: usize = std::thread::scope(|scope| {
+        let work = |(addresses, len)| {
+            move || {
+                let on_device = std::mem::ManuallyDrop::new(OnDevice { addresses, len });
+                let own = control(kernels, &[group(&config)], &[set(0)]);
+                let list = list(kernels, &[on_device.tensor()]);
+                let stream = ptr::null_mut();
+                for t in 1..=STEPS {
+                    // SAFETY: the buffers are there; all is in the order of the default stream.
+                    unsafe {
+                        ok(dualadam_cuda_list_step_controlled(list, own, ptr::null(), stream));
+                        ok(dualadam_cuda_list_step_controlled(shared_list, shared_control, ptr::null(), stream));
+                        ok(dualadam_cuda_control_set_lr(shared_control, 0, 1e-3, stream));
+                    }
+                    assert_eq!(report(own, 1, stream), [(t, 0, 0)]);
+                    assert!(report(shared_control, 1, stream)[0].0 >= t);
+                }
+                ok(dualadam_cuda_control_free(own));
+                assert_eq!(dualadam_cuda_control_free(own), DUALADAM_STATUS_STALE_HANDLE);
+                ok(dualadam_cuda_list_free(list));
+            }
+        };
+        let threads: Vec<_> = places[..THREADS].iter().map(|&place| scope.spawn(work(place))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(report(shared_control, 1, ptr::null_mut()), [(THREADS as u64 * STEPS, 0, 0)]);
+        let free = || usize::from(dualadam_cuda_control_free(shared_control) == DUALADAM_STATUS_OK);
+        let threads = [(); THREADS].map(|()| scope.spawn(free));
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(freed, 1);
+    let mut host = host;
+    for (index, host) in host.iter_mut().enumerate() {
+        let steps = if index == THREADS { THREADS as u64 * STEPS } else { STEPS };
+        // SAFETY: the structs and the buffers are there.
+        (1..=steps).for_each(|t| ok(unsafe { dualadam_cpu_step(&host.tensor(), &coeffs(&config, t, 1.0)) }));
+    }
+    context.bind_to_thread().unwrap();
+    assert!(device.each_ref().map(OnDevice::read) == host);
+    ok(dualadam_cuda_list_free(shared_list));
+    ok(dualadam_cuda_kernels_free(kernels));
+    drop(device);
+    assert_clean(&stand_in);
+}
