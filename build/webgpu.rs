@@ -101,14 +101,11 @@ impl Reflection<'_> {
         if found != expected {
             return Err(format!("the entry points must be {expected:?}, they are {found:?}"));
         }
-        // Of an array of 16-bit elements the shaders could not tell an odd number from the next.
-        for role in ["exp_avg", "master"] {
-            if self.variant.format(role).is_some_and(|format| format != "f32") {
-                return Err(format!(
-                    "{}: {role} must be f32, since the shaders take the tensor's length from it",
-                    self.variant.name
-                ));
-            }
+        if self.variant.format("master").is_some_and(|format| format != "f32") {
+            return Err(format!(
+                "{}: master must be f32: the shaders that set it count its elements",
+                self.variant.name
+            ));
         }
         for index in 0..self.module.entry_points.len() {
             self.check_entry_point(index)?;

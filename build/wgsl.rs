@@ -51,9 +51,21 @@ pub(crate) fn join(shaders: &Path, variant: &Variant, coeffs: &str) -> Result<Jo
         }
     }
     joined.push_file(shaders, if has_master { "master.wgsl" } else { "no_master.wgsl" })?;
-    joined.push_file(shaders, "dual_adam.wgsl")?;
-    joined.push_file(shaders, "tail.wgsl")?;
+    let counted = counted_role(variant)?;
+    for name in ["dual_adam.wgsl", "tail.wgsl"] {
+        joined.push(format!("shaders/{name}"), &read(shaders, name)?.replace("$counted", counted));
+    }
     Ok(joined)
+}
+
+/// The role whose buffer tells the shaders the tensor's length. Of an array of 16-bit elements they
+/// could not tell an odd number from the next.
+fn counted_role(variant: &Variant) -> Result<&'static str, String> {
+    let roles = ["exp_avg", "exp_avg_sq", "master"];
+    roles
+        .into_iter()
+        .find(|role| variant.format(role) == Some("f32"))
+        .ok_or_else(|| format!("{}: one of {roles:?} must be f32, to tell the tensor's length", variant.name))
 }
 
 /// The text of `role.wgsl` for one role.

@@ -1,5 +1,6 @@
 // The entry points over one tensor, or a window of it. No arithmetic of their own. The buffers and
-// what loads and stores them are in role.wgsl, once for each role.
+// what loads and stores them are in role.wgsl, once for each role. The word after $ stands for the
+// role of an f32 buffer, whose length is the tensor's.
 //
 // The gradients are only read. They are bound as read_write all the same, since wgpu would refuse a
 // buffer that holds both them and something that is written.
@@ -8,7 +9,7 @@ const WORKGROUP: u32 = 256;
 
 fn step_quad(dual: bool, at: u32) {
     // An array of quads has as many as are whole.
-    if at >= arrayLength(&exp_avg) { return; }
+    if at >= arrayLength(&$counted) { return; }
     let x = Elements(load_updated(at), load_exp_avg(at), load_exp_avg_sq(at));
     let stepped = update(dual, coeffs, load_grad(at), x);
     store_updated(at, stepped.p);

@@ -2,7 +2,7 @@
 // seen as arrays of parts.
 
 fn step_tail(dual: bool) {
-    let len = arrayLength(&exp_avg_parts);
+    let len = arrayLength(&$counted_parts);
     let at = len / 4;
     let rest = len % 4;
     let x = Elements(load_updated_tail(at, rest), load_exp_avg_tail(at, rest), load_exp_avg_sq_tail(at, rest));

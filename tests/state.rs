@@ -16,7 +16,7 @@ use dualadam::{
 };
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-use testkit::bound::ExactCoeffs;
+use testkit::bound::{ExactCoeffs, LEAST_OVERFLOWING};
 use testkit::contract::U;
 use testkit::data::{Noise, narrow};
 use testkit::golden::rows;
@@ -875,6 +875,7 @@ fn error_of_step(
     let (c, DualAdamConfig { beta1, beta2, eps, .. }) = (ExactCoeffs::new(config, t), *config);
     let p = before.theta;
     let g = if config.maximize { -grad } else { grad } + c.l2 * p;
+    assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
     let error_g = if c.l2 == 0.0 { 0.0 } else { c.l2 * start.theta + U * (c.l2 * p).abs() + U * g.abs() };
     let m_change = c.one_minus_beta1 * (g - before.m).abs();
     let error_m = beta1 * start.m + c.one_minus_beta1 * error_g + 2.0 * U * m_change + U * after.m.abs();
