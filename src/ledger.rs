@@ -260,14 +260,15 @@ impl Ledger {
         self.named(TensorError::of_tensor(tensor, TensorProblem::StepOverflow))
     }
 
-    /// Counts an update of a tensor, whose masters are set then.
+    /// Counts an update of a tensor, whose masters are set then. The count stays at [`u64::MAX`],
+    /// from which [`coeffs_index`](Self::coeffs_index) refuses further steps.
     ///
     /// # Panics
     ///
     /// If there is no such tensor.
     pub fn count(&mut self, tensor: usize) {
         let entry = &mut self.tensors[tensor];
-        entry.step += 1;
+        entry.step = entry.step.saturating_add(1);
         entry.master_is_set = entry.spec.has_master;
     }
 

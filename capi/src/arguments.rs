@@ -141,7 +141,7 @@ pub(crate) unsafe fn read_into<T: Argument>(
     // SAFETY: the first struct begins with its size, which can be read (the first requirement).
     let stride = unsafe { from.cast::<usize>().read() };
     T::check_size(first, stride)?;
-    let limit = (isize::MAX as usize - from.addr().min(isize::MAX as usize)) / stride;
+    let limit = (usize::MAX - from.addr()).min(isize::MAX as usize) / stride;
     if count > limit {
         return Err(ListError::TooMany { list: name, limit: limit as u64, actual: count as u64 }.into());
     }

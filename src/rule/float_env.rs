@@ -19,7 +19,7 @@ impl FloatEnv {
         if word::is_standard(before) {
             return Self { before: None };
         }
-        word::write(word::STANDARD);
+        word::write(word::standard_with_flags_of(before));
         Self { before: Some(before) }
     }
 }
@@ -28,7 +28,7 @@ impl Drop for FloatEnv {
     #[inline]
     fn drop(&mut self) {
         if let Some(before) = self.before {
-            word::write(before);
+            word::write(word::with_flags_of(before, word::read()));
         }
     }
 }
@@ -40,7 +40,7 @@ mod word {
     pub(super) type Word = u32;
 
     /// MXCSR: nearest even, subnormals kept, exceptions masked.
-    pub(super) const STANDARD: Word = 0x1f80;
+    const STANDARD: Word = 0x1f80;
 
     /// The bits that say which exceptions have been met, and change no result.
     const MET: Word = 0x3f;
@@ -48,6 +48,17 @@ mod word {
     #[inline]
     pub(super) fn is_standard(word: Word) -> bool {
         word & !MET == STANDARD
+    }
+
+    #[inline]
+    pub(super) fn standard_with_flags_of(word: Word) -> Word {
+        with_flags_of(STANDARD, word)
+    }
+
+    /// A control word that tells of the exceptions that the other has met: none is forgotten.
+    #[inline]
+    pub(super) fn with_flags_of(word: Word, met: Word) -> Word {
+        word & !MET | met & MET
     }
 
     #[inline]
@@ -60,9 +71,9 @@ mod word {
 
     #[inline]
     pub(super) fn write(word: Word) {
-        // SAFETY: the word is the standard one, or was read from the register, so that no reserved
-        // bit is set.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags)) };
+        // SAFETY: the word is made of the standard one and of words that were read from the
+        // register, so that no reserved bit is set.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack)) };
     }
 }
 
@@ -72,12 +83,22 @@ mod word {
 
     pub(super) type Word = u64;
 
-    /// FPCR: nearest even, subnormals and NaNs kept, no traps.
-    pub(super) const STANDARD: Word = 0;
+    /// FPCR: nearest even, subnormals and NaNs kept, no traps. The flags are in another register.
+    const STANDARD: Word = 0;
 
     #[inline]
     pub(super) fn is_standard(word: Word) -> bool {
         word == STANDARD
+    }
+
+    #[inline]
+    pub(super) fn standard_with_flags_of(_: Word) -> Word {
+        STANDARD
+    }
+
+    #[inline]
+    pub(super) fn with_flags_of(word: Word, _: Word) -> Word {
+        word
     }
 
     #[inline]
@@ -101,11 +122,13 @@ mod word {
 mod word {
     pub(super) type Word = ();
 
-    pub(super) const STANDARD: Word = ();
-
     pub(super) fn is_standard((): Word) -> bool {
         true
     }
+
+    pub(super) fn standard_with_flags_of((): Word) -> Word {}
+
+    pub(super) fn with_flags_of((): Word, (): Word) -> Word {}
 
     pub(super) fn read() -> Word {}
 

@@ -79,9 +79,8 @@ class Twin:
             self.exp_avg_sq.data_ptr(),
             grad.numel(),
         )
-        tensor.copy, tensor.copy_dtype = (
-            (copy.data_ptr(), DTYPES[copy.dtype]) if copy is not None else (None, 0)
-        )
+        if self.master is not None:
+            tensor.master, tensor.master_dtype = self.master.data_ptr(), DTYPES[torch.float32]
         size = ctypes.c_size_t(ctypes.sizeof(coeffs))
         arguments = (
             ctypes.byref(config),
