@@ -57,6 +57,20 @@ fn new_addresses_are_taken_over_and_a_missing_gradient_leaves_the_tensor_alone()
 }
 
 #[test]
+fn a_gradient_may_lie_where_another_buffer_was() {
+    let (mut a, mut b, mut elsewhere) = (f32s(5), f32s(5), f32s(5));
+    let [first, second] = [a.raw(), b.raw()];
+    let mut list = TensorList::new(&[first, second]).unwrap();
+    let moved = with(first, |tensor| tensor.param = elsewhere.raw().param);
+    let now = [moved, second.with_grad(first.param)];
+    list.update(&now).unwrap();
+    assert_eq!(list.tensors(), now);
+    // And not where one lies now.
+    refused::overlap(list.update(&[moved, second.with_grad(moved.param)]));
+    assert_eq!(list.tensors(), now);
+}
+
+#[test]
 fn what_cannot_be_right_is_refused_and_the_list_stays() {
     let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
     let tensors = [a.raw(), b.raw()];

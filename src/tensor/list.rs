@@ -29,7 +29,7 @@ impl RawTensor {
 
     /// The bytes that a step reads or writes, each buffer checked by itself.
     fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
-        let buffers = Role::ALL.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
+        let buffers = Role::ARRAY.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
         buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
     }
 }
@@ -123,35 +123,32 @@ impl CheckedList {
         mut changed: impl FnMut(usize),
     ) -> Result<(), ArgumentError> {
         check_count("tensors", self.tensors.len(), tensors.len())?;
+        let changes = || self.tensors.iter().zip(tensors).enumerate().filter(|(_, (old, new))| old != new);
         let (mut any, mut only_grads) = (false, true);
-        for (index, (old, new)) in self.tensors.iter().zip(tensors).enumerate() {
-            if old == new {
-                continue;
-            }
-            any = true;
+        for (index, (old, new)) in changes() {
             check_fixed(index, old, new)?;
-            if old.addresses() == new.addresses() {
-                continue;
-            }
-            let is_other_grad = new.with_grad(old.grad).with_coeffs_index(old.coeffs_index) == *old;
-            if is_other_grad && !old.is_skipped() && !new.is_skipped() {
-                self.written.check_grad(index, new)?;
-            } else {
-                only_grads = false;
-            }
+            any = true;
+            only_grads &= is_other_grad(old, new);
         }
-        if !only_grads {
+        if !any {
+            return Ok(());
+        }
+        // A gradient may lie where something else was before this update, so that each is compared
+        // with the old places only if those are the new ones.
+        if only_grads {
+            for (index, (_, new)) in changes().filter(|(_, (old, new))| old.grad != new.grad) {
+                self.written.check_grad(index, new)?;
+            }
+        } else {
             self.written.check_all(tensors)?;
         }
-        if any {
-            for (index, (old, new)) in self.tensors.iter_mut().zip(tensors).enumerate() {
-                if old != new {
-                    changed(index);
-                    *old = *new;
-                }
+        for (index, (old, new)) in self.tensors.iter_mut().zip(tensors).enumerate() {
+            if old != new {
+                changed(index);
+                *old = *new;
             }
-            self.last_coeffs = last_coeffs(tensors);
         }
+        self.last_coeffs = last_coeffs(tensors);
         Ok(())
     }
 
@@ -175,6 +172,13 @@ impl CheckedList {
 
 fn last_coeffs(tensors: &[RawTensor]) -> usize {
     tensors.iter().map(|tensor| tensor.coeffs_index).max().unwrap_or(0)
+}
+
+/// Whether a tensor has a gradient at another place, other coefficients, and nothing else that is
+/// new.
+fn is_other_grad(old: &RawTensor, new: &RawTensor) -> bool {
+    let same_place = old.grad == new.grad || !(old.is_skipped() || new.is_skipped());
+    same_place && new.with_grad(old.grad).with_coeffs_index(old.coeffs_index) == *old
 }
 
 /// Fails if a list's tensor has another length or other formats than before.
