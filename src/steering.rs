@@ -1,7 +1,7 @@
 //! Whether a step is made, and what the gradients are multiplied by: what `kernels/control.cuh`
 //! does, on the host.
 
-use crate::rule::check_grad_multiplier;
+use crate::rule::{check_grad_multiplier, in_standard_env};
 
 /// The scalars that steer a step, as mixed-precision training has them.
 ///
@@ -12,11 +12,12 @@ use crate::rule::check_grad_multiplier;
 /// ```
 /// use dualadam::{SkipReason, Steering};
 ///
-/// let steering = Steering { loss_scale: 1024.0, clip_factor: 0.5, ..Steering::default() };
+/// let steering = Steering::default().with_loss_scale(1024.0).with_clip_factor(0.5);
 /// assert_eq!(steering.multiplier(), Ok(0.5 / 1024.0));
-/// assert_eq!(Steering { found_inf: 1.0, ..steering }.multiplier(), Err(SkipReason::FoundInf));
+/// assert_eq!(steering.with_found_inf(1.0).multiplier(), Err(SkipReason::FoundInf));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Steering {
     /// What the loss was multiplied by, a divisor of the gradients: finite and above 0. Default 1.
     pub loss_scale: f32,
@@ -33,6 +34,24 @@ impl Default for Steering {
 }
 
 impl Steering {
+    /// Sets [`loss_scale`](Self::loss_scale).
+    #[must_use]
+    pub const fn with_loss_scale(self, loss_scale: f32) -> Self {
+        Self { loss_scale, ..self }
+    }
+
+    /// Sets [`clip_factor`](Self::clip_factor).
+    #[must_use]
+    pub const fn with_clip_factor(self, clip_factor: f32) -> Self {
+        Self { clip_factor, ..self }
+    }
+
+    /// Sets [`found_inf`](Self::found_inf).
+    #[must_use]
+    pub const fn with_found_inf(self, found_inf: f32) -> Self {
+        Self { found_inf, ..self }
+    }
+
     /// Clip factor / loss scale, formed in f64: the multiplier of the gradients that
     /// [`coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) takes.
     ///
@@ -51,7 +70,8 @@ impl Steering {
         if !(self.clip_factor >= 0.0 && self.clip_factor.is_finite()) {
             return Err(SkipReason::ClipFactor);
         }
-        let multiplier = f64::from(self.clip_factor) / f64::from(self.loss_scale);
+        let multiplier =
+            in_standard_env(*self, |scalars| f64::from(scalars.clip_factor) / f64::from(scalars.loss_scale));
         check_grad_multiplier(multiplier).map_err(|_| SkipReason::Multiplier)?;
         Ok(multiplier)
     }
@@ -78,6 +98,6 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All of them, in their order. The kernels number them from 1.
-    pub const ALL: [Self; 6] =
-        [Self::FoundInf, Self::LossScale, Self::ClipFactor, Self::Multiplier, Self::Lr, Self::Step];
+    pub const ALL: &'static [Self] =
+        &[Self::FoundInf, Self::LossScale, Self::ClipFactor, Self::Multiplier, Self::Lr, Self::Step];
 }

@@ -4,7 +4,7 @@
 
 use std::arch::asm;
 
-use dualadam::{DualAdamConfig, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
+use dualadam::{DualAdamConfig, Steering, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
 use testkit::data::Inputs;
 use testkit::tensor::Tensor;
 use testkit::variant::{Formats, Variant, formats};
@@ -105,6 +105,25 @@ fn coefficients_have_the_same_bits() {
         for word in words() {
             assert_eq!(under(word, || config.coeffs_scaled(t, 0.37).unwrap()), expected, "step {t} under {word:#x}");
         }
+    }
+}
+
+#[test]
+fn schedules_and_multipliers_have_the_same_bits() {
+    let scalars = |word| {
+        under(word, || {
+            let schedules = [3, 7, 1_000_003].map(SwitchSchedule::linear_until);
+            let schedules =
+                schedules.into_iter().chain([SwitchSchedule::Exponential { base: 0.999, period: 3, cutoff: 1e-9 }]);
+            let alphas: Vec<_> =
+                schedules.flat_map(|schedule| [2, 5, 999].map(|t| schedule.alpha(t).to_bits())).collect();
+            let steering = Steering::default().with_clip_factor(0.1).with_loss_scale(3.0);
+            (alphas, steering.multiplier().map(f64::to_bits))
+        })
+    };
+    let expected = scalars(STANDARD);
+    for word in words() {
+        assert_eq!(scalars(word), expected, "under {word:#x}");
     }
 }
 

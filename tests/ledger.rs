@@ -154,7 +154,7 @@ fn a_ledger_refuses_what_is_not_there_and_stays() {
 // The scalars that steer a step.
 
 /// What the rules say of the scalars, as the device's control is tested.
-fn expected(Steering { loss_scale, clip_factor, found_inf }: Steering) -> Result<f64, SkipReason> {
+fn expected([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Result<f64, SkipReason> {
     if found_inf != 0.0 {
         return Err(SkipReason::FoundInf);
     }
@@ -169,6 +169,10 @@ fn expected(Steering { loss_scale, clip_factor, found_inf }: Steering) -> Result
     coeffs.map(|_| multiplier).map_err(|_| SkipReason::Multiplier)
 }
 
+fn steering([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Steering {
+    Steering::default().with_loss_scale(loss_scale).with_clip_factor(clip_factor).with_found_inf(found_inf)
+}
+
 /// The cases of the device's control.
 #[test]
 fn steering_judges_its_scalars_as_the_device_does() {
@@ -179,9 +183,9 @@ fn steering_judges_its_scalars_as_the_device_does() {
     // With every reason at once, and with all but the first of them.
     let several = [[f32::NAN, -1.0, 1.0], [f32::NAN, -1.0, 0.0], [0.0, f32::INFINITY, f32::NAN]];
     let mut reasons = vec![];
-    for [loss_scale, clip_factor, found_inf] in pairs.chain(found).chain(several) {
-        let steering = Steering { loss_scale, clip_factor, found_inf };
-        assert_eq!(steering.multiplier(), expected(steering), "{steering:?}");
+    for scalars in pairs.chain(found).chain(several) {
+        let steering = steering(scalars);
+        assert_eq!(steering.multiplier(), expected(scalars), "{steering:?}");
         reasons.extend(steering.multiplier().err());
     }
     for reason in [SkipReason::FoundInf, SkipReason::LossScale, SkipReason::ClipFactor, SkipReason::Multiplier] {
@@ -190,12 +194,12 @@ fn steering_judges_its_scalars_as_the_device_does() {
     let default = Steering::default();
     for (steering, multiplier) in [
         (default, 1.0),
-        (Steering { loss_scale: 8.0, ..default }, 0.125),
-        (Steering { clip_factor: 0.5, ..default }, 0.5),
-        (Steering { found_inf: -0.0, ..default }, 1.0),
-        (Steering { loss_scale: 8.0, clip_factor: 0.5, found_inf: 0.0 }, 0.0625),
+        (default.with_loss_scale(8.0), 0.125),
+        (default.with_clip_factor(0.5), 0.5),
+        (default.with_found_inf(-0.0), 1.0),
+        (steering([8.0, 0.5, 0.0]), 0.0625),
         // Formed in f64: as an f32 the quotient would be rounded twice.
-        (Steering { loss_scale: 3.0, clip_factor: 0.1, found_inf: 0.0 }, f64::from(0.1_f32) / 3.0),
+        (steering([3.0, 0.1, 0.0]), f64::from(0.1_f32) / 3.0),
     ] {
         assert_eq!(steering.multiplier(), Ok(multiplier), "{steering:?}");
     }
@@ -203,14 +207,14 @@ fn steering_judges_its_scalars_as_the_device_does() {
 
 #[test]
 fn of_several_reasons_the_first_is_told() {
-    let bad = Steering { loss_scale: -1.0, clip_factor: f32::NAN, found_inf: f32::NAN };
+    let bad = steering([-1.0, f32::NAN, f32::NAN]);
     assert_eq!(bad.multiplier(), Err(SkipReason::FoundInf));
-    assert_eq!(Steering { found_inf: 0.0, ..bad }.multiplier(), Err(SkipReason::LossScale));
-    assert_eq!(Steering { found_inf: 0.0, loss_scale: 1.0, ..bad }.multiplier(), Err(SkipReason::ClipFactor));
-    let vanishing = Steering { loss_scale: f32::MAX, clip_factor: 1e-45, found_inf: 0.0 };
+    assert_eq!(bad.with_found_inf(0.0).multiplier(), Err(SkipReason::LossScale));
+    assert_eq!(bad.with_found_inf(0.0).with_loss_scale(1.0).multiplier(), Err(SkipReason::ClipFactor));
+    let vanishing = steering([f32::MAX, 1e-45, 0.0]);
     assert_eq!(vanishing.multiplier(), Err(SkipReason::Multiplier));
-    let places = SkipReason::ALL.map(|reason| reason as usize);
-    assert!(places.is_sorted() && places[0] == 0 && places[5] == 5);
+    let places: Vec<_> = SkipReason::ALL.iter().map(|&reason| reason as usize).collect();
+    assert_eq!(places, [0, 1, 2, 3, 4, 5]);
 }
 
 // Errors.

@@ -126,7 +126,7 @@ pub(crate) fn tensor<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], len: u64
 
 /// The tensor from this element of the buffers on.
 pub(crate) fn tensor_at<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
-    let dtypes = Role::ALL.into_iter().filter_map(|role| variant.formats().of(role));
+    let dtypes = Role::ALL.iter().copied().filter_map(|role| variant.formats().of(role));
     let binding =
         |(buffer, dtype): (&'a _, Dtype)| Binding::new(buffer, dtype).with_offset(start * dtype.size() as u64);
     let bindings: Vec<_> = buffers.iter().zip(dtypes).map(binding).collect();

@@ -23,7 +23,7 @@ pub(super) fn check_lens(
     expected: usize,
     lens: [Option<usize>; Role::COUNT - 1],
 ) -> Result<(), TensorError> {
-    for (role, len) in Role::ALL.into_iter().skip(1).zip(lens) {
+    for (role, len) in Role::ARRAY.into_iter().skip(1).zip(lens) {
         if let Some(actual) = len.filter(|&actual| actual != expected) {
             return Err(TensorError::of_buffer(tensor, role, TensorProblem::Length { expected, actual }));
         }

@@ -168,7 +168,7 @@ impl<'a> Tensor<'a> {
             Some(of(&self.exp_avg_sq)),
             self.master.as_ref().map(of),
         ];
-        Role::ALL.into_iter().zip(buffers).filter_map(|(role, buffer)| buffer.map(|(len, own)| (role, len, own)))
+        Role::ARRAY.into_iter().zip(buffers).filter_map(|(role, buffer)| buffer.map(|(len, own)| (role, len, own)))
     }
 
     /// The tensor by address, of its parameters' length.

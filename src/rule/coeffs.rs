@@ -1,13 +1,11 @@
 //! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device,
 //! `kernels/control.cuh`.
 
-use std::hint::black_box;
-
 use bytemuck::{Pod, Zeroable};
 
 use super::config::{DualAdamConfig, InverseTerm, WeightDecay};
 use super::error::{ConfigError, finite_and_not_negative, require};
-use super::float_env::FloatEnv;
+use super::float_env::in_standard_env;
 use super::schedule::integer_power;
 
 /// The scalars that one update of one tensor needs, formed in f64 and rounded once to f32.
@@ -143,15 +141,14 @@ impl DualAdamConfig {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn coeffs_scaled(&self, step: u64, grad_multiplier: f64) -> Result<StepCoeffs, ConfigError> {
-        let _standard = FloatEnv::standard();
-        // So that the arithmetic stays between the two changes of the control word.
-        let (config, grad_multiplier) = black_box((*self, grad_multiplier));
-        config.validate()?;
-        check_grad_multiplier(grad_multiplier)?;
-        if step == 0 {
-            return Err(ConfigError::StepZero);
-        }
-        Ok(black_box(StepCoeffs::new(&config, step, grad_multiplier)))
+        in_standard_env((*self, grad_multiplier), |(config, grad_multiplier)| {
+            config.validate()?;
+            check_grad_multiplier(grad_multiplier)?;
+            if step == 0 {
+                return Err(ConfigError::StepZero);
+            }
+            Ok(StepCoeffs::new(&config, step, grad_multiplier))
+        })
     }
 }
 

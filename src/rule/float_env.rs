@@ -1,11 +1,20 @@
 //! The processor's floating-point control word, which a thread may have set to round another way or
 //! to flush subnormals (`torch.set_flush_denormal` does).
 
+use std::hint::black_box;
+
+/// What `work` makes of `input` with rounding to nearest even, and subnormals as they are.
+pub(crate) fn in_standard_env<I, R>(input: I, work: impl FnOnce(I) -> R) -> R {
+    let _standard = FloatEnv::standard();
+    // So that the arithmetic stays between the two changes of the control word.
+    black_box(work(black_box(input)))
+}
+
 /// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped,
 /// the control word is what it was before.
 ///
 /// The compiler does not know that arithmetic depends on the control word. Values that are read
-/// from memory after this was made, or that went through [`std::hint::black_box`], are computed
+/// from memory after this was made, or that went through [`black_box`], are computed
 /// with under it.
 #[derive(Debug)]
 pub(crate) struct FloatEnv {

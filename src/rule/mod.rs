@@ -12,5 +12,5 @@ pub use coeffs::StepCoeffs;
 pub(crate) use coeffs::check_grad_multiplier;
 pub use config::{DualAdamConfig, InverseTerm, WeightDecay};
 pub use error::ConfigError;
-pub(crate) use float_env::FloatEnv;
+pub(crate) use float_env::{FloatEnv, in_standard_env};
 pub use schedule::SwitchSchedule;

@@ -1,6 +1,7 @@
 //! The switch from inverse Adam to Adam: α as a function of the step.
 
 use super::error::{ConfigError, require};
+use super::float_env::in_standard_env;
 
 /// A residue of the rounded product below this is the 0 that exact arithmetic gives at `t = 1/ξ`.
 const RESIDUE: f64 = 1e-12;
@@ -64,12 +65,17 @@ impl SwitchSchedule {
     /// [`validate`](Self::validate) refuses.
     #[must_use]
     pub fn linear_until(step: u64) -> Self {
-        Self::Linear { switching_rate: 1.0 / step as f64 }
+        Self::Linear { switching_rate: in_standard_env(step, |step| 1.0 / step as f64) }
     }
 
     /// α at a tensor's `step`-th update, in 0..=1. Step 0 gives the value before the first update.
     #[must_use]
     pub fn alpha(&self, step: u64) -> f64 {
+        in_standard_env((*self, step), |(schedule, step)| schedule.alpha_in_env(step))
+    }
+
+    /// [`alpha`](Self::alpha) in the thread's floating-point environment.
+    fn alpha_in_env(&self, step: u64) -> f64 {
         let t = step as f64;
         match *self {
             Self::Linear { switching_rate } => {

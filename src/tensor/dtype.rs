@@ -1,4 +1,4 @@
-//! The element types of parameters and gradients, and their conversion to and from f32.
+//! The element types of buffers, and their conversion to and from f32.
 
 use half::{bf16, f16};
 

@@ -122,6 +122,7 @@ impl RawTensor {
     }
 
     /// The addresses in the order of [`Role::ALL`]; 0 where there is no master.
+    #[cfg(feature = "cuda")]
     pub(crate) fn addresses(&self) -> [u64; Role::COUNT] {
         self.buffers().map(|buffer| buffer.map_or(0, |buffer| buffer.address))
     }

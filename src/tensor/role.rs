@@ -1,4 +1,4 @@
-//! What a tensor's buffers are for. The only table of their names.
+//! What a tensor's buffers are for. The build has the names too, for `variants.txt`; a test compares.
 
 use std::fmt;
 
@@ -28,10 +28,13 @@ pub enum Role {
 
 impl Role {
     /// How many there are.
-    pub(crate) const COUNT: usize = Self::ALL.len();
+    pub(crate) const COUNT: usize = Self::ARRAY.len();
+
+    /// [`ALL`](Self::ALL), where their number is known.
+    pub(crate) const ARRAY: [Self; 5] = [Self::Param, Self::Grad, Self::ExpAvg, Self::ExpAvgSq, Self::Master];
 
     /// All roles, in the order of the kernels' arguments and the shaders' bindings.
-    pub const ALL: [Self; 5] = [Self::Param, Self::Grad, Self::ExpAvg, Self::ExpAvgSq, Self::Master];
+    pub const ALL: &'static [Self] = &Self::ARRAY;
 
     /// The name, as in the kernels and the shaders.
     #[must_use]

@@ -82,7 +82,7 @@ impl Formats {
 impl fmt::Display for Formats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for role in Role::ALL {
+        for role in Role::ARRAY {
             if let Some(dtype) = self.of(role) {
                 write!(f, "{separator}{dtype} {role}")?;
                 separator = ", ";

@@ -19,7 +19,7 @@ pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result
         if tensor.master.is_some() {
             limits.check_masters()?;
         }
-        for (role, binding) in Role::ALL.into_iter().zip(tensor.bindings()) {
+        for (role, binding) in Role::ARRAY.into_iter().zip(tensor.bindings()) {
             let Some(binding) = binding else { continue };
             let span = span_of(limits, index, role, binding, tensor.len);
             spans.push(span.map_err(|problem| WebGpuError::of_buffer(index, role, problem))?);

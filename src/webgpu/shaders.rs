@@ -42,7 +42,7 @@ mod tests {
             assert_eq!((field, offset), (layout::COEFFS[place], 4 * place));
         }
         assert_eq!(size_of::<StepCoeffs>(), layout::COEFFS_BYTES as usize);
-        assert_eq!(layout::ROLES, Role::ALL.map(Role::name));
+        assert_eq!(layout::ROLES, Role::ARRAY.map(Role::name));
         assert_eq!(TEXTS.len(), Variant::COUNT);
     }
 }

@@ -186,7 +186,7 @@ impl Tensor {
 
     /// Where a buffer or its filling differs, all NaNs being the same.
     pub fn difference(&self, expected: &Self) -> Option<String> {
-        let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(Role::ALL);
+        let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(Role::ALL.iter().copied());
         let differs = |((found, expected), name): ((&Values, &Values), _)| {
             Some(format!("{}: {name}{}", self.types(), found.difference(expected)?))
         };

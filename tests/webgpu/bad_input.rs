@@ -134,7 +134,7 @@ pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
     let device = &gpu.device;
     let (good, other) = (masters(device), masters(device));
     let (large, no_storage) = (device.empty(1 << 16, STORAGE), device.empty(1 << 16, wgpu::BufferUsages::COPY_DST));
-    for role in Role::ALL {
+    for &role in Role::ALL {
         let size = bytes(role);
         let short = device.empty(size - 4, STORAGE);
         let too_short = list(device, &[other.tensor(), with(good.tensor(), role, (&short, 0))]);
@@ -152,8 +152,8 @@ pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
     let device = &gpu.device;
     let (a, b) = (masters(device), masters(device));
     let arena = device.buffer(&[0; 8192]);
-    for one in Role::ALL {
-        for other in Role::ALL {
+    for &one in Role::ALL {
+        for &other in Role::ALL {
             let bytes = bytes(one);
             // The other begins with the one, in it, at its last byte, and where it is free again.
             for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {

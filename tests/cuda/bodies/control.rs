@@ -203,7 +203,8 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
         }
         step(gpu, &mut list, &mut control, scalars);
         let [loss_scale, clip_factor, found_inf] = values;
-        let multiplier = Steering { loss_scale, clip_factor, found_inf }.multiplier();
+        let steering = Steering::default().with_loss_scale(loss_scale).with_clip_factor(clip_factor);
+        let multiplier = steering.with_found_inf(found_inf).multiplier();
         match multiplier {
             Err(reason) => (skipped, last) = (skipped + 1, Some(reason)),
             Ok(_) => t += 1,

@@ -96,7 +96,7 @@ impl Large {
     }
 
     fn compare(&self, gpu: &Gpu, expected: &Tensor, buffers: &[Repeated]) {
-        for ((buffer, values), role) in buffers.iter().zip(expected.buffers()).zip(Role::ALL) {
+        for ((buffer, values), role) in buffers.iter().zip(expected.buffers()).zip(Role::ALL.iter().copied()) {
             buffer.assert_repeats(gpu, values.bytes(), values.dtype().size(), role.name());
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow};
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 use super::{Count, Source};
 
@@ -41,7 +41,7 @@ pub(super) fn counts(sources: &[Source]) -> Result<[Count; 2]> {
     };
     Ok([
         count("import circles between the modules", Some(0), &between),
-        count("import circles between the files of a module", None, &inside),
+        count("import circles between the files of a module", Some(0), &inside),
     ])
 }
 
@@ -91,6 +91,8 @@ impl Crate {
                     self.named.insert((module.clone(), path));
                     after
                 }
+                // `pub(in crate::a)` says who may use a name, and needs nothing of `a`.
+                (TokenTree::Group(group), _) if starts_with_in(group) => after,
                 (TokenTree::Group(group), _) => {
                     self.read(group.stream(), module);
                     after
@@ -195,6 +197,10 @@ fn is_anchor(word: &str) -> bool {
 
 fn is(token: &TokenTree, character: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == character)
+}
+
+fn starts_with_in(group: &Group) -> bool {
+    group.stream().into_iter().next().is_some_and(|first| first.to_string() == "in")
 }
 
 /// `[cfg(test)]`, also among other conditions.
