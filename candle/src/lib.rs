@@ -21,7 +21,7 @@ use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 ///
 /// A step locks all variables that it writes until it has returned, or until it is enqueued on a
 /// CUDA device. Another thread may compute with them meanwhile only in operations that take one of
-/// them at a time: two that wait for each other's would wait for ever.
+/// them at a time: two that wait for each other's would wait forever.
 ///
 /// # Example
 ///

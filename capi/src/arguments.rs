@@ -173,7 +173,7 @@ pub(crate) unsafe fn read_all<T: Argument>(
     count: usize,
 ) -> Result<Vec<T::Meaning>, Failure> {
     let mut all = Vec::new();
-    // SAFETY: the requirements are the same.
+    // SAFETY: the structs are one object that can be read (this function's requirements).
     unsafe { read_into(&mut all, name, from, count) }?;
     Ok(all)
 }

@@ -62,6 +62,6 @@ pub(crate) unsafe fn give_struct<T: Versioned>(
     size: usize,
     make: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<(), Failure> {
-    // SAFETY: the requirement is the same.
+    // SAFETY: `to` is null or can be written for `size` bytes (this function's requirement).
     unsafe { give_structs(name, to, size, || Ok([make()?])) }
 }

@@ -90,7 +90,11 @@ impl Tensor {
     ///
     /// torch adds the tensor's offset to a null pointer then. The answer is 0 if that is small.
     pub(crate) fn address(&self) -> u64 {
-        if self.data.addr() < NO_MEMORY_BELOW { 0 } else { (self.data.addr() as u64).wrapping_add(self.byte_offset) }
+        if self.data.addr() < NO_MEMORY_BELOW {
+            0
+        } else {
+            (self.data.expose_provenance() as u64).wrapping_add(self.byte_offset)
+        }
     }
 
     /// The element type, if there are kernels for it.

@@ -11,7 +11,10 @@ mod threads;
 mod torch;
 
 /// What the Python files of the package import.
-#[pyo3::pymodule]
+///
+/// A step follows references that lists and dicts lend, which the interpreter's lock keeps as they
+/// are.
+#[pyo3::pymodule(gil_used = true)]
 mod _dualadam {
     #[pymodule_export]
     use crate::config::{Config, Schedule};

@@ -88,7 +88,7 @@ pub enum CudaError {
         /// What the call would have to do.
         what: &'static str,
     },
-    /// An address that device control was given is null, misaligned, or overlaps another.
+    /// An address that a control was given is null, misaligned, or overlaps another.
     #[error("{argument} must {problem}, got address {address:#x}")]
     Address {
         /// What should be there.
@@ -107,8 +107,8 @@ pub enum CudaError {
     /// The driver failed after the step counters on the device had advanced and before all tensors
     /// were stepped.
     #[error(
-        "device control must be set anew before its next use: the driver failed in the middle of a step, and its step \
-         counters no longer fit the tensors"
+        "the step counters on the device must be set before the next step: the driver failed in the middle of a step, and \
+         they no longer fit the tensors"
     )]
     Interrupted,
 }
@@ -128,7 +128,7 @@ pub struct PtxError {
     pub log: String,
 }
 
-/// What an address that device control was given is for.
+/// What an address that a control was given is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlAddress {
@@ -162,7 +162,7 @@ impl fmt::Display for ControlAddress {
     }
 }
 
-/// What is wrong with an address that device control was given.
+/// What is wrong with an address that a control was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressProblem {

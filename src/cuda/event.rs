@@ -22,7 +22,7 @@ pub(super) struct Event {
 
 // SAFETY: an event is a handle, which any thread may use.
 unsafe impl Send for Event {}
-// SAFETY: as above.
+// SAFETY: the driver lets several threads use an event at once.
 unsafe impl Sync for Event {}
 
 impl Event {
@@ -192,7 +192,12 @@ impl LastUse {
 }
 
 /// Ends a graph's hold on memory. The driver calls this, from any thread, when the graph is gone.
+///
+/// # Safety
+///
+/// - `hold` is from `note_in_graph`, and this is the only call with it.
 unsafe extern "C" fn let_go(hold: *mut c_void) {
-    // SAFETY: `note_in_graph` made the pointer of an `Arc<()>`, for this one call.
+    // SAFETY: `note_in_graph` made the pointer of an `Arc<()>`, for this one call (this function's
+    // requirement).
     drop(unsafe { Arc::from_raw(hold.cast::<()>()) });
 }

@@ -182,11 +182,16 @@ pub(super) unsafe fn download<T: Pod>(from: u64, len: usize, stream: *mut c_void
     if len > 0 {
         let bytes = size_of_val(values.as_slice());
         // SAFETY: `from` has as many bytes as the values (this function's second requirement). The
-        // values live until the copy has ended: the next call waits for it.
+        // values live until the copy has ended: the next call waits for it, and if that fails, they
+        // are never freed.
         let answer = unsafe { sys::cuMemcpyDtoHAsync_v2(values.as_mut_ptr().cast(), from, bytes, stream.cast()) };
         check("cuMemcpyDtoHAsync", answer)?;
         // SAFETY: the stream is live (this function's first requirement).
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.cast()) })?;
+        let waited = check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.cast()) });
+        if let Err(error) = waited {
+            std::mem::forget(values);
+            return Err(error);
+        }
     }
     Ok(values)
 }

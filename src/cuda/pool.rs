@@ -48,7 +48,8 @@ pub(super) enum Block {
     Pinned { start: *mut u8, bytes: usize },
 }
 
-// SAFETY: the address is only given to the driver.
+// SAFETY: the block is the only one who knows the allocation, which any thread may use: device
+// memory through the driver, pinned memory also on the host.
 unsafe impl Send for Block {}
 
 impl Pool {

@@ -1,4 +1,5 @@
-//! What a tensor's buffers are for. The build has the names too, for `variants.txt`; a test compares.
+//! What a tensor's buffers are for. The build has the names too, for `variants.txt`; a test
+//! compares.
 
 use std::fmt;
 

@@ -17,7 +17,7 @@ use super::tensor::{Binding, Tensor};
 /// A list of tensors that are stepped together, of any sizes and formats, each with its own
 /// coefficients.
 ///
-/// The buffers are bound once; when some change, only their tensors are bound anew. The list keeps
+/// The buffers are bound once; when some change, only their tensors are bound again. The list keeps
 /// its buffers alive. Tensors may be empty, and so may the list. A tensor without a gradient is
 /// skipped, and its other buffers are not looked at.
 ///
@@ -138,9 +138,9 @@ impl TensorList {
 
     /// Takes over other buffers, offsets and coefficient indices of the same tensors.
     ///
-    /// Only tensors of which a buffer or an offset changed are bound anew; where none did, the call
-    /// only compares. A gradient may come, go, or change its format. What was encoded before is not
-    /// touched.
+    /// Only tensors of which a buffer or an offset changed are bound again; where none did, the
+    /// call only compares. A gradient may come, go, or change its format. What was encoded before
+    /// is not touched.
     ///
     /// # Errors
     ///

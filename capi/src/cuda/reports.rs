@@ -135,6 +135,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_coeffs(
     count: usize,
     stream: *mut c_void,
 ) -> dualadam_status {
-    // SAFETY: as above.
+    // SAFETY: `coeffs` can be written, and `stream` is live (required of every call). The rest is
+    // required of a control's calls.
     unsafe { write_reports(control, ("coeffs", coeffs), (size, count), stream) }
 }

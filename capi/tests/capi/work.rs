@@ -294,7 +294,7 @@ fn larger_structs_with_zeros_are_fine() {
         ok(dualadam_config_validate((&raw const later).cast()));
     }
     later.more[1] = 1;
-    // SAFETY: as above.
+    // SAFETY: the struct has that size.
     let status = unsafe { dualadam_config_validate((&raw const later).cast()) };
     fails(status, DUALADAM_STATUS_SIZE, "the size of config must be 104, or more with zeros beyond that, got 120");
 

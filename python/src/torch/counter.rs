@@ -38,8 +38,12 @@ impl Counter {
             return None;
         }
         let place: *mut c_void = ptr::with_exposed_provenance_mut(address as usize);
+        // No type that is read below has a stricter alignment than its size.
+        if !address.is_multiple_of(if tensor.is_of(Dtype::F32) { 4 } else { 8 }) {
+            return None;
+        }
         // SAFETY: `tensor` was just seen: one element of the type that is read, in the host's
-        // memory. torch aligns it.
+        // memory, aligned to its size.
         unsafe {
             if tensor.is_of(Dtype::F32) {
                 let value = *place.cast::<f32>();

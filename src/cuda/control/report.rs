@@ -1,4 +1,4 @@
-//! What became of steps that the device controls.
+//! What became of steps whose counters are on the device.
 
 use crate::rule::StepCoeffs;
 use crate::steering::SkipReason;

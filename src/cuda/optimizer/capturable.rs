@@ -1,4 +1,4 @@
-//! The owning optimizer whose steps the device controls.
+//! The owning optimizer whose steps the device counts, so that graphs can repeat them.
 
 #[cfg(feature = "files")]
 use std::path::Path;
@@ -28,7 +28,7 @@ use super::shared::Shared;
 ///
 /// A CUDA graph that captured a step keeps the addresses of parameters and gradients, and works on
 /// the optimizer's moments, masters and counters. These stay until the graph is destroyed, even if
-/// the optimizer is dropped. `load` gives the optimizer new memory: capture anew after it. The
+/// the optimizer is dropped. `load` gives the optimizer new memory: capture again after it. The
 /// first step cannot be captured, unless [`prepare`](Self::prepare) came before.
 ///
 /// # Example
@@ -73,7 +73,7 @@ impl CapturableDualAdam {
         let Shared { kernels, ledger, last_use, .. } = &shared;
         let _current = kernels.enter()?;
         // SAFETY: the stream lives as long as the optimizer, and its context is current.
-        unsafe { refuse_capture(shared.raw_stream(), "enabling device control") }?;
+        unsafe { refuse_capture(shared.raw_stream(), "into_capturable") }?;
         let groups: Vec<_> = ledger.groups().iter().map(|&config| ControlGroup::new(config)).collect();
         let sets: Vec<_> = ledger.specs().map(|spec| ControlSet::new(spec.group)).collect();
         let starts: Vec<_> = (0..ledger.len()).map(|tensor| start(ledger, tensor)).collect::<Result<_, _>>()?;
@@ -300,7 +300,7 @@ impl CapturableDualAdam {
     ///
     /// As [`report`](Self::report).
     pub fn state(&self) -> Result<State, CudaError> {
-        let _current = self.shared.begin_read()?;
+        let current = self.shared.begin_read()?;
         // SAFETY: the stream lives as long as the optimizer, whose work is all there, and whose
         // counters are the control's.
         let counted = unsafe { self.control.steps_and_masters(self.shared.raw_stream()) }?;
@@ -310,7 +310,7 @@ impl CapturableDualAdam {
             let has_master = ledger.spec(tensor)?.has_master;
             ledger.set_master_is_set(tensor, has_master && masters_are_set)?;
         }
-        Ok(State { ledger, arrays: self.shared.read_arrays()? })
+        Ok(State { ledger, arrays: self.shared.read_arrays(&current)? })
     }
 
     /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes
@@ -325,7 +325,7 @@ impl CapturableDualAdam {
     }
 
     /// Resumes from a file of any backend, as [`DualAdam::load`](super::DualAdam::load) does.
-    /// Capture anew after it: earlier graphs go on with the memory of before.
+    /// Capture again after it: earlier graphs go on with the memory of before.
     ///
     /// # Errors
     ///

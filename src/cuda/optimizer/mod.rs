@@ -219,7 +219,7 @@ impl DualAdam {
         let stream = self.shared.raw_stream();
         if self.mark_masters(grads) {
             let _current = self.shared.kernels.enter()?;
-            let what = "the first update of a tensor with masters, without device control,";
+            let what = "the first update of a tensor with masters, but by a CapturableDualAdam,";
             // The graph would set them in each launch.
             // SAFETY: the stream lives as long as the optimizer, and its context is current.
             unsafe { refuse_capture(stream, what) }?;
@@ -338,8 +338,8 @@ impl DualAdam {
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
     /// - [`CudaError::Driver`] for what the driver reports, also of the steps before.
     pub fn state(&self) -> Result<State, CudaError> {
-        let _current = self.shared.begin_read()?;
-        Ok(State { ledger: self.shared.ledger.clone(), arrays: self.shared.read_arrays()? })
+        let current = self.shared.begin_read()?;
+        Ok(State { ledger: self.shared.ledger.clone(), arrays: self.shared.read_arrays(&current)? })
     }
 
     /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes

@@ -123,10 +123,10 @@ impl Shared {
         Ok(current)
     }
 
-    /// Reads the moments and masters. The kernels' context must be current, and the stream not be
-    /// captured.
-    pub(super) fn read_arrays(&self) -> Result<Vec<Arrays>, CudaError> {
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there.
+    /// Reads the moments and masters, after [`begin_read`](Self::begin_read).
+    pub(super) fn read_arrays(&self, _current: &Current) -> Result<Vec<Arrays>, CudaError> {
+        // SAFETY: the stream lives as long as the optimizer, whose work is all there. Its context
+        // is current for as long as `_current` lives.
         unsafe { self.moments.read(self.raw_stream()) }
     }
 

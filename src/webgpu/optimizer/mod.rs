@@ -130,7 +130,7 @@ impl DualAdam {
     /// `params` and `grads` are in the order of the optimizer's tensors, and of their lengths. Only
     /// the format of a parameter is looked at where there is no gradient. A tensor with masters
     /// takes 16-bit parameters; its masters are set from them, in the same pass, before its first
-    /// update and rule from then on. Buffers are bound anew where they are others than in the step
+    /// update and rule from then on. Buffers are bound again where they are others than in the step
     /// before.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ fn what_cannot_be_right_is_refused() {
     let (control, list) = world.control_and_list(&groups, &sets);
     let mut one = NO_REPORT;
     let (mut steps, mut made, mut found) = ([9; 3], coeffs(&config(), 1, 1.0), config());
-    // SAFETY: as above.
+    // SAFETY: the handles, structs and memory live until the end of the test.
     unsafe {
         let set_lr = |group, lr| dualadam_cuda_control_set_lr(control, group, lr, raw);
         fails(set_lr(2, 0.1), DUALADAM_STATUS_POSITION, "group must be below 2, got 2");
