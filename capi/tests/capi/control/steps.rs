@@ -173,7 +173,7 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
         fails(step(), DUALADAM_STATUS_CUDA_DRIVER, "cuLaunchKernel failed with CUDA_ERROR_LAUNCH_FAILED (719)");
         let interrupted = DUALADAM_STATUS_CUDA_INTERRUPTED;
         assert_eq!(step(), interrupted);
-        assert!(last_error().ends_with("its step counters no longer fit the tensors"), "{}", last_error());
+        assert!(last_error().ends_with("they no longer fit the tensors"), "{}", last_error());
         assert_eq!(dualadam_cuda_control_steps(control, steps.as_mut_ptr(), 2, raw), interrupted);
         let mut one = [NO_REPORT; 2];
         assert_eq!(dualadam_cuda_control_report(control, one.as_mut_ptr(), 32, 2, raw), interrupted);
