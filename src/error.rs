@@ -33,6 +33,14 @@ pub enum Error {
     /// A hyperparameter or a scalar is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The config of one of several groups is not valid.
+    #[error("group {group}: {problem}")]
+    Group {
+        /// The position of the group.
+        group: usize,
+        /// What is wrong with its config.
+        problem: ConfigError,
+    },
     /// Something is wrong with one tensor.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -56,6 +64,7 @@ impl From<ArgumentError> for Error {
     fn from(error: ArgumentError) -> Self {
         match error {
             ArgumentError::Config(error) => error.into(),
+            ArgumentError::Group { group, problem } => Self::Group { group, problem },
             ArgumentError::Tensor(error) => error.into(),
             ArgumentError::List(error) => error.into(),
         }

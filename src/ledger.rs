@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::rule::{ConfigError, DualAdamConfig, StepCoeffs};
-use crate::tensor::{ArgumentError, ListError, Role, TensorError, TensorProblem, check_count};
+use crate::tensor::{ArgumentError, ListError, Role, TensorError, TensorProblem, check_count, check_len};
 
 /// What an optimizer must know of a tensor beforehand.
 ///
@@ -103,10 +103,10 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// - [`ConfigError`] if a config is not valid.
+    /// - [`ArgumentError::Group`] if a config is not valid.
     /// - [`TensorProblem::Group`] if a tensor's group is not there.
     pub fn new(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
-        groups.iter().try_for_each(DualAdamConfig::validate)?;
+        check_groups(groups)?;
         let entry = |(index, spec): (usize, &TensorSpec)| {
             let (len, value) = (groups.len(), spec.group);
             if value >= len {
@@ -297,25 +297,55 @@ impl Ledger {
         }
     }
 
+    /// Puts the entries of a list into `into`, if there are as many as tensors.
+    pub(crate) fn collect<T>(
+        &self,
+        list: &'static str,
+        entries: impl IntoIterator<Item = T>,
+        into: &mut Vec<T>,
+    ) -> Result<(), ListError> {
+        into.clear();
+        // However many there are, one more than the tensors is too many.
+        into.extend(entries.into_iter().take(self.len().saturating_add(1)));
+        check_count(list, self.len(), into.len())
+    }
+
     /// Fails unless there are as many parameters and gradients as tensors.
     pub(crate) fn check_counts(&self, params: usize, grads: usize) -> Result<(), ListError> {
         check_count("params", self.len(), params)?;
         check_count("grads", self.len(), grads)
     }
 
-    /// The error with the tensor's name, if it has one.
-    pub(crate) fn named(&self, error: TensorError) -> TensorError {
-        let name = self.tensors.get(error.tensor).and_then(|entry| entry.spec.name.clone());
-        TensorError { name, ..error }
+    /// Fails unless a buffer of a tensor that is there has the tensor's length.
+    pub(crate) fn check_len(&self, tensor: usize, buffer: Role, actual: usize) -> Result<(), TensorError> {
+        let expected = self.tensors[tensor].spec.len;
+        check_len(tensor, buffer, expected, actual).map_err(|error| self.named(error))
     }
 
-    /// [`named`](Self::named), for any error of arguments.
-    pub(crate) fn named_argument(&self, error: ArgumentError) -> ArgumentError {
-        match error {
-            ArgumentError::Tensor(error) => self.named(error).into(),
-            other => other,
+    /// The name of a tensor, if it is there and has one.
+    pub(crate) fn name_of(&self, tensor: usize) -> Option<Arc<str>> {
+        self.tensors.get(tensor).and_then(|entry| entry.spec.name.clone())
+    }
+
+    /// The error with the tensor's name, if it has one.
+    pub(crate) fn named(&self, error: TensorError) -> TensorError {
+        TensorError { name: self.name_of(error.tensor), ..error }
+    }
+
+    /// Gives an error that is about a tensor the tensor's name.
+    pub(crate) fn name(&self, error: &mut ArgumentError) {
+        if let ArgumentError::Tensor(error) = error {
+            error.name = self.name_of(error.tensor);
         }
     }
+}
+
+/// Fails for the first config that is not valid.
+pub(crate) fn check_groups<'a>(groups: impl IntoIterator<Item = &'a DualAdamConfig>) -> Result<(), ArgumentError> {
+    let check = |(group, config): (usize, &DualAdamConfig)| {
+        config.validate().map_err(|problem| ArgumentError::Group { group, problem })
+    };
+    groups.into_iter().enumerate().try_for_each(check)
 }
 
 /// The entry of a list at a position that the caller named; `list` is what the list holds.

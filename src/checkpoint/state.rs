@@ -2,7 +2,7 @@
 
 use crate::ledger::{Ledger, TensorSpec};
 use crate::rule::DualAdamConfig;
-use crate::tensor::{ArgumentError, Role, TensorError, TensorProblem, check_count};
+use crate::tensor::{ArgumentError, Role, TensorError, TensorProblem, check_count, check_len};
 
 use super::error::StateProblem;
 
@@ -142,11 +142,6 @@ fn check_arrays(tensor: usize, spec: &TensorSpec, arrays: &Arrays) -> Result<(),
     let masters = if spec.has_master { spec.len } else { 0 };
     check_len(tensor, Role::Master, masters, master)?;
     check_moments(tensor, spec.len, &arrays.exp_avg, &arrays.exp_avg_sq)
-}
-
-fn check_len(tensor: usize, role: Role, expected: usize, actual: usize) -> Result<(), TensorError> {
-    let problem = TensorProblem::Length { expected, actual };
-    if actual == expected { Ok(()) } else { Err(TensorError::of_buffer(tensor, role, problem)) }
 }
 
 /// Fails unless these can be the moments of a tensor of `len` elements. NaN is let through: a run

@@ -8,7 +8,7 @@ use crate::checkpoint::StateError;
 use crate::checkpoint::{State, check_moments};
 use crate::ledger::{CoeffsTable, TensorSpec};
 use crate::rule::{DualAdamConfig, check_grad_multiplier};
-use crate::tensor::{ArgumentError, ListError, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
+use crate::tensor::{ArgumentError, ListError, RawBuffer, RawTensor, Role};
 
 use super::buffer::{Buffer, BufferMut, raw_mut};
 use super::kernels::Job;
@@ -40,16 +40,13 @@ pub struct DualAdam {
     state: State,
     /// What the step under way needs, kept for the next one's memory.
     table: CoeffsTable,
-    borrowed: Vec<Borrowed>,
+    params: Vec<Borrowed>,
+    grads: Vec<Option<Borrowed>>,
     jobs: Vec<Job>,
 }
 
-/// What a step was given for one tensor, with its elements.
-#[derive(Debug, Clone, Copy)]
-struct Borrowed {
-    param: (RawBuffer, usize),
-    grad: Option<(RawBuffer, usize)>,
-}
+/// What a step was given, with its elements.
+type Borrowed = (RawBuffer, usize);
 
 impl DualAdam {
     /// An optimizer with one parameter group, for tensors of these lengths.
@@ -129,10 +126,12 @@ impl DualAdam {
         grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
         grad_multiplier: f64,
     ) -> Result<(), ArgumentError> {
-        self.borrow(params, grads)?;
+        let ledger = &self.state.ledger;
+        ledger.collect("params", params.into_iter().map(|mut param| (param.raw(), param.len())), &mut self.params)?;
+        let borrowed = |grad: Buffer<'a>| (grad.raw(), grad.len());
+        ledger.collect("grads", grads.into_iter().map(|grad| grad.map(borrowed)), &mut self.grads)?;
         check_grad_multiplier(grad_multiplier)?;
-        let prepared = self.prepare(grad_multiplier);
-        prepared.map_err(|error| self.state.ledger.named_argument(error))?;
+        self.prepare(grad_multiplier)?;
         let elements = self.jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.tensor.len));
         let coeffs = self.table.coeffs();
         for_each(&self.jobs, elements, |job| {
@@ -141,59 +140,26 @@ impl DualAdam {
             // length, and used by this job alone.
             unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
         });
-        for (tensor, _) in self.borrowed.iter().enumerate().filter(|(_, borrowed)| borrowed.grad.is_some()) {
+        for (tensor, _) in self.grads.iter().enumerate().filter(|(_, grad)| grad.is_some()) {
             self.state.ledger.count(tensor);
         }
         Ok(())
     }
 
-    /// Notes what the step was given.
-    fn borrow<'a>(
-        &mut self,
-        params: impl IntoIterator<Item = BufferMut<'a>>,
-        grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
-    ) -> Result<(), ListError> {
-        let param = |mut param: BufferMut<'a>| (param.raw(), param.len());
-        let grad = |grad: Option<Buffer<'a>>| grad.map(|grad| (grad.raw(), grad.len()));
-        let (mut params, mut grads) = (params.into_iter().map(param).fuse(), grads.into_iter().map(grad).fuse());
-        self.borrowed.clear();
-        let (mut param_count, mut grad_count) = (0, 0);
-        loop {
-            let (param, grad) = (params.next(), grads.next());
-            param_count += usize::from(param.is_some());
-            grad_count += usize::from(grad.is_some());
-            match (param, grad) {
-                (Some(param), Some(grad)) => self.borrowed.push(Borrowed { param, grad }),
-                (None, None) => break,
-                _ => {}
-            }
-            // However many there are, there are too many.
-            if param_count.max(grad_count) > self.state.ledger.len() {
-                break;
-            }
-        }
-        self.state.ledger.check_counts(param_count, grad_count)
-    }
-
     /// Checks everything, and forms the jobs of the step.
     fn prepare(&mut self, grad_multiplier: f64) -> Result<(), ArgumentError> {
-        let Self { state: State { ledger, arrays }, table, borrowed, jobs } = self;
+        let Self { state: State { ledger, arrays }, table, params, grads, jobs } = self;
         table.clear();
         jobs.clear();
-        for (index, (borrowed, arrays)) in borrowed.iter().zip(arrays).enumerate() {
-            let expected = arrays.exp_avg.len();
-            let lens = [(Role::Param, Some(borrowed.param.1)), (Role::Grad, borrowed.grad.map(|grad| grad.1))];
-            for (role, len) in lens {
-                if let Some(actual) = len.filter(|&actual| actual != expected) {
-                    let problem = TensorProblem::Length { expected, actual };
-                    return Err(TensorError::of_buffer(index, role, problem).into());
-                }
-            }
-            let Some((grad, _)) = borrowed.grad else { continue };
+        let given = params.iter().zip(grads.iter());
+        for (index, (arrays, (&(param, param_len), grad))) in arrays.iter_mut().zip(given).enumerate() {
+            ledger.check_len(index, Role::Param, param_len)?;
+            let Some((grad, grad_len)) = *grad else { continue };
+            ledger.check_len(index, Role::Grad, grad_len)?;
             let (exp_avg, exp_avg_sq) = (raw_mut(&mut arrays.exp_avg), raw_mut(&mut arrays.exp_avg_sq));
-            let mut tensor = RawTensor::new(expected as u64, borrowed.param.0, grad, exp_avg, exp_avg_sq);
+            let mut tensor = RawTensor::new(param_len as u64, param, grad, exp_avg, exp_avg_sq);
             tensor.master = arrays.master.as_mut().map(|master| raw_mut(master));
-            let variant = tensor.variant(index)?;
+            let variant = tensor.variant(index).map_err(|error| ledger.named(error))?;
             tensor.coeffs_index = ledger.coeffs_index(table, index, grad_multiplier)?;
             jobs.push(Job { tensor, variant, sets_master: ledger.sets_master(index) });
         }
@@ -355,6 +321,6 @@ impl TryFrom<State> for DualAdam {
     /// As [`State::validate`].
     fn try_from(state: State) -> Result<Self, ArgumentError> {
         state.validate()?;
-        Ok(Self { state, table: CoeffsTable::default(), borrowed: vec![], jobs: vec![] })
+        Ok(Self { state, table: CoeffsTable::default(), params: vec![], grads: vec![], jobs: vec![] })
     }
 }

@@ -1,10 +1,12 @@
 //! What the CUDA driver reports, and what must hold of what it is asked for.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::checkpoint::StateError;
+use crate::ledger::Ledger;
 use crate::rule::ConfigError;
-use crate::tensor::{ArgumentError, ListError, TensorError};
+use crate::tensor::{ArgumentError, ListError, Place, Role, TensorError};
 
 /// What can be wrong with a call of the CUDA backend.
 ///
@@ -66,7 +68,7 @@ pub enum CudaError {
     #[error("{argument} must belong to the kernels' CUDA context, it belongs to another")]
     Context {
         /// The argument.
-        argument: &'static str,
+        argument: CudaArgument,
     },
     /// A buffer belongs to another of cudarc's `CudaContext` values than the stream. Both stand for
     /// one CUDA context, but cudarc orders no work across them.
@@ -75,7 +77,7 @@ pub enum CudaError {
     )]
     Unordered {
         /// The argument.
-        argument: &'static str,
+        argument: CudaArgument,
     },
     /// The per-thread default stream is another stream in each thread, so that nothing orders an
     /// optimizer's steps on it.
@@ -87,6 +89,16 @@ pub enum CudaError {
     Captured {
         /// What the call would have to do.
         what: &'static str,
+    },
+    /// The group of a control's set is not there.
+    #[error("set {set} must have a group below {len}, got {value}")]
+    SetGroup {
+        /// The position of the set.
+        set: usize,
+        /// How many groups there are.
+        len: usize,
+        /// The group given.
+        value: usize,
     },
     /// An address that a control was given is null, misaligned, or overlaps another.
     #[error("{argument} must {problem}, got address {address:#x}")]
@@ -113,15 +125,72 @@ pub enum CudaError {
     Interrupted,
 }
 
+impl CudaError {
+    /// The error with its tensor's name, if it is about a tensor that has one.
+    pub(super) fn named(mut self, ledger: &Ledger) -> Self {
+        match &mut self {
+            Self::Argument(error) => ledger.name(error),
+            Self::Context { argument } | Self::Unordered { argument } => {
+                if let CudaArgument::Buffer { tensor, name, .. } = argument {
+                    *name = ledger.name_of(*tensor);
+                }
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
+/// What belongs to a CUDA context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaArgument {
+    /// The stream.
+    Stream,
+    /// The control of a step.
+    Control,
+    /// One of a step's [`Scalars`](super::Scalars).
+    Scalar(&'static str),
+    /// A buffer of a step.
+    Buffer {
+        /// The position of the tensor; 0 for a step of one tensor.
+        tensor: usize,
+        /// The tensor's name, where the caller gave one.
+        name: Option<Arc<str>>,
+        /// The buffer.
+        buffer: Role,
+    },
+}
+
+impl CudaArgument {
+    /// A buffer of a tensor whose name is not known here.
+    pub(super) fn of_buffer(tensor: usize, buffer: Role) -> Self {
+        Self::Buffer { tensor, name: None, buffer }
+    }
+}
+
+impl fmt::Display for CudaArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream => f.write_str("stream"),
+            Self::Control => f.write_str("control"),
+            Self::Scalar(name) => f.write_str(name),
+            Self::Buffer { tensor, name, buffer } => Place { tensor: *tensor, name, buffer: Some(*buffer) }.fmt(f),
+        }
+    }
+}
+
 /// The CUDA driver's answer to kernels that it refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the CUDA driver refused the kernels ({origin}) with {name} ({code}): {log}")]
+#[error("the CUDA driver refused the kernels of {kernels} ({origin}) with {name} ({code}): {log}")]
 #[non_exhaustive]
 pub struct PtxError {
     /// The driver's code.
     pub code: i32,
     /// The code's name.
     pub name: String,
+    /// The variant whose kernels they are, or `control`.
+    pub kernels: &'static str,
     /// Where the kernels' PTX is from: the version of its compiler.
     pub origin: &'static str,
     /// What the driver's compiler said.

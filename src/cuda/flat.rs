@@ -9,7 +9,7 @@ use crate::tensor::{RawTensor, TensorError, TensorProblem};
 
 use super::buffer::Tensor;
 use super::driver;
-use super::error::CudaError;
+use super::error::{CudaArgument, CudaError};
 use super::kernels::Kernels;
 use super::launch::{flat_blocks, launch_flat};
 use super::stream::{check_buffer, check_capture, check_context, raw};
@@ -69,7 +69,7 @@ pub fn step(
         if actual != expected {
             return Err(TensorError::of_buffer(0, role, TensorProblem::Length { expected, actual }).into());
         }
-        check_buffer(kernels.context(), stream, own, role.name())?;
+        check_buffer(kernels.context(), stream, own, CudaArgument::of_buffer(0, role))?;
     }
     let _current = kernels.enter()?;
     // Until the guards are dropped, after the launch, cudarc knows that the work is to come.

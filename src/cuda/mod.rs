@@ -76,7 +76,7 @@ mod table;
 pub use buffer::{Buffer, BufferMut, Tensor};
 pub use control::{Control, ControlGroup, ControlSet, RawLr, RawScalars, SetReport};
 pub use cudarc;
-pub use error::{AddressProblem, ControlAddress, CudaError, PtxError};
+pub use error::{AddressProblem, ControlAddress, CudaArgument, CudaError, PtxError};
 pub use flat::step;
 pub use kernels::Kernels;
 pub use list::TensorList;

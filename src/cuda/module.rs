@@ -44,7 +44,7 @@ pub(super) struct Functions {
 impl Functions {
     /// Loads the kernels of a variant into the current context.
     pub(super) fn load(variant: Variant) -> Result<Self, CudaError> {
-        let module = Module::load(MODULES[variant.index()])?;
+        let module = Module::load(variant.name(), MODULES[variant.index()])?;
         let function = |kind: &str| module.function(&format!("{kind}_{}", variant.name()));
         Ok(Self { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
     }
@@ -52,7 +52,7 @@ impl Functions {
 
 /// Loads the kernel that prepares the coefficients of controlled steps into the current context.
 pub(super) fn load_prepare_sets() -> Result<Function, CudaError> {
-    Module::load(CONTROL)?.function("prepare_sets")
+    Module::load("control", CONTROL)?.function("prepare_sets")
 }
 
 /// A module in the current context. It is never unloaded, which could block until the device is
@@ -62,7 +62,7 @@ struct Module(CUmodule);
 
 impl Module {
     /// Loads one of the texts that the build embedded. A context must be current.
-    fn load(ptx: &'static str) -> Result<Self, CudaError> {
+    fn load(kernels: &'static str, ptx: &'static str) -> Result<Self, CudaError> {
         let mut log = vec![0_u8; LOG_BYTES];
         let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
@@ -80,7 +80,7 @@ impl Module {
                 let log = CStr::from_bytes_until_nul(&log).map_or("".into(), CStr::to_string_lossy);
                 let log = if log.trim().is_empty() { "it gave no reason" } else { log.trim() }.to_owned();
                 let (code, name) = (error.0 as i32, driver::name_of(error));
-                Err(Box::new(PtxError { code, name, origin: PTX_ORIGIN, log }).into())
+                Err(Box::new(PtxError { code, name, kernels, origin: PTX_ORIGIN, log }).into())
             }
         }
     }

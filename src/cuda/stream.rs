@@ -8,7 +8,7 @@ use cudarc::driver::sys::{self, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::driver::check;
-use super::error::CudaError;
+use super::error::{CudaArgument, CudaError};
 
 /// The handle of one of cudarc's streams.
 pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
@@ -18,7 +18,7 @@ pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
 /// Fails unless a stream of cudarc's belongs to a context.
 pub(super) fn check_context(context: &CudaContext, stream: &CudaStream) -> Result<(), CudaError> {
     let is_of_it = stream.context().cu_ctx() == context.cu_ctx();
-    if is_of_it { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
+    if is_of_it { Ok(()) } else { Err(CudaError::Context { argument: CudaArgument::Stream }) }
 }
 
 /// Fails unless a buffer of cudarc's is memory of a context that cudarc orders with the work of
@@ -30,7 +30,7 @@ pub(super) fn check_buffer(
     context: &CudaContext,
     stream: &CudaStream,
     own: &CudaStream,
-    argument: &'static str,
+    argument: CudaArgument,
 ) -> Result<(), CudaError> {
     if own.context().cu_ctx() != context.cu_ctx() {
         return Err(CudaError::Context { argument });
@@ -49,7 +49,7 @@ pub(super) unsafe fn check_stream(context: &CudaContext, stream: *mut c_void) ->
     // SAFETY: the stream is live (this function's first requirement), and `found` is where the
     // driver may write the handle.
     check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.cast(), &mut found) })?;
-    if found == context.cu_ctx() { Ok(()) } else { Err(CudaError::Context { argument: "stream" }) }
+    if found == context.cu_ctx() { Ok(()) } else { Err(CudaError::Context { argument: CudaArgument::Stream }) }
 }
 
 /// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has

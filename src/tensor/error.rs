@@ -52,18 +52,32 @@ impl TensorError {
 
 impl fmt::Display for TensorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(buffer) = self.buffer {
-            write!(f, "{buffer} of ")?;
-        }
-        write!(f, "tensor {}", self.tensor)?;
-        if let Some(name) = &self.name {
-            write!(f, " ({name})")?;
-        }
-        write!(f, " {}", self.problem)
+        let Self { tensor, name, buffer, problem } = self;
+        write!(f, "{} {problem}", Place { tensor: *tensor, name, buffer: *buffer })
     }
 }
 
 impl std::error::Error for TensorError {}
+
+/// How errors call a tensor, or one of its buffers.
+pub(crate) struct Place<'a> {
+    pub(crate) tensor: usize,
+    pub(crate) name: &'a Option<Arc<str>>,
+    pub(crate) buffer: Option<Role>,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(buffer) = self.buffer {
+            write!(f, "{buffer} of ")?;
+        }
+        write!(f, "tensor {}", self.tensor)?;
+        if let Some(name) = self.name {
+            write!(f, " ({name})")?;
+        }
+        Ok(())
+    }
+}
 
 /// What is wrong with a tensor or one of its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -155,7 +169,7 @@ pub enum TensorProblem {
         value: usize,
     },
     /// A tensor's step counter cannot grow further.
-    #[error("must be at a step below {} to be updated", u64::MAX)]
+    #[error("must be at a step below {max} to be updated, got {max}", max = u64::MAX)]
     StepOverflow,
     /// A second moment is negative somewhere, so that its root would be NaN.
     #[error("must be at least 0 everywhere, got {value:?}")]
@@ -233,12 +247,26 @@ pub enum ArgumentError {
     /// A hyperparameter or a scalar is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The config of one of several groups is not valid.
+    #[error("group {group}: {problem}")]
+    Group {
+        /// The position of the group.
+        group: usize,
+        /// What is wrong with its config.
+        problem: ConfigError,
+    },
     /// Something is wrong with one tensor.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// Something is wrong with a list, or with a position in one.
     #[error(transparent)]
     List(#[from] ListError),
+}
+
+/// Fails unless a buffer has as many elements as it must have.
+pub(crate) fn check_len(tensor: usize, buffer: Role, expected: usize, actual: usize) -> Result<(), TensorError> {
+    let problem = TensorProblem::Length { expected, actual };
+    if actual == expected { Ok(()) } else { Err(TensorError::of_buffer(tensor, buffer, problem)) }
 }
 
 /// Fails unless a list has as many entries as it must have.

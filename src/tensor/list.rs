@@ -4,7 +4,7 @@ use super::error::{ArgumentError, TensorError, TensorProblem, check_count};
 use super::overlap::{Span, check_overlap};
 use super::raw::RawTensor;
 use super::role::Role;
-use super::variant::Variant;
+use super::variant::{Formats, Variant};
 
 impl RawTensor {
     /// Checks one tensor by itself, without allocating: its formats, and all buffers unless it is
@@ -25,6 +25,11 @@ impl RawTensor {
             seen[place] = Some(span);
         }
         Ok(variant)
+    }
+
+    /// What a list's tensor keeps.
+    fn fixed(&self) -> (u64, Formats) {
+        (self.len, self.formats())
     }
 
     /// The bytes that a step reads or writes, each buffer checked by itself.
@@ -126,7 +131,7 @@ impl CheckedList {
         let changes = || self.tensors.iter().zip(tensors).enumerate().filter(|(_, (old, new))| old != new);
         let (mut any, mut only_grads) = (false, true);
         for (index, (old, new)) in changes() {
-            check_fixed(index, old, new)?;
+            check_fixed(index, old.fixed(), new.fixed())?;
             any = true;
             only_grads &= is_other_grad(old, new);
         }
@@ -156,7 +161,9 @@ impl CheckedList {
     /// addresses.
     #[cfg(feature = "cuda")]
     pub(crate) fn has_formats_of(&self, tensors: &[RawTensor]) -> bool {
-        let same = |(index, (old, new))| check_fixed(index, old, new).is_ok();
+        let same = |(index, (old, new)): (usize, (&RawTensor, &RawTensor))| {
+            check_fixed(index, old.fixed(), new.fixed()).is_ok()
+        };
         self.tensors.len() == tensors.len() && self.tensors.iter().zip(tensors).enumerate().all(same)
     }
 
@@ -182,13 +189,17 @@ fn is_other_grad(old: &RawTensor, new: &RawTensor) -> bool {
 }
 
 /// Fails if a list's tensor has another length or other formats than before.
-fn check_fixed(index: usize, old: &RawTensor, new: &RawTensor) -> Result<(), TensorError> {
-    let problem = if old.len != new.len {
-        TensorProblem::FixedLength { expected: old.len, actual: new.len }
-    } else if old.formats() != new.formats() {
-        TensorProblem::FixedFormats { expected: old.formats(), actual: new.formats() }
+pub(crate) fn check_fixed(
+    tensor: usize,
+    (expected_len, expected): (u64, Formats),
+    (len, actual): (u64, Formats),
+) -> Result<(), TensorError> {
+    let problem = if expected_len != len {
+        TensorProblem::FixedLength { expected: expected_len, actual: len }
+    } else if expected != actual {
+        TensorProblem::FixedFormats { expected, actual }
     } else {
         return Ok(());
     };
-    Err(TensorError::of_tensor(index, problem))
+    Err(TensorError::of_tensor(tensor, problem))
 }

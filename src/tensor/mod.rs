@@ -9,8 +9,10 @@ mod role;
 mod variant;
 
 pub use dtype::{Dtype, Element, GradOf, HalfElement};
-pub(crate) use error::check_count;
 pub use error::{ArgumentError, ListError, TensorError, TensorProblem};
+pub(crate) use error::{Place, check_count, check_len};
+#[cfg(feature = "webgpu")]
+pub(crate) use list::check_fixed;
 pub(crate) use list::{CheckedList, check_coeffs_index};
 #[cfg(feature = "webgpu")]
 pub(crate) use overlap::Span;

@@ -26,7 +26,7 @@ pub(super) fn capture<T>(
     // In the reverse order, all of them.
     let errors = [now(internal.pop()), now(memory.pop()), now(validation.pop())];
     match errors.into_iter().flatten().next() {
-        Some(error) => Err(WebGpuError::Wgpu { call, tensor, problem: problem(error).into() }),
+        Some(error) => Err(WebGpuError::of_call(call, tensor, problem(error))),
         None => Ok(made),
     }
 }
@@ -49,7 +49,7 @@ fn problem(error: wgpu::Error) -> WgpuProblem {
 
 /// The error for a call that fails only on a lost device.
 pub(super) fn lost(call: &'static str) -> WebGpuError {
-    WebGpuError::Wgpu { call, tensor: None, problem: WgpuProblem::DeviceLost.into() }
+    WebGpuError::of_call(call, None, WgpuProblem::DeviceLost)
 }
 
 /// Fails if the device is lost, as far as can be seen: wgpu makes things on a lost device in

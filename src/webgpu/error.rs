@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::StateError;
 use crate::ledger::Ledger;
-use crate::tensor::{ArgumentError, Dtype, Role};
+use crate::tensor::{ArgumentError, Dtype, Place, Role};
 
 /// What can be wrong with a call of the WebGPU backend.
 ///
@@ -47,7 +47,7 @@ pub enum WebGpuError {
         actual: u64,
     },
     /// One of a tensor's buffers cannot be bound.
-    #[error("{buffer} of tensor {tensor}{} {problem}", in_parentheses(name))]
+    #[error("{} {problem}", Place { tensor: *tensor, name, buffer: Some(*buffer) })]
     Binding {
         /// The position of the tensor in the call's list.
         tensor: usize,
@@ -59,15 +59,30 @@ pub enum WebGpuError {
         problem: Box<BindingProblem>,
     },
     /// A call of wgpu failed.
-    #[error("{call} of wgpu failed{}: {problem}", for_tensor(*tensor))]
-    Wgpu {
-        /// wgpu's function.
-        call: &'static str,
-        /// The position of the tensor that it was about, if it was about one.
-        tensor: Option<usize>,
-        /// What wgpu reported.
-        problem: Box<WgpuProblem>,
-    },
+    #[error(transparent)]
+    Wgpu(Box<WgpuError>),
+}
+
+/// A call of wgpu that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{call} of wgpu failed{}: {problem}", self.for_tensor())]
+#[non_exhaustive]
+pub struct WgpuError {
+    /// wgpu's function.
+    pub call: &'static str,
+    /// The position of the tensor that it was about, if it was about one.
+    pub tensor: Option<usize>,
+    /// The tensor's name, where the caller gave one.
+    pub name: Option<Arc<str>>,
+    /// What wgpu reported.
+    pub problem: WgpuProblem,
+}
+
+impl WgpuError {
+    fn for_tensor(&self) -> String {
+        let place = |tensor| format!(" for {}", Place { tensor, name: &self.name, buffer: None });
+        self.tensor.map(place).unwrap_or_default()
+    }
 }
 
 /// Why a buffer cannot be bound.
@@ -157,15 +172,19 @@ impl WebGpuError {
     }
 
     /// The error with the tensor's name, if it has one.
-    pub(super) fn named(self, ledger: &Ledger) -> Self {
-        match self {
-            Self::Argument(error) => ledger.named_argument(error).into(),
-            Self::Binding { tensor, buffer, problem, .. } => {
-                let name = ledger.spec(tensor).ok().and_then(|spec| spec.name.clone());
-                Self::Binding { tensor, name, buffer, problem }
-            }
-            other => other,
+    pub(super) fn named(mut self, ledger: &Ledger) -> Self {
+        match &mut self {
+            Self::Argument(error) => ledger.name(error),
+            Self::Binding { tensor, name, .. } => *name = ledger.name_of(*tensor),
+            Self::Wgpu(error) => error.name = error.tensor.and_then(|tensor| ledger.name_of(tensor)),
+            _ => {}
         }
+        self
+    }
+
+    /// A call of wgpu that failed, about a tensor whose name is not known here, or about none.
+    pub(super) fn of_call(call: &'static str, tensor: Option<usize>, problem: WgpuProblem) -> Self {
+        Self::Wgpu(WgpuError { call, tensor, name: None, problem }.into())
     }
 }
 
@@ -182,14 +201,6 @@ impl<E: Into<ArgumentError>> From<E> for WebGpuError {
     fn from(error: E) -> Self {
         Self::Argument(error.into())
     }
-}
-
-fn in_parentheses(name: &Option<Arc<str>>) -> String {
-    name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default()
-}
-
-fn for_tensor(tensor: Option<usize>) -> String {
-    tensor.map(|tensor| format!(" for tensor {tensor}")).unwrap_or_default()
 }
 
 #[cfg(test)]

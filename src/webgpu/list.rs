@@ -3,7 +3,7 @@
 use std::ptr;
 
 use crate::rule::StepCoeffs;
-use crate::tensor::{Dtype, Formats, Role, TensorError, TensorProblem, Variant, check_coeffs_index, check_count};
+use crate::tensor::{Dtype, Formats, Role, TensorError, Variant, check_coeffs_index, check_count, check_fixed};
 
 use super::checks::{bound_bytes, check_all};
 use super::coeffs::PreparedCoeffs;
@@ -309,16 +309,9 @@ impl Bound {
 
     /// Fails if a tensor has another length than this one, or other formats but for the gradients.
     fn check_fixed(&self, index: usize, new: &Tensor<'_>) -> Result<(), TensorError> {
-        let actual = new.formats();
-        let expected = Formats { grad: actual.grad, ..self.formats };
-        let problem = if self.len != new.len {
-            TensorProblem::FixedLength { expected: self.len, actual: new.len }
-        } else if expected != actual {
-            TensorProblem::FixedFormats { expected, actual }
-        } else {
-            return Ok(());
-        };
-        Err(TensorError::of_tensor(index, problem))
+        let formats = new.formats();
+        let kept = Formats { grad: formats.grad, ..self.formats };
+        check_fixed(index, (self.len, kept), (new.len, formats))
     }
 }
 

@@ -63,7 +63,7 @@ mod readback;
 mod shaders;
 mod tensor;
 
-pub use error::{BindingProblem, WebGpuError, WgpuProblem};
+pub use error::{BindingProblem, WebGpuError, WgpuError, WgpuProblem};
 pub use limits::required_limits;
 pub use list::TensorList;
 pub use optimizer::DualAdam;

@@ -60,7 +60,7 @@ pub(crate) fn limit<T>(result: Result<T, WebGpuError>, expected: u64, found: u64
 #[track_caller]
 pub(crate) fn by_wgpu<T>(result: Result<T, WebGpuError>) -> (&'static str, Option<usize>, WgpuProblem) {
     match webgpu(result) {
-        WebGpuError::Wgpu { call, tensor, problem, .. } => (call, tensor, *problem),
+        WebGpuError::Wgpu(error) => (error.call, error.tensor, error.problem),
         other => panic!("not of wgpu: {other:?}"),
     }
 }

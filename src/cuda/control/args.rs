@@ -1,6 +1,7 @@
 //! What the caller says of a control: groups, sets, and addresses of scalars.
 
 use crate::cuda::error::{AddressProblem, ControlAddress, CudaError};
+use crate::ledger::check_groups;
 use crate::rule::DualAdamConfig;
 use crate::tensor::ListError;
 
@@ -152,9 +153,10 @@ pub(super) fn check(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), 
     if sets.len() as u64 > limit {
         return Err(ListError::TooMany { list: "sets", limit, actual: sets.len() as u64 }.into());
     }
-    groups.iter().try_for_each(|group| group.config.validate())?;
-    if let Some(set) = sets.iter().find(|set| set.group >= groups.len()) {
-        return Err(ListError::Position { list: "group", len: groups.len(), value: set.group }.into());
+    check_groups(groups.iter().map(|group| &group.config))?;
+    let len = groups.len();
+    if let Some((set, &ControlSet { group: value, .. })) = sets.iter().enumerate().find(|(_, set)| set.group >= len) {
+        return Err(CudaError::SetGroup { set, len, value });
     }
     check_addresses(groups, sets)
 }

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cuda::error::CudaError;
+use crate::cuda::error::{CudaArgument, CudaError};
 use crate::cuda::launch::{CoeffsArguments, launch_prepare_sets};
 use crate::cuda::list::TensorList;
 use crate::cuda::stream::check_capture;
@@ -95,7 +95,7 @@ impl TensorList {
     /// Checks all that [`step_active`](Self::step_active) relies on, except for the stream.
     pub(in crate::cuda) fn check_control(&self, control: &Control, scalars: &RawScalars) -> Result<(), CudaError> {
         if control.kernels.context().cu_ctx() != self.kernels().context().cu_ctx() {
-            return Err(CudaError::Context { argument: "control" });
+            return Err(CudaError::Context { argument: CudaArgument::Control });
         }
         control.check_interrupted()?;
         scalars.check()?;

@@ -201,12 +201,12 @@ impl CapturableDualAdam {
         let Self { shared, control } = self;
         control.check_interrupted()?;
         shared.ledger.check_counts(params.len(), grads.len())?;
-        shared.describe(params, grads).map_err(|error| shared.ledger.named(error))?;
+        shared.describe(params, grads)?;
         if grads.iter().all(Option::is_none) {
             return Ok(false);
         }
         shared.next.iter_mut().enumerate().for_each(|(index, next)| next.coeffs_index = index);
-        shared.update_list().map_err(|error| shared.named(error))?;
+        shared.update_list()?;
         control.set_active((0..grads.len()).filter(|&index| grads[index].is_some()));
         Ok(true)
     }

@@ -211,8 +211,7 @@ impl DualAdam {
         grads: &[Option<RawBuffer>],
         grad_multiplier: f64,
     ) -> Result<(), CudaError> {
-        let prepared = self.prepare_step(params, grads, grad_multiplier);
-        prepared.map_err(|error| self.shared.named(error))?;
+        self.prepare_step(params, grads, grad_multiplier)?;
         if self.table.coeffs().is_empty() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use crate::cuda::event::LastUse;
 use crate::cuda::memory::{DeviceMemory, download, upload};
 use crate::cuda::pool::Pool;
 use crate::ledger::TensorSpec;
-use crate::tensor::{Dtype, ListError, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
+use crate::tensor::{Dtype, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
 
 /// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an
 /// allocation does.
@@ -40,11 +40,17 @@ impl Moments {
         specs: impl Iterator<Item = &'a TensorSpec>,
     ) -> Result<Self, CudaError> {
         let (mut moments, mut masters) = (Arena::default(), Arena::default());
-        let place = |spec: &TensorSpec| {
-            let master = if spec.has_master { Some(masters.add(spec.len)?) } else { None };
-            Ok(Place { len: spec.len, moments: moments.add(spec.len)?, master })
+        let place = |(tensor, spec): (usize, &TensorSpec)| {
+            let too_large = || {
+                let bytes = (spec.len as u64).saturating_mul(size_of::<f32>() as u64);
+                let error = TensorError::of_tensor(tensor, TensorProblem::Memory { bytes });
+                TensorError { name: spec.name.clone(), ..error }
+            };
+            let add = |arena: &mut Arena| arena.add(spec.len).ok_or_else(too_large);
+            let master = if spec.has_master { Some(add(&mut masters)?) } else { None };
+            Ok(Place { len: spec.len, moments: add(&mut moments)?, master })
         };
-        let places = specs.map(place).collect::<Result<_, ListError>>()?;
+        let places = specs.enumerate().map(place).collect::<Result<_, TensorError>>()?;
         let zeros = |bytes| DeviceMemory::zeros(pool, last_use, bytes);
         let (exp_avg, exp_avg_sq) = (zeros(moments.bytes)?, zeros(moments.bytes)?);
         Ok(Self { exp_avg, exp_avg_sq, masters: zeros(masters.bytes)?, places })
@@ -138,13 +144,11 @@ struct Arena {
 }
 
 impl Arena {
-    fn add(&mut self, len: usize) -> Result<u64, ListError> {
+    /// Where the next array begins, unless no address space has room for it.
+    fn add(&mut self, len: usize) -> Option<u64> {
         let at = self.bytes as u64;
-        let bytes = len.checked_next_multiple_of(ALIGN).and_then(|len| len.checked_mul(size_of::<f32>()));
-        let end = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
-        let limit = usize::MAX as u64;
-        let too_many = ListError::TooMany { list: "the bytes of the moments", limit, actual: limit };
-        self.bytes = end.ok_or(too_many)?;
-        Ok(at)
+        let bytes = len.checked_next_multiple_of(ALIGN)?.checked_mul(size_of::<f32>())?;
+        self.bytes = self.bytes.checked_add(bytes)?;
+        Some(at)
     }
 }

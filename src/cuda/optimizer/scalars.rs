@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaContext, CudaStream, CudaView, DevicePtr, DeviceSlice, SyncOnDrop};
 
 use crate::cuda::control::RawScalars;
-use crate::cuda::error::CudaError;
+use crate::cuda::error::{CudaArgument, CudaError};
 use crate::cuda::stream::check_buffer;
 use crate::tensor::check_count;
 
@@ -60,7 +60,7 @@ impl<'a> Scalars<'a> {
         for (name, view) in self.each() {
             if let Some(view) = view {
                 check_count(name, 1, view.len())?;
-                check_buffer(context, stream, view.stream(), name)?;
+                check_buffer(context, stream, view.stream(), CudaArgument::Scalar(name))?;
             }
         }
         Ok(())

@@ -74,14 +74,6 @@ impl Shared {
         Views::new(params, grads, &self.ledger, &self.kernels, &self.stream)
     }
 
-    /// The error with its tensor's name, if it is about a tensor.
-    pub(super) fn named(&self, error: CudaError) -> CudaError {
-        match error {
-            CudaError::Argument(error) => self.ledger.named_argument(error).into(),
-            other => other,
-        }
-    }
-
     /// Describes the tensors as the step under way has them, except for the `coeffs_index` of those
     /// that have a gradient.
     pub(super) fn describe(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), TensorError> {
@@ -91,7 +83,10 @@ impl Shared {
         }
         for (index, (next, grad)) in self.next.iter_mut().zip(grads).enumerate() {
             match *grad {
-                Some(grad) => *next = self.moments.describe(index, params[index], grad)?,
+                Some(grad) => {
+                    let described = self.moments.describe(index, params[index], grad);
+                    *next = described.map_err(|error| self.ledger.named(error))?;
+                }
                 // What is skipped keeps its place and formats, so that the list need not be
                 // rebuilt.
                 None => (next.grad.address, next.coeffs_index) = (0, 0),
@@ -103,13 +98,16 @@ impl Shared {
     /// Makes the list that of the tensors as they are described.
     pub(super) fn update_list(&mut self) -> Result<(), CudaError> {
         match &mut self.list {
-            Some(list) if list.checked().has_formats_of(&self.next) => Ok(list.update(&self.next)?),
+            Some(list) if list.checked().has_formats_of(&self.next) => {
+                list.update(&self.next).map_err(|error| CudaError::from(error).named(&self.ledger))
+            }
             list => {
                 let _current = self.kernels.enter()?;
                 let what = "an optimizer's first step, or one with new formats,";
                 // SAFETY: the stream lives as long as the optimizer, and its context is current.
                 unsafe { refuse_capture(raw(&self.stream), what) }?;
-                *list = Some(TensorList::with_last_use(&self.kernels, &self.next, &self.last_use)?);
+                let made = TensorList::with_last_use(&self.kernels, &self.next, &self.last_use);
+                *list = Some(made.map_err(|error| error.named(&self.ledger))?);
                 Ok(())
             }
         }

@@ -4,11 +4,11 @@ use cudarc::driver::{CudaStream, SyncOnDrop};
 
 use crate::cuda::buffer::{Buffer, BufferMut};
 use crate::cuda::driver;
-use crate::cuda::error::CudaError;
+use crate::cuda::error::{CudaArgument, CudaError};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::stream::check_buffer;
 use crate::ledger::Ledger;
-use crate::tensor::{RawBuffer, Role, TensorError, TensorProblem};
+use crate::tensor::{RawBuffer, Role};
 
 /// Parameters and gradients of a step, one of each per tensor.
 #[derive(Debug)]
@@ -35,25 +35,21 @@ impl<'a> Views<'a> {
         kernels: &Kernels,
         stream: &CudaStream,
     ) -> Result<Self, CudaError> {
-        // One more is too many, however many there are.
-        let most = ledger.len() + 1;
-        let params: Vec<_> = params.into_iter().take(most).collect();
-        let grads: Vec<_> = grads.into_iter().take(most).collect();
-        ledger.check_counts(params.len(), grads.len())?;
-        for (tensor, ((spec, param), grad)) in ledger.specs().zip(&params).zip(&grads).enumerate() {
-            let expected = spec.len;
-            let lens = [(Role::Param, Some(param.len())), (Role::Grad, grad.as_ref().map(Buffer::len))];
-            for (role, len) in lens {
-                if let Some(actual) = len.filter(|&len| len != expected) {
-                    let problem = TensorProblem::Length { expected, actual };
-                    return Err(ledger.named(TensorError::of_buffer(tensor, role, problem)).into());
-                }
+        let mut views = Self { params: vec![], grads: vec![] };
+        ledger.collect("params", params, &mut views.params)?;
+        ledger.collect("grads", grads, &mut views.grads)?;
+        for (tensor, (param, grad)) in views.params.iter().zip(&views.grads).enumerate() {
+            let check = |buffer, len, own: &CudaStream| {
+                ledger.check_len(tensor, buffer, len)?;
+                let checked = check_buffer(kernels.context(), stream, own, CudaArgument::of_buffer(tensor, buffer));
+                checked.map_err(|error| error.named(ledger))
+            };
+            check(Role::Param, param.len(), param.own_stream())?;
+            if let Some(grad) = grad {
+                check(Role::Grad, grad.len(), grad.own_stream())?;
             }
-            let check = |own, role: Role| check_buffer(kernels.context(), stream, own, role.name());
-            check(param.own_stream(), Role::Param)?;
-            grad.as_ref().map_or(Ok(()), |grad| check(grad.own_stream(), Role::Grad))?;
         }
-        Ok(Self { params, grads })
+        Ok(views)
     }
 
     /// The addresses for work on `stream`, ordered after earlier uses of the buffers. The kernels'

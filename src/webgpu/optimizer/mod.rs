@@ -166,15 +166,13 @@ impl DualAdam {
         grads: impl IntoIterator<Item = Option<Binding<'a>>>,
         grad_multiplier: f64,
     ) -> Result<(), WebGpuError> {
-        // However many there are, one more than the tensors is too many.
-        let most = self.ledger.len() + 1;
-        let params: Vec<_> = params.into_iter().take(most).collect();
-        let grads: Vec<_> = grads.into_iter().take(most).collect();
-        self.ledger.check_counts(params.len(), grads.len())?;
+        let (mut param_bindings, mut grad_bindings) = (vec![], vec![]);
+        self.ledger.collect("params", params, &mut param_bindings)?;
+        self.ledger.collect("grads", grads, &mut grad_bindings)?;
         check_grad_multiplier(grad_multiplier)?;
-        let encoded = self.encode(pass, &params, &grads, grad_multiplier);
+        let encoded = self.encode(pass, &param_bindings, &grad_bindings, grad_multiplier);
         encoded.map_err(|error| error.named(&self.ledger))?;
-        for (tensor, _) in grads.iter().enumerate().filter(|(_, grad)| grad.is_some()) {
+        for (tensor, _) in grad_bindings.iter().enumerate().filter(|(_, grad)| grad.is_some()) {
             self.ledger.count(tensor);
         }
         Ok(())
