@@ -65,13 +65,24 @@ const MOST_BYTES: usize = 4096;
 /// # Safety
 ///
 /// - It is `repr(C)`, and any bits are a value of it.
+/// - Its first field is its size, a `usize`.
 /// - A 0 in a field means what older versions without the field meant.
 pub(crate) unsafe trait Versioned: Copy + Zeroable {
-    /// The sizes of its versions, the newest last.
+    /// The sizes of its versions, the newest last. Each ends behind a field.
     const SIZES: &[usize] = &[size_of::<Self>()];
+
+    /// Fails to compile for a size that lacks the size itself, or that this struct lacks.
+    const SIZES_FIT: () = {
+        let mut index = 0;
+        while index < Self::SIZES.len() {
+            assert!(size_of::<usize>() <= Self::SIZES[index] && Self::SIZES[index] <= size_of::<Self>());
+            index += 1;
+        }
+    };
 
     /// Fails for a size that no version has and no newer version can have.
     fn check_size(place: Place, size: usize) -> Result<(), Failure> {
+        let () = Self::SIZES_FIT;
         let known = size_of::<Self>();
         let newer = size > known && size <= MOST_BYTES && size.is_multiple_of(align_of::<Self>());
         if newer || Self::SIZES.contains(&size) { Ok(()) } else { Err(Failure::Size { place, known, size }) }

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 use dualadam::DualAdamConfig;
 
-use crate::results::give_struct;
+use crate::results::{Answer as _, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::*;
 
@@ -11,7 +11,7 @@ use crate::types::*;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_init(config: *mut dualadam_config, size: usize) -> dualadam_status {
     // SAFETY: `config` can be written for `size` bytes (required of every call).
-    border(|| unsafe { give_struct("config", config, size, || Ok(dualadam_config::from(&DualAdamConfig::default()))) })
+    border(|| unsafe { give_struct("config", config, size, || dualadam_config::of(DualAdamConfig::default())) })
 }
 
 /// Fills in null buffers of 0 elements, parameters and gradients of type F32, no masters, and

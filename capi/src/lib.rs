@@ -56,7 +56,15 @@
 
 #![cfg_attr(
     not(test),
-    warn(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::dbg_macro
+    )
 )]
 #![expect(non_camel_case_types, reason = "the names are those of C")]
 #![expect(clippy::missing_safety_doc, reason = "what every call requires is said once, above")]

@@ -3,6 +3,12 @@
 use crate::arguments::{Versioned, check_pointer};
 use crate::status::Failure;
 
+/// A struct that calls write, made of what the library gives.
+pub(crate) trait Answer<T>: Versioned {
+    /// Fails for what the library has and C has no number for.
+    fn of(value: T) -> Result<Self, Failure>;
+}
+
 /// Writes a number or a handle, which is made once the place is known to be one.
 ///
 /// # Safety

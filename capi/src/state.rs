@@ -7,7 +7,7 @@ use dualadam::{State, StateError};
 
 use crate::arguments::{check_pointer, path, read, read_all};
 use crate::handles::{Locked, dualadam_state, get, insert_locked, lock, remove};
-use crate::results::{give, give_struct};
+use crate::results::{Answer as _, give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_tensor_spec, dualadam_tensor_state, flag};
 
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn dualadam_state_config(
 ) -> dualadam_status {
     border(|| {
         let state: Locked<State> = get(state)?;
-        let make = || Ok(dualadam_config::from(&lock(&state).ledger.config(group)?));
+        let make = || dualadam_config::of(lock(&state).ledger.config(group)?);
         // SAFETY: `config` can be written for `size` bytes (required of every call).
         unsafe { give_struct("config", config, size, make) }
     })

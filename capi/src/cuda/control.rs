@@ -6,7 +6,7 @@ use dualadam::cuda::{Control, Kernels};
 
 use crate::arguments::{read, read_all};
 use crate::handles::{Locked, dualadam_cuda_control, dualadam_cuda_kernels, get, insert_locked, lock, remove};
-use crate::results::{give, give_struct};
+use crate::results::{Answer as _, give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_cuda_control_group, dualadam_cuda_control_set};
 
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
 ) -> dualadam_status {
     border(|| {
         let control: Locked<Control> = get(control)?;
-        let make = || Ok(dualadam_config::from(&lock(&control).config(group)?));
+        let make = || dualadam_config::of(lock(&control).config(group)?);
         // SAFETY: `config` can be written for `size` bytes (required of every call).
         unsafe { give_struct("config", config, size, make) }
     })

@@ -6,9 +6,9 @@ use std::slice;
 use dualadam::ListError;
 use dualadam::cuda::{Control, SetReport};
 
-use crate::arguments::{Versioned, check_pointer};
+use crate::arguments::check_pointer;
 use crate::handles::{Locked, dualadam_cuda_control, get, lock};
-use crate::results::give_structs;
+use crate::results::{Answer, give_structs};
 use crate::status::{Failure, border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_cuda_set_report};
 
@@ -81,7 +81,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_steps(
 ///
 /// - `to` can be written for `size` bytes, for each set.
 /// - `stream` is live, and what is required of a control's calls holds.
-unsafe fn write_reports<T: Versioned + for<'a> From<&'a SetReport>>(
+unsafe fn write_reports<T: Answer<SetReport>>(
     control: dualadam_cuda_control,
     (name, to): (&'static str, *mut T),
     (size, count): (usize, usize),
@@ -95,7 +95,7 @@ unsafe fn write_reports<T: Versioned + for<'a> From<&'a SetReport>>(
             // SAFETY: `stream` is live, the steps are ordered and the counters live (the second
             // requirement).
             let reports = unsafe { control.report(stream) }?;
-            Ok(reports.into_iter().map(|report| T::from(&report)))
+            reports.into_iter().map(T::of).collect::<Result<Vec<_>, _>>()
         };
         // SAFETY: `to` can be written for `size` bytes for each set (the first requirement).
         unsafe { give_structs(name, to, size, make) }

@@ -19,6 +19,10 @@ pub(crate) enum Failure {
     Size { place: Place, known: usize, size: usize },
     #[error("{field} of {place} must be {known}, got {value}")]
     Enum { place: Place, field: &'static str, known: &'static str, value: u32 },
+    #[error("{field} of {place} must {requirement}, got {value:?}")]
+    Value { place: Place, field: &'static str, requirement: &'static str, value: f64 },
+    #[error("the C interface must have a number for {0}")]
+    NoNumber(String),
     #[error("{place} must be UTF-8, got byte {byte:#04x} at position {position}")]
     Utf8 { place: Place, position: usize, byte: u8 },
     #[error("{place} must be a live handle, got {handle:#x}: it was never given out, or what it stood for is freed")]
@@ -48,13 +52,15 @@ impl Failure {
             Self::Misaligned { .. } => DUALADAM_STATUS_MISALIGNED,
             Self::Size { .. } => DUALADAM_STATUS_SIZE,
             Self::Enum { .. } => DUALADAM_STATUS_ENUM,
+            Self::Value { .. } => DUALADAM_STATUS_VALUE,
             Self::Utf8 { .. } => DUALADAM_STATUS_UTF8,
             Self::StaleHandle { .. } => DUALADAM_STATUS_STALE_HANDLE,
             Self::HandleKind { .. } => DUALADAM_STATUS_HANDLE_KIND,
             Self::Memory { .. } => DUALADAM_STATUS_MEMORY,
             Self::TwoLrs { .. } => DUALADAM_STATUS_CUDA_ADDRESS,
-            Self::Panic(_) => DUALADAM_STATUS_PANIC,
-            // An error that no function here can meet is a bug of the library.
+            // What the library has and C lacks, and an error that no function here can meet, are
+            // bugs of this package.
+            Self::Panic(_) | Self::NoNumber(_) => DUALADAM_STATUS_PANIC,
             Self::Library(error) => status_of(error).unwrap_or(DUALADAM_STATUS_PANIC),
         }
     }
@@ -74,8 +80,11 @@ impl Failure {
 /// The status of an error of the library's; `None` for one that no function here can meet.
 fn status_of(error: &Error) -> Option<dualadam_status> {
     Some(match error {
-        Error::Config(ConfigError::Value { .. }) => DUALADAM_STATUS_VALUE,
-        Error::Config(ConfigError::StepZero) => DUALADAM_STATUS_STEP_ZERO,
+        Error::Config(problem) | Error::Group { problem, .. } => match problem {
+            ConfigError::Value { .. } => DUALADAM_STATUS_VALUE,
+            ConfigError::StepZero => DUALADAM_STATUS_STEP_ZERO,
+            _ => return None,
+        },
         Error::Tensor(TensorError { problem, .. }) => match problem {
             TensorProblem::TooLong { .. } => DUALADAM_STATUS_TOO_MANY,
             TensorProblem::Formats { .. } => DUALADAM_STATUS_TYPES,
@@ -108,6 +117,7 @@ fn status_of(error: &Error) -> Option<dualadam_status> {
         Error::Cuda(CudaError::Ptx(_)) => DUALADAM_STATUS_CUDA_PTX,
         Error::Cuda(CudaError::Driver { .. }) => DUALADAM_STATUS_CUDA_DRIVER,
         Error::Cuda(CudaError::Context { .. }) => DUALADAM_STATUS_CUDA_CONTEXT,
+        Error::Cuda(CudaError::SetGroup { .. }) => DUALADAM_STATUS_POSITION,
         Error::Cuda(CudaError::Captured { .. }) => DUALADAM_STATUS_CUDA_CAPTURED,
         Error::Cuda(CudaError::Address { .. }) => DUALADAM_STATUS_CUDA_ADDRESS,
         Error::Cuda(CudaError::CallersLr { .. }) => DUALADAM_STATUS_CUDA_CALLERS_LR,
@@ -122,7 +132,7 @@ mod tests {
     use std::ffi::CStr;
     use std::path::PathBuf;
 
-    use dualadam::cuda::{AddressProblem, ControlAddress};
+    use dualadam::cuda::{AddressProblem, ControlAddress, CudaArgument};
     use dualadam::{ArgumentError, Dtype, Formats, Ledger, Role, TensorSpec};
 
     use super::*;
@@ -172,11 +182,13 @@ mod tests {
             (33, TensorProblem::Memory { bytes: 0 }),
         ];
         let (argument, problem) = (ControlAddress::LossScale, AddressProblem::Null);
-        let others: [(_, Error); 16] = [
+        let others: [(_, Error); 18] = [
             (20, ConfigError::Value { name: "lr", requirement: "", value: 0.0 }.into()),
+            (20, Error::Group { group: 0, problem: ConfigError::Value { name: "lr", requirement: "", value: 0.0 } }),
             (21, ConfigError::StepZero.into()),
             (24, ListError::Count { list, expected: 0, actual: 0 }.into()),
             (26, ListError::Position { list, len, value }.into()),
+            (26, CudaError::SetGroup { set: 0, len, value }.into()),
             (28, ListError::Empty { list }.into()),
             (29, ListError::TooMany { list, limit: 0, actual: 0 }.into()),
             (
@@ -186,7 +198,7 @@ mod tests {
             (60, CudaError::NoDriver.into()),
             (61, CudaError::OldDriver { required: 0, found: 0 }.into()),
             (63, CudaError::Driver { call: "", code: 0, name: String::new() }.into()),
-            (64, CudaError::Context { argument: "stream" }.into()),
+            (64, CudaError::Context { argument: CudaArgument::Stream }.into()),
             (65, CudaError::Captured { what: "" }.into()),
             (66, CudaError::Address { argument, problem, address: 0 }.into()),
             (67, CudaError::CallersLr { group: 0 }.into()),
@@ -211,7 +223,10 @@ mod tests {
         for (text, error) in [
             ("master of tensor 0 must be at a step below", of_tensor(TensorProblem::StepOverflow)),
             ("master of tensor 0 must have 1 elements", of_tensor(TensorProblem::Length { expected: 1, actual: 0 })),
-            ("param must belong to the same CudaContext", CudaError::Unordered { argument: "param" }.into()),
+            (
+                "stream must belong to the same CudaContext",
+                CudaError::Unordered { argument: CudaArgument::Stream }.into(),
+            ),
             ("an optimizer's stream must be the same", CudaError::PerThreadStream.into()),
         ] {
             let failure = Failure::from(error);

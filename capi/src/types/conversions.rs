@@ -1,13 +1,16 @@
 //! Structs of the C interface from and to those of the library.
 
+use std::fmt::Debug;
+
 use bytemuck::Zeroable;
 use dualadam::cuda::{ControlGroup, ControlSet, RawLr, RawScalars, SetReport};
-use dualadam::{ConfigError, Dtype, DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, StepCoeffs};
+use dualadam::{Dtype, DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, StepCoeffs};
 use dualadam::{SwitchSchedule, TensorSpec, WeightDecay};
 
 use super::numbers::*;
 use super::structs::*;
 use crate::arguments::{Argument, Place, read};
+use crate::results::Answer;
 use crate::status::Failure;
 
 /// The address that a pointer has in C, of host or device memory.
@@ -24,22 +27,26 @@ pub(crate) fn flag(place: Place, field: &'static str, value: u32) -> Result<bool
     }
 }
 
-impl From<&DualAdamConfig> for dualadam_config {
-    /// An enum of the library may grow. The panic ends at the border, as the bug that it is.
-    fn from(config: &DualAdamConfig) -> Self {
-        let DualAdamConfig { lr, beta1, beta2, eps, .. } = *config;
+/// What the library's enums may get before C has a number for it.
+fn no_number<T>(value: impl Debug) -> Result<T, Failure> {
+    Err(Failure::NoNumber(format!("{value:?}")))
+}
+
+impl Answer<DualAdamConfig> for dualadam_config {
+    fn of(config: DualAdamConfig) -> Result<Self, Failure> {
+        let DualAdamConfig { lr, beta1, beta2, eps, .. } = config;
         let (size, maximize) = (size_of::<Self>(), config.maximize.into());
         let mut c = Self { size, lr, beta1, beta2, eps, maximize, ..Self::zeroed() };
         (c.weight_decay_kind, c.weight_decay) = match config.weight_decay {
             WeightDecay::None => (DUALADAM_DECAY_NONE, 0.0),
             WeightDecay::Decoupled(weight_decay) => (DUALADAM_DECAY_DECOUPLED, weight_decay),
             WeightDecay::L2(weight_decay) => (DUALADAM_DECAY_L2, weight_decay),
-            other => unreachable!("{other:?} has no number"),
+            other => return no_number(other),
         };
         c.inverse_term = match config.inverse_term {
             InverseTerm::Paper => DUALADAM_INVERSE_TERM_PAPER,
             InverseTerm::WithEps => DUALADAM_INVERSE_TERM_WITH_EPS,
-            other => unreachable!("{other:?} has no number"),
+            other => return no_number(other),
         };
         match config.schedule {
             SwitchSchedule::Linear { switching_rate } => {
@@ -54,9 +61,9 @@ impl From<&DualAdamConfig> for dualadam_config {
             SwitchSchedule::Fixed { switching_step } => {
                 (c.schedule, c.switching_step) = (DUALADAM_SCHEDULE_FIXED, switching_step);
             }
-            other => unreachable!("{other:?} has no number"),
+            other => return no_number(other),
         }
-        c
+        Ok(c)
     }
 }
 
@@ -70,7 +77,7 @@ impl Argument for dualadam_config {
             DUALADAM_DECAY_NONE if weight_decay == 0.0 => WeightDecay::None,
             DUALADAM_DECAY_NONE => {
                 let requirement = "be 0 where weight_decay_kind is DUALADAM_DECAY_NONE";
-                return Err(ConfigError::Value { name: "weight_decay", requirement, value: weight_decay }.into());
+                return Err(Failure::Value { place, field: "weight_decay", requirement, value: weight_decay });
             }
             DUALADAM_DECAY_DECOUPLED => WeightDecay::Decoupled(weight_decay),
             DUALADAM_DECAY_L2 => WeightDecay::L2(weight_decay),
@@ -113,9 +120,9 @@ impl From<&StepCoeffs> for dualadam_coeffs {
 }
 
 /// The coefficients of a set's last step.
-impl From<&SetReport> for dualadam_coeffs {
-    fn from(report: &SetReport) -> Self {
-        Self::from(&report.coeffs)
+impl Answer<SetReport> for dualadam_coeffs {
+    fn of(report: SetReport) -> Result<Self, Failure> {
+        Ok(Self::from(&report.coeffs))
     }
 }
 
@@ -195,8 +202,8 @@ impl Argument for dualadam_cuda_scalars {
     }
 }
 
-impl From<&SetReport> for dualadam_cuda_set_report {
-    fn from(report: &SetReport) -> Self {
+impl Answer<SetReport> for dualadam_cuda_set_report {
+    fn of(report: SetReport) -> Result<Self, Failure> {
         let last_skip = match report.last_skip {
             None => DUALADAM_SKIP_NONE,
             Some(SkipReason::FoundInf) => DUALADAM_SKIP_FOUND_INF,
@@ -205,9 +212,9 @@ impl From<&SetReport> for dualadam_cuda_set_report {
             Some(SkipReason::Multiplier) => DUALADAM_SKIP_MULTIPLIER,
             Some(SkipReason::Lr) => DUALADAM_SKIP_LR,
             Some(SkipReason::Step) => DUALADAM_SKIP_STEP,
-            // As for a config.
-            Some(other) => unreachable!("{other:?} has no number"),
+            Some(other) => return no_number(other),
         };
-        Self { size: size_of::<Self>(), step: report.step, skipped: report.skipped, last_skip, reserved: 0 }
+        let SetReport { step, skipped, .. } = report;
+        Ok(Self { size: size_of::<Self>(), step, skipped, last_skip, reserved: 0 })
     }
 }
