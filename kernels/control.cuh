@@ -1,5 +1,6 @@
 // The coefficients of a step formed on the device, and whether the step is made at all: the twin of
-// src/coeffs.rs, src/schedule.rs and the checks of src/config.rs, operation for operation.
+// coeffs.rs, schedule.rs and the checks of config.rs in src/rule, and of src/steering.rs, operation
+// for operation.
 //
 // All in f64 and every operation named, with one rounding to f32 at the end: the bits are those of
 // the host.
@@ -9,7 +10,7 @@
 #include "pack.cuh"
 #include "update.cuh"
 
-// These mirror src/cuda/control.rs, layouts and numbers. step.cuh needs the numbers that
+// These mirror src/cuda/control/layout.rs, layouts and numbers. step.cuh needs the numbers that
 // prepare_sets leaves for lists.
 
 enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };

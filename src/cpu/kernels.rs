@@ -15,8 +15,8 @@ use super::loops::{Master, Streams};
 ///
 /// - The tensor's formats are those that the step is of.
 /// - Each buffer is memory of the tensor's length and its format, aligned, of at most `isize::MAX`
-///   bytes, which nothing else uses during the call. No two buffers overlap. An empty tensor's
-///   addresses may be anything.
+///   bytes, whose provenance is exposed, and which nothing else uses during the call. No two
+///   buffers overlap. An empty tensor's addresses may be anything.
 type Kernel = unsafe fn(&RawTensor, &StepCoeffs, bool);
 
 /// In the order of the variants.
@@ -38,8 +38,8 @@ impl Job {
     ///
     /// - `variant` is that of the tensor's formats.
     /// - Each buffer is memory of the tensor's length and its format, aligned, of at most
-    ///   `isize::MAX` bytes, which nothing else uses during the call. No two buffers overlap. An
-    ///   empty tensor's addresses may be anything.
+    ///   `isize::MAX` bytes, whose provenance is exposed, and which nothing else uses during the
+    ///   call. No two buffers overlap. An empty tensor's addresses may be anything.
     pub(super) unsafe fn run(&self, coeffs: &StepCoeffs) {
         if self.tensor.len > 0 {
             // SAFETY: the kernel is the variant's, and the buffers are as this function's second
@@ -58,8 +58,8 @@ unsafe fn step<P: Element, G: Element, M: Element, V: Element, W: Master>(
     sets_master: bool,
 ) {
     let len = tensor.len as usize;
-    // SAFETY: each buffer is memory of this length and type that nothing else uses, and they are
-    // apart.
+    // SAFETY: each buffer is exposed memory of this length and type that nothing else uses, and no
+    // two overlap (the requirements of `Kernel`).
     let mut streams = unsafe {
         Streams {
             param: slice_mut::<P>(tensor.param, len),

@@ -62,8 +62,8 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
     Ok(())
 }
 
-/// One DualAdam step of a tensor by address. Types are those of the tensor's formats; nothing is
-/// allocated.
+/// One DualAdam step of a tensor by address. Types are those of the tensor's formats. The call does
+/// not allocate.
 ///
 /// # Errors
 ///
@@ -79,11 +79,13 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
 ///
 /// - Each buffer of the tensor is memory of its length and format, which nothing else uses during
 ///   the call.
+/// - A pointer to that memory was exposed, where the memory comes from Rust
+///   ([`expose_provenance`](pointer#method.expose_provenance)).
 pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
     check_len(0, tensor)?;
     let variant = tensor.check_alone()?;
-    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are there, and
-    // nobody else's (this function's requirement).
+    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are exposed memory
+    // of the tensor, which nothing else uses (this function's requirements).
     unsafe { Job { tensor: *tensor, variant, sets_master: false }.run(coeffs) };
     Ok(())
 }
@@ -100,7 +102,7 @@ pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), Te
 /// As for [`TensorList::step_raw`].
 pub unsafe fn step_list_raw(tensors: &[RawTensor], coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
     let mut list = TensorList::new(tensors)?;
-    // SAFETY: the buffers are as `TensorList::step_raw` requires (this function's requirement).
+    // SAFETY: the buffers are as `TensorList::step_raw` requires (this function's requirements).
     unsafe { list.step_raw(coeffs) }
 }
 
@@ -212,12 +214,15 @@ impl TensorList {
     ///
     /// - Each buffer of each tensor that has a gradient is memory of the tensor's length and of its
     ///   format, which nothing else uses during the call.
+    /// - A pointer to that memory was exposed, where the memory comes from Rust
+    ///   ([`expose_provenance`](pointer#method.expose_provenance)).
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
         for_each(&self.jobs, self.elements, |job| {
             if !job.tensor.is_skipped() {
                 // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are
-                // there, and nobody else's (this function's requirement).
+                // exposed memory of the tensors, which nothing else uses (this function's
+                // requirements).
                 unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
             }
         });

@@ -6,8 +6,10 @@
 //!   [`TensorList`] by address.
 //! - [`DualAdam`] owns the moments and counts the steps.
 //!
-//! All but the last own nothing and allocate nothing, if not said otherwise; rayon's queue, which
-//! takes work from outside its pool, grows by a block once in some 60 calls.
+//! [`step`], [`step_with_master`], [`step_raw`], [`step_list`], and the steps and updates of a
+//! [`TensorList`] do not allocate. Making such a list does, and so does [`step_list_raw`], which
+//! makes one for each call: some 630 bytes a tensor. rayon's queue, which takes work from outside
+//! its pool, grows by a block once in some 60 calls.
 //!
 //! Work above some 32,000 elements runs on the current rayon pool: install a pool of your own to
 //! choose the threads. Without the feature `rayon` it stays on the calling thread. The result is

@@ -277,8 +277,8 @@ impl DualAdam {
 
     /// Resumes from a file: configs, steps, moments and masters become those of the file.
     ///
-    /// A resumed run goes on bit for bit as the one that was saved would have. The parameters are
-    /// the caller's to restore.
+    /// A resumed run goes on bit for bit as the one that was saved would have, if the caller
+    /// restores the parameters as well.
     ///
     /// # Errors
     ///

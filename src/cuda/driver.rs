@@ -135,7 +135,7 @@ impl Drop for Current {
 
 /// Sets the calling thread's capture mode, and gives the one that it had.
 fn exchange_capture_mode(mode: &mut CUstreamCaptureMode) -> Result<(), CudaError> {
-    // SAFETY: a mode, where the driver may write another.
+    // SAFETY: `mode` is a valid mode, which the driver reads and in whose place it writes another.
     check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
 }
 

@@ -170,9 +170,12 @@ mod tests {
     #[test]
     fn names_are_those_of_their_formats() {
         for variant in Variant::all() {
-            let Formats { param, grad, master, .. } = variant.formats();
+            let Formats { param, grad, exp_avg, exp_avg_sq, master } = variant.formats();
+            let unless_f32 =
+                |role: &str, dtype| if dtype == Dtype::F32 { String::new() } else { format!("_{role}{dtype}") };
+            let (m, v) = (unless_f32("m", exp_avg), unless_f32("v", exp_avg_sq));
             let master = if master.is_some() { "_master" } else { "" };
-            assert_eq!(variant.name(), format!("{param}_{grad}{master}"));
+            assert_eq!(variant.name(), format!("{param}_{grad}{m}{v}{master}"));
         }
     }
 }

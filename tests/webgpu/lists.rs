@@ -41,7 +41,7 @@ fn check(device: &Device, hosts: Vec<Host>, sets: &[StepCoeffs]) {
 pub(crate) fn nothing_to_do(gpu: &Gpu) {
     let device = &gpu.device;
     let frozen = Uploaded::new(device, &host(3, 9, 0));
-    // What is left alone is not even looked at.
+    // A skipped tensor's buffers are not looked at.
     let mut tensor = frozen.tensor().with_grad(None);
     tensor.exp_avg = tensor.exp_avg_sq;
     device.step(&device.list(&[]), &[]);

@@ -119,7 +119,7 @@ fn number(dtype: Dtype) -> u32 {
     }
 }
 
-/// Every variant in one list, with a tensor that is left alone and an empty one.
+/// Every variant in one list, with a skipped tensor and an empty one.
 #[test]
 fn a_list_has_the_bits_of_rusts() {
     const LEN: usize = 37;

@@ -101,7 +101,7 @@ impl CapturableDualAdam {
     ///
     /// - As [`DualAdam::step`](super::DualAdam::step), without
     ///   [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow).
-    /// - [`ListError::Count`] for a scalar that has not exactly one element.
+    /// - [`ListError::Count`] for a scalar of another length than 1.
     /// - [`CudaError::Context`] and [`CudaError::Unordered`] for scalars, as for buffers.
     /// - [`CudaError::Interrupted`] after a step that failed in the middle.
     ///
