@@ -31,6 +31,16 @@ fn value_error<T, E: Into<Error>>(result: Result<T, E>, expected_name: &str, exp
     assert_eq!(message, format!("{name} must {requirement}, got {value:?}"));
 }
 
+/// The same of the config of a group, which the message names as well.
+fn group_error<T, E: Into<Error>>(result: Result<T, E>, expected_group: usize, name: &str, value: f64) {
+    let error = refused(result);
+    let message = error.to_string();
+    let Error::Group { group, problem } = error else { panic!("{error:?}") };
+    assert_eq!(group, expected_group, "{message}");
+    assert_eq!(message, format!("group {group}: {problem}"));
+    value_error(Err::<(), _>(problem), name, value);
+}
+
 // Configurations.
 
 /// The config is refused by `validate`, by its coefficients and by every constructor and setter.
@@ -40,7 +50,7 @@ fn refused_config(config: DualAdamConfig, name: &str, value: f64) {
     value_error(config.coeffs_scaled(1, 0.5), name, value);
     value_error(DualAdam::new(config, &[3]), name, value);
     let good = DualAdamConfig::default();
-    value_error(DualAdam::with_groups(&[good, config], &[TensorSpec::new(3)]), name, value);
+    group_error(DualAdam::with_groups(&[good, config], &[TensorSpec::new(3)]), 1, name, value);
 
     let mut optimizer = DualAdam::new(good, &[3]).unwrap();
     value_error(optimizer.set_config(0, config), name, value);
@@ -525,7 +535,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
     refused::count(made(|state| state.ledger = Default::default()), "arrays", 0, 2);
 
     // What the ledger itself refuses: no state can have it.
-    value_error(State::new(&[config.with_lr(f64::NAN)], &specs), "lr", f64::NAN);
+    group_error(State::new(&[config.with_lr(f64::NAN)], &specs), 0, "lr", f64::NAN);
     refused::group(State::new(&[config], &[specs[0].clone().in_group(1)]), 0, 1, 1);
     let mut ledger = state.ledger;
     value_error(ledger.set_config(0, config.with_lr(f64::NAN)), "lr", f64::NAN);

@@ -135,7 +135,7 @@ fn a_ledger_refuses_what_is_not_there_and_stays() {
     refused::value(ledger.set_lr(0, f64::NAN), "lr");
     refused::value(ledger.set_config(0, groups()[0].with_weight_decay(WeightDecay::L2(-1.0))), "weight_decay");
     refused::value(ledger.coeffs_index(&mut table, 0, -1.0), "grad_multiplier");
-    refused::value(Ledger::new(&[groups()[0].with_eps(0.0)], &[]), "eps");
+    refused::group_value(Ledger::new(&[groups()[0], groups()[0].with_eps(0.0)], &[]), 1, "eps");
     refused::group(Ledger::new(&groups(), &[TensorSpec::new(1).in_group(2)]), 0, 2, 2);
     assert_eq!(ledger, before);
 

@@ -54,6 +54,18 @@ pub fn value<T, E: Into<Error>>(result: Result<T, E>, name: &str) {
     is(error, found, name);
 }
 
+/// A scalar of this name is not valid in the config of a group.
+#[track_caller]
+pub fn group_value<T, E: Into<Error>>(result: Result<T, E>, expected: usize, name: &str) {
+    match refused(result) {
+        Error::Group { group, problem } => {
+            assert_eq!(group, expected);
+            value(Err::<T, _>(problem), name);
+        }
+        other => panic!("not of a group: {other:?}"),
+    }
+}
+
 /// The tensor's error.
 #[track_caller]
 pub fn tensor_error<T, E: Into<Error>>(result: Result<T, E>) -> TensorError {

@@ -76,6 +76,7 @@ impl DualAdam {
         config: DualAdamConfig,
         lens: &[usize],
     ) -> Result<Self, CudaError> {
+        config.validate()?;
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(kernels, stream, &[config], &specs)
     }

@@ -560,8 +560,9 @@ fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let new = |groups: &[ControlGroup], sets: &[ControlSet]| Control::new(&gpu.kernels, groups, sets).map(|_| ());
     refused::empty(new(&[group(config)], &[]), "sets");
-    refused::position(new(&[group(config)], &[set(0), set(1)]), "group", 1, 1);
-    refused::value(new(&[group(config.with_lr(-1.0))], &[set(0)]), "lr");
+    let without_group = new(&[group(config)], &[set(0), set(1)]).unwrap_err();
+    assert_eq!(without_group.to_string(), "set 1 must have a group below 1, got 1");
+    refused::group_value(new(&[group(config), group(config.with_lr(-1.0))], &[set(0)]), 1, "lr");
     let message = |lr: Option<RawLr>, steps: &[Option<u64>]| {
         let sets = steps.iter().map(|step| step.map_or(set(0), |step| set(0).with_step(step)));
         let group = lr.map_or(group(config), |lr| group(config).with_lr(lr));

@@ -24,12 +24,12 @@ pub(crate) fn captured<T>(result: Result<T, CudaError>) {
 #[track_caller]
 pub(crate) fn context<T>(result: Result<T, CudaError>, expected: &str) {
     let error = cuda(result);
-    assert!(matches!(error, CudaError::Context { argument } if argument == expected), "{error:?}");
+    assert!(matches!(&error, CudaError::Context { argument } if argument.to_string() == expected), "{error:?}");
 }
 
 /// The argument belongs to another of cudarc's values for the context.
 #[track_caller]
 pub(crate) fn unordered<T>(result: Result<T, CudaError>, expected: &str) {
     let error = cuda(result);
-    assert!(matches!(error, CudaError::Unordered { argument } if argument == expected), "{error:?}");
+    assert!(matches!(&error, CudaError::Unordered { argument } if argument.to_string() == expected), "{error:?}");
 }
