@@ -199,7 +199,7 @@ fn streams_and_buffers_of_other_contexts_are_refused(gpu: &Gpu) {
     let mut own = [(); 3].map(|()| gpu.stream.alloc_zeros::<f32>(4).unwrap());
     let [g, m, v] = &mut own;
     let step = |tensor: &mut cuda::Tensor<'_>| cuda::step(&gpu.kernels, &gpu.stream, tensor, &coeffs());
-    refused::context(step(&mut cuda::Tensor::new(&mut foreign, &*g, &mut *m, &mut *v)), "param");
+    refused::context(step(&mut cuda::Tensor::new(&mut foreign, &*g, &mut *m, &mut *v)), "param of tensor 0");
     refused::length(step(&mut cuda::Tensor::new(m, foreign.slice(1..), g, v)), 0, Role::Grad, 4, 3);
     gpu.assert_nothing_launched();
 }
@@ -214,12 +214,12 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     let [p, g, m, v] = &mut buffers;
     let (stream, coeffs) = (&gpu.stream, &coeffs());
     let step = |tensor: &mut cuda::Tensor<'_>| cuda::step(&gpu.kernels, stream, tensor, coeffs);
-    refused::unordered(step(&mut cuda::Tensor::new(&mut *p, &*g, &mut *m, &mut *v)), "param");
-    refused::unordered(step(&mut cuda::Tensor::new(&mut own, &*g, &mut *m, &mut *v)), "grad");
+    refused::unordered(step(&mut cuda::Tensor::new(&mut *p, &*g, &mut *m, &mut *v)), "param of tensor 0");
+    refused::unordered(step(&mut cuda::Tensor::new(&mut own, &*g, &mut *m, &mut *v)), "grad of tensor 0");
 
-    let mut owner = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
-    refused::unordered(owner.step([(&mut *p).into()], [None]), "param");
-    refused::unordered(owner.step([(&mut own).into()], [Some((&*g).into())]), "grad");
+    let mut owner = gpu.optimizer(&[TensorSpec::new(4).with_name("bias")]).unwrap();
+    refused::unordered(owner.step([(&mut *p).into()], [None]), "param of tensor 0 (bias)");
+    refused::unordered(owner.step([(&mut own).into()], [Some((&*g).into())]), "grad of tensor 0 (bias)");
     gpu.assert_nothing_launched();
 
     // The kernels themselves may be of another value than stream and buffers.
@@ -231,8 +231,8 @@ fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
     let new = |config, lens: &[usize]| DualAdam::new(&gpu.kernels, &gpu.stream, config, lens);
     let config = DualAdamConfig::default();
     refused::value(new(config.with_lr(-1.0), &[1]), "lr");
-    let too_long = refused(new(config, &[usize::MAX]));
-    assert!(matches!(too_long, Error::List(ListError::TooMany { .. })), "{too_long:?}");
+    let too_long = refused::tensor_error(new(config, &[1, usize::MAX]));
+    assert_eq!((too_long.tensor, too_long.problem), (1, TensorProblem::Memory { bytes: u64::MAX }));
     let unobtainable = new(config, &[usize::MAX / 4 - 63]);
     assert!(matches!(unobtainable, Err(CudaError::Driver { call: "cuMemAllocAsync", .. })), "{unobtainable:?}");
     let specs = [TensorSpec::new(4).with_master(), TensorSpec::new(4).in_group(1)];

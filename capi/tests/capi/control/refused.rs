@@ -23,7 +23,7 @@ fn what_cannot_be_right_is_refused() {
         };
         let (g, s) = (groups.as_ptr(), sets.as_ptr());
         fails(new(g, 2, s, 0), DUALADAM_STATUS_EMPTY, "sets must have at least one entry, got none");
-        fails(new(g, 1, s, 2), DUALADAM_STATUS_POSITION, "group must be below 1, got 1");
+        fails(new(g, 1, s, 2), DUALADAM_STATUS_POSITION, "set 1 must have a group below 1, got 1");
         fails(new(ptr::null(), 1, s, 2), DUALADAM_STATUS_NULL, "groups[0] must not be null");
         fails(new(g, 2, ptr::null(), 1), DUALADAM_STATUS_NULL, "sets[0] must not be null");
         let many = new(g, 2, s, usize::MAX);
@@ -45,7 +45,7 @@ fn what_cannot_be_right_is_refused() {
         bad(&dualadam_config { schedule: 7, ..config() }, DUALADAM_STATUS_ENUM, text);
         let text = "the size of config of groups[1] must be 104, or more with zeros beyond that, got 8";
         bad(&dualadam_config { size: 8, ..config() }, DUALADAM_STATUS_SIZE, text);
-        let text = "lr must be finite and at least 0, got -1.0";
+        let text = "group 1: lr must be finite and at least 0, got -1.0";
         bad(&dualadam_config { lr: -1.0, ..config() }, DUALADAM_STATUS_VALUE, text);
 
         let address = DUALADAM_STATUS_CUDA_ADDRESS;
