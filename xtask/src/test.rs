@@ -23,7 +23,12 @@ const NEEDS_ADAPTER: &[(&str, &str)] = &[(
 /// candle takes minutes to build.
 const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-const STAGES: [Stage; 15] = [
+const STAGES: [Stage; 16] = [
+    Stage {
+        name: "the limits of the source",
+        command: "cargo xtask house",
+        needs: &[("git rev-parse --is-inside-work-tree", "not a clone with git")],
+    },
     Stage {
         name: "unit, integration and documentation tests",
         command: "cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features",
