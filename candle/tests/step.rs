@@ -90,7 +90,7 @@ fn bad_variables_are_refused_by_name() {
     };
     let (x, wide) = (var(&[1.0]), Var::zeros((2, 3), DType::F64, &Device::Cpu).unwrap());
     let error = refused(vec![x.clone(), wide], DualAdamConfig::adam());
-    assert_eq!(error, "variable 1 (F64 [2, 3]) must be f32, bf16 or f16");
+    assert_eq!(error, "variable 1 (F64 [2, 3]) must be f32, bf16 or f16, and is F64");
     let error = refused(vec![x.clone(), var(&[1.0]), x.clone()], DualAdamConfig::adam());
     assert_eq!(error, "variable 2 (F32 [1]) must have memory of its own, and shares that of variable 0");
     let error = refused(vec![x], DualAdamConfig::adam().with_lr(f64::NAN));
