@@ -25,8 +25,12 @@ pub(super) enum Counter {
 
 impl Counter {
     /// The counter of a parameter on `device`, or None if `tensor` cannot be one.
+    ///
+    /// # Safety
+    ///
+    /// - No code that could free or replace the memory of `tensor` has run since it was looked at.
     #[inline]
-    pub(super) fn of(tensor: &Tensor, device: Device) -> Option<Self> {
+    pub(super) unsafe fn of(tensor: &Tensor, device: Device) -> Option<Self> {
         let address = tensor.address();
         if tensor.len() != 1 || address == 0 {
             return None;
@@ -42,8 +46,8 @@ impl Counter {
         if !address.is_multiple_of(if tensor.is_of(Dtype::F32) { 4 } else { 8 }) {
             return None;
         }
-        // SAFETY: `tensor` was just seen: one element of the type that is read, in the host's
-        // memory, aligned to its size.
+        // SAFETY: `tensor` has one element of the type that is read, in the host's memory, aligned
+        // to its size, and the memory is still there (this function's requirement).
         unsafe {
             if tensor.is_of(Dtype::F32) {
                 let value = *place.cast::<f32>();
