@@ -2,8 +2,8 @@
 //!
 //! candle lends a tensor's memory for writing only inside an operation, such as [`InplaceOp2`] with
 //! the gradient as the other operand. So the operation of each variable runs inside that of the one
-//! before. The innermost operation has the memory of all of them, which candle has locked, and needs
-//! no unsafe code.
+//! before. The innermost operation has the memory of all of them, which candle has locked. None of
+//! this takes unsafe code.
 
 use std::cell::Cell;
 use std::vec;
