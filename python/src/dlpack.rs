@@ -145,8 +145,8 @@ impl Tensor {
     }
 
     pub(crate) fn shape(&self) -> &[i64] {
-        // SAFETY: the producer gave `ndim` extents, which live as long as its tensor and its shape:
-        // the capsule of an `Imported` is there, and who looked at a tensor object reads them before
+        // SAFETY: the producer gave `ndim` extents, which live as long as its tensor keeps them. An
+        // `Imported` has the tensor's capsule. Whoever looked at a tensor object reads them before
         // it can change (`Exchange::look`'s second requirement).
         unsafe { entries(self.shape, self.ndim) }
     }

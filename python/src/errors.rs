@@ -48,7 +48,12 @@ pub(crate) fn plain(error: impl Into<Error>) -> PyErr {
     exception(&error.into(), "")
 }
 
-/// The tensor of the list that an error is about.
-pub(crate) fn tensor_of(error: &Error) -> Option<usize> {
-    if let Error::Tensor(error) = error { Some(error.tensor) } else { None }
+/// The tensors of the list that an error is about: the one with the problem, and another that it
+/// overlaps.
+pub(crate) fn tensors_of(error: &Error) -> Vec<usize> {
+    let Error::Tensor(error) = error else { return Vec::new() };
+    match error.problem {
+        TensorProblem::Overlap { other_tensor, .. } if other_tensor != error.tensor => vec![error.tensor, other_tensor],
+        _ => vec![error.tensor],
+    }
 }

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 use crate::device;
 use crate::dlpack::{CUDA, Device, Tensor};
-use crate::errors::{exception, plain, tensor_of};
+use crate::errors::{exception, plain, tensors_of};
 
 use super::control::control_for;
 use super::group::{Group, Scalars, name_of};
@@ -80,15 +80,12 @@ impl Steps {
                 let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
                 return Err(PyValueError::new_err(text));
             }
-            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, &[index], &error))?;
         }
         let is_on_host = list.device.kind != CUDA;
         let stream =
             if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
-        list.take_over(stream)?.map_err(|error| match tensor_of(&error) {
-            Some(index) => named(groups, list, index, &error),
-            None => plain(error),
-        })?;
+        list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
             return Ok(Prepared::OnHost);
         }
@@ -182,14 +179,15 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
             return Err(PyRuntimeError::new_err(text));
         }
     }
-    // SAFETY: `gather` saw the counters in this step, and they and their memory are still there, for
-    // the same reasons as the tensors'.
+    // SAFETY: `gather` saw the counters in this step. They and their memory are still there, for the
+    // same reasons as the tensors.
     list.counters.iter().for_each(|counter| unsafe { counter.advance() });
     Ok(())
 }
 
-/// The exception for an error about one tensor of a list, with the parameter's name.
-fn named(groups: &[Group<'_>], list: &List, index: usize, error: &Error) -> PyErr {
-    let name = list.places.get(index).map(|&place| name_of(groups, place));
-    exception(error, &name.unwrap_or_default())
+/// The exception for an error about these tensors of a list, with the parameters' names.
+fn named(groups: &[Group<'_>], list: &List, tensors: &[usize], error: &Error) -> PyErr {
+    let places = tensors.iter().filter_map(|&index| list.places.get(index));
+    let names: Vec<_> = places.map(|&place| name_of(groups, place)).collect();
+    exception(error, &names.join(" and "))
 }

@@ -147,7 +147,9 @@ def test_a_learning_rate_of_two_elements_later(unchanged: Unchanged) -> None:
 def test_an_option_that_there_is_not() -> None:
     with pytest.raises(TypeError, match="momentum"):
         DualAdam([param(2)], switching_rate=1.0, momentum=0.9)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="group 1 must have only options of DualAdam, got momentum"):
+    with pytest.raises(
+        ValueError, match="group 1 must have only options of DualAdam, got momentum"
+    ):
         groups = [{"params": [param(2)]}, {"params": [param(2)], "momentum": 0.9}]
         DualAdam(groups, switching_rate=1.0)
 
@@ -285,7 +287,10 @@ def test_shared_memory(unchanged: Unchanged) -> None:
     optimizer = stepped(p, q)
     q.data = p.data[2:6]
     unchanged(
-        optimizer, optimizer.step, ValueError, "parameter 'b': param .* must not overlap param of tensor 0"
+        optimizer,
+        optimizer.step,
+        ValueError,
+        "parameter 'b' and parameter 'a': param .* must not overlap param of tensor 0",
     )
     q.data = torch.ones(4)
     q.grad = p.data[:4]
