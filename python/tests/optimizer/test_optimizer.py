@@ -593,7 +593,10 @@ def test_schedules_are_values() -> None:
         (lambda: dualadam.Schedule.linear(1.5), "switching_rate must lie in 0..=1, got 1.5"),
         (lambda: dualadam.Schedule.linear_until(0), "step must be at least 1, got 0"),
         (lambda: dualadam.Schedule.from_tuple("linear"), "schedule must be .*; got 'linear'"),
-        (lambda: dualadam.Schedule.from_tuple(("fixed", 0.5)), r"schedule must be .*; got \('fixed', 0.5\)"),
+        (
+            lambda: dualadam.Schedule.from_tuple(("fixed", 0.5)),
+            r"schedule must be .*; got \('fixed', 0.5\)",
+        ),
     ],
 )
 def test_schedules_that_there_are_not(make: Callable[[], object], text: str) -> None:
