@@ -182,7 +182,7 @@ impl Steps {
             return None;
         }
         // SAFETY: `parts` has a reference to the counter, and no other code has run since it was
-        // looked at.
+        // looked at. No one makes a storage smaller than its tensor (the README's limits).
         let counter = unsafe { Counter::of(&step, param.device) }?;
         let moments = [&exp_avg, &exp_avg_sq].map(|moment| RawBuffer::f32(moment.address()));
         let mut tensor = RawTensor::new(param.len(), param_buffer, grad_buffer, moments[0], moments[1]);

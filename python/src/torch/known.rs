@@ -110,7 +110,8 @@ impl Known {
             return None;
         }
         look(entry(STEP)?, &mut now)?;
-        // SAFETY: the counter was looked at just now, and is alive: `self` has a reference to it.
+        // SAFETY: `self` has a reference to the counter, and no other code has run since it was
+        // looked at. No one makes a storage smaller than its tensor (the README's limits).
         let counter = unsafe { Counter::of(&now, *device) }?;
         tensors.look_at_plain(grad, &mut now)?;
         let grad = now.buffer()?;

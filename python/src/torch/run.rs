@@ -154,8 +154,9 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
         // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
         // `known` and `Tensors::keep` have references to them until the step is done, so that they
         // live, whatever lists and dicts were changed since. The caller of `DualAdam.step` sees to
-        // it that no other thread, and no Python code that runs in the step, gives them other
-        // memory or frees it, and that no other thread uses it (that method's documentation).
+        // it that no other thread uses their memory, and that neither another thread nor Python
+        // code that runs in the step replaces or frees it (that method's documentation). No one
+        // makes a storage smaller than its tensor (the README's limits).
         (Some(Backend::Cpu(own)), Prepared::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
@@ -179,8 +180,8 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
             return Err(PyRuntimeError::new_err(text));
         }
     }
-    // SAFETY: `gather` saw the counters in this step. They and their memory are still there, for the
-    // same reasons as the tensors.
+    // SAFETY: `gather` saw the counters in this step. They and their memory are still there, and no
+    // one else uses it, for the same reasons as the tensors' memory.
     list.counters.iter().for_each(|counter| unsafe { counter.advance() });
     Ok(())
 }

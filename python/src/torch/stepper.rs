@@ -33,12 +33,6 @@ pub(super) struct Steps {
     pub(super) known: Vec<Option<Known>>,
 }
 
-// SAFETY: the pointers in `lists` are to the memory of tensors, and those in `known` to what DLPack
-// holds. `step` follows only pointers of `lists` that it found in the same call, with `Steps`
-// locked. Whoever drops what `known` holds has the interpreter attached, as DLPack's deleters want
-// it: `step`, `forget`, and Python where it frees the `Stepper`.
-unsafe impl Send for Steps {}
-
 #[pymethods]
 impl Stepper {
     #[new]
