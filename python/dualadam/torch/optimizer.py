@@ -203,9 +203,10 @@ class DualAdam(Optimizer):
         exception is raised, nothing was stepped, unless a driver failed: then the devices before
         that one were.
 
-        During the step, no other thread may use the parameters, gradients and states, and Python
-        code that the step calls, such as a parameter's own properties, must not give them other
-        memory. The caller orders steps on torch's current CUDA streams against each other.
+        During the step, no other thread may use the parameters, gradients and states. Python code
+        that the step runs, such as a property of a parameter's subclass, must not free their memory
+        or give them other memory. On CUDA, the caller orders this work against other streams' uses
+        of the tensors, as for any optimizer of torch's.
 
         Args:
             closure: evaluates the model again and returns the loss, which `step` returns.

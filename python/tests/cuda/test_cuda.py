@@ -165,26 +165,11 @@ def test_only_what_changed_travels() -> None:
     optimizer.set_grads(0)
     optimizer.step()
     gpu.call("cuCtxSynchronize")
+    names = "cuMemcpyHtoDAsync_v2", "cuMemAlloc_v2", "cuMemHostAlloc", "cuCtxSynchronize"
     for step in range(1, 8):
-        counted = [
-            gpu.calls(name)
-            for name in (
-                "cuMemcpyHtoDAsync_v2",
-                "cuMemAlloc_v2",
-                "cuMemHostAlloc",
-                "cuCtxSynchronize",
-            )
-        ]
+        counted = [gpu.calls(name) for name in names]
         optimizer.step()
-        after = [
-            gpu.calls(name)
-            for name in (
-                "cuMemcpyHtoDAsync_v2",
-                "cuMemAlloc_v2",
-                "cuMemHostAlloc",
-                "cuCtxSynchronize",
-            )
-        ]
+        after = [gpu.calls(name) for name in names]
         assert after == counted
         gpu.call("cuCtxSynchronize")
 
