@@ -48,8 +48,8 @@ fn dual_adam(steps: u64) -> DualAdamConfig {
         .with_schedule(SwitchSchedule::linear_until((steps * 16).div_ceil(100)))
 }
 
-/// Trains with an optimizer whose config depends on the number of steps, and prints what came of
-/// it.
+/// Trains with an optimizer whose config depends on the number of steps, and prints the losses, the
+/// accuracy and the time.
 fn report<O: Optimizer>(
     name: &str,
     seed: u64,

@@ -1,18 +1,19 @@
 //! Steps of variables on the CPU.
 //!
-//! candle lends a tensor's memory for writing only inside an operation, [`InplaceOp2`] with the
-//! gradient as the other operand. So the operation of each variable runs inside that of the one
-//! before, and the innermost has them all, each locked by candle: there is nothing unsafe in it.
+//! candle lends a tensor's memory for writing only inside an operation, such as [`InplaceOp2`] with
+//! the gradient as the other operand. So the operation of each variable runs inside that of the one
+//! before. The innermost operation has the memory of all of them, which candle has locked. None of
+//! this takes unsafe code.
 
 use std::cell::Cell;
-use std::ops::Range;
 use std::vec;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 use dualadam::StepCoeffs;
 use dualadam::cpu::{Buffer, BufferMut, Tensor, step_list};
 
-use crate::{Update, elements};
+use crate::{Update, elements, named, wrong_dtype};
 
 /// The moments of one variable.
 pub(crate) struct Moments {
@@ -26,38 +27,45 @@ impl Moments {
     }
 }
 
+/// What the operations of a step share.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    updates: &'a [Option<Update<'a>>],
+    coeffs: &'a [StepCoeffs],
+}
+
 /// One step of the variables that have an update, which have been checked.
 pub(crate) fn step(updates: &[Option<Update<'_>>], moments: &mut [Moments], coeffs: &[StepCoeffs]) -> Result<()> {
-    let updates = updates.iter().zip(moments).filter_map(|(&update, moments)| Some((update?, moments)));
-    let updates: Vec<_> = updates.collect();
-    let tensors = Vec::with_capacity(updates.len());
-    borrow_next(updates.into_iter(), tensors, coeffs)
+    let left = updates.iter().zip(moments).filter_map(|(&update, moments)| Some((update?, moments)));
+    let left: Vec<_> = left.collect();
+    let tensors = Vec::with_capacity(left.len());
+    borrow_next(Step { updates, coeffs }, left.into_iter(), tensors)
 }
 
 type Updates<'a> = vec::IntoIter<(Update<'a>, &'a mut Moments)>;
 
 /// Borrows the memory of the next variable, or steps all where there is none left.
-fn borrow_next<'a>(mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>, coeffs: &'a [StepCoeffs]) -> Result<()> {
+fn borrow_next<'a>(step: Step<'a>, mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>) -> Result<()> {
     let Some((update, moments)) = left.next() else {
-        return step_list(&mut tensors, coeffs).map_err(candle_core::Error::wrap);
+        let stepped = |tensor| step.updates.iter().flatten().nth(tensor).copied();
+        return step_list(&mut tensors, step.coeffs).map_err(|error| named(error, stepped));
     };
-    let borrow =
-        Borrow { coeffs_index: update.coeffs_index, rest: Cell::new(Some(Rest { moments, left, tensors, coeffs })) };
+    let borrow = Borrow { update, rest: Cell::new(Some(Rest { step, moments, left, tensors })) };
     update.var.inplace_op2(update.grad, &borrow)
 }
 
 /// The operation that borrows one variable, and then the next ones.
 struct Borrow<'a> {
-    coeffs_index: usize,
+    update: Update<'a>,
     /// Taken when the operation runs, which is once.
     rest: Cell<Option<Rest<'a>>>,
 }
 
 struct Rest<'a> {
+    step: Step<'a>,
     moments: &'a mut Moments,
     left: Updates<'a>,
     tensors: Vec<Tensor<'a>>,
-    coeffs: &'a [StepCoeffs],
 }
 
 impl InplaceOp2 for Borrow<'_> {
@@ -66,30 +74,33 @@ impl InplaceOp2 for Borrow<'_> {
     }
 
     fn cpu_fwd(&self, param: &mut CpuStorage, param_l: &Layout, grad: &CpuStorage, grad_l: &Layout) -> Result<()> {
-        let Some(Rest { moments, left, mut tensors, coeffs }) = self.rest.take() else {
-            bail!("the operation {} runs once", self.name());
+        let update = &self.update;
+        let Some(Rest { step, moments, left, mut tensors }) = self.rest.take() else {
+            bail!("{} must be stepped once by a call, and is stepped again", update.name());
         };
-        let (param, grad) = (param_mut(param, elements(param_l)?)?, grad_of(grad, elements(grad_l)?)?);
+        let (param, grad) = (param_mut(param, param_l, update)?, grad_of(grad, grad_l, update)?);
         let tensor = Tensor::new(param, grad, &mut moments.exp_avg, &mut moments.exp_avg_sq);
-        tensors.push(tensor.with_coeffs_index(self.coeffs_index));
-        borrow_next(left, tensors, coeffs)
+        tensors.push(tensor.with_coeffs_index(update.coeffs_index));
+        borrow_next(step, left, tensors)
     }
 }
 
-fn param_mut(storage: &mut CpuStorage, elements: Range<usize>) -> Result<BufferMut<'_>> {
+fn param_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout, update: &Update<'_>) -> Result<BufferMut<'a>> {
+    let elements = elements(layout, || update.name())?;
     Ok(match storage {
         CpuStorage::F32(buffer) => (&mut buffer[elements]).into(),
         CpuStorage::BF16(buffer) => (&mut buffer[elements]).into(),
         CpuStorage::F16(buffer) => (&mut buffer[elements]).into(),
-        _ => bail!("parameters must be f32, bf16 or f16"),
+        other => return wrong_dtype(update.name(), other.dtype()),
     })
 }
 
-fn grad_of(storage: &CpuStorage, elements: Range<usize>) -> Result<Buffer<'_>> {
+fn grad_of<'a>(storage: &'a CpuStorage, layout: &Layout, update: &Update<'_>) -> Result<Buffer<'a>> {
+    let elements = elements(layout, || update.grad_name())?;
     Ok(match storage {
         CpuStorage::F32(buffer) => (&buffer[elements]).into(),
         CpuStorage::BF16(buffer) => (&buffer[elements]).into(),
         CpuStorage::F16(buffer) => (&buffer[elements]).into(),
-        _ => bail!("gradients must be f32, bf16 or f16"),
+        other => return wrong_dtype(update.grad_name(), other.dtype()),
     })
 }

@@ -6,16 +6,16 @@
 //! version than the library's.
 
 use std::cell::Cell;
-use std::ops::Range;
 use std::vec;
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, DType, InplaceOp2, Layout, Result, Var, bail};
 use dualadam::cuda::{Kernels, TensorList};
 use dualadam::{Dtype, RawBuffer, RawTensor, StepCoeffs};
 
-use crate::{Update, elements};
+use crate::{Update, elements, name, named, wrong_dtype};
 
 /// The moments of all variables, and the list of them that the device reads.
 pub(crate) struct Moments {
@@ -37,9 +37,10 @@ impl Moments {
         // the kernels retain.
         let kernels = unsafe { Kernels::in_current_context() }.map_err(candle_core::Error::wrap)?;
         let mut moments = Self { device: device.clone(), kernels, slices: Vec::new(), tensors: Vec::new(), list: None };
-        for var in vars {
+        for (index, var) in vars.iter().enumerate() {
+            let Some(dtype) = dtype_of(var.dtype()) else { return wrong_dtype(name(index, var), var.dtype()) };
             let slices = [device.alloc_zeros::<f32>(var.elem_count())?, device.alloc_zeros::<f32>(var.elem_count())?];
-            let absent = RawBuffer::new(0, dtype(var.dtype())?);
+            let absent = RawBuffer::new(0, dtype);
             // Work on the stream alone uses the moments, so that cudarc has nothing to order.
             let [exp_avg, exp_avg_sq] = slices.each_ref().map(|slice| RawBuffer::f32(slice.device_ptr(&stream).0));
             let len = var.elem_count() as u64;
@@ -52,9 +53,8 @@ impl Moments {
     /// One step of the variables that have an update, which have been checked, enqueued on candle's
     /// stream.
     pub(crate) fn step(&mut self, updates: &[Option<Update<'_>>], coeffs: &[StepCoeffs]) -> Result<()> {
-        let updates = updates.iter().enumerate().filter_map(|(index, &update)| Some((index, update?)));
-        let updates: Vec<_> = updates.collect();
-        if updates.is_empty() {
+        let left: Vec<_> = updates.iter().copied().flatten().collect();
+        if left.is_empty() {
             return Ok(());
         }
         for tensor in &mut self.tensors {
@@ -62,20 +62,22 @@ impl Moments {
             (tensor.grad.address, tensor.coeffs_index) = (0, 0);
         }
         let stream = self.device.cuda_stream();
-        let uses = Vec::with_capacity(2 * updates.len());
-        borrow_next(self, updates.into_iter(), uses, &stream, coeffs)
+        let uses = Vec::with_capacity(2 * left.len());
+        borrow_next(Step { updates, coeffs, stream: &stream }, self, left.into_iter(), uses)
     }
 
     /// Enqueues the step of the tensors, whose memory is locked.
-    fn enqueue(&mut self, stream: &CudaStream, coeffs: &[StepCoeffs]) -> Result<()> {
+    fn enqueue(&mut self, Step { updates, coeffs, stream }: Step<'_>) -> Result<()> {
         // What cudarc could not order is only noted there.
         stream.context().check_err().w()?;
+        // The list has all variables.
+        let update = |tensor| updates.get(tensor).copied().flatten();
         let list = match &mut self.list {
             Some(list) => {
-                list.update(&self.tensors).map_err(candle_core::Error::wrap)?;
+                list.update(&self.tensors).map_err(|error| named(error, update))?;
                 list
             }
-            none => none.insert(TensorList::new(&self.kernels, &self.tensors).map_err(candle_core::Error::wrap)?),
+            none => none.insert(TensorList::new(&self.kernels, &self.tensors).map_err(|error| named(error, update))?),
         };
         // SAFETY: the stream is live. The tensors with a gradient have addresses in memory of the
         // kernels' context, which is the stream's, with at least their lengths: the windows of the
@@ -83,42 +85,48 @@ impl Moments {
         // as `self`. The caller holds what tells cudarc of the use, so that work on other streams
         // and the end of the slices come after it; all of candle's work on this device, and the
         // moments' end, is on this stream.
-        unsafe { list.step_raw(coeffs, stream.cu_stream().cast()) }.map_err(candle_core::Error::wrap)
+        unsafe { list.step_raw(coeffs, stream.cu_stream().cast()) }.map_err(|error| named(error, update))
     }
 }
 
-type Updates<'a> = vec::IntoIter<(usize, Update<'a>)>;
+/// What the operations of a step share.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    updates: &'a [Option<Update<'a>>],
+    coeffs: &'a [StepCoeffs],
+    stream: &'a CudaStream,
+}
+
+type Updates<'a> = vec::IntoIter<Update<'a>>;
 
 /// Borrows the memory of the next variable, or steps all where there is none left. When `uses` is
 /// dropped, cudarc records that the work has been enqueued.
 fn borrow_next<'a>(
+    step: Step<'a>,
     moments: &'a mut Moments,
     mut left: Updates<'a>,
     uses: Vec<SyncOnDrop<'a>>,
-    stream: &'a CudaStream,
-    coeffs: &'a [StepCoeffs],
 ) -> Result<()> {
-    let Some((index, update)) = left.next() else {
-        return moments.enqueue(stream, coeffs);
+    let Some(update) = left.next() else {
+        return moments.enqueue(step);
     };
-    moments.tensors[index].coeffs_index = update.coeffs_index;
-    let borrow = Borrow { index, rest: Cell::new(Some(Rest { moments, left, uses, stream, coeffs })) };
+    moments.tensors[update.index].coeffs_index = update.coeffs_index;
+    let borrow = Borrow { update, rest: Cell::new(Some(Rest { step, moments, left, uses })) };
     update.var.inplace_op2(update.grad, &borrow)
 }
 
 /// The operation that borrows one variable, and then the next ones.
 struct Borrow<'a> {
-    index: usize,
+    update: Update<'a>,
     /// Taken when the operation runs, which is once.
     rest: Cell<Option<Rest<'a>>>,
 }
 
 struct Rest<'a> {
+    step: Step<'a>,
     moments: &'a mut Moments,
     left: Updates<'a>,
     uses: Vec<SyncOnDrop<'a>>,
-    stream: &'a CudaStream,
-    coeffs: &'a [StepCoeffs],
 }
 
 impl InplaceOp2 for Borrow<'_> {
@@ -127,60 +135,61 @@ impl InplaceOp2 for Borrow<'_> {
     }
 
     fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
-        bail!("the variable is not on the CUDA device of its moments")
+        bail!("{} must be on the CUDA device of its moments, and is on the CPU", self.update.name())
     }
 
     fn cuda_fwd(&self, param: &mut CudaStorage, param_l: &Layout, grad: &CudaStorage, grad_l: &Layout) -> Result<()> {
-        let Some(Rest { moments, left, mut uses, stream, coeffs }) = self.rest.take() else {
-            bail!("the operation {} runs once", self.name());
+        let update = &self.update;
+        let Some(Rest { step, moments, left, mut uses }) = self.rest.take() else {
+            bail!("{} must be stepped once by a call, and is stepped again", update.name());
         };
-        let tensor = &mut moments.tensors[self.index];
-        let (param, param_use) = address_mut(param, elements(param_l)?, stream)?;
-        let (grad, grad_use) = address(grad, elements(grad_l)?, stream)?;
+        let (param, param_use) = address_mut(param, param_l, step.stream, || update.name())?;
+        let (grad, grad_use) = address(grad, grad_l, step.stream, || update.grad_name())?;
+        let tensor = &mut moments.tensors[update.index];
         (tensor.param, tensor.grad) = (param, grad);
         uses.extend([param_use, grad_use]);
-        borrow_next(moments, left, uses, stream, coeffs)
+        borrow_next(step, moments, left, uses)
     }
 }
 
-fn dtype(dtype: DType) -> Result<Dtype> {
-    Ok(match dtype {
-        DType::F32 => Dtype::F32,
-        DType::BF16 => Dtype::Bf16,
-        DType::F16 => Dtype::F16,
-        other => bail!("the type must be f32, bf16 or f16, and is {other:?}"),
-    })
+fn dtype_of(dtype: DType) -> Option<Dtype> {
+    match dtype {
+        DType::F32 => Some(Dtype::F32),
+        DType::BF16 => Some(Dtype::Bf16),
+        DType::F16 => Some(Dtype::F16),
+        _ => None,
+    }
 }
 
-/// The window of a slice as an address, and what tells cudarc when it is dropped that the work has
-/// been enqueued.
+/// The window of a storage that a layout has as an address, and what tells cudarc when it is
+/// dropped that the work has been enqueued.
 macro_rules! window {
-    ($storage:expr, $elements:expr, $stream:expr, $pointer:ident) => {
-        match $storage {
-            CudaStorageSlice::F32(slice) => window!($elements, slice.$pointer($stream), Dtype::F32),
-            CudaStorageSlice::BF16(slice) => window!($elements, slice.$pointer($stream), Dtype::Bf16),
-            CudaStorageSlice::F16(slice) => window!($elements, slice.$pointer($stream), Dtype::F16),
-            _ => bail!("parameters and gradients must be f32, bf16 or f16"),
-        }
-    };
-    ($elements:expr, $pointer:expr, $dtype:expr) => {{
-        let (address, used) = $pointer;
-        (RawBuffer::new(address + ($elements.start * $dtype.size()) as u64, $dtype), used)
+    ($storage:expr, $slice:expr, $pointer:ident, $layout:expr, $stream:expr, $name:expr) => {{
+        let (dtype, start) = ($storage.dtype(), elements($layout, &$name)?.start);
+        let (dtype, (address, used)) = match $slice {
+            CudaStorageSlice::F32(slice) => (Dtype::F32, slice.$pointer($stream)),
+            CudaStorageSlice::BF16(slice) => (Dtype::Bf16, slice.$pointer($stream)),
+            CudaStorageSlice::F16(slice) => (Dtype::F16, slice.$pointer($stream)),
+            _ => return wrong_dtype($name(), dtype),
+        };
+        Ok((RawBuffer::new(address + (start * dtype.size()) as u64, dtype), used))
     }};
 }
 
 fn address_mut<'a>(
     storage: &'a mut CudaStorage,
-    elements: Range<usize>,
+    layout: &Layout,
     stream: &'a CudaStream,
+    name: impl Fn() -> String,
 ) -> Result<(RawBuffer, SyncOnDrop<'a>)> {
-    Ok(window!(&mut storage.slice, elements, stream, device_ptr_mut))
+    window!(storage, &mut storage.slice, device_ptr_mut, layout, stream, name)
 }
 
 fn address<'a>(
     storage: &'a CudaStorage,
-    elements: Range<usize>,
+    layout: &Layout,
     stream: &'a CudaStream,
+    name: impl Fn() -> String,
 ) -> Result<(RawBuffer, SyncOnDrop<'a>)> {
-    Ok(window!(&storage.slice, elements, stream, device_ptr))
+    window!(storage, &storage.slice, device_ptr, layout, stream, name)
 }

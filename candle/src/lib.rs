@@ -1,10 +1,23 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::dbg_macro
+    )
+)]
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Layout, Result, Storage, Tensor, Var, bail};
@@ -15,13 +28,13 @@ use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 /// where they are.
 ///
 /// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their
-/// moments are f32. A step is one call of the library for all of them. One without a gradient is
-/// skipped, moments, step and all. Variables of integers are left out, as by candle's own
-/// optimizers.
+/// moments are f32. A step is one call of the library for all of them. A variable without a
+/// gradient is skipped: its moments and its step stay as they are. Variables of integers are left
+/// out, as candle's own optimizers do.
 ///
-/// A step locks all variables that it writes until it has returned, or until it is enqueued on a
-/// CUDA device. Another thread may compute with them meanwhile only in operations that take one of
-/// them at a time: two that wait for each other's would wait forever.
+/// A step locks all variables that it writes, until it has returned or, on a CUDA device, until it
+/// is enqueued. Meanwhile another thread may only use them in operations that take one of them. An
+/// operation that takes two can deadlock with the step.
 ///
 /// # Example
 ///
@@ -41,7 +54,7 @@ use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub struct DualAdam {
-    /// What the next step has to set in the ledger; candle asks for a setter that cannot fail.
+    /// What the next step sets in the ledger: candle's setter cannot fail, and the ledger's can.
     lr: f64,
     ledger: Ledger,
     table: CoeffsTable,
@@ -61,10 +74,24 @@ enum Moments {
 /// What a step does to one variable.
 #[derive(Clone, Copy)]
 struct Update<'a> {
+    /// The variable's position.
+    index: usize,
     var: &'a Var,
     grad: &'a Tensor,
     /// The index of the coefficients in the step's table.
     coeffs_index: usize,
+}
+
+impl Update<'_> {
+    /// What an error calls the variable.
+    fn name(&self) -> String {
+        name(self.index, self.var)
+    }
+
+    /// What an error calls the gradient.
+    fn grad_name(&self) -> String {
+        grad_name(self.index, self.var)
+    }
 }
 
 impl Optimizer for DualAdam {
@@ -74,12 +101,19 @@ impl Optimizer for DualAdam {
     ///
     /// # Errors
     ///
-    /// For a config that is not valid; and, naming the variable, for a type other than f32, bf16
-    /// and f16, a layout that is not contiguous, a device other than the CPU and CUDA or than the
-    /// first variable's, and memory that another variable has already.
+    /// All but the first and the last name the variable:
+    ///
+    /// - A config that is not valid.
+    /// - A type other than f32, bf16 and f16.
+    /// - A layout that is not contiguous.
+    /// - A device that is not the first variable's, or is neither the CPU nor, with the feature
+    ///   `cuda`, a CUDA device.
+    /// - Memory that is another variable's.
+    /// - What the CUDA driver reports.
     fn new(vars: Vec<Var>, config: DualAdamConfig) -> Result<Self> {
         let vars: Vec<_> = vars.into_iter().filter(|var| !var.dtype().is_int()).collect();
-        let specs: Vec<_> = vars.iter().map(|var| TensorSpec::new(var.elem_count())).collect();
+        let spec = |(index, var): (usize, &Var)| TensorSpec::new(var.elem_count()).with_name(name(index, var));
+        let specs: Vec<_> = vars.iter().enumerate().map(spec).collect();
         let ledger = Ledger::new(&[config], &specs).map_err(candle_core::Error::wrap)?;
         let device = vars.first().map_or(Device::Cpu, |var| var.device().clone());
         let mut owners = HashMap::new();
@@ -93,7 +127,12 @@ impl Optimizer for DualAdam {
             Device::Cpu => Moments::Cpu(vars.iter().map(|var| cpu::Moments::zeros(var.elem_count())).collect()),
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => Moments::Cuda(Box::new(cuda::Moments::zeros(device, &vars)?)),
-            other => bail!("the variables must be on the CPU or a CUDA device, and are on {:?}", other.location()),
+            other => {
+                // The others are on the same device.
+                let first = vars.first().map(|var| name(0, var)).unwrap_or_default();
+                let places = if cfg!(feature = "cuda") { "the CPU or a CUDA device" } else { "the CPU" };
+                bail!("{first} must be on {places}, and is on {:?}", other.location())
+            }
         };
         Ok(Self { lr: config.lr, ledger, table: CoeffsTable::default(), vars, owners, moments })
     }
@@ -102,10 +141,14 @@ impl Optimizer for DualAdam {
     ///
     /// # Errors
     ///
-    /// For a learning rate that is not valid; and, naming the variable, for a gradient of another
-    /// type, shape or device, one that is not contiguous, and one in a variable's memory. Nothing
-    /// is written then, and no step is counted. For what the CUDA driver reports: part of the
-    /// variables may have been written then.
+    /// Nothing is written and no step is counted, unless the CUDA driver failed:
+    ///
+    /// - A learning rate that is not valid.
+    /// - A gradient of another type or shape than its variable's, or on another device. The error
+    ///   names the variable, here and below.
+    /// - A gradient that is not contiguous.
+    /// - A gradient in a variable's memory.
+    /// - What the CUDA driver reports. Part of the variables may have been written then.
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         let grads: Vec<_> = self.vars.iter().map(|var| grads.get(var)).collect();
         self.check_grads(&grads)?;
@@ -126,7 +169,7 @@ impl Optimizer for DualAdam {
         self.lr
     }
 
-    /// Sets the learning rate from the next step on, which fails if it is not valid.
+    /// Sets the learning rate from the next step on. That step fails if the rate is not valid.
     fn set_learning_rate(&mut self, lr: f64) {
         self.lr = lr;
     }
@@ -134,25 +177,19 @@ impl Optimizer for DualAdam {
 
 impl DualAdam {
     fn check_grads(&self, grads: &[Option<&Tensor>]) -> Result<()> {
-        for (index, (var, grads)) in self.vars.iter().zip(grads).enumerate() {
-            let Some(grads) = grads else { continue };
-            if (grads.dtype(), grads.shape()) != (var.dtype(), var.shape()) {
-                let (name, dtype, shape) = (name(index, var), grads.dtype(), grads.shape());
-                bail!("the gradient of {name} must have its type and shape, and has {dtype:?} {shape:?}");
+        for (index, (var, grad)) in self.vars.iter().zip(grads).enumerate() {
+            let Some(grad) = grad else { continue };
+            let name = || grad_name(index, var);
+            if (grad.dtype(), grad.shape()) != (var.dtype(), var.shape()) {
+                bail!("{} must have its type and shape, and has {:?} {:?}", name(), grad.dtype(), grad.shape());
             }
-            if !grads.device().same_device(var.device()) {
-                let (name, place) = (name(index, var), grads.device().location());
-                bail!("the gradient of {name} must be on its device, and is on {place:?}");
+            if !grad.device().same_device(var.device()) {
+                let (own, place) = (var.device().location(), grad.device().location());
+                bail!("{} must be on its device, {own:?}, and is on {place:?}", name());
             }
-            if !grads.is_contiguous() {
-                let (name, strides) = (name(index, var), grads.stride());
-                bail!("the gradient of {name} must be contiguous, and has strides {strides:?}");
-            }
-            if let Some(other) = self.owners.get(&storage_of(grads)) {
-                bail!(
-                    "the gradient of {} must have memory of its own, and has that of variable {other}",
-                    name(index, var)
-                );
+            elements(grad.layout(), name)?;
+            if let Some(other) = self.owners.get(&storage_of(grad)) {
+                bail!("{} must have memory of its own, and has that of variable {other}", name());
             }
         }
         Ok(())
@@ -169,18 +206,16 @@ fn updates<'a>(
     let update = |(index, (var, &grad)): (usize, (&'a Var, &Option<&'a Tensor>))| {
         let Some(grad) = grad else { return Ok(None) };
         let coeffs_index = ledger.coeffs_index(table, index, 1.0).map_err(candle_core::Error::wrap)?;
-        Ok(Some(Update { var, grad, coeffs_index }))
+        Ok(Some(Update { index, var, grad, coeffs_index }))
     };
     vars.iter().zip(grads).enumerate().map(update).collect()
 }
 
 fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
     if !matches!(var.dtype(), DType::F32 | DType::BF16 | DType::F16) {
-        bail!("{} must be f32, bf16 or f16", name(index, var));
+        return wrong_dtype(name(index, var), var.dtype());
     }
-    if !var.is_contiguous() {
-        bail!("{} must be contiguous, and has strides {:?}", name(index, var), var.stride());
-    }
+    elements(var.layout(), || name(index, var))?;
     if !var.device().same_device(device) {
         let (own, first) = (var.device().location(), device.location());
         bail!("{} must be on the first variable's device, {first:?}, and is on {own:?}", name(index, var));
@@ -189,9 +224,32 @@ fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
 }
 
 /// What an error calls a variable, which has no name: its position among those that are not
-/// integers, type and shape.
+/// integers, its type and its shape.
 fn name(index: usize, var: &Var) -> String {
     format!("variable {index} ({:?} {:?})", var.dtype(), var.shape())
+}
+
+fn grad_name(index: usize, var: &Var) -> String {
+    format!("the gradient of {}", name(index, var))
+}
+
+fn wrong_dtype<T>(what: String, dtype: DType) -> Result<T> {
+    bail!("{what} must be f32, bf16 or f16, and is {dtype:?}")
+}
+
+/// An error of a step's call of the library, with the variable that it is about. `update` finds
+/// that by the position among the call's tensors.
+fn named<'a>(
+    error: impl Into<dualadam::Error>,
+    update: impl FnOnce(usize) -> Option<Update<'a>>,
+) -> candle_core::Error {
+    let mut error = error.into();
+    if let dualadam::Error::Tensor(error) = &mut error
+        && let Some(update) = update(error.tensor)
+    {
+        (error.tensor, error.name) = (update.index, Some(update.name().into()));
+    }
+    candle_core::Error::wrap(error)
 }
 
 /// The address of a tensor's storage on the host, which tensors over the same memory share.
@@ -200,10 +258,11 @@ fn storage_of(tensor: &Tensor) -> usize {
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
-/// The elements of the storage that a tensor has, which must be contiguous.
-fn elements(layout: &Layout) -> Result<std::ops::Range<usize>> {
+/// The elements of the storage that a tensor has, which must be contiguous. An error calls the
+/// tensor `name`.
+fn elements(layout: &Layout, name: impl FnOnce() -> String) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a layout must be contiguous, and is {layout:?}");
+        bail!("{} must be contiguous, and has strides {:?}", name(), layout.stride());
     };
     Ok(start..end)
 }

@@ -46,7 +46,7 @@ fn variables_are_written_where_they_are_and_only_with_a_gradient() {
     let mut optimizer = DualAdam::new(vec![a.clone(), b.clone()], DualAdamConfig::adam()).unwrap();
     optimizer.step(&grads(&[(&a, &[1.0, -1.0])])).unwrap();
     assert_eq!((values(&a), values(&b)), (vec![0.999, -1.999], vec![3.0]));
-    // Its first step, as its own: a first step of Adam is lr.
+    // Each variable counts its own steps. This is the first of `b`, and Adam's first step is lr.
     optimizer.step(&grads(&[(&a, &[0.0, 0.0]), (&b, &[0.5])])).unwrap();
     assert_eq!(values(&b), [2.999]);
     assert_eq!([address(&a), address(&b)], places);
@@ -90,7 +90,7 @@ fn bad_variables_are_refused_by_name() {
     };
     let (x, wide) = (var(&[1.0]), Var::zeros((2, 3), DType::F64, &Device::Cpu).unwrap());
     let error = refused(vec![x.clone(), wide], DualAdamConfig::adam());
-    assert_eq!(error, "variable 1 (F64 [2, 3]) must be f32, bf16 or f16");
+    assert_eq!(error, "variable 1 (F64 [2, 3]) must be f32, bf16 or f16, and is F64");
     let error = refused(vec![x.clone(), var(&[1.0]), x.clone()], DualAdamConfig::adam());
     assert_eq!(error, "variable 2 (F32 [1]) must have memory of its own, and shares that of variable 0");
     let error = refused(vec![x], DualAdamConfig::adam().with_lr(f64::NAN));
@@ -191,7 +191,7 @@ impl Rounded {
     /// fma(weight, to - self, self), where `to - self` is rounded once.
     fn lerp(self, weight: Self, to: f64) -> Self {
         let way = Self { value: to - self.value, error: 0.0 };
-        // What `self` is off counts by 1 - weight.
+        // The error of `self` counts with the factor 1 - weight.
         let own = (1.0 - weight.value + weight.error) * self.error;
         let subtraction = (weight.value + weight.error) * U * (way.value.abs() + self.error);
         let error = own + subtraction + weight.error * way.value.abs();
@@ -242,8 +242,8 @@ fn candles([p, m, v]: [Rounded; 3], config: &ParamsAdamW, grad: f64, bc1: f64, b
     [p.mul(Rounded::constant(1.0 - config.lr * config.weight_decay)).sub(update), m, v]
 }
 
-/// At ξ = 1, within what the roundings of both can add up to. The gradients are given, so that none
-/// feeds back.
+/// At ξ = 1, the two differ by at most the sum of their error bounds. The gradients are given, so
+/// that no difference feeds back.
 #[test]
 fn with_switching_rate_1_it_is_candles_adamw() {
     const LEN: usize = 1_000;

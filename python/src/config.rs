@@ -39,7 +39,7 @@ impl Schedule {
     #[staticmethod]
     fn linear_until(step: u64) -> PyResult<Self> {
         if step == 0 {
-            return Err(PyValueError::new_err("switching_steps must be at least 1, got 0"));
+            return Err(PyValueError::new_err("step must be at least 1, got 0"));
         }
         Self::checked(SwitchSchedule::linear_until(step))
     }
@@ -66,24 +66,10 @@ impl Schedule {
     /// The schedule whose `as_tuple` is `parts`, a tuple or a list.
     #[staticmethod]
     fn from_tuple(parts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let wrong = || {
+        let inner = schedule_of(parts).ok_or_else(|| {
             let text = "schedule must be a dualadam.Schedule, or what its as_tuple gives, such as ('linear', 0.00625)";
-            PyValueError::new_err(format!("{text}; got {parts}"))
-        };
-        let kind: String = parts.get_item(0).and_then(|kind| kind.extract()).map_err(|_| wrong())?;
-        let inner = match (kind.as_str(), parts.len()?) {
-            ("linear", 2) => SwitchSchedule::Linear { switching_rate: parts.get_item(1)?.extract()? },
-            ("linear_early_drop", 2) => {
-                SwitchSchedule::LinearEarlyDrop { switching_rate: parts.get_item(1)?.extract()? }
-            }
-            ("exponential", 4) => SwitchSchedule::Exponential {
-                base: parts.get_item(1)?.extract()?,
-                period: parts.get_item(2)?.extract()?,
-                cutoff: parts.get_item(3)?.extract()?,
-            },
-            ("fixed", 2) => SwitchSchedule::Fixed { switching_step: parts.get_item(1)?.extract()? },
-            _ => return Err(wrong()),
-        };
+            PyValueError::new_err(format!("{text}; got {parts:?}"))
+        })?;
         Self::checked(inner)
     }
 
@@ -128,6 +114,21 @@ impl Schedule {
         let make = py.get_type::<Self>().getattr("from_tuple")?;
         Ok((make, PyTuple::new(py, [self.as_tuple(py)?])?))
     }
+}
+
+/// The schedule that has these plain values, if there is one.
+fn schedule_of(parts: &Bound<'_, PyAny>) -> Option<SwitchSchedule> {
+    let part = |index: usize| parts.get_item(index).ok();
+    let number = |index: usize| part(index)?.extract::<f64>().ok();
+    let steps = |index: usize| part(index)?.extract::<u64>().ok();
+    let kind: String = part(0)?.extract().ok()?;
+    Some(match (kind.as_str(), parts.len().ok()?) {
+        ("linear", 2) => SwitchSchedule::Linear { switching_rate: number(1)? },
+        ("linear_early_drop", 2) => SwitchSchedule::LinearEarlyDrop { switching_rate: number(1)? },
+        ("exponential", 4) => SwitchSchedule::Exponential { base: number(1)?, period: steps(2)?, cutoff: number(3)? },
+        ("fixed", 2) => SwitchSchedule::Fixed { switching_step: steps(1)? },
+        _ => return None,
+    })
 }
 
 /// Checked hyperparameters of one parameter group.

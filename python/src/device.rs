@@ -19,7 +19,8 @@ pub(crate) fn kernels(device: i32) -> PyResult<Kernels> {
     if let Some(kernels) = loaded.get(&device) {
         return Ok(kernels.clone());
     }
-    let ordinal = usize::try_from(device).map_err(|_| PyValueError::new_err(format!("there is no cuda:{device}")))?;
+    let text = || format!("the number of a CUDA device must be at least 0, got {device}");
+    let ordinal = usize::try_from(device).map_err(|_| PyValueError::new_err(text()))?;
     let kernels = Kernels::new(ordinal).map_err(plain)?;
     loaded.insert(device, kernels.clone());
     Ok(kernels)
@@ -30,10 +31,10 @@ pub(crate) fn stream(handle: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(handle)
 }
 
-/// Fails if a graph is being captured on torch's current stream: the graph would repeat what `what`
-/// enqueues there.
+/// Fails if a graph is being captured on `handle`, torch's current stream: the graph would repeat
+/// what `what` enqueues there.
 pub(crate) fn refuse_capture(kernels: &Kernels, handle: usize, what: &'static str) -> PyResult<()> {
-    // SAFETY: torch's current stream is live.
+    // SAFETY: `handle` is torch's current stream, so it is live.
     let is_captured = unsafe { kernels.is_captured(stream(handle)) }.map_err(plain)?;
     if is_captured { Err(plain(CudaError::Captured { what })) } else { Ok(()) }
 }

@@ -140,17 +140,20 @@ impl Tensor {
             6 => "bool",
             code => return format!("DLPack type {code} of {} bits", self.dtype.bits),
         };
-        format!("{kind}{}", self.dtype.bits)
+        let lanes = if self.dtype.lanes == 1 { String::new() } else { format!("x{}", self.dtype.lanes) };
+        format!("{kind}{}{lanes}", self.dtype.bits)
     }
 
     pub(crate) fn shape(&self) -> &[i64] {
-        // SAFETY: DLPack's producer gave `ndim` extents, which live as long as its tensor.
+        // SAFETY: the producer gave `ndim` extents, which live as long as its tensor keeps them. An
+        // `Imported` has the tensor's capsule. Whoever looked at a tensor object reads them before
+        // it can change (`Exchange::look`'s second requirement).
         unsafe { entries(self.shape, self.ndim) }
     }
 
     /// The strides, in elements. A producer may leave them out for a tensor in row-major order.
     pub(crate) fn strides(&self) -> Option<&[i64]> {
-        // SAFETY: DLPack's producer gave `ndim` strides, which live as long as its tensor.
+        // SAFETY: as for `shape`, of which there are as many.
         (self.ndim == 0 || !self.strides.is_null()).then(|| unsafe { entries(self.strides, self.ndim) })
     }
 
@@ -207,10 +210,15 @@ struct Functions {
 /// Holds a tensor's memory.
 pub(crate) struct Held(ptr::NonNull<Managed>);
 
+// SAFETY: DLPack lets any thread call the deleter, which wants the interpreter attached. Whoever
+// drops a `Held` has it attached: it is part of a Python object and of calls from Python.
+unsafe impl Send for Held {}
+
 impl Drop for Held {
     fn drop(&mut self) {
         // SAFETY: `hold` got this pointer from a producer, and this is the only call of its
-        // deleter.
+        // deleter. The interpreter is attached: a `Held` is part of a Python object and of calls
+        // from Python.
         unsafe {
             if let Some(deleter) = self.0.as_ref().deleter {
                 deleter(self.0.as_ptr());
@@ -241,7 +249,9 @@ impl Exchange {
         // name.
         let functions = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), NAME.as_ptr()) } as *const Functions;
         if functions.is_null() {
-            return Err(PyErr::fetch(kind.py()));
+            let error = PyErr::fetch(kind.py());
+            let text = format!("{kind}'s __dlpack_c_exchange_api__ must be a capsule of the name {NAME:?}, got");
+            return Err(PyTypeError::new_err(format!("{text} {capsule}: {error}")));
         }
         // SAFETY: DLPack says that a capsule of this name points to such a table, which lives until
         // the process ends, and that the tables of all versions begin with `version` and
@@ -249,17 +259,17 @@ impl Exchange {
         let functions = unsafe {
             if (*functions).version.major != MAJOR {
                 let text =
-                    format!("DLPack's table must be of version 1, {kind}'s is of {}", (*functions).version.major);
+                    format!("DLPack's table of {kind} must be of version 1, it is of {}", (*functions).version.major);
                 return Err(PyTypeError::new_err(text));
             }
             &*functions
         };
-        match (functions.managed_from_object, functions.tensor_from_object, functions.current_stream) {
-            (Some(managed_from_object), Some(tensor_from_object), Some(current_stream)) => {
-                Ok(Self { managed_from_object, tensor_from_object, current_stream })
-            }
-            _ => Err(PyTypeError::new_err(format!("DLPack's table of {kind} lacks a function"))),
-        }
+        let lacks = |name: &str| PyTypeError::new_err(format!("DLPack's table of {kind} must have {name}, got null"));
+        Ok(Self {
+            managed_from_object: functions.managed_from_object.ok_or_else(|| lacks("managed_from_object"))?,
+            tensor_from_object: functions.tensor_from_object.ok_or_else(|| lacks("tensor_from_object"))?,
+            current_stream: functions.current_stream.ok_or_else(|| lacks("current_stream"))?,
+        })
     }
 
     /// What a tensor object is at this moment. None if it cannot be seen in this way, such as a
@@ -268,7 +278,8 @@ impl Exchange {
     /// # Safety
     ///
     /// - `object` is a live object of the type that the table is of.
-    /// - The answer's shape and strides are only read while the tensor lives and keeps them.
+    /// - The answer's shape and strides are only read while the tensor lives and keeps them: before
+    ///   other code can run, which could change the tensor.
     pub(crate) unsafe fn look(&self, object: *mut ffi::PyObject) -> Option<Tensor> {
         let mut tensor = Tensor::EMPTY;
         // SAFETY: `object` is live and of this type, and the caller reads the answer in time (this
@@ -314,11 +325,12 @@ impl Exchange {
     /// The framework's current stream.
     pub(crate) fn current_stream(&self, py: Python<'_>, device: Device) -> PyResult<*mut c_void> {
         let mut stream = ptr::null_mut();
-        // SAFETY: `stream` is a place for the answer.
+        // SAFETY: the table's function takes any device, and `stream` is a place for the answer.
         if unsafe { (self.current_stream)(device.kind, device.id, &mut stream) } == 0 {
             return Ok(stream);
         }
-        Err(PyErr::take(py).unwrap_or_else(|| PyRuntimeError::new_err(format!("{device} has no current stream"))))
+        let text = || format!("DLPack's table must know the current stream of {device}, it gives none");
+        Err(PyErr::take(py).unwrap_or_else(|| PyRuntimeError::new_err(text())))
     }
 }
 
@@ -352,11 +364,13 @@ pub(crate) fn import<'py>(object: &Bound<'py, PyAny>, what: &str, stream: Option
         Err(error) if error.is_instance_of::<PyTypeError>(py) => method.call((), Some(&keywords))?,
         answer => answer?,
     };
-    let capsule: Bound<'py, PyCapsule> =
-        capsule.cast_into().map_err(|_| PyTypeError::new_err(format!("{what}.__dlpack__() must give a capsule")))?;
+    let capsule: Bound<'py, PyCapsule> = capsule.cast_into().map_err(|error| {
+        let kind = error.into_inner().get_type();
+        PyTypeError::new_err(format!("{what}.__dlpack__() must give a capsule, it gave {kind}"))
+    })?;
     // The capsule keeps its name and so its tensor, which it frees when it is freed.
-    // SAFETY: `capsule` is live. DLPack says what capsules of these two names point to, and that
-    // all major versions have `version` at the same place.
+    // SAFETY: `capsule` is live, and no other code runs in this block. DLPack says what capsules of
+    // these two names point to, and that all major versions have `version` at the same place.
     unsafe {
         let pointer = capsule.as_ptr();
         if ffi::PyCapsule_IsValid(pointer, c"dltensor_versioned".as_ptr()) != 0 {
@@ -373,5 +387,6 @@ pub(crate) fn import<'py>(object: &Bound<'py, PyAny>, what: &str, stream: Option
             return Ok(Imported { _capsule: capsule, tensor: (*managed).tensor, is_read_only: false });
         }
     }
-    Err(PyTypeError::new_err(format!("{what}.__dlpack__() must give a capsule of a DLPack tensor")))
+    let text = format!("{what}.__dlpack__() must give a capsule of a DLPack tensor, it gave {capsule}");
+    Err(PyTypeError::new_err(text))
 }

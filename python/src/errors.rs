@@ -1,5 +1,7 @@
 //! The library's errors as Python exceptions.
 
+use std::error::Error as _;
+
 use dualadam::cuda::CudaError;
 use dualadam::{Error, TensorProblem};
 use pyo3::PyErr;
@@ -7,7 +9,8 @@ use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError}
 
 /// The exception for an error about the tensor that `place` names, or about none if that is empty.
 pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
-    let text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
+    let text = text_of(error);
+    let text = if place.is_empty() { text } else { format!("{place}: {text}") };
     let problem = if let Error::Tensor(error) = error { Some(error.problem) } else { None };
     match (error, problem) {
         (_, Some(TensorProblem::Formats { .. })) => PyTypeError::new_err(text),
@@ -15,6 +18,17 @@ pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
         (Error::Cuda(error), _) if !is_about_arguments(error) => PyRuntimeError::new_err(text),
         _ => PyValueError::new_err(text),
     }
+}
+
+/// The message of an error, and those of its causes.
+fn text_of(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Whether the caller can give other arguments in place of those that the error is about.
@@ -34,7 +48,12 @@ pub(crate) fn plain(error: impl Into<Error>) -> PyErr {
     exception(&error.into(), "")
 }
 
-/// The tensor of the list that an error is about.
-pub(crate) fn tensor_of(error: &Error) -> Option<usize> {
-    if let Error::Tensor(error) = error { Some(error.tensor) } else { None }
+/// The tensors of the list that an error is about: the one with the problem, and another that it
+/// overlaps.
+pub(crate) fn tensors_of(error: &Error) -> Vec<usize> {
+    let Error::Tensor(error) = error else { return Vec::new() };
+    match error.problem {
+        TensorProblem::Overlap { other_tensor, .. } if other_tensor != error.tensor => vec![error.tensor, other_tensor],
+        _ => vec![error.tensor],
+    }
 }

@@ -1,23 +1,36 @@
 //! The native module of the Python package. It takes Python objects and passes addresses to the
 //! library; it has no arithmetic.
 
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::dbg_macro
+)]
+
 mod config;
 mod device;
 mod dlpack;
 mod errors;
 mod layout;
+mod steering;
 mod step;
 mod threads;
 mod torch;
 
 /// What the Python files of the package import.
 ///
-/// A step follows references that lists and dicts lend, which the interpreter's lock keeps as they
-/// are.
+/// A step takes references to what dicts lend it. Between the look into a dict and that, only the
+/// interpreter's lock keeps other threads from changing the dict.
 #[pyo3::pymodule(gil_used = true)]
 mod _dualadam {
     #[pymodule_export]
     use crate::config::{Config, Schedule};
+    #[pymodule_export]
+    use crate::steering::multiplier;
     #[pymodule_export]
     use crate::step::step;
     #[pymodule_export]

@@ -35,8 +35,10 @@ const LEGACY_STREAM: i64 = 1;
 ///
 /// On the CPU, the step is done when the call returns. On a CUDA device, the call enqueues the step
 /// on `stream`, a CUDA stream's handle as an integer; None is the legacy default stream. The
-/// producers of the arrays order their own work before it. The arrays must live until the step has
-/// run, and no other stream may use them until then.
+/// producers of the arrays order their own work before it.
+///
+/// The arrays must keep their memory until the step is done, and no other thread or stream may use
+/// them until then.
 ///
 /// Raises, before anything is written:
 ///
@@ -64,7 +66,10 @@ pub(crate) fn step(
         (CPU, None) => None,
         (CUDA, None | Some(0)) => Some(LEGACY_STREAM),
         (CUDA, Some(handle)) => Some(handle as i64),
-        (CPU, Some(_)) => return Err(PyValueError::new_err("stream must be None for arrays on the CPU")),
+        (CPU, Some(handle)) => {
+            let text = format!("stream must be None for arrays on the CPU, got {handle}");
+            return Err(PyValueError::new_err(text));
+        }
         _ => return Err(PyValueError::new_err(format!("param must be on the CPU or on CUDA, it is on {device}"))),
     };
     let import = |object, name| dlpack::import(object, name, consumer).map(|imported| (name, imported));
@@ -92,16 +97,16 @@ pub(crate) fn step(
     tensor.master = master.as_ref().map(buffer).transpose()?;
     if device.kind == CPU {
         // SAFETY: the imported capsules keep the arrays alive. They have these types and lengths,
-        // and those that are written are writable. The caller sees to it that nothing else uses
-        // them meanwhile, as for any function that releases the interpreter's lock.
+        // and those that are written are writable. The caller sees to it that they keep their
+        // memory and that nothing else uses it meanwhile (this function's documentation).
         return py.detach(|| unsafe { cpu::step_raw(&tensor, &coeffs) }).map_err(plain);
     }
     let kernels = device::kernels(device.id)?;
     py.detach(|| {
         let stream = device::stream(stream.unwrap_or(0));
         // SAFETY: the producers say that this is memory of the device, of these types and lengths.
-        // The caller gives a live stream, keeps the arrays alive and leaves them alone on other
-        // streams until the step has run (this function's documentation).
+        // The caller gives a live stream, and sees to it that the arrays keep their memory and that
+        // nothing else uses it until the step has run (this function's documentation).
         unsafe { kernels.step_raw(&tensor, &coeffs, stream) }
     })
     .map_err(plain)
@@ -111,7 +116,9 @@ type Named<'py> = (&'static str, Imported<'py>);
 
 fn device_of(object: &Bound<'_, PyAny>) -> PyResult<Device> {
     let missing = |_| PyTypeError::new_err(format!("param must have __dlpack_device__, got {}", object.get_type()));
-    let (kind, id): (i32, i32) = object.getattr("__dlpack_device__").map_err(missing)?.call0()?.extract()?;
+    let device = object.getattr("__dlpack_device__").map_err(missing)?.call0()?;
+    let text = || format!("param.__dlpack_device__() must give two integers, it gave {device:?}");
+    let (kind, id) = device.extract().map_err(|_| PyTypeError::new_err(text()))?;
     Ok(Device { kind, id })
 }
 

@@ -36,8 +36,8 @@ pub(crate) const FILES: [&str; 7] = [
 
 /// Folders and files that go along at the places that they have here, relative to which the Python
 /// package's tests find them.
-const PYTHON_TESTS: [&str; 5] =
-    ["python/tests", "python/pyproject.toml", "python/README.md", "README.md", "tests/golden"];
+const PYTHON_TESTS: [&str; 6] =
+    ["python/tests", "python/pyproject.toml", "python/README.md", "README.md", "tests/golden", "variants.txt"];
 
 /// What the Python package's tests need beside torch and NumPy, which the machine must have.
 const PYTHON_PACKAGES: [&str; 2] = ["pytest", "safetensors"];

@@ -1,6 +1,8 @@
 """Parameter groups: their options, the checks of these, and their way through state dicts."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -56,7 +58,7 @@ def refuse(options: dict[str, Any]) -> None:
     """Fails if an option is set that other optimizers have and DualAdam does not."""
     for name, reason in REFUSED.items():
         if options.get(name):
-            raise ValueError(f"{name} must not be set: {reason}")
+            raise ValueError(f"{name} must not be set, got {options[name]!r}: {reason}")
 
 
 def has_schedule(group: dict[str, Any]) -> bool:
@@ -80,8 +82,11 @@ def schedule_of(
     rate: float | None, steps: int | None, schedule: Any | None
 ) -> tuple[str | float, ...] | None:
     """The schedule as a group keeps it: plain values, which every kind of checkpoint can store."""
-    if sum(value is not None for value in (rate, steps, schedule)) > 1:
-        raise ValueError("only one of switching_rate, switching_steps and schedule must be given")
+    all_three = {"switching_rate": rate, "switching_steps": steps, "schedule": schedule}
+    given = [name for name, value in all_three.items() if value is not None]
+    if len(given) > 1:
+        text = "only one of switching_rate, switching_steps and schedule must be given, got"
+        raise ValueError(f"{text} {' and '.join(given)}")
     if rate is not None:
         return Schedule.linear(number("switching_rate", rate)).as_tuple()
     if steps is not None:
@@ -100,9 +105,18 @@ def _as_schedule(schedule: Any) -> Schedule:
     return schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)
 
 
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Puts `what` before the text of an error of a wrong argument."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
 def config_of(group: dict[str, Any], index: int) -> Config:
     """The hyperparameters of the `index`-th group, checked by the library."""
-    try:
+    with _naming(f"group {index}"):
         for name in ("decoupled_weight_decay", "maximize", "capturable", "master_weights"):
             if not isinstance(group[name], bool):
                 raise TypeError(f"{name} must be True or False, got {group[name]!r}")
@@ -120,25 +134,24 @@ def config_of(group: dict[str, Any], index: int) -> Config:
             inverse_term=group["inverse_term"],
             maximize=group["maximize"],
         )
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"group {index}: {error}") from None
 
 
 def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> dict[str, Any]:
     """A group that is to be added as the `index`-th, checked wholly."""
     if not isinstance(given, dict):
-        raise TypeError(f"param_group must be a dict, but got {type(given)}")
+        raise TypeError(f"group {index} must be a dict, got {type(given)}")
     group = dict(given)
-    refuse(group)
-    rate, steps = group.pop("switching_rate", None), group.pop("switching_steps", None)
-    schedule = schedule_of(rate, steps, group.get("schedule"))
-    if schedule is not None:
-        group["schedule"] = schedule
-    elif "schedule" not in defaults:
-        raise ValueError(HOW_TO_CHOOSE)
+    with _naming(f"group {index}"):
+        refuse(group)
+        rate, steps = group.pop("switching_rate", None), group.pop("switching_steps", None)
+        schedule = schedule_of(rate, steps, group.get("schedule"))
+        if schedule is not None:
+            group["schedule"] = schedule
+        elif "schedule" not in defaults:
+            raise ValueError(HOW_TO_CHOOSE)
     unknown = ", ".join(sorted(set(group).difference(_OPTIONS, _OTHER_KEYS)))
     if unknown:
-        raise ValueError(f"a parameter group must have only options of DualAdam, got {unknown}")
+        raise ValueError(f"group {index} must have only options of DualAdam, got {unknown}")
     config_of({**defaults, **group}, index)
     _check_params(group, index)
     return group
@@ -184,12 +197,14 @@ def loaded_groups(
         if missing:
             text = f"{what} must be that of a DualAdam or Adam, it has no {', '.join(missing)}"
             raise ValueError(text)
-        refuse({"amsgrad": other.get("amsgrad")})
+        with _naming(what):
+            refuse({"amsgrad": other.get("amsgrad")})
         options = {key: deepcopy(value) for key, value in other.items() if key not in _IGNORED}
         if isinstance(options.get("betas"), list):
             options["betas"] = tuple(options["betas"])
         if "schedule" in options:
-            options["schedule"] = _as_schedule(options["schedule"]).as_tuple()
+            with _naming(what):
+                options["schedule"] = _as_schedule(options["schedule"]).as_tuple()
         group = {**own, **options, "params": own["params"]}
         config_of(group, index)
         loaded.append(group)

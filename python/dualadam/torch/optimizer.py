@@ -199,8 +199,14 @@ class DualAdam(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step of every parameter that has a gradient.
 
-        A parameter without a gradient stays as it is, its count of steps too. If an exception is
-        raised, nothing was stepped. Only where a driver fails, the devices before that one were.
+        A parameter without a gradient stays as it is, and so does its count of steps. If an
+        exception is raised, nothing was stepped, unless a driver failed: then the devices before
+        that one were.
+
+        During the step, no other thread may use the parameters, gradients and states. Python code
+        that the step runs, such as a property of a parameter's subclass, must not free their memory
+        or give them other memory. On CUDA, the caller orders this work against other streams' uses
+        of the tensors, as for any optimizer of torch's.
 
         Args:
             closure: evaluates the model again and returns the loss, which `step` returns.
@@ -228,7 +234,7 @@ class DualAdam(Optimizer):
             if isinstance(lr, Tensor):
                 device_lr = lr if lr.is_cuda else None
                 # The step's kernel reads an lr on a device there.
-                lr = 0.0 if lr.is_cuda else number("lr", lr)
+                lr = 0.0 if lr.is_cuda else number(f"group {index}: lr", lr)
             options = (
                 lr,
                 group["betas"],

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualadam._dualadam import multiplier as multiplier_of
+
 # For each CUDA device, by its number: the loss scale and found-inf as scalars on it.
 Scalars = list[tuple[int, Tensor | None, Tensor | None]]
 
@@ -19,12 +21,11 @@ def scaling(
     devices = {param.device for group in groups for param in group["params"]}
     multiplier = 1.0
     if any(device.type == "cpu" for device in devices):
-        if found_inf is not None and float(found_inf) != 0:
-            return None
         scale = 1.0 if grad_scale is None else float(grad_scale)
-        if scale == 0:
-            raise ValueError("grad_scale must not be 0")
-        multiplier = 1.0 / scale
+        formed = multiplier_of(scale, 0.0 if found_inf is None else float(found_inf))
+        if formed is None:
+            return None
+        multiplier = formed
     on_cuda = [device for device in devices if device.type == "cuda"]
     scalars = [
         (device.index, _on(device, grad_scale), _on(device, found_inf)) for device in on_cuda

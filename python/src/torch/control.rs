@@ -31,7 +31,11 @@ pub(super) fn control_for(
     let step = |(index, counter): (usize, &Counter)| match *counter {
         Counter::Device(address) => Ok(Some(address)),
         Counter::Unused => Ok(before(index)),
-        _ => Err(PyRuntimeError::new_err("a step is on the host, and others on the device")),
+        _ => {
+            let (group, position) = places[index];
+            let text = format!("step of parameter {position} of group {group} must be on {device}, it is on the host");
+            Err(PyRuntimeError::new_err(text))
+        }
     };
     let steps = counters.iter().enumerate().map(step).collect::<PyResult<Vec<_>>>()?;
     let set = |(place, step): (&Place, Option<u64>)| {
@@ -47,7 +51,7 @@ pub(super) fn control_for(
                 if old_group.config != group.config {
                     // SAFETY: `stream` is torch's current stream in this step, so it is live. All
                     // steps with this control are on torch's current streams, and the caller of
-                    // `DualAdam.step` orders work on these, as for any optimizer of torch's.
+                    // `DualAdam.step` orders these (that method's documentation).
                     unsafe { old.control.set_config(index, group.config, device::stream(stream)) }.map_err(plain)?;
                     *old_group = *group;
                 }

@@ -23,10 +23,18 @@ pub(super) enum Counter {
     Unused,
 }
 
+// SAFETY: a pointer alone reads and writes nothing. What follows it says what must hold then.
+unsafe impl Send for Counter {}
+
 impl Counter {
     /// The counter of a parameter on `device`, or None if `tensor` cannot be one.
+    ///
+    /// # Safety
+    ///
+    /// - No code that could free or replace the memory of `tensor` has run since it was looked at.
+    /// - If it is in the host's memory, its storage has all its elements.
     #[inline]
-    pub(super) fn of(tensor: &Tensor, device: Device) -> Option<Self> {
+    pub(super) unsafe fn of(tensor: &Tensor, device: Device) -> Option<Self> {
         let address = tensor.address();
         if tensor.len() != 1 || address == 0 {
             return None;
@@ -42,8 +50,8 @@ impl Counter {
         if !address.is_multiple_of(if tensor.is_of(Dtype::F32) { 4 } else { 8 }) {
             return None;
         }
-        // SAFETY: `tensor` was just seen: one element of the type that is read, in the host's
-        // memory, aligned to its size.
+        // SAFETY: `tensor` has one element of the type that is read, in the host's memory, aligned
+        // to its size. The memory is still there, and it is whole (this function's requirements).
         unsafe {
             if tensor.is_of(Dtype::F32) {
                 let value = *place.cast::<f32>();
@@ -74,8 +82,8 @@ impl Counter {
     /// - The tensor that the counter was made from still has its memory, and no one else uses it
     ///   during the call.
     pub(super) unsafe fn advance(&self) {
-        // SAFETY: `place` is that tensor's memory, of this type (`of`), and is still there (this
-        // function's requirement).
+        // SAFETY: `place` is that tensor's memory, of this type (`of`). It is still there, and no
+        // one else uses it (this function's requirement).
         unsafe {
             match *self {
                 Self::F32(place, steps) => *place = (steps + 1) as f32,

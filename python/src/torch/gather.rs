@@ -1,20 +1,21 @@
 //! The first half of a step: each parameter is looked at and goes into its device's list.
 
 use dualadam::{Dtype, RawBuffer, RawTensor};
-use pyo3::ffi;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::dlpack::{CPU, CUDA, Device, Tensor};
-use crate::layout::{is_dense, is_same};
+use crate::layout::{Layout, is_dense, is_same};
 
 use super::Place;
 use super::counter::Counter;
 use super::group::Group;
-use super::known::Known;
+use super::known::{Known, Seen};
 use super::list::List;
-use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States};
+use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States, addresses};
 use super::stepper::Steps;
+use super::tensors::Plain;
 
 /// One parameter in the course of a step.
 #[derive(Clone, Copy)]
@@ -32,37 +33,49 @@ impl At {
     }
 }
 
+/// The plain tensors of one parameter that has a gradient and a state.
+struct Parts<'py> {
+    param: Plain<'py>,
+    grad: Plain<'py>,
+    exp_avg: Plain<'py>,
+    exp_avg_sq: Plain<'py>,
+    step: Plain<'py>,
+    master: Option<Plain<'py>>,
+}
+
 impl Steps {
     /// Looks at all parameters. Returns the places of those that are not in order.
+    ///
+    /// Python code can run here: properties of parameters that are no plain tensors, and whatever
+    /// else the interpreter runs when an object is made or freed. It may change lists, dicts and
+    /// attributes.
     pub(super) fn gather(
         &mut self,
-        py: Python<'_>,
         state: &Bound<'_, PyDict>,
         groups: &[Group<'_>],
         grads: Option<&Bound<'_, PyDict>>,
         is_controlled: bool,
     ) -> PyResult<Vec<Place>> {
         self.lists.iter_mut().for_each(List::clear);
-        self.known.resize_with(groups.iter().map(|group| group.params.len()).sum(), || None);
+        let counts: Vec<_> = groups.iter().map(|group| group.params.len()).collect();
+        self.known.resize_with(counts.iter().sum(), || None);
         let mut states = States::new(state);
         let (mut odd, mut flat) = (Vec::new(), 0);
-        for (group_index, group) in groups.iter().enumerate() {
-            for index in 0..group.params.len() {
+        for (group_index, (group, &count)) in groups.iter().zip(&counts).enumerate() {
+            for index in 0..count {
                 let at = At { place: (group_index, index), flat, has_masters: group.has_masters };
                 flat += 1;
-                // SAFETY: `params` is a live list. It lends the object that it returns; beyond its
-                // end, it returns null and sets an exception.
-                let param = unsafe { ffi::PyList_GetItem(group.params.as_ptr(), index as isize) };
-                let state = states.of(param);
-                if grads.is_none() && self.gather_known(py, at, param, state)? {
+                let param = group.params.get_item(index).map_err(|_| {
+                    let text = format!("group {group_index} must keep its {count} parameters during a step, it has");
+                    PyRuntimeError::new_err(format!("{text} {}", group.params.len()))
+                })?;
+                let state = states.of(&param);
+                if grads.is_none()
+                    && let Some(state) = &state
+                    && self.gather_known(at, &param, state)?
+                {
                     continue;
                 }
-                // SAFETY: `param` is null with an exception set, or lent by the list, which is
-                // alive.
-                let param = unsafe { Bound::from_borrowed_ptr_or_err(py, param) }?;
-                // SAFETY: `state` is null, or lent by the dict of states, which the caller of
-                // `DualAdam.step` does not change during the step.
-                let state = unsafe { Bound::from_borrowed_ptr_or_opt(py, state) };
                 let replaced = grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten();
                 let grad = replaced.map_or_else(|| self.tensors.grad_of(&param), Ok)?;
                 if !self.gather_one(at, &param, grad, state)? {
@@ -79,24 +92,17 @@ impl Steps {
     /// Puts a parameter into its device's list if it is as it was in the step before, and has a
     /// gradient like it. Returns whether it did.
     #[inline]
-    fn gather_known(
-        &mut self,
-        py: Python<'_>,
-        at: At,
-        param: *mut ffi::PyObject,
-        state: *mut ffi::PyObject,
-    ) -> PyResult<bool> {
+    fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
-        if state.is_null() || !known.is_of(param, at.has_masters) {
+        if !known.is_of(param, at.has_masters) {
             return Ok(false);
         }
         // `param` is a plain tensor: only such parameters become known.
-        let Some(grad) = self.tensors.grad_of_plain(py, param)? else { return Ok(false) };
-        let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.known_entries(state), grad.as_ptr())
-        else {
+        let Some(grad) = self.tensors.grad_of_plain(param)? else { return Ok(false) };
+        let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.addresses(state), &grad) else {
             return Ok(false);
         };
-        let device = known.device;
+        let device = known.device();
         self.tensors.keep(grad.unbind());
         self.list_of(device).push(at.place, tensor, counter);
         Ok(true)
@@ -110,72 +116,83 @@ impl Steps {
         grad: Bound<'py, PyAny>,
         state: Option<Bound<'py, PyAny>>,
     ) -> PyResult<bool> {
-        let py = param.py();
         if grad.is_none() {
             self.skip(at, param)?;
             return Ok(true);
         }
-        let grad_now = self.tensors.look_at_grad(py, param, &grad)?;
-        self.tensors.keep(grad.unbind());
-        let (Some(grad_now), Some(state)) = (grad_now, state) else { return Ok(false) };
-        let Some(entries) = self.names.entries(py, &state)? else { return Ok(false) };
-        let Some(param_now) = self.tensors.look(py, param.as_ptr())? else { return Ok(false) };
-        let Some((tensor, counter)) = self.look_at_all(py, at, &param_now, &grad_now, &entries)? else {
-            return Ok(false);
+        // What may run Python code comes first. What the tensors are is seen after that.
+        let Some((parts, entries)) = self.parts(at, param, &grad, state)? else { return Ok(false) };
+        let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
+        let (device, tensor) = (seen.device, seen.tensor);
+        let before = self.known[at.flat].take();
+        let before =
+            before.filter(|known| known.is_of(param, at.has_masters) && known.has_entries(&addresses(&entries)));
+        self.known[at.flat] = match before {
+            Some(before) => before.renewed(seen),
+            None => Known::new(&self.tensors, param, entries, seen, at.has_masters),
         };
-        let known = &mut self.known[at.flat];
-        let before = known.take().filter(|known| known.is_of(param.as_ptr(), at.has_masters));
-        *known = before
-            .and_then(|before| before.renewed(&entries, &param_now, tensor))
-            .or_else(|| Known::new(&self.tensors, param, &entries, &param_now, tensor, at.has_masters));
-        self.tensors.keep(state.unbind());
-        self.list_of(param_now.device).push(at.place, tensor, counter);
+        self.list_of(device).push(at.place, tensor, counter);
         Ok(true)
     }
 
     /// Puts a parameter without a gradient into its device's list, if the kernels take its type.
     fn skip(&mut self, at: At, param: &Bound<'_, PyAny>) -> PyResult<()> {
-        let Some(param) = self.tensors.look(param.py(), param.as_ptr())? else { return Ok(()) };
+        let Some(param) = self.tensors.plain(param)? else { return Ok(()) };
+        let Some(param) = self.tensors.look(&param) else { return Ok(()) };
         let Some(dtype) = param.dtype() else { return Ok(()) };
         self.list_of(param.device).push_skipped(at.place, dtype, at.has_master(dtype), param.len());
         Ok(())
     }
 
-    /// The parameter as a list has it, if all its tensors are in order.
-    fn look_at_all(
+    /// The plain tensors of a parameter, and the objects in its state. None if there is no state,
+    /// or if a tensor is missing.
+    fn parts<'py>(
         &mut self,
-        py: Python<'_>,
         at: At,
-        param: &Tensor,
-        grad: &Tensor,
-        entries: &Entries,
-    ) -> PyResult<Option<(RawTensor, Counter)>> {
-        let (Some(param_buffer), Some(grad_buffer)) = (param.buffer(), grad.buffer()) else { return Ok(None) };
-        let mut look = |entry: usize| match entries[entry] {
-            object if object.is_null() => Ok(None),
-            object => self.tensors.look(py, object),
+        param: &Bound<'py, PyAny>,
+        grad: &Bound<'py, PyAny>,
+        state: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<(Parts<'py>, Entries<'py>)>> {
+        let grad = self.tensors.plain_grad(param, grad)?;
+        let (Some(grad), Some(state)) = (grad, state) else { return Ok(None) };
+        let Some(entries) = self.names.entries(&state)? else { return Ok(None) };
+        let Some(param) = self.tensors.plain(param)? else { return Ok(None) };
+        let dtype = self.tensors.look(&param).and_then(|param| param.dtype());
+        let mut plain = |entry: usize| match &entries[entry] {
+            Some(object) => self.tensors.plain(object),
+            None => Ok(None),
         };
-        let (exp_avg, exp_avg_sq, step) = (look(EXP_AVG)?, look(EXP_AVG_SQ)?, look(STEP)?);
-        let has_master = at.has_master(param_buffer.dtype);
-        let master = if has_master { look(MASTER)? } else { None };
+        let (exp_avg, exp_avg_sq, step) = (plain(EXP_AVG)?, plain(EXP_AVG_SQ)?, plain(STEP)?);
+        let master = if dtype.is_some_and(|dtype| at.has_master(dtype)) { plain(MASTER)? } else { None };
         let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
-        let is_like = |tensor: &Tensor| tensor.device == param.device && is_same(tensor, param);
+        Ok(Some((Parts { param, grad, exp_avg, exp_avg_sq, step, master }, entries)))
+    }
+
+    /// The parameter as it is at this moment, if all its tensors are in order. No Python code runs.
+    fn look_at_all(&self, at: At, parts: &Parts<'_>) -> Option<(Seen, Counter)> {
+        let look = |part| self.tensors.look(part);
+        let (param, grad, step) = (look(&parts.param)?, look(&parts.grad)?, look(&parts.step)?);
+        let (exp_avg, exp_avg_sq) = (look(&parts.exp_avg)?, look(&parts.exp_avg_sq)?);
+        let (param_buffer, grad_buffer) = (param.buffer()?, grad.buffer()?);
+        let is_like = |tensor: &Tensor| tensor.device == param.device && is_same(tensor, &param);
         let is_f32_like = |tensor: &Tensor| tensor.is_of(Dtype::F32) && is_like(tensor);
         let is_known_device = matches!(param.device.kind, CPU | CUDA);
         let are_moments = is_f32_like(&exp_avg) && is_f32_like(&exp_avg_sq);
-        if !(is_known_device && is_dense(param) && is_like(grad) && are_moments) {
-            return Ok(None);
+        if !(is_known_device && is_dense(&param) && is_like(&grad) && are_moments) {
+            return None;
         }
-        let Some(counter) = Counter::of(&step, param.device) else { return Ok(None) };
-        let master = master.filter(is_f32_like).and_then(|master| master.buffer());
-        if has_master && master.is_none() {
-            return Ok(None);
-        }
+        // SAFETY: `parts` has a reference to the counter, and no other code has run since it was
+        // looked at. No one makes a storage smaller than its tensor (the README's limits).
+        let counter = unsafe { Counter::of(&step, param.device) }?;
         let moments = [&exp_avg, &exp_avg_sq].map(|moment| RawBuffer::f32(moment.address()));
         let mut tensor = RawTensor::new(param.len(), param_buffer, grad_buffer, moments[0], moments[1]);
-        tensor.master = master;
+        if at.has_master(param_buffer.dtype) {
+            let master = parts.master.as_ref().and_then(look).filter(is_f32_like);
+            tensor.master = Some(master.and_then(|master| master.buffer())?);
+        }
         // A list takes a gradient at address 0 for a missing one.
-        Ok((tensor.len == 0 || grad_buffer.address != 0).then_some((tensor, counter)))
+        let is_in_order = tensor.len == 0 || grad_buffer.address != 0;
+        is_in_order.then(|| (Seen { device: param.device, layout: Layout::of(&param), tensor }, counter))
     }
 
     #[inline]

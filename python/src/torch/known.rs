@@ -1,14 +1,15 @@
 //! Parameters that the next step knows again.
 
+use std::ptr;
+
 use dualadam::{RawBuffer, RawTensor};
-use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::dlpack::{Device, Held, Tensor};
 use crate::layout::Layout;
 
 use super::counter::Counter;
-use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP};
+use super::state::{Addresses, ENTRIES, EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP};
 use super::tensors::Tensors;
 
 /// A parameter that was in order. The next step compares identities and addresses to see that it
@@ -22,60 +23,57 @@ use super::tensors::Tensors;
 /// [`Stepper::forget`]: super::Stepper
 pub(super) struct Known {
     param: Py<PyAny>,
-    entries: Entries,
-    /// What keeps the objects above alive.
-    _objects: Vec<Py<PyAny>>,
+    entries: [Option<Py<PyAny>>; ENTRIES],
     _held: Vec<Held>,
     has_masters: bool,
-    layout: Layout,
+    seen: Seen,
+}
+
+/// A parameter as it was when all its tensors were looked at.
+pub(super) struct Seen {
     pub(super) device: Device,
-    tensor: RawTensor,
+    /// None if the parameter has no strides or too many dimensions.
+    pub(super) layout: Option<Layout>,
+    pub(super) tensor: RawTensor,
 }
 
 impl Known {
-    /// Remembers a parameter that is in order. None if it is not a plain tensor, or has too many
-    /// dimensions.
+    /// Remembers a parameter that is in order. None if it or an object in its state is not a plain
+    /// tensor, or if it has too many dimensions.
     pub(super) fn new(
         tensors: &Tensors,
         param: &Bound<'_, PyAny>,
-        entries: &Entries,
-        now: &Tensor,
-        tensor: RawTensor,
+        entries: Entries<'_>,
+        seen: Seen,
         has_masters: bool,
     ) -> Option<Self> {
-        let py = param.py();
-        let layout = Layout::of(now)?;
-        let used = entries.iter().filter(|entry| !entry.is_null());
-        // SAFETY: the parameter's state lends these objects, and nothing has changed it since.
-        let mut objects: Vec<_> = used.map(|&entry| unsafe { Bound::from_borrowed_ptr(py, entry) }).collect();
-        objects.push(param.clone());
-        let held = objects.iter().map(|object| tensors.hold(object.as_ptr())).collect::<Option<Vec<_>>>()?;
-        Some(Self {
-            param: param.clone().unbind(),
-            entries: *entries,
-            _objects: objects.into_iter().map(Bound::unbind).collect(),
-            _held: held,
-            has_masters,
-            layout,
-            device: now.device,
-            tensor,
-        })
+        seen.layout.as_ref()?;
+        let objects = entries.iter().flatten().chain([param]);
+        let held = objects.map(|object| tensors.hold(object)).collect::<Option<Vec<_>>>()?;
+        let entries = entries.map(|entry| entry.map(Bound::unbind));
+        Some(Self { param: param.clone().unbind(), entries, _held: held, has_masters, seen })
     }
 
-    /// The same objects, in other memory or of another layout. None if there are other objects.
-    pub(super) fn renewed(self, entries: &Entries, now: &Tensor, tensor: RawTensor) -> Option<Self> {
-        let layout = Layout::of(now)?;
-        (self.entries == *entries).then_some(Self { layout, device: now.device, tensor, ..self })
+    /// The same objects, in other memory or of another layout. None if it has too many dimensions.
+    pub(super) fn renewed(self, seen: Seen) -> Option<Self> {
+        seen.layout.is_some().then_some(Self { seen, ..self })
     }
 
     /// Whether it is about this parameter.
     #[inline]
-    pub(super) fn is_of(&self, param: *mut ffi::PyObject, has_masters: bool) -> bool {
-        self.param.as_ptr() == param && self.has_masters == has_masters
+    pub(super) fn is_of(&self, param: &Bound<'_, PyAny>, has_masters: bool) -> bool {
+        self.param.as_ptr() == param.as_ptr() && self.has_masters == has_masters
+    }
+
+    /// Whether these are the objects in its state.
+    #[inline]
+    pub(super) fn has_entries(&self, addresses: &Addresses) -> bool {
+        let own = |entry: &Option<Py<PyAny>>| entry.as_ref().map_or(ptr::null_mut(), |entry| entry.as_ptr());
+        self.entries.iter().zip(addresses).all(|(entry, &address)| own(entry) == address)
     }
 
     /// The parameter as a list has it, if it and its state are as they were, and the gradient is
-    /// like it.
+    /// like it. No Python code runs.
     ///
     /// The shapes of the parameter and the gradient are compared, those of the other tensors are
     /// not: a tensor that keeps its address can have another shape only if someone gave it one by
@@ -84,38 +82,47 @@ impl Known {
     pub(super) fn recognise(
         &self,
         tensors: &Tensors,
-        entries: &Entries,
-        grad: *mut ffi::PyObject,
+        entries: &Addresses,
+        grad: &Bound<'_, PyAny>,
     ) -> Option<(RawTensor, Counter)> {
-        if self.entries != *entries {
+        if !self.has_entries(entries) {
             return None;
         }
+        let Seen { device, layout: Some(layout), tensor: known } = &self.seen else { return None };
         let mut now = Tensor::EMPTY;
-        let is_at = |object, buffer: RawBuffer, now: &mut Tensor| {
-            // SAFETY: `object` is `param` or one of `entries`, which `_objects` keeps alive. Each
-            // is a plain tensor: `new` could hold it.
-            unsafe { tensors.exchange.look_into(object, now) }.then_some(())?;
+        let look = |object: &Py<PyAny>, now: &mut Tensor| {
+            // SAFETY: `object` is `param` or one of `entries`, to which `self` has a reference, and
+            // a plain tensor: `new` could hold it. `now` is read before other code can run.
+            unsafe { tensors.exchange.look_into(object.as_ptr(), now) }.then_some(())
+        };
+        let is_at = |object: &Py<PyAny>, buffer: RawBuffer, now: &mut Tensor| {
+            look(object, now)?;
             (now.address() == buffer.address && now.is_of(buffer.dtype)).then_some(())
         };
-        let known = &self.tensor;
-        is_at(entries[EXP_AVG], known.exp_avg, &mut now)?;
-        is_at(entries[EXP_AVG_SQ], known.exp_avg_sq, &mut now)?;
+        let entry = |index: usize| self.entries[index].as_ref();
+        is_at(entry(EXP_AVG)?, known.exp_avg, &mut now)?;
+        is_at(entry(EXP_AVG_SQ)?, known.exp_avg_sq, &mut now)?;
         if let Some(master) = known.master {
-            is_at(entries[MASTER], master, &mut now)?;
+            is_at(entry(MASTER)?, master, &mut now)?;
         }
-        is_at(self.param.as_ptr(), known.param, &mut now)?;
-        if !self.layout.is_of(&now) {
+        is_at(&self.param, known.param, &mut now)?;
+        if !layout.is_of(&now) {
             return None;
         }
-        // SAFETY: the counter is one of `entries`, which `_objects` keeps alive, and a plain
-        // tensor: `new` could hold it.
-        unsafe { tensors.exchange.look_into(entries[STEP], &mut now) }.then_some(())?;
-        let counter = Counter::of(&now, self.device)?;
+        look(entry(STEP)?, &mut now)?;
+        // SAFETY: `self` has a reference to the counter, and no other code has run since it was
+        // looked at. No one makes a storage smaller than its tensor (the README's limits).
+        let counter = unsafe { Counter::of(&now, *device) }?;
         tensors.look_at_plain(grad, &mut now)?;
         let grad = now.buffer()?;
-        if now.device != self.device || !self.layout.is_of(&now) || (grad.address == 0 && known.len > 0) {
+        if now.device != *device || !layout.is_of(&now) || (grad.address == 0 && known.len > 0) {
             return None;
         }
         Some((known.with_grad(grad), counter))
+    }
+
+    /// The device of the parameter.
+    pub(super) fn device(&self) -> Device {
+        self.seen.device
     }
 }

@@ -1,5 +1,6 @@
 //! The second half of a step: each list is checked and prepared, then all are stepped.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
@@ -8,16 +9,17 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::device;
-use crate::dlpack::{CUDA, Device};
-use crate::errors::{exception, plain, tensor_of};
+use crate::dlpack::{CUDA, Device, Tensor};
+use crate::errors::{exception, plain, tensors_of};
 
 use super::control::control_for;
 use super::group::{Group, Scalars, name_of};
 use super::list::{Backend, List, OnDevice};
 use super::stepper::Steps;
 
-/// How a list's step is made, beside its coefficients.
-enum Steering {
+/// How a list's step is made.
+enum Prepared {
+    /// On the CPU, with coefficients from the host.
     OnHost,
     /// On this stream, with coefficients from the host.
     OnStream(usize),
@@ -39,18 +41,18 @@ impl Steps {
         let configs: Vec<_> = groups.iter().map(|group| group.config.get().inner).collect();
         let mut lists = std::mem::take(&mut self.lists);
         lists.retain(|list| !list.tensors.is_empty());
-        let mut prepare = |list: &mut List| -> PyResult<Steering> {
+        let mut prepare = |list: &mut List| -> PyResult<Prepared> {
             let scalars = match list.is_controlled(is_controlled) {
-                true => Some(self.raw_scalars(py, list.device, scalars)?),
+                true => Some(self.raw_scalars(list.device, scalars)?),
                 false => None,
             };
             self.prepare(py, groups, &configs, list, multiplier, scalars)
         };
         let mut stepped: Vec<_> = lists.iter_mut().filter(|list| list.has_gradients()).collect();
         let prepared = stepped.iter_mut().map(|list| prepare(list)).collect::<PyResult<Vec<_>>>();
-        let outcome = prepared.and_then(|steering| {
-            stepped.iter_mut().zip(&steering).try_for_each(|(list, steering)| {
-                run_one(py, list, steering)?;
+        let outcome = prepared.and_then(|prepared| {
+            stepped.iter_mut().zip(&prepared).try_for_each(|(list, prepared)| {
+                run_one(py, list, prepared)?;
                 has_begun.store(true, Ordering::Relaxed);
                 Ok(())
             })
@@ -69,7 +71,7 @@ impl Steps {
         list: &mut List,
         multiplier: f64,
         scalars: Option<RawScalars>,
-    ) -> PyResult<Steering> {
+    ) -> PyResult<Prepared> {
         if scalars.is_some() {
             list.number_coeffs();
         } else {
@@ -78,21 +80,21 @@ impl Steps {
                 let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
                 return Err(PyValueError::new_err(text));
             }
-            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, index, &error))?;
+            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, &[index], &error))?;
         }
         let is_on_host = list.device.kind != CUDA;
         let stream =
             if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
-        list.take_over(stream)?.map_err(|error| match tensor_of(&error) {
-            Some(index) => named(groups, list, index, &error),
-            None => plain(error),
-        })?;
+        list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
-            return Ok(Steering::OnHost);
+            return Ok(Prepared::OnHost);
         }
-        let Some(scalars) = scalars else { return Ok(Steering::OnStream(stream)) };
-        let lr = |group: &Group<'_>| group.lr.as_ref().map(|lr| self.scalar(py, "lr", lr, list.device)).transpose();
-        let lrs = groups.iter().map(lr).collect::<PyResult<Vec<_>>>()?;
+        let Some(scalars) = scalars else { return Ok(Prepared::OnStream(stream)) };
+        let lr = |(index, group): (usize, &Group<'_>)| {
+            let lr = group.lr.as_ref();
+            lr.map(|lr| self.scalar(format_args!("lr of group {index}"), lr, list.device)).transpose()
+        };
+        let lrs = groups.iter().enumerate().map(lr).collect::<PyResult<Vec<_>>>()?;
         let group = |(&config, lr)| {
             let mut group = ControlGroup::new(config);
             group.lr = lr;
@@ -102,17 +104,17 @@ impl Steps {
         if let Some(Backend::Cuda(own)) = &mut list.backend {
             control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
         }
-        Ok(Steering::Controlled(stream, scalars))
+        Ok(Prepared::Controlled(stream, scalars))
     }
 
     /// What steers the steps on a device, by address.
-    fn raw_scalars(&mut self, py: Python<'_>, device: Device, all: &[Scalars<'_>]) -> PyResult<RawScalars> {
+    fn raw_scalars(&mut self, device: Device, all: &[Scalars<'_>]) -> PyResult<RawScalars> {
         let Some(scalars) = all.iter().find(|scalars| scalars.device == device.id) else {
             return Ok(RawScalars::default());
         };
         let mut address = |what, object: &Option<Bound<'_, PyAny>>| match object {
             None => Ok(0),
-            Some(object) => match self.scalar(py, what, object, device)? {
+            Some(object) => match self.scalar(format_args!("{what}"), object, device)? {
                 RawLr::F32(address) => Ok(address),
                 RawLr::F64(_) => Err(PyValueError::new_err(format!("{what} must be float32, it is float64"))),
             },
@@ -121,51 +123,72 @@ impl Steps {
         Ok(RawScalars::default().with_loss_scale(loss_scale).with_found_inf(address("found_inf", &scalars.found_inf)?))
     }
 
-    /// A scalar tensor on a CUDA device, by address.
-    fn scalar(&mut self, py: Python<'_>, what: &str, object: &Bound<'_, PyAny>, device: Device) -> PyResult<RawLr> {
-        let tensor = self.tensors.look(py, object.as_ptr())?;
-        let tensor = tensor.filter(|tensor| tensor.device == device && tensor.len() == 1 && tensor.address() != 0);
-        match tensor {
+    /// A scalar tensor on a CUDA device, by address. It is kept until the step is done.
+    fn scalar(&mut self, what: fmt::Arguments<'_>, object: &Bound<'_, PyAny>, device: Device) -> PyResult<RawLr> {
+        let plain = self.tensors.plain(object)?;
+        let tensor = plain.and_then(|plain| self.tensors.look(&plain));
+        let fits = |tensor: &Tensor| tensor.device == device && tensor.len() == 1 && tensor.address() != 0;
+        match tensor.filter(fits) {
             Some(tensor) if tensor.is_of(Dtype::F32) => Ok(RawLr::F32(tensor.address())),
             Some(tensor) if tensor.is_f64() => Ok(RawLr::F64(tensor.address())),
-            _ => Err(PyValueError::new_err(format!("{what} must be a tensor with one float32 or float64 on {device}"))),
+            _ => {
+                let got = match tensor {
+                    Some(tensor) => {
+                        let memory = if tensor.address() == 0 { " without memory" } else { "" };
+                        let (dtype, shape) = (tensor.dtype_name(), tensor.shape());
+                        format!("{dtype} of shape {shape:?} on {}{memory}", tensor.device)
+                    }
+                    None => object.get_type().to_string(),
+                };
+                let text = format!("{what} must be a tensor with one float32 or float64 on {device}, got {got}");
+                Err(PyValueError::new_err(text))
+            }
         }
     }
 }
 
 /// Steps a list that was prepared.
-fn run_one(py: Python<'_>, list: &mut List, steering: &Steering) -> PyResult<()> {
+fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()> {
     let coeffs = list.table.coeffs();
-    match (&mut list.backend, steering) {
+    match (&mut list.backend, prepared) {
         // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
-        // The optimizer's groups and states, and `Tensors::keep`, keep them alive until the step is
-        // done. The caller of `DualAdam.step` sees to it that no other thread uses or frees their
-        // memory meanwhile, as for any optimizer of torch's.
-        (Some(Backend::Cpu(own)), Steering::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
-        (Some(Backend::Cuda(own)), Steering::OnStream(stream)) => {
+        // `known` and `Tensors::keep` have references to them until the step is done, so that they
+        // live, whatever lists and dicts were changed since. The caller of `DualAdam.step` sees to
+        // it that no other thread uses their memory, and that neither another thread nor Python
+        // code that runs in the step replaces or frees it (that method's documentation). No one
+        // makes a storage smaller than its tensor (the README's limits).
+        (Some(Backend::Cpu(own)), Prepared::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
+        (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
-            // the tensors in this step, in the memory of this device. torch works on the same
-            // stream, and its allocator reuses freed memory only for later work on that stream.
+            // the tensors in this step, in the memory of this device, and the memory is still there
+            // when the work is enqueued, as on the CPU. After that, torch works on the same stream,
+            // and its allocator reuses freed memory only for later work on that stream.
             py.detach(|| unsafe { own.list.step_raw(coeffs, device::stream(*stream)) }).map_err(plain)?;
         }
-        (Some(Backend::Cuda(own)), Steering::Controlled(stream, scalars)) => {
+        (Some(Backend::Cuda(own)), Prepared::Controlled(stream, scalars)) => {
             let OnDevice { list: own, control } = &mut **own;
-            let control = control.as_mut().ok_or_else(|| PyRuntimeError::new_err("there is no control"))?;
-            // SAFETY: as for `OnStream`, and `prepare` saw that the counters, the learning rates
-            // and `scalars` are tensors in the memory of this device too. Only this list has
-            // `control`.
+            let text = || format!("the list of {} must have a control, it has none", list.device);
+            let control = control.as_mut().ok_or_else(|| PyRuntimeError::new_err(text()))?;
+            // SAFETY: as for `OnStream`. `gather` saw that the counters are in the memory of this
+            // device too, and `scalar` that the learning rates and `scalars` are. Only this list
+            // has `control`.
             py.detach(|| unsafe { own.step_controlled(&mut control.control, scalars, device::stream(*stream)) })
                 .map_err(plain)?;
         }
-        _ => return Err(PyRuntimeError::new_err("the tensors were not taken over")),
+        _ => {
+            let text = format!("the tensors of {} must be taken over into a list of it before a step", list.device);
+            return Err(PyRuntimeError::new_err(text));
+        }
     }
-    // SAFETY: the optimizer's states keep the counters alive, which `gather` saw in this step.
+    // SAFETY: `gather` saw the counters in this step. They and their memory are still there, and no
+    // one else uses it, for the same reasons as the tensors' memory.
     list.counters.iter().for_each(|counter| unsafe { counter.advance() });
     Ok(())
 }
 
-/// The exception for an error about one tensor of a list, with the parameter's name.
-fn named(groups: &[Group<'_>], list: &List, index: usize, error: &Error) -> PyErr {
-    let name = list.places.get(index).map(|&place| name_of(groups, place));
-    exception(error, &name.unwrap_or_default())
+/// The exception for an error about these tensors of a list, with the parameters' names.
+fn named(groups: &[Group<'_>], list: &List, tensors: &[usize], error: &Error) -> PyErr {
+    let places = tensors.iter().filter_map(|&index| list.places.get(index));
+    let names: Vec<_> = places.map(|&place| name_of(groups, place)).collect();
+    exception(error, &names.join(" and "))
 }

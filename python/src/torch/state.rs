@@ -26,46 +26,44 @@ impl Hasher for AddressHasher {
     }
 }
 
+type ByAddress<T> = HashMap<usize, T, BuildHasherDefault<AddressHasher>>;
+
 /// The parameters' states, by the parameters' identity. A look-up in the dict would cost more:
 /// Python code makes the hashes of tensors.
 ///
-/// The dict lends the states.
+/// Python code that runs between two calls of [`of`](Self::of) may change the dict.
 pub(super) struct States<'a, 'py> {
     dict: &'a Bound<'py, PyDict>,
     /// Where the dict is read next. Mostly it has the order of the parameters.
     position: ffi::Py_ssize_t,
-    next: Option<(*mut ffi::PyObject, *mut ffi::PyObject)>,
-    /// All states, once the order turned out to be another.
-    others: Option<HashMap<usize, *mut ffi::PyObject, BuildHasherDefault<AddressHasher>>>,
+    /// All parameters and states by the parameters' addresses, once the order turned out to be
+    /// another. They are alive, so that no other object has such an address.
+    others: Option<ByAddress<[Bound<'py, PyAny>; 2]>>,
 }
 
 impl<'a, 'py> States<'a, 'py> {
     pub(super) fn new(dict: &'a Bound<'py, PyDict>) -> Self {
-        let mut states = Self { dict, position: 0, next: None, others: None };
-        states.next = states.read();
-        states
+        Self { dict, position: 0, others: None }
     }
 
-    fn read(&mut self) -> Option<(*mut ffi::PyObject, *mut ffi::PyObject)> {
-        let (mut key, mut value) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: `dict` is a live dict, and the other arguments are places for the answers.
-        let found = unsafe { ffi::PyDict_Next(self.dict.as_ptr(), &mut self.position, &mut key, &mut value) };
-        (found != 0).then_some((key, value))
-    }
-
-    /// The state of a parameter, or null.
+    /// The state of a parameter, if it has one. No Python code runs.
     #[inline]
-    pub(super) fn of(&mut self, param: *mut ffi::PyObject) -> *mut ffi::PyObject {
-        if let Some((key, state)) = self.next
-            && key == param
-        {
-            self.next = self.read();
-            return state;
+    pub(super) fn of(&mut self, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let (mut position, mut key, mut state) = (self.position, ptr::null_mut(), ptr::null_mut());
+        // SAFETY: `dict` is a live dict, and the other arguments are places for the answers. A
+        // position in a dict that was changed since is a wrong one at worst: `PyDict_Next` compares
+        // it with the dict's size.
+        let found = unsafe { ffi::PyDict_Next(self.dict.as_ptr(), &mut position, &mut key, &mut state) };
+        if found != 0 && key == param.as_ptr() {
+            self.position = position;
+            // SAFETY: the dict lends `state`. The interpreter's lock is held, and no code that
+            // could change the dict has run since it was read.
+            return Some(unsafe { Bound::from_borrowed_ptr(param.py(), state) });
         }
         let others = self.others.get_or_insert_with(|| {
-            self.dict.iter().map(|(key, state)| (key.as_ptr() as usize, state.as_ptr())).collect()
+            self.dict.iter().map(|(key, state)| (key.as_ptr() as usize, [key, state])).collect()
         });
-        others.get(&(param as usize)).copied().unwrap_or(ptr::null_mut())
+        others.get(&(param.as_ptr() as usize)).map(|[_, state]| state.clone())
     }
 }
 
@@ -77,8 +75,16 @@ pub(super) const EXP_AVG_SQ: usize = 1;
 pub(super) const STEP: usize = 2;
 pub(super) const MASTER: usize = 3;
 
-/// The objects in one parameter's state, borrowed from it; null where there is none.
-pub(super) type Entries = [*mut ffi::PyObject; ENTRIES];
+/// The addresses of the objects in one parameter's state, to be compared; null where there is none.
+pub(super) type Addresses = [*mut ffi::PyObject; ENTRIES];
+
+/// The objects in one parameter's state.
+pub(super) type Entries<'py> = [Option<Bound<'py, PyAny>>; ENTRIES];
+
+/// The addresses of these objects.
+pub(super) fn addresses(entries: &Entries<'_>) -> Addresses {
+    entries.each_ref().map(|entry| entry.as_ref().map_or(ptr::null_mut(), |entry| entry.as_ptr()))
+}
 
 /// The keys of states.
 pub(super) struct Names([Py<PyString>; ENTRIES]);
@@ -89,14 +95,16 @@ impl Names {
     }
 
     /// What the state of a parameter has under keys that are the same objects as here. Those are
-    /// the keys that this package writes. Nothing is found in a state that is no dict.
+    /// the keys that this package writes. Nothing is found in a state that is no dict. No Python
+    /// code runs.
     #[inline]
-    pub(super) fn known_entries(&self, state: *mut ffi::PyObject) -> Entries {
-        let mut entries: Entries = [ptr::null_mut(); ENTRIES];
+    pub(super) fn addresses(&self, state: &Bound<'_, PyAny>) -> Addresses {
+        let mut entries: Addresses = [ptr::null_mut(); ENTRIES];
         let (mut position, mut key, mut value) = (0, ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the dict of states lends `state`, a live object, and nothing changes either
-        // during the loop. `PyDict_Next` finds nothing in an object that is no dict.
-        while unsafe { ffi::PyDict_Next(state, &mut position, &mut key, &mut value) } != 0 {
+        // SAFETY: `state` is a live object, and the other arguments are places for the answers.
+        // `PyDict_Next` finds nothing in an object that is no dict. The interpreter's lock is held,
+        // and no code runs in the loop that could change the dict.
+        while unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, &mut key, &mut value) } != 0 {
             for (name, entry) in self.0.iter().zip(&mut entries) {
                 if name.as_ptr() == key {
                     *entry = value;
@@ -107,20 +115,19 @@ impl Names {
     }
 
     /// What a parameter's state has. None if it is no dict, or has too few entries.
-    pub(super) fn entries(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<Option<Entries>> {
-        let Ok(state) = state.cast::<PyDict>() else { return Ok(None) };
-        let mut entries = self.known_entries(state.as_ptr());
-        if entries.iter().filter(|entry| !entry.is_null()).count() < state.len() {
+    pub(super) fn entries<'py>(&self, state: &Bound<'py, PyAny>) -> PyResult<Option<Entries<'py>>> {
+        let py = state.py();
+        let Ok(dict) = state.cast::<PyDict>() else { return Ok(None) };
+        // SAFETY: each address is null, or of an object that the dict lends. The interpreter's lock
+        // is held, and no code that could change the dict has run since it was read.
+        let lent = |address| unsafe { Bound::from_borrowed_ptr_or_opt(py, address) };
+        let mut entries = self.addresses(state).map(lent);
+        if entries.iter().flatten().count() < dict.len() {
             // There are other keys, or strings that are equal but other objects.
-            for (name, entry) in self.0.iter().zip(&mut entries).filter(|(_, entry)| entry.is_null()) {
-                // SAFETY: `state` is a live dict and `name` a live string. The dict lends the
-                // answer.
-                *entry = unsafe { ffi::PyDict_GetItemWithError(state.as_ptr(), name.as_ptr()) };
-                if entry.is_null() && PyErr::occurred(py) {
-                    return Err(PyErr::fetch(py));
-                }
+            for (name, entry) in self.0.iter().zip(&mut entries).filter(|(_, entry)| entry.is_none()) {
+                *entry = dict.get_item(name.bind(py))?;
             }
         }
-        Ok(entries[..MASTER].iter().all(|entry| !entry.is_null()).then_some(entries))
+        Ok(entries[..MASTER].iter().all(Option::is_some).then_some(entries))
     }
 }

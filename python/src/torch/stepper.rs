@@ -33,12 +33,6 @@ pub(super) struct Steps {
     pub(super) known: Vec<Option<Known>>,
 }
 
-// SAFETY: the pointers in `lists` and `known` are to tensors' memory and to Python objects. `step`
-// follows those that it found in the same call, or that `known` keeps alive; it has the interpreter
-// attached and `Steps` locked. Whoever drops what `known` holds has the interpreter attached too:
-// `step`, `forget`, and Python where it frees the `Stepper`.
-unsafe impl Send for Steps {}
-
 #[pymethods]
 impl Stepper {
     #[new]
@@ -69,13 +63,14 @@ impl Stepper {
         scalars: Vec<Scalars<'_>>,
     ) -> PyResult<Option<Vec<Place>>> {
         let Some(mut steps) = self.try_lock() else {
-            return Err(PyRuntimeError::new_err("a DualAdam must be stepped by one thread at a time"));
+            let text = "a DualAdam must be stepped by one thread at a time, another call of step has not returned yet";
+            return Err(PyRuntimeError::new_err(text));
         };
         if self.must_forget.swap(false, Ordering::Relaxed) {
             steps.known.clear();
         }
         self.has_begun.store(false, Ordering::Relaxed);
-        let outcome = steps.gather(py, state, &groups, grads, is_controlled).and_then(|odd| {
+        let outcome = steps.gather(state, &groups, grads, is_controlled).and_then(|odd| {
             if odd.is_empty() {
                 steps.run(py, &groups, multiplier, is_controlled, &scalars, &self.has_begun).map(|()| None)
             } else {

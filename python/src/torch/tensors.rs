@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
@@ -12,7 +12,8 @@ use crate::dlpack::{Exchange, Held, Tensor};
 /// Looks at tensor objects.
 pub(super) struct Tensors {
     pub(super) exchange: Exchange,
-    /// The types of plain tensors. A subclass may give its objects another meaning.
+    /// The types of plain tensors: the type of `exchange`, and others below it. Any other subclass
+    /// may give its objects another meaning.
     plain: Vec<Py<PyType>>,
     /// Gives the plain tensor behind any other object, or None.
     unwrap: Py<PyAny>,
@@ -27,6 +28,9 @@ pub(super) struct Tensors {
     kept: Vec<Py<PyAny>>,
 }
 
+/// A tensor with memory of its own, whose type is that of [`Tensors::exchange`] or below it.
+pub(super) struct Plain<'py>(Bound<'py, PyAny>);
+
 impl Tensors {
     pub(super) fn new(
         py: Python<'_>,
@@ -34,9 +38,15 @@ impl Tensors {
         unwrap: Py<PyAny>,
         unwrap_grad: Py<PyAny>,
     ) -> PyResult<Self> {
-        let first = plain.first().ok_or_else(|| PyValueError::new_err("plain must name a type"))?;
-        let exchange = Exchange::of(first.bind(py))?;
-        let grad = first.bind(py).getattr("grad")?;
+        let text = "plain must have at least one type, got none";
+        let first = plain.first().ok_or_else(|| PyValueError::new_err(text))?.bind(py);
+        let other = plain.iter().map(|kind| kind.bind(py)).find(|kind| !is_below(kind, first));
+        if let Some(other) = other {
+            let text = format!("plain must have {first} and types below it, got {other}");
+            return Err(PyTypeError::new_err(text));
+        }
+        let exchange = Exchange::of(first)?;
+        let grad = first.getattr("grad")?;
         // SAFETY: the type of a live object is alive, and what its slot `tp_descr_get` has is null
         // or a function of this type.
         let grad_getter = unsafe {
@@ -47,26 +57,21 @@ impl Tensors {
         Ok(Self { exchange, plain, unwrap, unwrap_grad, grad, grad_getter, grad_name, kept: Vec::new() })
     }
 
-    /// Whether a live object is a plain tensor.
-    fn is_plain(&self, object: *mut ffi::PyObject) -> bool {
-        // SAFETY: the callers have a reference to `object`.
-        let kind = unsafe { ffi::Py_TYPE(object) };
+    /// Whether an object has one of the types of plain tensors.
+    fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
+        let kind = object.get_type_ptr();
         self.plain.iter().any(|plain| plain.as_ptr() == kind.cast())
     }
 
     /// The gradient of a parameter that is a plain tensor, or None.
     #[inline]
-    pub(super) fn grad_of_plain<'py>(
-        &self,
-        py: Python<'py>,
-        param: *mut ffi::PyObject,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+    pub(super) fn grad_of_plain<'py>(&self, param: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(getter) = self.grad_getter else { return Ok(None) };
-        // SAFETY: `getter` is that of the descriptor `self.grad`. `param` is alive: the caller's
-        // list lends it. The getter returns a new reference, or null with an exception set.
+        // SAFETY: `getter` is that of the descriptor `self.grad`, which it is given, and `param` is
+        // alive. It returns a new reference, or null with an exception set.
         let grad = unsafe {
-            let grad = getter(self.grad.as_ptr(), param, ffi::Py_TYPE(param).cast());
-            Bound::from_owned_ptr_or_err(py, grad)
+            let grad = getter(self.grad.as_ptr(), param.as_ptr(), param.get_type_ptr().cast());
+            Bound::from_owned_ptr_or_err(param.py(), grad)
         }?;
         Ok((!grad.is_none()).then_some(grad))
     }
@@ -76,52 +81,64 @@ impl Tensors {
         param.getattr(self.grad_name.bind(param.py()))
     }
 
-    /// What a live object is at this moment, if it is a tensor that can be seen.
-    pub(super) fn look(&mut self, py: Python<'_>, object: *mut ffi::PyObject) -> PyResult<Option<Tensor>> {
-        if self.is_plain(object) {
-            let mut tensor = Tensor::EMPTY;
-            return Ok(self.look_at_plain(object, &mut tensor).map(|()| tensor));
-        }
-        // SAFETY: the callers have a reference to `object`.
-        let object = unsafe { Bound::from_borrowed_ptr(py, object) };
-        let unwrapped = self.unwrap.bind(py).call1((object,))?;
-        Ok(self.look_at_unwrapped(unwrapped))
+    /// The plain tensor behind an object, or None. It is kept until the step is done.
+    pub(super) fn plain<'py>(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Option<Plain<'py>>> {
+        let plain = match self.is_plain(object) {
+            true => object.clone(),
+            false => self.unwrap.bind(object.py()).call1((object,))?,
+        };
+        self.checked("unwrap", plain)
     }
 
-    /// What a parameter's gradient is at this moment, if it can have the parameter's placements.
-    pub(super) fn look_at_grad(
+    /// The plain tensor behind a parameter's gradient, or None if it cannot have the parameter's
+    /// placements. It is kept until the step is done.
+    pub(super) fn plain_grad<'py>(
         &mut self,
-        py: Python<'_>,
-        param: &Bound<'_, PyAny>,
-        grad: &Bound<'_, PyAny>,
-    ) -> PyResult<Option<Tensor>> {
-        if self.is_plain(param.as_ptr()) && self.is_plain(grad.as_ptr()) {
-            return self.look(py, grad.as_ptr());
+        param: &Bound<'py, PyAny>,
+        grad: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Plain<'py>>> {
+        let plain = match self.is_plain(param) && self.is_plain(grad) {
+            true => grad.clone(),
+            false => self.unwrap_grad.bind(grad.py()).call1((param, grad))?,
+        };
+        self.checked("unwrap_grad", plain)
+    }
+
+    /// What `what` returned, kept until the step is done.
+    fn checked<'py>(&mut self, what: &str, plain: Bound<'py, PyAny>) -> PyResult<Option<Plain<'py>>> {
+        if plain.is_none() {
+            return Ok(None);
         }
-        let unwrapped = self.unwrap_grad.bind(py).call1((param, grad))?;
-        Ok(self.look_at_unwrapped(unwrapped))
+        let kind = plain.get_type();
+        if !self.plain.first().is_some_and(|first| is_below(&kind, first.bind(plain.py()))) {
+            return Err(PyTypeError::new_err(format!("{what} must return a tensor or None, got {kind}")));
+        }
+        self.keep(plain.clone().unbind());
+        Ok(Some(Plain(plain)))
     }
 
-    fn look_at_unwrapped(&mut self, unwrapped: Bound<'_, PyAny>) -> Option<Tensor> {
-        // SAFETY: `unwrapped` is alive, and a tensor of torch's: `unwrap` and `unwrap_grad` return
-        // nothing else but None.
-        let tensor = if unwrapped.is_none() { None } else { unsafe { self.exchange.look(unwrapped.as_ptr()) } };
-        self.keep(unwrapped.unbind());
-        tensor
+    /// What a tensor is at this moment, if it can be seen: its answer must be read before Python
+    /// code can run, which could change the tensor's shape. No Python code runs.
+    pub(super) fn look(&self, plain: &Plain<'_>) -> Option<Tensor> {
+        // SAFETY: the object is alive, and of the table's type or one below it (`Plain`). The
+        // callers read the answer before other code can run.
+        unsafe { self.exchange.look(plain.0.as_ptr()) }
     }
 
-    /// Puts what a live object is at this moment into `out`. None if it is no plain tensor.
+    /// [`look`](Self::look) at an object into a place that is used again. None if it has none of
+    /// the types of plain tensors.
     #[inline]
-    pub(super) fn look_at_plain(&self, object: *mut ffi::PyObject, out: &mut Tensor) -> Option<()> {
-        // SAFETY: the callers have a reference to `object`, which is a plain tensor, and use `out`
-        // only while that has the same shape.
-        (self.is_plain(object) && unsafe { self.exchange.look_into(object, out) }).then_some(())
+    pub(super) fn look_at_plain(&self, object: &Bound<'_, PyAny>, out: &mut Tensor) -> Option<()> {
+        // SAFETY: `object` is alive, and of the table's type or one below it, as all types in
+        // `plain`. The callers read `out` before other code can run.
+        (self.is_plain(object) && unsafe { self.exchange.look_into(object.as_ptr(), out) }).then_some(())
     }
 
-    /// Holds the memory that a live object has at this moment. None if it is no plain tensor.
-    pub(super) fn hold(&self, object: *mut ffi::PyObject) -> Option<Held> {
-        // SAFETY: the callers have a reference to `object`, which is a plain tensor.
-        if self.is_plain(object) { unsafe { self.exchange.hold(object) } } else { None }
+    /// Holds a tensor through DLPack. None if it has none of the types of plain tensors.
+    pub(super) fn hold(&self, object: &Bound<'_, PyAny>) -> Option<Held> {
+        // SAFETY: `object` is alive, and of the table's type or one below it, as all types in
+        // `plain`.
+        if self.is_plain(object) { unsafe { self.exchange.hold(object.as_ptr()) } } else { None }
     }
 
     /// Keeps an object alive until [`release`](Self::release).
@@ -133,4 +150,10 @@ impl Tensors {
     pub(super) fn release(&mut self) {
         self.kept.clear();
     }
+}
+
+/// Whether a type is another, or one below it by inheritance, whatever Python code says of it.
+fn is_below(kind: &Bound<'_, PyType>, above: &Bound<'_, PyType>) -> bool {
+    // SAFETY: both are live types.
+    unsafe { ffi::PyType_IsSubtype(kind.as_type_ptr(), above.as_type_ptr()) != 0 }
 }

@@ -1,10 +1,11 @@
 """`dualadam.step` on arrays of NumPy, and on objects that have only what DLPack asks for."""
 
-import ctypes
 from typing import Any
 
+import dlpack
 import numpy as np
 import pytest
+from dlpack import CPU, UNVERSIONED, Unversioned, capsule
 from numpy.typing import NDArray
 
 import dualadam
@@ -169,7 +170,7 @@ READ_ONLY.setflags(write=False)
         (spoilt(step=0), ValueError, "step must be at least 1"),
         (spoilt(step=-1), OverflowError, "negative"),
         (spoilt(grad_multiplier=float("nan")), ValueError, "grad_multiplier must be finite"),
-        (spoilt(stream=7), ValueError, "stream must be None for arrays on the CPU"),
+        (spoilt(stream=7), ValueError, "stream must be None for arrays on the CPU, got 7"),
     ],
 )
 def test_bad_input(given: Arrays, kind: type[BaseException], text: str) -> None:
@@ -184,35 +185,6 @@ def test_a_read_only_gradient_is_fine() -> None:
     dualadam.step(**spoilt(grad=READ_ONLY), config=CONFIG, step=1)
 
 
-class Device(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_int32), ("id", ctypes.c_int32)]
-
-
-class DataType(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device", Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", DataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class Unversioned(ctypes.Structure):
-    _fields_ = [("tensor", Tensor), ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
-
-
-new_capsule = ctypes.pythonapi.PyCapsule_New
-new_capsule.restype = ctypes.py_object
-new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
-
 class Old:
     """A producer from before DLPack had versions.
 
@@ -220,19 +192,12 @@ class Old:
     """
 
     def __init__(
-        self, array: NDArray[Any], kind: int = 1, lanes: int = 1, name: bytes = b"dltensor"
+        self, array: NDArray[Any], kind: int = CPU, lanes: int = 1, name: bytes = UNVERSIONED
     ) -> None:
         self.memory = np.concatenate([np.zeros(4, array.dtype), array])
-        self.shape = (ctypes.c_int64 * 1)(len(array))
-        tensor = Tensor(
-            self.memory.ctypes.data,
-            Device(kind, 0),
-            1,
-            DataType(2, 32, lanes),
-            self.shape,
-            None,
-            4 * array.itemsize,
-        )
+        address, offset = self.memory.ctypes.data, 4 * array.itemsize
+        shape, dtype = array.shape, array.dtype.name
+        tensor = dlpack.tensor(address, kind, dtype, shape, None, lanes=lanes, byte_offset=offset)
         self.kind, self.name = kind, name
         self.managed = Unversioned(tensor, None, None)
 
@@ -244,7 +209,20 @@ class Old:
         return (self.kind, 0)
 
     def __dlpack__(self, stream: int | None = None) -> Any:
-        return new_capsule(ctypes.addressof(self.managed), self.name, None)
+        return capsule(self.managed, self.name)
+
+
+class Gives:
+    """A producer that gives anything."""
+
+    def __init__(self, device: Any, capsule: Any) -> None:
+        self.device, self.capsule = device, capsule
+
+    def __dlpack_device__(self) -> Any:
+        return self.device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.capsule
 
 
 def test_producers_from_before_versions() -> None:
@@ -265,8 +243,22 @@ def test_producers_that_are_wrong() -> None:
             ValueError,
             "param must be on the CPU or on CUDA, it is on DLPack device type 8",
         ),
-        (Old(array, lanes=4), TypeError, "param must be float32, bfloat16 or float16"),
-        (Old(array, name=b"used_dltensor"), TypeError, "must give a capsule of a DLPack tensor"),
+        (Old(array, lanes=4), TypeError, "param must be .* or float16, it is float32x4"),
+        (
+            Old(array, name=b"used_dltensor"),
+            TypeError,
+            r"param.__dlpack__\(\) must give a capsule of a DLPack tensor, it gave <capsule .*used_dlt",
+        ),
+        (
+            Gives((CPU, 0), 4),
+            TypeError,
+            r"param.__dlpack__\(\) must give a capsule, it gave <class 'int'>",
+        ),
+        (
+            Gives("cpu", 4),
+            TypeError,
+            r"param.__dlpack_device__\(\) must give two integers, it gave 'cpu'",
+        ),
     ]:
         with pytest.raises(kind, match=text):
             dualadam.step(**spoilt(param=bad), config=CONFIG, step=1)

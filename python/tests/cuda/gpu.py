@@ -8,11 +8,12 @@ import ctypes
 import os
 from typing import Any
 
+import dlpack
 import numpy as np
+from dlpack import CPU, CUDA, EXCHANGE_API, VERSIONED, DlTensor, Managed, capsule
 from numpy.typing import NDArray
 
 DRIVER = ctypes.CDLL(os.environ["STAND_IN_CUDA_LIBRARY"], mode=ctypes.RTLD_GLOBAL)
-CPU, CUDA = 1, 2
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -43,47 +44,13 @@ def calls(name: str) -> int:
     return int(function(name.encode()))
 
 
-class Device(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_int32), ("id", ctypes.c_int32)]
-
-
-class DataType(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
-
-
-class DlTensor(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device", Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", DataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class Managed(ctypes.Structure):
-    _fields_ = [
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", DlTensor),
-    ]
-
-
-TYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64)}
-
-
 class Tensor:
     """An array in device memory, or with `on_host` in the host's.
 
     It has what the native module asks of a torch tensor, and DLPack of any.
     """
 
-    __slots__ = ("grad", "array", "address", "managed", "keep", "on_host", "fields")
+    __slots__ = ("grad", "array", "address", "managed", "on_host")
 
     def __init__(self, array: NDArray[Any], on_host: bool = False) -> None:
         self.grad: Tensor | None = None
@@ -96,18 +63,10 @@ class Tensor:
             call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(self.array.nbytes, 1)))
             self.address = address.value
             self.write(self.array)
-        ndim = self.array.ndim
-        shape = (ctypes.c_int64 * ndim)(*self.array.shape)
-        strides = (ctypes.c_int64 * ndim)(
-            *(stride // self.array.itemsize for stride in self.array.strides)
-        )
-        self.keep = (shape, strides)
-        code, bits = TYPES[self.array.dtype.name]
-        device = Device(CPU if on_host else CUDA, 0)
-        self.managed = Managed(1, 0, None, None, 0)
-        self.managed.tensor = DlTensor(
-            self.address, device, ndim, DataType(code, bits, 1), shape, strides, 0
-        )
+        strides = (stride // self.array.itemsize for stride in self.array.strides)
+        kind, dtype = CPU if on_host else CUDA, self.array.dtype.name
+        tensor = dlpack.tensor(self.address, kind, dtype, self.array.shape, strides)
+        self.managed = Managed(1, 0, None, None, 0, tensor)
 
     def write(self, array: NDArray[Any]) -> None:
         array = np.array(array, order="C")
@@ -139,15 +98,11 @@ class Tensor:
         self, *, stream: int | None = None, max_version: Any = None, copy: Any = None
     ) -> Any:
         STREAMS.append(stream)
-        return new_capsule(ctypes.addressof(self.managed), NAMES[1], None)
+        return capsule(self.managed, VERSIONED)
 
 
 STREAMS: list[int | None] = []
 CURRENT_STREAM = ctypes.c_void_p(None)
-
-new_capsule = ctypes.pythonapi.PyCapsule_New
-new_capsule.restype = ctypes.py_object
-new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DlTensor))
@@ -193,12 +148,8 @@ FUNCTIONS = Functions(
 )
 
 
-# A capsule keeps no copy of its name, so it must live here.
-NAMES = b"dlpack_exchange_api", b"dltensor_versioned"
-
-
 class Posing(Tensor):
     """An array whose type has DLPack's table of functions."""
 
     __slots__ = ()
-    __dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(FUNCTIONS), NAMES[0], None)
+    __dlpack_c_exchange_api__ = capsule(FUNCTIONS, EXCHANGE_API)

@@ -165,26 +165,11 @@ def test_only_what_changed_travels() -> None:
     optimizer.set_grads(0)
     optimizer.step()
     gpu.call("cuCtxSynchronize")
+    names = "cuMemcpyHtoDAsync_v2", "cuMemAlloc_v2", "cuMemHostAlloc", "cuCtxSynchronize"
     for step in range(1, 8):
-        counted = [
-            gpu.calls(name)
-            for name in (
-                "cuMemcpyHtoDAsync_v2",
-                "cuMemAlloc_v2",
-                "cuMemHostAlloc",
-                "cuCtxSynchronize",
-            )
-        ]
+        counted = [gpu.calls(name) for name in names]
         optimizer.step()
-        after = [
-            gpu.calls(name)
-            for name in (
-                "cuMemcpyHtoDAsync_v2",
-                "cuMemAlloc_v2",
-                "cuMemHostAlloc",
-                "cuCtxSynchronize",
-            )
-        ]
+        after = [gpu.calls(name) for name in names]
         assert after == counted
         gpu.call("cuCtxSynchronize")
 
@@ -244,6 +229,19 @@ def test_a_learning_rate_on_the_device() -> None:
         optimizer.step(dualadam.Config(0.0, **of), is_controlled=True, lr=lr)
         optimizer.step_host(dualadam.Config(0.01 * step, **of))
         optimizer.check()
+
+
+def test_a_learning_rate_that_is_none() -> None:
+    optimizer = Optimizer([(5,)], on_device=True)
+    optimizer.set_grads(0)
+    text = "lr of group 0 must be a tensor with one float32 or float64 on cuda:0, got"
+    for lr, got in [
+        (Posing(np.array(1, np.int64)), r"int64 of shape \[\] on cuda:0"),
+        (7, "<class 'int'>"),
+    ]:
+        with pytest.raises(ValueError, match=f"{text} {got}$"):
+            optimizer.step(is_controlled=True, lr=lr)
+    optimizer.check()
 
 
 def test_a_config_changes_on_the_device() -> None:
@@ -316,8 +314,12 @@ def test_nothing_is_stepped_before_all_devices_are_ready() -> None:
     stepper, params, state = host_and_device()
     good, bad = Posing(np.array(1, np.float32)), Posing(np.array(1, np.float64))
     on_host = "a number or a tensor on the CPU for parameter 0 of group 0, which is on cpu"
+    one = "must be a tensor with one float32 or float64 on cuda:0, got float32 of shape"
+    two, host = Posing(np.ones(2, np.float32)), Posing(np.array(1, np.float32), on_host=True)
     for text, lr, scalars in [
-        ("grad_scale must be float32", None, [(0, bad, None)]),
+        ("grad_scale must be float32, it is float64", None, [(0, bad, None)]),
+        (rf"grad_scale {one} \[2\] on cuda:0$", None, [(0, two, None)]),
+        (rf"found_inf {one} \[\] on cpu$", None, [(0, good, host)]),
         (f"lr must be {on_host}", good, []),
     ]:
         with pytest.raises(ValueError, match=text):

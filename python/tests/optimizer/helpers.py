@@ -1,9 +1,30 @@
 """What several tests need."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from dualadam.torch import DualAdam
+
+TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def variants() -> list[Any]:
+    """The combinations of types that the repository's `variants.txt` lists, to try each.
+
+    Of each the type of the parameter, the type of the gradient, and whether there is a master.
+    Those with moments or a master of another type than float32 are left out: the optimizer does not
+    keep them.
+    """
+    lines = (Path(__file__).parents[3] / "variants.txt").read_text().splitlines()
+    found = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            name, param, grad, exp_avg, exp_avg_sq, master = line.split()
+            if exp_avg == exp_avg_sq == "f32" and master in ("-", "f32"):
+                found.append(pytest.param(TYPES[param], TYPES[grad], master != "-", id=name))
+    return found
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

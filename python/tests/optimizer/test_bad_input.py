@@ -31,7 +31,7 @@ def stepped(*params: torch.nn.Parameter, **options: Any) -> DualAdam:
         ({}, "must be told when it becomes Adam.*switching_steps.*16%.*switching_rate.*schedule"),
         (
             {"switching_rate": 0.1, "switching_steps": 10},
-            "only one of switching_rate, switching_steps and schedule",
+            "only one of .* and schedule must be given, got switching_rate and switching_steps",
         ),
         ({"switching_steps": 0}, "switching_steps must be at least 1"),
         ({"switching_rate": 1.5}, "switching_rate must lie in 0..=1, got 1.5"),
@@ -97,9 +97,19 @@ def test_options_of_another_type(options: dict[str, Any], text: str) -> None:
         DualAdam([param(2)], **options)
 
 
-def test_the_group_of_a_wrong_option_is_named() -> None:
-    with pytest.raises(ValueError, match="group 1: eps must be"):
-        DualAdam([{"params": [param(2)]}, {"params": [param(2)], "eps": -1.0}], switching_steps=3)
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("eps", -1.0, "eps must be"),
+        ("amsgrad", True, "amsgrad must not be set, got True"),
+        ("schedule", ("linear", "x"), r"schedule must be .* got \('linear', 'x'\)"),
+        ("schedule", ("fixed", -1), r"schedule must be .* got \('fixed', -1\)"),
+        ("switching_steps", 0, "switching_steps must be at least 1"),
+    ],
+)
+def test_the_group_of_a_wrong_option_is_named(option: str, value: object, text: str) -> None:
+    with pytest.raises(ValueError, match=f"group 1: {text}"):
+        DualAdam([{"params": [param(2)]}, {"params": [param(2)], option: value}], switching_steps=3)
 
 
 def test_what_cannot_be_captured_is_not_capturable(unchanged: Unchanged) -> None:
@@ -113,10 +123,12 @@ def test_what_cannot_be_captured_is_not_capturable(unchanged: Unchanged) -> None
     )
 
 
-def test_a_scale_of_0(unchanged: Unchanged) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), 1e-39])
+def test_a_scale_that_cannot_be_divided_by(unchanged: Unchanged, scale: float) -> None:
     optimizer = stepped(param(2))
-    optimizer.grad_scale = torch.tensor(0.0)  # type: ignore[attr-defined]
-    unchanged(optimizer, optimizer.step, ValueError, "grad_scale must not be 0")
+    optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
+    text = "grad_scale must be finite and above 0, and so must its inverse, as float32, got"
+    unchanged(optimizer, optimizer.step, ValueError, text)
 
 
 def test_a_learning_rate_of_two_elements_later(unchanged: Unchanged) -> None:
@@ -129,14 +141,17 @@ def test_a_learning_rate_of_two_elements_later(unchanged: Unchanged) -> None:
         finally:
             optimizer.param_groups[0]["lr"] = 1e-3
 
-    unchanged(optimizer, step, ValueError, "lr must have one element, it has 2")
+    unchanged(optimizer, step, ValueError, "group 0: lr must have one element, it has 2")
 
 
 def test_an_option_that_there_is_not() -> None:
     with pytest.raises(TypeError, match="momentum"):
         DualAdam([param(2)], switching_rate=1.0, momentum=0.9)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="must have only options of DualAdam, got momentum"):
-        DualAdam([{"params": [param(2)], "momentum": 0.9}], switching_rate=1.0)
+    with pytest.raises(
+        ValueError, match="group 1 must have only options of DualAdam, got momentum"
+    ):
+        groups = [{"params": [param(2)]}, {"params": [param(2)], "momentum": 0.9}]
+        DualAdam(groups, switching_rate=1.0)
 
 
 def test_parameters_that_cannot_be_stepped() -> None:
@@ -272,7 +287,10 @@ def test_shared_memory(unchanged: Unchanged) -> None:
     optimizer = stepped(p, q)
     q.data = p.data[2:6]
     unchanged(
-        optimizer, optimizer.step, ValueError, "parameter 'b': param .* must not overlap param of tensor 0"
+        optimizer,
+        optimizer.step,
+        ValueError,
+        "parameter 'b' and parameter 'a': param .* must not overlap param of tensor 0",
     )
     q.data = torch.ones(4)
     q.grad = p.data[:4]
@@ -381,12 +399,12 @@ def saved_by_sgd() -> dict[str, Any]:
         (
             lambda saved: saved["param_groups"][0].update(amsgrad=True) or saved,
             ValueError,
-            "amsgrad must not be set",
+            "group 0 of the state dict: amsgrad must not be set",
         ),
         (
             lambda saved: saved["param_groups"][0].update(schedule=("x", 1)) or saved,
             ValueError,
-            "schedule must be",
+            "group 0 of the state dict: schedule must be",
         ),
         (
             lambda saved: saved["state"][1].pop("exp_avg") is None or saved,

@@ -10,26 +10,13 @@ from typing import Any
 import pytest
 import torch
 from dualadam.torch import DualAdam
-from helpers import bits
+from helpers import bits, variants
 
 LIBRARY = os.environ.get("DUALADAM_C_LIBRARY")
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="DUALADAM_C_LIBRARY names no C library")
 
 DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 WEIGHT_DECAY, DECOUPLED, L2, LINEAR, FIXED = 0.1, 1, 2, 0, 3
-TYPES = [
-    (torch.float32, torch.float32, False),
-    (torch.float32, torch.bfloat16, False),
-    (torch.float32, torch.float16, False),
-    (torch.bfloat16, torch.bfloat16, False),
-    (torch.bfloat16, torch.float32, False),
-    (torch.float16, torch.float16, False),
-    (torch.float16, torch.float32, False),
-    (torch.bfloat16, torch.bfloat16, True),
-    (torch.bfloat16, torch.float32, True),
-    (torch.float16, torch.float16, True),
-    (torch.float16, torch.float32, True),
-]
 
 
 class Config(ctypes.Structure):
@@ -57,7 +44,10 @@ class CTensor(ctypes.Structure):
         ("size", ctypes.c_size_t),
         *((name, ctypes.c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq", "master")),
         ("len", ctypes.c_uint64),
-        *((name, ctypes.c_uint32) for name in ("param_dtype", "grad_dtype", "master_dtype", "coeffs_index")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ("param_dtype", "grad_dtype", "master_dtype", "coeffs_index")
+        ),
     ]
 
 
@@ -93,17 +83,17 @@ class Twin:
         assert library.dualadam_cpu_step(ctypes.byref(tensor), ctypes.byref(coeffs)) == 0
 
 
-@pytest.mark.parametrize(("kind", "grads", "master_weights"), TYPES)
-@pytest.mark.parametrize("variant", ["blend", "other"])
+@pytest.mark.parametrize(("kind", "grads", "master_weights"), variants())
+@pytest.mark.parametrize("config_kind", ["blend", "other"])
 def test_the_bits_of_the_rust_backend(
-    kind: torch.dtype, grads: torch.dtype, master_weights: bool, variant: str
+    kind: torch.dtype, grads: torch.dtype, master_weights: bool, config_kind: str
 ) -> None:
     library = ctypes.CDLL(str(LIBRARY))
     config = Config()
     library.dualadam_config_init(ctypes.byref(config), ctypes.c_size_t(ctypes.sizeof(config)))
     config.weight_decay = WEIGHT_DECAY
     options: dict[str, Any]
-    if variant == "blend":
+    if config_kind == "blend":
         config.lr, config.weight_decay_kind, config.schedule, config.switching_rate = (
             0.01,
             DECOUPLED,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dualadam.torch import DualAdam
-from helpers import assert_same, bits, everything
+from helpers import assert_same, bits, everything, variants
 
 import dualadam
 
@@ -59,20 +59,7 @@ class Twins:
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize(
-    ("kind", "grads", "master_weights"),
-    [
-        (torch.float32, torch.float32, False),
-        (torch.float32, torch.bfloat16, False),
-        (torch.float32, torch.float16, False),
-        (torch.bfloat16, torch.bfloat16, False),
-        (torch.bfloat16, torch.float32, False),
-        (torch.float16, torch.float16, False),
-        (torch.float16, torch.float32, False),
-        (torch.bfloat16, torch.bfloat16, True),
-        (torch.float16, torch.float16, True),
-    ],
-)
+@pytest.mark.parametrize(("kind", "grads", "master_weights"), variants())
 def test_the_bits_of_the_cpu(
     kind: torch.dtype, grads: torch.dtype, master_weights: bool, capturable: bool
 ) -> None:

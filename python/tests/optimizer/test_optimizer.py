@@ -5,6 +5,7 @@ import io
 import pickle
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -584,3 +585,20 @@ def test_schedules_are_values() -> None:
     assert dualadam.Schedule.linear_until(160).alpha(40) == 0.75
     assert dualadam.Schedule.linear_until(160).first_adam_step() == 160
     assert dualadam.Schedule.linear(0).first_adam_step() is None
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: dualadam.Schedule.linear(1.5), "switching_rate must lie in 0..=1, got 1.5"),
+        (lambda: dualadam.Schedule.linear_until(0), "step must be at least 1, got 0"),
+        (lambda: dualadam.Schedule.from_tuple("linear"), "schedule must be .*; got 'linear'"),
+        (
+            lambda: dualadam.Schedule.from_tuple(("fixed", 0.5)),
+            r"schedule must be .*; got \('fixed', 0.5\)",
+        ),
+    ],
+)
+def test_schedules_that_there_are_not(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{text}"):
+        make()

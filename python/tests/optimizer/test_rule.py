@@ -14,7 +14,7 @@ from reference import HALF_ULP, Rule, step
 from safetensors import safe_open
 
 import dualadam
-from helpers import bits
+from helpers import bits, variants
 from dualadam.torch import DualAdam
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "golden"
@@ -145,15 +145,10 @@ def test_recorded_runs_are_replayed(path: Path) -> None:
                 assert np.all(np.abs(now - theta) <= bound), f"step {t}"
 
 
-PAIRS = [
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-]
+NEEDS_NO_MASTER = pytest.param(torch.float32, torch.float32, True, id="f32_f32 needs no master")
 
 
-@pytest.mark.parametrize("masters", [False, True])
-@pytest.mark.parametrize(("kind", "grads"), PAIRS)
+@pytest.mark.parametrize(("kind", "grads", "masters"), [*variants(), NEEDS_NO_MASTER])
 def test_the_optimizer_and_the_array_function_have_the_same_bits(
     kind: torch.dtype, grads: torch.dtype, masters: bool
 ) -> None:
@@ -170,6 +165,7 @@ def test_the_optimizer_and_the_array_function_have_the_same_bits(
     copies = [p.float() if masters and kind != torch.float32 else None for p in arrays]
     for t in range(1, 11):
         for p, array, (m, v), master in zip(params, arrays, moments, copies):
+            p.grad_dtype = None
             p.grad = torch.randn(p.shape).to(grads)
             dualadam.step(array, p.grad, m, v, config=config, step=t, master=master)
         optimizer.step()

@@ -1,8 +1,9 @@
 //! Files that list combinations of formats, which `variants.txt` alone should do.
 //!
-//! A guess from the words: five combinations within three lines are a list, and fewer may be
-//! examples. A combination is a name such as `f32_bf16`, or what stands in one pair of parentheses
-//! or angle brackets, such as `(F32, Some(Bf16))`.
+//! A guess from the words: five combinations are a list if they are within three lines, or in lines
+//! that follow each other and have one each. Fewer may be examples. A combination is a name such as
+//! `f32_bf16`, or what stands in one pair of parentheses or angle brackets, such as
+//! `(F32, Some(Bf16))` or `(torch.float32, torch.bfloat16)`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,20 +15,13 @@ use crate::root;
 
 const LINES: usize = 3;
 const COMBINATIONS: usize = 5;
-/// Files that may list some.
-const ALLOWED: [&str; 3] = [
-    // What is timed at every shape.
-    "benches/cuda/cases.rs",
-    "benches/webgpu/group.rs",
-    // What is tried below.
-    "xtask/src/house/combinations.rs",
-];
+/// The file that may list some: those that are tried below.
+const ALLOWED: &str = "xtask/src/house/combinations.rs";
 
 pub(super) fn count(sources: &[Source]) -> Result<Count> {
     let formats = formats()?;
-    let is_allowed = |source: &Source| ALLOWED.contains(&source.path.as_str());
-    let files = sources.iter().filter(|source| source.is_code() && !is_allowed(source));
-    let lists = files.filter_map(|source| Some(format!("{}:{}", source.path, first_list(&source.text, &formats)?)));
+    let files = sources.iter().filter(|source| source.is_code() && source.path != ALLOWED);
+    let lists = files.filter_map(|source| Some(format!("{}:{}", source.path, first_list(source, &formats)?)));
     let details: Vec<_> = lists.collect();
     let what = "files that list combinations of formats".to_owned();
     Ok(Count { what, found: details.len(), limit: Some(0), details })
@@ -42,24 +36,31 @@ fn formats() -> Result<BTreeSet<String>> {
 }
 
 /// The number of the first line that completes a list.
-fn first_list(text: &str, formats: &BTreeSet<String>) -> Option<usize> {
-    let lines: Vec<_> = text.lines().map(|line| combinations(line, formats)).collect();
+fn first_list(source: &Source, formats: &BTreeSet<String>) -> Option<usize> {
+    let comment = if ["py", "pyi"].contains(&source.extension()) { "#" } else { "//" };
+    let code = source.text.lines().map(|line| line.split(comment).next().unwrap_or_default());
+    let lines: Vec<_> = code.map(|line| combinations(line, formats)).collect();
     let is_list = |lines: &[BTreeSet<String>]| lines.iter().flatten().collect::<BTreeSet<_>>().len() >= COMBINATIONS;
-    (1..=lines.len()).find(|&end| is_list(&lines[end.saturating_sub(LINES)..end]))
+    (1..=lines.len()).find(|&end| {
+        let run = lines[..end].iter().rev().take_while(|line| !line.is_empty()).count();
+        is_list(&lines[end - run.max(LINES).min(end)..end])
+    })
 }
 
-/// The combinations that a line names outside of comments.
-fn combinations(line: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
-    let code = line.split("//").next().unwrap_or_default().to_lowercase();
+/// The combinations that a line of code names.
+fn combinations(code: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
+    let code = code.to_lowercase();
     let mut found = BTreeSet::new();
     // The formats of each bracket that is open.
-    let mut open: Vec<Vec<&str>> = vec![];
+    let mut open: Vec<Vec<String>> = vec![];
     for token in tokens(&code) {
         let parts: Vec<_> = token.split('_').collect();
+        // As PyTorch and NumPy name it.
+        let format = token.replace("float", "f").replace("int", "i");
         match token {
             "(" | "<" => open.push(vec![]),
             ")" | ">" => close(&mut open, &mut found),
-            _ if formats.contains(token) => open.last_mut().into_iter().for_each(|inner| inner.push(token)),
+            _ if formats.contains(&format) => open.last_mut().into_iter().for_each(|inner| inner.push(format.clone())),
             _ if parts.len() > 1 && parts.iter().all(|part| formats.contains(*part) || *part == "master") => {
                 found.insert(token.to_owned());
             }
@@ -73,7 +74,7 @@ fn combinations(line: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
 }
 
 /// Ends the innermost bracket. A lone format, as in `Some(Bf16)`, belongs to what is around it.
-fn close(open: &mut Vec<Vec<&str>>, found: &mut BTreeSet<String>) {
+fn close(open: &mut Vec<Vec<String>>, found: &mut BTreeSet<String>) {
     let inner = open.pop().unwrap_or_default();
     if inner.len() > 1 {
         found.insert(inner.join("_"));
@@ -98,20 +99,42 @@ mod tests {
     #[test]
     fn five_combinations_are_a_list() {
         let formats = ["f32", "bf16", "f16"].map(str::to_owned).into();
-        for list in [
-            "(F32, Bf16, None), (F32, F32, None),\n(F32, F32, Some(Bf16)),\n(F16, F16, None), (Bf16, F32, None),",
-            "[\"f32_f32\", \"bf16_f32_master\", \"f16_f16\", \"f16_f32\", \"bf16_bf16\"]",
-            "x::<f32, f32>(a); x::<f32, f16>(a);\nx::<f32, bf16>(a); x::<bf16, f32>(a);\nx::<f16, f16>(a);",
+        let first_list = |extension: &str, text: &str| {
+            let source = Source { path: format!("a.{extension}"), text: text.to_owned() };
+            first_list(&source, &formats)
+        };
+        for (extension, list, line) in [
+            (
+                "rs",
+                "(F32, Bf16, None), (F32, F32, None),\n(F32, F32, Some(Bf16)),\n(F16, F16, None), (Bf16, F32, None),",
+                3,
+            ),
+            ("rs", "[\"f32_f32\", \"bf16_f32_master\", \"f16_f16\", \"f16_f32\", \"bf16_bf16\"]", 1),
+            ("cu", "x::<f32, f32>(a); x::<f32, f16>(a);\nx::<f32, bf16>(a); x::<bf16, f32>(a);\nx::<f16, f16>(a);", 3),
+            ("rs", "\n(F32, F32),\n(F32, Bf16),\n(F32, F16),\n(F16, F16),\n(F16, F32),\n(Bf16, F32),", 6),
+            (
+                "py",
+                "(torch.float32, torch.float32, False),  # //\n(torch.float32, torch.bfloat16, False),\n\
+                 (torch.float32, torch.float16, False),\n(torch.bfloat16, torch.bfloat16, False),\n\
+                 (torch.bfloat16, torch.float32, False),\n(torch.float16, torch.float16, False),",
+                5,
+            ),
+            ("py", "x = ['f32_f32', 'bf16_bf16', 'f16_f32', 'f32_f16', 'f16_f16'] # y", 1),
         ] {
-            assert!(first_list(list, &formats).is_some(), "{list}");
+            assert_eq!(first_list(extension, list), Some(line), "{list}");
         }
-        for other in [
-            "F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)",
-            "// f32_f32, bf16_bf16 and f16_f16",
-            "(F32, F32) (F32, Bf16)\n(F32, F32) (F32, Bf16)\n(F32, F16) (F32, F32)",
-            "f32_f32 f32_bf16\n\n\nf32_f16 f16_f16\n\n\nf16_f32 bf16_f32",
+        for (extension, other) in [
+            ("rs", "F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)"),
+            ("rs", "// f32_f32, bf16_bf16, f16_f16, f16_f32 and f32_f16"),
+            ("py", "# f32_f32, bf16_bf16, f16_f16, f16_f32 and f32_f16"),
+            (
+                "py",
+                "(torch.float32, False), (torch.bfloat16, False), (torch.float16, True), (torch.float64, torch.int8)",
+            ),
+            ("rs", "(F32, F32) (F32, Bf16)\n(F32, F32) (F32, Bf16)\n(F32, F16) (F32, F32)"),
+            ("rs", "f32_f32 f32_bf16\n\n\nf32_f16 f16_f16\n\n\nf16_f32 bf16_f32"),
         ] {
-            assert_eq!(first_list(other, &formats), None, "{other}");
+            assert_eq!(first_list(extension, other), None, "{other}");
         }
     }
 }
