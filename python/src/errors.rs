@@ -1,7 +1,5 @@
 //! The library's errors as Python exceptions.
 
-use std::error::Error as _;
-
 use dualadam::cuda::CudaError;
 use dualadam::{Error, TensorProblem};
 use pyo3::PyErr;
@@ -9,8 +7,7 @@ use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError}
 
 /// The exception for an error about the tensor that `place` names, or about none if that is empty.
 pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
-    let text = text_of(error);
-    let text = if place.is_empty() { text } else { format!("{place}: {text}") };
+    let text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
     let problem = if let Error::Tensor(error) = error { Some(error.problem) } else { None };
     match (error, problem) {
         (_, Some(TensorProblem::Formats { .. })) => PyTypeError::new_err(text),
@@ -18,17 +15,6 @@ pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
         (Error::Cuda(error), _) if !is_about_arguments(error) => PyRuntimeError::new_err(text),
         _ => PyValueError::new_err(text),
     }
-}
-
-/// The message of an error, and those of its causes.
-fn text_of(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Whether the caller can give other arguments in place of those that the error is about.
@@ -40,6 +26,7 @@ fn is_about_arguments(error: &CudaError) -> bool {
             | CudaError::Context { .. }
             | CudaError::Unordered { .. }
             | CudaError::PerThreadStream
+            | CudaError::SetGroup { .. }
     )
 }
 
