@@ -89,8 +89,10 @@ impl DualAdam {
     /// # Errors
     ///
     /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
-    /// - [`TensorProblem::Length`] or [`TensorProblem::Formats`] for buffers that don't fit.
-    /// - [`TensorProblem::StepOverflow`] for a tensor whose step cannot grow further.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) or
+    ///   [`TensorProblem::Formats`](crate::TensorProblem::Formats) for buffers that don't fit.
+    /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor whose
+    ///   step cannot grow further.
     ///
     /// Nothing is written then, and no step is counted.
     pub fn step<'a>(
@@ -233,8 +235,10 @@ impl DualAdam {
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such tensor.
-    /// - [`TensorProblem::Length`] if a moment's length differs from it.
-    /// - [`TensorProblem::Negative`] if `exp_avg_sq` has a negative element.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from
+    ///   it.
+    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative
+    ///   element.
     ///
     /// # Example
     ///

@@ -109,9 +109,10 @@ impl TensorList {
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::Formats`] for formats without a shader.
+    /// - [`TensorProblem::Formats`](crate::TensorProblem::Formats) for formats without a shader.
     /// - [`WebGpuError::Binding`] for a buffer that cannot be bound.
-    /// - [`TensorProblem::Overlap`] for two that share bytes, unless both are gradients.
+    /// - [`TensorProblem::Overlap`](crate::TensorProblem::Overlap) for two that share bytes, unless
+    ///   both are gradients.
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
     /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
     ///   another device's.
@@ -145,7 +146,8 @@ impl TensorList {
     /// # Errors
     ///
     /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
-    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for another length, or
+    /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
+    ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for another length, or
     ///   other formats of any role but the gradients.
     /// - What [`new`](Self::new) refuses.
     ///
@@ -216,7 +218,8 @@ impl TensorList {
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there.
+    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose
+    ///   coefficients are not there.
     /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than fit in a
     ///   buffer.
     /// - [`WebGpuError::Wgpu`] if the uniform buffer cannot be made, such as on a lost device.

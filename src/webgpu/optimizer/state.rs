@@ -193,8 +193,8 @@ impl DualAdam {
     /// Resumes from a file of any backend: configs, steps, moments and masters become those of the
     /// file.
     ///
-    /// On the same device a resumed run goes on bit for bit as the one that was saved would have, if
-    /// the caller restores the parameters as well. The new moments are allocated before the old
+    /// On the same device a resumed run goes on bit for bit as the one that was saved would have,
+    /// if the caller restores the parameters as well. The new moments are allocated before the old
     /// ones are freed; [`State::load`] and [`from_state`](Self::from_state) avoid that.
     ///
     /// # Errors

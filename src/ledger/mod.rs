@@ -1,61 +1,16 @@
 //! What an optimizer knows of its tensors beside their memory: groups, steps, masters, and the
 //! coefficients of a step.
 
-use std::collections::HashMap;
+mod coeffs_table;
+mod tensor_spec;
+
+pub use coeffs_table::CoeffsTable;
+pub use tensor_spec::TensorSpec;
+
 use std::sync::Arc;
 
-use crate::rule::{ConfigError, DualAdamConfig, StepCoeffs};
+use crate::rule::DualAdamConfig;
 use crate::tensor::{ArgumentError, ListError, Role, TensorError, TensorProblem, check_count, check_len};
-
-/// What an optimizer must know of a tensor beforehand.
-///
-/// # Example
-///
-/// ```
-/// use dualadam::TensorSpec;
-///
-/// let spec = TensorSpec::new(1024).in_group(1).with_master().with_name("embedding.weight");
-/// assert_eq!((spec.len, spec.group, spec.has_master, spec.name.as_deref()), (1024, 1, true, Some("embedding.weight")));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TensorSpec {
-    /// Elements.
-    pub len: usize,
-    /// The index of the parameter group.
-    pub group: usize,
-    /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
-    pub has_master: bool,
-    /// What errors call the tensor, and files too, which are compared with it. Without a name,
-    /// errors give its position.
-    pub name: Option<Arc<str>>,
-}
-
-impl TensorSpec {
-    /// A tensor of `len` elements in group 0, without masters and name.
-    #[must_use]
-    pub const fn new(len: usize) -> Self {
-        Self { len, group: 0, has_master: false, name: None }
-    }
-
-    /// Puts the tensor into a group.
-    #[must_use]
-    pub fn in_group(self, group: usize) -> Self {
-        Self { group, ..self }
-    }
-
-    /// Keeps f32 masters of the tensor, whose parameters are then bf16 or f16.
-    #[must_use]
-    pub fn with_master(self) -> Self {
-        Self { has_master: true, ..self }
-    }
-
-    /// Names the tensor.
-    #[must_use]
-    pub fn with_name(self, name: impl Into<Arc<str>>) -> Self {
-        Self { name: Some(name.into()), ..self }
-    }
-}
 
 /// The groups of an optimizer, and of each tensor its group, its step and whether its masters are
 /// set.
@@ -166,7 +121,7 @@ impl Ledger {
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such group.
-    /// - [`ConfigError`] if the config is not valid.
+    /// - [`ConfigError`](crate::ConfigError) if the config is not valid.
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), ArgumentError> {
         at("group", &self.groups, group)?;
         config.validate()?;
@@ -243,7 +198,7 @@ impl Ledger {
     ///
     /// - [`ListError::Position`] if there is no such tensor.
     /// - [`TensorProblem::StepOverflow`] if its step cannot grow further.
-    /// - [`ConfigError`] for a multiplier that
+    /// - [`ConfigError`](crate::ConfigError) for a multiplier that
     ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
     pub fn coeffs_index(
         &self,
@@ -356,64 +311,4 @@ fn at<'a, T>(list: &'static str, entries: &'a [T], position: usize) -> Result<&'
 fn at_mut<'a, T>(list: &'static str, entries: &'a mut [T], position: usize) -> Result<&'a mut T, ListError> {
     let len = entries.len();
     entries.get_mut(position).ok_or(ListError::Position { list, len, value: position })
-}
-
-/// The coefficients of the step under way: one entry for each group and step that its tensors have.
-///
-/// [`Ledger::coeffs_index`] fills it. An adapter that keeps steps elsewhere calls
-/// [`index`](Self::index) itself.
-#[derive(Debug, Default)]
-pub struct CoeffsTable {
-    coeffs: Vec<StepCoeffs>,
-    known: HashMap<(usize, u64), usize>,
-    last: Option<((usize, u64), usize)>,
-}
-
-impl CoeffsTable {
-    /// Forgets the step before.
-    pub fn clear(&mut self) {
-        self.coeffs.clear();
-        self.known.clear();
-        self.last = None;
-    }
-
-    /// The coefficients that were asked for since the last [`clear`](Self::clear).
-    #[must_use]
-    pub fn coeffs(&self) -> &[StepCoeffs] {
-        &self.coeffs
-    }
-
-    /// The index of the coefficients of the `step`-th update of tensors in a group. Between two
-    /// calls of [`clear`](Self::clear), groups and multiplier must stay the same.
-    ///
-    /// # Errors
-    ///
-    /// - What [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such group.
-    pub fn index(
-        &mut self,
-        groups: &[DualAdamConfig],
-        group: usize,
-        step: u64,
-        grad_multiplier: f64,
-    ) -> Result<usize, ConfigError> {
-        let key = (group, step);
-        // Neighbours mostly share group and step.
-        if let Some((_, index)) = self.last.filter(|(last, _)| *last == key) {
-            return Ok(index);
-        }
-        let index = match self.known.get(&key) {
-            Some(&index) => index,
-            None => {
-                self.coeffs.push(groups[group].coeffs_scaled(step, grad_multiplier)?);
-                self.known.insert(key, self.coeffs.len() - 1);
-                self.coeffs.len() - 1
-            }
-        };
-        self.last = Some((key, index));
-        Ok(index)
-    }
 }
