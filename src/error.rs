@@ -25,7 +25,7 @@ use crate::webgpu::WebGpuError;
 ///     dualadam::cpu::DualAdam::new(config, &[8])?;
 ///     Ok(())
 /// }
-/// assert_eq!(train().unwrap_err().to_string(), "lr must be finite and at least 0, got -0.1");
+/// assert_eq!(train().unwrap_err().to_string(), "group 0: lr must be finite and at least 0, got -0.1");
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

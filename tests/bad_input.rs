@@ -48,7 +48,7 @@ fn refused_config(config: DualAdamConfig, name: &str, value: f64) {
     value_error(config.validate(), name, value);
     value_error(config.coeffs(1), name, value);
     value_error(config.coeffs_scaled(1, 0.5), name, value);
-    value_error(DualAdam::new(config, &[3]), name, value);
+    group_error(DualAdam::new(config, &[3]), 0, name, value);
     let good = DualAdamConfig::default();
     group_error(DualAdam::with_groups(&[good, config], &[TensorSpec::new(3)]), 1, name, value);
 

@@ -127,6 +127,26 @@ fn schedules_and_multipliers_have_the_same_bits() {
     }
 }
 
+/// What is subnormal as an f32 is not taken for 0, nor is what rounds to 0 taken for more.
+#[test]
+fn the_same_values_are_refused() {
+    let check = |word| {
+        under(word, || {
+            let values = [1e-38, 1e-39, 1.2e-45, 7.1e-46, 7e-46, 1e-300];
+            let multipliers = values.map(|multiplier| config().coeffs_scaled(1, multiplier).map_err(|e| e.to_string()));
+            let eps = values.map(|eps| config().with_lr(0.0).with_eps(eps).validate().map_err(|e| e.to_string()));
+            let scales =
+                [1e-38, 1e-39, 1e-44].map(|clip| Steering::default().with_clip_factor(clip).with_loss_scale(7.0));
+            (multipliers, eps, scales.map(|steering| steering.multiplier().map(f64::to_bits)))
+        })
+    };
+    let expected = check(STANDARD);
+    assert!(expected.0[1].is_ok() && expected.0[5].is_err() && expected.1[1].is_ok() && expected.1[5].is_err());
+    for word in words() {
+        assert_eq!(check(word), expected, "under {word:#x}");
+    }
+}
+
 #[test]
 fn an_optimizer_gives_the_same_bits() {
     let config = config();

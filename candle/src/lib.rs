@@ -22,15 +22,15 @@ use std::ops::Range;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Layout, Result, Storage, Tensor, Var, bail};
 use candle_nn::Optimizer;
-use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
+use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorProblem, TensorSpec};
 
 /// DualAdam over a model's variables: owns the moments, counts the steps, and writes the variables
 /// where they are.
 ///
 /// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their
 /// moments are f32. A step is one call of the library for all of them. A variable without a
-/// gradient is skipped: its moments and its step stay as they are. Variables of integers are left
-/// out, as candle's own optimizers do.
+/// gradient is skipped: its moments and its step stay as they are. Variables of integers are not
+/// stepped, as by candle's own optimizers.
 ///
 /// A step locks all variables that it writes, until it has returned or, on a CUDA device, until it
 /// is enqueued. Meanwhile another thread may only use them in operations that take one of them. An
@@ -239,15 +239,17 @@ fn wrong_dtype<T>(what: String, dtype: DType) -> Result<T> {
 
 /// An error of a step's call of the library, with the variable that it is about. `update` finds
 /// that by the position among the call's tensors.
-fn named<'a>(
-    error: impl Into<dualadam::Error>,
-    update: impl FnOnce(usize) -> Option<Update<'a>>,
-) -> candle_core::Error {
+fn named<'a>(error: impl Into<dualadam::Error>, update: impl Fn(usize) -> Option<Update<'a>>) -> candle_core::Error {
     let mut error = error.into();
-    if let dualadam::Error::Tensor(error) = &mut error
-        && let Some(update) = update(error.tensor)
-    {
-        (error.tensor, error.name) = (update.index, Some(update.name().into()));
+    if let dualadam::Error::Tensor(error) = &mut error {
+        if let TensorProblem::Overlap { other_tensor, .. } = &mut error.problem
+            && let Some(other) = update(*other_tensor)
+        {
+            *other_tensor = other.index;
+        }
+        if let Some(update) = update(error.tensor) {
+            (error.tensor, error.name) = (update.index, Some(update.name().into()));
+        }
     }
     candle_core::Error::wrap(error)
 }

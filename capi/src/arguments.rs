@@ -68,14 +68,17 @@ const MOST_BYTES: usize = 4096;
 /// - Its first field is its size, a `usize`.
 /// - A 0 in a field means what older versions without the field meant.
 pub(crate) unsafe trait Versioned: Copy + Zeroable {
-    /// The sizes of its versions, the newest last. Each ends behind a field.
+    /// The sizes of its versions, the newest last. Each ends behind a field and its padding.
     const SIZES: &[usize] = &[size_of::<Self>()];
 
-    /// Fails to compile for a size that lacks the size itself, or that this struct lacks.
+    /// Fails to compile for a size that lacks the size itself, with which structs in a row would be
+    /// misaligned, or that this struct lacks.
     const SIZES_FIT: () = {
         let mut index = 0;
         while index < Self::SIZES.len() {
-            assert!(size_of::<usize>() <= Self::SIZES[index] && Self::SIZES[index] <= size_of::<Self>());
+            let size = Self::SIZES[index];
+            assert!(size_of::<usize>() <= size && size <= size_of::<Self>());
+            assert!(size.is_multiple_of(align_of::<Self>()));
             index += 1;
         }
     };
@@ -165,7 +168,7 @@ pub(crate) unsafe fn read_into<T: Argument>(
         // SAFETY: each struct begins with its size, which can be read (the first requirement).
         let size = unsafe { from.cast::<usize>().read() };
         if size != stride {
-            return Err(Failure::Size { place, known: stride, size });
+            return Err(Failure::UnequalSize { place, first, stride, size });
         }
         // SAFETY: the struct can be read for its size (the first requirement).
         to.push(unsafe { read(place, from) }?);

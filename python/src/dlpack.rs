@@ -210,15 +210,14 @@ struct Functions {
 /// Holds a tensor's memory.
 pub(crate) struct Held(ptr::NonNull<Managed>);
 
-// SAFETY: DLPack lets any thread call the deleter, which wants the interpreter attached. Whoever
-// drops a `Held` has it attached: it is part of a Python object and of calls from Python.
+// SAFETY: DLPack lets any thread call the deleter.
 unsafe impl Send for Held {}
 
 impl Drop for Held {
     fn drop(&mut self) {
         // SAFETY: `hold` got this pointer from a producer, and this is the only call of its
-        // deleter. The interpreter is attached: a `Held` is part of a Python object and of calls
-        // from Python.
+        // deleter. A deleter needs the interpreter attached. It is: only Python objects, and calls
+        // from Python, own a `Held`.
         unsafe {
             if let Some(deleter) = self.0.as_ref().deleter {
                 deleter(self.0.as_ptr());

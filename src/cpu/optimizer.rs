@@ -55,7 +55,6 @@ impl DualAdam {
     ///
     /// As [`with_groups`](Self::with_groups).
     pub fn new(config: DualAdamConfig, lens: &[usize]) -> Result<Self, ArgumentError> {
-        config.validate()?;
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(&[config], &specs)
     }

@@ -266,6 +266,7 @@ impl Ledger {
     }
 
     /// Fails unless there are as many parameters and gradients as tensors.
+    #[cfg(feature = "cuda")]
     pub(crate) fn check_counts(&self, params: usize, grads: usize) -> Result<(), ListError> {
         check_count("params", self.len(), params)?;
         check_count("grads", self.len(), grads)
@@ -288,6 +289,7 @@ impl Ledger {
     }
 
     /// Gives an error that is about a tensor the tensor's name.
+    #[cfg(any(feature = "cuda", feature = "webgpu"))]
     pub(crate) fn name(&self, error: &mut ArgumentError) {
         if let ArgumentError::Tensor(error) = error {
             error.name = self.name_of(error.tensor);

@@ -153,7 +153,9 @@ impl DualAdamConfig {
 }
 
 pub(crate) fn check_grad_multiplier(grad_multiplier: f64) -> Result<(), ConfigError> {
-    finite_and_not_negative("grad_multiplier", grad_multiplier)?;
-    let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
-    require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)
+    in_standard_env(grad_multiplier, |grad_multiplier| {
+        finite_and_not_negative("grad_multiplier", grad_multiplier)?;
+        let vanished = grad_multiplier > 0.0 && grad_multiplier as f32 == 0.0;
+        require("grad_multiplier", "be 0 or representable above 0 as an f32", grad_multiplier, !vanished)
+    })
 }

@@ -1,6 +1,7 @@
 //! The hyperparameters, as users know them, and what makes them valid.
 
 use super::error::{ConfigError, finite_and_not_negative, require};
+use super::float_env::in_standard_env;
 use super::schedule::SwitchSchedule;
 
 /// How weights decay.
@@ -209,6 +210,10 @@ impl DualAdamConfig {
     /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)/eps` overflows: both
     /// would make NaN of a parameter whose gradient is 0.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        in_standard_env(*self, |config| config.validate_in_env())
+    }
+
+    fn validate_in_env(&self) -> Result<(), ConfigError> {
         finite_and_not_negative("lr", self.lr)?;
         beta("beta1", self.beta1)?;
         beta("beta2", self.beta2)?;

@@ -13,9 +13,9 @@ pub(crate) fn in_standard_env<I, R>(input: I, work: impl FnOnce(I) -> R) -> R {
 /// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped,
 /// the control word is what it was before.
 ///
-/// The compiler does not know that arithmetic depends on the control word. Values that are read
-/// from memory after this was made, or that went through [`black_box`], are computed
-/// with under it.
+/// The compiler does not know that arithmetic depends on the control word. What is computed from
+/// values that were read from memory after this was made, or that went through [`black_box`], is
+/// computed under it.
 #[derive(Debug)]
 pub(crate) struct FloatEnv {
     before: Option<word::Word>,

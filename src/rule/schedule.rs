@@ -128,7 +128,7 @@ impl SwitchSchedule {
     /// [`ConfigError::Value`] for a parameter that is NaN or out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let in_unit_range = |name, value: f64| require(name, "lie in 0..=1", value, (0.0..=1.0).contains(&value));
-        match *self {
+        in_standard_env(*self, |schedule| match schedule {
             Self::Linear { switching_rate } | Self::LinearEarlyDrop { switching_rate } => {
                 in_unit_range("switching_rate", switching_rate)
             }
@@ -138,7 +138,7 @@ impl SwitchSchedule {
                 require("period", "be at least 1", period as f64, period > 0)
             }
             Self::Fixed { .. } => Ok(()),
-        }
+        })
     }
 }
 

@@ -23,6 +23,9 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::F16 as usize + 1;
+
     /// Bytes of one element.
     #[must_use]
     pub const fn size(self) -> usize {

@@ -9,8 +9,10 @@ mod role;
 mod variant;
 
 pub use dtype::{Dtype, Element, GradOf, HalfElement};
+#[cfg(any(feature = "cuda", feature = "webgpu"))]
+pub(crate) use error::Place;
 pub use error::{ArgumentError, ListError, TensorError, TensorProblem};
-pub(crate) use error::{Place, check_count, check_len};
+pub(crate) use error::{check_count, check_len};
 #[cfg(feature = "webgpu")]
 pub(crate) use list::check_fixed;
 pub(crate) use list::{CheckedList, check_coeffs_index};

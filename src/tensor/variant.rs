@@ -63,19 +63,17 @@ impl Formats {
 
     /// A number of its own for all formats, below [`CODES`].
     const fn code(&self) -> usize {
-        const fn digit(dtype: Dtype) -> usize {
-            match dtype {
-                Dtype::F32 => 1,
-                Dtype::Bf16 => 2,
-                Dtype::F16 => 3,
-            }
+        let (mut code, mut role) = (0, 0);
+        while role < Role::COUNT {
+            let digit = match self.of(Role::ARRAY[role]) {
+                None => 0,
+                Some(dtype) => dtype as usize + 1,
+            };
+            assert!(digit < DIGITS, "Dtype::COUNT counts all formats");
+            code = code * DIGITS + digit;
+            role += 1;
         }
-        let master = match self.master {
-            None => 0,
-            Some(dtype) => digit(dtype),
-        };
-        let moments = digit(self.exp_avg) * 4 + digit(self.exp_avg_sq);
-        ((digit(self.param) * 4 + digit(self.grad)) * 16 + moments) * 4 + master
+        code
     }
 }
 
@@ -92,7 +90,10 @@ impl fmt::Display for Formats {
     }
 }
 
-const CODES: usize = 1 << 10;
+/// What a role may be: of one of the formats, or missing.
+const DIGITS: usize = Dtype::COUNT + 1;
+
+const CODES: usize = DIGITS.pow(Role::COUNT as u32);
 
 /// Each code's variant, or none.
 const BY_CODE: [Option<Variant>; CODES] = {
@@ -171,10 +172,11 @@ mod tests {
     fn names_are_those_of_their_formats() {
         for variant in Variant::all() {
             let Formats { param, grad, exp_avg, exp_avg_sq, master } = variant.formats();
-            let unless_f32 =
-                |role: &str, dtype| if dtype == Dtype::F32 { String::new() } else { format!("_{role}{dtype}") };
-            let (m, v) = (unless_f32("m", exp_avg), unless_f32("v", exp_avg_sq));
-            let master = if master.is_some() { "_master" } else { "" };
+            let unless_f32 = |dtype: Dtype| if dtype == Dtype::F32 { String::new() } else { dtype.to_string() };
+            let moment =
+                |role, dtype: Dtype| if dtype == Dtype::F32 { String::new() } else { format!("_{role}{dtype}") };
+            let (m, v) = (moment("m", exp_avg), moment("v", exp_avg_sq));
+            let master = master.map_or(String::new(), |dtype| format!("_master{}", unless_f32(dtype)));
             assert_eq!(variant.name(), format!("{param}_{grad}{m}{v}{master}"));
         }
     }

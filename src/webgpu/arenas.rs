@@ -93,15 +93,15 @@ impl<'a> Upload<'a> {
         Self { device, queue, arenas, staged: 0 }
     }
 
-    /// Fills the array at a place.
-    pub(super) fn write(&mut self, place: Place, values: &[f32]) -> Result<(), WebGpuError> {
+    /// Fills the array of a tensor at a place.
+    pub(super) fn write(&mut self, tensor: usize, place: Place, values: &[f32]) -> Result<(), WebGpuError> {
         let Binding { buffer, mut offset, .. } = self.arenas.binding(place);
         for piece in cast_slice::<f32, u8>(values).chunks(STAGING as usize) {
             let bytes = piece.len() as u64;
             if self.staged + bytes > STAGING {
                 self.flush()?;
             }
-            capture(self.device, "write_buffer", None, || self.queue.write_buffer(buffer, offset, piece))?;
+            capture(self.device, "write_buffer", Some(tensor), || self.queue.write_buffer(buffer, offset, piece))?;
             self.staged += bytes;
             offset += bytes;
         }

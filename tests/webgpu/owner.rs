@@ -414,7 +414,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     twin.run(device, &mut twin_optimizer, 2..5);
     assert!(good.results(device, &optimizer) == twin.results(device, &twin_optimizer));
 
-    refused::value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), "eps");
+    refused::group_value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), 0, "eps");
     let specs = [TensorSpec::new(1).in_group(2)];
     refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &specs), 0, 2, 2);
     state.arrays[0].exp_avg_sq.pop();

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Misaligned { place: Place, align: usize, address: usize },
     #[error("the size of {place} must be {known}, or more with zeros beyond that, got {size}")]
     Size { place: Place, known: usize, size: usize },
+    #[error("the size of {place} must be that of {first}, {stride}, got {size}")]
+    UnequalSize { place: Place, first: Place, stride: usize, size: usize },
     #[error("{field} of {place} must be {known}, got {value}")]
     Enum { place: Place, field: &'static str, known: &'static str, value: u32 },
     #[error("{field} of {place} must {requirement}, got {value:?}")]
@@ -41,7 +43,13 @@ pub(crate) enum Failure {
 
 impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Library(error.into())
+        match error.into() {
+            // As the errors that this package itself makes of a config.
+            Error::Group { group, problem: ConfigError::Value { name, requirement, value } } => {
+                Self::Value { place: Place::entry("groups", group), field: name, requirement, value }
+            }
+            error => Self::Library(error),
+        }
     }
 }
 
@@ -50,7 +58,7 @@ impl Failure {
         match self {
             Self::Null { .. } => DUALADAM_STATUS_NULL,
             Self::Misaligned { .. } => DUALADAM_STATUS_MISALIGNED,
-            Self::Size { .. } => DUALADAM_STATUS_SIZE,
+            Self::Size { .. } | Self::UnequalSize { .. } => DUALADAM_STATUS_SIZE,
             Self::Enum { .. } => DUALADAM_STATUS_ENUM,
             Self::Value { .. } => DUALADAM_STATUS_VALUE,
             Self::Utf8 { .. } => DUALADAM_STATUS_UTF8,

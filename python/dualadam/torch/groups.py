@@ -111,7 +111,8 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}: {error}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from None
 
 
 def config_of(group: dict[str, Any], index: int) -> Config:

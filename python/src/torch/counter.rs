@@ -23,7 +23,8 @@ pub(super) enum Counter {
     Unused,
 }
 
-// SAFETY: a pointer alone reads and writes nothing. What follows it says what must hold then.
+// SAFETY: a pointer alone reads and writes nothing. The functions that follow it are unsafe, and
+// list what they require of its memory.
 unsafe impl Send for Counter {}
 
 impl Counter {

@@ -10,7 +10,6 @@ use crate::tensor::ListError;
 /// It is read in each step, and never written. Its value must be finite, at least 0 and small
 /// enough, as [`DualAdamConfig::validate`] says; else the step is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RawLr {
     /// The address of an f32, as torch has it.
     F32(u64),

@@ -89,8 +89,8 @@ impl Control {
     /// # Errors
     ///
     /// - [`ListError::Empty`] for no set at all.
-    /// - [`ConfigError`](crate::ConfigError) if a config is not valid.
-    /// - [`ListError::Position`] if a set's group is not there.
+    /// - [`ArgumentError::Group`](crate::ArgumentError::Group) if a config is not valid.
+    /// - [`CudaError::SetGroup`] if a set's group is not there.
     /// - [`CudaError::Address`] for a counter or lr in the caller's memory that is null or
     ///   misaligned, or a counter that overlaps another counter or an lr.
     /// - [`ListError::TooMany`] for more sets than 32 bits count.

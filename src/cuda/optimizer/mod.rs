@@ -76,7 +76,6 @@ impl DualAdam {
         config: DualAdamConfig,
         lens: &[usize],
     ) -> Result<Self, CudaError> {
-        config.validate()?;
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(kernels, stream, &[config], &specs)
     }
@@ -89,7 +88,8 @@ impl DualAdam {
     /// - What [`Ledger::new`] refuses.
     /// - [`CudaError::Context`] if the stream belongs to another context than the kernels.
     /// - [`CudaError::PerThreadStream`] for a stream that is another one in each thread.
-    /// - [`ListError::TooMany`] for more elements than there can be memory for.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) for more elements than there can be
+    ///   memory for.
     /// - [`CudaError::Driver`] if there is not enough memory, and for whatever else the driver
     ///   reports.
     pub fn with_groups(
@@ -219,7 +219,7 @@ impl DualAdam {
         let stream = self.shared.raw_stream();
         if self.mark_masters(grads) {
             let _current = self.shared.kernels.enter()?;
-            let what = "the first update of a tensor with masters, but by a CapturableDualAdam,";
+            let what = "the first update of a tensor with masters, unless a CapturableDualAdam makes it,";
             // The graph would set them in each launch.
             // SAFETY: the stream lives as long as the optimizer, and its context is current.
             unsafe { refuse_capture(stream, what) }?;

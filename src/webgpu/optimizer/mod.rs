@@ -76,7 +76,6 @@ impl DualAdam {
     ///
     /// As [`with_groups`](Self::with_groups).
     pub fn new(pipelines: &Pipelines, config: DualAdamConfig, lens: &[usize]) -> Result<Self, WebGpuError> {
-        config.validate()?;
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(pipelines, &[config], &specs)
     }

@@ -28,9 +28,9 @@ impl DualAdam {
         state.validate()?;
         let made = Self::with_ledger(pipelines, state.ledger.clone())?;
         let mut upload = Upload::new(pipelines.device(), queue, &made.arenas);
-        for (places, arrays) in made.places.iter().zip(&state.arrays) {
+        for (tensor, (places, arrays)) in made.places.iter().zip(&state.arrays).enumerate() {
             for (place, (_, array)) in places.all().zip(arrays.by_role()) {
-                upload.write(place, array)?;
+                upload.write(tensor, place, array).map_err(|error| error.named(&made.ledger))?;
             }
         }
         upload.finish()?;
@@ -65,8 +65,9 @@ impl DualAdam {
         let len = self.ledger.spec(tensor)?.len;
         check_moments(tensor, len, exp_avg, exp_avg_sq).map_err(|error| self.ledger.named(error))?;
         let mut upload = Upload::new(self.pipelines.device(), queue, &self.arenas);
-        upload.write(self.places[tensor].exp_avg, exp_avg)?;
-        upload.write(self.places[tensor].exp_avg_sq, exp_avg_sq)?;
+        for (place, values) in [(self.places[tensor].exp_avg, exp_avg), (self.places[tensor].exp_avg_sq, exp_avg_sq)] {
+            upload.write(tensor, place, values).map_err(|error| error.named(&self.ledger))?;
+        }
         upload.finish()?;
         Ok(self.ledger.set_step(tensor, step)?)
     }

@@ -230,7 +230,7 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
 fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
     let new = |config, lens: &[usize]| DualAdam::new(&gpu.kernels, &gpu.stream, config, lens);
     let config = DualAdamConfig::default();
-    refused::value(new(config.with_lr(-1.0), &[1]), "lr");
+    refused::group_value(new(config.with_lr(-1.0), &[1]), 0, "lr");
     let too_long = refused::tensor_error(new(config, &[1, usize::MAX]));
     assert_eq!((too_long.tensor, too_long.problem), (1, TensorProblem::Memory { bytes: u64::MAX }));
     let unobtainable = new(config, &[usize::MAX / 4 - 63]);

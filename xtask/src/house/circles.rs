@@ -1,8 +1,8 @@
 //! Circles of imports in `src/`.
 //!
 //! A file needs another if its code outside of tests names a path into it: `use crate::a::B`,
-//! `super::a::b()`, or a name that a module re-exports from there. What the compiler finds
-//! without a path, such as the methods of a type, does not count.
+//! `super::a::b()`, `child::b()`, or a name that a module re-exports from there. What the compiler
+//! finds without a path, such as the methods of a type, does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,7 +86,7 @@ impl Crate {
                     }
                     &after[end..]
                 }
-                (TokenTree::Ident(word), [colon, ..]) if is_anchor(&word.to_string()) && is(colon, ':') => {
+                (TokenTree::Ident(_), [first, second, ..]) if is(first, ':') && is(second, ':') => {
                     let (path, after) = path(rest);
                     self.named.insert((module.clone(), path));
                     after
@@ -190,11 +190,6 @@ fn path(tokens: &[TokenTree]) -> (Path, &[TokenTree]) {
     (path, rest)
 }
 
-/// Whether a path that begins so stays in the crate.
-fn is_anchor(word: &str) -> bool {
-    ["crate", "self", "super"].contains(&word)
-}
-
 fn is(token: &TokenTree, character: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == character)
 }
@@ -265,11 +260,13 @@ mod tests {
                 "pub(crate) struct B; impl B { fn b() { let a = \"crate::c::C\"; super::super::a::a(a) } }",
             ),
             ("src/c.rs", "use crate::a; use super::b::*;"),
+            ("src/d/mod.rs", "mod inner; fn d(_: u8) { inner::d() }"),
+            ("src/d/inner.rs", "pub(super) fn d() { half::d() }"),
         ];
         let [between, inside] = Crate::of(sources.into_iter()).unwrap().needs();
         let names = |needs: &Needs| needs.keys().map(|(from, to)| format!("{from} {to}")).collect::<Vec<_>>();
         assert_eq!(names(&between), ["a b", "b a", "c a", "c b", "the root b"]);
-        assert_eq!(names(&inside), ["b b::deep"]);
+        assert_eq!(names(&inside), ["b b::deep", "d d::inner"]);
         assert_eq!(circles(&between), [["a".to_owned(), "b".to_owned()].into()].into());
         assert!(circles(&inside).is_empty());
     }

@@ -2,7 +2,7 @@
 //!
 //! A guess from the words: five combinations are a list if they are within three lines, or in lines
 //! that follow each other and have one each. Fewer may be examples. A combination is a name such as
-//! `f32_bf16`, or what stands in one pair of parentheses or angle brackets, such as
+//! `f32_bf16`, or what stands in one pair of brackets, such as
 //! `(F32, Some(Bf16))` or `(torch.float32, torch.bfloat16)`.
 
 use std::collections::BTreeSet;
@@ -58,10 +58,10 @@ fn combinations(code: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
         // As PyTorch and NumPy name it.
         let format = token.replace("float", "f").replace("int", "i");
         match token {
-            "(" | "<" => open.push(vec![]),
-            ")" | ">" => close(&mut open, &mut found),
+            "(" | "<" | "[" | "{" => open.push(vec![]),
+            ")" | ">" | "]" | "}" => close(&mut open, &mut found),
             _ if formats.contains(&format) => open.last_mut().into_iter().for_each(|inner| inner.push(format.clone())),
-            _ if parts.len() > 1 && parts.iter().all(|part| formats.contains(*part) || *part == "master") => {
+            _ if is_name(&parts, formats) => {
                 found.insert(token.to_owned());
             }
             _ => {}
@@ -71,6 +71,18 @@ fn combinations(code: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
         close(&mut open, &mut found);
     }
     found
+}
+
+/// Whether these are the parts of a variant's name, as `variants.txt` says how it is made.
+fn is_name(parts: &[&str], formats: &BTreeSet<String>) -> bool {
+    let is_format = |part: &str| formats.contains(part);
+    let is_other = |part: &str| {
+        let of =
+            |role| part.strip_prefix(role).is_some_and(|rest| is_format(rest) || rest.is_empty() && role == "master");
+        ["m", "v", "master"].into_iter().any(of)
+    };
+    let (values, others) = parts.split_at(parts.len().min(2));
+    values.len() == 2 && values.iter().all(|part| is_format(part)) && others.iter().all(|part| is_other(part))
 }
 
 /// Ends the innermost bracket. A lone format, as in `Some(Bf16)`, belongs to what is around it.
@@ -110,6 +122,8 @@ mod tests {
                 3,
             ),
             ("rs", "[\"f32_f32\", \"bf16_f32_master\", \"f16_f16\", \"f16_f32\", \"bf16_bf16\"]", 1),
+            ("rs", "f32_f32_mbf16 f32_f32_mbf16_vbf16 bf16_bf16_master bf16_f32_mf16_masterf16\nf16_f16_vbf16", 2),
+            ("rs", "[F32, F32], [F32, Bf16], [F32, F16],\n{F16, F16}, {F16, F32}", 2),
             ("cu", "x::<f32, f32>(a); x::<f32, f16>(a);\nx::<f32, bf16>(a); x::<bf16, f32>(a);\nx::<f16, f16>(a);", 3),
             ("rs", "\n(F32, F32),\n(F32, Bf16),\n(F32, F16),\n(F16, F16),\n(F16, F32),\n(Bf16, F32),", 6),
             (

@@ -71,10 +71,9 @@ fn configs() {
             fails(dualadam_config_alpha(&config, 1, &mut alpha), status, text);
             fails(dualadam_config_first_adam_step(&config, &mut step, &mut exists), status, text);
             fails(dualadam_config_coeffs(&config, 1, 1.0, &mut out, 48), status, text);
-            let named = match text.split_once(" of config must ") {
-                Some((field, requirement)) => format!("{field} of groups[0] must {requirement}"),
-                None => format!("group 0: {text}"),
-            };
+            let field = text.split([' ']).next().unwrap_or_default();
+            let requirement = text.split_once(" must ").map(|(_, requirement)| requirement).unwrap_or_default();
+            let named = format!("{field} of groups[0] must {requirement}");
             fails(dualadam_state_new(&config, 1, ptr::null(), 0, &mut handle), status, &named);
         }
         assert_eq!((alpha, handle, step, exists), (0.5, 9, 6, 7));

@@ -171,5 +171,5 @@ fn types_sizes_and_indices() {
     three[2].size = 56;
     // SAFETY: refused before anything else is read.
     let status = unsafe { dualadam_cpu_step_list(ptr::null(), 0, three.as_ptr(), 3) };
-    fails(status, DUALADAM_STATUS_SIZE, "the size of coeffs[2] must be 48, or more with zeros beyond that, got 56");
+    fails(status, DUALADAM_STATUS_SIZE, "the size of coeffs[2] must be that of coeffs[0], 48, got 56");
 }

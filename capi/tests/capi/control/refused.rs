@@ -45,7 +45,7 @@ fn what_cannot_be_right_is_refused() {
         bad(&dualadam_config { schedule: 7, ..config() }, DUALADAM_STATUS_ENUM, text);
         let text = "the size of config of groups[1] must be 104, or more with zeros beyond that, got 8";
         bad(&dualadam_config { size: 8, ..config() }, DUALADAM_STATUS_SIZE, text);
-        let text = "group 1: lr must be finite and at least 0, got -1.0";
+        let text = "lr of groups[1] must be finite and at least 0, got -1.0";
         bad(&dualadam_config { lr: -1.0, ..config() }, DUALADAM_STATUS_VALUE, text);
 
         let address = DUALADAM_STATUS_CUDA_ADDRESS;
