@@ -4,6 +4,7 @@
 // The macro `for_each_variant!`, before the modules that use it.
 include!(concat!(env!("OUT_DIR"), "/variants.rs"));
 
+pub mod allocation;
 pub mod bound;
 pub mod contract;
 pub mod data;
