@@ -8,6 +8,7 @@ use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
+use crate::control::{World, assert_clean};
 
 pub(crate) fn start() -> StandIn {
     StandIn::start().unwrap_or_else(|error| panic!("{error}"))
@@ -69,17 +70,10 @@ impl Drop for OnDevice {
 
 #[test]
 fn steps_have_the_bits_of_the_cpu() {
-    let stand_in = start();
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.new_stream().unwrap();
-    let raw: *mut c_void = stream.cu_stream().cast();
-    let kernels = kernels();
-    let mut host = [Buffers::new(0, 1000), Buffers::new(1, 37)];
-    let device = host.each_ref().map(OnDevice::new);
-    let mut host_tensors = host.each_mut().map(Buffers::tensor);
-    let mut tensors = device.each_ref().map(OnDevice::tensor);
-    (tensors[1].coeffs_index, host_tensors[1].coeffs_index) = (1, 1);
-
+    let mut world = World::new();
+    let (mut tensors, kernels, raw) = (world.tensors, world.kernels, world.raw());
+    let mut host_tensors = world.host.each_mut().map(Buffers::tensor);
+    host_tensors[1].coeffs_index = 1;
     let mut list = 0;
     // SAFETY: the structs, the buffers and the stream are there until all has run.
     unsafe {
@@ -100,25 +94,20 @@ fn steps_have_the_bits_of_the_cpu() {
         ok(dualadam_cpu_step(&host_tensors[0], &set));
         ok(dualadam_cuda_kernels_free(kernels));
     }
-    assert_eq!(device.each_ref().map(OnDevice::read), host);
+    world.assert_same();
     ok(dualadam_cuda_list_free(list));
+    let World { device, stream, context, stand_in, .. } = world;
     drop((device, stream, context));
     assert_eq!((stand_in.live("module"), stand_in.live("memory"), stand_in.live("pinned")), (0, 0, 0));
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    assert_clean(&stand_in);
 }
 
 #[test]
 fn bad_input_is_refused() {
-    let stand_in = start();
-    let context = CudaContext::new(0).unwrap();
-    let kernels = kernels();
-    let set = coeffs(&config(), 1, 1.0);
-    let host = Buffers::new(0, 16);
-    let device = OnDevice::new(&host);
-    let good = device.tensor();
-    let stream = context.new_stream().unwrap();
-    let raw: *mut c_void = stream.cu_stream().cast();
-    let mut list = 0;
+    let world = World::new();
+    let World { tensors: [good, _], kernels, stream, context, stand_in, .. } = &world;
+    let (good, kernels, raw) = (*good, *kernels, world.raw());
+    let (set, mut list) = (coeffs(&config(), 1, 1.0), 0);
     // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
     unsafe {
         let step = |tensor: dualadam_tensor| dualadam_cuda_step(kernels, &tensor, &set, raw);
@@ -147,7 +136,7 @@ fn bad_input_is_refused() {
         ok(dualadam_cuda_list_new(kernels, &good, 1, &mut list));
         let update = |tensor: dualadam_tensor| dualadam_cuda_list_update(list, &tensor, 1);
         assert_eq!(dualadam_cuda_list_update(list, &good, 2), DUALADAM_STATUS_COUNT);
-        assert_eq!(update(dualadam_tensor { len: 15, ..good }), DUALADAM_STATUS_FIXED);
+        assert_eq!(update(dualadam_tensor { len: 999, ..good }), DUALADAM_STATUS_FIXED);
         assert_eq!(update(dualadam_tensor { grad: good.param, ..good }), DUALADAM_STATUS_OVERLAP);
         assert_eq!(dualadam_cuda_list_step(list, &set, 0, raw), DUALADAM_STATUS_INDEX);
         assert_eq!(dualadam_cuda_list_step(list, &set, 97, raw), DUALADAM_STATUS_TOO_MANY);
@@ -183,7 +172,7 @@ fn bad_input_is_refused() {
         assert_eq!(step(good), DUALADAM_STATUS_CUDA_DRIVER);
         assert_eq!(last_error(), "cuLaunchKernel failed with CUDA_ERROR_LAUNCH_FAILED (719)");
     }
-    assert_eq!(device.read(), host);
+    world.assert_same();
     ok(dualadam_cuda_list_free(list));
     ok(dualadam_cuda_kernels_free(kernels));
     assert_eq!(dualadam_cuda_list_free(list), DUALADAM_STATUS_STALE_HANDLE);
@@ -206,8 +195,7 @@ fn drivers_and_devices_that_do_not_do() {
     let mut new = |device| unsafe { dualadam_cuda_kernels_new(device, &mut handle) };
     fails(new(7), DUALADAM_STATUS_POSITION, "device must be below 1, got 7");
     stand_in.set_driver_version(11_030);
-    let text = "the CUDA driver must support CUDA 11.4, it supports 11.3";
-    fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, text);
+    fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(12_080);
     ok(new(0));
     let tensor = Buffers::new(0, 100).tensor();
@@ -279,7 +267,7 @@ fn kernels_in_the_current_context() {
             unsafe { sys::cuCtxDestroy_v2(context.0) }.result().unwrap();
         }
     }
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    assert_clean(&stand_in);
 }
 
 /// Two threads step the same list and use the same kernels.
@@ -314,17 +302,13 @@ fn threads_share_kernels_and_lists() {
         }
     });
     for step in 1..=10 {
-        // SAFETY: the structs and the buffers are there.
-        unsafe {
-            host[1..].iter_mut().for_each(|host| ok(dualadam_cpu_step(&host.tensor(), &coeffs(&config(), step, 1.0))));
-            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
-            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
-        }
+        host[1..].iter_mut().for_each(|host| host.step(&coeffs(&config(), step, 1.0)));
+        (0..2).for_each(|_| host[0].step(&coeffs(&config(), 1, 1.0)));
     }
     context.bind_to_thread().unwrap();
     assert_eq!(device.each_ref().map(OnDevice::read), host);
     ok(dualadam_cuda_list_free(list));
     ok(dualadam_cuda_kernels_free(kernels));
     drop(device);
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    assert_clean(&stand_in);
 }

@@ -41,8 +41,7 @@ fn threads_do_not_see_each_others_handles_and_errors() {
 }
 
 fn step_one(buffers: &mut Buffers, step: u64) {
-    // SAFETY: the structs and the buffers are there.
-    ok(unsafe { dualadam_cpu_step(&buffers.tensor(), &coeffs(&config(), step, 1.0)) });
+    buffers.step(&coeffs(&config(), step, 1.0));
 }
 
 /// One state, one thread for each of its tensors; a handle that two threads free is freed once.

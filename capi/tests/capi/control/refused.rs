@@ -51,13 +51,11 @@ fn what_cannot_be_right_is_refused() {
         let address = DUALADAM_STATUS_CUDA_ADDRESS;
         let at = |address: usize| ptr::without_provenance_mut::<c_void>(address);
         let step = |address| dualadam_cuda_control_set { step: at(address).cast(), ..set(0) };
-        let text = "step of set 0 must be aligned to 8 bytes, got address 0x1004";
-        fails(new(g, 2, &step(0x1004), 1), address, text);
+        fails(new(g, 2, &step(0x1004), 1), address, "step of set 0 must be aligned to 8 bytes, got address 0x1004");
         let text = "step of set 0 must not overlap step of set 1, got address 0x1008";
         fails(new(g, 2, [step(0x1008); 2].as_ptr(), 2), address, text);
         groups[0].lr_f32 = at(0x1002).cast();
-        let text = "lr of group 0 must be aligned to 4 bytes, got address 0x1002";
-        fails(new(groups.as_ptr(), 2, s, 2), address, text);
+        fails(new(groups.as_ptr(), 2, s, 2), address, "lr of group 0 must be aligned to 4 bytes, got address 0x1002");
         groups[0].lr_f32 = at(0x1000).cast();
         groups[0].lr_f64 = at(0x2000).cast();
         let text = "lr_f64 of groups[0] must be null where lr_f32 is not, got address 0x2000";
@@ -79,8 +77,7 @@ fn what_cannot_be_right_is_refused() {
     unsafe {
         let set_lr = |group, lr| dualadam_cuda_control_set_lr(control, group, lr, raw);
         fails(set_lr(2, 0.1), DUALADAM_STATUS_POSITION, "group must be below 2, got 2");
-        let text = "lr must be finite and at least 0, got NaN";
-        fails(set_lr(0, f64::NAN), DUALADAM_STATUS_VALUE, text);
+        fails(set_lr(0, f64::NAN), DUALADAM_STATUS_VALUE, "lr must be finite and at least 0, got NaN");
         let text = "the lr of group 1 must not be set here: it is read from the caller's memory, write it there";
         fails(set_lr(1, 0.1), DUALADAM_STATUS_CUDA_CALLERS_LR, text);
         let set_config = |group, config: *const _| dualadam_cuda_control_set_config(control, group, config, raw);

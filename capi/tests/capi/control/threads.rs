@@ -57,8 +57,7 @@ fn threads_share_a_control() {
     let mut host = host;
     for (index, host) in host.iter_mut().enumerate() {
         let steps = if index == THREADS { THREADS as u64 * STEPS } else { STEPS };
-        // SAFETY: the structs and the buffers are there.
-        (1..=steps).for_each(|t| ok(unsafe { dualadam_cpu_step(&host.tensor(), &coeffs(&config, t, 1.0)) }));
+        (1..=steps).for_each(|t| host.step(&coeffs(&config, t, 1.0)));
     }
     context.bind_to_thread().unwrap();
     assert!(device.each_ref().map(OnDevice::read) == host);

@@ -73,9 +73,9 @@ impl Input<'_> {
         self.size(size_of::<T>())
     }
 
-    /// The index of a group: mostly the first.
-    pub(super) fn group(&mut self) -> usize {
-        self.number(&[0, 0, 1]) as usize
+    /// The position of a group or tensor: mostly the first.
+    pub(super) fn position(&mut self) -> usize {
+        self.number(&[0, 0, 1, 2, 3]) as usize
     }
 
     /// How many sets or groups a control has: mostly one.
