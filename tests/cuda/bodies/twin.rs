@@ -101,35 +101,31 @@ pub(crate) trait Optimizer {
     unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
 }
 
-impl Optimizer for DualAdam {
-    fn state(&self) -> Result<State, CudaError> {
-        self.state()
-    }
+macro_rules! optimizer {
+    ($type:ty, $scalars:expr) => {
+        impl Optimizer for $type {
+            fn state(&self) -> Result<State, CudaError> {
+                self.state()
+            }
 
-    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
-        Ok(self.step_of(tensor)?)
-    }
+            fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
+                Ok(self.step_of(tensor)?)
+            }
 
-    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
-        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
-        unsafe { self.step_raw(params, grads, 1.0) }
-    }
+            unsafe fn step_plainly(
+                &mut self,
+                params: &[RawBuffer],
+                grads: &[Option<RawBuffer>],
+            ) -> Result<(), CudaError> {
+                // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
+                unsafe { self.step_raw(params, grads, $scalars) }
+            }
+        }
+    };
 }
 
-impl Optimizer for CapturableDualAdam {
-    fn state(&self) -> Result<State, CudaError> {
-        self.state()
-    }
-
-    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
-        self.step_of(tensor)
-    }
-
-    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
-        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
-        unsafe { self.step_raw(params, grads, &RawScalars::default()) }
-    }
-}
+optimizer!(DualAdam, 1.0);
+optimizer!(CapturableDualAdam, &RawScalars::default());
 
 /// An optimizer's step of one tensor.
 pub(crate) fn step_owner(optimizer: &mut impl Optimizer, raw: &RawTensor) -> Result<(), CudaError> {
