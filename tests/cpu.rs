@@ -1,8 +1,8 @@
 //! The CPU backend against the contract, bit for bit, and against exact arithmetic, within the
 //! contract's error.
 
-use dualadam::{DualAdamConfig, StepCoeffs, cpu};
-use testkit::bound;
+use dualadam::{DualAdamConfig, StepCoeffs, cpu, reference};
+use testkit::bound::{self, Bound};
 use testkit::contract::{self, TINY, same};
 use testkit::data::{Inputs, SIZES, configs};
 use testkit::laws::{self, by_contract, by_cpu};
@@ -129,8 +129,9 @@ fn one_step_is_within_the_error_bound_of_exact_arithmetic() {
         let (mut p, mut m, mut v) = (inputs.p.clone(), inputs.m.clone(), inputs.v.clone());
         cpu::step(&mut p, &inputs.grad, &mut m, &mut v, &config.coeffs(t).unwrap()).unwrap();
         for i in 0..inputs.len() {
-            let before = contract::Element { p: inputs.p[i], m: inputs.m[i], v: inputs.v[i] };
-            let (exact, bound) = bound::exact_and_bound(&config, t, before, inputs.grad[i]);
+            let [theta, m0, v0] = [inputs.p[i], inputs.m[i], inputs.v[i]].map(f64::from);
+            let before = reference::Element { theta, m: m0, v: v0 };
+            let (exact, bound) = bound::exact_and_bound(&config, t, before, inputs.grad[i], Bound::default());
             let errors = [
                 (f64::from(p[i]) - exact.theta, bound.p),
                 (f64::from(m[i]) - exact.m, bound.m),

@@ -2,7 +2,7 @@
 //! and what is refused.
 
 use dualadam::cpu::{self, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem};
+use dualadam::{Dtype, Formats, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem};
 use testkit::data::Inputs;
 use testkit::laws::{self, by_contract};
 use testkit::refused;
@@ -105,54 +105,35 @@ fn what_cannot_be_right_is_refused_and_the_list_stays() {
     refused::coeffs_index(unsafe { list.step_raw(&sets[..1]) }, 1, 1, 1);
 }
 
-fn sets(step: u64) -> [StepCoeffs; 2] {
-    let config = DualAdamConfig::inv_adam().with_lr(0.01);
-    [config.coeffs(step).unwrap(), DualAdamConfig::adamw(0.1).coeffs(step).unwrap()]
-}
-
+/// Every variant, in flat steps and in lists, with more elements than one thread takes.
 #[test]
-fn steps_by_address_have_the_bits_of_single_steps() {
-    let master = formats("bf16_f32_master");
-    let (mut flat, mut master) = (f32s(70_000), Tensor::new(master, &Inputs::random(2, 9)));
-    let (mut single, mut single_master) = (flat.clone(), master.clone());
-    let mut alone = Tensor::filled(formats("bf16_bf16"), 4);
-    let before = alone.clone();
-    for step in 1..4 {
-        let sets = sets(step);
-        let skipped = alone.raw().with_grad(RawBuffer::new(0, Dtype::Bf16)).with_coeffs_index(1);
-        let empty = with(alone.raw(), |tensor| tensor.len = 0);
-        let list = [flat.raw().with_coeffs_index(1), master.raw(), skipped, empty];
-        // SAFETY: the addresses are those of the tensors above.
-        unsafe {
-            cpu::step_raw(&flat.raw(), &sets[0]).unwrap();
-            cpu::step_list_raw(&list, &sets).unwrap();
+fn steps_by_address_give_the_contract_bits() {
+    let flat = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        for tensor in tensors {
+            // SAFETY: the addresses are those of the tensor.
+            unsafe { cpu::step_raw(&tensor.raw().with_coeffs_index(0), &sets[tensor.set]) }.unwrap();
         }
-        sets.iter().for_each(|coeffs| single.step_flat(coeffs).unwrap());
-        single_master.step_flat(&sets[0]).unwrap();
+    };
+    let list = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        let raw: Vec<_> = tensors.iter_mut().map(Tensor::raw).collect();
+        // SAFETY: the addresses are those of the tensors.
+        unsafe { cpu::step_list_raw(&raw, sets) }.unwrap();
+    };
+    for step in [&flat as laws::Step<'_>, &list] {
+        laws::sizes(step, &by_contract, [0, 9, 1000, 70_000]);
+        laws::misalignments(step, &by_contract, 100, 4);
+        laws::lists(step, &by_contract, &[70_000, 0, 9, 1000, 17]);
     }
-    flat.assert_same(&single, "flat");
-    master.assert_same(&single_master, "with masters");
-    assert_eq!(alone, before);
+    let (mut skipped, sets) = (f32s(4), laws::all_sets());
+    let before = skipped.clone();
+    let raw = skipped.raw().with_grad(RawBuffer::f32(0)).with_coeffs_index(1);
     // SAFETY: there is nothing to step.
-    unsafe { cpu::step_list_raw(&[], &[]) }.unwrap();
-}
-
-#[test]
-fn each_variant_is_stepped_by_address() {
-    let coeffs = &laws::all_sets()[0];
-    for variant in Variant::all() {
-        let mut alone = Tensor::padded(variant.formats(), &Inputs::random(3, 1000), [0, 1, 2, 3, 4]);
-        let (mut listed, mut expected) = (alone.clone(), alone.clone());
-        assert_eq!(Variant::of(alone.raw().formats()), Some(variant));
-        // SAFETY: the addresses are those of the tensors above.
-        unsafe {
-            cpu::step_raw(&alone.raw(), coeffs).unwrap();
-            cpu::step_list_raw(&[listed.raw()], &[*coeffs]).unwrap();
-        }
-        expected.step_by_contract(coeffs);
-        alone.assert_same(&expected, variant.name());
-        listed.assert_same(&expected, variant.name());
+    unsafe {
+        cpu::step_list_raw(&[raw], &sets).unwrap();
+        cpu::step_list_raw(&[], &[]).unwrap();
     }
+    assert_eq!(skipped, before);
+    Variant::all().for_each(|variant| assert_eq!(Variant::of(variant.formats()), Some(variant)));
 }
 
 #[test]
@@ -160,7 +141,7 @@ fn steps_by_address_refuse_what_cannot_be_right() {
     let (mut a, mut b) = (f32s(5), f32s(6));
     let (first, second) = (a.raw(), b.raw());
     let before = (a.clone(), b.clone());
-    let sets = sets(1);
+    let sets = &laws::all_sets()[..2];
     let limit = isize::MAX as u64 / 4;
     let too_long = format!("tensor # must have at most {limit} elements, got {}", limit + 1);
     let at_the_end = RawBuffer::f32(u64::MAX - 7);
@@ -179,7 +160,7 @@ fn steps_by_address_refuse_what_cannot_be_right() {
         (with(second, |tensor| tensor.len = limit + 1), &too_long),
     ] {
         // SAFETY: refused before any buffer is looked at.
-        let errors = unsafe { [cpu::step_raw(&wrong, &sets[0]), cpu::step_list_raw(&[first, wrong], &sets)] };
+        let errors = unsafe { [cpu::step_raw(&wrong, &sets[0]), cpu::step_list_raw(&[first, wrong], sets)] };
         for (index, error) in errors.map(Result::unwrap_err).into_iter().enumerate() {
             let text = text.replace('#', &index.to_string());
             assert!(error.to_string().contains(&text), "{error}");
@@ -192,13 +173,13 @@ fn steps_by_address_refuse_what_cannot_be_right() {
     unsafe {
         let too_long = TensorProblem::TooLong { limit, actual: u64::MAX / 4 };
         refused::problem(cpu::step_raw(&longest, &sets[0]), 0, None, too_long);
-        refused::problem(cpu::step_list_raw(&[first, longest], &sets), 1, None, too_long);
+        refused::problem(cpu::step_list_raw(&[first, longest], sets), 1, None, too_long);
         let alone = with(absent.with_coeffs_index(0), |tensor| tensor.len = 6);
         refused::problem(cpu::step_raw(&alone, &sets[0]), 0, Role::Grad, TensorProblem::Null);
         refused::coeffs_index(cpu::step_raw(&second.with_coeffs_index(1), &sets[0]), 0, 1, 1);
-        refused::coeffs_index(cpu::step_list_raw(&[first, absent], &sets), 1, 2, 2);
-        refused::overlap(cpu::step_list_raw(&[first, sharing], &sets));
-        cpu::step_list_raw(&[absent.with_coeffs_index(1)], &sets).unwrap();
+        refused::coeffs_index(cpu::step_list_raw(&[first, absent], sets), 1, 2, 2);
+        refused::overlap(cpu::step_list_raw(&[first, sharing], sets));
+        cpu::step_list_raw(&[absent.with_coeffs_index(1)], sets).unwrap();
     }
     assert_eq!((a, b), before);
 }

@@ -32,7 +32,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
         let (low, high) = (quantile(us.iter().copied(), 0.25), quantile(us.iter().copied(), 0.75));
         HostRow {
             shape: shape.name.clone(),
-            tensors: group.lens().len(),
+            tensors: group.lens.len(),
             call: call.to_owned(),
             us: median(us),
             us_low: low,
@@ -47,7 +47,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
         rows.push(row(&format!("TensorList, {what}"), list(device, tensors, &coeffs, rounds)));
     }
     for (tensors, what) in [(&same, "unchanged"), (&grads_change, "new gradients")] {
-        rows.push(row(&format!("DualAdam, {what}"), owner(device, group.lens(), tensors, rounds)));
+        rows.push(row(&format!("DualAdam, {what}"), owner(device, &group.lens, tensors, rounds)));
     }
     rows
 }

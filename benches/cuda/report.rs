@@ -88,7 +88,7 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
         };
         Row {
             shape: group.shape.clone(),
-            tensors: group.lens().len(),
+            tensors: group.lens.len(),
             elements: group.elements(),
             types: group.variant.name(),
             alignment: group.alignment.name,

@@ -122,7 +122,7 @@ fn time_case(
 ) -> Result<Vec<Row>, String> {
     let job = group.jobs[0];
     let mut contestants = vec![];
-    let is_list = group.lens().len() > 1;
+    let is_list = group.lens.len() > 1;
     for combination in combinations.iter().filter(|combination| combination.concerns(is_list)) {
         if is_late() {
             skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.variant.name(), combination.name()));
@@ -130,7 +130,7 @@ fn time_case(
         }
         let verified = attempt(|| {
             let contestant = Contestant::new(device, group, folder, combination)?;
-            group.fill(group.stride(), [0; 5]);
+            group.fill(group.stride, [0; 5]);
             contestant.enqueue(device, group, 0, &job.coeffs(0));
             device.synchronize();
             verify::verify_job(group, job);
@@ -168,7 +168,7 @@ impl Contestant {
         let variant = group.variant.name();
         let file = combination.files.get(variant).ok_or("it has no text for this variant")?;
         let text = std::fs::read_to_string(folder.join(file)).map_err(|error| error.to_string())?;
-        let is_list = group.lens().len() > 1;
+        let is_list = group.lens.len() > 1;
         let name = format!("{}_{variant}", if is_list { "list" } else { "dual_adam" });
         let text = CString::new(entry_alone(&text, &name)?).map_err(|error| error.to_string())?;
         // SAFETY: the text ends in a zero byte.
@@ -203,7 +203,7 @@ impl Contestant {
         // until the work has ended; all work is in one stream.
         let launched = unsafe {
             if let Some(table) = self.tables.get(replica) {
-                let (mut table, mut count) = (table.address, group.lens().len() as u32);
+                let (mut table, mut count) = (table.address, group.lens.len() as u32);
                 let (mut coeffs_on_device, mut skips) = (0_u64, 0_u64);
                 let mut by_value = [0_u8; COEFFS_BYTES];
                 by_value[..size_of::<StepCoeffs>()].copy_from_slice(bytemuck::bytes_of(&coeffs));

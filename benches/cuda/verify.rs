@@ -19,12 +19,12 @@ const TENSORS: usize = 8;
 /// tolerance either.
 pub(crate) fn verify(device: &Device, group: &mut Group<'_>) {
     for job in group.jobs.clone().into_iter().filter(|job| !job.is_copy()) {
-        group.fill(group.stride(), group.offsets_of(job));
+        group.fill(group.stride, group.offsets_of(job));
         group.enqueue_on(0, job, FACTOR);
         device.synchronize();
         verify_job(group, job);
     }
-    group.fill_for_timing(group.stride());
+    group.fill_for_timing(group.stride);
 }
 
 pub(crate) fn verify_job(group: &Group<'_>, job: Job) {
