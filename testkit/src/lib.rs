@@ -12,6 +12,7 @@ pub mod device;
 pub mod golden;
 pub mod laws;
 pub mod model;
+pub mod raw;
 pub mod refused;
 pub mod require;
 pub mod state;
