@@ -8,7 +8,7 @@ use dualadam::{
     Steering, SwitchSchedule, TensorError, TensorProblem, TensorSpec, WeightDecay, cpu,
 };
 use testkit::contract::same;
-use testkit::data::{self, Inputs};
+use testkit::data;
 use testkit::model::{Model, Spec, small};
 use testkit::refused;
 use testkit::tensor::Tensor;
@@ -30,12 +30,10 @@ fn an_adapter_with_a_ledger_has_the_bits_of_the_optimizer() {
 
     let mut ledger = Ledger::new(&groups(), &model.tensor_specs()).unwrap();
     let mut table = CoeffsTable::default();
-    let tensor = |(spec, param): (&Spec, _)| {
-        let zeros = vec![0.0; spec.len];
-        let inputs = Inputs { p: zeros.clone(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-        Tensor { param, ..Tensor::new(spec.formats, &inputs) }
-    };
-    let mut tensors: Vec<_> = zip(&specs, model.params.clone()).map(tensor).collect();
+    let fresh = |(spec, param): (&Spec, _)| Tensor::fresh(spec.formats, param);
+    let mut tensors: Vec<_> = zip(&specs, &model.params).map(fresh).collect();
+    // They are set below, at the first gradient.
+    tensors.iter_mut().filter_map(|tensor| tensor.master.as_mut()).for_each(|master| master.map(|_| 0.0));
     for round in 0..7 {
         let multiplier = 1.0 / (round + 1) as f64;
         ledger.set_lr(1, 0.01 * multiplier).unwrap();

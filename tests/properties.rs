@@ -5,7 +5,7 @@ use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, T
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use testkit::contract::same;
-use testkit::data::{Inputs, Noise};
+use testkit::data::Noise;
 use testkit::laws::by_cpu;
 use testkit::model::{self, Model, Spec};
 use testkit::state::{self, StateBits, float_bits, temporary};
@@ -310,9 +310,7 @@ proptest! {
         let (mut whole, start) = (Run::new(&groups, &tensors), Run::new(&groups, &tensors).model);
         whole.steps(0..steps);
         for (tensor, &(spec, busy)) in tensors.iter().enumerate() {
-            let zeros = vec![0.0; spec.len];
-            let inputs = Inputs { p: start.params[tensor].wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-            let mut alone = Tensor { param: start.params[tensor].clone(), ..Tensor::new(spec.formats, &inputs) };
+            let mut alone = Tensor::fresh(spec.formats, &start.params[tensor]);
             let mut updates = 0;
             for step in (0..steps).filter(|&step| has_gradient(tensor, busy, step)) {
                 updates += 1;

@@ -5,9 +5,8 @@
 //! backend, bit for bit, before it is timed. All of them take turns in each round.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::path::Path;
-use std::ptr;
 use std::time::Instant;
 
 use dualadam::cuda::cudarc::driver::result;
@@ -22,6 +21,7 @@ use crate::group::Group;
 use crate::ranking::{self, Report, Row};
 use crate::timer::Timer;
 use crate::verify;
+use crate::yardsticks::argument;
 
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =
@@ -234,10 +234,6 @@ fn entry_alone(text: &str, name: &str) -> Result<String, String> {
     let head = entries.next().unwrap_or_default();
     let entry = entries.find(|entry| entry.starts_with(&format!("{name}(")));
     entry.map(|entry| format!("{head}{ENTRY}{entry}\n")).ok_or_else(|| format!("the text has no entry {name}"))
-}
-
-fn argument<T>(value: &mut T) -> *mut c_void {
-    ptr::from_mut(value).cast()
 }
 
 /// The addresses of a tensor without a master, by role.

@@ -120,7 +120,7 @@ fn function(module: CUmodule, name: &str) -> CUfunction {
     unsafe { result::module::get_function(module, name) }.expect("the PTX has this kernel")
 }
 
-fn argument<T>(value: &mut T) -> *mut c_void {
+pub(crate) fn argument<T>(value: &mut T) -> *mut c_void {
     ptr::from_mut(value).cast()
 }
 

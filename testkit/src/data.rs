@@ -44,6 +44,12 @@ impl Inputs {
         Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
     }
 
+    /// These parameters, and nothing else but zeros.
+    pub fn parameters(p: Vec<f32>) -> Self {
+        let zeros = vec![0.0; p.len()];
+        Self { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
+    }
+
     /// Every special value as parameter, with every special value as gradient, and each of both as
     /// either moment.
     pub fn special() -> Self {

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, Control, CudaError, Kernels, TensorList};
+use dualadam::cuda::{self, Control, CudaError, DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 use stand_in_cuda::client::StandIn;
 use testkit::data::Inputs;
@@ -63,22 +63,23 @@ pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
 }
 
-/// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes,
-/// and then looks at the world.
+/// Lets every call of the driver's function in `work` fail in turn, or of any function where it is
+/// `*`, each in a world of its own that `prepare` makes, and then looks at the world.
 pub(crate) fn at_each_call<W>(
+    function: &str,
     mut prepare: impl FnMut() -> W,
-    of: impl Fn(&W) -> &Gpu,
+    of: impl Fn(&W) -> &StandIn,
     mut work: impl FnMut(&mut W) -> Result<(), CudaError>,
     mut verify: impl FnMut(W, Result<(), CudaError>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
-        let before = of(&world).stand_in().calls("*");
-        of(&world).stand_in().fail("*", nth, CODE);
+        let before = of(&world).calls(function);
+        of(&world).fail(function, nth, CODE);
         let result = work(&mut world);
-        let happened = of(&world).stand_in().calls("*") - before >= nth;
+        let happened = of(&world).calls(function) - before >= nth;
         if let Err(error) = &result {
-            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
+            assert!(happened && is_of_the_driver(error), "{function} {nth}: {error:?}");
         }
         // The failure cannot be called off, and must not meet the test's own calls.
         if !happened {
@@ -89,25 +90,16 @@ pub(crate) fn at_each_call<W>(
 }
 
 fn kernels_fail_with_the_drivers_code_at_every_call() {
+    let work = |_: &mut StandIn| {
+        let kernels = Kernels::new(0)?;
+        Variant::all().try_for_each(|variant| kernels.prepare(variant.formats()))
+    };
     let mut failures = 0;
-    for nth in 1.. {
-        let stand_in = start();
-        stand_in.fail("*", nth, CODE);
-        let result = Kernels::new(0).and_then(|kernels| {
-            Variant::all().try_for_each(|variant| kernels.prepare(variant.formats()))?;
-            Ok(kernels)
-        });
-        let happened = stand_in.calls("*") >= nth;
-        if let Err(error) = &result {
-            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
-            failures += 1;
-        }
-        drop(result);
-        if !happened {
-            break;
-        }
-        assert!(stand_in.violations().is_empty(), "call {nth}: {:#?}", stand_in.violations());
-    }
+    let verify = |stand_in: StandIn, result: Result<(), CudaError>| {
+        failures += usize::from(result.is_err());
+        assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    };
+    at_each_call("*", start, |stand_in| stand_in, work, verify);
     assert!(failures > 4 * Variant::COUNT, "each module was loaded, and its kernels looked up: {failures}");
 }
 
@@ -130,7 +122,7 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         twin.assert_same(&gpu, "after a failure");
         drop(twin);
     };
-    at_each_call(prepare, |(_, gpu)| gpu, work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // The capture mode, which is current, push, the stream's context, whether it is captured, the
     // module with its three kernels, the capture mode and which is current for them, the launch;
     // not the pop.
@@ -192,7 +184,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         twins[7].assert_same(&gpu, "the gradient elsewhere");
         gpu.assert_clean();
     };
-    at_each_call(ListWorld::new, |world| &world.gpu, work, verify);
+    at_each_call("*", ListWorld::new, |world| world.gpu.stand_in(), work, verify);
     // The capture mode, which is current, the stream's context, capturing, copies of a record and
     // of sets, the event of the copies, two launches.
     assert_eq!(recovered, 9);
@@ -204,6 +196,7 @@ pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 
 /// After a failure the owner's steps and moments are those of a step that was made or was not,
 /// tensor by tensor.
 fn the_owner_stays_consistent_at_every_failing_call() {
+    type World = (Option<DualAdam>, Models, Gpu);
     // The calls of the test itself, which uploads gradients in each step, are not to fail: the
     // failure comes by function.
     let functions = [
@@ -219,46 +212,40 @@ fn the_owner_stays_consistent_at_every_failing_call() {
         "cuMemsetD8Async",
     ];
     for function in functions {
-        let mut failed = 0;
-        for nth in 1.. {
+        let prepare = || {
             let gpu = self::gpu();
-            let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
-            let before = gpu.stand_in().calls(function);
-            gpu.stand_in().fail(function, nth, CODE);
-            let mut optimizer = match gpu.optimizer(&models.host.tensor_specs()) {
-                Ok(made) => made,
-                Err(error) => {
-                    assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
-                    failed += 1;
-                    continue;
-                }
-            };
+            (None::<DualAdam>, Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS), gpu)
+        };
+        let mut failed = 0;
+        let work = |(optimizer, models, gpu): &mut World| {
+            let optimizer = optimizer.insert(gpu.optimizer(&models.host.tensor_specs()).inspect_err(|_| failed += 1)?);
+            let mut result = Ok(());
             for _ in 0..3 {
-                let result = models.launch(&mut optimizer, |_| false);
+                let launched = models.launch(optimizer, |_| false);
                 let step_of = |tensor| optimizer.step_of(tensor).unwrap();
                 let done = [0, 1].map(|tensor| step_of(tensor) > models.cpu.step_of(tensor).unwrap());
-                match result {
-                    Ok(()) => assert_eq!(done, [true, true]),
-                    Err(error) => {
-                        assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
-                        failed += 1;
-                    }
-                }
                 models.expect(|tensor| !done[tensor]);
+                match launched {
+                    Ok(()) => assert_eq!(done, [true, true]),
+                    Err(error) => (failed, result) = (failed + 1, Err(error)),
+                }
             }
-            if gpu.stand_in().calls(function) - before < nth {
-                break;
-            }
+            result
+        };
+        // The world is dropped in the order of its fields: the stand-in last.
+        let verify = |world: World, result| {
+            let ((Some(optimizer), models, gpu), what) = (&world, format!("{function}: {result:?}")) else { return };
             let state = optimizer.state().unwrap();
-            assert_eq!(state.ledger, models.cpu.state().ledger, "{function} {nth}");
+            assert_eq!(state.ledger, models.cpu.state().ledger, "{what}");
             for (tensor, (found, expected)) in state.arrays.iter().zip(&models.cpu.state().arrays).enumerate() {
                 if state.ledger.step(tensor).unwrap() > 0 {
-                    assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
+                    assert_eq!(found, expected, "{what}, tensor {tensor}");
                 }
             }
-            models.assert_same_params(&format!("{function} {nth}"));
+            models.assert_same_params(&what);
             gpu.assert_clean();
-        }
+        };
+        at_each_call(function, prepare, |(_, _, gpu)| gpu.stand_in(), work, verify);
         assert!(failed > 0, "no {function} failed");
     }
 }
@@ -292,7 +279,8 @@ fn a_lost_device_stays_an_error() {
     let gpu = self::gpu();
     let mut models = owner::models(&gpu);
     let mut optimizer = models.optimizer(&gpu.kernels);
-    models.step(&mut optimizer, 1, |_| false);
+    models.set_grads(1);
+    models.step(&mut optimizer, |_| false);
     gpu.context.synchronize().unwrap();
     // Nobody else would; the stand-in notices that there is no memory.
     let tensor = Tensor::filled(formats("f32_f32"), 4).raw_at([0x100, 0x140, 0x180, 0x1c0, 0]);

@@ -75,7 +75,7 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
         run.assert_same(&gpu, "the next step");
         gpu.assert_clean();
     };
-    at_each_call(prepare, |world| &world.gpu, work, verify);
+    at_each_call("*", prepare, |world| world.gpu.stand_in(), work, verify);
     // Which is current, the stream's context, capturing, a copy and an event for the sets, copies
     // of addresses and an event for the list, prepare_sets; then the first and the other lists'
     // launches.
@@ -134,7 +134,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         assert_eq!(report(&gpu, &run.control)[0].coeffs, expected);
         gpu.assert_clean();
     };
-    at_each_call(prepare, |world| &world.gpu, work, verify);
+    at_each_call("*", prepare, |world| world.gpu.stand_in(), work, verify);
     // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the
     // first a wait for the stream; of the others an event.
     assert_eq!(failures, 18);
@@ -194,7 +194,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             let mut is_interrupted = false;
             for missing in [None, Some(1), None] {
                 let is_missing = |tensor| Some(tensor) == missing;
-                match models.launch_controlled(&mut optimizer, is_missing) {
+                match models.launch(&mut optimizer, is_missing) {
                     Ok(()) => {
                         assert!(!is_interrupted);
                         models.expect(is_missing);

@@ -61,20 +61,13 @@ pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
         refused::formats(list(device, &[tensor]), 0, formats);
     };
     let f32_f32 = Formats::new(Dtype::F32, Dtype::F32);
-    refuse(
-        |tensor| {
-            let bf16 = Binding::new(tensor.param.buffer, Dtype::Bf16);
-            *tensor = tensor.with_master(bf16);
-        },
-        f32_f32.with_master(Dtype::Bf16),
-    );
+    let bf16_master = f32_f32.with_master(Dtype::Bf16);
+    refuse(|tensor| tensor.master = Some(Binding::new(tensor.param.buffer, Dtype::Bf16)), bf16_master);
     refuse(|tensor| tensor.master = Some(tensor.param), f32_f32.with_master(Dtype::F32));
-    let mut narrow = f32_f32;
-    narrow.exp_avg = Dtype::Bf16;
-    refuse(|tensor| tensor.exp_avg.dtype = Dtype::Bf16, narrow);
-    let mut narrow = f32_f32;
-    narrow.exp_avg_sq = Dtype::F16;
-    refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, narrow);
+    let (mut bf16_exp_avg, mut f16_exp_avg_sq) = (f32_f32, f32_f32);
+    (bf16_exp_avg.exp_avg, f16_exp_avg_sq.exp_avg_sq) = (Dtype::Bf16, Dtype::F16);
+    refuse(|tensor| tensor.exp_avg.dtype = Dtype::Bf16, bf16_exp_avg);
+    refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, f16_exp_avg_sq);
 }
 
 /// A slice's end is respected, although the buffer goes on.
@@ -184,8 +177,6 @@ pub(crate) fn sets_out_of_range(gpu: &Gpu) {
         let list = device.list(&[buffers[0].tensor(), buffers[1].tensor().with_coeffs_index(1)]);
         device.submit(|pass| {
             refused::coeffs_index(list.encode(pass, &[coeffs]), 1, 1, 1);
-            let error = refused(list.encode(pass, &[coeffs]));
-            assert_eq!(error.to_string(), "tensor 1 must have a coeffs_index below 1, got 1");
         });
         buffers.iter().for_each(|buffers| buffers.assert_is(device, &buffers.host));
     }
@@ -208,8 +199,6 @@ pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
     let sets = vec![coeffs; limit as usize + 1];
     device.submit(|pass| {
         refused::too_many(list.encode(pass, &sets), "coeffs", limit, limit + 1);
-        let error = refused(list.encode(pass, &sets));
-        assert_eq!(error.to_string(), format!("coeffs must number at most {limit}, got {}", limit + 1));
     });
     uploaded.assert_is(&device, &host);
     device.step(&list, &sets[1..]);

@@ -6,7 +6,6 @@ mod bound;
 mod gpu;
 mod host;
 mod lists;
-mod neighbours;
 mod owner;
 mod refused;
 mod storage;
@@ -31,7 +30,7 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("nothing_to_do", lists::nothing_to_do),
     ("updates", lists::updates),
     ("updates_bind_what_changed", lists::updates_bind_what_changed),
-    ("one_buffer_may_hold_everything", neighbours::one_buffer_may_hold_everything),
+    ("one_buffer_may_hold_everything", lists::one_buffer_may_hold_everything),
     ("buffers_that_cannot_be_bound", bad_input::buffers_that_cannot_be_bound),
     ("formats_without_a_shader", bad_input::formats_without_a_shader),
     ("slices_end_where_they_end", bad_input::slices_end_where_they_end),

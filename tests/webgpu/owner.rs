@@ -128,10 +128,7 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
         let (state, params) = models.results(device, &optimizer);
 
         for (index, (spec, before)) in models.host.specs.iter().zip(&models.host.params).enumerate() {
-            let zeros = vec![0.0; spec.len];
-            let inputs = Inputs { p: before.wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-            let host = Host { param: before.clone(), ..Host::new(spec.formats, &inputs) };
-            let (uploaded, mut step) = (Uploaded::new(device, &host), 0);
+            let (uploaded, mut step) = (Uploaded::new(device, &Host::fresh(spec.formats, before)), 0);
             for t in (0..12).filter(|&t| has_grads(index, t)) {
                 step += 1;
                 let coeffs = groups()[spec.group].coeffs_scaled(step, 0.5).unwrap();

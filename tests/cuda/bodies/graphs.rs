@@ -230,7 +230,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     prepare(&mut models, &mut optimizer);
     gpu.context.synchronize().unwrap();
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
+        models.launch(&mut optimizer, |_| false).unwrap();
     });
     models.assert_same(&optimizer, "captured only");
     for round in 0..6 {
@@ -264,16 +264,14 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.set_found_inf(0.0);
     for round in 0..3 {
         let missing = |tensor| round > 0 && tensor == round;
-        models.launch_controlled(&mut optimizer, missing).unwrap();
-        models.expect(missing);
+        models.step(&mut optimizer, missing);
         models.assert_same(&optimizer, &format!("resumed, round {round}"));
     }
     // And controlled by the host again.
     let state = optimizer.state().unwrap();
     assert_eq!(state, *models.cpu.state());
     let mut plain = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-    models.launch(&mut plain, |_| false).unwrap();
-    models.expect(|_| false);
+    models.step(&mut plain, |_| false);
     models.assert_same(&plain, "without control");
 }
 
@@ -284,7 +282,7 @@ fn a_graph_may_have_several_steps(gpu: &Gpu) {
     prepare(&mut models, &mut optimizer);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
         for _ in 0..2 {
-            models.launch_controlled(&mut optimizer, |_| false).unwrap();
+            models.launch(&mut optimizer, |_| false).unwrap();
         }
     });
     for round in 0..3 {
@@ -304,7 +302,7 @@ fn masters_are_set_once_each(gpu: &Gpu) {
     for (round, missing) in [Some(1), Some(2), None, Some(1), None].into_iter().enumerate() {
         models.set_found_inf(f32::from(u8::from(round == 1)));
         let is_missing = |tensor| Some(tensor) == missing;
-        models.launch_controlled(&mut optimizer, is_missing).unwrap();
+        models.launch(&mut optimizer, is_missing).unwrap();
         if round != 1 {
             models.expect(is_missing);
         }
@@ -332,8 +330,7 @@ fn foreign_moments_and_steps_reach_the_device(gpu: &Gpu) {
     optimizer.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     models.cpu.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     for round in 0..2 {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
-        models.expect(|_| false);
+        models.step(&mut optimizer, |_| false);
         models.assert_same(&optimizer, &format!("round {round}"));
     }
 }
@@ -345,14 +342,12 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
         let mut models = models(gpu);
         let mut optimizer = models.optimizer(&gpu.kernels);
         for &missing in missing_before {
-            models.launch(&mut optimizer, |tensor| tensor == missing).unwrap();
-            models.expect(|tensor| tensor == missing);
+            models.step(&mut optimizer, |tensor| tensor == missing);
         }
         let mut optimizer = optimizer.into_capturable().unwrap();
         models.assert_same(&optimizer, "before");
         for missing in [4, 3] {
-            models.launch_controlled(&mut optimizer, |tensor| tensor == missing).unwrap();
-            models.expect(|tensor| tensor == missing);
+            models.step(&mut optimizer, |tensor| tensor == missing);
         }
         models.assert_same(&optimizer, "after");
     }
@@ -363,12 +358,12 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
 fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        refused::captured(models.launch_controlled(&mut optimizer, |_| false));
+        refused::captured(models.launch(&mut optimizer, |_| false));
     });
     drop(graph);
     prepare(&mut models, &mut optimizer);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
+        models.launch(&mut optimizer, |_| false).unwrap();
         refused::captured(optimizer.step_of(0));
         refused::captured(optimizer.report());
         refused::captured(optimizer.set_lr(0, 0.1));
@@ -387,8 +382,7 @@ fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
 fn controlled_optimizers_only_launch(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let mut step = |models: &mut Models| {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
-        models.expect(|_| false);
+        models.step(&mut optimizer, |_| false);
     };
     step(&mut models);
     gpu.launching_only([2, 1, 5, 1, 1, 4], || step(&mut models));

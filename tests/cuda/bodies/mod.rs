@@ -19,7 +19,6 @@ pub(crate) mod large;
 mod lists;
 pub(crate) mod owner;
 pub(crate) mod refused;
-mod repeats;
 mod streams;
 mod tour;
 pub(crate) mod twin;
@@ -37,7 +36,6 @@ pub(crate) fn all() -> Vec<Body> {
         lists::TESTS,
         owner::TESTS,
         streams::TESTS,
-        repeats::TESTS,
         control::TESTS,
         graphs::TESTS,
         captures::TESTS,

@@ -99,10 +99,15 @@ pub(crate) trait Optimizer {
     ///
     /// As for the optimizer's own.
     unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
+    /// A step with a multiplier, or with the scalars.
+    fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError>;
 }
 
+/// Parameters, gradients, and scalars that tell the device what a multiplier tells the host.
+type Lists<'a> = (Vec<BufferMut<'a>>, Vec<Option<Buffer<'a>>>, Scalars<'a>);
+
 macro_rules! optimizer {
-    ($type:ty, $scalars:expr) => {
+    ($type:ty, $scalars:expr, $step_lists:expr) => {
         impl Optimizer for $type {
             fn state(&self) -> Result<State, CudaError> {
                 self.state()
@@ -120,12 +125,18 @@ macro_rules! optimizer {
                 // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
                 unsafe { self.step_raw(params, grads, $scalars) }
             }
+
+            fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError> {
+                $step_lists(self, lists, multiplier)
+            }
         }
     };
 }
 
-optimizer!(DualAdam, 1.0);
-optimizer!(CapturableDualAdam, &RawScalars::default());
+optimizer!(DualAdam, 1.0, |own: &mut Self, (params, grads, _), multiplier| own.step_scaled(params, grads, multiplier));
+optimizer!(CapturableDualAdam, &RawScalars::default(), |own: &mut Self, (params, grads, scalars): Lists<'_>, _| {
+    own.step(params, grads, &scalars)
+});
 
 /// An optimizer's step of one tensor.
 pub(crate) fn step_owner(optimizer: &mut impl Optimizer, raw: &RawTensor) -> Result<(), CudaError> {
@@ -245,10 +256,7 @@ impl Models {
     }
 
     /// The device's parameters, its gradients but for those that are missing, and scalars.
-    pub(crate) fn lists(
-        &mut self,
-        missing: impl Fn(usize) -> bool,
-    ) -> (Vec<BufferMut<'_>>, Vec<Option<Buffer<'_>>>, Scalars<'_>) {
+    pub(crate) fn lists(&mut self, missing: impl Fn(usize) -> bool) -> Lists<'_> {
         let lens = || self.host.specs.iter().map(|spec| spec.len);
         let grads = self.grads.iter().zip(lens()).enumerate();
         let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.grads(len)));
@@ -260,29 +268,17 @@ impl Models {
     /// A step of the device's optimizer.
     pub(crate) fn launch(
         &mut self,
-        optimizer: &mut DualAdam,
+        optimizer: &mut impl Optimizer,
         missing: impl Fn(usize) -> bool,
     ) -> Result<(), CudaError> {
         let multiplier = self.multiplier;
-        let (params, grads, _) = self.lists(missing);
-        optimizer.step_scaled(params, grads, multiplier)
+        optimizer.step_lists(self.lists(missing), multiplier)
     }
 
-    /// A step of both optimizers, with gradients of this round.
-    pub(crate) fn step(&mut self, optimizer: &mut DualAdam, round: u64, missing: impl Fn(usize) -> bool + Copy) {
-        self.set_grads(round);
-        self.launch(optimizer, missing).unwrap();
+    /// A step of both optimizers.
+    pub(crate) fn step(&mut self, optimizer: &mut impl Optimizer, missing: impl Fn(usize) -> bool) {
+        self.launch(optimizer, &missing).unwrap();
         self.expect(missing);
-    }
-
-    /// A controlled step of the device's optimizer.
-    pub(crate) fn launch_controlled(
-        &mut self,
-        optimizer: &mut CapturableDualAdam,
-        missing: impl Fn(usize) -> bool,
-    ) -> Result<(), CudaError> {
-        let (params, grads, scalars) = self.lists(missing);
-        optimizer.step(params, grads, &scalars)
     }
 
     /// The step on the CPU.
