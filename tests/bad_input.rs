@@ -8,13 +8,10 @@ use dualadam::{
     TensorProblem, TensorSpec, WeightDecay,
 };
 use testkit::contract::same;
-use testkit::data::Inputs;
 use testkit::model::{self, Model, Spec};
 use testkit::refused::{self, refused};
 use testkit::state::{self, StateBits};
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::{Formats, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Values, Variant, formats};
 
 use Dtype::{Bf16, F16, F32};
 

@@ -5,9 +5,7 @@
 use std::arch::asm;
 
 use dualadam::{DualAdamConfig, Steering, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::variant::{Formats, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Variant, formats};
 
 /// MXCSR with its exceptions masked.
 const STANDARD: u32 = 0x1f80;

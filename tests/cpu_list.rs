@@ -3,12 +3,9 @@
 
 use dualadam::cpu::{self, TensorList};
 use dualadam::{RawBuffer, RawTensor, StepCoeffs, TensorProblem};
-use testkit::data::Inputs;
 use testkit::laws::{self, by_contract};
 use testkit::raw::{self, bf16_at, good, moved, with};
-use testkit::refused;
-use testkit::tensor::Tensor;
-use testkit::variant::{Variant, formats};
+use testkit::{Inputs, Tensor, Variant, formats, refused};
 
 fn f32s(len: usize) -> Tensor {
     Tensor::new(formats("f32_f32"), &Inputs::random(1, len))

@@ -8,11 +8,8 @@ use dualadam::{
     Steering, SwitchSchedule, TensorError, TensorProblem, TensorSpec, WeightDecay, cpu,
 };
 use testkit::contract::same;
-use testkit::data;
 use testkit::model::{Model, Spec, small};
-use testkit::refused;
-use testkit::tensor::Tensor;
-use testkit::variant::Variant;
+use testkit::{Tensor, Variant, data, refused};
 
 fn groups() -> [DualAdamConfig; 2] {
     let first = DualAdamConfig::default().with_schedule(SwitchSchedule::linear_until(4));

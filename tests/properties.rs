@@ -9,8 +9,7 @@ use testkit::data::Noise;
 use testkit::laws::by_cpu;
 use testkit::model::{self, Model, Spec};
 use testkit::state::{self, StateBits, float_bits, temporary};
-use testkit::tensor::Tensor;
-use testkit::variant::{self, Formats, Variant};
+use testkit::{Formats, Tensor, Variant, variant};
 
 /// A failing input is printed with its reasons; nothing is written beside the sources.
 fn cases(cases: u32) -> Config {

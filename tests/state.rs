@@ -20,10 +20,8 @@ use testkit::bound::{Bound, exact_and_bound};
 use testkit::data::{Noise, narrow};
 use testkit::golden::rows;
 use testkit::model::{Model, Spec, small};
-use testkit::refused;
 use testkit::state::{StateBits, assert_survives, bits, float_bits, temporary};
-use testkit::values::Values;
-use testkit::variant::Variant;
+use testkit::{Values, Variant, refused};
 
 // A model whose gradients depend on its parameters, so that one wrong bit grows.
 

@@ -20,3 +20,9 @@ pub mod stats;
 pub mod tensor;
 pub mod values;
 pub mod variant;
+
+// What nearly every test works with.
+pub use data::Inputs;
+pub use tensor::Tensor;
+pub use values::Values;
+pub use variant::{Formats, Variant, formats};

@@ -7,9 +7,7 @@ use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam::cuda::{self, Control, CudaError, DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 use stand_in_cuda::client::StandIn;
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::variant::{Variant, formats};
+use testkit::{Inputs, Tensor, Variant, formats};
 
 use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;

@@ -2,10 +2,8 @@
 
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 use testkit::contract::{Element, U};
-use testkit::data::{Inputs, SIZES, SPECIAL, configs};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Variant, formats};
+use testkit::data::{SIZES, SPECIAL, configs};
+use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
 use crate::bound::{Quantity, bound};
 use crate::gpu::{Device, Gpu};

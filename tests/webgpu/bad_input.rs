@@ -6,9 +6,7 @@ use dualadam::webgpu::{
     Binding, BindingProblem, DualAdam, Pipelines, Tensor, TensorList, WebGpuError, WgpuProblem, required_limits, wgpu,
 };
 use dualadam::{ArgumentError, Dtype, DualAdamConfig, Formats, Role, TensorProblem};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor as Host;
-use testkit::variant::Variant;
+use testkit::{Inputs, Tensor as Host, Variant};
 
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::{Uploaded, host};

@@ -2,10 +2,7 @@
 
 use dualadam::StepCoeffs;
 use dualadam::webgpu::{Binding, Tensor, TensorList, wgpu};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor as Host, Values, formats};
 
 use crate::gpu::Device;
 

@@ -1,10 +1,8 @@
 //! Lists have the bits of their tensors stepped alone.
 
 use dualadam::{Dtype, DualAdamConfig, Formats, StepCoeffs, SwitchSchedule, TensorProblem};
-use testkit::data::Inputs;
-use testkit::laws;
-use testkit::tensor::Tensor as Host;
-use testkit::variant::{Variant, in_turns};
+use testkit::variant::in_turns;
+use testkit::{Inputs, Tensor as Host, Variant, laws};
 
 use crate::gpu::{Device, Gpu};
 use crate::host::{Uploaded, bound};

@@ -13,13 +13,10 @@ use dualadam::{
 };
 use pollster::block_on;
 use testkit::contract::same;
-use testkit::data::Inputs;
 use testkit::device::DeviceTest;
 use testkit::model::{Model, Spec, wide};
 use testkit::state::{bits, float_bits, temporary};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Variant, formats};
+use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::Uploaded;

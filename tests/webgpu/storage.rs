@@ -4,10 +4,8 @@ use bytemuck::Zeroable;
 use dualadam::StepCoeffs;
 use dualadam::half::f16;
 use testkit::contract::same;
-use testkit::data::{Inputs, SPECIAL};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Formats, Variant};
+use testkit::data::SPECIAL;
+use testkit::{Formats, Inputs, Tensor as Host, Values, Variant};
 
 use crate::gpu::Gpu;
 

@@ -9,10 +9,7 @@ use dualadam::cuda::cudarc::driver::sys::{self, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, result};
 use dualadam::cuda::{Control, DualAdam, Kernels, RawScalars, TensorList};
 use dualadam::{DualAdamConfig, RawBuffer, RawTensor, StepCoeffs, TensorProblem, TensorSpec, cpu};
-use testkit::data::Inputs;
-use testkit::laws;
-use testkit::tensor::Tensor;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, formats, laws};
 
 use CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,

@@ -10,10 +10,9 @@ use dualadam::{
     DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, Steering, StepCoeffs, SwitchSchedule, TensorSpec,
     WeightDecay,
 };
-use testkit::data::{Inputs, SPECIAL, configs, steering};
+use testkit::data::{SPECIAL, configs, steering};
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, formats};
 
 use super::Body;
 use super::gpu::{Gpu, Memory};

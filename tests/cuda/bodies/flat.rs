@@ -7,11 +7,9 @@ use bytemuck::Pod;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use dualadam::cuda::{self, Buffer, BufferMut, Kernels};
 use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs};
-use testkit::data::{Inputs, SIZES, narrow};
-use testkit::for_each_variant;
+use testkit::data::{SIZES, narrow};
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::variant::{Formats, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Variant, for_each_variant, formats};
 
 use super::Body;
 use super::gpu::Gpu;

@@ -11,10 +11,7 @@ use std::ops::Range;
 use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::{DualAdamConfig, RawTensor, Role};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::{Formats, formats};
+use testkit::{Formats, Inputs, Tensor, Values, formats};
 
 use super::Body;
 use super::gpu::{Gpu, Memory};

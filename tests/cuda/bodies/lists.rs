@@ -4,10 +4,9 @@ use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::{DualAdamConfig, StepCoeffs};
-use testkit::data::Inputs;
 use testkit::laws::{self, all_sets, by_cpu};
-use testkit::tensor::{Tensor, map_addresses};
-use testkit::variant::{Variant, formats};
+use testkit::tensor::map_addresses;
+use testkit::{Inputs, Tensor, Variant, formats};
 
 use super::Body;
 use super::gpu::{Gpu, Memory};

@@ -2,10 +2,8 @@
 //! each access a hundred times slower, such as compute-sanitizer.
 
 use dualadam::DualAdamConfig;
-use testkit::data::Inputs;
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::variant::Variant;
+use testkit::{Inputs, Tensor, Variant};
 
 use super::Body;
 use super::flat::flat;

@@ -6,12 +6,9 @@ use dualadam::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZ
 use dualadam::cuda::{Buffer, BufferMut, CapturableDualAdam, CudaError, DualAdam, Kernels, RawScalars, Scalars};
 use dualadam::half::{bf16, f16};
 use dualadam::{DualAdamConfig, RawBuffer, RawTensor, State, StepCoeffs, cpu};
-use testkit::data::Inputs;
 use testkit::model::{Model, Spec, wide};
 use testkit::state::bits;
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, Values, formats};
 
 use super::gpu::{Gpu, Memory};
 
