@@ -73,8 +73,6 @@ fn repeats(variant: &mut Workload) -> u32 {
 /// Seconds of one run, as the mean of some.
 fn seconds(variant: &mut Workload, repeats: u32) -> f64 {
     let start = Instant::now();
-    for _ in 0..repeats {
-        (black_box(&mut *variant).run)();
-    }
+    (0..repeats).for_each(|_| (black_box(&mut *variant).run)());
     start.elapsed().as_secs_f64() / f64::from(repeats)
 }

@@ -151,8 +151,7 @@ fn a_small_step_outside_of_a_pool_allocates_nothing() {
     let _guard = one_at_a_time();
     for elements in [1_000, 32_000] {
         each_kind_of_step(elements, &mut |name, step| {
-            let allocations = allocations_of(step);
-            assert_eq!(allocations, 0, "{name} of {elements} elements");
+            assert_eq!(allocations_of(step), 0, "{name} of {elements} elements");
         });
     }
 }

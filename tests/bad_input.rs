@@ -79,9 +79,7 @@ fn hyperparameters_out_of_range_are_refused_by_name_and_number() {
 #[test]
 fn values_are_judged_after_rounding_to_f32() {
     let good = DualAdamConfig::default();
-    for eps in [0.0, 1e-50, 2.0_f64.powi(-150)] {
-        refused_config(good.with_eps(eps), "eps", eps);
-    }
+    [0.0, 1e-50, 2.0_f64.powi(-150)].into_iter().for_each(|eps| refused_config(good.with_eps(eps), "eps", eps));
     // 1e-2/1e-42 overflows where the moments are 0; so does lr alone once it is divided by 1-β1.
     refused_config(good.with_eps(1e-42), "lr", 1e-3);
     refused_config(good.with_lr(1e32), "lr", 1e32);
@@ -211,8 +209,7 @@ fn lists_refuse_unequal_lengths() {
 fn lists_refuse_sets_out_of_range() {
     let mut good = Tensor::filled(formats("f32_f32"), 5);
     for value in [2, 3, usize::MAX] {
-        let check = |place, result| refused::coeffs_index(result, place, 2, value);
-        refused_list(&good.clone().with_set(value), check);
+        refused_list(&good.clone().with_set(value), |place, result| refused::coeffs_index(result, place, 2, value));
     }
     let before = good.clone();
     refused::coeffs_index(step_list(std::slice::from_mut(&mut good), &[]), 0, 0, 0);
@@ -406,8 +403,7 @@ fn the_optimizer_refuses_formats_without_a_kernel() {
         let step = refused_step(&[GOOD[0], (param, 2)], &[GRADS[0], Some((grad, 2))]);
         refused::formats(step, 1, Formats::new(param, grad).with_master(F32));
     }
-    let step = refused_step(&[(Bf16, 3), GOOD[1]], &[Some((F16, 3)), GRADS[1]]);
-    refused::formats(step, 0, Formats::new(Bf16, F16));
+    refused::formats(refused_step(&[(Bf16, 3), GOOD[1]], &[Some((F16, 3)), GRADS[1]]), 0, Formats::new(Bf16, F16));
 }
 
 #[test]
@@ -470,8 +466,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
         let mut state = state.clone();
         change(&mut state);
         let error = refused(DualAdam::try_from(state.clone()));
-        let checked = refused(state.validate());
-        assert_eq!(error.to_string(), checked.to_string());
+        assert_eq!(error.to_string(), refused(state.validate()).to_string());
         Err::<(), _>(error)
     };
     refused::length(made(|state| state.arrays[0].exp_avg_sq.push(0.5)), 0, Role::ExpAvgSq, 2, 3);
@@ -498,9 +493,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
 
 #[test]
 fn empty_tensors_are_fine_anywhere() {
-    for variant in Variant::all() {
-        Tensor::filled(variant.formats(), 0).step_flat(&coeffs()).unwrap();
-    }
+    Variant::all().for_each(|variant| Tensor::filled(variant.formats(), 0).step_flat(&coeffs()).unwrap());
     cpu::step_list(&mut [], &[]).unwrap();
     cpu::step_list(&mut [], &[coeffs()]).unwrap();
 
@@ -533,9 +526,7 @@ fn the_optimizer_takes_empty_tensors_anywhere() {
 
     let mut alone = DualAdam::new(config, &[2]).unwrap();
     let mut expected = [1.0_f32, 2.0];
-    for _ in 0..2 {
-        alone.step([(&mut expected).into()], [Some((&[1.0_f32, 1.0]).into())]).unwrap();
-    }
+    (0..2).for_each(|_| alone.step([(&mut expected).into()], [Some((&[1.0_f32, 1.0]).into())]).unwrap());
     assert_eq!(w, expected);
     DualAdam::new(config, &[]).unwrap().step([], []).unwrap();
     DualAdam::with_groups(&[], &[]).unwrap().step([], []).unwrap();
@@ -588,9 +579,7 @@ fn nan_and_infinite_gradients_stay_in_their_elements() {
         DualAdamConfig::default(),
         DualAdamConfig::inv_adam().with_weight_decay(decay),
     ] {
-        for variant in Variant::all() {
-            special_gradients(variant.formats(), config, &cases);
-        }
+        Variant::all().for_each(|variant| special_gradients(variant.formats(), config, &cases));
     }
 }
 

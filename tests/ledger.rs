@@ -160,8 +160,7 @@ fn expected([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Result<f64, SkipR
         return Err(SkipReason::ClipFactor);
     }
     let multiplier = f64::from(clip_factor) / f64::from(loss_scale);
-    let coeffs = DualAdamConfig::default().coeffs_scaled(1, multiplier);
-    coeffs.map(|_| multiplier).map_err(|_| SkipReason::Multiplier)
+    DualAdamConfig::default().coeffs_scaled(1, multiplier).map(|_| multiplier).map_err(|_| SkipReason::Multiplier)
 }
 
 fn steering([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Steering {

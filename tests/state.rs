@@ -495,8 +495,7 @@ fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused(
     let mut refused = 0;
     for bit in 0..(bytes.len() - 4) * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let file = sealed(bytes.clone());
-        match saved.load(&file) {
+        match saved.load(&sealed(bytes.clone())) {
             Err(_) => refused += 1,
             Ok(()) => {
                 saved.optimizer.state().ledger.groups().iter().for_each(|group| group.validate().unwrap());
@@ -536,8 +535,7 @@ fn another_version_is_refused_by_its_number() {
         assert_eq!(saved.load(&file), Err(StateProblem::Version { supported: FORMAT_VERSION, found }));
     }
     // Nothing but the version can be asked of a later format.
-    let later = file_with_metadata(r#"{"version":4000000000,"layers":{}}"#);
-    let problem = saved.load(&later).unwrap_err();
+    let problem = saved.load(&file_with_metadata(r#"{"version":4000000000,"layers":{}}"#)).unwrap_err();
     assert_eq!(problem, StateProblem::Version { supported: FORMAT_VERSION, found: 4_000_000_000 });
     assert_eq!(problem.to_string(), "its format version must be 1, it is 4000000000");
 }
@@ -684,8 +682,7 @@ fn a_path_that_cannot_be_read_is_an_io_error_and_the_optimizer_stays() {
     let mut saved = Saved::new();
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let source = io_error(saved.optimizer.load(&missing), &missing);
-    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(io_error(saved.optimizer.load(&missing), &missing).kind(), std::io::ErrorKind::NotFound);
     io_error(saved.optimizer.load(folder.path()), folder.path());
     assert_eq!(bits(saved.optimizer.state()), saved.optimizer_bits);
 }
@@ -792,9 +789,7 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
 }
 
 fn remove_all_but(folder: &Path, kept: &str) {
-    for name in names_in(folder).iter().filter(|name| *name != kept) {
-        fs::remove_file(folder.join(name)).unwrap();
-    }
+    names_in(folder).iter().filter(|name| *name != kept).for_each(|name| fs::remove_file(folder.join(name)).unwrap());
 }
 
 /// A disk that is full, as a limit on the length of files: the write fails half way.
@@ -804,8 +799,7 @@ fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind()
     if let Some(folder) = child_folder() {
         let path = folder.join("state");
         let old = fs::read(&path).unwrap();
-        let source = io_error(numbered_state(1).save(&path), &path);
-        assert_eq!(source.kind(), std::io::ErrorKind::FileTooLarge);
+        assert_eq!(io_error(numbered_state(1).save(&path), &path).kind(), std::io::ErrorKind::FileTooLarge);
         assert_eq!(fs::read(&path).unwrap(), old);
         assert_eq!(names_in(&folder), ["state"]);
         return report();
@@ -958,9 +952,7 @@ fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() 
 
     let mut masters = DualAdam::with_groups(&[config], &[TensorSpec::new(20).with_master()]).unwrap();
     let mut plain = DualAdam::new(config, &[20]).unwrap();
-    for optimizer in [&mut masters, &mut plain] {
-        optimizer.set_moments(0, 10, &m, &v).unwrap();
-    }
+    [&mut masters, &mut plain].into_iter().for_each(|optimizer| optimizer.set_moments(0, 10, &m, &v).unwrap());
     for _ in 0..3 {
         masters.step([(&mut model).into()], [Some((&grads).into())]).unwrap();
         plain.step([(&mut params).into()], [Some((&grads).into())]).unwrap();

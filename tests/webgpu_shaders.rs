@@ -31,10 +31,7 @@ fn table() -> Vec<Variant> {
 /// The name and text of each variant with each source of coefficients.
 fn texts() -> impl Iterator<Item = (String, String)> {
     let of = |variant: Variant| {
-        COEFFS.map(|coeffs| {
-            let joined = join(&shaders(), &variant, coeffs).unwrap();
-            (format!("{}_{coeffs}", variant.name), joined.text)
-        })
+        COEFFS.map(|coeffs| (format!("{}_{coeffs}", variant.name), join(&shaders(), &variant, coeffs).unwrap().text))
     };
     table().into_iter().flat_map(of)
 }
@@ -125,8 +122,7 @@ fn run(command: &mut Command, content: &[u8], suffix: &str, what: &str) {
     let mut file = tempfile::Builder::new().suffix(suffix).tempfile().unwrap();
     file.write_all(content).unwrap();
     let output = command.arg(file.path()).output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&said));
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
 }
 
 #[test]

@@ -189,8 +189,7 @@ impl Contestant {
             };
             (tables.into_iter().map(memory).collect::<Result<Vec<_>, String>>()?, blocks)
         } else {
-            let per_block = block * VEC * combination.value("FLAT_GROUPS");
-            (vec![], (group.elements() as u64).div_ceil(per_block) + 1)
+            (vec![], (group.elements() as u64).div_ceil(block * VEC * combination.value("FLAT_GROUPS")) + 1)
         };
         let blocks = u32::try_from(blocks).map_err(|error| error.to_string())?;
         Ok(Self { name: combination.name(), function, block: block as u32, blocks, tables })

@@ -130,8 +130,7 @@ impl<T> DerefMut for Buffer<T> {
 /// Values between -1 and 1 that differ from element to element.
 fn ramp<T: Element>(len: usize) -> Buffer<T> {
     let mut buffer = Buffer::filled(T::narrow(0.0), len);
-    let values = buffer.par_iter_mut().enumerate();
-    values.for_each(|(i, value)| *value = T::narrow((i % 8191) as f32 / 4096.0 - 0.9999));
+    buffer.par_iter_mut().enumerate().for_each(|(i, value)| *value = T::narrow((i % 8191) as f32 / 4096.0 - 0.9999));
     buffer
 }
 
@@ -191,8 +190,7 @@ fn step_list(tensors: &mut [Buffers<f32, f32>], c: &StepCoeffs) {
 }
 
 fn copy(from: &[f32], to: &mut [f32]) {
-    let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
-    chunks.for_each(|(to, from)| to.copy_from_slice(from));
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// Runs a loop with the vectors that the step itself uses.

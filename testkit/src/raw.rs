@@ -116,7 +116,6 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
         refused::problem(update(&mut list, &[good(), tensor]), 1, buffer, problem);
     }
     let same_start = with(other, |t| t.exp_avg = f32_at(0x1300));
-    let both = ([(0, ExpAvgSq), (1, ExpAvg)], 0x1300);
-    assert_eq!(refused::overlap(update(&mut list, &[good(), same_start])), both);
+    assert_eq!(refused::overlap(update(&mut list, &[good(), same_start])), ([(0, ExpAvgSq), (1, ExpAvg)], 0x1300));
     assert!(update(&mut list, &[good(), other.with_coeffs_index(3)]).is_ok());
 }

@@ -99,11 +99,9 @@ fn the_thread_has_its_capture_mode_back() {
         if fails {
             gpu.stand_in().fail("cuMemAllocAsync", 1, failures::CODE);
         }
-        let step = run.try_launch(&gpu.stream, RawScalars::default());
-        assert_eq!(step.is_err(), fails);
+        assert_eq!(run.try_launch(&gpu.stream, RawScalars::default()).is_err(), fails);
         // SAFETY: refused.
-        let refused = unsafe { result::malloc_sync(4) }.unwrap_err();
-        assert_eq!(refused.0, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        assert_eq!(unsafe { result::malloc_sync(4) }.unwrap_err().0, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         assert!(gpu.stream.end_capture(Flags(0)).is_err());
         gpu.assert_clean();
     }

@@ -148,8 +148,7 @@ impl ListWorld {
 /// A list's step that sends everything it can: new addresses, new sets, more than fit in an
 /// argument.
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
-    let config = DualAdamConfig::default();
-    let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
+    let sets: Vec<_> = (1..=100).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
     let work = |ListWorld { list, twins, spare, gpu }: &mut ListWorld| {
         let mut raw = twin::raw(twins);
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
@@ -175,9 +174,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
             twins.iter_mut().for_each(|twin| twin.expect(&sets));
             recovered += 1;
         }
-        for (i, twin) in twins.iter().enumerate() {
-            twin.assert_same_but_grads(&gpu, &format!("tensor {i}"));
-        }
+        twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same_but_grads(&gpu, &format!("tensor {i}")));
         twins[7].host.set_grads(&Inputs::random(7, 7).grad);
         twins[7].assert_same(&gpu, "the gradient elsewhere");
         gpu.assert_clean();

@@ -64,8 +64,7 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
                 set_steps(&gpu, &mut run.control, &[0; 3]);
                 // The tensors are the caller's to restore.
                 let fresh = Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching());
-                let before = std::mem::replace(&mut run, fresh);
-                drop(before);
+                drop(std::mem::replace(&mut run, fresh));
             }
         }
         run.launch(&gpu.stream);
@@ -130,8 +129,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
             run.control.set_lr(0, 0.25, gpu.raw_stream()).unwrap();
         }
         run.launch(&gpu.stream);
-        let expected = config.with_lr(0.25).coeffs(1).unwrap();
-        assert_eq!(report(&gpu, &run.control)[0].coeffs, expected);
+        assert_eq!(report(&gpu, &run.control)[0].coeffs, config.with_lr(0.25).coeffs(1).unwrap());
         gpu.assert_clean();
     };
     at_each_call("*", prepare, |world| world.gpu.stand_in(), work, verify);

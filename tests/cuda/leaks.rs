@@ -33,8 +33,7 @@ fn make_list(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
 }
 
 fn make_control(_: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    let group = ControlGroup::new(DualAdamConfig::default());
-    Control::new(&gpu.kernels, &[group], &[ControlSet::new(0)]).map(drop)
+    Control::new(&gpu.kernels, &[ControlGroup::new(DualAdamConfig::default())], &[ControlSet::new(0)]).map(drop)
 }
 
 fn spec() -> TensorSpec {

@@ -153,9 +153,7 @@ fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
 /// The descriptors of the capture, the control, the moments: a graph, or an executable made of it,
 /// may be launched at any later time.
 fn what_a_graph_uses_stays_until_the_graph_is_gone() {
-    for pools in [1, 0] {
-        a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools));
-    }
+    [1, 0].into_iter().for_each(|pools| a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools)));
 }
 
 fn a_graph_holds_what_it_uses(gpu: &Gpu) {
@@ -189,8 +187,7 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     allocate();
     gpu.context.synchronize().unwrap();
     // Without pools the last list that was dropped waits for the next allocation.
-    let is_left = u64::from(gpu.stand_in().calls("cuMemAllocAsync") == 0);
-    assert_eq!(live() - empty, tensors + 2 + is_left);
+    assert_eq!(live() - empty, tensors + 2 + u64::from(gpu.stand_in().calls("cuMemAllocAsync") == 0));
     gpu.assert_clean();
 }
 

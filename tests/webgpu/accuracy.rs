@@ -86,8 +86,7 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
 /// is 0, and 0 times the step is 0.
 pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
     let device = &gpu.device;
-    let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
-    for (config, t) in undecayed {
+    for (config, t) in configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None) {
         for variant in Variant::all() {
             let inputs = Inputs::parameters(Inputs::random(6, 1027).p);
             let mut expected = Host::new(variant.formats(), &inputs);

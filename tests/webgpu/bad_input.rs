@@ -97,8 +97,7 @@ pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
     let good = uploaded(device, 3);
     // wgpu takes any size for a buffer, but binds whole words.
     let odd = device.empty(6, STORAGE);
-    let odd = list(device, &[good.tensor_with(Binding::new(&odd, Dtype::Bf16))]);
-    refused::buffer_size(odd, 0, Role::Param, 8, 6);
+    refused::buffer_size(list(device, &[good.tensor_with(Binding::new(&odd, Dtype::Bf16))]), 0, Role::Param, 8, 6);
 }
 
 /// The tensor with another place for one of its buffers.

@@ -113,8 +113,7 @@ impl Device {
         self.queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., Result::unwrap);
         self.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-        let view = staging.get_mapped_range(..).unwrap();
-        view.to_vec()
+        staging.get_mapped_range(..).unwrap().to_vec()
     }
 
     /// Submits one compute pass.

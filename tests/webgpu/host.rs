@@ -83,7 +83,6 @@ impl Device {
 
     /// The tensor after a step, alone, with coefficients of its own.
     pub(crate) fn stepped(&self, host: &Host, coeffs: &StepCoeffs) -> Host {
-        let found = self.stepped_together(&[host.clone().with_set(0)], &[*coeffs]).remove(0);
-        found.with_set(host.set)
+        self.stepped_together(&[host.clone().with_set(0)], &[*coeffs]).remove(0).with_set(host.set)
     }
 }

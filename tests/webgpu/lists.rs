@@ -67,8 +67,7 @@ pub(crate) fn updates(gpu: &Gpu) {
     refused::count(list.update(&[]), "tensors", 1, 0);
     let mut shorter = a.tensor();
     shorter.len = 1029;
-    let length = TensorProblem::FixedLength { expected: 1030, actual: 1029 };
-    refused::problem(list.update(&[shorter]), 0, None, length);
+    refused::problem(list.update(&[shorter]), 0, None, TensorProblem::FixedLength { expected: 1030, actual: 1029 });
     refused::overlap(list.update(&[a.tensor().with_grad(Some(a.tensor().param))]));
     // Of the formats only the gradient's may change.
     let mut narrower = a.tensor().with_grad(None);

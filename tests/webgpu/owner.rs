@@ -94,9 +94,7 @@ impl Models {
     /// Steps `t`, all in one pass.
     fn run(&self, device: &Device, optimizer: &mut DualAdam, steps: Range<usize>) {
         device.submit(|pass| {
-            for t in steps {
-                optimizer.step_scaled(pass, self.params(), self.grads(t), 0.5).unwrap();
-            }
+            steps.for_each(|t| optimizer.step_scaled(pass, self.params(), self.grads(t), 0.5).unwrap());
         });
     }
 
@@ -119,9 +117,7 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
         let models = Models::all(device);
         let mut optimizer = models.optimizer(device);
         // Passes of one step and of several, in which masters are set at first.
-        for steps in [0..3, 3..4, 4..12] {
-            models.run(device, &mut optimizer, steps);
-        }
+        [0..3, 3..4, 4..12].into_iter().for_each(|steps| models.run(device, &mut optimizer, steps));
         let (state, params) = models.results(device, &optimizer);
 
         for (index, (spec, before)) in models.host.specs.iter().zip(&models.host.params).enumerate() {
@@ -170,8 +166,7 @@ fn check_masters(device: &Device, formats: Formats) {
     let (params, grads) = (Binding::new(&params, formats.param), Binding::new(&grads, formats.grad));
     let specs = [TensorSpec::new(patterns.len()).with_master()];
     let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
-    let before = optimizer.state(&device.queue).unwrap();
-    assert!(!before.ledger.master_is_set(0).unwrap());
+    assert!(!optimizer.state(&device.queue).unwrap().ledger.master_is_set(0).unwrap());
     device.submit(|pass| optimizer.step(pass, [params], [Some(grads)]).unwrap());
     let masters = optimizer.state(&device.queue).unwrap().arrays.remove(0).master.unwrap();
     for (expected, found) in values.wide().into_iter().zip(masters) {
@@ -213,8 +208,7 @@ fn takes_moments(gpu: &Gpu) {
     let negative: Vec<f32> = inputs.v.iter().map(|v| -v).collect();
     let mut set = |tensor, m: &[f32], v: &[f32]| optimizer.set_moments(&device.queue, tensor, 1, m, v);
     refused::length(set(7, &inputs.m[1..], &inputs.v), 7, Role::ExpAvg, 1030, 1029);
-    let first = TensorProblem::Negative { value: negative[0] };
-    refused::problem(set(7, &inputs.m, &negative), 7, Role::ExpAvgSq, first);
+    refused::problem(set(7, &inputs.m, &negative), 7, Role::ExpAvgSq, TensorProblem::Negative { value: negative[0] });
     let count = models.params.len();
     refused::position(set(count, &inputs.m, &inputs.v), "tensor", count, count);
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
@@ -315,8 +309,7 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
     assert_same_state(&state, &expected);
 
     // Awaited by one thread, polled by another.
-    let state = device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap();
-    assert_same_state(&state, &expected);
+    assert_same_state(&device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap(), &expected);
 
     // A reading that is given up leaves the optimizer usable; so does one of two at once.
     drop(optimizer.read_state(&device.queue));
@@ -389,8 +382,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
         refused::overlap(step(&with_params(0, params[2]), &grads));
         let (_, tensor, problem) = refused::by_wgpu(step(&params, &with_grads(2, f32_of(&foreign))));
         assert!(matches!((tensor, &problem), (Some(2), WgpuProblem::Validation(_))), "{tensor:?}, {problem:?}");
-        let scaled = optimizer.step_scaled(pass, params.clone(), grads.clone(), f64::NAN);
-        refused::value(scaled, "grad_multiplier");
+        refused::value(optimizer.step_scaled(pass, params.clone(), grads.clone(), f64::NAN), "grad_multiplier");
     });
     refused::value(optimizer.set_lr(0, -1.0), "lr");
     refused::position(optimizer.set_config(2, DualAdamConfig::adam()), "group", 2, 2);
@@ -409,11 +401,9 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     assert!(good.results(device, &optimizer) == twin.results(device, &twin_optimizer));
 
     refused::value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), "eps");
-    let specs = [TensorSpec::new(1).in_group(2)];
-    refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &specs), 0, 2, 2);
+    refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &[TensorSpec::new(1).in_group(2)]), 0, 2, 2);
     state.arrays[0].exp_avg_sq.pop();
-    let uneven = DualAdam::from_state(device.pipelines(), &device.queue, &state);
-    refused::length(uneven, 0, Role::ExpAvgSq, 1030, 1029);
+    refused::length(DualAdam::from_state(device.pipelines(), &device.queue, &state), 0, Role::ExpAvgSq, 1030, 1029);
 }
 
 fn refuses_damaged_files_and_stays(gpu: &Gpu) {

@@ -24,8 +24,7 @@ fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats
 /// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is
 /// left of it.
 fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
-    let of = |len| p.windows(len).map(<[f32]>::to_vec);
-    [1, 2, 3, 5, 6, 7].into_iter().flat_map(of)
+    [1, 2, 3, 5, 6, 7].into_iter().flat_map(|len| p.windows(len).map(<[f32]>::to_vec))
 }
 
 /// With β1 = 0 and m = 0 the new m is the gradient.

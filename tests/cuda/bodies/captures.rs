@@ -40,8 +40,7 @@ fn allocate_in_capture(bytes: usize) -> Memory {
     let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
     let exchange = |mode: &mut CUstreamCaptureMode| {
         // SAFETY: a mode, where the driver may write another.
-        let answer = unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) };
-        assert_eq!(answer, sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) }, sys::CUresult::CUDA_SUCCESS);
     };
     exchange(&mut mode);
     // SAFETY: a context is current.
@@ -89,9 +88,7 @@ impl Iteration {
     /// Launches the graph for another batch, which the hosts' gradients then are.
     fn launch(&self, gpu: &Gpu, twins: &mut [Twin], seed: u64) {
         set_grads(twins, seed);
-        for (twin, batch) in twins.iter().zip(&self.batch) {
-            gpu.write(batch, twin.host.grad.bytes());
-        }
+        twins.iter().zip(&self.batch).for_each(|(twin, batch)| gpu.write(batch, twin.host.grad.bytes()));
         self.graph.launch().unwrap();
     }
 }

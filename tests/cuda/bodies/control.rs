@@ -193,9 +193,7 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     let (mut t, mut skipped, mut last) = (0, 0, None);
     let mut reasons = vec![];
     for values in steering() {
-        for (memory, value) in memory.iter().zip(values) {
-            gpu.write(memory, &value.to_ne_bytes());
-        }
+        memory.iter().zip(values).for_each(|(memory, value)| gpu.write(memory, &value.to_ne_bytes()));
         step(gpu, &mut list, &mut control, scalars);
         let [loss_scale, clip_factor, found_inf] = values;
         let steering = Steering::default().with_loss_scale(loss_scale).with_clip_factor(clip_factor);
@@ -378,8 +376,7 @@ impl Run {
                 *coeffs = self.configs[group].with_lr(lrs[group]).coeffs_scaled(self.steps[set], multiplier).unwrap();
             }
         }
-        let stepped = self.twins.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i));
-        stepped.for_each(|(_, twin)| twin.expect(&sets));
+        self.twins.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i)).for_each(|(_, twin)| twin.expect(&sets));
     }
 
     /// The same with the groups' own learning rates.
@@ -478,8 +475,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
     let groups = [group(config), group(config).with_lr(RawLr::F64(lr.address))];
-    let sets = [set(0), set(1).with_step(counter.address)];
-    let mut control = control(gpu, &groups, &sets);
+    let mut control = control(gpu, &groups, &[set(0), set(1).with_step(counter.address)]);
     let mut list = empty_list(gpu, 2);
     step(gpu, &mut list, &mut control, RawScalars::default());
     let found = report(gpu, &control);
@@ -515,9 +511,7 @@ fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
     missing.grad.address = 0;
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(0), missing, empty(3)]).unwrap();
     set_steps(gpu, &mut control, &[5, 6, 7, u64::MAX]);
-    for _ in 0..2 {
-        step(gpu, &mut list, &mut control, RawScalars::default());
-    }
+    (0..2).for_each(|_| step(gpu, &mut list, &mut control, RawScalars::default()));
     let numbers: Vec<_> = report(gpu, &control).iter().map(counts).collect();
     assert_eq!(numbers, [(7, 0, None), (6, 0, None), (7, 0, None), (u64::MAX, 2, Some(SkipReason::Step))]);
 }

@@ -135,8 +135,7 @@ fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let checks: &[fn(&Kernels, &Arc<CudaStream>, Formats)] = &for_each_variant!(check_slices, check_slices);
-    let variants = Variant::all().zip(checks);
-    variants.for_each(|(variant, check)| check(&gpu.kernels, &gpu.stream, variant.formats()));
+    Variant::all().zip(checks).for_each(|(variant, check)| check(&gpu.kernels, &gpu.stream, variant.formats()));
 }
 
 /// A step is only enqueued; it waits for nothing, and the driver is asked for nothing that would.

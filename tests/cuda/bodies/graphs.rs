@@ -263,8 +263,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.cpu.load(&from_device).unwrap();
     models.set_found_inf(0.0);
     for round in 0..3 {
-        let missing = |tensor| round > 0 && tensor == round;
-        models.step(&mut optimizer, missing);
+        models.step(&mut optimizer, |tensor| round > 0 && tensor == round);
         models.assert_same(&optimizer, &format!("resumed, round {round}"));
     }
     // And controlled by the host again.
@@ -281,9 +280,7 @@ fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
     let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        for _ in 0..2 {
-            models.launch(&mut optimizer, |_| false).unwrap();
-        }
+        (0..2).for_each(|_| models.launch(&mut optimizer, |_| false).unwrap());
     });
     for round in 0..3 {
         models.set_found_inf(f32::from(u8::from(round == 0)));
@@ -346,9 +343,7 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
         }
         let mut optimizer = optimizer.into_capturable().unwrap();
         models.assert_same(&optimizer, "before");
-        for missing in [4, 3] {
-            models.step(&mut optimizer, |tensor| tensor == missing);
-        }
+        [4, 3].into_iter().for_each(|missing| models.step(&mut optimizer, |tensor| tensor == missing));
         models.assert_same(&optimizer, "after");
     }
 }

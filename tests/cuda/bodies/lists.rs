@@ -209,8 +209,7 @@ fn lists_of_thousands_of_tensors_have_the_bits_of_the_cpu(gpu: &Gpu) {
         let mut twin = Twin::of(gpu, name, LEN * count);
         let whole = twin.raw();
         let part = |i: usize| {
-            let start = |address: u64, size: usize| address + (LEN * i * size) as u64;
-            with_len(map_addresses(whole, start), LEN as u64)
+            with_len(map_addresses(whole, |address: u64, size: usize| address + (LEN * i * size) as u64), LEN as u64)
         };
         let mut list = TensorList::new(&gpu.kernels, &(0..count).map(part).collect::<Vec<_>>()).unwrap();
         gpu.step_list(&mut list, &coeffs).unwrap();
@@ -250,9 +249,7 @@ fn runs_and_groupings_give_the_same_bits(gpu: &Gpu) {
         move |twins: &[Twin]| {
             let raw: Vec<_> = twin::raw(twins).into_iter().rev().collect();
             let mut lists: Vec<_> = raw.chunks(most).map(|raw| TensorList::new(&gpu.kernels, raw).unwrap()).collect();
-            for _ in 0..2 {
-                lists.iter_mut().for_each(|list| gpu.step_list(list, sets).unwrap());
-            }
+            (0..2).for_each(|_| lists.iter_mut().for_each(|list| gpu.step_list(list, sets).unwrap()));
         }
     };
     let first = bytes_after(gpu, &sets, one_by_one);

@@ -66,8 +66,7 @@ fn a_run_has_the_bits_of_the_cpu_across_backends(gpu: &Gpu) {
         }
         if round == 7 {
             let state = State::load(&from_cpu).unwrap();
-            let resumed = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-            assert_eq!(resumed.state().unwrap(), state);
+            assert_eq!(DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap().state().unwrap(), state);
         }
     }
     assert!(optimizer.step_of(0).unwrap() > 5 && optimizer.step_of(0).unwrap() < 10);
@@ -122,8 +121,7 @@ fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
 
 /// A graph would set them in each launch.
 fn a_step_that_would_set_masters_cannot_be_captured(gpu: &Gpu) {
-    let specs = [("bf16_bf16_master", 40, 0); 2];
-    let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &specs);
+    let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &[("bf16_bf16_master", 40, 0); 2]);
     let mut optimizer = models.optimizer(&gpu.kernels);
     // The list is there after this, but tensor 1 has had no update.
     models.step(&mut optimizer, |tensor| tensor == 1);

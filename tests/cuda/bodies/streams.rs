@@ -44,9 +44,7 @@ fn check_handle(gpu: &Gpu, stream: *mut c_void) {
 fn check_owner(kernels: &Kernels, stream: &Arc<CudaStream>, variant: &str) {
     let mut models = Models::new(stream, &[DualAdamConfig::default()], &[(variant, 40, 0)]);
     let mut optimizer = models.optimizer(kernels);
-    for _ in 0..3 {
-        models.step(&mut optimizer, |_| false);
-    }
+    (0..3).for_each(|_| models.step(&mut optimizer, |_| false));
     models.assert_same(&optimizer, "owner");
 }
 

@@ -26,8 +26,7 @@ fn what_cannot_be_right_is_refused() {
         fails(new(g, 1, s, 2), DUALADAM_STATUS_POSITION, "group must be below 1, got 1");
         fails(new(ptr::null(), 1, s, 2), DUALADAM_STATUS_NULL, "groups[0] must not be null");
         fails(new(g, 2, ptr::null(), 1), DUALADAM_STATUS_NULL, "sets[0] must not be null");
-        let many = new(g, 2, s, usize::MAX);
-        assert_eq!(many, DUALADAM_STATUS_TOO_MANY, "{}", last_error());
+        assert_eq!(new(g, 2, s, usize::MAX), DUALADAM_STATUS_TOO_MANY, "{}", last_error());
         assert_eq!(new(g, 1 << 50, s, 2), DUALADAM_STATUS_MEMORY);
         let odd = |size| dualadam_cuda_control_set { size, ..set(0) };
         let text = "the size of sets[0] must be 24, or more with zeros beyond that, got 16";
@@ -116,8 +115,7 @@ fn what_cannot_be_right_is_refused() {
         }
         let wrong = dualadam_cuda_scalars { size: 24, ..scalars() };
         assert_eq!(step(list, control, &wrong), DUALADAM_STATUS_SIZE);
-        let odd = (&raw const wrong).wrapping_byte_add(4);
-        assert_eq!(step(list, control, odd), DUALADAM_STATUS_MISALIGNED);
+        assert_eq!(step(list, control, (&raw const wrong).wrapping_byte_add(4)), DUALADAM_STATUS_MISALIGNED);
         let text = format!("control must be a handle of a CUDA control, got {list:#x}, which is one of a CUDA list");
         fails(step(list, list, ptr::null()), DUALADAM_STATUS_HANDLE_KIND, &text);
         let text = format!("list must be a handle of a CUDA list, got {control:#x}, which is one of a CUDA control");

@@ -50,8 +50,7 @@ fn threads_share_a_control() {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(report(shared_control, 1, ptr::null_mut()), [(THREADS as u64 * STEPS, 0, 0)]);
         let free = || usize::from(dualadam_cuda_control_free(shared_control) == DUALADAM_STATUS_OK);
-        let threads = [(); THREADS].map(|()| scope.spawn(free));
-        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        [(); THREADS].map(|()| scope.spawn(free)).into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(freed, 1);
     let mut host = host;
