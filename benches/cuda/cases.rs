@@ -3,9 +3,8 @@
 
 use dualadam::Variant;
 
-use crate::job::Job;
-use crate::shapes::{self, Shape};
 use crate::values::named;
+use crate::{Job, Shape, shapes};
 
 use Job::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
 

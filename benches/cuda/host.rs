@@ -7,11 +7,8 @@ use dualadam::cuda::{DualAdam, TensorList};
 use dualadam::{DualAdamConfig, RawTensor, StepCoeffs};
 use testkit::stats::{median, quantile};
 
-use crate::cases::Case;
-use crate::device::Device;
-use crate::group::Group;
 use crate::report::HostRow;
-use crate::shapes::Shape;
+use crate::{Case, Device, Group, Shape};
 
 /// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two
 /// replicas of them.

@@ -14,14 +14,10 @@ use dualadam::cuda::cudarc::driver::sys::CUfunction;
 use dualadam::{RawTensor, StepCoeffs};
 use serde::Deserialize;
 
-use crate::attempt::{NO_TIME_LEFT, attempt};
-use crate::cases;
-use crate::device::{Device, Memory};
-use crate::group::Group;
-use crate::ranking::{self, Report, Row};
-use crate::timer::Timer;
-use crate::verify;
+use crate::attempt::attempt;
+use crate::ranking::{Report, Row};
 use crate::yardsticks::argument;
+use crate::{Device, Group, Memory, NO_TIME_LEFT, Timer, cases, ranking, verify};
 
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =

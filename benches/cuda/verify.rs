@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use crate::device::Device;
-use crate::group::{ALIGN, Group};
-use crate::job::Job;
-use crate::values::{PERIOD, Pattern, sizes};
+use crate::group::ALIGN;
+use crate::values::{PERIOD, sizes};
+use crate::{Device, Group, Job, Pattern};
 
 /// The triad's, where its result counts: no value stays as it is.
 const FACTOR: f32 = 1e-3;

@@ -46,7 +46,7 @@ use device::Device;
 use group::{Group, Job, main_variants};
 use report::{Report, Row};
 use timer::{Seconds, Timer};
-use values::bytes_moved;
+use values::{Pattern, bytes_moved};
 use workloads::Workload;
 
 /// Times DualAdam on a WebGPU device.

@@ -9,13 +9,10 @@ use std::path::Path;
 use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
 
-use crate::attempt::{NO_TIME_LEFT, attempt};
-use crate::device::Device;
-use crate::group::{self, Job, tensor, tensor_at};
-use crate::ranking::{self, Report, Row};
-use crate::timer::Timer;
-use crate::values::{PERIOD, Pattern, named, sizes};
-use crate::verify;
+use crate::group::{tensor, tensor_at};
+use crate::ranking::{Report, Row};
+use crate::values::{PERIOD, named, sizes};
+use crate::{Device, Job, NO_TIME_LEFT, Pattern, Timer, attempt, group, ranking, verify};
 
 // `TEXTS`, the library's joined shaders.
 include!(concat!(env!("OUT_DIR"), "/shaders.rs"));

@@ -11,9 +11,7 @@ use dualadam::{DualAdamConfig, TensorSpec};
 
 use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
 
-use crate::bodies::control::{Run, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::graphs::capture;
+use crate::bodies::{Gpu, Run, capture, switching};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["capture_failures":

@@ -9,11 +9,9 @@ use dualadam::{DualAdamConfig, TensorSpec};
 use stand_in_cuda::client::StandIn;
 use testkit::{Inputs, Tensor, Variant, formats};
 
-use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;
-use crate::bodies::gpu::{Gpu, Memory, set_current};
-use crate::bodies::twin::{self, Models, Twin};
-use crate::bodies::{bad_input, owner, refused};
+use crate::bodies::gpu::set_current;
+use crate::bodies::{Gpu, Memory, Models, Run, Twin, bad_input, owner, refused, switching, twin};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     kernels_fail_with_the_drivers_code_at_every_call,

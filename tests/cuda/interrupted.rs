@@ -4,9 +4,8 @@ use dualadam::DualAdamConfig;
 use dualadam::cuda::{CudaError, RawScalars};
 use testkit::state::temporary;
 
-use crate::bodies::control::{Run, report, set_steps, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::twin::Models;
+use crate::bodies::control::{report, set_steps};
+use crate::bodies::{Gpu, Models, Run, switching};
 use crate::failures::{self, CODE, MASTERS, at_each_call, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":

@@ -6,9 +6,7 @@ use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
 use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, DualAdam, Kernels, RawScalars, TensorList};
 use dualadam::{DualAdamConfig, State, TensorSpec};
 
-use crate::bodies::control::{Run, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::twin::{Twin, step_owner};
+use crate::bodies::{Gpu, Run, Twin, step_owner, switching};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":

@@ -8,10 +8,7 @@ use dualadam::cuda::{Kernels, TensorList};
 use dualadam::{Dtype, DualAdamConfig, TensorSpec};
 use testkit::variant::{Formats, formats};
 
-use crate::bodies::gpu::Gpu;
-use crate::bodies::graphs::capture;
-use crate::bodies::refused;
-use crate::bodies::twin::Twin;
+use crate::bodies::{Gpu, Twin, capture, refused};
 use crate::failures::{self, CODE, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":

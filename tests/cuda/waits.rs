@@ -10,10 +10,7 @@ use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::bodies::captures::MODES;
-use crate::bodies::control::{Run, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::graphs::capture;
-use crate::bodies::twin::{Twin, step_owner};
+use crate::bodies::{Gpu, Run, Twin, capture, step_owner, switching};
 use crate::failures::{self, CODE};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":

@@ -6,8 +6,7 @@ use testkit::data::{SIZES, SPECIAL, configs};
 use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
 use crate::bound::{Quantity, bound};
-use crate::gpu::{Device, Gpu};
-use crate::host::Uploaded;
+use crate::{Device, Gpu, Uploaded};
 
 const NAMES: [&str; 3] = ["p", "m", "v"];
 

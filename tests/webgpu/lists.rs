@@ -4,9 +4,8 @@ use dualadam::{Dtype, DualAdamConfig, Formats, StepCoeffs, SwitchSchedule, Tenso
 use testkit::variant::in_turns;
 use testkit::{Inputs, Tensor as Host, Variant, laws};
 
-use crate::gpu::{Device, Gpu};
-use crate::host::{Uploaded, bound};
-use crate::refused;
+use crate::host::bound;
+use crate::{Device, Gpu, Uploaded, refused};
 
 pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {

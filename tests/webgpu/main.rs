@@ -10,7 +10,8 @@ mod owner;
 mod refused;
 mod storage;
 
-use gpu::Gpu;
+use gpu::{Device, Gpu, STORAGE};
+use host::Uploaded;
 use testkit::device::{self, DeviceTest};
 
 const TESTS: &[DeviceTest<Gpu>] = &[

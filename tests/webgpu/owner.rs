@@ -18,9 +18,8 @@ use testkit::model::{Model, Spec, wide};
 use testkit::state::{bits, float_bits, temporary};
 use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
-use crate::gpu::{Device, Gpu, STORAGE};
-use crate::host::Uploaded;
-use crate::refused::{self, refused};
+use crate::refused::refused;
+use crate::{Device, Gpu, STORAGE, Uploaded, refused};
 
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),

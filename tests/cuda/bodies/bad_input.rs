@@ -10,10 +10,9 @@ use dualadam::{
 use testkit::raw::{self, bf16_at, f32_at, good, moved};
 use testkit::variant::formats;
 
-use super::Body;
-use super::gpu::{Gpu, current, set_current};
-use super::refused::{self, refused};
-use super::twin::with_len;
+use super::gpu::{current, set_current};
+use super::refused::refused;
+use super::{Body, Gpu, refused, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     addresses_that_cannot_be_right_are_refused,

@@ -15,12 +15,9 @@ use CUstreamCaptureMode::{
     CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
 };
 
-use super::Body;
-use super::control::{Run, switching, try_step};
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused;
-use super::twin::{self, Optimizer, Twin, step_owner, with_len};
+use super::control::try_step;
+use super::twin::Optimizer;
+use super::{Body, Gpu, Memory, Run, Twin, capture, refused, step_owner, switching, twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["captures":
     whole_iterations_with_control,

@@ -14,11 +14,8 @@ use testkit::data::{SPECIAL, configs, steering};
 use testkit::laws::{self, by_cpu};
 use testkit::{Inputs, Tensor, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused::{self, refused};
-use super::twin::{self, Twin};
+use super::refused::refused;
+use super::{Body, Gpu, Memory, Twin, capture, refused, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["control":
     coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host,

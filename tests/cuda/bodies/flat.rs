@@ -11,9 +11,7 @@ use testkit::data::{SIZES, narrow};
 use testkit::laws::{self, by_cpu};
 use testkit::{Formats, Inputs, Tensor, Variant, for_each_variant, formats};
 
-use super::Body;
-use super::gpu::Gpu;
-use super::twin::Twin;
+use super::{Body, Gpu, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["flat":
     every_variant_and_size_has_the_bits_of_the_cpu,

@@ -11,11 +11,8 @@ use dualadam::cuda::{CapturableDualAdam, ControlGroup, DualAdam, RawLr, RawScala
 use dualadam::{DualAdamConfig, RawBuffer, SkipReason, State, SwitchSchedule, TensorSpec};
 use testkit::data::Inputs;
 
-use super::Body;
-use super::control::{Run, SIZES, report, scalar, switching};
-use super::gpu::Gpu;
-use super::refused;
-use super::twin::Models;
+use super::control::{SIZES, report, scalar};
+use super::{Body, Gpu, Models, Run, refused, switching};
 
 pub(crate) const TESTS: &[Body] = bodies!["graphs":
     a_graph_launched_again_and_again_equals_the_ordinary_run,

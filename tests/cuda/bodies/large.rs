@@ -13,9 +13,7 @@ use dualadam::cuda::cudarc::driver::result;
 use dualadam::{DualAdamConfig, RawTensor, Role};
 use testkit::{Formats, Inputs, Tensor, Values, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::twin::{Twin, with_len};
+use super::{Body, Gpu, Memory, Twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["large":
     periods_are_compared_to_the_end,

@@ -8,11 +8,7 @@ use testkit::laws::{self, all_sets, by_cpu};
 use testkit::tensor::map_addresses;
 use testkit::{Inputs, Tensor, Variant, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused;
-use super::twin::{self, Twin, with_len};
+use super::{Body, Gpu, Memory, Twin, capture, refused, twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["lists":
     a_list_of_everything_has_the_bits_of_the_cpu,

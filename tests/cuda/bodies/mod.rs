@@ -23,7 +23,11 @@ mod streams;
 mod tour;
 pub(crate) mod twin;
 
-use gpu::Gpu;
+// What nearly every test works with.
+pub(crate) use control::{Run, switching};
+pub(crate) use gpu::{Gpu, Memory};
+pub(crate) use graphs::capture;
+pub(crate) use twin::{Models, Twin, step_owner, with_len};
 
 /// A test's name and what it does. It fails by panicking.
 pub(crate) type Body = (&'static str, fn(&Gpu));

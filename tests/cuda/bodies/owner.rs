@@ -7,12 +7,8 @@ use dualadam::{Dtype, DualAdamConfig, State, SwitchSchedule, TensorSpec, WeightD
 use testkit::data::{Inputs, narrow};
 use testkit::values::Values;
 
-use super::Body;
 use super::flat::{copied, read, upload};
-use super::gpu::Gpu;
-use super::graphs::capture;
-use super::refused;
-use super::twin::Models;
+use super::{Body, Gpu, Models, capture, refused};
 
 pub(crate) const TESTS: &[Body] = bodies!["owner":
     a_run_has_the_bits_of_the_cpu_across_backends,

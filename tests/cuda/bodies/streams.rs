@@ -12,10 +12,8 @@ use dualadam::half::bf16;
 use testkit::laws::{self, all_sets};
 use testkit::variant::formats;
 
-use super::Body;
 use super::flat::check_slices;
-use super::gpu::Gpu;
-use super::twin::{self, Models, Twin};
+use super::{Body, Gpu, Models, Twin, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["streams":
     foreign_streams_are_borrowed,

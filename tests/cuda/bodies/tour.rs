@@ -5,11 +5,9 @@ use dualadam::DualAdamConfig;
 use testkit::laws::{self, by_cpu};
 use testkit::{Inputs, Tensor, Variant};
 
-use super::Body;
 use super::flat::flat;
-use super::gpu::Gpu;
 use super::owner::models;
-use super::twin::{self, Twin};
+use super::{Body, Gpu, Twin, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["tour":
     flat_entries,
