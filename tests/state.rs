@@ -370,11 +370,9 @@ fn names_are_compared_where_both_have_them() {
             expected: expected.to_owned(),
             found: found.to_owned(),
         };
-        let error = result.unwrap_err();
         let text = format!("the name of tensor {tensor} must be {expected}, it is {found}");
-        assert!(error.to_string().ends_with(&text), "{error}");
-        let StateError::File { problem, .. } = error else { panic!("{error:?}") };
-        assert_eq!(*problem, layout);
+        assert!(result.as_ref().unwrap_err().to_string().ends_with(&text), "{result:?}");
+        assert_eq!(refused::file_problem(result), layout);
         assert_eq!(*optimizer.state().check_layout(other.state()).unwrap_err(), layout);
         assert_eq!(optimizer.state(), &before);
     }

@@ -1,7 +1,9 @@
 //! What an error must be, and what it says. The library's variants and texts are named here, so that
 //! tests need not.
 
-use dualadam::{ConfigError, Error, Formats, ListError, Role, TensorError, TensorProblem, Variant};
+use dualadam::{
+    ConfigError, Error, Formats, ListError, Role, StateError, StateProblem, TensorError, TensorProblem, Variant,
+};
 
 /// The error of something that must be refused.
 #[track_caller]
@@ -55,6 +57,24 @@ pub fn value<T, E: Into<Error>>(result: Result<T, E>, expected: &str) -> f64 {
     assert_eq!(name, expected, "{error}");
     assert_eq!(error.to_string(), format!("{name} must {requirement}, got {value:?}"));
     value
+}
+
+/// The error of a state and its file.
+#[track_caller]
+pub fn state_error<T, E: Into<Error>>(result: Result<T, E>) -> StateError {
+    match refused(result) {
+        Error::State(error) => error,
+        other => panic!("not of a state: {other:?}"),
+    }
+}
+
+/// What is wrong with a state's file.
+#[track_caller]
+pub fn file_problem<T, E: Into<Error>>(result: Result<T, E>) -> StateProblem {
+    match state_error(result) {
+        StateError::File { problem, .. } => *problem,
+        other => panic!("not of a file's content: {other:?}"),
+    }
 }
 
 /// The tensor's error.

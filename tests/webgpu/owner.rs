@@ -2,14 +2,13 @@
 //! read while other work goes on.
 
 use std::ops::Range;
-use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use dualadam::webgpu::{Binding, BindingProblem, DualAdam, WebGpuError, WgpuProblem, required_limits, wgpu};
+use dualadam::webgpu::{Binding, BindingProblem, DualAdam, WgpuProblem, required_limits, wgpu};
 use dualadam::{
-    Dtype, DualAdamConfig, Error, Formats, Role, State, StateError, StateProblem, SwitchSchedule, TensorProblem,
-    TensorSpec, WeightDecay, cpu,
+    Dtype, DualAdamConfig, Formats, Role, State, StateError, StateProblem, SwitchSchedule, TensorProblem, TensorSpec,
+    WeightDecay, cpu,
 };
 use pollster::block_on;
 use testkit::contract::same;
@@ -412,41 +411,27 @@ fn refuses_damaged_files_and_stays(gpu: &Gpu) {
     let mut optimizer = models.optimizer(device);
     models.run(device, &mut optimizer, 1..3);
     let before = models.results(device, &optimizer);
-    let refused = |optimizer: &mut DualAdam, path: &Path| refused_state(optimizer.load(&device.queue, path));
-
-    let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, StateError::Io { action: "read", .. }), "{error:?}");
+    let missing = refused::state_error(optimizer.load(&device.queue, &path));
+    assert!(matches!(missing, StateError::Io { action: "read", .. }), "{missing:?}");
     optimizer.save(&device.queue, &path).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let error = refused(&mut optimizer, &path);
-    assert!(matches!(problem_of_file(&error), Some(StateProblem::Checksum { .. })), "{error:?}");
+    let damaged = refused::file_problem(optimizer.load(&device.queue, &path));
+    assert!(matches!(damaged, StateProblem::Checksum { .. }), "{damaged:?}");
     // Good files of other models: of another length, of another group, without masters.
     let own = TensorSpec::new(1030).in_group(1).with_master();
     assert_eq!(models.host.tensor_specs(), std::slice::from_ref(&own));
     let shorter = TensorSpec::new(1029).in_group(1).with_master();
     for spec in [shorter, own.clone().in_group(0), TensorSpec::new(1030).in_group(1)] {
         cpu::DualAdam::with_groups(&groups(), &[spec]).unwrap().save(&path).unwrap();
-        let error = refused(&mut optimizer, &path);
-        assert!(matches!(problem_of_file(&error), Some(StateProblem::Layout { .. })), "{error:?}");
+        let foreign = refused::file_problem(optimizer.load(&device.queue, &path));
+        assert!(matches!(foreign, StateProblem::Layout { .. }), "{foreign:?}");
     }
     assert!(models.results(device, &optimizer) == before);
-    let nowhere = refused_state(optimizer.save(&device.queue, folder.path().join("no/such/folder")));
+    let nowhere = refused::state_error(optimizer.save(&device.queue, folder.path().join("no/such/folder")));
     assert!(matches!(nowhere, StateError::Io { .. }), "{nowhere:?}");
-}
-
-#[track_caller]
-fn refused_state<T>(result: Result<T, WebGpuError>) -> StateError {
-    match refused(result) {
-        Error::State(error) => error,
-        other => panic!("not of a state: {other:?}"),
-    }
-}
-
-fn problem_of_file(error: &StateError) -> Option<&StateProblem> {
-    if let StateError::File { problem, .. } = error { Some(problem) } else { None }
 }
 
 fn on_small_devices(gpu: &Gpu) {
