@@ -847,28 +847,6 @@ fn a_bare_file_name_works() {
 
 // torch's state.
 
-struct TorchCase<'a> {
-    file: SafeTensors<'a>,
-    name: &'a str,
-}
-
-impl TorchCase<'_> {
-    fn f32s(&self, array: &str) -> Vec<f32> {
-        rows(&self.file, &format!("{}.{array}", self.name), f32::from_le_bytes).concat()
-    }
-
-    fn f64s(&self, array: &str) -> Vec<f64> {
-        rows(&self.file, &format!("{}.{array}", self.name), f64::from_le_bytes).concat()
-    }
-
-    /// The exact states of one recorded step.
-    fn elements(&self, row: usize, len: usize) -> Vec<Element> {
-        let columns = row * len..(row + 1) * len;
-        let [p, m, v] = ["params", "exp_avg", "exp_avg_sq"].map(|array| self.f64s(array)[columns.clone()].to_vec());
-        (0..len).map(|i| Element { theta: p[i], m: m[i], v: v[i] }).collect()
-    }
-}
-
 fn torch_config(json: &serde_json::Value) -> DualAdamConfig {
     let number = |value: &serde_json::Value| value.as_f64().unwrap();
     let weight_decay = number(&json["weight_decay"]);
@@ -891,52 +869,52 @@ fn torchs_adam_is_continued() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_torch/torch_adam.safetensors");
     let bytes = fs::read(path).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let metadata = metadata.metadata().as_ref().unwrap();
+    let (metadata, file) = (metadata.metadata().as_ref().unwrap(), SafeTensors::deserialize(&bytes).unwrap());
     let start_step: u64 = metadata["step"].parse().unwrap();
     for name in ["adam", "adam_l2", "adamw", "adam_maximize"] {
         let config = torch_config(&serde_json::from_str(&metadata[name]).unwrap());
-        let case = TorchCase { file: SafeTensors::deserialize(&bytes).unwrap(), name };
-        let worst = continue_from_torch(&config, start_step, &case);
-        println!("{name}: worst error, of its bound: {worst:.2?}");
-    }
-}
+        let f32s = |array| rows(&file, &format!("{name}.{array}"), f32::from_le_bytes);
+        let f64s = |array| rows(&file, &format!("{name}.{array}"), f64::from_le_bytes);
+        let starts = ["start.params", "start.exp_avg", "start.exp_avg_sq"];
+        let [mut params, m, v] = starts.map(|array| f32s(array).concat());
+        // What torch has after each step.
+        let [all_p, all_m, all_v] = ["params", "exp_avg", "exp_avg_sq"].map(f64s);
+        let len = params.len();
+        let element = |theta: &[f64], m: &[f64], v: &[f64], i: usize| Element { theta: theta[i], m: m[i], v: v[i] };
+        let [p64, m64, v64] = [&params, &m, &v].map(|start| start.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        let mut exact: Vec<_> = (0..len).map(|i| element(&p64, &m64, &v64, i)).collect();
+        let (mut bounds, mut worst) = (vec![Bound::default(); len], [0.0_f64; 3]);
 
-/// Returns the largest error of p, m and v as a fraction of its bound.
-fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCase<'_>) -> Element {
-    let [mut params, m, v] = ["start.params", "start.exp_avg", "start.exp_avg_sq"].map(|array| case.f32s(array));
-    let grads = case.f32s("grad");
-    let len = params.len();
-    let start = |i: usize| Element { theta: params[i].into(), m: m[i].into(), v: v[i].into() };
-    let mut exact: Vec<_> = (0..len).map(start).collect();
-    let mut bounds = vec![Bound::default(); len];
-    let mut worst = Element::default();
-
-    let mut optimizer = DualAdam::new(*config, &[len]).unwrap();
-    optimizer.set_moments(0, start_step, &m, &v).unwrap();
-    for (row, grads) in grads.chunks(len).enumerate() {
-        optimizer.step([(&mut params).into()], [Some(grads.into())]).unwrap();
-        let t = start_step + row as u64 + 1;
-        assert_eq!(optimizer.step_of(0).unwrap(), t);
-        let tensor = &optimizer.state().arrays[0];
-        let after = case.elements(row, len);
-        for i in 0..len {
-            (_, bounds[i]) = exact_and_bound(config, t, exact[i], grads[i], bounds[i]);
-            for (what, actual, expected, bound, worst) in [
-                ("p", params[i], after[i].theta, bounds[i].p, &mut worst.theta),
-                ("m", tensor.exp_avg[i], after[i].m, bounds[i].m, &mut worst.m),
-                ("v", tensor.exp_avg_sq[i], after[i].v, bounds[i].v, &mut worst.v),
-            ] {
-                let error = (f64::from(actual) - expected).abs();
-                // For float64's own roundings.
-                let bound = bound + 1e-14 * expected.abs();
-                let what = format!("{}: {what}[{i}] of step {t}", case.name);
-                assert!(error <= bound, "{what}: {actual}, {expected}, {error:e} > {bound:e}");
-                *worst = worst.max(error / bound.max(f64::MIN_POSITIVE));
+        let mut optimizer = DualAdam::new(config, &[len]).unwrap();
+        optimizer.set_moments(0, start_step, &m, &v).unwrap();
+        for (row, grads) in f32s("grad").iter().enumerate() {
+            optimizer.step([(&mut params).into()], [Some(grads.into())]).unwrap();
+            let t = start_step + row as u64 + 1;
+            assert_eq!(optimizer.step_of(0).unwrap(), t);
+            let found = &optimizer.state().arrays[0];
+            for i in 0..len {
+                let after = element(&all_p[row], &all_m[row], &all_v[row], i);
+                (_, bounds[i]) = exact_and_bound(&config, t, exact[i], grads[i], bounds[i]);
+                exact[i] = after;
+                for (k, (actual, expected, bound)) in [
+                    (params[i], after.theta, bounds[i].p),
+                    (found.exp_avg[i], after.m, bounds[i].m),
+                    (found.exp_avg_sq[i], after.v, bounds[i].v),
+                ]
+                .into_iter()
+                .enumerate()
+                {
+                    let error = (f64::from(actual) - expected).abs();
+                    // For float64's own roundings.
+                    let bound = bound + 1e-14 * expected.abs();
+                    let what = format!("{name}: {}[{i}] of step {t}", ["p", "m", "v"][k]);
+                    assert!(error <= bound, "{what}: {actual}, {expected}, {error:e} > {bound:e}");
+                    worst[k] = worst[k].max(error / bound.max(f64::MIN_POSITIVE));
+                }
             }
         }
-        exact = after;
+        println!("{name}: worst errors of p, m and v, of their bounds: {worst:.2?}");
     }
-    worst
 }
 
 /// With masters, torch's moments go on from the 16-bit parameters, exactly as f32 parameters of

@@ -22,27 +22,23 @@ fn assert_interrupted<T>(result: Result<T, CudaError>) {
     assert!(matches!(error, CudaError::Interrupted), "{error:?}");
 }
 
-struct World {
-    run: Run,
-    gpu: Gpu,
-}
-
 /// A step that sends all it can: an address, which sets are active, and a learning rate before it.
 /// Either nothing has happened, or the control says that its counters are ahead of the tensors.
 fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds() {
     let prepare = || {
         let gpu = failures::gpu();
         // Two variants, two sets, and one that is skipped.
-        World { run: Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu }
+        (Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu)
     };
     let has_gradient = |tensor: usize| tensor < 4;
-    let work = |World { run, gpu }: &mut World| {
+    let work = |(run, gpu): &mut (Run, Gpu)| {
         run.leave_out(|tensor| !has_gradient(tensor))?;
         run.try_launch(&gpu.stream, RawScalars::default())
     };
     let (mut untouched, mut interrupted) = (0, 0);
-    let verify = |world: World, result: Result<(), CudaError>| {
-        let World { gpu, mut run } = world;
+    let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
+        // Dropped in the opposite order: the stand-in last.
+        let (gpu, mut run) = (world.1, world.0);
         gpu.context.synchronize().unwrap();
         let prepared = gpu.stand_in().launches().iter().any(|launch| launch.0 == "prepare_sets");
         match (&result, prepared) {
@@ -73,7 +69,7 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
         run.assert_same(&gpu, "the next step");
         gpu.assert_clean();
     };
-    at_each_call("*", prepare, |world| world.gpu.stand_in(), work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // Which is current, the stream's context, capturing, a copy and an event for the sets, copies
     // of addresses and an event for the list, prepare_sets; then the first and the other lists'
     // launches.
@@ -107,9 +103,9 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
     let config = DualAdamConfig::default().with_lr(0.5);
     let prepare = || {
         let gpu = failures::gpu();
-        World { run: Run::new(&gpu, &[30, 2], &switching()[..1]), gpu }
+        (Run::new(&gpu, &[30, 2], &switching()[..1]), gpu)
     };
-    let work = |World { run, gpu }: &mut World| {
+    let work = |(run, gpu): &mut (Run, Gpu)| {
         // SAFETY: the stream lives.
         unsafe {
             run.control.set_steps(&[0], gpu.raw_stream())?;
@@ -118,8 +114,9 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         }
     };
     let mut failures = 0;
-    let verify = |world: World, result: Result<(), CudaError>| {
-        let World { gpu, mut run } = world;
+    let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
+        // Dropped in the opposite order: the stand-in last.
+        let (gpu, mut run) = (world.1, world.0);
         failures += usize::from(result.is_err());
         // Once more, and all is as it should be.
         // SAFETY: the stream lives.
@@ -131,7 +128,7 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         assert_eq!(report(&gpu, &run.control)[0].coeffs, config.with_lr(0.25).coeffs(1).unwrap());
         gpu.assert_clean();
     };
-    at_each_call("*", prepare, |world| world.gpu.stand_in(), work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the
     // first a wait for the stream; of the others an event.
     assert_eq!(failures, 18);

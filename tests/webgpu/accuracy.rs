@@ -36,8 +36,7 @@ fn every_variant(device: &Device) {
 }
 
 /// Every configuration, over values of all magnitudes and over subnormal ones.
-pub(crate) fn every_configuration(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn every_configuration(device: &Device) {
     for (config, t) in configs() {
         let mut worst = Worst::default();
         for seed in 0..4 {
@@ -58,8 +57,7 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
 
 /// What a driver makes of infinities and NaN is its own affair, but for other elements they mean
 /// nothing.
-pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn special_values_stay_among_themselves(device: &Device) {
     for variant in Variant::all() {
         let plain = Inputs::random(5, 4 * SPECIAL.len() + 3);
         let mut mixed = plain.clone();
@@ -83,8 +81,7 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
 
 /// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0
 /// is 0, and 0 times the step is 0.
-pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn untouched_parameters_stay(device: &Device) {
     for (config, t) in configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None) {
         for variant in Variant::all() {
             let inputs = Inputs::parameters(Inputs::random(6, 1027).p);

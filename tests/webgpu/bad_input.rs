@@ -24,8 +24,7 @@ fn list(device: &Device, tensors: &[Tensor<'_>]) -> Result<TensorList, WebGpuErr
     TensorList::new(device.pipelines(), tensors)
 }
 
-pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn buffers_that_cannot_be_bound(device: &Device) {
     let good = uploaded(device, 64);
     let tensor = good.tensor();
     let short = device.buffer(&[0; 252]);
@@ -49,8 +48,7 @@ pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
 }
 
 /// Masters that are not f32, masters of f32 parameters, and moments that are not f32.
-pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn formats_without_a_shader(device: &Device) {
     let good = uploaded(device, 64);
     let refuse = |change: fn(&mut Tensor<'_>), formats: Formats| {
         let mut tensor = good.tensor();
@@ -69,8 +67,7 @@ pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
 }
 
 /// A slice's end is respected, although the buffer goes on.
-pub(crate) fn slices_end_where_they_end(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn slices_end_where_they_end(device: &Device) {
     let good = uploaded(device, 64);
     let large = device.buffer(&[0; 2048]);
     let of = |range: Range<u64>| Binding::from_slice(large.slice(range), Dtype::F32);
@@ -92,8 +89,7 @@ pub(crate) fn slices_end_where_they_end(gpu: &Gpu) {
     list.update(&[good.tensor_with(Binding::new(&large, Dtype::F32).with_offset(512))]).unwrap();
 }
 
-pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn odd_counts_need_the_whole_word(device: &Device) {
     let good = uploaded(device, 3);
     // wgpu takes any size for a buffer, but binds whole words.
     let odd = device.empty(6, STORAGE);
@@ -120,8 +116,7 @@ fn bytes(role: Role) -> u64 {
     if matches!(role, Role::Grad | Role::Param) { 516 } else { 1028 }
 }
 
-pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn every_buffer_is_checked(device: &Device) {
     let (good, other) = (masters(device), masters(device));
     let (large, no_storage) = (device.empty(1 << 16, STORAGE), device.empty(1 << 16, wgpu::BufferUsages::COPY_DST));
     for &role in Role::ALL {
@@ -138,8 +133,7 @@ pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
     }
 }
 
-pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn overlaps_are_refused(device: &Device) {
     let (a, b) = (masters(device), masters(device));
     let arena = device.buffer(&[0; 8192]);
     for &one in Role::ALL {

@@ -35,8 +35,7 @@ fn check(device: &Device, hosts: Vec<Host>, sets: &[StepCoeffs]) {
     laws::check(&together, &alone, hosts, sets, "a list");
 }
 
-pub(crate) fn nothing_to_do(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn nothing_to_do(device: &Device) {
     let frozen = Uploaded::new(device, &host(3, 9, 0));
     // What is left alone is not even looked at.
     let mut tensor = frozen.tensor().with_grad(None);
@@ -46,8 +45,7 @@ pub(crate) fn nothing_to_do(gpu: &Gpu) {
     frozen.assert_is(device, &frozen.host);
 }
 
-pub(crate) fn updates(gpu: &Gpu) {
-    let device: &Device = &gpu.device;
+pub(crate) fn updates(device: &Device) {
     let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
     let [a, b] = [0; 2].map(|_| Uploaded::new(device, &host(0, 1030, 0)));
     let other = Uploaded::new(device, &host(1, 1030, 0));
@@ -89,8 +87,7 @@ pub(crate) fn a_set_for_each_tensor(gpu: &Gpu) {
 }
 
 /// Only changed tensors are bound anew: another's buffer may even be gone. What fails changes none.
-pub(crate) fn updates_bind_what_changed(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn updates_bind_what_changed(device: &Device) {
     let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
     let [a, b, other, gone, grads] = [0; 5].map(|_| Uploaded::new(device, &host(0, 130, 0)));
 
@@ -132,8 +129,7 @@ fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
 /// Every variant and size with all of its arrays in one buffer: the elements are those of a step in
 /// buffers of their own, and nothing else in the whole buffer changes. Neither do the gradients,
 /// which are bound as if they were written.
-pub(crate) fn one_buffer_may_hold_everything(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn one_buffer_may_hold_everything(device: &Device) {
     assert!((ALIGN as u32).is_multiple_of(device.device.limits().min_storage_buffer_offset_alignment));
     let coeffs = DualAdamConfig::adamw(0.1).coeffs(4).unwrap();
     let of = |variant: Variant| SIZES.map(|size| Host::new(variant.formats(), &Inputs::random(size as u64, size)));

@@ -23,16 +23,16 @@ use crate::{Device, Gpu, STORAGE, Uploaded, refused};
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),
     ("owner_sets_masters_exactly", sets_masters_exactly),
-    ("owner_follows_changed_types", follows_changed_types),
-    ("owner_takes_moments", takes_moments),
-    ("owner_resumes_bit_for_bit", resumes_bit_for_bit),
-    ("owner_shares_files_with_the_cpu", shares_files_with_the_cpu),
-    ("owner_reads_while_other_work_goes_on", reads_while_other_work_goes_on),
-    ("owner_reads_large_states_in_pieces", reads_large_states_in_pieces),
+    ("owner_follows_changed_types", |gpu| follows_changed_types(&gpu.device)),
+    ("owner_takes_moments", |gpu| takes_moments(&gpu.device)),
+    ("owner_resumes_bit_for_bit", |gpu| resumes_bit_for_bit(&gpu.device)),
+    ("owner_shares_files_with_the_cpu", |gpu| shares_files_with_the_cpu(&gpu.device)),
+    ("owner_reads_while_other_work_goes_on", |gpu| reads_while_other_work_goes_on(&gpu.device)),
+    ("owner_reads_large_states_in_pieces", |gpu| reads_large_states_in_pieces(&gpu.device)),
     ("owner_refuses_bad_input_and_stays", refuses_bad_input_and_stays),
-    ("owner_refuses_damaged_files_and_stays", refuses_damaged_files_and_stays),
+    ("owner_refuses_damaged_files_and_stays", |gpu| refuses_damaged_files_and_stays(&gpu.device)),
     ("owner_on_small_devices", on_small_devices),
-    ("owner_names_tensors_in_errors", names_tensors_in_errors),
+    ("owner_names_tensors_in_errors", |gpu| names_tensors_in_errors(&gpu.device)),
     ("owner_on_a_lost_device", on_a_lost_device),
 ];
 
@@ -176,8 +176,7 @@ fn check_masters(device: &Device, formats: Formats) {
 
 /// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while
 /// it has no gradient.
-fn follows_changed_types(gpu: &Gpu) {
-    let device = &gpu.device;
+fn follows_changed_types(device: &Device) {
     let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
     let mut changing = wide.optimizer(device);
     wide.run(device, &mut changing, 1..3);
@@ -191,8 +190,7 @@ fn follows_changed_types(gpu: &Gpu) {
     assert_eq!(changing.step_of(0).unwrap(), 4);
 }
 
-fn takes_moments(gpu: &Gpu) {
-    let device = &gpu.device;
+fn takes_moments(device: &Device) {
     let models = Models::all(device);
     let mut optimizer = models.optimizer(device);
     let inputs = Inputs::random(1, 1030);
@@ -212,8 +210,7 @@ fn takes_moments(gpu: &Gpu) {
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
 }
 
-fn resumes_bit_for_bit(gpu: &Gpu) {
-    let device = &gpu.device;
+fn resumes_bit_for_bit(device: &Device) {
     let (_folder, path) = temporary();
     let (models, twins) = (Models::all(device), Models::all(device));
     let mut whole = models.optimizer(device);
@@ -260,8 +257,7 @@ fn assert_same_state(found: &State, expected: &State) {
     assert_eq!(bits(found), bits(expected));
 }
 
-fn shares_files_with_the_cpu(gpu: &Gpu) {
-    let device = &gpu.device;
+fn shares_files_with_the_cpu(device: &Device) {
     let folder = tempfile::tempdir().unwrap();
     let [from_cpu, from_webgpu] = ["cpu", "webgpu"].map(|name| folder.path().join(name));
     let mut on_cpu = cpu_optimizer();
@@ -282,11 +278,10 @@ fn shares_files_with_the_cpu(gpu: &Gpu) {
     assert_same_state(on_cpu.state(), &before);
 }
 
-fn reads_while_other_work_goes_on(gpu: &Gpu) {
+fn reads_while_other_work_goes_on(device: &Device) {
     fn is_send<T: Send>(value: T) -> T {
         value
     }
-    let device = &gpu.device;
     let (models, others) = (Models::all(device), Models::all(device));
     let (mut optimizer, mut other) = (models.optimizer(device), others.optimizer(device));
     models.run(device, &mut optimizer, 0..4);
@@ -324,8 +319,7 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
 }
 
 /// 128 MiB of moments; pieces begin in the middle of an array, and a piece has ends of several.
-fn reads_large_states_in_pieces(gpu: &Gpu) {
-    let device = &gpu.device;
+fn reads_large_states_in_pieces(device: &Device) {
     let lens = [(64 << 20) / 4 + 3, 5];
     let mut state = State::new(&groups(), &lens.map(TensorSpec::new)).unwrap();
     for (number, tensor) in state.arrays.iter_mut().enumerate() {
@@ -404,8 +398,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     refused::length(DualAdam::from_state(device.pipelines(), &device.queue, &state), 0, Role::ExpAvgSq, 1030, 1029);
 }
 
-fn refuses_damaged_files_and_stays(gpu: &Gpu) {
-    let device = &gpu.device;
+fn refuses_damaged_files_and_stays(device: &Device) {
     let (folder, path) = temporary();
     let models = Models::of(device, &["bf16_bf16_master"], 1030, 1);
     let mut optimizer = models.optimizer(device);
@@ -468,8 +461,7 @@ fn on_small_devices(gpu: &Gpu) {
 }
 
 /// Problems of bindings and of tensors.
-fn names_tensors_in_errors(gpu: &Gpu) {
-    let device = &gpu.device;
+fn names_tensors_in_errors(device: &Device) {
     let specs = [TensorSpec::new(8).with_name("bias")];
     let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
     let buffer = device.buffer(&[0; 28]);
