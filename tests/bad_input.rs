@@ -7,11 +7,10 @@ use dualadam::{
     ArgumentError, ConfigError, Dtype, DualAdamConfig, Error, Role, State, StepCoeffs, SwitchSchedule, TensorError,
     TensorProblem, TensorSpec, WeightDecay,
 };
-use testkit::contract::same;
 use testkit::model::{self, Model, Spec};
 use testkit::refused::{self, refused};
 use testkit::state::{self, StateBits};
-use testkit::{Formats, Inputs, Tensor, Values, Variant, formats};
+use testkit::{Formats, Tensor, Values, Variant, formats};
 
 use Dtype::{Bf16, F16, F32};
 
@@ -168,17 +167,6 @@ fn uneven(formats: Formats) -> Vec<(Tensor, Role, usize)> {
     [0, 4, 6].into_iter().flat_map(of).collect()
 }
 
-#[test]
-fn flat_steps_refuse_unequal_lengths() {
-    for variant in Variant::all() {
-        for (mut tensor, buffer, other) in uneven(variant.formats()) {
-            let before = tensor.clone();
-            refused::length(tensor.step_flat(&coeffs()), 0, buffer, 5, other);
-            assert_eq!(tensor, before, "{buffer}");
-        }
-    }
-}
-
 fn step_list(list: &mut [Tensor], sets: &[StepCoeffs]) -> Result<(), TensorError> {
     cpu::step_list(&mut list.iter_mut().map(Tensor::cpu).collect::<Vec<_>>(), sets)
 }
@@ -197,11 +185,12 @@ fn refused_list(bad: &Tensor, check: impl Fn(usize, Result<(), TensorError>)) {
 }
 
 #[test]
-fn lists_refuse_unequal_lengths() {
-    for variant in Variant::all() {
-        for (bad, buffer, other) in uneven(variant.formats()) {
-            refused_list(&bad, |place, result| refused::length(result, place, buffer, 5, other));
-        }
+fn flat_steps_and_lists_refuse_unequal_lengths() {
+    for (bad, buffer, other) in Variant::all().flat_map(|variant| uneven(variant.formats())) {
+        let mut alone = bad.clone();
+        refused::length(alone.step_flat(&coeffs()), 0, buffer, 5, other);
+        assert_eq!(alone, bad, "{buffer}");
+        refused_list(&bad, |place, result| refused::length(result, place, buffer, 5, other));
     }
 }
 
@@ -532,58 +521,7 @@ fn the_optimizer_takes_empty_tensors_anywhere() {
     DualAdam::with_groups(&[], &[]).unwrap().step([], []).unwrap();
 }
 
-/// Elements that have a NaN or infinite gradient become the parameter and the moments that the rule
-/// says, the others what they become without it.
-fn special_gradients(formats: Formats, config: DualAdamConfig, cases: &[(f32, [f32; 3])]) {
-    // Vectors and their tail, and more than one thread's share.
-    for len in [1, 7, 8, 9, 100, 70_001] {
-        let grads: Vec<_> = (0..len).map(|i| 0.25 + (i % 5) as f32).collect();
-        let inputs = Inputs { p: vec![1.0; len], grad: grads.clone(), m: vec![0.5; len], v: vec![0.25; len] };
-        let before = Tensor::new(formats, &inputs);
-        let step = |at: usize, grad: f32| {
-            let (mut tensor, mut grads) = (before.clone(), grads.clone());
-            grads[at] = grad;
-            tensor.set_grads(&grads);
-            tensor.step_flat(&config.coeffs(3).unwrap()).unwrap();
-            tensor
-        };
-        let clean = step(0, grads[0]);
-        for at in [0, len / 2, len - 1] {
-            for &(grad, becomes) in cases {
-                let mut found = step(at, grad);
-                let what = format!("element {at} of {len}, gradient {grad}");
-                found.grad = clean.grad.clone();
-                let [p, m, v] = becomes.map(Some);
-                let changed = found.buffers_mut().into_iter().zip(clean.buffers()).zip([p, None, m, v, p]);
-                for ((values, clean), becomes) in changed {
-                    let Some(becomes) = becomes else { continue };
-                    assert!(same(values.at(at), becomes), "{what}: {}", values.at(at));
-                    values.write(at, &[clean.at(at)]);
-                }
-                assert!(found == clean, "{what}");
-            }
-        }
-    }
-}
-
-/// An infinite gradient makes the first moment infinite, and the parameter with it; the second
-/// moment saturates.
-#[test]
-fn nan_and_infinite_gradients_stay_in_their_elements() {
-    const INF: f32 = f32::INFINITY;
-    let cases = [(f32::NAN, [f32::NAN; 3]), (INF, [-INF, INF, f32::MAX]), (-INF, [INF, -INF, f32::MAX])];
-    let decay = WeightDecay::Decoupled(0.1);
-    for config in [
-        DualAdamConfig::adam(),
-        DualAdamConfig::adam().with_weight_decay(decay),
-        DualAdamConfig::default(),
-        DualAdamConfig::inv_adam().with_weight_decay(decay),
-    ] {
-        Variant::all().for_each(|variant| special_gradients(variant.formats(), config, &cases));
-    }
-}
-
-/// The owning optimizer takes them too, and counts the step.
+/// The owning optimizer takes them, and counts the step.
 #[test]
 fn the_optimizer_steps_with_nan_and_infinite_gradients() {
     let mut owned = Owned::new();

@@ -3,7 +3,7 @@
 
 use std::iter::zip;
 
-use dualadam::{DualAdamConfig, StepCoeffs, cpu, reference};
+use dualadam::{DualAdamConfig, StepCoeffs, WeightDecay, cpu, reference};
 use testkit::bound::{self, Bound};
 use testkit::contract::{self, TINY, same};
 use testkit::data::{Inputs, SIZES, configs};
@@ -37,6 +37,33 @@ fn special_values_give_the_contract_bits() {
         coeffs
     });
     laws::values(&flat, &by_contract, &Inputs::special(), &[&laws::all_sets()[..], &by_hand].concat());
+}
+
+/// An infinite gradient makes the first moment infinite, and the parameter with it; the second
+/// moment saturates. Elements that have such a gradient become that, the others what the rule says.
+#[test]
+fn nan_and_infinite_gradients_stay_in_their_elements() {
+    const INF: f32 = f32::INFINITY;
+    let decay = WeightDecay::Decoupled(0.1);
+    let (adam, dual, inverse) = (DualAdamConfig::adam(), DualAdamConfig::default(), DualAdamConfig::inv_adam());
+    let configs = [adam, adam.with_weight_decay(decay), dual, inverse.with_weight_decay(decay)];
+    let sets = configs.map(|config| config.coeffs(3).unwrap());
+    for (special, becomes) in [(f32::NAN, [f32::NAN; 3]), (INF, [-INF, INF, f32::MAX]), (-INF, [INF, -INF, f32::MAX])] {
+        for coeffs in &sets {
+            let contract::Element { p, m, v } =
+                contract::update(coeffs, contract::Element { p: 1.0, m: 0.5, v: 0.25 }, special);
+            assert!(zip([p, m, v], becomes).all(|(found, expected)| same(found, expected)), "{special}: {p} {m} {v}");
+        }
+        // Vectors and their tail, and more than one thread's share.
+        for (len, place) in
+            [1, 7, 8, 9, 100, 70_001].into_iter().flat_map(|len| [0, len / 2, len - 1].map(|at| (len, at)))
+        {
+            let mut grad: Vec<_> = (0..len).map(|i| 0.25 + (i % 5) as f32).collect();
+            grad[place] = special;
+            let inputs = Inputs { p: vec![1.0; len], grad, m: vec![0.5; len], v: vec![0.25; len] };
+            laws::values(&flat, &by_contract, &inputs, &sets);
+        }
+    }
 }
 
 #[test]

@@ -186,25 +186,28 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
 /// A model whose tensors both have masters.
 pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
+/// What an optimizer calls. The calls of a test itself, which uploads gradients in each step, are not
+/// to fail: the failure comes by function.
+pub(crate) const FUNCTIONS: [&str; 12] = [
+    "cuCtxGetCurrent",
+    "cuStreamGetCtx",
+    "cuStreamIsCapturing",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuMemAllocAsync",
+    "cuMemsetD8Async",
+    "cuMemHostAlloc",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuStreamSynchronize",
+    "cuMemcpyHtoDAsync_v2",
+    "cuLaunchKernel",
+];
+
 /// After a failure the owner's steps and moments are those of a step that was made or was not,
 /// tensor by tensor.
 fn the_owner_stays_consistent_at_every_failing_call() {
     type World = (Option<DualAdam>, Models, Gpu);
-    // The calls of the test itself, which uploads gradients in each step, are not to fail: the
-    // failure comes by function.
-    let functions = [
-        "cuCtxGetCurrent",
-        "cuStreamGetCtx",
-        "cuThreadExchangeStreamCaptureMode",
-        "cuMemAllocAsync",
-        "cuMemHostAlloc",
-        "cuEventCreate",
-        "cuStreamSynchronize",
-        "cuMemcpyHtoDAsync_v2",
-        "cuLaunchKernel",
-        "cuMemsetD8Async",
-    ];
-    for function in functions {
+    for function in FUNCTIONS {
         let prepare = || {
             let gpu = self::gpu();
             (None::<DualAdam>, Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS), gpu)

@@ -6,7 +6,7 @@ use testkit::state::temporary;
 
 use crate::bodies::control::{report, set_steps};
 use crate::bodies::{Gpu, Models, Run, switching};
-use crate::failures::{self, CODE, MASTERS, at_each_call, is_of_the_driver};
+use crate::failures::{self, CODE, FUNCTIONS, MASTERS, at_each_call, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,
@@ -154,22 +154,8 @@ fn a_change_that_failed_is_not_remembered() {
 /// The optimizer that the device controls: a step that failed was made, or was not, or is known to
 /// be in between.
 fn controlled_optimizers_stay_consistent_at_every_failing_call() {
-    let functions = [
-        "cuCtxGetCurrent",
-        "cuStreamGetCtx",
-        "cuStreamIsCapturing",
-        "cuThreadExchangeStreamCaptureMode",
-        "cuMemAllocAsync",
-        "cuMemsetD8Async",
-        "cuMemHostAlloc",
-        "cuEventCreate",
-        "cuEventRecord",
-        "cuStreamSynchronize",
-        "cuMemcpyHtoDAsync_v2",
-        "cuLaunchKernel",
-    ];
     let mut interruptions = 0;
-    for function in functions {
+    for function in FUNCTIONS {
         let mut failed = 0;
         for nth in 1.. {
             let gpu = failures::gpu();

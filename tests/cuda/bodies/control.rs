@@ -118,39 +118,32 @@ fn odd_configs() -> Vec<DualAdamConfig> {
     ]
 }
 
-/// The coefficients of many steps of one config, each a set of its own, in one launch.
-fn coeffs_of(gpu: &Gpu, list: &mut TensorList, config: DualAdamConfig, before: &[u64]) -> Vec<SetReport> {
-    let mut control = control(gpu, &[group(config)], &vec![set(0); before.len()]);
-    set_steps(gpu, &mut control, before);
-    step(gpu, list, &mut control, RawScalars::default());
-    report(gpu, &control)
-}
-
-fn coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host(gpu: &Gpu) {
-    let before: Vec<u64> = (0..100_000).collect();
+/// The coefficients of steps after these, each a set of its own, in one launch for each config.
+fn check_coeffs(gpu: &Gpu, configs: &[DualAdamConfig], before: &[u64]) {
     let mut list = empty_list(gpu, before.len());
-    for config in odd_configs() {
-        for (t, found) in (1..).zip(coeffs_of(gpu, &mut list, config, &before)) {
+    for config in configs {
+        let mut control = control(gpu, &[group(*config)], &vec![set(0); before.len()]);
+        set_steps(gpu, &mut control, before);
+        step(gpu, &mut list, &mut control, RawScalars::default());
+        for (t, found) in before.iter().map(|t| t + 1).zip(report(gpu, &control)) {
             assert_same_bits(&found, &config.coeffs(t).unwrap(), format_args!("{config:?}, step {t}"));
             assert_eq!(counts(&found), (t, 0, None));
         }
     }
 }
 
+fn coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host(gpu: &Gpu) {
+    check_coeffs(gpu, &odd_configs(), &(0..100_000).collect::<Vec<_>>());
+}
+
 fn coefficients_of_huge_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     let near = |power: u32| (-2..3).map(move |off: i64| (1_u64 << power).wrapping_add_signed(off));
     let mut before: Vec<u64> = [24, 31, 32, 52, 53, 54, 62, 63].into_iter().flat_map(near).collect();
     before.extend([u64::MAX - 1024, u64::MAX - 1023, u64::MAX - 2, u64::MAX - 1]);
-    let mut list = empty_list(gpu, before.len());
     let slow = DualAdamConfig::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1e-18 });
-    let period = 1 << 40;
-    let exponential = SwitchSchedule::Exponential { base: 0.999_999, period, cutoff: 1e-3 };
+    let exponential = SwitchSchedule::Exponential { base: 0.999_999, period: 1 << 40, cutoff: 1e-3 };
     let fixed = SwitchSchedule::Fixed { switching_step: 1 << 53 };
-    for config in [slow, slow.with_schedule(exponential), slow.with_schedule(fixed)] {
-        for (t, found) in before.iter().zip(coeffs_of(gpu, &mut list, config, &before)) {
-            assert_same_bits(&found, &config.coeffs(t + 1).unwrap(), format_args!("{config:?}, step {t} and one"));
-        }
-    }
+    check_coeffs(gpu, &[slow, slow.with_schedule(exponential), slow.with_schedule(fixed)], &before);
 }
 
 /// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would

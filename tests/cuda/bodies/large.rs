@@ -46,7 +46,7 @@ const FEW: usize = 24;
 impl Large {
     /// A flat step; the buffers begin so many elements after an aligned address.
     pub(crate) fn flat_step(&self, gpu: &Gpu, offsets: [usize; 4]) {
-        let mut host = self.host();
+        let mut host = Tensor::new(types(), &Inputs::random(3, self.period));
         let buffers = self.upload(gpu, &host, offsets);
         let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
         gpu.step(&self.raw(&host, &buffers), &coeffs).unwrap();
@@ -56,7 +56,7 @@ impl Large {
 
     /// A step of a list in which small tensors stand before and behind.
     pub(crate) fn list_step(&self, gpu: &Gpu) {
-        let mut host = self.host();
+        let mut host = Tensor::new(types(), &Inputs::random(3, self.period));
         let buffers = self.upload(gpu, &host, [0; 4]);
         let small = |set| Twin::new(gpu, Tensor::padded(types(), &Inputs::random(5, 4100), [0; 5]).with_set(set));
         let mut twins = [small(1), small(2)];
@@ -69,11 +69,6 @@ impl Large {
             twin.expect(&sets);
             twin.assert_same(gpu, "a small tensor beside");
         }
-    }
-
-    /// One period.
-    fn host(&self) -> Tensor {
-        Tensor::new(types(), &Inputs::random(3, self.period))
     }
 
     fn upload(&self, gpu: &Gpu, host: &Tensor, offsets: [usize; 4]) -> Vec<Repeated> {
