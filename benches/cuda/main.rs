@@ -113,8 +113,7 @@ fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
     }
     let device = Device::find()?;
     if let Some(folder) = &arguments.tune {
-        let Arguments { json, build, quick, deadline, .. } = arguments;
-        return Ok(tune::run(&device, folder, json.as_deref(), build, *quick, *deadline, start));
+        return Ok(tune::run(&device, folder, arguments, start));
     }
     let report = time_cases(&device, arguments, start);
     println!("{report}");

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::attempt::attempt;
 use crate::ranking::{Report, Row};
 use crate::yardsticks::argument;
-use crate::{Device, Group, Memory, NO_TIME_LEFT, Timer, cases, ranking, verify};
+use crate::{Arguments, Device, Group, Memory, NO_TIME_LEFT, Timer, cases, ranking, verify};
 
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =
@@ -71,20 +71,13 @@ struct Contestant {
 
 /// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared
 /// among the cases. Returns whether any failed.
-pub(crate) fn run(
-    device: &Device,
-    folder: &Path,
-    json: Option<&Path>,
-    build: &str,
-    quick: bool,
-    deadline: Option<f64>,
-    start: Instant,
-) -> bool {
+pub(crate) fn run(device: &Device, folder: &Path, arguments: &Arguments, start: Instant) -> bool {
+    let Arguments { json, build, quick, deadline, .. } = arguments;
     let index = std::fs::read_to_string(folder.join("index.json")).expect("the folder has an index");
     let combinations: Vec<Combination> = serde_json::from_str(&index).expect("the index is valid");
-    let timer = Timer::new(device, quick);
+    let timer = Timer::new(device, *quick);
     let mut report = Report::new(device, build);
-    let cases = cases::tuned(quick);
+    let cases = cases::tuned(*quick);
     for (number, case) in cases.iter().enumerate() {
         // Each case has its share of the time, for loading, verifying and timing.
         if device.is_lost() {
@@ -93,7 +86,7 @@ pub(crate) fn run(
         }
         let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
         let is_late = || until.is_some_and(|until| start.elapsed().as_secs_f64() > until);
-        let most_rounds = if quick { LEAST_ROUNDS } else { 15 };
+        let most_rounds = if *quick { LEAST_ROUNDS } else { 15 };
         let skipped = &mut report.skipped;
         let timed = attempt(|| {
             let mut group = Group::new(device, case)?;

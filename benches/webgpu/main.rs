@@ -120,7 +120,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
     let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
     if arguments.sweep {
-        return sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
+        return sweep::run(device, &timer, arguments, is_late);
     }
     let mut report = Report::new(device, &arguments.build);
     let mut subjects: Vec<Subject> = main_variants().into_iter().zip(on_cpu()).collect();

@@ -18,8 +18,8 @@ pub struct Bound {
     pub v: f64,
 }
 
-/// The exact new state of `x` and the error that f32 arithmetic may have beside it, if its start was
-/// off by `start`.
+/// The exact new state of `x` and the error that f32 arithmetic may have beside it, if its start
+/// was off by `start`.
 ///
 /// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1
 /// makes up for them.

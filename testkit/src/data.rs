@@ -116,8 +116,8 @@ pub fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&value| T::narrow(value)).collect()
 }
 
-/// Loss scales, clip factors and what a check has found, of which steps are made, or are skipped for
-/// each reason that these scalars give.
+/// Loss scales, clip factors and what a check has found, of which steps are made, or are skipped
+/// for each reason that these scalars give.
 pub fn steering() -> impl Iterator<Item = [f32; 3]> {
     let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
     let ordinary = [(65_536.0, 1.0), (1e-30, 1e30), (3.0, 0.1), (f32::MAX, 1e-45), (1024.0, 0.0), (1e-45, 1e-45)];

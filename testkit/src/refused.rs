@@ -1,5 +1,5 @@
-//! What an error must be, and what it says. The library's variants and texts are named here, so that
-//! tests need not.
+//! What an error must be, and what it says. The library's variants and texts are named here, so
+//! that tests need not.
 
 use dualadam::{
     ConfigError, Error, Formats, ListError, Role, StateError, StateProblem, TensorError, TensorProblem, Variant,

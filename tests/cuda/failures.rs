@@ -186,8 +186,8 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
 /// A model whose tensors both have masters.
 pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
-/// What an optimizer calls. The calls of a test itself, which uploads gradients in each step, are not
-/// to fail: the failure comes by function.
+/// What an optimizer calls. The calls of a test itself, which uploads gradients in each step, are
+/// not to fail: the failure comes by function.
 pub(crate) const FUNCTIONS: [&str; 12] = [
     "cuCtxGetCurrent",
     "cuStreamGetCtx",

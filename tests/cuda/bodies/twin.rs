@@ -119,7 +119,8 @@ macro_rules! optimizer {
                 params: &[RawBuffer],
                 grads: &[Option<RawBuffer>],
             ) -> Result<(), CudaError> {
-                // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
+                // SAFETY: buffers and order are as `step_raw` requires (this function's
+                // requirements).
                 unsafe { self.step_raw(params, grads, $scalars) }
             }
 
