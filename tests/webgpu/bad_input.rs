@@ -175,13 +175,7 @@ pub(crate) fn sets_out_of_range(gpu: &Gpu) {
 
 /// As many sets as a uniform buffer holds, and one more.
 pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
-    let limits = wgpu::Limits {
-        max_buffer_size: 1 << 14,
-        max_storage_buffer_binding_size: 1 << 12,
-        max_uniform_buffer_binding_size: 1 << 12,
-        ..wgpu::Limits::default()
-    };
-    let device = gpu.open(wgpu::Features::empty(), limits);
+    let device = gpu.open_small();
     let limit = (1 << 14) / u64::from(device.device.limits().min_uniform_buffer_offset_alignment);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let host = host("f32_f32", 67).with_set(limit as usize - 1);

@@ -41,6 +41,17 @@ impl Gpu {
         open(&self.adapter, features, limits).unwrap()
     }
 
+    /// A device of small buffers, and of windows of 1,024 elements.
+    pub(crate) fn open_small(&self) -> Device {
+        let limits = wgpu::Limits {
+            max_buffer_size: 1 << 14,
+            max_storage_buffer_binding_size: 1 << 12,
+            max_uniform_buffer_binding_size: 1 << 12,
+            ..wgpu::Limits::default()
+        };
+        self.open(wgpu::Features::empty(), limits)
+    }
+
     /// The adapter's limits.
     pub(crate) fn limits(&self) -> wgpu::Limits {
         self.adapter.limits()

@@ -7,18 +7,6 @@ use testkit::{Inputs, Tensor as Host, Variant, laws};
 use crate::host::bound;
 use crate::{Device, Gpu, Uploaded, refused};
 
-pub(crate) fn mixed_types_and_sets(gpu: &Gpu) {
-    for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
-        let sets = [
-            DualAdamConfig::default().coeffs(3).unwrap(),
-            DualAdamConfig::adamw(0.1).coeffs(7).unwrap(),
-            DualAdamConfig::default().with_lr(1e-2).coeffs(1).unwrap(),
-        ];
-        let hosts = [0, 3, 1030].into_iter().flat_map(|len| (0..Variant::COUNT).map(move |i| host(i, len, i % 3)));
-        check(device, hosts.collect(), &sets);
-    }
-}
-
 /// A tensor of the variants in turns.
 fn host(i: usize, len: usize, set: usize) -> Host {
     Host::new(in_turns(i), &Inputs::random(i as u64, len)).with_set(set)
@@ -75,12 +63,18 @@ pub(crate) fn updates(device: &Device) {
     a.assert_is(device, &b.download(device));
 }
 
-/// More sets than a driver keeps at hand, used in another order than they are in.
-pub(crate) fn a_set_for_each_tensor(gpu: &Gpu) {
+/// Mixed types and lengths, with more sets than a driver keeps at hand, used in another order than
+/// they are in.
+pub(crate) fn mixed_types_and_a_set_for_each_tensor(gpu: &Gpu) {
     const COUNT: usize = 300;
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(COUNT as u64 / 2));
-    let sets: Vec<_> = (1..=COUNT as u64).map(|t| config.coeffs(t).unwrap()).collect();
-    let hosts: Vec<_> = (0..COUNT).map(|i| host(i, 1 + i % 9, COUNT - 1 - i)).collect();
+    let mut sets: Vec<_> = (1..=COUNT as u64).map(|t| config.coeffs(t).unwrap()).collect();
+    let (dual, adam) = (DualAdamConfig::default(), DualAdamConfig::adamw(0.1));
+    sets.extend([(dual, 3), (adam, 7), (dual.with_lr(1e-2), 1)].map(|(config, t)| config.coeffs(t).unwrap()));
+    let short = (0..COUNT).map(|i| host(i, 1 + i % 9, COUNT - 1 - i));
+    let lens = [0, 3, 1030].into_iter();
+    let long = lens.flat_map(|len| (0..Variant::COUNT).map(move |i| host(i, len, COUNT + i % 3)));
+    let hosts: Vec<_> = short.chain(long).collect();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
         check(device, hosts.clone(), &sets);
     }

@@ -435,13 +435,7 @@ fn on_small_devices(gpu: &Gpu) {
     refused::limit(DualAdam::from_state(four.pipelines(), &four.queue, &state), 5, 4);
 
     // Tensors that share no buffer, in windows of 1,024 elements.
-    let limits = wgpu::Limits {
-        max_buffer_size: 1 << 14,
-        max_storage_buffer_binding_size: 1 << 12,
-        max_uniform_buffer_binding_size: 1 << 12,
-        ..wgpu::Limits::default()
-    };
-    let small = gpu.open(wgpu::Features::empty(), limits);
+    let small = gpu.open_small();
     let step = |device: &Device| {
         let models =
             Models::new(device, Variant::all().map(|variant| Spec { formats: variant.formats(), len: 4096, group: 0 }));
