@@ -4,14 +4,12 @@
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
-use dualadam::cuda::cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
+use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
 use dualadam::cuda::cudarc::driver::{CudaStream, result};
 use dualadam::cuda::{CudaError, RawScalars};
 use dualadam::{DualAdamConfig, TensorSpec};
 
-use CUstreamCaptureMode::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED};
-
-use crate::bodies::{Gpu, Run, capture, switching};
+use crate::bodies::{GLOBAL, Gpu, RELAXED, Run, capture, switching};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["capture_failures":
@@ -36,8 +34,8 @@ impl Captures {
         let mut run = Run::new(&gpu, &[300, 5], &switching());
         run.step(&gpu);
         let other = gpu.context.new_stream().unwrap();
-        gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
-        other.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        gpu.stream.begin_capture(RELAXED).unwrap();
+        other.begin_capture(GLOBAL).unwrap();
         Self { run, other, gpu }
     }
 }
@@ -72,7 +70,7 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
 fn a_step_in_a_capture_that_has_failed_allocates_nothing() {
     let gpu = failures::gpu();
     let mut run = failures::run(&gpu);
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    gpu.stream.begin_capture(GLOBAL).unwrap();
     assert!(gpu.context.synchronize().is_err());
     let before = gpu.stand_in().live("memory");
     for _ in 0..2 {
@@ -93,7 +91,7 @@ fn the_thread_has_its_capture_mode_back() {
     for fails in [false, true] {
         let gpu = failures::gpu();
         let mut run = failures::run(&gpu);
-        gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        gpu.stream.begin_capture(GLOBAL).unwrap();
         if fails {
             gpu.stand_in().fail("cuMemAllocAsync", 1, failures::CODE);
         }
@@ -113,7 +111,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured() {
     // SAFETY: a place for the handle.
     assert_eq!(unsafe { sys::cuStreamCreate(&mut blocking, 0) }, CUresult::CUDA_SUCCESS);
     // SAFETY: the stream was made above.
-    unsafe { result::stream::begin_capture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL) }.unwrap();
+    unsafe { result::stream::begin_capture(blocking, GLOBAL) }.unwrap();
     let raw = run.raw()[0];
     gpu.prepare("f32_f32").unwrap();
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
@@ -142,7 +140,7 @@ fn preparing_without_gradients_is_enough_for_a_capture() {
     let raw = run.raw()[0];
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(300)]).unwrap().into_capturable().unwrap();
     optimizer.prepare_raw(&[raw.param], &[None]).unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         // SAFETY: the buffers are as long as the tensor, and nothing else uses them.
         unsafe { optimizer.step_raw(&[raw.param], &[Some(raw.grad)], &RawScalars::default()) }.unwrap();
     });

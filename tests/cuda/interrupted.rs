@@ -5,7 +5,7 @@ use dualadam::cuda::{CudaError, RawScalars};
 use testkit::state::temporary;
 
 use crate::bodies::control::{report, set_steps};
-use crate::bodies::{Gpu, Models, Run, switching};
+use crate::bodies::{Gpu, Models, Run, THREAD_LOCAL, switching};
 use crate::failures::{self, CODE, FUNCTIONS, MASTERS, at_each_call, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
@@ -84,8 +84,7 @@ fn a_control_is_not_interrupted_in_a_capture() {
     // prepare_sets and the first tensor's list are launched, the second's is not.
     let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
     use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
-    use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    gpu.stream.begin_capture(THREAD_LOCAL).unwrap();
     gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
     assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
     let _ = gpu.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();

@@ -3,12 +3,11 @@
 use std::sync::Barrier;
 use std::thread;
 
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::cuda::{Kernels, TensorList};
 use dualadam::{Dtype, DualAdamConfig, TensorSpec};
 use testkit::variant::{Formats, formats};
 
-use crate::bodies::{Gpu, Twin, capture, refused};
+use crate::bodies::{GLOBAL, Gpu, Twin, capture, refused};
 use crate::failures::{self, CODE, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":
@@ -82,14 +81,14 @@ fn a_flat_step_is_captured_once_its_kernels_are_loaded() {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let raw = twin.raw();
     let step = || gpu.step(&raw, &coeffs);
-    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    drop(capture(&gpu.stream, GLOBAL, || {
         let error = step().unwrap_err();
         assert!(error.to_string().contains("loads its kernels"), "{error}");
         refused::captured(Err::<(), _>(error));
     }));
     assert_eq!(loads(&gpu), 0);
     gpu.prepare("f32_f32").unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || step().unwrap());
+    let graph = capture(&gpu.stream, GLOBAL, || step().unwrap());
     (0..2).for_each(|_| graph.launch().unwrap());
     (0..2).for_each(|_| twin.expect(&[coeffs]));
     twin.assert_same(&gpu, "replayed");

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
 use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::bodies::captures::MODES;
-use crate::bodies::{Gpu, Run, Twin, capture, step_owner, switching};
+use crate::bodies::{Gpu, RELAXED, Run, Twin, capture, step_owner, switching};
 use crate::failures::{self, CODE};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
@@ -216,7 +215,7 @@ fn what_a_failed_capture_used_is_freed() {
     let mut run = failures::run(&gpu);
     run.step(&gpu);
     let before = live();
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+    gpu.stream.begin_capture(RELAXED).unwrap();
     run.launch(&gpu.stream);
     assert_eq!(live(), before + 1);
     assert!(gpu.context.synchronize().is_err());

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, Kernels, RawLr, RawScalars, SetReport, TensorList};
 use dualadam::{
@@ -15,7 +14,7 @@ use testkit::laws::{self, by_cpu};
 use testkit::{Inputs, Tensor, formats};
 
 use super::refused::refused;
-use super::{Body, Gpu, Memory, Twin, capture, refused, twin};
+use super::{Body, GLOBAL, Gpu, Memory, Twin, capture, refused, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["control":
     coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host,
@@ -341,7 +340,7 @@ impl Run {
 
     /// A step in a graph.
     pub(crate) fn capture(&mut self, stream: &Arc<CudaStream>) -> CudaGraph {
-        capture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || self.launch(stream))
+        capture(stream, GLOBAL, || self.launch(stream))
     }
 
     /// A step on the device, and on the CPU.

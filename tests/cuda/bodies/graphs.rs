@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
-    self, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
-};
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{CapturableDualAdam, ControlGroup, DualAdam, RawLr, RawScalars, Scalars};
 use dualadam::{DualAdamConfig, RawBuffer, SkipReason, State, SwitchSchedule, TensorSpec};
@@ -33,6 +31,12 @@ pub(crate) const TESTS: &[Body] = bodies!["graphs":
     nothing_to_update_is_nothing_to_launch,
 ];
 
+// The modes of a capture.
+pub(crate) use CUstreamCaptureMode::{
+    CU_STREAM_CAPTURE_MODE_GLOBAL as GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED as RELAXED,
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THREAD_LOCAL,
+};
+
 pub(crate) fn capture(stream: &Arc<CudaStream>, mode: CUstreamCaptureMode, work: impl FnOnce()) -> CudaGraph {
     stream.begin_capture(mode).unwrap();
     work();
@@ -48,7 +52,7 @@ fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     let mut run = Run::with_groups(gpu, &SIZES, &groups);
     let (found_inf, clip_factor) = (scalar(gpu, 0.0), scalar(gpu, 1.0));
     let scalars = RawScalars::default().with_found_inf(found_inf.address).with_clip_factor(clip_factor.address);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || run.try_launch(&gpu.stream, scalars).unwrap());
+    let graph = capture(&gpu.stream, GLOBAL, || run.try_launch(&gpu.stream, scalars).unwrap());
     run.assert_same(gpu, "captured only");
     for round in 0..10_u8 {
         let is_skipped = [3, 4, 8].contains(&round);
@@ -96,7 +100,7 @@ fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
 
 fn a_step_is_captured_while_another_stream_works(gpu: &Gpu) {
     let other = gpu.context.new_stream().unwrap();
-    for mode in [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL] {
+    for mode in [GLOBAL, THREAD_LOCAL] {
         let (mut captured, mut working) =
             (Run::new(gpu, &[300, 5], &switching()), Run::new(gpu, &[17, 4097], &switching()));
         working.launch(&other);
@@ -152,7 +156,7 @@ fn a_captured_list_without_control_may_be_dropped(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let mut run = Run::new(gpu, &[300, 5], &[config]);
     let coeffs = config.coeffs(1).unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         gpu.step_list(&mut run.list, &[coeffs]).unwrap();
     });
     run.list = Run::new(gpu, &[1], &[config]).list;
@@ -168,7 +172,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
     let stream = gpu.raw_stream();
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         // SAFETY: the stream lives, and the stand-in checks each access.
         unsafe {
             refused::captured(run.control.set_lr(0, 0.1, stream));
@@ -185,7 +189,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
     // A capture begun in another context.
     let other = context.new_stream().unwrap();
-    drop(capture(&other, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    drop(capture(&other, THREAD_LOCAL, || {
         refused::context(run.try_launch(&other, RawScalars::default()), "stream");
     }));
     gpu.context.bind_to_thread().unwrap();
@@ -226,7 +230,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
     gpu.context.synchronize().unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         models.launch(&mut optimizer, |_| false).unwrap();
     });
     models.assert_same(&optimizer, "captured only");
@@ -276,7 +280,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
 fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         (0..2).for_each(|_| models.launch(&mut optimizer, |_| false).unwrap());
     });
     for round in 0..3 {
@@ -349,12 +353,12 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
 /// optimizer.
 fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         refused::captured(models.launch(&mut optimizer, |_| false));
     });
     drop(graph);
     prepare(&mut models, &mut optimizer);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         models.launch(&mut optimizer, |_| false).unwrap();
         refused::captured(optimizer.step_of(0));
         refused::captured(optimizer.report());

@@ -2,13 +2,12 @@
 
 use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::{DualAdamConfig, StepCoeffs};
 use testkit::laws::{self, all_sets, by_cpu};
 use testkit::tensor::map_addresses;
 use testkit::{Inputs, Tensor, Variant, formats};
 
-use super::{Body, Gpu, Memory, Twin, capture, refused, twin, with_len};
+use super::{Body, GLOBAL, Gpu, Memory, Twin, capture, refused, twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["lists":
     a_list_of_everything_has_the_bits_of_the_cpu,
@@ -180,7 +179,7 @@ fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     // Loads what the flat step needs.
     gpu.step(&raw, &flat_coeffs).unwrap();
     twin.expect(&[flat_coeffs]);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         gpu.step_list(&mut list, &[coeffs(1)]).unwrap();
         gpu.step(&raw, &flat_coeffs).unwrap();
         raw.coeffs_index = 1;

@@ -26,7 +26,7 @@ pub(crate) mod twin;
 // What nearly every test works with.
 pub(crate) use control::{Run, switching};
 pub(crate) use gpu::{Gpu, Memory};
-pub(crate) use graphs::capture;
+pub(crate) use graphs::{GLOBAL, RELAXED, THREAD_LOCAL, capture};
 pub(crate) use twin::{Models, Twin, step_owner, with_len};
 
 /// A test's name and what it does. It fails by panicking.

@@ -1,6 +1,5 @@
 //! The owning optimizer against the CPU's.
 
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::{CapturableDualAdam, DualAdam, Kernels, TensorList};
 use dualadam::half::bf16;
 use dualadam::{Dtype, DualAdamConfig, State, SwitchSchedule, TensorSpec, WeightDecay, cpu};
@@ -8,7 +7,7 @@ use testkit::data::{Inputs, narrow};
 use testkit::values::Values;
 
 use super::flat::{copied, read, upload};
-use super::{Body, Gpu, Models, capture, refused};
+use super::{Body, Gpu, Models, THREAD_LOCAL, capture, refused};
 
 pub(crate) const TESTS: &[Body] = bodies!["owner":
     a_run_has_the_bits_of_the_cpu_across_backends,
@@ -106,9 +105,9 @@ fn steps_after_the_first_can_be_captured(gpu: &Gpu) {
     let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &[("bf16_f32_master", 40, 0)]);
     let mut optimizer = models.optimizer(&gpu.kernels);
     let mut step = || models.launch(&mut optimizer, |_| false);
-    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || refused::captured(step())));
+    drop(capture(&gpu.stream, THREAD_LOCAL, || refused::captured(step())));
     step().unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || step().unwrap());
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || step().unwrap());
     graph.launch().unwrap();
     drop(graph);
     (0..2).for_each(|_| models.expect(|_| false));
@@ -122,7 +121,7 @@ fn a_step_that_would_set_masters_cannot_be_captured(gpu: &Gpu) {
     // The list is there after this, but tensor 1 has had no update.
     models.step(&mut optimizer, |tensor| tensor == 1);
     let mut step = || models.launch(&mut optimizer, |_| false);
-    drop(capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    drop(capture(&gpu.stream, THREAD_LOCAL, || {
         let error = step().unwrap_err();
         assert!(error.to_string().contains("the first update of a tensor with masters"), "{error}");
         refused::captured(Err::<(), _>(error));

@@ -34,6 +34,16 @@ impl Input<'_> {
         self.byte() % n == n - 1
     }
 
+    /// A place among so many bytes: mostly aligned, at times not, seldom none.
+    pub(super) fn place(&mut self, len: usize) -> Option<usize> {
+        let at = self.u32() as usize % len;
+        match self.byte() % 32 {
+            30 => Some(at),
+            31 => None,
+            _ => Some(at & !15),
+        }
+    }
+
     /// Mostly one of these numbers, at times any.
     pub(super) fn number(&mut self, usual: &[u32]) -> u32 {
         if self.one_in(16) { self.u32() } else { usual[self.byte() % usual.len()] }
