@@ -18,11 +18,12 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     flat_steps_fail_with_the_drivers_code_at_every_call,
     lists_fail_with_the_drivers_code_at_every_call_and_recover,
     the_owner_stays_consistent_at_every_failing_call,
-    steps_that_cannot_be_ordered_are_not_launched,
     a_lost_device_stays_an_error,
     another_context_is_sound_where_the_primary_one_is_lost,
     drivers_that_cannot_do_it_are_refused,
     the_current_context_is_restored_when_all_is_dropped,
+    ; on a device:
+    steps_that_cannot_be_ordered_are_not_launched,
 ];
 
 /// The stand-in, reset, for one test.
@@ -33,6 +34,13 @@ pub(crate) fn start() -> StandIn {
 /// The stand-in's first device.
 pub(crate) fn gpu() -> Gpu {
     Gpu::new(Some(start()))
+}
+
+/// Runs a test on the stand-in's first device, with which all must be well afterwards.
+pub(crate) fn on_device(test: impl FnOnce(&Gpu)) {
+    let gpu = gpu();
+    test(&gpu);
+    gpu.assert_clean();
 }
 
 /// With stream-ordered memory, or without.
@@ -247,8 +255,7 @@ fn the_owner_stays_consistent_at_every_failing_call() {
 }
 
 /// cudarc only notes that a stream could not be made to wait; the step must not run then.
-fn steps_that_cannot_be_ordered_are_not_launched() {
-    let gpu = self::gpu();
+fn steps_that_cannot_be_ordered_are_not_launched(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
@@ -268,7 +275,6 @@ fn steps_that_cannot_be_ordered_are_not_launched() {
     gpu.context.synchronize().unwrap();
     optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
-    gpu.assert_clean();
 }
 
 fn a_lost_device_stays_an_error() {

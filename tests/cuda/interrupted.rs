@@ -10,10 +10,11 @@ use crate::failures::{self, CODE, FUNCTIONS, MASTERS, at_each_call, is_of_the_dr
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,
-    a_control_is_not_interrupted_in_a_capture,
     changes_of_a_control_fail_with_the_drivers_code_at_every_call,
-    a_change_that_failed_is_not_remembered,
     controlled_optimizers_stay_consistent_at_every_failing_call,
+    ; on a device:
+    a_control_is_not_interrupted_in_a_capture,
+    a_change_that_failed_is_not_remembered,
 ];
 
 #[track_caller]
@@ -79,18 +80,16 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
 }
 
 /// Where the driver fails in a capture nothing has run: the counters are what they were.
-fn a_control_is_not_interrupted_in_a_capture() {
-    let gpu = failures::gpu();
+fn a_control_is_not_interrupted_in_a_capture(gpu: &Gpu) {
     // prepare_sets and the first tensor's list are launched, the second's is not.
-    let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
+    let mut run = Run::new(gpu, &[300, 20], &switching()[..1]);
     use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
     gpu.stream.begin_capture(THREAD_LOCAL).unwrap();
     gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
     assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
     let _ = gpu.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
-    run.step(&gpu);
-    run.assert_same(&gpu, "after the capture");
-    gpu.assert_clean();
+    run.step(gpu);
+    run.assert_same(gpu, "after the capture");
 }
 
 fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
@@ -128,9 +127,8 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
     assert_eq!(failures, 18);
 }
 
-fn a_change_that_failed_is_not_remembered() {
-    let gpu = failures::gpu();
-    let mut run = Run::new(&gpu, &[30, 2], &switching()[..1]);
+fn a_change_that_failed_is_not_remembered(gpu: &Gpu) {
+    let mut run = Run::new(gpu, &[30, 2], &switching()[..1]);
     let before = run.control.config(0).unwrap();
     gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
     // SAFETY: the stream lives.
@@ -138,11 +136,10 @@ fn a_change_that_failed_is_not_remembered() {
     assert!(is_of_the_driver(&failed.unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
     gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
-    assert!(is_of_the_driver(&run.set_lr(&gpu, 0, 0.5).unwrap_err()));
+    assert!(is_of_the_driver(&run.set_lr(gpu, 0, 0.5).unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
-    run.step(&gpu);
-    run.assert_same(&gpu, "unchanged");
-    gpu.assert_clean();
+    run.step(gpu);
+    run.assert_same(gpu, "unchanged");
 }
 
 /// The optimizer that the device controls: a step that failed was made, or was not, or is known to

@@ -12,10 +12,11 @@ use crate::failures::{self, at_each_call};
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
     nothing_is_left_of_what_could_not_be_made,
     what_could_not_be_sent_is_dropped_at_once,
+    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
+    ; on a device:
     sources_may_go_when_a_call_returns,
     streams_may_end_before_what_used_them,
     a_counter_that_could_not_be_awaited_is_dropped_at_once,
-    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
 ];
 
 /// A tensor, and nothing that the library makes.
@@ -111,8 +112,8 @@ fn what_could_not_be_sent_is_dropped_at_once() {
 
 /// The driver reads what the library gives it only when the copy runs. By then the library's
 /// sources are gone, unless it waits.
-fn sources_may_go_when_a_call_returns() {
-    let (mut twin, gpu) = world();
+fn sources_may_go_when_a_call_returns(gpu: &Gpu) {
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     gpu.stand_in().set("reads_pageable_late", 1);
     let config = [DualAdamConfig::default()];
     let mut optimizer = {
@@ -138,19 +139,17 @@ fn sources_may_go_when_a_call_returns() {
     gpu.step_list(&mut list, &coeffs).unwrap();
     twin.expect(&coeffs);
     gpu.stand_in().set("reads_pageable_late", 0);
-    twin.assert_same(&gpu, "a list");
-    drop((list, optimizer, twin));
-    gpu.assert_clean();
+    twin.assert_same(gpu, "a list");
 }
 
 /// Whoever made the stream destroys it while steps are to come, and then drops what made them.
-fn streams_may_end_before_what_used_them() {
-    let (mut twin, gpu) = world();
+fn streams_may_end_before_what_used_them(gpu: &Gpu) {
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let mut stream = std::ptr::null_mut();
     // SAFETY: a place for the handle; 1 is for a stream that the null stream does not wait for.
     assert_eq!(unsafe { sys::cuStreamCreate(&mut stream, 1) }, CUresult::CUDA_SUCCESS);
     gpu.context.synchronize().unwrap();
-    let other = Twin::new(&gpu, twin.host.clone());
+    let other = Twin::new(gpu, twin.host.clone());
     let raw = twin.raw();
     let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
     let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
@@ -170,14 +169,12 @@ fn streams_may_end_before_what_used_them() {
     drop(TensorList::new(&gpu.kernels, &[raw]).unwrap());
     gpu.context.synchronize().unwrap();
     twin.expect(&coeffs);
-    twin.assert_same(&gpu, "after the end");
-    drop((twin, other));
-    gpu.assert_clean();
+    twin.assert_same(gpu, "after the end");
 }
 
 /// The counter's upload is enqueued, and its wait fails; then the optimizer is dropped.
-fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
-    let (twin, gpu) = world();
+fn a_counter_that_could_not_be_awaited_is_dropped_at_once(gpu: &Gpu) {
+    let twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let raw = twin.raw();
     // The waits for the moments, and that for the counter.
     for nth in 1..=3 {
@@ -192,8 +189,6 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
         gpu.stand_in().run_pending();
         assert!(gpu.stand_in().violations().is_empty(), "wait {nth}: {:#?}", gpu.stand_in().violations());
     }
-    drop(twin);
-    gpu.assert_clean();
 }
 
 /// Optimizer and kernels are dropped while the last step is to come; the context is somebody

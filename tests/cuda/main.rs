@@ -31,9 +31,7 @@ fn main() {
             if device::is_late() {
                 return Ok(Completion::ignored_with(NO_TIME_LEFT));
             }
-            let gpu = failures::gpu();
-            body(&gpu);
-            gpu.assert_clean();
+            failures::on_device(body);
             Ok(Completion::Completed)
         })
     };

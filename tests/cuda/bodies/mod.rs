@@ -2,8 +2,14 @@
 //! kernels behind it. Each takes a [`Gpu`], which is a real device or the stand-in. All results are
 //! compared with the CPU backend, bit for bit.
 
-/// The tests of a file, by name.
+/// The tests of a file, by name; those that take a device of the stand-in apart.
 macro_rules! bodies {
+    ($file:literal: $($test:ident),* $(,)?; on a device: $($on_device:ident),* $(,)?) => {
+        &[
+            $((concat!($file, "::", stringify!($test)), $test),)*
+            $((concat!($file, "::", stringify!($on_device)), || $crate::failures::on_device($on_device)),)*
+        ]
+    };
     ($file:literal: $($test:ident),* $(,)?) => {
         &[$((concat!($file, "::", stringify!($test)), $test)),*]
     };
