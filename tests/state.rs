@@ -694,8 +694,8 @@ fn child_folder() -> Option<PathBuf> {
     std::env::var_os(CHILD_FOLDER).map(PathBuf::from)
 }
 
-/// A command that runs one test of this binary in a process of its own, at work in `folder`. Its
-/// standard error is piped.
+/// A command that runs one test of this binary in a process of its own, in `folder`. Its standard
+/// error is piped.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix has a shell to prepare the process"))]
 fn child(test: &str, folder: &Path, shell_preparation: &str) -> Command {
     let program = std::env::current_exe().unwrap();
@@ -706,7 +706,7 @@ fn child(test: &str, folder: &Path, shell_preparation: &str) -> Command {
     } else {
         Command::new(program)
     };
-    command.args([test, "--exact", "--nocapture"]).env(CHILD_FOLDER, folder);
+    command.args([test, "--exact", "--nocapture"]).env(CHILD_FOLDER, folder).current_dir(folder);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -718,8 +718,8 @@ fn report() {
 
 /// Runs a child to its end, which must report once: a name that matches no test would succeed as
 /// well.
-fn run_child(mut command: Command) {
-    let output = command.output().unwrap();
+fn run_child(test: &str, folder: &Path, shell_preparation: &str) {
+    let output = child(test, folder, shell_preparation).output().unwrap();
     let reports = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && reports == ".", "{}: {reports}", output.status);
 }
@@ -805,7 +805,7 @@ fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind()
     let folder = tempfile::tempdir().unwrap();
     Saved::new().state.save(folder.path().join("state")).unwrap();
     let name = "a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind";
-    run_child(child(name, folder.path(), "trap '' XFSZ; ulimit -f 16;"));
+    run_child(name, folder.path(), "trap '' XFSZ; ulimit -f 16;");
 }
 
 /// The file has the permissions of any new file, not those of the temporary one.
@@ -825,7 +825,7 @@ fn the_files_mode_is_that_of_a_new_file() {
     }
     for umask in [0o000, 0o022, 0o027, 0o077] {
         let folder = tempfile::tempdir().unwrap();
-        run_child(child("the_files_mode_is_that_of_a_new_file", folder.path(), &format!("umask {umask:03o};")));
+        run_child("the_files_mode_is_that_of_a_new_file", folder.path(), &format!("umask {umask:03o};"));
         assert_eq!(mode(&folder.path().join("state")), 0o666 & !umask);
     }
 }
@@ -839,9 +839,7 @@ fn a_bare_file_name_works() {
         return report();
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut command = child("a_bare_file_name_works", folder.path(), "");
-    command.current_dir(folder.path());
-    run_child(command);
+    run_child("a_bare_file_name_works", folder.path(), "");
     assert_eq!(names_in(folder.path()), ["state"]);
 }
 
