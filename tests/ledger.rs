@@ -7,9 +7,8 @@ use dualadam::{
     ArgumentError, CoeffsTable, ConfigError, DualAdamConfig, Error, Ledger, ListError, Role, SkipReason, StateError,
     Steering, SwitchSchedule, TensorError, TensorProblem, TensorSpec, WeightDecay, cpu,
 };
-use testkit::contract::same;
 use testkit::model::{Model, Spec, small};
-use testkit::{Tensor, Variant, data, refused};
+use testkit::{Tensor, Variant, data, refused, state};
 
 fn groups() -> [DualAdamConfig; 2] {
     let first = DualAdamConfig::default().with_schedule(SwitchSchedule::linear_until(4));
@@ -57,14 +56,10 @@ fn an_adapter_with_a_ledger_has_the_bits_of_the_optimizer() {
 
         model.step(&mut optimizer, &grads, multiplier).unwrap();
         assert_eq!(&ledger, &optimizer.state().ledger, "round {round}");
-        for (index, (tensor, arrays)) in zip(&tensors, &optimizer.state().arrays).enumerate() {
+        for (index, tensor) in tensors.iter().enumerate() {
             let what = format!("round {round}, tensor {index}");
             assert_eq!(tensor.param.difference(&model.params[index]), None, "{what}");
-            let moments = [(&tensor.exp_avg, &arrays.exp_avg), (&tensor.exp_avg_sq, &arrays.exp_avg_sq)];
-            let master = tensor.master.as_ref().filter(|_| ledger.master_is_set(index).unwrap());
-            for (found, expected) in moments.into_iter().chain(zip(master, &arrays.master)) {
-                assert!(zip(found.wide(), expected).all(|(a, &b)| same(a, b)), "{what}");
-            }
+            state::assert_holds(optimizer.state(), index, tensor, &what);
         }
     }
     let steps: Vec<_> = (0..specs.len()).map(|index| ledger.step(index).unwrap()).collect();

@@ -45,6 +45,10 @@ pub(crate) fn buffers_that_cannot_be_bound(device: &Device) {
     let mut long = tensor;
     long.len = u64::MAX;
     refused::buffer_size(list(device, &[long]), 0, Role::Param, 4 * u128::from(u64::MAX), 256);
+    // wgpu takes any size for a buffer, but binds whole words.
+    let (three, odd) = (uploaded(device, 3), device.empty(6, STORAGE));
+    let odd = list(device, &[three.tensor_with(Binding::new(&odd, Dtype::Bf16))]);
+    refused::buffer_size(odd, 0, Role::Param, 8, 6);
 }
 
 /// Masters that are not f32, masters of f32 parameters, and moments that are not f32.
@@ -87,13 +91,6 @@ pub(crate) fn slices_end_where_they_end(device: &Device) {
     slice_end(list.update(&[good.tensor_with(of(256..508))]), 508, 256);
     list.update(&[good.tensor_with(of(512..1024))]).unwrap();
     list.update(&[good.tensor_with(Binding::new(&large, Dtype::F32).with_offset(512))]).unwrap();
-}
-
-pub(crate) fn odd_counts_need_the_whole_word(device: &Device) {
-    let good = uploaded(device, 3);
-    // wgpu takes any size for a buffer, but binds whole words.
-    let odd = device.empty(6, STORAGE);
-    refused::buffer_size(list(device, &[good.tensor_with(Binding::new(&odd, Dtype::Bf16))]), 0, Role::Param, 8, 6);
 }
 
 /// The tensor with another place for one of its buffers.

@@ -34,7 +34,6 @@ const TESTS: &[DeviceTest<Gpu>] = &[
     ("buffers_that_cannot_be_bound", |gpu| bad_input::buffers_that_cannot_be_bound(&gpu.device)),
     ("formats_without_a_shader", |gpu| bad_input::formats_without_a_shader(&gpu.device)),
     ("slices_end_where_they_end", |gpu| bad_input::slices_end_where_they_end(&gpu.device)),
-    ("odd_counts_need_the_whole_word", |gpu| bad_input::odd_counts_need_the_whole_word(&gpu.device)),
     ("every_buffer_is_checked", |gpu| bad_input::every_buffer_is_checked(&gpu.device)),
     ("overlaps_are_refused", |gpu| bad_input::overlaps_are_refused(&gpu.device)),
     ("sets_out_of_range", bad_input::sets_out_of_range),

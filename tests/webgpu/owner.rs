@@ -14,7 +14,7 @@ use pollster::block_on;
 use testkit::contract::same;
 use testkit::device::DeviceTest;
 use testkit::model::{Model, Spec, wide};
-use testkit::state::{bits, float_bits, temporary};
+use testkit::state::{assert_holds, bits, temporary};
 use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
 use crate::refused::refused;
@@ -127,13 +127,10 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
             }
             let by_hand = uploaded.download(device);
             let what = format!("tensor {index}, {}", by_hand.types());
-            let (found, ledger) = (&state.arrays[index], &state.ledger);
+            let ledger = &state.ledger;
             assert_eq!((ledger.step(index).unwrap(), ledger.spec(index).unwrap()), (step, &spec.of_tensor()), "{what}");
-            assert_eq!(float_bits(&found.exp_avg), float_bits(&by_hand.exp_avg.wide()), "{what}");
-            assert_eq!(float_bits(&found.exp_avg_sq), float_bits(&by_hand.exp_avg_sq.wide()), "{what}");
-            assert_eq!(ledger.master_is_set(index).unwrap(), found.master.is_some(), "{what}");
-            let master = by_hand.master.as_ref().map(Values::wide);
-            assert_eq!(found.master.as_deref().map(float_bits), master.as_deref().map(float_bits), "{what}");
+            assert_eq!(ledger.master_is_set(index).unwrap(), by_hand.master.is_some(), "{what}");
+            assert_holds(&state, index, &by_hand, &what);
             let expected = by_hand.param.bytes();
             let (content, behind) = params[index].split_at(expected.len());
             assert_eq!(content, expected, "{what}");

@@ -403,7 +403,10 @@ fn scalars_must_be_one_element_of_the_context(gpu: &Gpu) {
 
 /// Steps of an optimizer with no tensor, or of tensors that all lack a gradient, are no steps.
 fn nothing_to_update_is_nothing_to_launch(gpu: &Gpu) {
-    let mut optimizer = gpu.optimizer(&[]).unwrap().into_capturable().unwrap();
+    let mut optimizer = gpu.optimizer(&[]).unwrap();
+    optimizer.step([], []).unwrap();
+    assert!(optimizer.state().unwrap().arrays.is_empty());
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.step([], [], &Scalars::default()).unwrap();
     assert_eq!(optimizer.state().unwrap(), State::new(&[DualAdamConfig::default()], &[]).unwrap());
     assert!(optimizer.report().unwrap().is_empty());

@@ -18,7 +18,6 @@ pub(crate) const TESTS: &[Body] = bodies!["owner":
     masters_are_widened_exactly,
     steps_are_ordered_with_the_buffers_streams,
     what_is_owned_can_move_to_another_thread,
-    an_optimizer_of_nothing_works,
 ];
 
 fn groups() -> [DualAdamConfig; 2] {
@@ -178,10 +177,4 @@ fn what_is_owned_can_move_to_another_thread(_: &Gpu) {
     check::<TensorList>();
     check::<DualAdam>();
     check::<CapturableDualAdam>();
-}
-
-fn an_optimizer_of_nothing_works(gpu: &Gpu) {
-    let mut optimizer = gpu.optimizer(&[]).unwrap();
-    optimizer.step([], []).unwrap();
-    assert!(optimizer.state().unwrap().arrays.is_empty());
 }
