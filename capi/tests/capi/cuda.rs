@@ -21,51 +21,79 @@ pub(crate) fn kernels() -> dualadam_cuda_kernels {
     kernels
 }
 
-/// A tensor's buffers in device memory. A context must be current.
+/// Values in device memory. A context must be current.
+pub(crate) struct Memory(u64);
+
+impl Memory {
+    pub(crate) fn new<T: bytemuck::Pod>(content: &[T]) -> Self {
+        // SAFETY: a context is current.
+        let made = Self(unsafe { result::malloc_sync(size_of_val(content)) }.unwrap());
+        made.write(content);
+        made
+    }
+
+    /// Waits for everything before.
+    pub(crate) fn write<T: bytemuck::Pod>(&self, content: &[T]) {
+        // SAFETY: a context is current; the memory is as long.
+        unsafe {
+            sys::cuCtxSynchronize().result().unwrap();
+            result::memcpy_htod_sync(self.0, content).unwrap();
+            sys::cuCtxSynchronize().result().unwrap();
+        }
+    }
+
+    /// Waits for everything and reads.
+    pub(crate) fn read<T: bytemuck::Pod>(&self, len: usize) -> Vec<T> {
+        let mut content = vec![T::zeroed(); len];
+        // SAFETY: a context is current; the memory is as long.
+        unsafe {
+            sys::cuCtxSynchronize().result().unwrap();
+            result::memcpy_dtoh_sync(&mut content, self.0).unwrap();
+        }
+        content
+    }
+
+    pub(crate) fn pointer<T>(&self) -> *mut T {
+        ptr::without_provenance_mut(self.0 as usize)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: a context is current, and nothing uses the memory any more.
+        unsafe { result::free_sync(self.0) }.unwrap();
+    }
+}
+
+/// A tensor's buffers in device memory.
 pub(crate) struct OnDevice {
-    pub(crate) addresses: [u64; 4],
+    memory: [Memory; 4],
     pub(crate) len: usize,
 }
 
 impl OnDevice {
-    pub(crate) fn new(buffers: &Buffers) -> Self {
-        let addresses = [&buffers.p, &buffers.g, &buffers.m, &buffers.v].map(|buffer| {
-            // SAFETY: a context is current; the memory is as long.
-            unsafe {
-                let address = result::malloc_sync(size_of_val(buffer.as_slice())).unwrap();
-                result::memcpy_htod_sync(address, buffer).unwrap();
-                address
-            }
-        });
-        // SAFETY: a context is current.
-        unsafe { sys::cuCtxSynchronize() }.result().unwrap();
-        Self { addresses, len: buffers.p.len() }
+    pub(crate) fn new(Buffers { p, g, m, v }: &Buffers) -> Self {
+        Self { memory: [p, g, m, v].map(|values| Memory::new(values)), len: p.len() }
+    }
+
+    pub(crate) fn addresses(&self) -> [u64; 4] {
+        self.memory.each_ref().map(|memory| memory.0)
     }
 
     pub(crate) fn tensor(&self) -> dualadam_tensor {
-        let [param, grad, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
-            self.addresses.map(|address| ptr::without_provenance_mut(address as usize));
-        dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len: self.len as u64, ..tensor() }
+        tensor_at(self.addresses(), self.len)
     }
 
-    /// Waits for everything and reads.
     pub(crate) fn read(&self) -> Buffers {
-        // SAFETY: a context is current; the memory is as long.
-        let [p, g, m, v] = self.addresses.map(|address| unsafe {
-            let mut content = vec![0.0; self.len];
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_dtoh_sync(&mut content, address).unwrap();
-            content
-        });
+        let [p, g, m, v] = self.memory.each_ref().map(|memory| memory.read(self.len));
         Buffers { p, g, m, v }
     }
 }
 
-impl Drop for OnDevice {
-    fn drop(&mut self) {
-        // SAFETY: a context is current, and nothing uses the memory any more.
-        self.addresses.iter().for_each(|&address| unsafe { result::free_sync(address) }.unwrap());
-    }
+pub(crate) fn tensor_at(addresses: [u64; 4], len: usize) -> dualadam_tensor {
+    let [param, grad, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
+        addresses.map(|address| ptr::without_provenance_mut(address as usize));
+    dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len: len as u64, ..tensor() }
 }
 
 #[test]

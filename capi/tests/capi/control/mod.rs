@@ -5,17 +5,16 @@ mod steps;
 mod threads;
 
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
+use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
-use crate::cuda::{OnDevice, kernels, start};
+use crate::cuda::{Memory, OnDevice, kernels, start};
 
 fn group(config: &dualadam_config) -> dualadam_cuda_control_group {
     // SAFETY: the struct has that size.
@@ -79,49 +78,6 @@ fn read_coeffs(control: dualadam_cuda_control, count: usize, stream: *mut c_void
 
 fn bits(coeffs: &dualadam_coeffs) -> [u32; 10] {
     fields(coeffs).map(f32::to_bits)
-}
-
-/// A value in device memory. A context must be current.
-struct Value(u64);
-
-impl Value {
-    fn new<T: bytemuck::Pod>(value: T) -> Self {
-        // SAFETY: a context is current.
-        let made = Self(unsafe { result::malloc_sync(8) }.unwrap());
-        made.write(value);
-        made
-    }
-
-    /// Waits for everything before.
-    fn write<T: bytemuck::Pod>(&self, value: T) {
-        // SAFETY: a context is current; the memory is large enough.
-        unsafe {
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_htod_sync(self.0, &[value]).unwrap();
-            sys::cuCtxSynchronize().result().unwrap();
-        }
-    }
-
-    fn read<T: bytemuck::Pod>(&self) -> T {
-        let mut value = [T::zeroed()];
-        // SAFETY: a context is current; the memory is large enough.
-        unsafe {
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_dtoh_sync(&mut value, self.0).unwrap();
-        }
-        value[0]
-    }
-
-    fn pointer<T>(&self) -> *mut T {
-        ptr::without_provenance_mut(self.0 as usize)
-    }
-}
-
-impl Drop for Value {
-    fn drop(&mut self) {
-        // SAFETY: a context is current, and nothing uses the memory any more.
-        unsafe { result::free_sync(self.0) }.unwrap();
-    }
 }
 
 pub(crate) fn assert_clean(stand_in: &StandIn) {

@@ -6,7 +6,7 @@ use std::ptr;
 use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam_capi::*;
 
-use super::{NO_REPORT, Value, World, assert_clean, group, report, scalars, set};
+use super::{Memory, NO_REPORT, World, assert_clean, group, report, scalars, set};
 use crate::calls::*;
 
 #[test]
@@ -66,7 +66,7 @@ fn what_cannot_be_right_is_refused() {
         fails(dualadam_cuda_control_set_init(ptr::null_mut(), 24), DUALADAM_STATUS_NULL, "set must not be null");
         fails(dualadam_cuda_scalars_init(ptr::null_mut(), 32), DUALADAM_STATUS_NULL, "scalars must not be null");
     }
-    let lr = Value::new(0.25_f32);
+    let lr = Memory::new(&[0.25_f32]);
     let mut groups = world.groups();
     groups[1].lr_f32 = lr.pointer();
     let (control, list) = world.control_and_list(&groups, &sets);

@@ -7,7 +7,7 @@ use dualadam_capi::*;
 
 use super::{assert_clean, control, group, list, report, set};
 use crate::calls::*;
-use crate::cuda::{OnDevice, kernels, start};
+use crate::cuda::{OnDevice, kernels, start, tensor_at};
 
 /// Threads with a list, a control and a flat tensor of their own, which all use the same kernels,
 /// step the same lists, one of them with the same control, and ask for its report; a control that
@@ -26,14 +26,12 @@ fn threads_share_kernels_lists_and_a_control() {
     let config = config();
     let shared_control = control(kernels, &[group(&config)], &[set(0)]);
     let [shared_list, host_list] = SHARED.map(|shared| list(kernels, &[device[shared].tensor()]));
-    let places = device.each_ref().map(|device| (device.addresses, device.len));
+    let places = device.each_ref().map(|device| (device.addresses(), device.len));
     let freed: usize = std::thread::scope(|scope| {
         let work = |thread: usize| {
             move || {
-                let [controlled, flat] = [thread, THREADS + 1 + thread].map(|place| {
-                    let (addresses, len) = places[place];
-                    std::mem::ManuallyDrop::new(OnDevice { addresses, len }).tensor()
-                });
+                let [controlled, flat] =
+                    [thread, THREADS + 1 + thread].map(|place| tensor_at(places[place].0, places[place].1));
                 let own = control(kernels, &[group(&config)], &[set(0)]);
                 let list = list(kernels, &[controlled]);
                 let stream = ptr::null_mut();
