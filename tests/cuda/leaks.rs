@@ -19,22 +19,6 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
     a_counter_that_could_not_be_awaited_is_dropped_at_once,
 ];
 
-/// A tensor, and nothing that the library makes.
-fn world() -> (Twin, Gpu) {
-    let gpu = failures::gpu();
-    (Twin::of(&gpu, "bf16_bf16_master", 300), gpu)
-}
-
-type Maker = fn(&Twin, &Gpu) -> Result<(), CudaError>;
-
-fn make_list(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop)
-}
-
-fn make_control(_: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    Control::new(&gpu.kernels, &[ControlGroup::new(DualAdamConfig::default())], &[ControlSet::new(0)]).map(drop)
-}
-
 fn spec() -> TensorSpec {
     TensorSpec::new(300).with_master()
 }
@@ -46,17 +30,21 @@ fn state() -> State {
     state
 }
 
-/// From a state, capturable, prepared for a capture.
-fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
-    let raw = twin.raw();
-    optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
-}
-
 /// At each call that fails: what was made is counted once all is dropped, made again and dropped
 /// again.
 fn nothing_is_left_of_what_could_not_be_made() {
-    for make in [make_list, make_control, make_optimizer] as [Maker; 3] {
+    let group = || ControlGroup::new(DualAdamConfig::default());
+    let makers: [&dyn Fn(&Twin, &Gpu) -> Result<(), CudaError>; 3] = [
+        &|twin, gpu| TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop),
+        &|_, gpu| Control::new(&gpu.kernels, &[group()], &[ControlSet::new(0)]).map(drop),
+        // From a state, capturable, prepared for a capture.
+        &|twin, gpu| {
+            let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
+            let raw = twin.raw();
+            optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
+        },
+    ];
+    for make in makers {
         let settle = |(twin, gpu): &(Twin, Gpu)| {
             for _ in 0..2 {
                 make(twin, gpu).unwrap();
@@ -66,7 +54,8 @@ fn nothing_is_left_of_what_could_not_be_made() {
         };
         let mut failures = 0;
         let prepare = || {
-            let world = world();
+            let gpu = failures::gpu();
+            let world = (Twin::of(&gpu, "bf16_bf16_master", 300), gpu);
             (settle(&world), world)
         };
         let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), CudaError>| {
