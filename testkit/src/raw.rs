@@ -115,7 +115,13 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
     ] {
         refused::problem(update(&mut list, &[good(), tensor]), 1, buffer, problem);
     }
-    let same_start = with(other, |t| t.exp_avg = f32_at(0x1300));
-    assert_eq!(refused::overlap(update(&mut list, &[good(), same_start])), ([(0, ExpAvgSq), (1, ExpAvg)], 0x1300));
+    // Two that start together.
+    for (tensor, both, address) in [
+        (with(other, |t| t.exp_avg = f32_at(0x1300)), [(0, ExpAvgSq), (1, ExpAvg)], 0x1300),
+        (with(other, |t| t.param = good().param), [(0, Param), (1, Param)], 0x1400),
+        (other.with_grad(good().param), [(0, Param), (1, Grad)], 0x1400),
+    ] {
+        assert_eq!(refused::overlap(update(&mut list, &[good(), tensor])), (both, address));
+    }
     assert!(update(&mut list, &[good(), other.with_coeffs_index(3)]).is_ok());
 }
