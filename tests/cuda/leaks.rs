@@ -34,7 +34,8 @@ fn state() -> State {
 /// again.
 fn nothing_is_left_of_what_could_not_be_made() {
     let group = || ControlGroup::new(DualAdamConfig::default());
-    let makers: [&dyn Fn(&Twin, &Gpu) -> Result<(), CudaError>; 3] = [
+    type Maker<'a> = &'a dyn Fn(&Twin, &Gpu) -> Result<(), CudaError>;
+    let makers: [Maker<'_>; 3] = [
         &|twin, gpu| TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop),
         &|_, gpu| Control::new(&gpu.kernels, &[group()], &[ControlSet::new(0)]).map(drop),
         // From a state, capturable, prepared for a capture.
