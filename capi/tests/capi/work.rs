@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::ptr;
 
-use dualadam::{Dtype, DualAdamConfig, InverseTerm, RawTensor, State, StepCoeffs, SwitchSchedule, TensorSpec, Variant};
+use dualadam::{Dtype, DualAdamConfig, InverseTerm, RawBuffer, State, StepCoeffs, SwitchSchedule, TensorSpec, Variant};
 use dualadam::{WeightDecay, cpu};
 use dualadam_capi::*;
 use testkit::data::{Inputs, configs};
@@ -135,20 +135,19 @@ fn a_list_has_the_bits_of_rusts() {
 
 /// The tensor as C has it.
 fn tensor_in_c(tensor: &mut Tensor) -> dualadam_tensor {
-    let RawTensor { len, param, grad, exp_avg, exp_avg_sq, master, coeffs_index, .. } = tensor.raw();
-    let [param_at, grad_at, exp_avg, exp_avg_sq] =
-        [param, grad, exp_avg, exp_avg_sq].map(|buffer| ptr::with_exposed_provenance_mut(buffer.address as usize));
+    let raw = tensor.raw();
+    let at = |buffer: RawBuffer| ptr::with_exposed_provenance_mut(buffer.address as usize);
     dualadam_tensor {
-        param: param_at,
-        grad: grad_at,
-        exp_avg,
-        exp_avg_sq,
-        master: master.map_or(ptr::null_mut(), |buffer| ptr::with_exposed_provenance_mut(buffer.address as usize)),
-        len,
-        param_dtype: number(param.dtype),
-        grad_dtype: number(grad.dtype),
-        master_dtype: master.map_or(0, |buffer| number(buffer.dtype)),
-        coeffs_index: coeffs_index as u32,
+        param: at(raw.param),
+        grad: at(raw.grad),
+        exp_avg: at(raw.exp_avg),
+        exp_avg_sq: at(raw.exp_avg_sq),
+        master: raw.master.map_or(ptr::null_mut(), at),
+        len: raw.len,
+        param_dtype: number(raw.param.dtype),
+        grad_dtype: number(raw.grad.dtype),
+        master_dtype: raw.master.map_or(0, |buffer| number(buffer.dtype)),
+        coeffs_index: raw.coeffs_index as u32,
         ..self::tensor()
     }
 }
