@@ -39,10 +39,10 @@ fn main() {
 /// Prints the rows of one length.
 fn table(threads: usize, len: usize, rounds: usize) {
     let mut variants: Vec<_> = NAMES.iter().filter_map(|name| workload(name, len)).collect();
-    let repeats: Vec<_> = variants.iter_mut().map(|variant| repeats(variant.as_mut())).collect();
+    let repeats: Vec<_> = variants.iter_mut().map(repeats).collect();
     let round = |_| {
         let variants = variants.iter_mut().zip(&repeats);
-        variants.map(|(variant, &repeats)| seconds(variant.as_mut(), repeats)).collect::<Vec<f64>>()
+        variants.map(|(variant, &repeats)| seconds(variant, repeats)).collect::<Vec<f64>>()
     };
     let times: Vec<_> = (0..rounds).map(round).collect();
     for (i, (name, variant)) in NAMES.iter().zip(&variants).enumerate() {
@@ -52,7 +52,7 @@ fn table(threads: usize, len: usize, rounds: usize) {
         let of_limit = median(times.iter().map(|round| round[limit] / round[i]));
         let of_dual = median(times.iter().map(|round| round[i] / round[position("dual f32")]));
         let per_second = |amount: u64| amount as f64 / seconds / 1e9;
-        let (bytes, flops) = (per_second(variant.bytes()), per_second(variant.flops()));
+        let (bytes, flops) = (per_second(variant.bytes), per_second(variant.flops));
         let ms = seconds * 1e3;
         // A copy moves other streams than a triad.
         let of_limit = if name.starts_with("copy") { String::new() } else { format!("{of_limit:.3}") };
@@ -65,16 +65,14 @@ fn position(name: &str) -> usize {
 }
 
 /// Runs that make one timing long enough; the first run also warms the caches and the pages.
-fn repeats(variant: &mut dyn Workload) -> u32 {
+fn repeats(variant: &mut Workload) -> u32 {
     seconds(variant, 2);
     (SHORTEST / seconds(variant, 1)).ceil() as u32
 }
 
 /// Seconds of one run, as the mean of some.
-fn seconds(variant: &mut dyn Workload, repeats: u32) -> f64 {
+fn seconds(variant: &mut Workload, repeats: u32) -> f64 {
     let start = Instant::now();
-    for _ in 0..repeats {
-        black_box(&mut *variant).run();
-    }
+    (0..repeats).for_each(|_| (black_box(&mut *variant).run)());
     start.elapsed().as_secs_f64() / f64::from(repeats)
 }

@@ -18,10 +18,9 @@ fn step(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(format!("{threads} threads, 2^{exponent} elements"));
             for name in NAMES {
                 let Some(mut variant) = workload(name, 1 << exponent) else { continue };
-                let (bytes, elements) = (variant.bytes(), variant.flops());
-                group.throughput(Throughput::ElementsAndBytes { elements, bytes });
+                group.throughput(Throughput::ElementsAndBytes { elements: variant.flops, bytes: variant.bytes });
                 group.bench_function(name, |bencher| {
-                    bencher.iter_custom(|iterations| pool.install(|| time(variant.as_mut(), iterations)));
+                    bencher.iter_custom(|iterations| pool.install(|| time(&mut variant, iterations)));
                 });
             }
             group.finish();
@@ -29,11 +28,9 @@ fn step(criterion: &mut Criterion) {
     }
 }
 
-fn time(variant: &mut dyn Workload, iterations: u64) -> Duration {
+fn time(variant: &mut Workload, iterations: u64) -> Duration {
     let start = Instant::now();
-    for _ in 0..iterations {
-        black_box(&mut *variant).run();
-    }
+    (0..iterations).for_each(|_| (black_box(&mut *variant).run)());
     start.elapsed()
 }
 

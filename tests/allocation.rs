@@ -5,57 +5,13 @@
 //! is rayon's, and the last test bounds it. A program that must not allocate at all steps inside
 //! `ThreadPool::install`.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dualadam::cpu::{self, Buffer, BufferMut, DualAdam, Tensor};
 use dualadam::half::bf16;
 use dualadam::{DualAdamConfig, StepCoeffs, TensorSpec};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-
-/// Counts what the threads under test allocate; the test harness has threads of its own.
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    // A thread that is ending has no thread-locals any more, and is not under test.
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the system allocator's.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the system allocator's.
-        unsafe { System.realloc(block, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's obligations are the system allocator's.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
+use testkit::allocation::{self, Counting, count_this_thread};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -75,13 +31,8 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 
 /// Allocations that this thread and the pools' make in `STEPS` calls.
 fn allocations_of(mut step: impl FnMut()) -> usize {
-    let before = COUNTED.replace(true);
     (0..WARM_UP).for_each(|_| step());
-    ALLOCATIONS.store(0, Ordering::Relaxed);
-    (0..STEPS).for_each(|_| step());
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed);
-    COUNTED.set(before);
-    allocations
+    allocation::allocations_of(|| (0..STEPS).for_each(|_| step()))
 }
 
 /// Pools of one, two and three threads. They stay, as threads that end allocate.
@@ -91,7 +42,7 @@ fn pools() -> &'static [ThreadPool; 3] {
 }
 
 fn counted(threads: usize) -> ThreadPoolBuilder {
-    ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| COUNTED.set(true))
+    ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| count_this_thread())
 }
 
 /// The pool once each of its threads has run: on first taking work, a thread sets up data of its
@@ -200,8 +151,7 @@ fn a_small_step_outside_of_a_pool_allocates_nothing() {
     let _guard = one_at_a_time();
     for elements in [1_000, 32_000] {
         each_kind_of_step(elements, &mut |name, step| {
-            let allocations = allocations_of(step);
-            assert_eq!(allocations, 0, "{name} of {elements} elements");
+            assert_eq!(allocations_of(step), 0, "{name} of {elements} elements");
         });
     }
 }

@@ -5,9 +5,7 @@
 use std::arch::asm;
 
 use dualadam::{DualAdamConfig, Steering, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::variant::{Formats, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Variant, formats};
 
 /// MXCSR with its exceptions masked.
 const STANDARD: u32 = 0x1f80;
@@ -97,34 +95,27 @@ fn several_threads_may_each_have_their_own_word() {
     });
 }
 
+/// The results are the same under each word.
+fn same_under_each<R: PartialEq>(work: impl Fn() -> R) {
+    let expected = under(STANDARD, &work);
+    words().for_each(|word| assert!(under(word, &work) == expected, "under {word:#x}"));
+}
+
 #[test]
 fn coefficients_have_the_same_bits() {
     let config = config();
-    for t in [1, 7, 999, 123_456] {
-        let expected = config.coeffs_scaled(t, 0.37).unwrap();
-        for word in words() {
-            assert_eq!(under(word, || config.coeffs_scaled(t, 0.37).unwrap()), expected, "step {t} under {word:#x}");
-        }
-    }
+    [1, 7, 999, 123_456].into_iter().for_each(|t| same_under_each(|| config.coeffs_scaled(t, 0.37).unwrap()));
 }
 
 #[test]
 fn schedules_and_multipliers_have_the_same_bits() {
-    let scalars = |word| {
-        under(word, || {
-            let schedules = [3, 7, 1_000_003].map(SwitchSchedule::linear_until);
-            let schedules =
-                schedules.into_iter().chain([SwitchSchedule::Exponential { base: 0.999, period: 3, cutoff: 1e-9 }]);
-            let alphas: Vec<_> =
-                schedules.flat_map(|schedule| [2, 5, 999].map(|t| schedule.alpha(t).to_bits())).collect();
-            let steering = Steering::default().with_clip_factor(0.1).with_loss_scale(3.0);
-            (alphas, steering.multiplier().map(f64::to_bits))
-        })
-    };
-    let expected = scalars(STANDARD);
-    for word in words() {
-        assert_eq!(scalars(word), expected, "under {word:#x}");
-    }
+    same_under_each(|| {
+        let exponential = SwitchSchedule::Exponential { base: 0.999, period: 3, cutoff: 1e-9 };
+        let schedules = [3, 7, 1_000_003].map(SwitchSchedule::linear_until).into_iter().chain([exponential]);
+        let alphas: Vec<_> = schedules.flat_map(|schedule| [2, 5, 999].map(|t| schedule.alpha(t).to_bits())).collect();
+        let steering = Steering::default().with_clip_factor(0.1).with_loss_scale(3.0);
+        (alphas, steering.multiplier().map(f64::to_bits))
+    });
 }
 
 /// What is subnormal as an f32 is not taken for 0, nor is what rounds to 0 taken for more.
@@ -150,20 +141,14 @@ fn the_same_values_are_refused() {
 #[test]
 fn an_optimizer_gives_the_same_bits() {
     let config = config();
-    let run = |word| {
-        under(word, || {
-            let mut optimizer = cpu::DualAdam::new(config, &[1000, 50_000]).unwrap();
-            let (mut a, mut b) = (vec![1e-3_f32; 1000], vec![-2e-3_f32; 50_000]);
-            let (a_grad, b_grad) = (vec![1.7e-20_f32; 1000], vec![0.9e-3_f32; 50_000]);
-            for _ in 0..3 {
-                let params = [(&mut a).into(), (&mut b).into()];
-                optimizer.step(params, [Some((&a_grad).into()), Some((&b_grad).into())]).unwrap();
-            }
-            (a.iter().chain(&b).map(|p| p.to_bits()).collect::<Vec<_>>(), optimizer.state().clone())
-        })
-    };
-    let expected = run(STANDARD);
-    for word in words() {
-        assert!(run(word) == expected, "under {word:#x}");
-    }
+    same_under_each(|| {
+        let mut optimizer = cpu::DualAdam::new(config, &[1000, 50_000]).unwrap();
+        let (mut a, mut b) = (vec![1e-3_f32; 1000], vec![-2e-3_f32; 50_000]);
+        let (a_grad, b_grad) = (vec![1.7e-20_f32; 1000], vec![0.9e-3_f32; 50_000]);
+        for _ in 0..3 {
+            let params = [(&mut a).into(), (&mut b).into()];
+            optimizer.step(params, [Some((&a_grad).into()), Some((&b_grad).into())]).unwrap();
+        }
+        (a.iter().chain(&b).map(|p| p.to_bits()).collect::<Vec<_>>(), optimizer.state().clone())
+    });
 }

@@ -1,8 +1,10 @@
 //! The CPU backend against the contract, bit for bit, and against exact arithmetic, within the
 //! contract's error.
 
-use dualadam::{DualAdamConfig, StepCoeffs, cpu};
-use testkit::bound;
+use std::iter::zip;
+
+use dualadam::{DualAdamConfig, StepCoeffs, WeightDecay, cpu, reference};
+use testkit::bound::{self, Bound};
 use testkit::contract::{self, TINY, same};
 use testkit::data::{Inputs, SIZES, configs};
 use testkit::laws::{self, by_contract, by_cpu};
@@ -37,6 +39,33 @@ fn special_values_give_the_contract_bits() {
     laws::values(&flat, &by_contract, &Inputs::special(), &[&laws::all_sets()[..], &by_hand].concat());
 }
 
+/// An infinite gradient makes the first moment infinite, and the parameter with it; the second
+/// moment saturates. Elements that have such a gradient become that, the others what the rule says.
+#[test]
+fn nan_and_infinite_gradients_stay_in_their_elements() {
+    const INF: f32 = f32::INFINITY;
+    let decay = WeightDecay::Decoupled(0.1);
+    let (adam, dual, inverse) = (DualAdamConfig::adam(), DualAdamConfig::default(), DualAdamConfig::inv_adam());
+    let configs = [adam, adam.with_weight_decay(decay), dual, inverse.with_weight_decay(decay)];
+    let sets = configs.map(|config| config.coeffs(3).unwrap());
+    for (special, becomes) in [(f32::NAN, [f32::NAN; 3]), (INF, [-INF, INF, f32::MAX]), (-INF, [INF, -INF, f32::MAX])] {
+        for coeffs in &sets {
+            let contract::Element { p, m, v } =
+                contract::update(coeffs, contract::Element { p: 1.0, m: 0.5, v: 0.25 }, special);
+            assert!(zip([p, m, v], becomes).all(|(found, expected)| same(found, expected)), "{special}: {p} {m} {v}");
+        }
+        // Vectors and their tail, and more than one thread's share.
+        for (len, place) in
+            [1, 7, 8, 9, 100, 70_001].into_iter().flat_map(|len| [0, len / 2, len - 1].map(|at| (len, at)))
+        {
+            let mut grad: Vec<_> = (0..len).map(|i| 0.25 + (i % 5) as f32).collect();
+            grad[place] = special;
+            let inputs = Inputs { p: vec![1.0; len], grad, m: vec![0.5; len], v: vec![0.25; len] };
+            laws::values(&flat, &by_contract, &inputs, &sets);
+        }
+    }
+}
+
 #[test]
 fn every_misalignment_gives_the_contract_bits() {
     laws::misalignments(&flat, &by_contract, 1025, 16);
@@ -51,50 +80,38 @@ fn overflowing_gradients_give_the_contract_bits() {
 /// that no later step makes NaN of it. Without the inverse branch the parameter stays finite too.
 #[test]
 fn second_moments_saturate() {
+    let steps = [(1, None), (2, None), (3, None), (4, Some(0.5)), (4, Some(f32::INFINITY)), (4, Some(f32::NAN))];
     for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
         let Inputs { mut p, mut grad, mut m, mut v } = Inputs::overflowing();
         let is_adam = config.coeffs(1).unwrap().is_adam();
-        let check_finite = |p: &[f32], v: &[f32], what: &str| {
-            assert!(v.iter().all(|v| v.is_finite()), "{config:?}, {what}: {v:?}");
-            assert!(!is_adam || p.iter().all(|p| p.is_finite()), "{config:?}, {what}: {p:?}");
-        };
-        for t in 1..=3 {
-            let coeffs = config.coeffs(t).unwrap();
-            let before = v.clone();
+        for (t, other) in steps {
+            other.iter().for_each(|&other| grad.fill(other));
+            let (coeffs, before) = (config.coeffs(t).unwrap(), v.clone());
+            let what = format!("{config:?}, step {t}, gradients {other:?}");
             cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
-            check_finite(&p, &v, &format!("step {t}"));
+            if other.is_some_and(f32::is_nan) {
+                assert!([p, m, v].concat().iter().all(|x| x.is_nan()), "{what}");
+                break;
+            }
+            let is_finite = other.is_none_or(f32::is_finite);
+            assert!(v.iter().all(|v| v.is_finite()), "{what}: {v:?}");
+            assert!(!(is_adam && is_finite) || p.iter().all(|p| p.is_finite()), "{what}: {p:?}");
             for (i, &after) in v.iter().enumerate() {
                 let (g, before) = (f64::from(grad[i]), f64::from(before[i]));
                 let inner = g * g - before;
                 let exact = before + f64::from(coeffs.one_minus_beta2) * inner;
                 if inner.max(exact) > f64::from(f32::MAX) {
-                    assert_eq!(after, f32::MAX, "{config:?}, step {t}, v[{i}]");
+                    assert_eq!(after, f32::MAX, "{what}, v[{i}]");
                 } else {
                     let error = (f64::from(after) - exact).abs();
-                    assert!(
-                        error <= 3.0 * contract::U * exact,
-                        "{config:?}, step {t}, v[{i}]: {after:e}, not {exact:e}"
-                    );
+                    assert!(error <= 3.0 * contract::U * exact, "{what}, v[{i}]: {after:e}, not {exact:e}");
                 }
             }
+            let saturated = v.iter().filter(|&&v| v == f32::MAX).count();
+            assert!(t != 3 || saturated > v.len() / 2, "{saturated} of {} have saturated", v.len());
+            // With an ordinary gradient it falls again.
+            assert!(other != Some(0.5) || zip(&v, &before).all(|(after, before)| after < before), "{what}: {v:?}");
         }
-        let saturated = v.iter().filter(|&&v| v == f32::MAX).count();
-        assert!(saturated > v.len() / 2, "{saturated} of {} have saturated", v.len());
-
-        // With an ordinary gradient it falls again.
-        let (coeffs, before) = (config.coeffs(4).unwrap(), v.clone());
-        grad.fill(0.5);
-        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
-        check_finite(&p, &v, "an ordinary gradient");
-        assert!(v.iter().zip(&before).all(|(after, before)| after < before), "{config:?}: {v:?}");
-
-        grad.fill(f32::INFINITY);
-        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
-        assert!(v.iter().all(|&v| v == f32::MAX), "{config:?}, infinite gradients: {v:?}");
-
-        grad.fill(f32::NAN);
-        cpu::step(&mut p, &grad, &mut m, &mut v, &coeffs).unwrap();
-        assert!([p, m, v].concat().iter().all(|x| x.is_nan()), "{config:?}, NaN");
     }
 }
 
@@ -129,8 +146,9 @@ fn one_step_is_within_the_error_bound_of_exact_arithmetic() {
         let (mut p, mut m, mut v) = (inputs.p.clone(), inputs.m.clone(), inputs.v.clone());
         cpu::step(&mut p, &inputs.grad, &mut m, &mut v, &config.coeffs(t).unwrap()).unwrap();
         for i in 0..inputs.len() {
-            let before = contract::Element { p: inputs.p[i], m: inputs.m[i], v: inputs.v[i] };
-            let (exact, bound) = bound::exact_and_bound(&config, t, before, inputs.grad[i]);
+            let [theta, m0, v0] = [inputs.p[i], inputs.m[i], inputs.v[i]].map(f64::from);
+            let before = reference::Element { theta, m: m0, v: v0 };
+            let (exact, bound) = bound::exact_and_bound(&config, t, before, inputs.grad[i], Bound::default());
             let errors = [
                 (f64::from(p[i]) - exact.theta, bound.p),
                 (f64::from(m[i]) - exact.m, bound.m),

@@ -2,21 +2,13 @@
 //! and what is refused.
 
 use dualadam::cpu::{self, TensorList};
-use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem};
-use testkit::data::Inputs;
+use dualadam::{RawBuffer, RawTensor, StepCoeffs, TensorProblem};
 use testkit::laws::{self, by_contract};
-use testkit::refused;
-use testkit::tensor::Tensor;
-use testkit::variant::{Variant, formats};
+use testkit::raw::{self, bf16_at, good, moved, with};
+use testkit::{Inputs, Tensor, Variant, formats, refused};
 
 fn f32s(len: usize) -> Tensor {
     Tensor::new(formats("f32_f32"), &Inputs::random(1, len))
-}
-
-/// The same tensor with a change.
-fn with(mut tensor: RawTensor, change: impl FnOnce(&mut RawTensor)) -> RawTensor {
-    change(&mut tensor);
-    tensor
 }
 
 fn step(list: &mut TensorList, sets: &[StepCoeffs]) {
@@ -72,133 +64,69 @@ fn a_gradient_may_lie_where_another_buffer_was() {
 
 #[test]
 fn what_cannot_be_right_is_refused_and_the_list_stays() {
-    let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
-    let tensors = [a.raw(), b.raw()];
-    let mut list = TensorList::new(&tensors).unwrap();
-    let [first, second] = tensors;
-    let cases = [
-        (with(second, |tensor| tensor.param.address = 0), "param of tensor 1 must not be null"),
-        (with(second, |tensor| tensor.param.address = first.param.address + 2), "must be aligned to 4 bytes"),
-        (with(second, |tensor| tensor.param = first.param), "must not overlap"),
-        (second.with_grad(first.param), "must not overlap"),
-        (
-            with(second, |tensor| tensor.grad.dtype = Dtype::Bf16),
-            "tensor 1 must keep its formats (f32 param, f32 grad, f32 exp_avg, f32 exp_avg_sq), got f32 param, bf16 grad",
-        ),
-        (with(second, |tensor| tensor.len = 7), "tensor 1 must keep its length of 6 elements, got 7"),
-    ];
-    for (wrong, text) in cases {
-        let error = list.update(&[first, wrong]).unwrap_err().to_string();
-        assert!(error.contains(text), "{error}");
-        assert_eq!(list.tensors(), tensors);
-    }
-    refused::count(list.update(&[first]), "tensors", 2, 1);
-    let mixed = with(second, |tensor| {
-        tensor.param.dtype = Dtype::Bf16;
-        tensor.grad = RawBuffer::new(8, Dtype::F16);
+    raw::wrong_lists(TensorList::new, |list, tensors| {
+        let before = list.tensors().to_vec();
+        let result = list.update(tensors);
+        assert!(result.is_ok() || list.tensors() == before);
+        result
     });
-    refused::formats(TensorList::new(&[first, mixed]), 1, Formats::new(Dtype::Bf16, Dtype::F16));
     let limit = isize::MAX as u64 / 4;
-    let longer = TensorList::new(&[with(first, |tensor| tensor.len = limit + 1)]);
+    let longer = TensorList::new(&[with(good(), |tensor| tensor.len = limit + 1)]);
     refused::problem(longer, 0, None, TensorProblem::TooLong { limit, actual: limit + 1 });
-    // SAFETY: nothing is stepped.
-    refused::coeffs_index(unsafe { list.step_raw(&sets[..1]) }, 1, 1, 1);
+    let mut list = TensorList::new(&[good(), moved(good(), 0x10_0000).with_coeffs_index(1)]).unwrap();
+    // SAFETY: refused before anything is stepped.
+    refused::coeffs_index(unsafe { list.step_raw(&laws::all_sets()[..1]) }, 1, 1, 1);
 }
 
-fn sets(step: u64) -> [StepCoeffs; 2] {
-    let config = DualAdamConfig::inv_adam().with_lr(0.01);
-    [config.coeffs(step).unwrap(), DualAdamConfig::adamw(0.1).coeffs(step).unwrap()]
-}
-
+/// Every variant, in flat steps and in lists, with more elements than one thread takes.
 #[test]
-fn steps_by_address_have_the_bits_of_single_steps() {
-    let master = formats("bf16_f32_master");
-    let (mut flat, mut master) = (f32s(70_000), Tensor::new(master, &Inputs::random(2, 9)));
-    let (mut single, mut single_master) = (flat.clone(), master.clone());
-    let mut alone = Tensor::filled(formats("bf16_bf16"), 4);
-    let before = alone.clone();
-    for step in 1..4 {
-        let sets = sets(step);
-        let skipped = alone.raw().with_grad(RawBuffer::new(0, Dtype::Bf16)).with_coeffs_index(1);
-        let empty = with(alone.raw(), |tensor| tensor.len = 0);
-        let list = [flat.raw().with_coeffs_index(1), master.raw(), skipped, empty];
-        // SAFETY: the addresses are those of the tensors above.
-        unsafe {
-            cpu::step_raw(&flat.raw(), &sets[0]).unwrap();
-            cpu::step_list_raw(&list, &sets).unwrap();
+fn steps_by_address_give_the_contract_bits() {
+    let flat = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        for tensor in tensors {
+            // SAFETY: the addresses are those of the tensor.
+            unsafe { cpu::step_raw(&tensor.raw().with_coeffs_index(0), &sets[tensor.set]) }.unwrap();
         }
-        sets.iter().for_each(|coeffs| single.step_flat(coeffs).unwrap());
-        single_master.step_flat(&sets[0]).unwrap();
+    };
+    let list = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        let raw: Vec<_> = tensors.iter_mut().map(Tensor::raw).collect();
+        // SAFETY: the addresses are those of the tensors.
+        unsafe { cpu::step_list_raw(&raw, sets) }.unwrap();
+    };
+    for step in [&flat as laws::Step<'_>, &list] {
+        laws::sizes(step, &by_contract, [0, 9, 1000, 70_000]);
+        laws::misalignments(step, &by_contract, 100, 4);
+        laws::lists(step, &by_contract, &[70_000, 0, 9, 1000, 17]);
     }
-    flat.assert_same(&single, "flat");
-    master.assert_same(&single_master, "with masters");
-    assert_eq!(alone, before);
+    let (mut skipped, sets) = (f32s(4), laws::all_sets());
+    let before = skipped.clone();
+    let raw = skipped.raw().with_grad(RawBuffer::f32(0)).with_coeffs_index(1);
     // SAFETY: there is nothing to step.
-    unsafe { cpu::step_list_raw(&[], &[]) }.unwrap();
-}
-
-#[test]
-fn each_variant_is_stepped_by_address() {
-    let coeffs = &laws::all_sets()[0];
-    for variant in Variant::all() {
-        let mut alone = Tensor::padded(variant.formats(), &Inputs::random(3, 1000), [0, 1, 2, 3, 4]);
-        let (mut listed, mut expected) = (alone.clone(), alone.clone());
-        assert_eq!(Variant::of(alone.raw().formats()), Some(variant));
-        // SAFETY: the addresses are those of the tensors above.
-        unsafe {
-            cpu::step_raw(&alone.raw(), coeffs).unwrap();
-            cpu::step_list_raw(&[listed.raw()], &[*coeffs]).unwrap();
-        }
-        expected.step_by_contract(coeffs);
-        alone.assert_same(&expected, variant.name());
-        listed.assert_same(&expected, variant.name());
+    unsafe {
+        cpu::step_list_raw(&[raw], &sets).unwrap();
+        cpu::step_list_raw(&[], &[]).unwrap();
     }
+    assert_eq!(skipped, before);
+    Variant::all().for_each(|variant| assert_eq!(Variant::of(variant.formats()), Some(variant)));
 }
 
 #[test]
 fn steps_by_address_refuse_what_cannot_be_right() {
-    let (mut a, mut b) = (f32s(5), f32s(6));
-    let (first, second) = (a.raw(), b.raw());
-    let before = (a.clone(), b.clone());
-    let sets = sets(1);
+    let sets = &laws::all_sets()[..2];
+    // SAFETY: refused before any buffer is looked at.
+    let alone = |tensor: &RawTensor| unsafe { cpu::step_raw(tensor, &sets[0]) };
+    // SAFETY: as above; and what is not refused has no gradient.
+    let list = |tensors: &[RawTensor]| unsafe { cpu::step_list_raw(tensors, sets) };
+    raw::wrong_tensors(alone, list);
+    raw::wrong_tensors(alone, TensorList::new);
     let limit = isize::MAX as u64 / 4;
-    let too_long = format!("tensor # must have at most {limit} elements, got {}", limit + 1);
-    let at_the_end = RawBuffer::f32(u64::MAX - 7);
-    for (wrong, text) in [
-        (with(second, |tensor| tensor.exp_avg.address = 0), "exp_avg of tensor # must not be null"),
-        (with(second, |tensor| tensor.param.address += 2), "must be aligned to 4 bytes"),
-        (with(second, |tensor| tensor.exp_avg = tensor.param), "must not overlap"),
-        (second.with_grad(second.param), "must not overlap"),
-        (
-            with(second, |tensor| {
-                (tensor.param, tensor.grad) = (RawBuffer::new(8, Dtype::F16), RawBuffer::new(8, Dtype::Bf16));
-            }),
-            "got f16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq",
-        ),
-        (with(second, |tensor| tensor.param = at_the_end), "param of tensor # must end within 2^64 bytes"),
-        (with(second, |tensor| tensor.len = limit + 1), &too_long),
-    ] {
-        // SAFETY: refused before any buffer is looked at.
-        let errors = unsafe { [cpu::step_raw(&wrong, &sets[0]), cpu::step_list_raw(&[first, wrong], &sets)] };
-        for (index, error) in errors.map(Result::unwrap_err).into_iter().enumerate() {
-            let text = text.replace('#', &index.to_string());
-            assert!(error.to_string().contains(&text), "{error}");
-        }
+    for len in [limit + 1, u64::MAX / 4] {
+        let (long, too_long) = (with(good(), |t| t.len = len), TensorProblem::TooLong { limit, actual: len });
+        refused::problem(alone(&long), 0, None, too_long);
+        refused::problem(list(&[moved(good(), 0x10_0000), long]), 1, None, too_long);
     }
-    let longest = with(second, |tensor| tensor.len = u64::MAX / 4);
-    let absent = with(second.with_grad(RawBuffer::f32(0)).with_coeffs_index(2), |tensor| tensor.len = limit);
-    let sharing = with(second, |tensor| tensor.param = first.param);
-    // SAFETY: as above.
-    unsafe {
-        let too_long = TensorProblem::TooLong { limit, actual: u64::MAX / 4 };
-        refused::problem(cpu::step_raw(&longest, &sets[0]), 0, None, too_long);
-        refused::problem(cpu::step_list_raw(&[first, longest], &sets), 1, None, too_long);
-        let alone = with(absent.with_coeffs_index(0), |tensor| tensor.len = 6);
-        refused::problem(cpu::step_raw(&alone, &sets[0]), 0, Role::Grad, TensorProblem::Null);
-        refused::coeffs_index(cpu::step_raw(&second.with_coeffs_index(1), &sets[0]), 0, 1, 1);
-        refused::coeffs_index(cpu::step_list_raw(&[first, absent], &sets), 1, 2, 2);
-        refused::overlap(cpu::step_list_raw(&[first, sharing], &sets));
-        cpu::step_list_raw(&[absent.with_coeffs_index(1)], &sets).unwrap();
-    }
-    assert_eq!((a, b), before);
+    let absent = with(good().with_grad(bf16_at(0)).with_coeffs_index(2), |tensor| tensor.len = limit);
+    refused::coeffs_index(list(&[moved(good(), 0x10_0000), absent]), 1, 2, 2);
+    list(&[absent.with_coeffs_index(1)]).unwrap();
+    let sharing = moved(with(good(), |t| t.param = bf16_at(0x2500)), 0x10_0000);
+    refused::overlap(list(&[sharing, with(good(), |t| t.param = sharing.param)]));
 }

@@ -45,8 +45,7 @@ fn the_second_moment_of_long_runs_does_not_drift() {
         let (mut params, mut exp_avg, mut exp_avg_sq) = (theta0, vec![0.0_f32; len], vec![0.0_f32; len]);
         let mut worst = 0.0_f64;
         for (t, grads) in (1..).zip(&grads) {
-            let coeffs = config.coeffs(t).unwrap();
-            cpu::step(&mut params, grads, &mut exp_avg, &mut exp_avg_sq, &coeffs).unwrap();
+            cpu::step(&mut params, grads, &mut exp_avg, &mut exp_avg_sq, &config.coeffs(t).unwrap()).unwrap();
             for (&v, &exact) in exp_avg_sq.iter().zip(records.get(&t).iter().flat_map(|record| &record.v)) {
                 if exact > f64::from(f32::MIN_POSITIVE) {
                     worst = worst.max((f64::from(v) - exact).abs() / exact);

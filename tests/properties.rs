@@ -5,12 +5,11 @@ use dualadam::{DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, T
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use testkit::contract::same;
-use testkit::data::{Inputs, Noise};
+use testkit::data::Noise;
 use testkit::laws::by_cpu;
 use testkit::model::{self, Model, Spec};
 use testkit::state::{self, StateBits, float_bits, temporary};
-use testkit::tensor::Tensor;
-use testkit::variant::{self, Formats, Variant};
+use testkit::{Formats, Tensor, Variant, variant};
 
 /// A failing input is printed with its reasons; nothing is written beside the sources.
 fn cases(cases: u32) -> Config {
@@ -194,8 +193,7 @@ proptest! {
     /// Before the switch it is not: without this, the law above could hold because α is always 0.
     #[test]
     fn before_the_switch_dual_is_not_adam(config in config(), step in 1..60_u64) {
-        let alpha = config.schedule.alpha(step);
-        prop_assume!(config.lr * alpha > 1e-30);
+        prop_assume!(config.lr * config.schedule.alpha(step) > 1e-30);
         prop_assert!(!config.coeffs(step).unwrap().is_adam());
     }
 
@@ -215,8 +213,7 @@ proptest! {
         let mut tensor = Tensor::random(formats, len, seed);
         tensor.grad = Noise(seed).values(formats.grad, len, |noise| 1.0 + 7.0 * noise.unit().abs());
         let scaled = after_other_grads(&tensor, |g| g * multiplier as f32, &config.coeffs(step).unwrap());
-        let coeffs = config.coeffs_scaled(step, multiplier).unwrap();
-        prop_assert_eq!(scaled.difference(&after(tensor, &coeffs)), None);
+        prop_assert_eq!(scaled.difference(&after(tensor, &config.coeffs_scaled(step, multiplier).unwrap())), None);
     }
 
     /// The multiplier is rounded to f32 once and the product once, so f32 gradients of any value
@@ -225,8 +222,7 @@ proptest! {
     fn any_multiplier_is_a_scaled_f32_gradient(config in config(), step in 1..60_u64, multiplier in 1e-6..1e6, len in len(), seed: u64) {
         let tensor = Tensor::random(variant::formats("f32_f32"), len, seed);
         let scaled = after_other_grads(&tensor, |g| g * multiplier as f32, &config.coeffs(step).unwrap());
-        let coeffs = config.coeffs_scaled(step, multiplier).unwrap();
-        prop_assert_eq!(scaled.difference(&after(tensor, &coeffs)), None);
+        prop_assert_eq!(scaled.difference(&after(tensor, &config.coeffs_scaled(step, multiplier).unwrap())), None);
     }
 }
 
@@ -310,25 +306,17 @@ proptest! {
         let (mut whole, start) = (Run::new(&groups, &tensors), Run::new(&groups, &tensors).model);
         whole.steps(0..steps);
         for (tensor, &(spec, busy)) in tensors.iter().enumerate() {
-            let zeros = vec![0.0; spec.len];
-            let inputs = Inputs { p: start.params[tensor].wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-            let mut alone = Tensor { param: start.params[tensor].clone(), ..Tensor::new(spec.formats, &inputs) };
+            let mut alone = Tensor::fresh(spec.formats, &start.params[tensor]);
             let mut updates = 0;
             for step in (0..steps).filter(|&step| has_gradient(tensor, busy, step)) {
                 updates += 1;
                 alone.grad = start.grads(step, |_| true).swap_remove(tensor).unwrap();
                 alone.step_flat(&groups[spec.group].coeffs(updates).unwrap()).unwrap();
             }
-            let State { ledger, arrays, .. } = whole.optimizer.state();
-            let found = &arrays[tensor];
-            prop_assert_eq!(ledger.step(tensor), Ok(updates));
-            prop_assert_eq!(float_bits(&found.exp_avg), float_bits(&alone.exp_avg.wide()));
-            prop_assert_eq!(float_bits(&found.exp_avg_sq), float_bits(&alone.exp_avg_sq.wide()));
-            prop_assert_eq!(found.master.is_some(), alone.master.is_some());
-            if let (Some(found_master), Some(master)) = (&found.master, &alone.master) {
-                prop_assert_eq!(ledger.master_is_set(tensor), Ok(updates > 0));
-                prop_assert!(updates == 0 || float_bits(found_master) == float_bits(&master.wide()));
-            }
+            let state = whole.optimizer.state();
+            prop_assert_eq!(state.ledger.step(tensor), Ok(updates));
+            prop_assert_eq!(state.ledger.master_is_set(tensor), Ok(alone.master.is_some() && updates > 0));
+            state::assert_holds(state, tensor, &alone, &alone.types());
             prop_assert_eq!(whole.model.params[tensor].difference(&alone.param), None);
         }
     }
@@ -384,8 +372,7 @@ proptest! {
             return Ok(());
         }
         let coeffs = config.coeffs(step).unwrap();
-        let scaled = config.coeffs_scaled(step, multiplier).unwrap_or(coeffs);
-        for coeffs in [coeffs, scaled] {
+        for coeffs in [coeffs, config.coeffs_scaled(step, multiplier).unwrap_or(coeffs)] {
             let scalars: &[f32] = bytemuck::cast_slice(bytemuck::bytes_of(&coeffs));
             prop_assert!(scalars.iter().all(|scalar| scalar.is_finite()), "{:?}", coeffs);
             // With L2 decay the parameter is a gradient, so it must be 0 for there to be none.

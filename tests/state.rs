@@ -16,15 +16,12 @@ use dualadam::{
 };
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-use testkit::bound::{ExactCoeffs, LEAST_OVERFLOWING};
-use testkit::contract::U;
+use testkit::bound::{Bound, exact_and_bound};
 use testkit::data::{Noise, narrow};
 use testkit::golden::rows;
 use testkit::model::{Model, Spec, small};
-use testkit::refused;
 use testkit::state::{StateBits, assert_survives, bits, float_bits, temporary};
-use testkit::values::Values;
-use testkit::variant::Variant;
+use testkit::{Values, Variant, refused};
 
 // A model whose gradients depend on its parameters, so that one wrong bit grows.
 
@@ -373,11 +370,9 @@ fn names_are_compared_where_both_have_them() {
             expected: expected.to_owned(),
             found: found.to_owned(),
         };
-        let error = result.unwrap_err();
         let text = format!("the name of tensor {tensor} must be {expected}, it is {found}");
-        assert!(error.to_string().ends_with(&text), "{error}");
-        let StateError::File { problem, .. } = error else { panic!("{error:?}") };
-        assert_eq!(*problem, layout);
+        assert!(result.as_ref().unwrap_err().to_string().ends_with(&text), "{result:?}");
+        assert_eq!(refused::file_problem(result), layout);
         assert_eq!(*optimizer.state().check_layout(other.state()).unwrap_err(), layout);
         assert_eq!(optimizer.state(), &before);
     }
@@ -498,8 +493,7 @@ fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused(
     let mut refused = 0;
     for bit in 0..(bytes.len() - 4) * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let file = sealed(bytes.clone());
-        match saved.load(&file) {
+        match saved.load(&sealed(bytes.clone())) {
             Err(_) => refused += 1,
             Ok(()) => {
                 saved.optimizer.state().ledger.groups().iter().for_each(|group| group.validate().unwrap());
@@ -539,8 +533,7 @@ fn another_version_is_refused_by_its_number() {
         assert_eq!(saved.load(&file), Err(StateProblem::Version { supported: FORMAT_VERSION, found }));
     }
     // Nothing but the version can be asked of a later format.
-    let later = file_with_metadata(r#"{"version":4000000000,"layers":{}}"#);
-    let problem = saved.load(&later).unwrap_err();
+    let problem = saved.load(&file_with_metadata(r#"{"version":4000000000,"layers":{}}"#)).unwrap_err();
     assert_eq!(problem, StateProblem::Version { supported: FORMAT_VERSION, found: 4_000_000_000 });
     assert_eq!(problem.to_string(), "its format version must be 1, it is 4000000000");
 }
@@ -687,8 +680,7 @@ fn a_path_that_cannot_be_read_is_an_io_error_and_the_optimizer_stays() {
     let mut saved = Saved::new();
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let source = io_error(saved.optimizer.load(&missing), &missing);
-    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(io_error(saved.optimizer.load(&missing), &missing).kind(), std::io::ErrorKind::NotFound);
     io_error(saved.optimizer.load(folder.path()), folder.path());
     assert_eq!(bits(saved.optimizer.state()), saved.optimizer_bits);
 }
@@ -702,8 +694,8 @@ fn child_folder() -> Option<PathBuf> {
     std::env::var_os(CHILD_FOLDER).map(PathBuf::from)
 }
 
-/// A command that runs one test of this binary in a process of its own, at work in `folder`. Its
-/// standard error is piped.
+/// A command that runs one test of this binary in a process of its own, in `folder`. Its standard
+/// error is piped.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix has a shell to prepare the process"))]
 fn child(test: &str, folder: &Path, shell_preparation: &str) -> Command {
     let program = std::env::current_exe().unwrap();
@@ -714,7 +706,7 @@ fn child(test: &str, folder: &Path, shell_preparation: &str) -> Command {
     } else {
         Command::new(program)
     };
-    command.args([test, "--exact", "--nocapture"]).env(CHILD_FOLDER, folder);
+    command.args([test, "--exact", "--nocapture"]).env(CHILD_FOLDER, folder).current_dir(folder);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -726,8 +718,8 @@ fn report() {
 
 /// Runs a child to its end, which must report once: a name that matches no test would succeed as
 /// well.
-fn run_child(mut command: Command) {
-    let output = command.output().unwrap();
+fn run_child(test: &str, folder: &Path, shell_preparation: &str) {
+    let output = child(test, folder, shell_preparation).output().unwrap();
     let reports = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && reports == ".", "{}: {reports}", output.status);
 }
@@ -795,9 +787,7 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
 }
 
 fn remove_all_but(folder: &Path, kept: &str) {
-    for name in names_in(folder).iter().filter(|name| *name != kept) {
-        fs::remove_file(folder.join(name)).unwrap();
-    }
+    names_in(folder).iter().filter(|name| *name != kept).for_each(|name| fs::remove_file(folder.join(name)).unwrap());
 }
 
 /// A disk that is full, as a limit on the length of files: the write fails half way.
@@ -807,8 +797,7 @@ fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind()
     if let Some(folder) = child_folder() {
         let path = folder.join("state");
         let old = fs::read(&path).unwrap();
-        let source = io_error(numbered_state(1).save(&path), &path);
-        assert_eq!(source.kind(), std::io::ErrorKind::FileTooLarge);
+        assert_eq!(io_error(numbered_state(1).save(&path), &path).kind(), std::io::ErrorKind::FileTooLarge);
         assert_eq!(fs::read(&path).unwrap(), old);
         assert_eq!(names_in(&folder), ["state"]);
         return report();
@@ -816,7 +805,7 @@ fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind()
     let folder = tempfile::tempdir().unwrap();
     Saved::new().state.save(folder.path().join("state")).unwrap();
     let name = "a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind";
-    run_child(child(name, folder.path(), "trap '' XFSZ; ulimit -f 16;"));
+    run_child(name, folder.path(), "trap '' XFSZ; ulimit -f 16;");
 }
 
 /// The file has the permissions of any new file, not those of the temporary one.
@@ -836,7 +825,7 @@ fn the_files_mode_is_that_of_a_new_file() {
     }
     for umask in [0o000, 0o022, 0o027, 0o077] {
         let folder = tempfile::tempdir().unwrap();
-        run_child(child("the_files_mode_is_that_of_a_new_file", folder.path(), &format!("umask {umask:03o};")));
+        run_child("the_files_mode_is_that_of_a_new_file", folder.path(), &format!("umask {umask:03o};"));
         assert_eq!(mode(&folder.path().join("state")), 0o666 & !umask);
     }
 }
@@ -850,72 +839,11 @@ fn a_bare_file_name_works() {
         return report();
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut command = child("a_bare_file_name_works", folder.path(), "");
-    command.current_dir(folder.path());
-    run_child(command);
+    run_child("a_bare_file_name_works", folder.path(), "");
     assert_eq!(names_in(folder.path()), ["state"]);
 }
 
 // torch's state.
-
-/// How far one f32 step may be from the exact one that leads from `before` to `after`, if its start
-/// was off by `start`.
-///
-/// Each line is one operation of the rule: what it passes on of earlier errors, and U of the result
-/// for each rounding, of a coefficient or of the operation itself. Products of errors are left to
-/// the caller.
-fn error_of_step(
-    config: &DualAdamConfig,
-    t: u64,
-    grad: f64,
-    before: Element,
-    after: Element,
-    start: Element,
-) -> Element {
-    let (c, DualAdamConfig { beta1, beta2, eps, .. }) = (ExactCoeffs::new(config, t), *config);
-    let p = before.theta;
-    let g = if config.maximize { -grad } else { grad } + c.l2 * p;
-    assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
-    let error_g = if c.l2 == 0.0 { 0.0 } else { c.l2 * start.theta + U * (c.l2 * p).abs() + U * g.abs() };
-    let m_change = c.one_minus_beta1 * (g - before.m).abs();
-    let error_m = beta1 * start.m + c.one_minus_beta1 * error_g + 2.0 * U * m_change + U * after.m.abs();
-    let v_change = c.one_minus_beta2 * (g * g - before.v).abs();
-    let error_v = beta2 * start.v + c.one_minus_beta2 * 2.0 * g.abs() * error_g + 2.0 * U * v_change + U * after.v;
-
-    let s = after.v.sqrt() * c.inv_sqrt_bc2;
-    let error_s = if after.v == 0.0 { 0.0 } else { s * (error_v / (2.0 * after.v) + 3.0 * U) };
-    let error_denominator = error_s + U * eps + U * (s + eps);
-    let q = c.adam_scale / (s + eps);
-    let error_q = q * (error_denominator / (s + eps) + 2.0 * U);
-    let product = after.m * q;
-    let error_product = q * error_m + after.m.abs() * error_q + U * product.abs();
-    let decayed = c.decay * p;
-    let error_decay = if decayed == 0.0 { 0.0 } else { 2.0 * U * decayed.abs() + U * (product + decayed).abs() };
-    let theta = (1.0 - c.decay) * start.theta + error_product + error_decay + U * after.theta.abs();
-    Element { theta, m: error_m, v: error_v }
-}
-
-struct TorchCase<'a> {
-    file: SafeTensors<'a>,
-    name: &'a str,
-}
-
-impl TorchCase<'_> {
-    fn f32s(&self, array: &str) -> Vec<f32> {
-        rows(&self.file, &format!("{}.{array}", self.name), f32::from_le_bytes).concat()
-    }
-
-    fn f64s(&self, array: &str) -> Vec<f64> {
-        rows(&self.file, &format!("{}.{array}", self.name), f64::from_le_bytes).concat()
-    }
-
-    /// The exact states of one recorded step.
-    fn elements(&self, row: usize, len: usize) -> Vec<Element> {
-        let columns = row * len..(row + 1) * len;
-        let [p, m, v] = ["params", "exp_avg", "exp_avg_sq"].map(|array| self.f64s(array)[columns.clone()].to_vec());
-        (0..len).map(|i| Element { theta: p[i], m: m[i], v: v[i] }).collect()
-    }
-}
 
 fn torch_config(json: &serde_json::Value) -> DualAdamConfig {
     let number = |value: &serde_json::Value| value.as_f64().unwrap();
@@ -939,56 +867,52 @@ fn torchs_adam_is_continued() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_torch/torch_adam.safetensors");
     let bytes = fs::read(path).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let metadata = metadata.metadata().as_ref().unwrap();
+    let (metadata, file) = (metadata.metadata().as_ref().unwrap(), SafeTensors::deserialize(&bytes).unwrap());
     let start_step: u64 = metadata["step"].parse().unwrap();
     for name in ["adam", "adam_l2", "adamw", "adam_maximize"] {
         let config = torch_config(&serde_json::from_str(&metadata[name]).unwrap());
-        let case = TorchCase { file: SafeTensors::deserialize(&bytes).unwrap(), name };
-        let worst = continue_from_torch(&config, start_step, &case);
-        println!("{name}: worst error, of its bound: {worst:.2?}");
-    }
-}
+        let f32s = |array| rows(&file, &format!("{name}.{array}"), f32::from_le_bytes);
+        let f64s = |array| rows(&file, &format!("{name}.{array}"), f64::from_le_bytes);
+        let starts = ["start.params", "start.exp_avg", "start.exp_avg_sq"];
+        let [mut params, m, v] = starts.map(|array| f32s(array).concat());
+        // What torch has after each step.
+        let [all_p, all_m, all_v] = ["params", "exp_avg", "exp_avg_sq"].map(f64s);
+        let len = params.len();
+        let element = |theta: &[f64], m: &[f64], v: &[f64], i: usize| Element { theta: theta[i], m: m[i], v: v[i] };
+        let [p64, m64, v64] = [&params, &m, &v].map(|start| start.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        let mut exact: Vec<_> = (0..len).map(|i| element(&p64, &m64, &v64, i)).collect();
+        let (mut bounds, mut worst) = (vec![Bound::default(); len], [0.0_f64; 3]);
 
-/// Returns the largest error of p, m and v as a fraction of its bound.
-fn continue_from_torch(config: &DualAdamConfig, start_step: u64, case: &TorchCase<'_>) -> Element {
-    let [mut params, m, v] = ["start.params", "start.exp_avg", "start.exp_avg_sq"].map(|array| case.f32s(array));
-    let grads = case.f32s("grad");
-    let len = params.len();
-    let start = |i: usize| Element { theta: params[i].into(), m: m[i].into(), v: v[i].into() };
-    let mut exact: Vec<_> = (0..len).map(start).collect();
-    let mut bounds = vec![Element::default(); len];
-    let mut worst = Element::default();
-
-    let mut optimizer = DualAdam::new(*config, &[len]).unwrap();
-    optimizer.set_moments(0, start_step, &m, &v).unwrap();
-    for (row, grads) in grads.chunks(len).enumerate() {
-        optimizer.step([(&mut params).into()], [Some(grads.into())]).unwrap();
-        let t = start_step + row as u64 + 1;
-        assert_eq!(optimizer.step_of(0).unwrap(), t);
-        let tensor = &optimizer.state().arrays[0];
-        let after = case.elements(row, len);
-        for i in 0..len {
-            bounds[i] = error_of_step(config, t, grads[i].into(), exact[i], after[i], bounds[i]);
-            for (what, actual, expected, bound, worst) in [
-                ("p", params[i], after[i].theta, bounds[i].theta, &mut worst.theta),
-                ("m", tensor.exp_avg[i], after[i].m, bounds[i].m, &mut worst.m),
-                ("v", tensor.exp_avg_sq[i], after[i].v, bounds[i].v, &mut worst.v),
-            ] {
-                let error = (f64::from(actual) - expected).abs();
-                // A thousandth for products of errors, each below 1e-5; and float64's own
-                // roundings.
-                let bound = 1.001 * bound + 1e-14 * expected.abs();
-                assert!(
-                    error <= bound,
-                    "{}: {what}[{i}] of step {t}: {actual}, {expected}, {error:e} > {bound:e}",
-                    case.name
-                );
-                *worst = worst.max(error / bound.max(f64::MIN_POSITIVE));
+        let mut optimizer = DualAdam::new(config, &[len]).unwrap();
+        optimizer.set_moments(0, start_step, &m, &v).unwrap();
+        for (row, grads) in f32s("grad").iter().enumerate() {
+            optimizer.step([(&mut params).into()], [Some(grads.into())]).unwrap();
+            let t = start_step + row as u64 + 1;
+            assert_eq!(optimizer.step_of(0).unwrap(), t);
+            let found = &optimizer.state().arrays[0];
+            for i in 0..len {
+                let after = element(&all_p[row], &all_m[row], &all_v[row], i);
+                (_, bounds[i]) = exact_and_bound(&config, t, exact[i], grads[i], bounds[i]);
+                exact[i] = after;
+                for (k, (actual, expected, bound)) in [
+                    (params[i], after.theta, bounds[i].p),
+                    (found.exp_avg[i], after.m, bounds[i].m),
+                    (found.exp_avg_sq[i], after.v, bounds[i].v),
+                ]
+                .into_iter()
+                .enumerate()
+                {
+                    let error = (f64::from(actual) - expected).abs();
+                    // For float64's own roundings.
+                    let bound = bound + 1e-14 * expected.abs();
+                    let what = format!("{name}: {}[{i}] of step {t}", ["p", "m", "v"][k]);
+                    assert!(error <= bound, "{what}: {actual}, {expected}, {error:e} > {bound:e}");
+                    worst[k] = worst[k].max(error / bound.max(f64::MIN_POSITIVE));
+                }
             }
         }
-        exact = after;
+        println!("{name}: worst errors of p, m and v, of their bounds: {worst:.2?}");
     }
-    worst
 }
 
 /// With masters, torch's moments go on from the 16-bit parameters, exactly as f32 parameters of
@@ -1002,9 +926,7 @@ fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() 
 
     let mut masters = DualAdam::with_groups(&[config], &[TensorSpec::new(20).with_master()]).unwrap();
     let mut plain = DualAdam::new(config, &[20]).unwrap();
-    for optimizer in [&mut masters, &mut plain] {
-        optimizer.set_moments(0, 10, &m, &v).unwrap();
-    }
+    [&mut masters, &mut plain].into_iter().for_each(|optimizer| optimizer.set_moments(0, 10, &m, &v).unwrap());
     for _ in 0..3 {
         masters.step([(&mut model).into()], [Some((&grads).into())]).unwrap();
         plain.step([(&mut params).into()], [Some((&grads).into())]).unwrap();

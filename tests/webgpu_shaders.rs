@@ -31,10 +31,7 @@ fn table() -> Vec<Variant> {
 /// The name and text of each variant with each source of coefficients.
 fn texts() -> impl Iterator<Item = (String, String)> {
     let of = |variant: Variant| {
-        COEFFS.map(|coeffs| {
-            let joined = join(&shaders(), &variant, coeffs).unwrap();
-            (format!("{}_{coeffs}", variant.name), joined.text)
-        })
+        COEFFS.map(|coeffs| (format!("{}_{coeffs}", variant.name), join(&shaders(), &variant, coeffs).unwrap().text))
     };
     table().into_iter().flat_map(of)
 }
@@ -125,8 +122,7 @@ fn run(command: &mut Command, content: &[u8], suffix: &str, what: &str) {
     let mut file = tempfile::Builder::new().suffix(suffix).tempfile().unwrap();
     file.write_all(content).unwrap();
     let output = command.arg(file.path()).output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&said));
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
 }
 
 #[test]
@@ -148,19 +144,8 @@ fn lines_are_those_of_their_files() {
         assert!(is_right, "{place}: {line}");
         seen.insert(place.file);
     }
-    let files = [
-        "shaders/coeffs_uniform.wgsl",
-        "shaders/dual_adam.wgsl",
-        "shaders/master.wgsl",
-        "shaders/role.wgsl (exp_avg)",
-        "shaders/role.wgsl (exp_avg_sq)",
-        "shaders/role.wgsl (grad)",
-        "shaders/role.wgsl (master)",
-        "shaders/role.wgsl (param)",
-        "shaders/storage_bf16.wgsl",
-        "shaders/storage_f32.wgsl",
-        "shaders/tail.wgsl",
-        "shaders/update.wgsl",
-    ];
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), files);
+    let files = ["coeffs_uniform", "dual_adam", "master", "storage_bf16", "storage_f32", "tail", "update"];
+    let roles = ["exp_avg", "exp_avg_sq", "grad", "master", "param"].map(|role| format!("shaders/role.wgsl ({role})"));
+    let files = files.map(|file| format!("shaders/{file}.wgsl")).into_iter().chain(roles);
+    assert_eq!(seen, files.collect());
 }

@@ -3,9 +3,8 @@
 
 use dualadam::Variant;
 
-use crate::job::Job;
-use crate::shapes::{self, Shape};
 use crate::values::named;
+use crate::{Job, Shape, shapes};
 
 use Job::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
 
@@ -72,7 +71,7 @@ pub(crate) fn core(quick: bool) -> Vec<Case> {
             1 => &[Copy, UnrolledCopy, Triad, Dual, Adam],
             _ => &[Copy, UnrolledCopy, Triad, Flat, Dual, Adam],
         };
-        Case { shape: shape.clone(), variant, alignment: ALIGNED, jobs: jobs.to_vec(), has_untouched_rows }
+        Case { variant, jobs: jobs.to_vec(), has_untouched_rows, ..Case::buffers(shape) }
     };
     let mut cases: Vec<_> =
         CORE.iter().flat_map(|name| main().map(|variant| case(shape(name), variant, false))).collect();
@@ -116,13 +115,7 @@ pub(crate) fn all(quick: bool) -> Vec<Case> {
 fn of(shape: &Shape, variant: Variant) -> Vec<Case> {
     let is_main = MAIN.contains(&variant.name());
     let mut cases = vec![];
-    let case = |alignment, jobs: &[&[Job]]| Case {
-        shape: shape.clone(),
-        variant,
-        alignment,
-        jobs: jobs.concat(),
-        has_untouched_rows: false,
-    };
+    let case = |alignment, jobs: &[&[Job]]| Case { variant, alignment, jobs: jobs.concat(), ..Case::buffers(shape) };
     if is_main || SHAPES_OF_ALL_VARIANTS.contains(&shape.name.as_str()) {
         let (all, only_f32): (&[Job], &[Job]) = match shape.lens.len() {
             1 => (&[Copy, UnrolledCopy, Triad, Dual, Adam], &[Unfused, Controlled, Captured]),

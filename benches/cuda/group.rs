@@ -28,9 +28,9 @@ pub(crate) struct Group<'a> {
     pub(crate) alignment: Alignment,
     pub(crate) jobs: Vec<Job>,
     has_untouched_rows: bool,
-    lens: Vec<usize>,
+    pub(crate) lens: Vec<usize>,
     /// Elements of a replica, those between tensors too.
-    stride: usize,
+    pub(crate) stride: usize,
     replicas: Vec<Replica>,
     memory: [Memory; 5],
     copies: [Memory; 2],
@@ -180,14 +180,6 @@ impl<'a> Group<'a> {
 
     pub(crate) fn replicas(&self) -> usize {
         self.replicas.len()
-    }
-
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
-    pub(crate) fn lens(&self) -> &[usize] {
-        &self.lens
     }
 
     pub(crate) fn elements(&self) -> usize {

@@ -7,11 +7,8 @@ use dualadam::cuda::{DualAdam, TensorList};
 use dualadam::{DualAdamConfig, RawTensor, StepCoeffs};
 use testkit::stats::{median, quantile};
 
-use crate::cases::Case;
-use crate::device::Device;
-use crate::group::Group;
 use crate::report::HostRow;
-use crate::shapes::Shape;
+use crate::{Case, Device, Group, Shape};
 
 /// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two
 /// replicas of them.
@@ -32,7 +29,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
         let (low, high) = (quantile(us.iter().copied(), 0.25), quantile(us.iter().copied(), 0.75));
         HostRow {
             shape: shape.name.clone(),
-            tensors: group.lens().len(),
+            tensors: group.lens.len(),
             call: call.to_owned(),
             us: median(us),
             us_low: low,
@@ -47,7 +44,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
         rows.push(row(&format!("TensorList, {what}"), list(device, tensors, &coeffs, rounds)));
     }
     for (tensors, what) in [(&same, "unchanged"), (&grads_change, "new gradients")] {
-        rows.push(row(&format!("DualAdam, {what}"), owner(device, group.lens(), tensors, rounds)));
+        rows.push(row(&format!("DualAdam, {what}"), owner(device, &group.lens, tensors, rounds)));
     }
     rows
 }

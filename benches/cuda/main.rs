@@ -42,10 +42,15 @@ use std::time::Instant;
 use clap::Parser;
 use stand_in_cuda::client::StandIn;
 
-use device::Device;
+use attempt::NO_TIME_LEFT;
+use cases::Case;
+use device::{Device, Memory};
 use group::Group;
+use job::Job;
 use report::{Report, Row};
+use shapes::Shape;
 use timer::Timer;
+use values::Pattern;
 
 /// Times DualAdam on a CUDA device.
 #[derive(Parser)]
@@ -108,8 +113,7 @@ fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
     }
     let device = Device::find()?;
     if let Some(folder) = &arguments.tune {
-        let Arguments { json, build, quick, deadline, .. } = arguments;
-        return Ok(tune::run(&device, folder, json.as_deref(), build, *quick, *deadline, start));
+        return Ok(tune::run(&device, folder, arguments, start));
     }
     let report = time_cases(&device, arguments, start);
     println!("{report}");
@@ -156,7 +160,7 @@ fn time_cases(device: &Device, arguments: &Arguments, start: Instant) -> Report 
     }
     for shape in shapes::all().into_iter().filter(|shape| WITH_HOST_TIMES.contains(&shape.name.as_str())) {
         if is_late() || device.is_lost() {
-            let reason = if is_late() { attempt::NO_TIME_LEFT } else { DEVICE_IS_LOST };
+            let reason = if is_late() { NO_TIME_LEFT } else { DEVICE_IS_LOST };
             report.skipped.push(format!("the host's times, {}: {reason}", shape.name));
             report.is_whole = false;
             continue;

@@ -6,12 +6,9 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use testkit::stats::{median, quantile};
 
-use crate::attempt::NO_TIME_LEFT;
-use crate::cases::Case;
-use crate::device::{Device, Facts};
-use crate::group::Group;
-use crate::job::Job;
+use crate::device::Facts;
 use crate::values::bytes_moved;
+use crate::{Case, Device, Group, Job, NO_TIME_LEFT};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -88,7 +85,7 @@ pub(crate) fn rows(group: &Group<'_>, rounds: &[Vec<f64>]) -> Vec<Row> {
         };
         Row {
             shape: group.shape.clone(),
-            tensors: group.lens().len(),
+            tensors: group.lens.len(),
             elements: group.elements(),
             types: group.variant.name(),
             alignment: group.alignment.name,

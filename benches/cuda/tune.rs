@@ -5,9 +5,8 @@
 //! backend, bit for bit, before it is timed. All of them take turns in each round.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::path::Path;
-use std::ptr;
 use std::time::Instant;
 
 use dualadam::cuda::cudarc::driver::result;
@@ -15,13 +14,10 @@ use dualadam::cuda::cudarc::driver::sys::CUfunction;
 use dualadam::{RawTensor, StepCoeffs};
 use serde::Deserialize;
 
-use crate::attempt::{NO_TIME_LEFT, attempt};
-use crate::cases;
-use crate::device::{Device, Memory};
-use crate::group::Group;
-use crate::ranking::{self, Report, Row};
-use crate::timer::Timer;
-use crate::verify;
+use crate::attempt::attempt;
+use crate::ranking::{Report, Row};
+use crate::yardsticks::argument;
+use crate::{Arguments, Device, Group, Memory, NO_TIME_LEFT, Timer, cases, ranking, verify};
 
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =
@@ -75,20 +71,13 @@ struct Contestant {
 
 /// Times all combinations in `folder` over each case; `deadline` in seconds after `start` is shared
 /// among the cases. Returns whether any failed.
-pub(crate) fn run(
-    device: &Device,
-    folder: &Path,
-    json: Option<&Path>,
-    build: &str,
-    quick: bool,
-    deadline: Option<f64>,
-    start: Instant,
-) -> bool {
+pub(crate) fn run(device: &Device, folder: &Path, arguments: &Arguments, start: Instant) -> bool {
+    let Arguments { json, build, quick, deadline, .. } = arguments;
     let index = std::fs::read_to_string(folder.join("index.json")).expect("the folder has an index");
     let combinations: Vec<Combination> = serde_json::from_str(&index).expect("the index is valid");
-    let timer = Timer::new(device, quick);
+    let timer = Timer::new(device, *quick);
     let mut report = Report::new(device, build);
-    let cases = cases::tuned(quick);
+    let cases = cases::tuned(*quick);
     for (number, case) in cases.iter().enumerate() {
         // Each case has its share of the time, for loading, verifying and timing.
         if device.is_lost() {
@@ -97,7 +86,7 @@ pub(crate) fn run(
         }
         let until = deadline.map(|deadline| deadline * (number + 1) as f64 / cases.len() as f64);
         let is_late = || until.is_some_and(|until| start.elapsed().as_secs_f64() > until);
-        let most_rounds = if quick { LEAST_ROUNDS } else { 15 };
+        let most_rounds = if *quick { LEAST_ROUNDS } else { 15 };
         let skipped = &mut report.skipped;
         let timed = attempt(|| {
             let mut group = Group::new(device, case)?;
@@ -122,7 +111,7 @@ fn time_case(
 ) -> Result<Vec<Row>, String> {
     let job = group.jobs[0];
     let mut contestants = vec![];
-    let is_list = group.lens().len() > 1;
+    let is_list = group.lens.len() > 1;
     for combination in combinations.iter().filter(|combination| combination.concerns(is_list)) {
         if is_late() {
             skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", group.shape, group.variant.name(), combination.name()));
@@ -130,7 +119,7 @@ fn time_case(
         }
         let verified = attempt(|| {
             let contestant = Contestant::new(device, group, folder, combination)?;
-            group.fill(group.stride(), [0; 5]);
+            group.fill(group.stride, [0; 5]);
             contestant.enqueue(device, group, 0, &job.coeffs(0));
             device.synchronize();
             verify::verify_job(group, job);
@@ -168,7 +157,7 @@ impl Contestant {
         let variant = group.variant.name();
         let file = combination.files.get(variant).ok_or("it has no text for this variant")?;
         let text = std::fs::read_to_string(folder.join(file)).map_err(|error| error.to_string())?;
-        let is_list = group.lens().len() > 1;
+        let is_list = group.lens.len() > 1;
         let name = format!("{}_{variant}", if is_list { "list" } else { "dual_adam" });
         let text = CString::new(entry_alone(&text, &name)?).map_err(|error| error.to_string())?;
         // SAFETY: the text ends in a zero byte.
@@ -189,8 +178,7 @@ impl Contestant {
             };
             (tables.into_iter().map(memory).collect::<Result<Vec<_>, String>>()?, blocks)
         } else {
-            let per_block = block * VEC * combination.value("FLAT_GROUPS");
-            (vec![], (group.elements() as u64).div_ceil(per_block) + 1)
+            (vec![], (group.elements() as u64).div_ceil(block * VEC * combination.value("FLAT_GROUPS")) + 1)
         };
         let blocks = u32::try_from(blocks).map_err(|error| error.to_string())?;
         Ok(Self { name: combination.name(), function, block: block as u32, blocks, tables })
@@ -203,7 +191,7 @@ impl Contestant {
         // until the work has ended; all work is in one stream.
         let launched = unsafe {
             if let Some(table) = self.tables.get(replica) {
-                let (mut table, mut count) = (table.address, group.lens().len() as u32);
+                let (mut table, mut count) = (table.address, group.lens.len() as u32);
                 let (mut coeffs_on_device, mut skips) = (0_u64, 0_u64);
                 let mut by_value = [0_u8; COEFFS_BYTES];
                 by_value[..size_of::<StepCoeffs>()].copy_from_slice(bytemuck::bytes_of(&coeffs));
@@ -234,10 +222,6 @@ fn entry_alone(text: &str, name: &str) -> Result<String, String> {
     let head = entries.next().unwrap_or_default();
     let entry = entries.find(|entry| entry.starts_with(&format!("{name}(")));
     entry.map(|entry| format!("{head}{ENTRY}{entry}\n")).ok_or_else(|| format!("the text has no entry {name}"))
-}
-
-fn argument<T>(value: &mut T) -> *mut c_void {
-    ptr::from_mut(value).cast()
 }
 
 /// The addresses of a tensor without a master, by role.

@@ -3,9 +3,7 @@
 
 use dualadam::half::bf16;
 use dualadam::{Dtype, StepCoeffs, Variant};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::values::Values;
+use testkit::{Inputs, Tensor, Values};
 
 pub(crate) use testkit::variant::named;
 

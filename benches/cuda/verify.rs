@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use crate::device::Device;
-use crate::group::{ALIGN, Group};
-use crate::job::Job;
-use crate::values::{PERIOD, Pattern, sizes};
+use crate::group::ALIGN;
+use crate::values::{PERIOD, sizes};
+use crate::{Device, Group, Job, Pattern};
 
 /// The triad's, where its result counts: no value stays as it is.
 const FACTOR: f32 = 1e-3;
@@ -19,12 +18,12 @@ const TENSORS: usize = 8;
 /// tolerance either.
 pub(crate) fn verify(device: &Device, group: &mut Group<'_>) {
     for job in group.jobs.clone().into_iter().filter(|job| !job.is_copy()) {
-        group.fill(group.stride(), group.offsets_of(job));
+        group.fill(group.stride, group.offsets_of(job));
         group.enqueue_on(0, job, FACTOR);
         device.synchronize();
         verify_job(group, job);
     }
-    group.fill_for_timing(group.stride());
+    group.fill_for_timing(group.stride);
 }
 
 pub(crate) fn verify_job(group: &Group<'_>, job: Job) {

@@ -17,17 +17,8 @@ const VEC: u64 = 4;
 /// Words that a thread of the copy serves.
 const UNROLLED: u64 = 8;
 
-/// In the order in which they make a step.
-const PASSES: [&str; 8] = [
-    "unfused_exp_avg",
-    "unfused_exp_avg_sq",
-    "unfused_root",
-    "unfused_correct",
-    "unfused_divide",
-    "unfused_blend",
-    "unfused_multiply",
-    "unfused_subtract",
-];
+/// The kernels of the unfused step, in the order in which they make a step.
+const PASSES: &str = "exp_avg exp_avg_sq root correct divide blend multiply subtract";
 
 /// Loaded for as long as the program runs.
 pub(crate) struct Yardsticks {
@@ -45,7 +36,7 @@ impl Yardsticks {
         let triad = |variant: Variant| function(module, &format!("triad_{}", variant.name()));
         Self {
             triads: Variant::all().map(triad).collect(),
-            passes: PASSES.iter().map(|name| function(module, name)).collect(),
+            passes: PASSES.split(' ').map(|name| function(module, &format!("unfused_{name}"))).collect(),
             copy: function(module, "copy_unrolled"),
         }
     }
@@ -120,7 +111,7 @@ fn function(module: CUmodule, name: &str) -> CUfunction {
     unsafe { result::module::get_function(module, name) }.expect("the PTX has this kernel")
 }
 
-fn argument<T>(value: &mut T) -> *mut c_void {
+pub(crate) fn argument<T>(value: &mut T) -> *mut c_void {
     ptr::from_mut(value).cast()
 }
 

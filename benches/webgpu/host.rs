@@ -49,9 +49,7 @@ fn pieces(device: &Device, list: &TensorList, steps: usize) -> [f64; 4] {
     let mut encoder = device.device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let start = Instant::now();
-    for _ in 0..steps {
-        list.encode(&mut pass, &sets).expect("the coefficients are there");
-    }
+    (0..steps).for_each(|_| list.encode(&mut pass, &sets).expect("the coefficients are there"));
     let encoded = Instant::now();
     drop(pass);
     let ended = Instant::now();

@@ -46,7 +46,7 @@ use device::Device;
 use group::{Group, Job, main_variants};
 use report::{Report, Row};
 use timer::{Seconds, Timer};
-use values::bytes_moved;
+use values::{Pattern, bytes_moved};
 use workloads::Workload;
 
 /// Times DualAdam on a WebGPU device.
@@ -120,7 +120,7 @@ fn run(device: &Device, arguments: &Arguments, start: Instant) -> bool {
     let pipelines = Pipelines::new(&device.device).expect("the device is there");
     let timer = Timer::new(device, if arguments.quick || arguments.criterion { 0.0 } else { 2e-3 });
     if arguments.sweep {
-        return sweep::run(device, &timer, arguments.json.as_deref(), &arguments.build, arguments.quick, is_late);
+        return sweep::run(device, &timer, arguments, is_late);
     }
     let mut report = Report::new(device, &arguments.build);
     let mut subjects: Vec<Subject> = main_variants().into_iter().zip(on_cpu()).collect();
@@ -209,7 +209,7 @@ fn time(
             let from_submit = median(times.iter().map(|round| round[first + i].from_submit / of(round, first + i)));
             let per_second = |amount: u64| amount as f64 / us(0.5) * 1e-3;
             let bytes = (bytes_moved(group.variant) * len) as u64;
-            let of_cpu = || cpu.as_ref().map_or(0, |cpu| cpu.replicas[0].flops());
+            let of_cpu = || cpu.as_ref().map_or(0, |cpu| cpu.replicas[0].flops);
             let flops = Job::ALL.get(i).map_or_else(of_cpu, |job| job.flops() * len as u64);
             rows.push(Row {
                 shape: format!("2^{exponent}"),
@@ -220,7 +220,7 @@ fn time(
                 us_low: us(0.25),
                 us_high: us(0.75),
                 bytes_per_element: bytes_moved(group.variant),
-                gb_per_s: per_second(cpu.as_ref().map_or(bytes, |cpu| cpu.replicas[0].bytes())),
+                gb_per_s: per_second(cpu.as_ref().map_or(bytes, |cpu| cpu.replicas[0].bytes)),
                 gflop_per_s: per_second(flops),
                 of_triad: ratio(first, first + i),
                 over_dual_f32: has_f32.then(|| ratio(first + i, Job::Dual as usize)),
@@ -235,7 +235,7 @@ fn time(
 
 /// The CPU backend over as many buffers, with rayon's global threads.
 struct Cpu {
-    replicas: Vec<Box<dyn Workload>>,
+    replicas: Vec<Workload>,
     repeats: usize,
     next: usize,
 }
@@ -253,7 +253,7 @@ impl Cpu {
     fn seconds(&mut self) -> Seconds {
         let start = Instant::now();
         for _ in 0..self.repeats {
-            self.replicas[self.next].run();
+            (self.replicas[self.next].run)();
             self.next = (self.next + 1) % self.replicas.len();
         }
         let seconds = start.elapsed().as_secs_f64() / self.repeats as f64;

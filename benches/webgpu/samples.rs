@@ -5,10 +5,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput};
 use dualadam::webgpu::Pipelines;
 
-use crate::device::Device;
-use crate::group::{Group, Job, main_variants};
-use crate::timer::Timer;
 use crate::values::bytes_moved;
+use crate::{Device, Group, Job, Timer, main_variants};
 
 pub(crate) fn run(device: &Device, pipelines: &Pipelines, timer: &Timer<'_>, exponents: &[u32]) {
     let mut criterion = Criterion::default()

@@ -4,18 +4,13 @@
 //! Each is compared with the CPU backend before it is timed. All that serve the same elements take
 //! turns in each round.
 
-use std::path::Path;
-
 use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
 
-use crate::attempt::{NO_TIME_LEFT, attempt};
-use crate::device::Device;
-use crate::group::{self, Job, tensor, tensor_at};
-use crate::ranking::{self, Report, Row};
-use crate::timer::Timer;
-use crate::values::{PERIOD, Pattern, named, sizes};
-use crate::verify;
+use crate::group::{tensor, tensor_at};
+use crate::ranking::{Report, Row};
+use crate::values::{PERIOD, named, sizes};
+use crate::{Arguments, Device, Job, NO_TIME_LEFT, Pattern, Timer, attempt, group, ranking, verify};
 
 // `TEXTS`, the library's joined shaders.
 include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
@@ -39,160 +34,138 @@ struct Contestant<'a> {
 type Case<'a> = (String, &'static str, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
 
 /// Times all of them. `is_late` says that no further case may begin. Returns whether any failed.
-pub(crate) fn run(
-    device: &Device,
-    timer: &Timer<'_>,
-    json: Option<&Path>,
-    build: &str,
-    quick: bool,
-    is_late: impl Fn() -> bool,
-) -> bool {
-    let (exponent, of_list, rounds) = match (quick, device.facts.software) {
+pub(crate) fn run(device: &Device, timer: &Timer<'_>, arguments: &Arguments, is_late: impl Fn() -> bool) -> bool {
+    let (exponent, of_list, rounds) = match (arguments.quick, device.facts.software) {
         (true, _) => (14, 10, 3),
         (false, true) => (20, 12, MOST_ROUNDS),
         (false, false) => (24, 17, MOST_ROUNDS),
     };
-    let mut report = Report::new(device, build);
+    let mut report = Report::new(device, &arguments.build);
     for variant in SWEPT.map(named) {
         let (text, _) = TEXTS[variant.index()];
+        let sweep = Sweep { device, timer, variant, rounds };
         let cases: [Case<'_>; 2] = [
-            (format!("2^{exponent}"), "workgroups of 256, 1 quad", &|shape| {
-                shapes(device, timer, shape, variant, text, 1 << exponent, rounds)
-            }),
-            (format!("{TENSORS} x 2^{of_list}"), "shared moments", &|shape| {
-                lists(device, timer, shape, variant, 1 << of_list, rounds)
-            }),
+            (format!("2^{exponent}"), "workgroups of 256, 1 quad", &|shape| sweep.shapes(shape, text, 1 << exponent)),
+            (format!("{TENSORS} x 2^{of_list}"), "shared moments", &|shape| sweep.lists(shape, 1 << of_list)),
         ];
         for (shape, first, case) in cases {
             let found = if is_late() { Err(NO_TIME_LEFT.to_owned()) } else { attempt(|| case(&shape)) };
             report.add(&format!("{shape} {}", variant.name()), found, "Vulkan sweep", first);
-            json.iter().for_each(|file| ranking::write_json(file, &report));
+            arguments.json.iter().for_each(|file| ranking::write_json(file, &report));
         }
     }
     report.end("WebGPU sweep")
 }
 
-/// Flat buffers, served by workgroups of each shape.
-fn shapes(
-    device: &Device,
-    timer: &Timer<'_>,
-    shape: &str,
+/// What the cases of a variant share.
+struct Sweep<'a> {
+    device: &'a Device,
+    timer: &'a Timer<'a>,
     variant: Variant,
-    text: &str,
-    len: usize,
     rounds: usize,
-) -> Result<Vec<Row>, String> {
-    let pattern = Pattern::new(variant);
-    let new = |len| buffers(device, variant, &pattern, len);
-    let replicas = (0..group::replicas(variant, len)).map(|_| new(len)).collect::<Result<Vec<_>, _>>()?;
-    let coeffs = Job::Dual.coeffs();
-    let mut contestants = vec![];
-    for (workgroup, quads) in SHAPES {
-        let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
-        let pipeline = Pipeline::new(device, text, workgroup, quads, &coeffs);
-        // Not a multiple of any workgroup's elements; whole quads, since the tail is not this entry
-        // point's.
-        let checked = new(2 * PERIOD / 4 * 4)?;
-        let bound = pipeline.bind(device, &checked, 2 * PERIOD as u64 / 4 * 4);
-        check(device, variant, &pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
-        let bound: Vec<_> = replicas.iter().map(|buffers| pipeline.bind(device, buffers, len as u64)).collect();
-        let mut next = 0;
-        let encode = move |pass: &mut wgpu::ComputePass<'_>| {
-            pipeline.encode(&bound[next], pass);
-            next = (next + 1) % bound.len();
+}
+
+impl Sweep<'_> {
+    /// Flat buffers, served by workgroups of each shape.
+    fn shapes(&self, shape: &str, text: &str, len: usize) -> Result<Vec<Row>, String> {
+        let pattern = Pattern::new(self.variant);
+        let new = |len| self.buffers(&pattern, len);
+        let replicas = (0..group::replicas(self.variant, len)).map(|_| new(len)).collect::<Result<Vec<_>, _>>()?;
+        let coeffs = Job::Dual.coeffs();
+        let mut contestants = vec![];
+        for (workgroup, quads) in SHAPES {
+            let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
+            let pipeline = Pipeline::new(self.device, text, workgroup, quads, &coeffs);
+            // Not a multiple of any workgroup's elements; whole quads, since the tail is not this
+            // entry point's.
+            let checked = new(2 * PERIOD / 4 * 4)?;
+            let bound = pipeline.bind(self.device, &checked, 2 * PERIOD as u64 / 4 * 4);
+            self.check(&pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
+            let bound: Vec<_> =
+                replicas.iter().map(|buffers| pipeline.bind(self.device, buffers, len as u64)).collect();
+            let mut next = 0;
+            let encode = move |pass: &mut wgpu::ComputePass<'_>| {
+                pipeline.encode(&bound[next], pass);
+                next = (next + 1) % bound.len();
+            };
+            contestants.push(Contestant { what, encode: Box::new(encode) });
+        }
+        Ok(self.time(shape, contestants, replicas.len()))
+    }
+
+    /// The library's list over moments in one buffer a stream, as its optimizer keeps them, with
+    /// parameters and gradients in buffers of their own; over a buffer of its own for each stream
+    /// of each tensor; and over one buffer a stream.
+    fn lists(&self, shape: &str, len: usize) -> Result<Vec<Row>, String> {
+        let pipelines = Pipelines::new(&self.device.device).map_err(|error| error.to_string())?;
+        let pattern = Pattern::new(self.variant);
+        let all_apart = || (0..TENSORS).map(|_| self.buffers(&pattern, len)).collect::<Result<Vec<_>, _>>();
+        let all_shared = || self.buffers(&pattern, len * TENSORS as usize);
+        let (apart, shared) = (all_apart()?, all_shared()?);
+        let tensors = apart.iter().map(|buffers| tensor(self.variant, buffers, len as u64)).collect();
+        let parts = (0..TENSORS).map(|i| tensor_at(self.variant, &shared, i * len as u64, len as u64)).collect();
+        // Steps of the one are not to change what the other is checked with.
+        let (others, moments) = (all_apart()?, all_shared()?);
+        let mixed = |i: u64| {
+            let Tensor { exp_avg, exp_avg_sq, .. } = tensor_at(self.variant, &moments, i * len as u64, len as u64);
+            let mut tensor = tensor(self.variant, &others[i as usize], len as u64);
+            (tensor.exp_avg, tensor.exp_avg_sq) = (exp_avg, exp_avg_sq);
+            tensor
         };
-        contestants.push(Contestant { what, encode: Box::new(encode) });
+        // The first tensor's streams all begin with the pattern.
+        let of_mixed = [&others[0][..2], &moments[2..4]].concat();
+        let last = &apart[TENSORS as usize - 1];
+        let contested: [(&str, Vec<Tensor<'_>>, &[wgpu::Buffer], usize); 3] = [
+            ("shared moments", (0..TENSORS).map(mixed).collect(), &of_mixed, len),
+            ("buffers of their own", tensors, last, len),
+            ("shared buffers", parts, &shared, len * TENSORS as usize),
+        ];
+        let coeffs = [Job::Dual.coeffs()];
+        let mut contestants = vec![];
+        for (what, tensors, buffers, checked) in contested {
+            let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
+            let encode =
+                move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the coefficients are there");
+            self.check(&pattern, buffers, checked, what, &encode);
+            contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
+        }
+        Ok(self.time(shape, contestants, 1))
     }
-    Ok(time(timer, shape, variant, contestants, replicas.len(), rounds))
-}
 
-/// The library's list over moments in one buffer a stream, as its optimizer keeps them, with
-/// parameters and gradients in buffers of their own; over a buffer of its own for each stream of
-/// each tensor; and over one buffer a stream.
-fn lists(
-    device: &Device,
-    timer: &Timer<'_>,
-    shape: &str,
-    variant: Variant,
-    len: usize,
-    rounds: usize,
-) -> Result<Vec<Row>, String> {
-    let pipelines = Pipelines::new(&device.device).map_err(|error| error.to_string())?;
-    let pattern = Pattern::new(variant);
-    let all_apart = || (0..TENSORS).map(|_| buffers(device, variant, &pattern, len)).collect::<Result<Vec<_>, _>>();
-    let all_shared = || buffers(device, variant, &pattern, len * TENSORS as usize);
-    let (apart, shared) = (all_apart()?, all_shared()?);
-    let tensors = apart.iter().map(|buffers| tensor(variant, buffers, len as u64)).collect();
-    let parts = (0..TENSORS).map(|i| tensor_at(variant, &shared, i * len as u64, len as u64)).collect();
-    // Steps of the one are not to change what the other is checked with.
-    let (others, moments) = (all_apart()?, all_shared()?);
-    let mixed = |i: u64| {
-        let Tensor { exp_avg, exp_avg_sq, .. } = tensor_at(variant, &moments, i * len as u64, len as u64);
-        let mut tensor = tensor(variant, &others[i as usize], len as u64);
-        (tensor.exp_avg, tensor.exp_avg_sq) = (exp_avg, exp_avg_sq);
-        tensor
-    };
-    // The first tensor's streams all begin with the pattern.
-    let of_mixed = [&others[0][..2], &moments[2..4]].concat();
-    let last = &apart[TENSORS as usize - 1];
-    let contested: [(&str, Vec<Tensor<'_>>, &[wgpu::Buffer], usize); 3] = [
-        ("shared moments", (0..TENSORS).map(mixed).collect(), &of_mixed, len),
-        ("buffers of their own", tensors, last, len),
-        ("shared buffers", parts, &shared, len * TENSORS as usize),
-    ];
-    let coeffs = [Job::Dual.coeffs()];
-    let mut contestants = vec![];
-    for (what, tensors, buffers, checked) in contested {
-        let list = TensorList::new(&pipelines, &tensors).map_err(|error| error.to_string())?;
-        let encode =
-            move |pass: &mut wgpu::ComputePass<'_>| list.encode(pass, &coeffs).expect("the coefficients are there");
-        check(device, variant, &pattern, buffers, checked, what, &encode);
-        contestants.push(Contestant { what: what.to_owned(), encode: Box::new(encode) });
+    fn buffers(&self, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
+        let sizes = sizes(self.variant).into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
+        sizes.map(|(size, bytes)| self.device.repeat(bytes, len * size)).collect()
     }
-    Ok(time(timer, shape, variant, contestants, 1, rounds))
-}
 
-fn buffers(device: &Device, variant: Variant, pattern: &Pattern, len: usize) -> Result<Vec<wgpu::Buffer>, String> {
-    let sizes = sizes(variant).into_iter().zip(pattern.bytes()).filter(|&(size, _)| size > 0);
-    sizes.map(|(size, bytes)| device.repeat(bytes, len * size)).collect()
-}
+    /// Fails unless one step changes the first elements of the buffers as the CPU backend does, up
+    /// to a rounding.
+    fn check(
+        &self,
+        before: &Pattern,
+        buffers: &[wgpu::Buffer],
+        checked: usize,
+        what: &str,
+        encode: impl FnOnce(&mut wgpu::ComputePass<'_>),
+    ) {
+        let mut encoder = self.device.device.create_command_encoder(&Default::default());
+        encode(&mut encoder.begin_compute_pass(&Default::default()));
+        self.device.queue.submit([encoder.finish()]);
+        let mut after = before.clone();
+        after.step(&Job::Dual.coeffs());
+        verify::compare(self.device, self.variant, buffers, &after, checked, what);
+    }
 
-/// Fails unless one step changes the first elements of the buffers as the CPU backend does, up to a
-/// rounding.
-fn check(
-    device: &Device,
-    variant: Variant,
-    before: &Pattern,
-    buffers: &[wgpu::Buffer],
-    checked: usize,
-    what: &str,
-    encode: impl FnOnce(&mut wgpu::ComputePass<'_>),
-) {
-    let mut encoder = device.device.create_command_encoder(&Default::default());
-    encode(&mut encoder.begin_compute_pass(&Default::default()));
-    device.queue.submit([encoder.finish()]);
-    let mut after = before.clone();
-    after.step(&Job::Dual.coeffs());
-    verify::compare(device, variant, buffers, &after, checked, what);
-}
-
-/// Rounds in which all take turns. The first is the library's.
-fn time(
-    timer: &Timer<'_>,
-    shape: &str,
-    variant: Variant,
-    mut contestants: Vec<Contestant<'_>>,
-    replicas: usize,
-    rounds: usize,
-) -> Vec<Row> {
-    let repeats: Vec<_> =
-        contestants.iter_mut().map(|contestant| timer.repeats(replicas, &mut contestant.encode)).collect();
-    let mut round = || -> Vec<f64> {
-        let timed = contestants.iter_mut().zip(&repeats);
-        timed.map(|(contestant, &repeats)| timer.seconds(repeats, &mut contestant.encode).on_device).collect()
-    };
-    let times: Vec<_> = (0..rounds).map(|_| round()).collect();
-    ranking::rows(shape, variant.name(), contestants.into_iter().map(|contestant| contestant.what), &times)
+    /// Rounds in which all take turns. The first is the library's.
+    fn time(&self, shape: &str, mut contestants: Vec<Contestant<'_>>, replicas: usize) -> Vec<Row> {
+        let repeats: Vec<_> =
+            contestants.iter_mut().map(|contestant| self.timer.repeats(replicas, &mut contestant.encode)).collect();
+        let mut round = || -> Vec<f64> {
+            let timed = contestants.iter_mut().zip(&repeats);
+            timed.map(|(contestant, &repeats)| self.timer.seconds(repeats, &mut contestant.encode).on_device).collect()
+        };
+        let times: Vec<_> = (0..self.rounds).map(|_| round()).collect();
+        ranking::rows(shape, self.variant.name(), contestants.into_iter().map(|contestant| contestant.what), &times)
+    }
 }
 
 /// The library's shader with other constants.

@@ -59,8 +59,8 @@ pub(crate) fn compare(
 }
 
 fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let words = bytes.chunks_exact(dtype.size());
-    words
+    bytes
+        .chunks_exact(dtype.size())
         .map(|word| match *word {
             [a, b] if dtype == Dtype::Bf16 => half::bf16::from_le_bytes([a, b]).to_f32(),
             [a, b] => half::f16::from_le_bytes([a, b]).to_f32(),

@@ -1,5 +1,5 @@
-//! Handles: numbers for the objects that the library keeps, each with a generation. So a stale one is
-//! known until its place has been given out some 2^31 times more.
+//! Handles: numbers for the objects that the library keeps, each with a generation. So a stale one
+//! is known until its place has been given out some 2^31 times more.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -127,8 +127,8 @@ fn find<T: Shared>(objects: &Objects, handle: u64) -> Result<(DefaultKey, &T), F
     Ok((key, shared))
 }
 
-/// Waits for the other calls with the same handle. After a panic of one of them, which is a bug, the
-/// object is still there to be read and freed.
+/// Waits for the other calls with the same handle. After a panic of one of them, which is a bug,
+/// the object is still there to be read and freed.
 pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,46 +1,54 @@
-//! How far one f32 step may be from exact arithmetic, started from the same f32 state: a running
-//! error analysis.
+//! How far f32 steps may be from exact arithmetic: a running error analysis.
 //!
 //! Every line follows one line of the contract and adds, to the errors that come in, the rounding
 //! of each coefficient (formed in f64, so off by one rounding) and of each operation.
 
 use dualadam::{DualAdamConfig, InverseTerm, StepCoeffs, WeightDecay, reference};
 
-use crate::contract::{Element, TINY, U};
+use crate::contract::{TINY, U};
 
 /// A gradient from here on may have a square that is infinite in f32.
 pub const LEAST_OVERFLOWING: f64 = 1.84e19;
 
 /// The largest error of each new value.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Bound {
     pub p: f64,
     pub m: f64,
     pub v: f64,
 }
 
-/// The exact new state of `x` and the error that f32 arithmetic may have beside it.
+/// The exact new state of `x` and the error that f32 arithmetic may have beside it, if its start
+/// was off by `start`.
 ///
 /// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1
 /// makes up for them.
-pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> (reference::Element, Bound) {
-    let (p, m, v, grad) = (f64::from(x.p), f64::from(x.m), f64::from(x.v), f64::from(grad));
-    let mut exact = reference::Element { theta: p, m, v };
+pub fn exact_and_bound(
+    config: &DualAdamConfig,
+    t: u64,
+    x: reference::Element,
+    grad: f32,
+    start: Bound,
+) -> (reference::Element, Bound) {
+    let (reference::Element { theta: p, m, v }, grad) = (x, f64::from(grad));
+    let mut exact = x;
     let delta = reference::step(config, t, &mut exact, grad);
 
     let c = ExactCoeffs::new(config, t);
     let mut g = if config.maximize { -grad } else { grad };
     let mut g_error = 0.0;
     if c.l2 != 0.0 {
-        g_error = U * (c.l2 * p).abs();
+        g_error = c.l2 * start.p + U * (c.l2 * p).abs();
         g += c.l2 * p;
         g_error += U * g.abs() + TINY;
     }
     assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
-    let m_error = c.one_minus_beta1 * (g_error + 2.0 * U * (g - m).abs()) + U * exact.m.abs() + TINY;
+    let m_change = c.one_minus_beta1 * (g_error + 2.0 * U * (g - m).abs());
+    let m_error = config.beta1 * start.m + m_change + U * exact.m.abs() + TINY;
     let inner = (g * g - v).abs();
     let inner_error = 2.0 * g.abs() * g_error + U * inner + TINY;
-    let v_error = c.one_minus_beta2 * (inner_error + U * inner) + U * exact.v + TINY;
+    let v_change = c.one_minus_beta2 * (inner_error + U * inner);
+    let v_error = config.beta2 * start.v + v_change + U * exact.v + TINY;
     let root = exact.v.sqrt();
     let root_error = f64::max((exact.v + v_error).sqrt() - root, root - (exact.v - v_error).max(0.0).sqrt());
     let s = root * c.inv_sqrt_bc2;
@@ -63,7 +71,7 @@ pub fn exact_and_bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -
     let decay_error = 2.0 * U * decayed + TINY;
     let update = -delta + c.decay * p;
     let update_error = exact.m.abs() * w_error + m_error * (w + w_error) + decay_error + U * update.abs() + TINY;
-    let p_error = update_error + U * exact.theta.abs() + TINY;
+    let p_error = (1.0 - c.decay) * start.p + update_error + U * exact.theta.abs() + TINY;
     let higher_orders = 1.0 + 1e-5;
     let bound = Bound { p: p_error * higher_orders, m: m_error * higher_orders, v: v_error * higher_orders };
     (exact, bound)

@@ -44,6 +44,12 @@ impl Inputs {
         Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
     }
 
+    /// These parameters, and nothing else but zeros.
+    pub fn parameters(p: Vec<f32>) -> Self {
+        let zeros = vec![0.0; p.len()];
+        Self { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
+    }
+
     /// Every special value as parameter, with every special value as gradient, and each of both as
     /// either moment.
     pub fn special() -> Self {
@@ -64,8 +70,7 @@ impl Inputs {
     /// of 0, among the ordinary ones, and so large that the difference of the two is finite.
     pub fn overflowing() -> Self {
         let grads = [1.85e19, 2e19, 1e30, f32::MAX].into_iter().flat_map(|grad| [grad, -grad]);
-        let elements = grads.flat_map(|grad| [0.0, 0.125, 1e38, 3.4e38].map(|v| (grad, v)));
-        let (grad, v): (Vec<_>, Vec<_>) = elements.unzip();
+        let (grad, v): (Vec<_>, Vec<_>) = grads.flat_map(|grad| [0.0, 0.125, 1e38, 3.4e38].map(|v| (grad, v))).unzip();
         Self { p: vec![1.0; grad.len()], m: vec![0.0; grad.len()], grad, v }
     }
 
@@ -109,6 +114,14 @@ impl Noise {
 /// The values narrowed to `T`.
 pub fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&value| T::narrow(value)).collect()
+}
+
+/// Loss scales, clip factors and what a check has found, of which steps are made, or are skipped
+/// for each reason that these scalars give.
+pub fn steering() -> impl Iterator<Item = [f32; 3]> {
+    let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
+    let ordinary = [(65_536.0, 1.0), (1e-30, 1e30), (3.0, 0.1), (f32::MAX, 1e-45), (1024.0, 0.0), (1e-45, 1e-45)];
+    pairs.chain(ordinary).map(|(a, b)| [a, b, 0.0]).chain(SPECIAL.iter().map(|&c| [1.0, 1.0, c]))
 }
 
 /// Configurations and steps that together take every branch of the rule.

@@ -77,8 +77,7 @@ pub fn misalignments(step: Step<'_>, right: Step<'_>, len: usize, most: usize) {
 /// Tensors of these sizes, with variants, offsets and coefficients in turns.
 pub fn mixed(sizes: &[usize], set: impl Fn(usize) -> usize) -> Vec<Tensor> {
     let tensor = |(i, &size): (usize, &usize)| {
-        let offsets = [i % 3, i % 4, i % 2, 0, i % 5];
-        Tensor::padded(in_turns(i), &Inputs::random(i as u64, size), offsets).with_set(set(i))
+        Tensor::padded(in_turns(i), &Inputs::random(i as u64, size), [i % 3, i % 4, i % 2, 0, i % 5]).with_set(set(i))
     };
     sizes.iter().enumerate().map(tensor).collect()
 }

@@ -4,6 +4,7 @@
 // The macro `for_each_variant!`, before the modules that use it.
 include!(concat!(env!("OUT_DIR"), "/variants.rs"));
 
+pub mod allocation;
 pub mod bound;
 pub mod contract;
 pub mod data;
@@ -11,6 +12,7 @@ pub mod device;
 pub mod golden;
 pub mod laws;
 pub mod model;
+pub mod raw;
 pub mod refused;
 pub mod require;
 pub mod state;
@@ -18,3 +20,9 @@ pub mod stats;
 pub mod tensor;
 pub mod values;
 pub mod variant;
+
+// What nearly every test works with.
+pub use data::Inputs;
+pub use tensor::Tensor;
+pub use values::Values;
+pub use variant::{Formats, Variant, formats};

@@ -1,8 +1,9 @@
-//! What an error must be. The library's variants are named here, so that tests need not.
+//! What an error must be, and what it says. The library's variants and texts are named here, so
+//! that tests need not.
 
-use std::fmt::Debug;
-
-use dualadam::{ConfigError, Error, Formats, ListError, Role, TensorError, TensorProblem};
+use dualadam::{
+    ConfigError, Error, Formats, ListError, Role, StateError, StateProblem, TensorError, TensorProblem, Variant,
+};
 
 /// The error of something that must be refused.
 #[track_caller]
@@ -13,17 +14,19 @@ pub fn refused<T, E: Into<Error>>(result: Result<T, E>) -> Error {
     }
 }
 
-#[track_caller]
-fn is<E: Debug + PartialEq>(error: Error, found: Option<E>, expected: E) {
-    assert_eq!(found, Some(expected), "{error}");
-}
-
 /// A list must have another number of entries, or be another list: an error of lists.
 #[track_caller]
 pub fn list<T, E: Into<Error>>(result: Result<T, E>, expected: ListError) {
     let error = refused(result);
-    let found = if let Error::List(found) = error { Some(found) } else { None };
-    is(error, found, expected);
+    let text = match expected {
+        ListError::Count { list, expected, actual } => format!("{list} must have {expected} entries, got {actual}"),
+        ListError::Empty { list } => format!("{list} must have at least one entry, got none"),
+        ListError::TooMany { list, limit, actual } => format!("{list} must number at most {limit}, got {actual}"),
+        ListError::Position { list, len, value } => format!("{list} must be below {len}, got {value}"),
+        other => panic!("no text of {other:?} is known"),
+    };
+    assert_eq!(error.to_string(), text);
+    assert!(matches!(&error, Error::List(found) if *found == expected), "{error:?}");
 }
 
 #[track_caller]
@@ -46,12 +49,32 @@ pub fn too_many<T, E: Into<Error>>(result: Result<T, E>, list: &'static str, lim
     self::list(result, ListError::TooMany { list, limit, actual });
 }
 
-/// A scalar of this name is not valid.
+/// A scalar of this name is not valid. Returns its value.
 #[track_caller]
-pub fn value<T, E: Into<Error>>(result: Result<T, E>, name: &str) {
+pub fn value<T, E: Into<Error>>(result: Result<T, E>, expected: &str) -> f64 {
     let error = refused(result);
-    let found = if let Error::Config(ConfigError::Value { name, .. }) = error { Some(name) } else { None };
-    is(error, found, name);
+    let Error::Config(ConfigError::Value { name, requirement, value }) = error else { panic!("{error:?}") };
+    assert_eq!(name, expected, "{error}");
+    assert_eq!(error.to_string(), format!("{name} must {requirement}, got {value:?}"));
+    value
+}
+
+/// The error of a state and its file.
+#[track_caller]
+pub fn state_error<T, E: Into<Error>>(result: Result<T, E>) -> StateError {
+    match refused(result) {
+        Error::State(error) => error,
+        other => panic!("not of a state: {other:?}"),
+    }
+}
+
+/// What is wrong with a state's file.
+#[track_caller]
+pub fn file_problem<T, E: Into<Error>>(result: Result<T, E>) -> StateProblem {
+    match state_error(result) {
+        StateError::File { problem, .. } => *problem,
+        other => panic!("not of a file's content: {other:?}"),
+    }
 }
 
 /// A scalar of this name is not valid in the config of a group.
@@ -84,7 +107,40 @@ pub fn problem<T, E: Into<Error>>(
     problem: TensorProblem,
 ) {
     let error = tensor_error(result);
-    assert_eq!((error.tensor, error.buffer, error.problem), (tensor, buffer.into(), problem), "{error}");
+    let buffer = buffer.into();
+    assert_eq!((error.tensor, error.buffer, error.problem), (tensor, buffer, problem), "{error}");
+    let of = buffer.map_or(String::new(), |buffer| format!("{buffer} of "));
+    let name = error.name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+    assert_eq!(error.to_string(), format!("{of}tensor {tensor}{name} must {}", requirement(problem)));
+}
+
+fn requirement(problem: TensorProblem) -> String {
+    use TensorProblem as Problem;
+    match problem {
+        Problem::Length { expected, actual } => format!("have {expected} elements, got {actual}"),
+        Problem::TooLong { limit, actual } => format!("have at most {limit} elements, got {actual}"),
+        Problem::Formats { formats } => {
+            let names: Vec<_> = Variant::all().map(Variant::name).collect();
+            format!("have the formats of a variant ({}), got {formats}", names.join(", "))
+        }
+        Problem::Null => "not be null".to_owned(),
+        Problem::Misaligned { address, align } => format!("be aligned to {align} bytes, got address {address:#x}"),
+        Problem::Extent { address, len, size } => {
+            format!("end within 2^64 bytes, got {len} elements of {size} bytes at {address:#x}")
+        }
+        Problem::Overlap { other_tensor, other_buffer, address } => {
+            format!("not overlap {other_buffer} of tensor {other_tensor}, both have address {address:#x}")
+        }
+        Problem::FixedLength { expected, actual } => format!("keep its length of {expected} elements, got {actual}"),
+        Problem::FixedFormats { expected, actual } => format!("keep its formats ({expected}), got {actual}"),
+        Problem::CoeffsIndex { len, value } => format!("have a coeffs_index below {len}, got {value}"),
+        Problem::Group { len, value } => format!("have a group below {len}, got {value}"),
+        Problem::StepOverflow => format!("be at a step below {} to be updated", u64::MAX),
+        Problem::Negative { value } => format!("be at least 0 everywhere, got {value:?}"),
+        Problem::NoMaster => "be there to be set, the tensor has none".to_owned(),
+        Problem::Memory { bytes } => format!("fit in memory, each of its arrays needs {bytes} bytes"),
+        other => panic!("no text of {other:?} is known"),
+    }
 }
 
 #[track_caller]
@@ -108,12 +164,18 @@ pub fn step_overflow<T, E: Into<Error>>(result: Result<T, E>, tensor: usize) {
 }
 
 #[track_caller]
-pub fn overlap<T, E: Into<Error>>(result: Result<T, E>) {
-    let error = tensor_error(result);
-    assert!(matches!(error.problem, TensorProblem::Overlap { .. }), "{error}");
-}
-
-#[track_caller]
 pub fn formats<T, E: Into<Error>>(result: Result<T, E>, tensor: usize, formats: Formats) {
     problem(result, tensor, None, TensorProblem::Formats { formats });
+}
+
+/// Two buffers overlap: returns them, the first of the list first, and the first address of both.
+#[track_caller]
+pub fn overlap<T, E: Into<Error>>(result: Result<T, E>) -> ([(usize, Role); 2], u64) {
+    let error = tensor_error(result);
+    let Some(buffer) = error.buffer else { panic!("{error}") };
+    let TensorProblem::Overlap { other_tensor, other_buffer, address } = error.problem else { panic!("{error}") };
+    let mut both = [(error.tensor, buffer), (other_tensor, other_buffer)];
+    problem(Err::<(), _>(error.clone()), error.tensor, buffer, error.problem);
+    both.sort_unstable();
+    (both, address)
 }

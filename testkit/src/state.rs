@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use dualadam::{Arrays, State};
 use tempfile::TempDir;
 
+use crate::tensor::Tensor;
+
 /// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateBits {
@@ -30,6 +32,18 @@ pub fn bits(state: &State) -> StateBits {
     };
     let groups = ledger.groups().iter().map(|group| format!("{group:?}")).collect();
     StateBits { groups, tensors: arrays.iter().enumerate().map(of).collect() }
+}
+
+/// Fails unless a state has a tensor's moments, to the bit, and its masters once they are set.
+#[track_caller]
+pub fn assert_holds(state: &State, index: usize, tensor: &Tensor, what: &str) {
+    let Arrays { exp_avg, exp_avg_sq, master, .. } = &state.arrays[index];
+    assert_eq!(float_bits(exp_avg), float_bits(&tensor.exp_avg.wide()), "{what}");
+    assert_eq!(float_bits(exp_avg_sq), float_bits(&tensor.exp_avg_sq.wide()), "{what}");
+    assert_eq!(master.is_some(), tensor.master.is_some(), "{what}");
+    if state.ledger.master_is_set(index).unwrap() {
+        assert_eq!(float_bits(master.as_ref().unwrap()), float_bits(&tensor.updated().wide()), "{what}");
+    }
 }
 
 /// A file that is not there yet, in a folder that goes when it is dropped.

@@ -42,6 +42,11 @@ impl Tensor {
         }
     }
 
+    /// These parameters before their first step, with masters that are set where there are some.
+    pub fn fresh(formats: Formats, param: &Values) -> Self {
+        Self { param: param.clone(), ..Self::new(formats, &Inputs::parameters(param.wide())) }
+    }
+
     /// With filling around its buffers, which no step changes.
     pub fn padded(formats: Formats, inputs: &Inputs, offsets: [usize; 5]) -> Self {
         let mut tensor = Self { offsets, behind: BEHIND, ..Self::new(formats, inputs) };

@@ -4,29 +4,26 @@ use std::ptr;
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::CudaContext;
-use dualadam::cuda::{self, Control, CudaError, Kernels, TensorList};
+use dualadam::cuda::{self, Control, CudaError, DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 use stand_in_cuda::client::StandIn;
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::variant::{Variant, formats};
+use testkit::{Inputs, Tensor, Variant, formats};
 
-use crate::bodies::control::{Run, switching};
 use crate::bodies::flat::upload;
-use crate::bodies::gpu::{Gpu, Memory, set_current};
-use crate::bodies::twin::{self, Models, Twin};
-use crate::bodies::{bad_input, owner, refused};
+use crate::bodies::gpu::set_current;
+use crate::bodies::{Gpu, Memory, Models, Run, Twin, bad_input, owner, refused, switching, twin};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     kernels_fail_with_the_drivers_code_at_every_call,
     flat_steps_fail_with_the_drivers_code_at_every_call,
     lists_fail_with_the_drivers_code_at_every_call_and_recover,
     the_owner_stays_consistent_at_every_failing_call,
-    steps_that_cannot_be_ordered_are_not_launched,
     a_lost_device_stays_an_error,
     another_context_is_sound_where_the_primary_one_is_lost,
     drivers_that_cannot_do_it_are_refused,
     the_current_context_is_restored_when_all_is_dropped,
+    ; on a device:
+    steps_that_cannot_be_ordered_are_not_launched,
 ];
 
 /// The stand-in, reset, for one test.
@@ -37,6 +34,13 @@ pub(crate) fn start() -> StandIn {
 /// The stand-in's first device.
 pub(crate) fn gpu() -> Gpu {
     Gpu::new(Some(start()))
+}
+
+/// Runs a test on the stand-in's first device, with which all must be well afterwards.
+pub(crate) fn on_device(test: impl FnOnce(&Gpu)) {
+    let gpu = gpu();
+    test(&gpu);
+    gpu.assert_clean();
 }
 
 /// With stream-ordered memory, or without.
@@ -63,22 +67,23 @@ pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
 }
 
-/// Lets every driver call of `work` fail in turn, each in a world of its own that `prepare` makes,
-/// and then looks at the world.
+/// Lets every call of the driver's function in `work` fail in turn, or of any function where it is
+/// `*`, each in a world of its own that `prepare` makes, and then looks at the world.
 pub(crate) fn at_each_call<W>(
+    function: &str,
     mut prepare: impl FnMut() -> W,
-    of: impl Fn(&W) -> &Gpu,
+    of: impl Fn(&W) -> &StandIn,
     mut work: impl FnMut(&mut W) -> Result<(), CudaError>,
     mut verify: impl FnMut(W, Result<(), CudaError>),
 ) {
     for nth in 1.. {
         let mut world = prepare();
-        let before = of(&world).stand_in().calls("*");
-        of(&world).stand_in().fail("*", nth, CODE);
+        let before = of(&world).calls(function);
+        of(&world).fail(function, nth, CODE);
         let result = work(&mut world);
-        let happened = of(&world).stand_in().calls("*") - before >= nth;
+        let happened = of(&world).calls(function) - before >= nth;
         if let Err(error) = &result {
-            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
+            assert!(happened && is_of_the_driver(error), "{function} {nth}: {error:?}");
         }
         // The failure cannot be called off, and must not meet the test's own calls.
         if !happened {
@@ -89,25 +94,16 @@ pub(crate) fn at_each_call<W>(
 }
 
 fn kernels_fail_with_the_drivers_code_at_every_call() {
+    let work = |_: &mut StandIn| {
+        let kernels = Kernels::new(0)?;
+        Variant::all().try_for_each(|variant| kernels.prepare(variant.formats()))
+    };
     let mut failures = 0;
-    for nth in 1.. {
-        let stand_in = start();
-        stand_in.fail("*", nth, CODE);
-        let result = Kernels::new(0).and_then(|kernels| {
-            Variant::all().try_for_each(|variant| kernels.prepare(variant.formats()))?;
-            Ok(kernels)
-        });
-        let happened = stand_in.calls("*") >= nth;
-        if let Err(error) = &result {
-            assert!(happened && is_of_the_driver(error), "call {nth}: {error:?}");
-            failures += 1;
-        }
-        drop(result);
-        if !happened {
-            break;
-        }
-        assert!(stand_in.violations().is_empty(), "call {nth}: {:#?}", stand_in.violations());
-    }
+    let verify = |stand_in: StandIn, result: Result<(), CudaError>| {
+        failures += usize::from(result.is_err());
+        assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    };
+    at_each_call("*", start, |stand_in| stand_in, work, verify);
     assert!(failures > 4 * Variant::COUNT, "each module was loaded, and its kernels looked up: {failures}");
 }
 
@@ -130,7 +126,7 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         twin.assert_same(&gpu, "after a failure");
         drop(twin);
     };
-    at_each_call(prepare, |(_, gpu)| gpu, work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // The capture mode, which is current, push, the stream's context, whether it is captured, the
     // module with its three kernels, the capture mode and which is current for them, the launch;
     // not the pop.
@@ -158,8 +154,7 @@ impl ListWorld {
 /// A list's step that sends everything it can: new addresses, new sets, more than fit in an
 /// argument.
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
-    let config = DualAdamConfig::default();
-    let sets: Vec<_> = (1..=100).map(|step| config.coeffs(step).unwrap()).collect();
+    let sets: Vec<_> = (1..=100).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
     let work = |ListWorld { list, twins, spare, gpu }: &mut ListWorld| {
         let mut raw = twin::raw(twins);
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
@@ -185,14 +180,12 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
             twins.iter_mut().for_each(|twin| twin.expect(&sets));
             recovered += 1;
         }
-        for (i, twin) in twins.iter().enumerate() {
-            twin.assert_same_but_grads(&gpu, &format!("tensor {i}"));
-        }
+        twins.iter().enumerate().for_each(|(i, twin)| twin.assert_same_but_grads(&gpu, &format!("tensor {i}")));
         twins[7].host.set_grads(&Inputs::random(7, 7).grad);
         twins[7].assert_same(&gpu, "the gradient elsewhere");
         gpu.assert_clean();
     };
-    at_each_call(ListWorld::new, |world| &world.gpu, work, verify);
+    at_each_call("*", ListWorld::new, |world| world.gpu.stand_in(), work, verify);
     // The capture mode, which is current, the stream's context, capturing, copies of a record and
     // of sets, the event of the copies, two launches.
     assert_eq!(recovered, 9);
@@ -201,71 +194,69 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
 /// A model whose tensors both have masters.
 pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
+/// What an optimizer calls. The calls of a test itself, which uploads gradients in each step, are
+/// not to fail: the failure comes by function.
+pub(crate) const FUNCTIONS: [&str; 12] = [
+    "cuCtxGetCurrent",
+    "cuStreamGetCtx",
+    "cuStreamIsCapturing",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuMemAllocAsync",
+    "cuMemsetD8Async",
+    "cuMemHostAlloc",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuStreamSynchronize",
+    "cuMemcpyHtoDAsync_v2",
+    "cuLaunchKernel",
+];
+
 /// After a failure the owner's steps and moments are those of a step that was made or was not,
 /// tensor by tensor.
 fn the_owner_stays_consistent_at_every_failing_call() {
-    // The calls of the test itself, which uploads gradients in each step, are not to fail: the
-    // failure comes by function.
-    let functions = [
-        "cuCtxGetCurrent",
-        "cuStreamGetCtx",
-        "cuThreadExchangeStreamCaptureMode",
-        "cuMemAllocAsync",
-        "cuMemHostAlloc",
-        "cuEventCreate",
-        "cuStreamSynchronize",
-        "cuMemcpyHtoDAsync_v2",
-        "cuLaunchKernel",
-        "cuMemsetD8Async",
-    ];
-    for function in functions {
-        let mut failed = 0;
-        for nth in 1.. {
+    type World = (Option<DualAdam>, Models, Gpu);
+    for function in FUNCTIONS {
+        let prepare = || {
             let gpu = self::gpu();
-            let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
-            let before = gpu.stand_in().calls(function);
-            gpu.stand_in().fail(function, nth, CODE);
-            let mut optimizer = match gpu.optimizer(&models.host.tensor_specs()) {
-                Ok(made) => made,
-                Err(error) => {
-                    assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
-                    failed += 1;
-                    continue;
-                }
-            };
+            (None::<DualAdam>, Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS), gpu)
+        };
+        let mut failed = 0;
+        let work = |(optimizer, models, gpu): &mut World| {
+            let optimizer = optimizer.insert(gpu.optimizer(&models.host.tensor_specs()).inspect_err(|_| failed += 1)?);
+            let mut result = Ok(());
             for _ in 0..3 {
-                let result = models.launch(&mut optimizer, |_| false);
+                let launched = models.launch(optimizer, |_| false);
                 let step_of = |tensor| optimizer.step_of(tensor).unwrap();
                 let done = [0, 1].map(|tensor| step_of(tensor) > models.cpu.step_of(tensor).unwrap());
-                match result {
-                    Ok(()) => assert_eq!(done, [true, true]),
-                    Err(error) => {
-                        assert!(is_of_the_driver(&error), "{function} {nth}: {error:?}");
-                        failed += 1;
-                    }
-                }
                 models.expect(|tensor| !done[tensor]);
+                match launched {
+                    Ok(()) => assert_eq!(done, [true, true]),
+                    Err(error) if is_of_the_driver(&error) => (failed, result) = (failed + 1, Err(error)),
+                    Err(error) => panic!("{function}: {error:?}"),
+                }
             }
-            if gpu.stand_in().calls(function) - before < nth {
-                break;
-            }
+            result
+        };
+        // The world is dropped in the order of its fields: the stand-in last.
+        let verify = |world: World, result| {
+            let ((Some(optimizer), models, gpu), what) = (&world, format!("{function}: {result:?}")) else { return };
             let state = optimizer.state().unwrap();
-            assert_eq!(state.ledger, models.cpu.state().ledger, "{function} {nth}");
+            assert_eq!(state.ledger, models.cpu.state().ledger, "{what}");
             for (tensor, (found, expected)) in state.arrays.iter().zip(&models.cpu.state().arrays).enumerate() {
                 if state.ledger.step(tensor).unwrap() > 0 {
-                    assert_eq!(found, expected, "{function} {nth}, tensor {tensor}");
+                    assert_eq!(found, expected, "{what}, tensor {tensor}");
                 }
             }
-            models.assert_same_params(&format!("{function} {nth}"));
+            models.assert_same_params(&what);
             gpu.assert_clean();
-        }
+        };
+        at_each_call(function, prepare, |(_, _, gpu)| gpu.stand_in(), work, verify);
         assert!(failed > 0, "no {function} failed");
     }
 }
 
 /// cudarc only notes that a stream could not be made to wait; the step must not run then.
-fn steps_that_cannot_be_ordered_are_not_launched() {
-    let gpu = self::gpu();
+fn steps_that_cannot_be_ordered_are_not_launched(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
@@ -285,14 +276,14 @@ fn steps_that_cannot_be_ordered_are_not_launched() {
     gpu.context.synchronize().unwrap();
     optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
-    gpu.assert_clean();
 }
 
 fn a_lost_device_stays_an_error() {
     let gpu = self::gpu();
     let mut models = owner::models(&gpu);
     let mut optimizer = models.optimizer(&gpu.kernels);
-    models.step(&mut optimizer, 1, |_| false);
+    models.set_grads(1);
+    models.step(&mut optimizer, |_| false);
     gpu.context.synchronize().unwrap();
     // Nobody else would; the stand-in notices that there is no memory.
     let tensor = Tensor::filled(formats("f32_f32"), 4).raw_at([0x100, 0x140, 0x180, 0x1c0, 0]);

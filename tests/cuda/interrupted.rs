@@ -4,17 +4,17 @@ use dualadam::DualAdamConfig;
 use dualadam::cuda::{CudaError, RawScalars};
 use testkit::state::temporary;
 
-use crate::bodies::control::{Run, report, set_steps, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::twin::Models;
-use crate::failures::{self, CODE, MASTERS, at_each_call, is_of_the_driver};
+use crate::bodies::control::{report, set_steps};
+use crate::bodies::{Gpu, Models, Run, THREAD_LOCAL, switching};
+use crate::failures::{self, CODE, FUNCTIONS, MASTERS, at_each_call, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["interrupted":
     controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds,
-    an_interrupted_control_goes_on_when_its_steps_are_set,
     changes_of_a_control_fail_with_the_drivers_code_at_every_call,
-    a_change_that_failed_is_not_remembered,
     controlled_optimizers_stay_consistent_at_every_failing_call,
+    ; on a device:
+    a_control_is_not_interrupted_in_a_capture,
+    a_change_that_failed_is_not_remembered,
 ];
 
 #[track_caller]
@@ -23,27 +23,23 @@ fn assert_interrupted<T>(result: Result<T, CudaError>) {
     assert!(matches!(error, CudaError::Interrupted), "{error:?}");
 }
 
-struct World {
-    run: Run,
-    gpu: Gpu,
-}
-
 /// A step that sends all it can: an address, which sets are active, and a learning rate before it.
 /// Either nothing has happened, or the control says that its counters are ahead of the tensors.
 fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds() {
     let prepare = || {
         let gpu = failures::gpu();
         // Two variants, two sets, and one that is skipped.
-        World { run: Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu }
+        (Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu)
     };
     let has_gradient = |tensor: usize| tensor < 4;
-    let work = |World { run, gpu }: &mut World| {
+    let work = |(run, gpu): &mut (Run, Gpu)| {
         run.leave_out(|tensor| !has_gradient(tensor))?;
         run.try_launch(&gpu.stream, RawScalars::default())
     };
     let (mut untouched, mut interrupted) = (0, 0);
-    let verify = |world: World, result: Result<(), CudaError>| {
-        let World { gpu, mut run } = world;
+    let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
+        // Dropped in the opposite order: the stand-in last.
+        let (gpu, mut run) = (world.1, world.0);
         gpu.context.synchronize().unwrap();
         let prepared = gpu.stand_in().launches().iter().any(|launch| launch.0 == "prepare_sets");
         match (&result, prepared) {
@@ -61,11 +57,12 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
                     assert_interrupted(run.control.report(gpu.raw_stream()));
                     assert_interrupted(run.control.steps(gpu.raw_stream()));
                 }
-                set_steps(&gpu, &mut run.control, &[0; 3]);
+                set_steps(&gpu, &mut run.control, &[5, 6, 7]);
+                let steps: Vec<_> = report(&gpu, &run.control).iter().map(|set| set.step).collect();
+                assert_eq!(steps, [5, 6, 7]);
                 // The tensors are the caller's to restore.
                 let fresh = Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching());
-                let before = std::mem::replace(&mut run, fresh);
-                drop(before);
+                drop(std::mem::replace(&mut run, fresh));
             }
         }
         run.launch(&gpu.stream);
@@ -75,43 +72,33 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
         run.assert_same(&gpu, "the next step");
         gpu.assert_clean();
     };
-    at_each_call(prepare, |world| &world.gpu, work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // Which is current, the stream's context, capturing, a copy and an event for the sets, copies
     // of addresses and an event for the list, prepare_sets; then the first and the other lists'
     // launches.
     assert!(untouched >= 8 && interrupted >= 2, "{untouched} {interrupted}");
 }
 
-/// After a driver's failure in the middle the control goes on once its steps are set.
-fn an_interrupted_control_goes_on_when_its_steps_are_set() {
-    let gpu = failures::gpu();
-    let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
-    run.step(&gpu);
+/// Where the driver fails in a capture nothing has run: the counters are what they were.
+fn a_control_is_not_interrupted_in_a_capture(gpu: &Gpu) {
     // prepare_sets and the first tensor's list are launched, the second's is not.
-    gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
-    assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
-    set_steps(&gpu, &mut run.control, &[1]);
-    assert_eq!(report(&gpu, &run.control)[0].step, 1);
-    // In a capture nothing has run: the counters are what they were.
-    let mut run = Run::new(&gpu, &[300, 20], &switching()[..1]);
+    let mut run = Run::new(gpu, &[300, 20], &switching()[..1]);
     use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
-    use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    gpu.stream.begin_capture(THREAD_LOCAL).unwrap();
     gpu.stand_in().fail("cuLaunchKernel", 3, CODE);
     assert!(is_of_the_driver(&run.try_launch(&gpu.stream, RawScalars::default()).unwrap_err()));
     let _ = gpu.stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap();
-    run.step(&gpu);
-    run.assert_same(&gpu, "after the capture");
-    gpu.assert_clean();
+    run.step(gpu);
+    run.assert_same(gpu, "after the capture");
 }
 
 fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
     let config = DualAdamConfig::default().with_lr(0.5);
     let prepare = || {
         let gpu = failures::gpu();
-        World { run: Run::new(&gpu, &[30, 2], &switching()[..1]), gpu }
+        (Run::new(&gpu, &[30, 2], &switching()[..1]), gpu)
     };
-    let work = |World { run, gpu }: &mut World| {
+    let work = |(run, gpu): &mut (Run, Gpu)| {
         // SAFETY: the stream lives.
         unsafe {
             run.control.set_steps(&[0], gpu.raw_stream())?;
@@ -120,8 +107,9 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         }
     };
     let mut failures = 0;
-    let verify = |world: World, result: Result<(), CudaError>| {
-        let World { gpu, mut run } = world;
+    let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
+        // Dropped in the opposite order: the stand-in last.
+        let (gpu, mut run) = (world.1, world.0);
         failures += usize::from(result.is_err());
         // Once more, and all is as it should be.
         // SAFETY: the stream lives.
@@ -130,19 +118,17 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
             run.control.set_lr(0, 0.25, gpu.raw_stream()).unwrap();
         }
         run.launch(&gpu.stream);
-        let expected = config.with_lr(0.25).coeffs(1).unwrap();
-        assert_eq!(report(&gpu, &run.control)[0].coeffs, expected);
+        assert_eq!(report(&gpu, &run.control)[0].coeffs, config.with_lr(0.25).coeffs(1).unwrap());
         gpu.assert_clean();
     };
-    at_each_call(prepare, |world| &world.gpu, work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
     // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the
     // first a wait for the stream; of the others an event.
     assert_eq!(failures, 18);
 }
 
-fn a_change_that_failed_is_not_remembered() {
-    let gpu = failures::gpu();
-    let mut run = Run::new(&gpu, &[30, 2], &switching()[..1]);
+fn a_change_that_failed_is_not_remembered(gpu: &Gpu) {
+    let mut run = Run::new(gpu, &[30, 2], &switching()[..1]);
     let before = run.control.config(0).unwrap();
     gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
     // SAFETY: the stream lives.
@@ -150,32 +136,17 @@ fn a_change_that_failed_is_not_remembered() {
     assert!(is_of_the_driver(&failed.unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
     gpu.stand_in().fail("cuMemcpyHtoDAsync_v2", 1, CODE);
-    assert!(is_of_the_driver(&run.set_lr(&gpu, 0, 0.5).unwrap_err()));
+    assert!(is_of_the_driver(&run.set_lr(gpu, 0, 0.5).unwrap_err()));
     assert_eq!(run.control.config(0).unwrap(), before);
-    run.step(&gpu);
-    run.assert_same(&gpu, "unchanged");
-    gpu.assert_clean();
+    run.step(gpu);
+    run.assert_same(gpu, "unchanged");
 }
 
 /// The optimizer that the device controls: a step that failed was made, or was not, or is known to
 /// be in between.
 fn controlled_optimizers_stay_consistent_at_every_failing_call() {
-    let functions = [
-        "cuCtxGetCurrent",
-        "cuStreamGetCtx",
-        "cuStreamIsCapturing",
-        "cuThreadExchangeStreamCaptureMode",
-        "cuMemAllocAsync",
-        "cuMemsetD8Async",
-        "cuMemHostAlloc",
-        "cuEventCreate",
-        "cuEventRecord",
-        "cuStreamSynchronize",
-        "cuMemcpyHtoDAsync_v2",
-        "cuLaunchKernel",
-    ];
     let mut interruptions = 0;
-    for function in functions {
+    for function in FUNCTIONS {
         let mut failed = 0;
         for nth in 1.. {
             let gpu = failures::gpu();
@@ -194,7 +165,7 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             let mut is_interrupted = false;
             for missing in [None, Some(1), None] {
                 let is_missing = |tensor| Some(tensor) == missing;
-                match models.launch_controlled(&mut optimizer, is_missing) {
+                match models.launch(&mut optimizer, is_missing) {
                     Ok(()) => {
                         assert!(!is_interrupted);
                         models.expect(is_missing);

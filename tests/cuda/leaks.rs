@@ -6,36 +6,18 @@ use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
 use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, DualAdam, Kernels, RawScalars, TensorList};
 use dualadam::{DualAdamConfig, State, TensorSpec};
 
-use crate::bodies::control::{Run, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::twin::{Twin, step_owner};
+use crate::bodies::{Gpu, Run, Twin, step_owner, switching};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
     nothing_is_left_of_what_could_not_be_made,
     what_could_not_be_sent_is_dropped_at_once,
+    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
+    ; on a device:
     sources_may_go_when_a_call_returns,
     streams_may_end_before_what_used_them,
     a_counter_that_could_not_be_awaited_is_dropped_at_once,
-    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
 ];
-
-/// A tensor, and nothing that the library makes.
-fn world() -> (Twin, Gpu) {
-    let gpu = failures::gpu();
-    (Twin::of(&gpu, "bf16_bf16_master", 300), gpu)
-}
-
-type Maker = fn(&Twin, &Gpu) -> Result<(), CudaError>;
-
-fn make_list(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop)
-}
-
-fn make_control(_: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    let group = ControlGroup::new(DualAdamConfig::default());
-    Control::new(&gpu.kernels, &[group], &[ControlSet::new(0)]).map(drop)
-}
 
 fn spec() -> TensorSpec {
     TensorSpec::new(300).with_master()
@@ -48,17 +30,22 @@ fn state() -> State {
     state
 }
 
-/// From a state, capturable, prepared for a capture.
-fn make_optimizer(twin: &Twin, gpu: &Gpu) -> Result<(), CudaError> {
-    let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
-    let raw = twin.raw();
-    optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
-}
-
 /// At each call that fails: what was made is counted once all is dropped, made again and dropped
 /// again.
 fn nothing_is_left_of_what_could_not_be_made() {
-    for make in [make_list, make_control, make_optimizer] as [Maker; 3] {
+    let group = || ControlGroup::new(DualAdamConfig::default());
+    type Maker<'a> = &'a dyn Fn(&Twin, &Gpu) -> Result<(), CudaError>;
+    let makers: [Maker<'_>; 3] = [
+        &|twin, gpu| TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop),
+        &|_, gpu| Control::new(&gpu.kernels, &[group()], &[ControlSet::new(0)]).map(drop),
+        // From a state, capturable, prepared for a capture.
+        &|twin, gpu| {
+            let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
+            let raw = twin.raw();
+            optimizer.prepare_raw(&[raw.param], &[Some(raw.grad)])
+        },
+    ];
+    for make in makers {
         let settle = |(twin, gpu): &(Twin, Gpu)| {
             for _ in 0..2 {
                 make(twin, gpu).unwrap();
@@ -68,7 +55,8 @@ fn nothing_is_left_of_what_could_not_be_made() {
         };
         let mut failures = 0;
         let prepare = || {
-            let world = world();
+            let gpu = failures::gpu();
+            let world = (Twin::of(&gpu, "bf16_bf16_master", 300), gpu);
             (settle(&world), world)
         };
         let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), CudaError>| {
@@ -83,7 +71,7 @@ fn nothing_is_left_of_what_could_not_be_made() {
             }
             world.1.assert_clean();
         };
-        at_each_call(prepare, |(_, (_, gpu))| gpu, |(_, (twin, gpu))| make(twin, gpu), verify);
+        at_each_call("*", prepare, |(_, (_, gpu))| gpu.stand_in(), |(_, (twin, gpu))| make(twin, gpu), verify);
         assert!(failures >= 10, "{failures}");
     }
 }
@@ -109,13 +97,13 @@ fn what_could_not_be_sent_is_dropped_at_once() {
         gpu.assert_clean();
         drop(twins);
     };
-    at_each_call(prepare, |(_, gpu)| gpu, work, verify);
+    at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
 }
 
 /// The driver reads what the library gives it only when the copy runs. By then the library's
 /// sources are gone, unless it waits.
-fn sources_may_go_when_a_call_returns() {
-    let (mut twin, gpu) = world();
+fn sources_may_go_when_a_call_returns(gpu: &Gpu) {
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     gpu.stand_in().set("reads_pageable_late", 1);
     let config = [DualAdamConfig::default()];
     let mut optimizer = {
@@ -141,19 +129,17 @@ fn sources_may_go_when_a_call_returns() {
     gpu.step_list(&mut list, &coeffs).unwrap();
     twin.expect(&coeffs);
     gpu.stand_in().set("reads_pageable_late", 0);
-    twin.assert_same(&gpu, "a list");
-    drop((list, optimizer, twin));
-    gpu.assert_clean();
+    twin.assert_same(gpu, "a list");
 }
 
 /// Whoever made the stream destroys it while steps are to come, and then drops what made them.
-fn streams_may_end_before_what_used_them() {
-    let (mut twin, gpu) = world();
+fn streams_may_end_before_what_used_them(gpu: &Gpu) {
+    let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let mut stream = std::ptr::null_mut();
     // SAFETY: a place for the handle; 1 is for a stream that the null stream does not wait for.
     assert_eq!(unsafe { sys::cuStreamCreate(&mut stream, 1) }, CUresult::CUDA_SUCCESS);
     gpu.context.synchronize().unwrap();
-    let other = Twin::new(&gpu, twin.host.clone());
+    let other = Twin::new(gpu, twin.host.clone());
     let raw = twin.raw();
     let mut list = TensorList::new(&gpu.kernels, &[raw]).unwrap();
     let coeffs = [DualAdamConfig::default().coeffs(1).unwrap()];
@@ -173,14 +159,12 @@ fn streams_may_end_before_what_used_them() {
     drop(TensorList::new(&gpu.kernels, &[raw]).unwrap());
     gpu.context.synchronize().unwrap();
     twin.expect(&coeffs);
-    twin.assert_same(&gpu, "after the end");
-    drop((twin, other));
-    gpu.assert_clean();
+    twin.assert_same(gpu, "after the end");
 }
 
 /// The counter's upload is enqueued, and its wait fails; then the optimizer is dropped.
-fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
-    let (twin, gpu) = world();
+fn a_counter_that_could_not_be_awaited_is_dropped_at_once(gpu: &Gpu) {
+    let twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let raw = twin.raw();
     // The waits for the moments, and that for the counter.
     for nth in 1..=3 {
@@ -195,8 +179,6 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once() {
         gpu.stand_in().run_pending();
         assert!(gpu.stand_in().violations().is_empty(), "wait {nth}: {:#?}", gpu.stand_in().violations());
     }
-    drop(twin);
-    gpu.assert_clean();
 }
 
 /// Optimizer and kernels are dropped while the last step is to come; the context is somebody

@@ -23,26 +23,20 @@ mod waits;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use libtest_mimic::{Completion, Trial};
-    use testkit::device::{self, NO_TIME_LEFT};
+    use libtest_mimic::Completion;
+    use std::sync::Arc;
+    use testkit::device;
 
-    let on_the_stand_in = |(name, body): bodies::Body| {
-        Trial::ignorable_test(name, move || {
-            if device::is_late() {
-                return Ok(Completion::ignored_with(NO_TIME_LEFT));
-            }
-            let gpu = failures::gpu();
-            body(&gpu);
-            gpu.assert_clean();
-            Ok(Completion::Completed)
-        })
-    };
-    let failing = |(name, test): (&'static str, fn())| {
-        Trial::test(name, move || {
+    // Each test makes its own.
+    let device = Ok(Arc::new(()));
+    let trial = |name, test: Box<dyn FnOnce() + Send>| {
+        device::trial("cuda", &device, name, |()| {
             test();
-            Ok(())
+            Completion::Completed
         })
     };
+    let on_the_stand_in = |(name, body): bodies::Body| trial(name, Box::new(move || failures::on_device(body)));
+    let failing = |(name, test): (&'static str, fn())| trial(name, Box::new(test));
     let with_failures =
         [failures::TESTS, capture_failures::TESTS, interrupted::TESTS, leaks::TESTS, loading::TESTS, waits::TESTS];
     let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.concat().into_iter().map(failing));

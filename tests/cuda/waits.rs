@@ -5,27 +5,24 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
 use dualadam::cuda::{DualAdam, Kernels, TensorList};
 use dualadam::{DualAdamConfig, TensorSpec};
 
 use crate::bodies::captures::MODES;
-use crate::bodies::control::{Run, switching};
-use crate::bodies::gpu::Gpu;
-use crate::bodies::graphs::capture;
-use crate::bodies::twin::{Twin, step_owner};
+use crate::bodies::{Gpu, RELAXED, Run, Twin, capture, step_owner, switching};
 use crate::failures::{self, CODE};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
-    dropping_waits_for_nothing_and_frees_after_the_last_step,
     without_stream_ordered_memory_later_allocations_free,
     what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on,
     what_a_graph_uses_stays_until_the_graph_is_gone,
+    a_driver_that_takes_no_note_of_graphs_keeps_their_memory,
+    the_last_kernels_leave_their_modules_to_the_context,
+    ; on a device:
+    dropping_waits_for_nothing_and_frees_after_the_last_step,
     a_step_that_is_captured_again_and_again_needs_no_more_memory,
     what_a_failed_capture_used_is_freed,
-    a_driver_that_takes_no_note_of_graphs_keeps_their_memory,
     nothing_waits_for_the_context,
-    the_last_kernels_leave_their_modules_to_the_context,
     work_that_nothing_tells_the_end_of_keeps_its_memory,
 ];
 
@@ -69,10 +66,9 @@ impl World {
     }
 }
 
-fn dropping_waits_for_nothing_and_frees_after_the_last_step() {
-    let gpu = failures::gpu();
+fn dropping_waits_for_nothing_and_frees_after_the_last_step(gpu: &Gpu) {
     let live = |kind: &str| gpu.stand_in().live(kind);
-    let world = World::new(&gpu);
+    let world = World::new(gpu);
     let before = live("memory");
     let mut twins = None;
     let calls = gpu.calls_of(|| twins = Some(world.drop_all()));
@@ -87,12 +83,10 @@ fn dropping_waits_for_nothing_and_frees_after_the_last_step() {
     assert_eq!(live("pinned"), 3);
     gpu.context.synchronize().unwrap();
     let mut second = None;
-    let calls = gpu.calls_of(|| second = Some(World::new(&gpu).drop_all()));
+    let calls = gpu.calls_of(|| second = Some(World::new(gpu).drop_all()));
     assert!(!calls.contains_key("cuMemHostAlloc") && !calls.contains_key("cuMemFreeHost"), "{calls:?}");
     assert_eq!(live("pinned"), 3);
     gpu.context.synchronize().unwrap();
-    drop((twins, second));
-    gpu.assert_clean();
 }
 
 fn without_stream_ordered_memory_later_allocations_free() {
@@ -153,9 +147,7 @@ fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
 /// The descriptors of the capture, the control, the moments: a graph, or an executable made of it,
 /// may be launched at any later time.
 fn what_a_graph_uses_stays_until_the_graph_is_gone() {
-    for pools in [1, 0] {
-        a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools));
-    }
+    [1, 0].into_iter().for_each(|pools| a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools)));
 }
 
 fn a_graph_holds_what_it_uses(gpu: &Gpu) {
@@ -189,16 +181,14 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     allocate();
     gpu.context.synchronize().unwrap();
     // Without pools the last list that was dropped waits for the next allocation.
-    let is_left = u64::from(gpu.stand_in().calls("cuMemAllocAsync") == 0);
-    assert_eq!(live() - empty, tensors + 2 + is_left);
+    assert_eq!(live() - empty, tensors + 2 + u64::from(gpu.stand_in().calls("cuMemAllocAsync") == 0));
     gpu.assert_clean();
 }
 
 /// As where a program captures anew for each size of a batch.
-fn a_step_that_is_captured_again_and_again_needs_no_more_memory() {
-    let gpu = failures::gpu();
+fn a_step_that_is_captured_again_and_again_needs_no_more_memory(gpu: &Gpu) {
     let live = || gpu.stand_in().live("memory");
-    let mut run = Run::new(&gpu, &[300, 5], &switching());
+    let mut run = Run::new(gpu, &[300, 5], &switching());
     let mut graph = None;
     let mut counts = vec![];
     for _ in 0..20 {
@@ -210,30 +200,27 @@ fn a_step_that_is_captured_again_and_again_needs_no_more_memory() {
         counts.push(live());
     }
     assert!(counts[2..].iter().all(|&count| count == counts[2]), "{counts:?}");
-    run.assert_same(&gpu, "captured 20 times");
+    run.assert_same(gpu, "captured 20 times");
     drop(graph);
-    gpu.assert_clean();
 }
 
 /// A capture that somebody spoils has no graph.
-fn what_a_failed_capture_used_is_freed() {
-    let gpu = failures::gpu();
+fn what_a_failed_capture_used_is_freed(gpu: &Gpu) {
     let live = || gpu.stand_in().live("memory");
-    let mut run = failures::run(&gpu);
-    run.step(&gpu);
+    let mut run = failures::run(gpu);
+    run.step(gpu);
     let before = live();
-    gpu.stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+    gpu.stream.begin_capture(RELAXED).unwrap();
     run.launch(&gpu.stream);
     assert_eq!(live(), before + 1);
     assert!(gpu.context.synchronize().is_err());
     assert!(gpu.stream.end_capture(CUgraphInstantiate_flags(0)).is_err());
-    run.step(&gpu);
+    run.step(gpu);
     let allocate = || drop(TensorList::new(&gpu.kernels, &run.raw()).unwrap());
     allocate();
     gpu.context.synchronize().unwrap();
     assert_eq!(live(), before);
-    run.assert_same(&gpu, "after a spoilt capture");
-    gpu.assert_clean();
+    run.assert_same(gpu, "after a spoilt capture");
 }
 
 /// Whatever it refuses, the step is captured; what the graph uses is then never freed.
@@ -260,9 +247,8 @@ fn a_driver_that_takes_no_note_of_graphs_keeps_their_memory() {
 }
 
 /// In a whole life, with state and files, of all that there is.
-fn nothing_waits_for_the_context() {
-    let gpu = failures::gpu();
-    let twin = Twin::of(&gpu, "bf16_bf16_master", 300);
+fn nothing_waits_for_the_context(gpu: &Gpu) {
+    let twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let raw = twin.raw();
     let calls = gpu.calls_of(|| {
         let kernels = Kernels::new(0).unwrap();
@@ -279,7 +265,7 @@ fn nothing_waits_for_the_context() {
         step_owner(&mut optimizer, &raw).unwrap();
     });
     assert!(!calls.contains_key("cuCtxSynchronize"), "{calls:?}");
-    gpu.assert_clean();
+    gpu.context.synchronize().unwrap();
 }
 
 /// To unload a module may wait. Nor is code gone that a graph runs, or that runs now.
@@ -309,19 +295,17 @@ fn the_last_kernels_leave_their_modules_to_the_context() {
 }
 
 /// The driver refuses to record the end of a step: its memory then stays.
-fn work_that_nothing_tells_the_end_of_keeps_its_memory() {
-    let gpu = failures::gpu();
-    let mut run = failures::run(&gpu);
+fn work_that_nothing_tells_the_end_of_keeps_its_memory(gpu: &Gpu) {
+    let mut run = failures::run(gpu);
     gpu.stand_in().fail("cuEventRecord", 1, CODE);
     gpu.stand_in().fail("cuEventRecord", 2, CODE);
-    run.step(&gpu);
+    run.step(gpu);
     let before = gpu.stand_in().live("memory");
-    let fresh = Run::new(&gpu, &[1], &switching()[..1]);
+    let fresh = Run::new(gpu, &[1], &switching()[..1]);
     let added = gpu.stand_in().live("memory") - before;
     (run.list, run.control) = (fresh.list, fresh.control);
     drop(fresh.twins);
     gpu.context.synchronize().unwrap();
     assert_eq!(gpu.stand_in().live("memory"), before + added - 4);
-    run.assert_same_tensors(&gpu, "dropped");
-    gpu.assert_clean();
+    run.assert_same_tensors(gpu, "dropped");
 }

@@ -2,14 +2,11 @@
 
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 use testkit::contract::{Element, U};
-use testkit::data::{Inputs, SIZES, SPECIAL, configs};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Variant, formats};
+use testkit::data::{SIZES, SPECIAL, configs};
+use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
 use crate::bound::{Quantity, bound};
-use crate::gpu::{Device, Gpu};
-use crate::host::Uploaded;
+use crate::{Device, Gpu, Uploaded};
 
 const NAMES: [&str; 3] = ["p", "m", "v"];
 
@@ -39,8 +36,7 @@ fn every_variant(device: &Device) {
 }
 
 /// Every configuration, over values of all magnitudes and over subnormal ones.
-pub(crate) fn every_configuration(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn every_configuration(device: &Device) {
     for (config, t) in configs() {
         let mut worst = Worst::default();
         for seed in 0..4 {
@@ -61,8 +57,7 @@ pub(crate) fn every_configuration(gpu: &Gpu) {
 
 /// What a driver makes of infinities and NaN is its own affair, but for other elements they mean
 /// nothing.
-pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn special_values_stay_among_themselves(device: &Device) {
     for variant in Variant::all() {
         let plain = Inputs::random(5, 4 * SPECIAL.len() + 3);
         let mut mixed = plain.clone();
@@ -86,13 +81,10 @@ pub(crate) fn special_values_stay_among_themselves(gpu: &Gpu) {
 
 /// A parameter that no gradient has reached yet keeps its bits, with every schedule: the root of 0
 /// is 0, and 0 times the step is 0.
-pub(crate) fn untouched_parameters_stay(gpu: &Gpu) {
-    let device = &gpu.device;
-    let undecayed = configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None);
-    for (config, t) in undecayed {
+pub(crate) fn untouched_parameters_stay(device: &Device) {
+    for (config, t) in configs().into_iter().filter(|(config, _)| config.weight_decay == WeightDecay::None) {
         for variant in Variant::all() {
-            let zeros = vec![0.0; 1027];
-            let inputs = Inputs { grad: zeros.clone(), m: zeros.clone(), v: zeros, ..Inputs::random(6, 1027) };
+            let inputs = Inputs::parameters(Inputs::random(6, 1027).p);
             let mut expected = Host::new(variant.formats(), &inputs);
             let after = device.stepped(&expected, &config.coeffs(t).unwrap());
             if expected.master.is_some() {

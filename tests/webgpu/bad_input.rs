@@ -6,9 +6,7 @@ use dualadam::webgpu::{
     Binding, BindingProblem, DualAdam, Pipelines, Tensor, TensorList, WebGpuError, WgpuProblem, required_limits, wgpu,
 };
 use dualadam::{ArgumentError, Dtype, DualAdamConfig, Formats, Role, TensorProblem};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor as Host;
-use testkit::variant::Variant;
+use testkit::{Inputs, Tensor as Host, Variant};
 
 use crate::gpu::{Device, Gpu, STORAGE};
 use crate::host::{Uploaded, host};
@@ -26,8 +24,7 @@ fn list(device: &Device, tensors: &[Tensor<'_>]) -> Result<TensorList, WebGpuErr
     TensorList::new(device.pipelines(), tensors)
 }
 
-pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn buffers_that_cannot_be_bound(device: &Device) {
     let good = uploaded(device, 64);
     let tensor = good.tensor();
     let short = device.buffer(&[0; 252]);
@@ -48,11 +45,14 @@ pub(crate) fn buffers_that_cannot_be_bound(gpu: &Gpu) {
     let mut long = tensor;
     long.len = u64::MAX;
     refused::buffer_size(list(device, &[long]), 0, Role::Param, 4 * u128::from(u64::MAX), 256);
+    // wgpu takes any size for a buffer, but binds whole words.
+    let (three, odd) = (uploaded(device, 3), device.empty(6, STORAGE));
+    let odd = list(device, &[three.tensor_with(Binding::new(&odd, Dtype::Bf16))]);
+    refused::buffer_size(odd, 0, Role::Param, 8, 6);
 }
 
 /// Masters that are not f32, masters of f32 parameters, and moments that are not f32.
-pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn formats_without_a_shader(device: &Device) {
     let good = uploaded(device, 64);
     let refuse = |change: fn(&mut Tensor<'_>), formats: Formats| {
         let mut tensor = good.tensor();
@@ -61,25 +61,17 @@ pub(crate) fn formats_without_a_shader(gpu: &Gpu) {
         refused::formats(list(device, &[tensor]), 0, formats);
     };
     let f32_f32 = Formats::new(Dtype::F32, Dtype::F32);
-    refuse(
-        |tensor| {
-            let bf16 = Binding::new(tensor.param.buffer, Dtype::Bf16);
-            *tensor = tensor.with_master(bf16);
-        },
-        f32_f32.with_master(Dtype::Bf16),
-    );
+    let bf16_master = f32_f32.with_master(Dtype::Bf16);
+    refuse(|tensor| tensor.master = Some(Binding::new(tensor.param.buffer, Dtype::Bf16)), bf16_master);
     refuse(|tensor| tensor.master = Some(tensor.param), f32_f32.with_master(Dtype::F32));
-    let mut narrow = f32_f32;
-    narrow.exp_avg = Dtype::Bf16;
-    refuse(|tensor| tensor.exp_avg.dtype = Dtype::Bf16, narrow);
-    let mut narrow = f32_f32;
-    narrow.exp_avg_sq = Dtype::F16;
-    refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, narrow);
+    let (mut bf16_exp_avg, mut f16_exp_avg_sq) = (f32_f32, f32_f32);
+    (bf16_exp_avg.exp_avg, f16_exp_avg_sq.exp_avg_sq) = (Dtype::Bf16, Dtype::F16);
+    refuse(|tensor| tensor.exp_avg.dtype = Dtype::Bf16, bf16_exp_avg);
+    refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, f16_exp_avg_sq);
 }
 
 /// A slice's end is respected, although the buffer goes on.
-pub(crate) fn slices_end_where_they_end(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn slices_end_where_they_end(device: &Device) {
     let good = uploaded(device, 64);
     let large = device.buffer(&[0; 2048]);
     let of = |range: Range<u64>| Binding::from_slice(large.slice(range), Dtype::F32);
@@ -99,15 +91,6 @@ pub(crate) fn slices_end_where_they_end(gpu: &Gpu) {
     slice_end(list.update(&[good.tensor_with(of(256..508))]), 508, 256);
     list.update(&[good.tensor_with(of(512..1024))]).unwrap();
     list.update(&[good.tensor_with(Binding::new(&large, Dtype::F32).with_offset(512))]).unwrap();
-}
-
-pub(crate) fn odd_counts_need_the_whole_word(gpu: &Gpu) {
-    let device = &gpu.device;
-    let good = uploaded(device, 3);
-    // wgpu takes any size for a buffer, but binds whole words.
-    let odd = device.empty(6, STORAGE);
-    let odd = list(device, &[good.tensor_with(Binding::new(&odd, Dtype::Bf16))]);
-    refused::buffer_size(odd, 0, Role::Param, 8, 6);
 }
 
 /// The tensor with another place for one of its buffers.
@@ -130,8 +113,7 @@ fn bytes(role: Role) -> u64 {
     if matches!(role, Role::Grad | Role::Param) { 516 } else { 1028 }
 }
 
-pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn every_buffer_is_checked(device: &Device) {
     let (good, other) = (masters(device), masters(device));
     let (large, no_storage) = (device.empty(1 << 16, STORAGE), device.empty(1 << 16, wgpu::BufferUsages::COPY_DST));
     for &role in Role::ALL {
@@ -148,8 +130,7 @@ pub(crate) fn every_buffer_is_checked(gpu: &Gpu) {
     }
 }
 
-pub(crate) fn overlaps_are_refused(gpu: &Gpu) {
-    let device = &gpu.device;
+pub(crate) fn overlaps_are_refused(device: &Device) {
     let (a, b) = (masters(device), masters(device));
     let arena = device.buffer(&[0; 8192]);
     for &one in Role::ALL {
@@ -184,8 +165,6 @@ pub(crate) fn sets_out_of_range(gpu: &Gpu) {
         let list = device.list(&[buffers[0].tensor(), buffers[1].tensor().with_coeffs_index(1)]);
         device.submit(|pass| {
             refused::coeffs_index(list.encode(pass, &[coeffs]), 1, 1, 1);
-            let error = refused(list.encode(pass, &[coeffs]));
-            assert_eq!(error.to_string(), "tensor 1 must have a coeffs_index below 1, got 1");
         });
         buffers.iter().for_each(|buffers| buffers.assert_is(device, &buffers.host));
     }
@@ -193,13 +172,7 @@ pub(crate) fn sets_out_of_range(gpu: &Gpu) {
 
 /// As many sets as a uniform buffer holds, and one more.
 pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
-    let limits = wgpu::Limits {
-        max_buffer_size: 1 << 14,
-        max_storage_buffer_binding_size: 1 << 12,
-        max_uniform_buffer_binding_size: 1 << 12,
-        ..wgpu::Limits::default()
-    };
-    let device = gpu.open(wgpu::Features::empty(), limits);
+    let device = gpu.open_small();
     let limit = (1 << 14) / u64::from(device.device.limits().min_uniform_buffer_offset_alignment);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let host = host("f32_f32", 67).with_set(limit as usize - 1);
@@ -208,8 +181,6 @@ pub(crate) fn sets_beyond_a_buffer(gpu: &Gpu) {
     let sets = vec![coeffs; limit as usize + 1];
     device.submit(|pass| {
         refused::too_many(list.encode(pass, &sets), "coeffs", limit, limit + 1);
-        let error = refused(list.encode(pass, &sets));
-        assert_eq!(error.to_string(), format!("coeffs must number at most {limit}, got {}", limit + 1));
     });
     uploaded.assert_is(&device, &host);
     device.step(&list, &sets[1..]);

@@ -41,6 +41,17 @@ impl Gpu {
         open(&self.adapter, features, limits).unwrap()
     }
 
+    /// A device of small buffers, and of windows of 1,024 elements.
+    pub(crate) fn open_small(&self) -> Device {
+        let limits = wgpu::Limits {
+            max_buffer_size: 1 << 14,
+            max_storage_buffer_binding_size: 1 << 12,
+            max_uniform_buffer_binding_size: 1 << 12,
+            ..wgpu::Limits::default()
+        };
+        self.open(wgpu::Features::empty(), limits)
+    }
+
     /// The adapter's limits.
     pub(crate) fn limits(&self) -> wgpu::Limits {
         self.adapter.limits()
@@ -113,8 +124,7 @@ impl Device {
         self.queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., Result::unwrap);
         self.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-        let view = staging.get_mapped_range(..).unwrap();
-        view.to_vec()
+        staging.get_mapped_range(..).unwrap().to_vec()
     }
 
     /// Submits one compute pass.

@@ -2,10 +2,7 @@
 
 use dualadam::StepCoeffs;
 use dualadam::webgpu::{Binding, Tensor, TensorList, wgpu};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor as Host, Values, formats};
 
 use crate::gpu::Device;
 
@@ -86,7 +83,6 @@ impl Device {
 
     /// The tensor after a step, alone, with coefficients of its own.
     pub(crate) fn stepped(&self, host: &Host, coeffs: &StepCoeffs) -> Host {
-        let found = self.stepped_together(&[host.clone().with_set(0)], &[*coeffs]).remove(0);
-        found.with_set(host.set)
+        self.stepped_together(&[host.clone().with_set(0)], &[*coeffs]).remove(0).with_set(host.set)
     }
 }

@@ -2,42 +2,37 @@
 //! read while other work goes on.
 
 use std::ops::Range;
-use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use dualadam::webgpu::{Binding, BindingProblem, DualAdam, WebGpuError, WgpuProblem, required_limits, wgpu};
+use dualadam::webgpu::{Binding, BindingProblem, DualAdam, WgpuProblem, required_limits, wgpu};
 use dualadam::{
-    Dtype, DualAdamConfig, Error, Formats, Role, State, StateError, StateProblem, SwitchSchedule, TensorProblem,
-    TensorSpec, WeightDecay, cpu,
+    Dtype, DualAdamConfig, Formats, Role, State, StateError, StateProblem, SwitchSchedule, TensorProblem, TensorSpec,
+    WeightDecay, cpu,
 };
 use pollster::block_on;
 use testkit::contract::same;
-use testkit::data::Inputs;
 use testkit::device::DeviceTest;
 use testkit::model::{Model, Spec, wide};
-use testkit::state::{bits, float_bits, temporary};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Variant, formats};
+use testkit::state::{assert_holds, bits, temporary};
+use testkit::{Inputs, Tensor as Host, Values, Variant, formats};
 
-use crate::gpu::{Device, Gpu, STORAGE};
-use crate::host::Uploaded;
-use crate::refused::{self, refused};
+use crate::refused::refused;
+use crate::{Device, Gpu, STORAGE, Uploaded, refused};
 
 pub(crate) const TESTS: &[DeviceTest<Gpu>] = &[
     ("owner_has_the_bits_of_lists", has_the_bits_of_lists),
     ("owner_sets_masters_exactly", sets_masters_exactly),
-    ("owner_follows_changed_types", follows_changed_types),
-    ("owner_takes_moments", takes_moments),
-    ("owner_resumes_bit_for_bit", resumes_bit_for_bit),
-    ("owner_shares_files_with_the_cpu", shares_files_with_the_cpu),
-    ("owner_reads_while_other_work_goes_on", reads_while_other_work_goes_on),
-    ("owner_reads_large_states_in_pieces", reads_large_states_in_pieces),
+    ("owner_follows_changed_types", |gpu| follows_changed_types(&gpu.device)),
+    ("owner_takes_moments", |gpu| takes_moments(&gpu.device)),
+    ("owner_resumes_bit_for_bit", |gpu| resumes_bit_for_bit(&gpu.device)),
+    ("owner_shares_files_with_the_cpu", |gpu| shares_files_with_the_cpu(&gpu.device)),
+    ("owner_reads_while_other_work_goes_on", |gpu| reads_while_other_work_goes_on(&gpu.device)),
+    ("owner_reads_large_states_in_pieces", |gpu| reads_large_states_in_pieces(&gpu.device)),
     ("owner_refuses_bad_input_and_stays", refuses_bad_input_and_stays),
-    ("owner_refuses_damaged_files_and_stays", refuses_damaged_files_and_stays),
+    ("owner_refuses_damaged_files_and_stays", |gpu| refuses_damaged_files_and_stays(&gpu.device)),
     ("owner_on_small_devices", on_small_devices),
-    ("owner_names_tensors_in_errors", names_tensors_in_errors),
+    ("owner_names_tensors_in_errors", |gpu| names_tensors_in_errors(&gpu.device)),
     ("owner_on_a_lost_device", on_a_lost_device),
 ];
 
@@ -97,9 +92,7 @@ impl Models {
     /// Steps `t`, all in one pass.
     fn run(&self, device: &Device, optimizer: &mut DualAdam, steps: Range<usize>) {
         device.submit(|pass| {
-            for t in steps {
-                optimizer.step_scaled(pass, self.params(), self.grads(t), 0.5).unwrap();
-            }
+            steps.for_each(|t| optimizer.step_scaled(pass, self.params(), self.grads(t), 0.5).unwrap());
         });
     }
 
@@ -122,16 +115,11 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
         let models = Models::all(device);
         let mut optimizer = models.optimizer(device);
         // Passes of one step and of several, in which masters are set at first.
-        for steps in [0..3, 3..4, 4..12] {
-            models.run(device, &mut optimizer, steps);
-        }
+        [0..3, 3..4, 4..12].into_iter().for_each(|steps| models.run(device, &mut optimizer, steps));
         let (state, params) = models.results(device, &optimizer);
 
         for (index, (spec, before)) in models.host.specs.iter().zip(&models.host.params).enumerate() {
-            let zeros = vec![0.0; spec.len];
-            let inputs = Inputs { p: before.wide(), grad: zeros.clone(), m: zeros.clone(), v: zeros };
-            let host = Host { param: before.clone(), ..Host::new(spec.formats, &inputs) };
-            let (uploaded, mut step) = (Uploaded::new(device, &host), 0);
+            let (uploaded, mut step) = (Uploaded::new(device, &Host::fresh(spec.formats, before)), 0);
             for t in (0..12).filter(|&t| has_grads(index, t)) {
                 step += 1;
                 let coeffs = groups()[spec.group].coeffs_scaled(step, 0.5).unwrap();
@@ -139,13 +127,10 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
             }
             let by_hand = uploaded.download(device);
             let what = format!("tensor {index}, {}", by_hand.types());
-            let (found, ledger) = (&state.arrays[index], &state.ledger);
+            let ledger = &state.ledger;
             assert_eq!((ledger.step(index).unwrap(), ledger.spec(index).unwrap()), (step, &spec.of_tensor()), "{what}");
-            assert_eq!(float_bits(&found.exp_avg), float_bits(&by_hand.exp_avg.wide()), "{what}");
-            assert_eq!(float_bits(&found.exp_avg_sq), float_bits(&by_hand.exp_avg_sq.wide()), "{what}");
-            assert_eq!(ledger.master_is_set(index).unwrap(), found.master.is_some(), "{what}");
-            let master = by_hand.master.as_ref().map(Values::wide);
-            assert_eq!(found.master.as_deref().map(float_bits), master.as_deref().map(float_bits), "{what}");
+            assert_eq!(ledger.master_is_set(index).unwrap(), by_hand.master.is_some(), "{what}");
+            assert_holds(&state, index, &by_hand, &what);
             let expected = by_hand.param.bytes();
             let (content, behind) = params[index].split_at(expected.len());
             assert_eq!(content, expected, "{what}");
@@ -176,8 +161,7 @@ fn check_masters(device: &Device, formats: Formats) {
     let (params, grads) = (Binding::new(&params, formats.param), Binding::new(&grads, formats.grad));
     let specs = [TensorSpec::new(patterns.len()).with_master()];
     let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
-    let before = optimizer.state(&device.queue).unwrap();
-    assert!(!before.ledger.master_is_set(0).unwrap());
+    assert!(!optimizer.state(&device.queue).unwrap().ledger.master_is_set(0).unwrap());
     device.submit(|pass| optimizer.step(pass, [params], [Some(grads)]).unwrap());
     let masters = optimizer.state(&device.queue).unwrap().arrays.remove(0).master.unwrap();
     for (expected, found) in values.wide().into_iter().zip(masters) {
@@ -189,8 +173,7 @@ fn check_masters(device: &Device, formats: Formats) {
 
 /// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while
 /// it has no gradient.
-fn follows_changed_types(gpu: &Gpu) {
-    let device = &gpu.device;
+fn follows_changed_types(device: &Device) {
     let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
     let mut changing = wide.optimizer(device);
     wide.run(device, &mut changing, 1..3);
@@ -204,8 +187,7 @@ fn follows_changed_types(gpu: &Gpu) {
     assert_eq!(changing.step_of(0).unwrap(), 4);
 }
 
-fn takes_moments(gpu: &Gpu) {
-    let device = &gpu.device;
+fn takes_moments(device: &Device) {
     let models = Models::all(device);
     let mut optimizer = models.optimizer(device);
     let inputs = Inputs::random(1, 1030);
@@ -219,15 +201,13 @@ fn takes_moments(gpu: &Gpu) {
     let negative: Vec<f32> = inputs.v.iter().map(|v| -v).collect();
     let mut set = |tensor, m: &[f32], v: &[f32]| optimizer.set_moments(&device.queue, tensor, 1, m, v);
     refused::length(set(7, &inputs.m[1..], &inputs.v), 7, Role::ExpAvg, 1030, 1029);
-    let first = TensorProblem::Negative { value: negative[0] };
-    refused::problem(set(7, &inputs.m, &negative), 7, Role::ExpAvgSq, first);
+    refused::problem(set(7, &inputs.m, &negative), 7, Role::ExpAvgSq, TensorProblem::Negative { value: negative[0] });
     let count = models.params.len();
     refused::position(set(count, &inputs.m, &inputs.v), "tensor", count, count);
     assert_eq!(optimizer.state(&device.queue).unwrap(), expected);
 }
 
-fn resumes_bit_for_bit(gpu: &Gpu) {
-    let device = &gpu.device;
+fn resumes_bit_for_bit(device: &Device) {
     let (_folder, path) = temporary();
     let (models, twins) = (Models::all(device), Models::all(device));
     let mut whole = models.optimizer(device);
@@ -274,8 +254,7 @@ fn assert_same_state(found: &State, expected: &State) {
     assert_eq!(bits(found), bits(expected));
 }
 
-fn shares_files_with_the_cpu(gpu: &Gpu) {
-    let device = &gpu.device;
+fn shares_files_with_the_cpu(device: &Device) {
     let folder = tempfile::tempdir().unwrap();
     let [from_cpu, from_webgpu] = ["cpu", "webgpu"].map(|name| folder.path().join(name));
     let mut on_cpu = cpu_optimizer();
@@ -296,11 +275,10 @@ fn shares_files_with_the_cpu(gpu: &Gpu) {
     assert_same_state(on_cpu.state(), &before);
 }
 
-fn reads_while_other_work_goes_on(gpu: &Gpu) {
+fn reads_while_other_work_goes_on(device: &Device) {
     fn is_send<T: Send>(value: T) -> T {
         value
     }
-    let device = &gpu.device;
     let (models, others) = (Models::all(device), Models::all(device));
     let (mut optimizer, mut other) = (models.optimizer(device), others.optimizer(device));
     models.run(device, &mut optimizer, 0..4);
@@ -321,8 +299,7 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
     assert_same_state(&state, &expected);
 
     // Awaited by one thread, polled by another.
-    let state = device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap();
-    assert_same_state(&state, &expected);
+    assert_same_state(&device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap(), &expected);
 
     // A reading that is given up leaves the optimizer usable; so does one of two at once.
     drop(optimizer.read_state(&device.queue));
@@ -339,8 +316,7 @@ fn reads_while_other_work_goes_on(gpu: &Gpu) {
 }
 
 /// 128 MiB of moments; pieces begin in the middle of an array, and a piece has ends of several.
-fn reads_large_states_in_pieces(gpu: &Gpu) {
-    let device = &gpu.device;
+fn reads_large_states_in_pieces(device: &Device) {
     let lens = [(64 << 20) / 4 + 3, 5];
     let mut state = State::new(&groups(), &lens.map(TensorSpec::new)).unwrap();
     for (number, tensor) in state.arrays.iter_mut().enumerate() {
@@ -395,8 +371,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
         refused::overlap(step(&with_params(0, params[2]), &grads));
         let (_, tensor, problem) = refused::by_wgpu(step(&params, &with_grads(2, f32_of(&foreign))));
         assert!(matches!((tensor, &problem), (Some(2), WgpuProblem::Validation(_))), "{tensor:?}, {problem:?}");
-        let scaled = optimizer.step_scaled(pass, params.clone(), grads.clone(), f64::NAN);
-        refused::value(scaled, "grad_multiplier");
+        refused::value(optimizer.step_scaled(pass, params.clone(), grads.clone(), f64::NAN), "grad_multiplier");
     });
     refused::value(optimizer.set_lr(0, -1.0), "lr");
     refused::position(optimizer.set_config(2, DualAdamConfig::adam()), "group", 2, 2);
@@ -415,55 +390,38 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     assert!(good.results(device, &optimizer) == twin.results(device, &twin_optimizer));
 
     refused::group_value(DualAdam::new(device.pipelines(), DualAdamConfig::adam().with_eps(-1.0), &[1]), 0, "eps");
-    let specs = [TensorSpec::new(1).in_group(2)];
-    refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &specs), 0, 2, 2);
+    refused::group(DualAdam::with_groups(device.pipelines(), &groups(), &[TensorSpec::new(1).in_group(2)]), 0, 2, 2);
     state.arrays[0].exp_avg_sq.pop();
-    let uneven = DualAdam::from_state(device.pipelines(), &device.queue, &state);
-    refused::length(uneven, 0, Role::ExpAvgSq, 1030, 1029);
+    refused::length(DualAdam::from_state(device.pipelines(), &device.queue, &state), 0, Role::ExpAvgSq, 1030, 1029);
 }
 
-fn refuses_damaged_files_and_stays(gpu: &Gpu) {
-    let device = &gpu.device;
+fn refuses_damaged_files_and_stays(device: &Device) {
     let (folder, path) = temporary();
     let models = Models::of(device, &["bf16_bf16_master"], 1030, 1);
     let mut optimizer = models.optimizer(device);
     models.run(device, &mut optimizer, 1..3);
     let before = models.results(device, &optimizer);
-    let refused = |optimizer: &mut DualAdam, path: &Path| refused_state(optimizer.load(&device.queue, path));
-
-    let error = refused(&mut optimizer, &path);
-    assert!(matches!(error, StateError::Io { action: "read", .. }), "{error:?}");
+    let missing = refused::state_error(optimizer.load(&device.queue, &path));
+    assert!(matches!(missing, StateError::Io { action: "read", .. }), "{missing:?}");
     optimizer.save(&device.queue, &path).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let error = refused(&mut optimizer, &path);
-    assert!(matches!(problem_of_file(&error), Some(StateProblem::Checksum { .. })), "{error:?}");
+    let damaged = refused::file_problem(optimizer.load(&device.queue, &path));
+    assert!(matches!(damaged, StateProblem::Checksum { .. }), "{damaged:?}");
     // Good files of other models: of another length, of another group, without masters.
     let own = TensorSpec::new(1030).in_group(1).with_master();
     assert_eq!(models.host.tensor_specs(), std::slice::from_ref(&own));
     let shorter = TensorSpec::new(1029).in_group(1).with_master();
     for spec in [shorter, own.clone().in_group(0), TensorSpec::new(1030).in_group(1)] {
         cpu::DualAdam::with_groups(&groups(), &[spec]).unwrap().save(&path).unwrap();
-        let error = refused(&mut optimizer, &path);
-        assert!(matches!(problem_of_file(&error), Some(StateProblem::Layout { .. })), "{error:?}");
+        let foreign = refused::file_problem(optimizer.load(&device.queue, &path));
+        assert!(matches!(foreign, StateProblem::Layout { .. }), "{foreign:?}");
     }
     assert!(models.results(device, &optimizer) == before);
-    let nowhere = refused_state(optimizer.save(&device.queue, folder.path().join("no/such/folder")));
+    let nowhere = refused::state_error(optimizer.save(&device.queue, folder.path().join("no/such/folder")));
     assert!(matches!(nowhere, StateError::Io { .. }), "{nowhere:?}");
-}
-
-#[track_caller]
-fn refused_state<T>(result: Result<T, WebGpuError>) -> StateError {
-    match refused(result) {
-        Error::State(error) => error,
-        other => panic!("not of a state: {other:?}"),
-    }
-}
-
-fn problem_of_file(error: &StateError) -> Option<&StateProblem> {
-    if let StateError::File { problem, .. } = error { Some(problem) } else { None }
 }
 
 fn on_small_devices(gpu: &Gpu) {
@@ -474,13 +432,7 @@ fn on_small_devices(gpu: &Gpu) {
     refused::limit(DualAdam::from_state(four.pipelines(), &four.queue, &state), 5, 4);
 
     // Tensors that share no buffer, in windows of 1,024 elements.
-    let limits = wgpu::Limits {
-        max_buffer_size: 1 << 14,
-        max_storage_buffer_binding_size: 1 << 12,
-        max_uniform_buffer_binding_size: 1 << 12,
-        ..wgpu::Limits::default()
-    };
-    let small = gpu.open(wgpu::Features::empty(), limits);
+    let small = gpu.open_small();
     let step = |device: &Device| {
         let models =
             Models::new(device, Variant::all().map(|variant| Spec { formats: variant.formats(), len: 4096, group: 0 }));
@@ -500,8 +452,7 @@ fn on_small_devices(gpu: &Gpu) {
 }
 
 /// Problems of bindings and of tensors.
-fn names_tensors_in_errors(gpu: &Gpu) {
-    let device = &gpu.device;
+fn names_tensors_in_errors(device: &Device) {
     let specs = [TensorSpec::new(8).with_name("bias")];
     let mut optimizer = DualAdam::with_groups(device.pipelines(), &groups(), &specs).unwrap();
     let buffer = device.buffer(&[0; 28]);

@@ -4,10 +4,8 @@ use bytemuck::Zeroable;
 use dualadam::StepCoeffs;
 use dualadam::half::f16;
 use testkit::contract::same;
-use testkit::data::{Inputs, SPECIAL};
-use testkit::tensor::Tensor as Host;
-use testkit::values::Values;
-use testkit::variant::{Formats, Variant};
+use testkit::data::SPECIAL;
+use testkit::{Formats, Inputs, Tensor as Host, Values, Variant};
 
 use crate::gpu::Gpu;
 
@@ -18,11 +16,6 @@ fn still() -> StepCoeffs {
     coeffs
 }
 
-fn parameters(p: Vec<f32>) -> Inputs {
-    let zeros = vec![0.0; p.len()];
-    Inputs { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
-}
-
 /// The formats of all variants for which this holds.
 fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats> {
     Variant::all().map(Variant::formats).filter(holds)
@@ -31,15 +24,14 @@ fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats
 /// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is
 /// left of it.
 fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
-    let of = |len| p.windows(len).map(<[f32]>::to_vec);
-    [1, 2, 3, 5, 6, 7].into_iter().flat_map(of)
+    [1, 2, 3, 5, 6, 7].into_iter().flat_map(|len| p.windows(len).map(<[f32]>::to_vec))
 }
 
 /// With β1 = 0 and m = 0 the new m is the gradient.
 pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
     let mut coeffs = still();
     (coeffs.one_minus_beta1, coeffs.grad_scale) = (1.0, 1.0);
-    let inputs = parameters(vec![0.0; 1 << 16]);
+    let inputs = Inputs::parameters(vec![0.0; 1 << 16]);
     for formats in all_formats(|formats| formats.grad.size() == 2) {
         let patterns: Vec<u16> = (0..=u16::MAX).collect();
         let grad = Values::from_bits(formats.grad, &patterns);
@@ -62,7 +54,7 @@ pub(crate) fn all_16_bit_patterns_stay(gpu: &Gpu) {
     for formats in all_formats(|formats| formats.param.size() == 2 && formats.master.is_none()) {
         let wide = |patterns: &[u16]| Values::from_bits(formats.param, patterns).wide();
         let (all, edges) = (wide(&patterns), wide(&edges));
-        let inputs = [all].into_iter().chain(tails(&edges)).map(parameters);
+        let inputs = [all].into_iter().chain(tails(&edges)).map(Inputs::parameters);
         let hosts: Vec<_> = inputs.map(|inputs| Host::new(formats, &inputs)).collect();
         for (found, host) in gpu.device.stepped_together(&hosts, &[still()]).iter().zip(&hosts) {
             for (found, expected) in found.param.wide().into_iter().zip(host.param.wide()) {
@@ -83,7 +75,7 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
             p.extend([tie.wrapping_sub(1), tie, tie.wrapping_add(1)].map(f32::from_bits));
         }
     }
-    let inputs: Vec<_> = [p].into_iter().chain(tails(SPECIAL)).map(parameters).collect();
+    let inputs: Vec<_> = [p].into_iter().chain(tails(SPECIAL)).map(Inputs::parameters).collect();
     for formats in all_formats(|formats| formats.master.is_some()) {
         let hosts: Vec<_> = inputs.iter().map(|inputs| Host::new(formats, inputs)).collect();
         let mut flushed = 0;

@@ -1,9 +1,9 @@
 //! Calls as a C program makes them.
 
 use std::ffi::CStr;
-use std::mem::MaybeUninit;
 use std::ptr;
 
+use bytemuck::Zeroable;
 use dualadam_capi::*;
 
 /// The text of this thread's last error.
@@ -37,36 +37,38 @@ pub(crate) fn fails(status: dualadam_status, expected: dualadam_status, text: &s
 }
 
 /// The struct that a call fills, which is given the struct's place and size.
-///
-/// # Safety
-///
-/// - `fill` writes the whole struct, or fails.
-pub(crate) unsafe fn filled<T>(fill: impl FnOnce(*mut T, usize) -> dualadam_status) -> T {
-    let mut filled = MaybeUninit::uninit();
-    ok(fill(filled.as_mut_ptr(), size_of::<T>()));
-    // SAFETY: `fill` has not failed (`ok`), so it has written the struct (its requirement).
-    unsafe { filled.assume_init() }
+pub(crate) fn filled<T: Zeroable>(fill: impl FnOnce(*mut T, usize) -> dualadam_status) -> T {
+    let mut filled = T::zeroed();
+    ok(fill(&mut filled, size_of::<T>()));
+    filled
 }
 
 pub(crate) fn config() -> dualadam_config {
-    // SAFETY: the struct has that size, and is filled.
-    unsafe { filled(|config, size| dualadam_config_init(config, size)) }
+    // SAFETY: the struct has that size.
+    filled(|config, size| unsafe { dualadam_config_init(config, size) })
 }
 
 pub(crate) fn tensor() -> dualadam_tensor {
-    // SAFETY: the struct has that size, and is filled.
-    unsafe { filled(|tensor, size| dualadam_tensor_init(tensor, size)) }
+    // SAFETY: the struct has that size.
+    filled(|tensor, size| unsafe { dualadam_tensor_init(tensor, size) })
 }
 
 pub(crate) fn spec(len: u64) -> dualadam_tensor_spec {
-    // SAFETY: the struct has that size, and is filled.
-    let spec = unsafe { filled(|spec, size| dualadam_tensor_spec_init(spec, size)) };
+    // SAFETY: the struct has that size.
+    let spec = filled(|spec, size| unsafe { dualadam_tensor_spec_init(spec, size) });
     dualadam_tensor_spec { len, ..spec }
 }
 
 pub(crate) fn coeffs(config: &dualadam_config, step: u64, grad_multiplier: f64) -> dualadam_coeffs {
-    // SAFETY: the struct has that size, and is filled.
-    unsafe { filled(|coeffs, size| dualadam_config_coeffs(config, step, grad_multiplier, coeffs, size)) }
+    // SAFETY: the struct has that size.
+    filled(|coeffs, size| unsafe { dualadam_config_coeffs(config, step, grad_multiplier, coeffs, size) })
+}
+
+/// The coefficients without their size.
+pub(crate) fn fields(coeffs: &dualadam_coeffs) -> [f32; 10] {
+    let dualadam_coeffs { one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, .. } = *coeffs;
+    let dualadam_coeffs { inverse_scale, adam_scale, decay, l2, grad_scale, .. } = *coeffs;
+    [one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, inverse_scale, adam_scale, decay, l2, grad_scale]
 }
 
 /// A state with one group and one tensor.
@@ -78,8 +80,8 @@ pub(crate) fn state(len: u64) -> dualadam_state {
 }
 
 pub(crate) fn state_tensor(state: dualadam_state, tensor: usize) -> dualadam_tensor_state {
-    // SAFETY: the struct has that size, and is filled.
-    unsafe { filled(|values, size| dualadam_state_tensor(state, tensor, values, size)) }
+    // SAFETY: the struct has that size.
+    filled(|values, size| unsafe { dualadam_state_tensor(state, tensor, values, size) })
 }
 
 /// Four buffers of one tensor.
@@ -107,5 +109,11 @@ impl Buffers {
             len: self.p.len() as u64,
             ..tensor()
         }
+    }
+
+    /// A step on the CPU.
+    pub(crate) fn step(&mut self, set: &dualadam_coeffs) {
+        // SAFETY: the buffers are as long as the tensor says.
+        ok(unsafe { dualadam_cpu_step(&self.tensor(), set) });
     }
 }

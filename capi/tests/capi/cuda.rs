@@ -8,6 +8,7 @@ use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
+use crate::control::{World, assert_clean};
 
 pub(crate) fn start() -> StandIn {
     StandIn::start().unwrap_or_else(|error| panic!("{error}"))
@@ -20,66 +21,87 @@ pub(crate) fn kernels() -> dualadam_cuda_kernels {
     kernels
 }
 
-/// A tensor's buffers in device memory. A context must be current.
+/// Values in device memory. A context must be current.
+pub(crate) struct Memory(u64);
+
+impl Memory {
+    pub(crate) fn new<T: bytemuck::Pod>(content: &[T]) -> Self {
+        // SAFETY: a context is current.
+        let made = Self(unsafe { result::malloc_sync(size_of_val(content)) }.unwrap());
+        made.write(content);
+        made
+    }
+
+    /// Waits for everything before.
+    pub(crate) fn write<T: bytemuck::Pod>(&self, content: &[T]) {
+        // SAFETY: a context is current; the memory is as long.
+        unsafe {
+            sys::cuCtxSynchronize().result().unwrap();
+            result::memcpy_htod_sync(self.0, content).unwrap();
+            sys::cuCtxSynchronize().result().unwrap();
+        }
+    }
+
+    /// Waits for everything and reads.
+    pub(crate) fn read<T: bytemuck::Pod>(&self, len: usize) -> Vec<T> {
+        let mut content = vec![T::zeroed(); len];
+        // SAFETY: a context is current; the memory is as long.
+        unsafe {
+            sys::cuCtxSynchronize().result().unwrap();
+            result::memcpy_dtoh_sync(&mut content, self.0).unwrap();
+        }
+        content
+    }
+
+    pub(crate) fn pointer<T>(&self) -> *mut T {
+        ptr::without_provenance_mut(self.0 as usize)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: a context is current, and nothing uses the memory any more.
+        unsafe { result::free_sync(self.0) }.unwrap();
+    }
+}
+
+/// A tensor's buffers in device memory.
 pub(crate) struct OnDevice {
-    pub(crate) addresses: [u64; 4],
+    memory: [Memory; 4],
     pub(crate) len: usize,
 }
 
 impl OnDevice {
-    pub(crate) fn new(buffers: &Buffers) -> Self {
-        let addresses = [&buffers.p, &buffers.g, &buffers.m, &buffers.v].map(|buffer| {
-            // SAFETY: a context is current; the memory is as long.
-            unsafe {
-                let address = result::malloc_sync(size_of_val(buffer.as_slice())).unwrap();
-                result::memcpy_htod_sync(address, buffer).unwrap();
-                address
-            }
-        });
-        // SAFETY: a context is current.
-        unsafe { sys::cuCtxSynchronize() }.result().unwrap();
-        Self { addresses, len: buffers.p.len() }
+    pub(crate) fn new(Buffers { p, g, m, v }: &Buffers) -> Self {
+        Self { memory: [p, g, m, v].map(|values| Memory::new(values)), len: p.len() }
+    }
+
+    pub(crate) fn addresses(&self) -> [u64; 4] {
+        self.memory.each_ref().map(|memory| memory.0)
     }
 
     pub(crate) fn tensor(&self) -> dualadam_tensor {
-        let [param, grad, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
-            self.addresses.map(|address| ptr::without_provenance_mut(address as usize));
-        dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len: self.len as u64, ..tensor() }
+        tensor_at(self.addresses(), self.len)
     }
 
-    /// Waits for everything and reads.
     pub(crate) fn read(&self) -> Buffers {
-        // SAFETY: a context is current; the memory is as long.
-        let [p, g, m, v] = self.addresses.map(|address| unsafe {
-            let mut content = vec![0.0; self.len];
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_dtoh_sync(&mut content, address).unwrap();
-            content
-        });
+        let [p, g, m, v] = self.memory.each_ref().map(|memory| memory.read(self.len));
         Buffers { p, g, m, v }
     }
 }
 
-impl Drop for OnDevice {
-    fn drop(&mut self) {
-        // SAFETY: a context is current, and nothing uses the memory any more.
-        self.addresses.iter().for_each(|&address| unsafe { result::free_sync(address) }.unwrap());
-    }
+pub(crate) fn tensor_at(addresses: [u64; 4], len: usize) -> dualadam_tensor {
+    let [param, grad, exp_avg, exp_avg_sq]: [*mut c_void; 4] =
+        addresses.map(|address| ptr::without_provenance_mut(address as usize));
+    dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len: len as u64, ..tensor() }
 }
 
 #[test]
 fn steps_have_the_bits_of_the_cpu() {
-    let stand_in = start();
-    let context = CudaContext::new(0).unwrap();
-    let stream = context.new_stream().unwrap();
-    let raw: *mut c_void = stream.cu_stream().cast();
-    let kernels = kernels();
-    let mut host = [Buffers::new(0, 1000), Buffers::new(1, 37)];
-    let device = host.each_ref().map(OnDevice::new);
-    let mut host_tensors = host.each_mut().map(Buffers::tensor);
-    let mut tensors = device.each_ref().map(OnDevice::tensor);
-    (tensors[1].coeffs_index, host_tensors[1].coeffs_index) = (1, 1);
-
+    let mut world = World::new();
+    let (mut tensors, kernels, raw) = (world.tensors, world.kernels, world.raw());
+    let mut host_tensors = world.host.each_mut().map(Buffers::tensor);
+    host_tensors[1].coeffs_index = 1;
     let mut list = 0;
     // SAFETY: the structs, the buffers and the stream are there until all has run.
     unsafe {
@@ -100,25 +122,20 @@ fn steps_have_the_bits_of_the_cpu() {
         ok(dualadam_cpu_step(&host_tensors[0], &set));
         ok(dualadam_cuda_kernels_free(kernels));
     }
-    assert_eq!(device.each_ref().map(OnDevice::read), host);
+    world.assert_same();
     ok(dualadam_cuda_list_free(list));
+    let World { device, stream, context, stand_in, .. } = world;
     drop((device, stream, context));
     assert_eq!((stand_in.live("module"), stand_in.live("memory"), stand_in.live("pinned")), (0, 0, 0));
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    assert_clean(&stand_in);
 }
 
 #[test]
 fn bad_input_is_refused() {
-    let stand_in = start();
-    let context = CudaContext::new(0).unwrap();
-    let kernels = kernels();
-    let set = coeffs(&config(), 1, 1.0);
-    let host = Buffers::new(0, 16);
-    let device = OnDevice::new(&host);
-    let good = device.tensor();
-    let stream = context.new_stream().unwrap();
-    let raw: *mut c_void = stream.cu_stream().cast();
-    let mut list = 0;
+    let world = World::new();
+    let World { tensors: [good, _], kernels, stream, context, stand_in, .. } = &world;
+    let (good, kernels, raw) = (*good, *kernels, world.raw());
+    let (set, mut list) = (coeffs(&config(), 1, 1.0), 0);
     // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
     unsafe {
         let step = |tensor: dualadam_tensor| dualadam_cuda_step(kernels, &tensor, &set, raw);
@@ -129,8 +146,7 @@ fn bad_input_is_refused() {
         assert_eq!(step(dualadam_tensor { len: u64::MAX, ..good }), DUALADAM_STATUS_EXTENT);
         assert_eq!(step(dualadam_tensor { param_dtype: 9, ..good }), DUALADAM_STATUS_ENUM);
         assert_eq!(step(dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..good }), DUALADAM_STATUS_TYPES);
-        let nothing = dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..tensor() };
-        assert_eq!(step(nothing), DUALADAM_STATUS_TYPES);
+        assert_eq!(step(dualadam_tensor { param_dtype: 2, grad_dtype: 3, ..tensor() }), DUALADAM_STATUS_TYPES);
         ok(step(tensor()));
         assert_eq!(step(dualadam_tensor { coeffs_index: 1, ..good }), DUALADAM_STATUS_INDEX);
         assert_eq!(step(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
@@ -147,7 +163,7 @@ fn bad_input_is_refused() {
         ok(dualadam_cuda_list_new(kernels, &good, 1, &mut list));
         let update = |tensor: dualadam_tensor| dualadam_cuda_list_update(list, &tensor, 1);
         assert_eq!(dualadam_cuda_list_update(list, &good, 2), DUALADAM_STATUS_COUNT);
-        assert_eq!(update(dualadam_tensor { len: 15, ..good }), DUALADAM_STATUS_FIXED);
+        assert_eq!(update(dualadam_tensor { len: 999, ..good }), DUALADAM_STATUS_FIXED);
         assert_eq!(update(dualadam_tensor { grad: good.param, ..good }), DUALADAM_STATUS_OVERLAP);
         assert_eq!(dualadam_cuda_list_step(list, &set, 0, raw), DUALADAM_STATUS_INDEX);
         assert_eq!(dualadam_cuda_list_step(list, &set, 97, raw), DUALADAM_STATUS_TOO_MANY);
@@ -183,7 +199,7 @@ fn bad_input_is_refused() {
         assert_eq!(step(good), DUALADAM_STATUS_CUDA_DRIVER);
         assert_eq!(last_error(), "cuLaunchKernel failed with CUDA_ERROR_LAUNCH_FAILED (719)");
     }
-    assert_eq!(device.read(), host);
+    world.assert_same();
     ok(dualadam_cuda_list_free(list));
     ok(dualadam_cuda_kernels_free(kernels));
     assert_eq!(dualadam_cuda_list_free(list), DUALADAM_STATUS_STALE_HANDLE);
@@ -206,8 +222,7 @@ fn drivers_and_devices_that_do_not_do() {
     let mut new = |device| unsafe { dualadam_cuda_kernels_new(device, &mut handle) };
     fails(new(7), DUALADAM_STATUS_POSITION, "device must be below 1, got 7");
     stand_in.set_driver_version(11_030);
-    let text = "the CUDA driver must support CUDA 11.4, it supports 11.3";
-    fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, text);
+    fails(new(0), DUALADAM_STATUS_CUDA_OLD_DRIVER, "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(12_080);
     ok(new(0));
     let tensor = Buffers::new(0, 100).tensor();
@@ -279,52 +294,5 @@ fn kernels_in_the_current_context() {
             unsafe { sys::cuCtxDestroy_v2(context.0) }.result().unwrap();
         }
     }
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
-}
-
-/// Two threads step the same list and use the same kernels.
-#[test]
-fn threads_share_kernels_and_lists() {
-    let stand_in = start();
-    let context = CudaContext::new(0).unwrap();
-    let kernels = kernels();
-    let mut host = [Buffers::new(0, 50), Buffers::new(1, 60), Buffers::new(2, 70)];
-    let device = host.each_ref().map(OnDevice::new);
-    let addresses = device.each_ref().map(|device| device.addresses);
-    let lens = device.each_ref().map(|device| device.len);
-    let mut list = 0;
-    // SAFETY: the structs and the place are there.
-    ok(unsafe { dualadam_cuda_list_new(kernels, &device[0].tensor(), 1, &mut list) });
-    std::thread::scope(|scope| {
-        for thread in 1..3 {
-            let on_device = OnDevice { addresses: addresses[thread], len: lens[thread] };
-            scope.spawn(move || {
-                let tensor = on_device.tensor();
-                std::mem::forget(on_device); // it is not this thread's to free
-                for step in 1..=10 {
-                    let set = coeffs(&config(), step, 1.0);
-                    // SAFETY: the structs and the buffers are there; all is in the order of the
-                    // default stream.
-                    unsafe {
-                        ok(dualadam_cuda_step(kernels, &tensor, &set, ptr::null_mut()));
-                        ok(dualadam_cuda_list_step(list, &coeffs(&config(), 1, 1.0), 1, ptr::null_mut()));
-                    }
-                }
-            });
-        }
-    });
-    for step in 1..=10 {
-        // SAFETY: the structs and the buffers are there.
-        unsafe {
-            host[1..].iter_mut().for_each(|host| ok(dualadam_cpu_step(&host.tensor(), &coeffs(&config(), step, 1.0))));
-            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
-            ok(dualadam_cpu_step(&host[0].tensor(), &coeffs(&config(), 1, 1.0)));
-        }
-    }
-    context.bind_to_thread().unwrap();
-    assert_eq!(device.each_ref().map(OnDevice::read), host);
-    ok(dualadam_cuda_list_free(list));
-    ok(dualadam_cuda_kernels_free(kernels));
-    drop(device);
-    assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
+    assert_clean(&stand_in);
 }

@@ -28,8 +28,7 @@ fn threads_do_not_see_each_others_handles_and_errors() {
                     step_one(&mut buffers, step);
                     let mine = state(number as u64);
                     let status = dualadam_state_set_step(mine, number + 1, 1, 0);
-                    let text = format!("tensor must be below 1, got {}", number + 1);
-                    fails(status, DUALADAM_STATUS_POSITION, &text);
+                    fails(status, DUALADAM_STATUS_POSITION, &format!("tensor must be below 1, got {}", number + 1));
                     assert_eq!(state_tensor(mine, 0).len, number as u64);
                     ok(dualadam_state_free(mine));
                     assert_eq!(dualadam_state_free(mine), DUALADAM_STATUS_STALE_HANDLE);
@@ -41,8 +40,7 @@ fn threads_do_not_see_each_others_handles_and_errors() {
 }
 
 fn step_one(buffers: &mut Buffers, step: u64) {
-    // SAFETY: the structs and the buffers are there.
-    ok(unsafe { dualadam_cpu_step(&buffers.tensor(), &coeffs(&config(), step, 1.0)) });
+    buffers.step(&coeffs(&config(), step, 1.0));
 }
 
 /// One state, one thread for each of its tensors; a handle that two threads free is freed once.

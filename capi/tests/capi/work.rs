@@ -3,14 +3,14 @@
 use std::ffi::{CStr, CString};
 use std::ptr;
 
-use bytemuck::Zeroable;
-use dualadam::half::{bf16, f16};
-use dualadam::{Dtype, DualAdamConfig, InverseTerm, State, StepCoeffs, SwitchSchedule, TensorSpec, Variant};
+use dualadam::{Dtype, DualAdamConfig, InverseTerm, RawBuffer, State, StepCoeffs, SwitchSchedule, TensorSpec, Variant};
 use dualadam::{WeightDecay, cpu};
 use dualadam_capi::*;
+use testkit::data::{Inputs, configs};
+use testkit::laws::by_cpu;
+use testkit::tensor::Tensor;
 
 use crate::calls::*;
-use testkit::data::configs;
 
 /// The config as C has it.
 fn in_c(config: &DualAdamConfig) -> dualadam_config {
@@ -48,18 +48,7 @@ fn config_of(schedule: SwitchSchedule) -> dualadam_config {
 }
 
 fn in_rust(c: &dualadam_coeffs) -> StepCoeffs {
-    let mut coeffs = StepCoeffs::zeroed();
-    coeffs.one_minus_beta1 = c.one_minus_beta1;
-    coeffs.one_minus_beta2 = c.one_minus_beta2;
-    coeffs.inv_sqrt_bc2 = c.inv_sqrt_bc2;
-    coeffs.eps = c.eps;
-    coeffs.inverse_eps = c.inverse_eps;
-    coeffs.inverse_scale = c.inverse_scale;
-    coeffs.adam_scale = c.adam_scale;
-    coeffs.decay = c.decay;
-    coeffs.l2 = c.l2;
-    coeffs.grad_scale = c.grad_scale;
-    coeffs
+    bytemuck::cast(fields(c))
 }
 
 #[test]
@@ -101,8 +90,7 @@ fn a_step_has_the_bits_of_rusts() {
     let (mut c, mut rust) = (Buffers::new(1, 1000), Buffers::new(1, 1000));
     for step in 1..=5 {
         let set = coeffs(&config(), step, 1.0);
-        // SAFETY: the structs and the buffers are there.
-        ok(unsafe { dualadam_cpu_step(&c.tensor(), &set) });
+        c.step(&set);
         cpu::step(&mut rust.p, &rust.g, &mut rust.m, &mut rust.v, &in_rust(&set)).unwrap();
     }
     assert_eq!(c, rust);
@@ -122,66 +110,46 @@ fn number(dtype: Dtype) -> u32 {
 /// Every variant in one list, with a skipped tensor and an empty one.
 #[test]
 fn a_list_has_the_bits_of_rusts() {
-    const LEN: usize = 37;
     let both = [coeffs(&config(), 1, 1.0), coeffs(&config(), 2, 1.0)];
-    let formats: Vec<_> = Variant::all().map(Variant::formats).collect();
-    assert_eq!(formats.len(), 11);
-    // Any 16 bits are a bf16 and an f16; these are all finite, in both.
-    let bits: Vec<u16> = (0..LEN as u16).map(|i| 0x3c00 + i * 7).collect();
-    let start = Buffers::new(2, LEN);
-    // Masters are where parameters are that are f32.
-    let mut floats: Vec<_> = formats.iter().map(|_| start.clone()).collect();
-    let mut shorts: Vec<_> = formats.iter().map(|_| [bits.clone(), bits.clone()]).collect();
-    let mut tensors = Vec::new();
-    for (index, formats) in formats.iter().enumerate() {
-        let (floats, [param, grad]) = (&mut floats[index], &mut shorts[index]);
-        let mut tensor = floats.tensor();
-        (tensor.param_dtype, tensor.grad_dtype) = (number(formats.param), number(formats.grad));
-        if let Some(master) = formats.master {
-            (tensor.master, tensor.master_dtype) = (tensor.param, number(master));
-        }
-        if formats.param != Dtype::F32 {
-            tensor.param = param.as_mut_ptr().cast();
-        }
-        if formats.grad != Dtype::F32 {
-            tensor.grad = grad.as_ptr().cast();
-        }
-        tensor.coeffs_index = index as u32 % 2;
-        tensors.push(tensor);
-    }
-    let mut alone = start.clone();
+    let tensor_of =
+        |(i, variant): (usize, Variant)| Tensor::new(variant.formats(), &Inputs::random(i as u64, 37)).with_set(i % 2);
+    let mut hosts: Vec<_> = Variant::all().enumerate().map(tensor_of).collect();
+    assert_eq!(hosts.len(), 11);
+    let (before, mut expected) = (hosts.clone(), hosts.clone());
+    let mut tensors: Vec<_> = hosts.iter_mut().map(tensor_in_c).collect();
+    let mut alone = Buffers::new(2, 37);
+    let start = alone.clone();
     tensors.push(dualadam_tensor { grad: ptr::null(), ..alone.tensor() });
     tensors.push(tensor());
     // SAFETY: the structs and the buffers are there.
     ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), tensors.len(), both.as_ptr(), both.len()) });
     assert_eq!(alone, start);
-
-    for (index, formats) in formats.iter().enumerate() {
-        let (mut p, g) = (bits.clone(), bits.clone());
-        let mut rust = start.clone();
-        let floats_of_rust = (&mut rust.p).into();
-        let (param, master): (cpu::BufferMut<'_>, Option<cpu::BufferMut<'_>>) = match formats.param {
-            Dtype::Bf16 => (bytemuck::cast_slice_mut::<_, bf16>(&mut p).into(), Some(floats_of_rust)),
-            Dtype::F16 => (bytemuck::cast_slice_mut::<_, f16>(&mut p).into(), Some(floats_of_rust)),
-            _ => (floats_of_rust, None),
-        };
-        let grad: cpu::Buffer<'_> = match formats.grad {
-            Dtype::Bf16 => bytemuck::cast_slice::<_, bf16>(&g).into(),
-            Dtype::F16 => bytemuck::cast_slice::<_, f16>(&g).into(),
-            _ => (&rust.g).into(),
-        };
-        let tensor = cpu::Tensor::new(param, grad, &mut rust.m, &mut rust.v).with_coeffs_index(index % 2);
-        let tensor = match master.filter(|_| formats.master.is_some()) {
-            Some(master) => tensor.with_master(master),
-            None => tensor,
-        };
-        cpu::step_list(&mut [tensor], &both.map(|coeffs| in_rust(&coeffs))).unwrap();
-        assert_eq!(floats[index], rust, "{formats}");
-        assert_eq!(shorts[index], [p, g], "{formats}");
-        assert_ne!(floats[index].m, start.m, "{formats}");
+    by_cpu(&mut expected, &both.map(|coeffs| in_rust(&coeffs)));
+    for ((found, expected), before) in hosts.iter().zip(&expected).zip(&before) {
+        found.assert_same(expected, "in a list");
+        assert_ne!(found.exp_avg, before.exp_avg, "{}", found.types());
     }
     // SAFETY: nothing is looked at.
     ok(unsafe { dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 0) });
+}
+
+/// The tensor as C has it.
+fn tensor_in_c(tensor: &mut Tensor) -> dualadam_tensor {
+    let raw = tensor.raw();
+    let at = |buffer: RawBuffer| ptr::with_exposed_provenance_mut(buffer.address as usize);
+    dualadam_tensor {
+        param: at(raw.param),
+        grad: at(raw.grad),
+        exp_avg: at(raw.exp_avg),
+        exp_avg_sq: at(raw.exp_avg_sq),
+        master: raw.master.map_or(ptr::null_mut(), at),
+        len: raw.len,
+        param_dtype: number(raw.param.dtype),
+        grad_dtype: number(raw.grad.dtype),
+        master_dtype: raw.master.map_or(0, |buffer| number(buffer.dtype)),
+        coeffs_index: raw.coeffs_index as u32,
+        ..self::tensor()
+    }
 }
 
 #[test]

@@ -5,20 +5,17 @@ use std::ptr;
 use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam::cuda::{self, CudaError, DualAdam, Kernels, TensorList};
 use dualadam::{
-    Dtype, DualAdamConfig, Error, Formats, ListError, RawBuffer, RawTensor, Role, StepCoeffs, TensorProblem,
-    TensorSpec, Variant,
+    Dtype, DualAdamConfig, Error, Formats, ListError, RawTensor, Role, StepCoeffs, TensorProblem, TensorSpec,
 };
-use testkit::tensor::map_addresses;
+use testkit::raw::{self, bf16_at, f32_at, good, moved};
 use testkit::variant::formats;
 
-use super::Body;
-use super::gpu::{Gpu, current, set_current};
-use super::refused::{self, refused};
-use super::twin::with_len;
+use super::gpu::{current, set_current};
+use super::refused::refused;
+use super::{Body, Gpu, refused, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     addresses_that_cannot_be_right_are_refused,
-    buffers_of_two_tensors_must_not_overlap,
     lists_refuse_what_does_not_fit_and_stay_as_they_are,
     streams_and_buffers_of_other_contexts_are_refused,
     buffers_that_cudarc_does_not_order_with_the_stream_are_refused,
@@ -27,154 +24,28 @@ pub(crate) const TESTS: &[Body] = bodies!["bad_input":
     kernels_are_loaded_once_per_context,
 ];
 
-fn f32_at(address: u64) -> RawBuffer {
-    RawBuffer::f32(address)
-}
-
-fn bf16_at(address: u64) -> RawBuffer {
-    RawBuffer::new(address, Dtype::Bf16)
-}
-
-/// A tensor of 64 elements with masters; each buffer has 256 bytes, one after the other.
-fn good() -> RawTensor {
-    RawTensor::new(64, bf16_at(0x1400), bf16_at(0x1100), f32_at(0x1200), f32_at(0x1300)).with_master(f32_at(0x1000))
-}
-
-/// The tensor with something else in one place.
-fn with(mut tensor: RawTensor, change: impl FnOnce(&mut RawTensor)) -> RawTensor {
-    change(&mut tensor);
-    tensor
-}
-
-fn moved(tensor: RawTensor, by: u64) -> RawTensor {
-    map_addresses(tensor, |address, _| address + by)
-}
-
 fn coeffs() -> StepCoeffs {
     DualAdamConfig::default().coeffs(1).unwrap()
 }
 
-/// The message for a tensor by itself, flat and in a list, where it is the second of two.
-fn messages(gpu: &Gpu, tensor: RawTensor) -> [String; 2] {
-    let list = TensorList::new(&gpu.kernels, &[moved(good(), 0x10_0000), tensor]);
-    [refused(gpu.step(&tensor, &coeffs())).to_string(), refused(list).to_string()]
-}
-
 fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
-    let null = |role: Role| format!("{role} of tensor N must not be null");
-    let misaligned = |role: Role, align: u64, address: u64| {
-        format!("{role} of tensor N must be aligned to {align} bytes, got address {address:#x}")
-    };
-    let overlap = |role: Role, other: Role, address: u64| {
-        format!("{role} of tensor N must not overlap {other} of tensor N, both have address {address:#x}")
-    };
-    let extent = |role: Role, len: u64, address: u64| {
-        format!("{role} of tensor N must end within 2^64 bytes, got {len} elements of 4 bytes at {address:#x}")
-    };
-    let variants: Vec<_> = Variant::all().map(Variant::name).collect();
-    let formats = |tensor: &RawTensor| {
-        let (names, formats) = (variants.join(", "), tensor.formats());
-        format!("tensor N must have the formats of a variant ({names}), got {formats}")
-    };
-    use Role::{ExpAvg, ExpAvgSq, Grad, Master, Param};
-    let beyond = u64::MAX - 127;
-    let bf16_master = with(good(), |t| t.master = Some(bf16_at(0x1000)));
-    let f16_grad = with(good(), |t| (t.grad, t.master) = (RawBuffer::new(0x1100, Dtype::F16), None));
-    let cases: [(RawTensor, String); 18] = [
-        (with(good(), |t| t.master = Some(f32_at(0))), null(Master)),
-        (with(good(), |t| t.exp_avg = f32_at(0)), null(ExpAvg)),
-        (with(good(), |t| t.exp_avg_sq = f32_at(0)), null(ExpAvgSq)),
-        (with(good(), |t| t.param = bf16_at(0)), null(Param)),
-        (with(good(), |t| t.master = Some(f32_at(0x1002))), misaligned(Master, 4, 0x1002)),
-        (with(good(), |t| t.grad = bf16_at(0x1101)), misaligned(Grad, 2, 0x1101)),
-        (with(good(), |t| t.exp_avg = f32_at(0x1201)), misaligned(ExpAvg, 4, 0x1201)),
-        (with(good(), |t| t.exp_avg_sq = f32_at(0x1302)), misaligned(ExpAvgSq, 4, 0x1302)),
-        (with(good(), |t| t.param = bf16_at(0x1403)), misaligned(Param, 2, 0x1403)),
-        (with(good(), |t| t.exp_avg = f32_at(beyond)), extent(ExpAvg, 64, beyond)),
-        (
-            with(good(), |t| (t.param, t.grad, t.master, t.len) = (f32_at(0x1000), f32_at(0x1100), None, 1 << 62)),
-            extent(Param, 1 << 62, 0x1000),
-        ),
-        (with(good(), |t| t.grad = bf16_at(0x10fe)), overlap(Grad, Master, 0x10fe)),
-        (with(good(), |t| t.exp_avg = f32_at(0xf04)), overlap(ExpAvg, Master, 0x1000)),
-        (with(good(), |t| t.exp_avg_sq = f32_at(0x1200)), overlap(ExpAvgSq, ExpAvg, 0x1200)),
-        (with(good(), |t| t.param = bf16_at(0x137e)), overlap(Param, ExpAvgSq, 0x137e)),
-        (with(good(), |t| t.param = bf16_at(0x1100)), overlap(Param, Grad, 0x1100)),
-        (bf16_master, formats(&bf16_master)),
-        (f16_grad, formats(&f16_grad)),
-    ];
-    for (tensor, expected) in cases {
-        for (message, number) in messages(gpu, tensor).into_iter().zip(["0", "1"]) {
-            // Two that start together are named in either order.
-            let expected = expected.replace('N', number);
-            let words = |text: &str| {
-                let mut words: Vec<_> = text.split([' ', ',']).map(str::to_owned).collect();
-                words.sort_unstable();
-                words
-            };
-            assert!(message.starts_with(&expected) || words(&message) == words(&expected), "{message}\n{expected}");
-        }
-    }
-    let null = refused(gpu.step(&good().with_grad(bf16_at(0)), &coeffs()));
-    assert_eq!(null.to_string(), "grad of tensor 0 must not be null");
-    refused::coeffs_index(gpu.step(&good().with_coeffs_index(1), &coeffs()), 0, 1, 1);
+    let (alone, list) =
+        (|tensor: &_| gpu.step(tensor, &coeffs()), |tensors: &[_]| TensorList::new(&gpu.kernels, tensors));
+    raw::wrong_tensors(alone, list);
+    let long = RawTensor::new(1 << 62, f32_at(0x1000), f32_at(0x1100), f32_at(0x1200), f32_at(0x1300));
+    let extent = TensorProblem::Extent { address: 0x1000, len: 1 << 62, size: 4 };
+    refused::problem(alone(&long), 0, Role::Param, extent);
+    refused::problem(list(&[moved(good(), 0x10_0000), long]), 1, Role::Param, extent);
     let (p, grad, m, v) = (f32_at(1 << 62), bf16_at(1 << 61), f32_at(1 << 60), f32_at(1 << 63));
-    let huge = refused(gpu.step(&RawTensor::new(1 << 42, p, grad, m, v), &coeffs()));
+    let huge = refused(alone(&RawTensor::new(1 << 42, p, grad, m, v)));
     assert!(matches!(huge, Error::List(ListError::TooMany { .. })), "{huge:?}");
     gpu.assert_nothing_launched();
 }
 
-fn buffers_of_two_tensors_must_not_overlap(gpu: &Gpu) {
-    let other = moved(good(), 0x10_0000);
-    let refused = |tensor: RawTensor| {
-        let error = refused::tensor_error(TensorList::new(&gpu.kernels, &[good(), other, tensor]));
-        let TensorProblem::Overlap { other_tensor, other_buffer, .. } = error.problem else { panic!("{error}") };
-        let mut found = [(error.tensor, error.buffer.unwrap()), (other_tensor, other_buffer)];
-        found.sort_unstable();
-        found
-    };
-    let third = moved(good(), 0x20_0000);
-    use Role::{ExpAvg, ExpAvgSq, Grad, Master};
-    assert_eq!(refused(with(third, |t| t.exp_avg = f32_at(0x1000))), [(0, Master), (2, ExpAvg)]);
-    assert_eq!(refused(third.with_grad(bf16_at(0x10_12fe))), [(1, ExpAvg), (2, Grad)]);
-    assert_eq!(refused(third.with_master(f32_at(0x117c))), [(0, Grad), (2, Master)]);
-    assert_eq!(refused(with(third, |t| t.exp_avg_sq = f32_at(0x1380))), [(0, ExpAvgSq), (2, ExpAvgSq)]);
-    // Side by side is fine, so is memory of what is empty or skipped, and gradients may share.
-    let beside = with(third, |t| (t.exp_avg, t.grad) = (f32_at(0x1500), good().grad));
-    TensorList::new(&gpu.kernels, &[good(), other, beside]).unwrap();
-    TensorList::new(&gpu.kernels, &[good(), other, with_len(good(), 0)]).unwrap();
-    TensorList::new(&gpu.kernels, &[good(), other, good().with_grad(bf16_at(0))]).unwrap();
-}
-
 fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
     refused::empty(TensorList::new(&gpu.kernels, &[]), "tensors");
-    let tensors = [good(), moved(good(), 0x10_0000)];
-    let mut list = TensorList::new(&gpu.kernels, &tensors).unwrap();
-    refused::count(list.update(&tensors[..1]), "tensors", 2, 1);
-    let second = tensors[1];
-    let wrong = [
-        with_len(second, 63),
-        second.with_grad(f32_at(second.grad.address)),
-        second.with_grad(bf16_at(0x1010)),
-        second.with_grad(bf16_at(0x10_1010)),
-        second.with_grad(bf16_at(0x1101)),
-        with(second, |t| t.exp_avg = f32_at(0x1300)),
-        with(second, |t| t.exp_avg = f32_at(0)),
-    ];
-    let messages = wrong.map(|tensor| list.update(&[good(), tensor]).unwrap_err().to_string());
-    assert_eq!(messages[0], "tensor 1 must keep its length of 64 elements, got 63");
-    assert_eq!(
-        messages[1],
-        "tensor 1 must keep its formats (bf16 param, bf16 grad, f32 exp_avg, f32 exp_avg_sq, f32 master), \
-         got bf16 param, f32 grad, f32 exp_avg, f32 exp_avg_sq, f32 master"
-    );
-    assert_eq!(messages[2], "grad of tensor 1 must not overlap master of tensor 0, both have address 0x1010");
-    assert_eq!(messages[3], "grad of tensor 1 must not overlap master of tensor 1, both have address 0x101010");
-    assert!(messages[4].contains("aligned"), "{}", messages[4]);
-    assert!(messages[5].contains("overlap"), "{}", messages[5]);
-    assert!(messages[6].contains("null"), "{}", messages[6]);
-
-    list.update(&[good(), second.with_coeffs_index(3)]).unwrap();
+    raw::wrong_lists(|tensors| TensorList::new(&gpu.kernels, tensors), |list, tensors| list.update(tensors));
+    let mut list = TensorList::new(&gpu.kernels, &[good(), moved(good(), 0x10_0000).with_coeffs_index(3)]).unwrap();
     let mut step = |sets: usize| gpu.step_list(&mut list, &vec![coeffs(); sets]);
     refused::coeffs_index(step(3), 1, 3, 3);
     refused::too_many(step(97), "coeffs", 96, 97);

@@ -9,21 +9,14 @@ use dualadam::cuda::cudarc::driver::sys::{self, CUstreamCaptureMode};
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, result};
 use dualadam::cuda::{Control, DualAdam, Kernels, RawScalars, TensorList};
 use dualadam::{DualAdamConfig, RawBuffer, RawTensor, StepCoeffs, TensorProblem, TensorSpec, cpu};
-use testkit::data::Inputs;
-use testkit::laws;
-use testkit::tensor::Tensor;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, formats, laws};
 
-use CUstreamCaptureMode::{
-    CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+use super::control::try_step;
+use super::twin::Optimizer;
+use super::{
+    Body, GLOBAL, Gpu, Memory, RELAXED, Run, THREAD_LOCAL, Twin, capture, refused, step_owner, switching, twin,
+    with_len,
 };
-
-use super::Body;
-use super::control::{Run, switching, try_step};
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused;
-use super::twin::{self, Optimizer, Twin, step_owner, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["captures":
     whole_iterations_with_control,
@@ -34,17 +27,15 @@ pub(crate) const TESTS: &[Body] = bodies!["captures":
     other_threads_make_step_and_drop_during_a_capture,
 ];
 
-pub(crate) const MODES: [CUstreamCaptureMode; 3] =
-    [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED];
+pub(crate) const MODES: [CUstreamCaptureMode; 3] = [GLOBAL, THREAD_LOCAL, RELAXED];
 
 /// Device memory of undefined content, as PyTorch's allocator gets it while a stream is being
 /// captured.
 fn allocate_in_capture(bytes: usize) -> Memory {
-    let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    let mut mode = RELAXED;
     let exchange = |mode: &mut CUstreamCaptureMode| {
         // SAFETY: a mode, where the driver may write another.
-        let answer = unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) };
-        assert_eq!(answer, sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) }, sys::CUresult::CUDA_SUCCESS);
     };
     exchange(&mut mode);
     // SAFETY: a context is current.
@@ -92,9 +83,7 @@ impl Iteration {
     /// Launches the graph for another batch, which the hosts' gradients then are.
     fn launch(&self, gpu: &Gpu, twins: &mut [Twin], seed: u64) {
         set_grads(twins, seed);
-        for (twin, batch) in twins.iter().zip(&self.batch) {
-            gpu.write(batch, twin.host.grad.bytes());
-        }
+        twins.iter().zip(&self.batch).for_each(|(twin, batch)| gpu.write(batch, twin.host.grad.bytes()));
         self.graph.launch().unwrap();
     }
 }
@@ -171,7 +160,7 @@ fn whole_iterations_without_control(gpu: &Gpu) {
             list.update(raw).unwrap();
             gpu.step_list(&mut list, sets).unwrap();
         };
-        let captured = Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &twins, &[7], |raw| step(raw, &sets));
+        let captured = Iteration::capture(gpu, GLOBAL, &twins, &[7], |raw| step(raw, &sets));
         // Ordinary steps have other coefficients.
         let others: Vec<_> = sets.iter().rev().copied().collect();
         for round in 0..2 {
@@ -204,7 +193,7 @@ fn whole_iterations_of_an_optimizer(gpu: &Gpu) {
         // SAFETY: the buffers are as long as the tensors, and nothing else uses them.
         unsafe { optimizer.step_raw(&params, &grads(raw), &RawScalars::default()) }.unwrap();
     };
-    let captures = [0, 1].map(|_| Iteration::capture(gpu, CU_STREAM_CAPTURE_MODE_GLOBAL, &twins, &[], &mut step));
+    let captures = [0, 1].map(|_| Iteration::capture(gpu, GLOBAL, &twins, &[], &mut step));
     let mut expect = |twins: &mut [Twin]| {
         let both = twins.iter_mut().map(|twin| twin.host.param_and_grad());
         let (params, grads): (Vec<_>, Vec<_>) = both.map(|(param, grad)| (param, Some(grad))).unzip();
@@ -238,7 +227,7 @@ fn a_first_step_allocates_nothing(gpu: &Gpu, mut optimizer: impl Optimizer) {
     let calls = |name| gpu.stand_in.as_ref().map_or(0, |stand_in| stand_in.calls(name));
     let allocations = || ["cuMemAlloc_v2", "cuMemAllocAsync", "cuMemHostAlloc", "cuModuleLoadDataEx"].map(calls);
     let before = allocations();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         let Err(error) = step_owner(&mut optimizer, &raw) else { panic!("not refused") };
         assert!(error.to_string().contains("an optimizer's first step"), "{error}");
         refused::captured(Err::<(), _>(error));
@@ -246,16 +235,16 @@ fn a_first_step_allocates_nothing(gpu: &Gpu, mut optimizer: impl Optimizer) {
     assert_eq!(allocations(), before);
     drop(graph);
     // Nothing is counted, and the step can be made.
-    assert_eq!(optimizer.step_of(0).unwrap(), 0);
+    assert_eq!(optimizer.step_of(0), 0);
     step_owner(&mut optimizer, &raw).unwrap();
-    assert_eq!(optimizer.step_of(0).unwrap(), 1);
+    assert_eq!(optimizer.step_of(0), 1);
     gpu.context.synchronize().unwrap();
 }
 
 fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17], &switching());
     let raw = run.raw();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         refused::count(run.list.update(&raw[..2]), "tensors", 3, 2);
         let longer = with_len(raw[0], 301);
         let expected = TensorProblem::FixedLength { expected: 300, actual: 301 };

@@ -3,23 +3,18 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{Control, ControlGroup, ControlSet, CudaError, Kernels, RawLr, RawScalars, SetReport, TensorList};
 use dualadam::{
     DualAdamConfig, InverseTerm, RawBuffer, RawTensor, SkipReason, Steering, StepCoeffs, SwitchSchedule, TensorSpec,
     WeightDecay,
 };
-use testkit::data::{Inputs, SPECIAL, configs};
+use testkit::data::{SPECIAL, configs, steering};
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused::{self, refused};
-use super::twin::{self, Twin};
+use super::refused::refused;
+use super::{Body, GLOBAL, Gpu, Memory, Twin, capture, refused, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["control":
     coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host,
@@ -122,39 +117,32 @@ fn odd_configs() -> Vec<DualAdamConfig> {
     ]
 }
 
-/// The coefficients of many steps of one config, each a set of its own, in one launch.
-fn coeffs_of(gpu: &Gpu, list: &mut TensorList, config: DualAdamConfig, before: &[u64]) -> Vec<SetReport> {
-    let mut control = control(gpu, &[group(config)], &vec![set(0); before.len()]);
-    set_steps(gpu, &mut control, before);
-    step(gpu, list, &mut control, RawScalars::default());
-    report(gpu, &control)
-}
-
-fn coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host(gpu: &Gpu) {
-    let before: Vec<u64> = (0..100_000).collect();
+/// The coefficients of steps after these, each a set of its own, in one launch for each config.
+fn check_coeffs(gpu: &Gpu, configs: &[DualAdamConfig], before: &[u64]) {
     let mut list = empty_list(gpu, before.len());
-    for config in odd_configs() {
-        for (t, found) in (1..).zip(coeffs_of(gpu, &mut list, config, &before)) {
+    for config in configs {
+        let mut control = control(gpu, &[group(*config)], &vec![set(0); before.len()]);
+        set_steps(gpu, &mut control, before);
+        step(gpu, &mut list, &mut control, RawScalars::default());
+        for (t, found) in before.iter().map(|t| t + 1).zip(report(gpu, &control)) {
             assert_same_bits(&found, &config.coeffs(t).unwrap(), format_args!("{config:?}, step {t}"));
             assert_eq!(counts(&found), (t, 0, None));
         }
     }
 }
 
+fn coefficients_of_a_hundred_thousand_steps_have_the_bits_of_the_host(gpu: &Gpu) {
+    check_coeffs(gpu, &odd_configs(), &(0..100_000).collect::<Vec<_>>());
+}
+
 fn coefficients_of_huge_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     let near = |power: u32| (-2..3).map(move |off: i64| (1_u64 << power).wrapping_add_signed(off));
     let mut before: Vec<u64> = [24, 31, 32, 52, 53, 54, 62, 63].into_iter().flat_map(near).collect();
     before.extend([u64::MAX - 1024, u64::MAX - 1023, u64::MAX - 2, u64::MAX - 1]);
-    let mut list = empty_list(gpu, before.len());
     let slow = DualAdamConfig::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1e-18 });
-    let period = 1 << 40;
-    let exponential = SwitchSchedule::Exponential { base: 0.999_999, period, cutoff: 1e-3 };
+    let exponential = SwitchSchedule::Exponential { base: 0.999_999, period: 1 << 40, cutoff: 1e-3 };
     let fixed = SwitchSchedule::Fixed { switching_step: 1 << 53 };
-    for config in [slow, slow.with_schedule(exponential), slow.with_schedule(fixed)] {
-        for (t, found) in before.iter().zip(coeffs_of(gpu, &mut list, config, &before)) {
-            assert_same_bits(&found, &config.coeffs(t + 1).unwrap(), format_args!("{config:?}, step {t} and one"));
-        }
-    }
+    check_coeffs(gpu, &[slow, slow.with_schedule(exponential), slow.with_schedule(fixed)], &before);
 }
 
 /// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would
@@ -193,30 +181,24 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     let scalars = none.with_loss_scale(loss_scale).with_clip_factor(clip_factor).with_found_inf(found_inf);
     let (mut t, mut skipped, mut last) = (0, 0, None);
     let mut reasons = vec![];
-    let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
-    let ordinary = [(65_536.0, 1.0), (1e-30, 1e30), (3.0, 0.1), (f32::MAX, 1e-45), (1024.0, 0.0), (1e-45, 1e-45)];
-    let cases = pairs.chain(ordinary).map(|(a, b)| [a, b, 0.0]);
-    let found = SPECIAL.iter().map(|&c| [1.0, 1.0, c]);
-    for values in cases.chain(found) {
-        for (memory, value) in memory.iter().zip(values) {
-            gpu.write(memory, &value.to_ne_bytes());
-        }
+    for values in steering() {
+        memory.iter().zip(values).for_each(|(memory, value)| gpu.write(memory, &value.to_ne_bytes()));
         step(gpu, &mut list, &mut control, scalars);
         let [loss_scale, clip_factor, found_inf] = values;
         let steering = Steering::default().with_loss_scale(loss_scale).with_clip_factor(clip_factor);
         let multiplier = steering.with_found_inf(found_inf).multiplier();
-        match multiplier {
-            Err(reason) => (skipped, last) = (skipped + 1, Some(reason)),
-            Ok(_) => t += 1,
-        }
         let found = report(gpu, &control)[0];
-        assert_eq!(counts(&found), (t, skipped, last), "{values:?}");
         match multiplier {
-            Err(reason) => reasons.push(reason),
+            Err(reason) => {
+                (skipped, last) = (skipped + 1, Some(reason));
+                reasons.push(reason);
+            }
             Ok(multiplier) => {
+                t += 1;
                 assert_same_bits(&found, &config.coeffs_scaled(t, multiplier).unwrap(), format_args!("{values:?}"));
             }
         }
+        assert_eq!(counts(&found), (t, skipped, last), "{values:?}");
     }
     use SkipReason::{ClipFactor, FoundInf, LossScale, Multiplier};
     for reason in [FoundInf, LossScale, ClipFactor, Multiplier] {
@@ -358,7 +340,7 @@ impl Run {
 
     /// A step in a graph.
     pub(crate) fn capture(&mut self, stream: &Arc<CudaStream>) -> CudaGraph {
-        capture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || self.launch(stream))
+        capture(stream, GLOBAL, || self.launch(stream))
     }
 
     /// A step on the device, and on the CPU.
@@ -383,8 +365,7 @@ impl Run {
                 *coeffs = self.configs[group].with_lr(lrs[group]).coeffs_scaled(self.steps[set], multiplier).unwrap();
             }
         }
-        let stepped = self.twins.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i));
-        stepped.for_each(|(_, twin)| twin.expect(&sets));
+        self.twins.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i)).for_each(|(_, twin)| twin.expect(&sets));
     }
 
     /// The same with the groups' own learning rates.
@@ -483,8 +464,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
     let groups = [group(config), group(config).with_lr(RawLr::F64(lr.address))];
-    let sets = [set(0), set(1).with_step(counter.address)];
-    let mut control = control(gpu, &groups, &sets);
+    let mut control = control(gpu, &groups, &[set(0), set(1).with_step(counter.address)]);
     let mut list = empty_list(gpu, 2);
     step(gpu, &mut list, &mut control, RawScalars::default());
     let found = report(gpu, &control);
@@ -520,9 +500,7 @@ fn counters_stay_where_nothing_is_updated(gpu: &Gpu) {
     missing.grad.address = 0;
     let mut list = TensorList::new(&gpu.kernels, &[empty(0), empty(0), missing, empty(3)]).unwrap();
     set_steps(gpu, &mut control, &[5, 6, 7, u64::MAX]);
-    for _ in 0..2 {
-        step(gpu, &mut list, &mut control, RawScalars::default());
-    }
+    (0..2).for_each(|_| step(gpu, &mut list, &mut control, RawScalars::default()));
     let numbers: Vec<_> = report(gpu, &control).iter().map(counts).collect();
     assert_eq!(numbers, [(7, 0, None), (6, 0, None), (7, 0, None), (u64::MAX, 2, Some(SkipReason::Step))]);
 }

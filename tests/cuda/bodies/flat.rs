@@ -6,17 +6,12 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use dualadam::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use dualadam::cuda::{self, Buffer, BufferMut, Kernels};
-use dualadam::{Dtype, DualAdamConfig, Element, GradOf, HalfElement, StepCoeffs};
-use testkit::data::{Inputs, SIZES, narrow};
-use testkit::for_each_variant;
+use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs};
+use testkit::data::{SIZES, narrow};
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::{Formats, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Variant, for_each_variant, formats};
 
-use super::Body;
-use super::gpu::Gpu;
-use super::twin::Twin;
+use super::{Body, Gpu, Twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["flat":
     every_variant_and_size_has_the_bits_of_the_cpu,
@@ -86,65 +81,34 @@ fn second_moments_saturate_as_on_the_cpu(gpu: &Gpu) {
 
 /// Safe steps over cudarc's slices, each of a stream of its own, with cudarc's own ordering between
 /// them.
-pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
+pub(crate) fn check_slices<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>, formats: Formats)
 where
     P: Pod + DeviceRepr + Element + PartialEq + Debug,
     G: Pod + DeviceRepr + GradOf<P>,
     for<'a> BufferMut<'a>: From<&'a mut CudaSlice<P>>,
     for<'a> Buffer<'a>: From<&'a CudaSlice<G>>,
 {
-    let formats = Formats::new(P::DTYPE, G::DTYPE);
-    let (mut tensor, coeffs) = (Tensor::new(formats, &Inputs::random(3, 1030)), coeffs());
-    let (mut p, mut g, [mut m, mut v]) = slices::<P, G>(stream, &tensor);
-    cuda::step(kernels, stream, &mut cuda::Tensor::new(&mut p, &g, &mut m, &mut v), &coeffs).unwrap();
-    g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), &mut g).unwrap();
-    let found = (copied(&p), copied(&m), copied(&v));
-    tensor.step_flat(&coeffs).unwrap();
-    check_read(&found.0, &tensor.param);
-    check_read(&found.1, &tensor.exp_avg);
-    check_read(&found.2, &tensor.exp_avg_sq);
-}
-
-pub(crate) fn check_slices_with_master<P, G>(kernels: &Kernels, stream: &Arc<CudaStream>)
-where
-    P: Pod + DeviceRepr + HalfElement + PartialEq + Debug,
-    G: Pod + DeviceRepr + GradOf<P>,
-    for<'a> BufferMut<'a>: From<&'a mut CudaSlice<P>>,
-    for<'a> Buffer<'a>: From<&'a CudaSlice<G>>,
-{
-    let formats = Formats::new(P::DTYPE, G::DTYPE).with_master(Dtype::F32);
-    let (mut tensor, coeffs) = (Tensor::new(formats, &Inputs::random(3, 1030)), coeffs());
-    let (mut p, g, [mut m, mut v]) = slices::<P, G>(stream, &tensor);
-    let mut w = upload(stream.context(), tensor.master.as_mut().unwrap().floats());
-    let on_device = cuda::Tensor::new(&mut p, &g, &mut m, &mut v);
-    cuda::step(kernels, stream, &mut on_device.with_master(&mut w), &coeffs).unwrap();
-    let found = (copied(&p), copied(&m), copied(&v), copied(&w));
-    tensor.step_flat(&coeffs).unwrap();
-    check_read(&found.0, &tensor.param);
-    check_read(&found.1, &tensor.exp_avg);
-    check_read(&found.2, &tensor.exp_avg_sq);
-    check_read(&found.3, tensor.master.as_ref().unwrap());
-}
-
-type Slices<P, G> = (CudaSlice<P>, CudaSlice<G>, [CudaSlice<f32>; 2]);
-
-/// Parameters, gradients and moments, each on a stream of its own.
-fn slices<P: Pod + DeviceRepr + Element, G: Pod + DeviceRepr + Element>(
-    stream: &CudaStream,
-    tensor: &Tensor,
-) -> Slices<P, G> {
+    let mut tensor = Tensor::new(formats, &Inputs::random(3, 1030));
+    let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     let context = stream.context();
-    let moment = |values: &Values| upload(context, values.typed::<f32>().unwrap());
-    let (p, g) = (tensor.param.typed::<P>().unwrap(), tensor.grad.typed::<G>().unwrap());
-    (upload(context, p), upload(context, g), [moment(&tensor.exp_avg), moment(&tensor.exp_avg_sq)])
-}
-
-fn check_read<T: Pod + DeviceRepr + Element + PartialEq + Debug>(slice: &CudaSlice<T>, expected: &Values) {
-    assert_eq!(read(slice), expected.typed::<T>().unwrap());
-}
-
-fn coeffs() -> StepCoeffs {
-    DualAdamConfig::default().coeffs(1).unwrap()
+    let mut p = upload(context, tensor.param.typed::<P>().unwrap());
+    let mut g = upload(context, tensor.grad.typed::<G>().unwrap());
+    let floats = |tensor: &Tensor| tensor.buffers()[2..].iter().map(|&values| values.clone()).collect::<Vec<_>>();
+    let mut slices: Vec<_> =
+        floats(&tensor).iter().map(|values| upload(context, values.typed::<f32>().unwrap())).collect();
+    let [m, v, master @ ..] = &mut slices[..] else { unreachable!("a tensor has two moments") };
+    let mut on_device = cuda::Tensor::new(&mut p, &g, m, v);
+    if let [master] = master {
+        on_device = on_device.with_master(master);
+    }
+    cuda::step(kernels, stream, &mut on_device, &coeffs).unwrap();
+    g.stream().clone().memcpy_htod(&narrow::<G>(&[7.0; 1030]), &mut g).unwrap();
+    let (found_p, found) = (copied(&p), slices.iter().map(copied).collect::<Vec<_>>());
+    tensor.step_flat(&coeffs).unwrap();
+    assert_eq!(read(&found_p), tensor.param.typed::<P>().unwrap());
+    for (found, expected) in found.iter().zip(floats(&tensor)) {
+        assert_eq!(read(found), expected.typed::<f32>().unwrap());
+    }
 }
 
 /// A slice on a stream of its own.
@@ -168,8 +132,8 @@ pub(crate) fn read<T: DeviceRepr>(slice: &CudaSlice<T>) -> Vec<T> {
 fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
-    let checks: &[fn(&Kernels, &Arc<CudaStream>)] = &for_each_variant!(check_slices, check_slices_with_master);
-    checks.iter().for_each(|check| check(&gpu.kernels, &gpu.stream));
+    let checks: &[fn(&Kernels, &Arc<CudaStream>, Formats)] = &for_each_variant!(check_slices, check_slices);
+    Variant::all().zip(checks).for_each(|(variant, check)| check(&gpu.kernels, &gpu.stream, variant.formats()));
 }
 
 /// A step is only enqueued; it waits for nothing, and the driver is asked for nothing that would.

@@ -176,13 +176,11 @@ impl Drop for Memory {
 pub(crate) fn current() -> *mut c_void {
     let mut context = ptr::null_mut();
     // SAFETY: a place for the answer.
-    let answer = unsafe { sys::cuCtxGetCurrent(&mut context) };
-    assert_eq!(answer, sys::CUresult::CUDA_SUCCESS);
+    assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut context) }, sys::CUresult::CUDA_SUCCESS);
     context.cast()
 }
 
 pub(crate) fn set_current(context: *mut c_void) {
     // SAFETY: a live context, or null for none.
-    let answer = unsafe { sys::cuCtxSetCurrent(context.cast()) };
-    assert_eq!(answer, sys::CUresult::CUDA_SUCCESS);
+    assert_eq!(unsafe { sys::cuCtxSetCurrent(context.cast()) }, sys::CUresult::CUDA_SUCCESS);
 }

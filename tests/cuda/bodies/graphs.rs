@@ -3,19 +3,14 @@
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::{
-    self, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
-};
+use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{CapturableDualAdam, ControlGroup, DualAdam, RawLr, RawScalars, Scalars};
 use dualadam::{DualAdamConfig, RawBuffer, SkipReason, State, SwitchSchedule, TensorSpec};
 use testkit::data::Inputs;
 
-use super::Body;
-use super::control::{Run, SIZES, report, scalar, switching};
-use super::gpu::Gpu;
-use super::refused;
-use super::twin::Models;
+use super::control::{SIZES, report, scalar};
+use super::{Body, Gpu, Models, Run, refused, switching};
 
 pub(crate) const TESTS: &[Body] = bodies!["graphs":
     a_graph_launched_again_and_again_equals_the_ordinary_run,
@@ -36,6 +31,12 @@ pub(crate) const TESTS: &[Body] = bodies!["graphs":
     nothing_to_update_is_nothing_to_launch,
 ];
 
+// The modes of a capture.
+pub(crate) use CUstreamCaptureMode::{
+    CU_STREAM_CAPTURE_MODE_GLOBAL as GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED as RELAXED,
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THREAD_LOCAL,
+};
+
 pub(crate) fn capture(stream: &Arc<CudaStream>, mode: CUstreamCaptureMode, work: impl FnOnce()) -> CudaGraph {
     stream.begin_capture(mode).unwrap();
     work();
@@ -51,7 +52,7 @@ fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     let mut run = Run::with_groups(gpu, &SIZES, &groups);
     let (found_inf, clip_factor) = (scalar(gpu, 0.0), scalar(gpu, 1.0));
     let scalars = RawScalars::default().with_found_inf(found_inf.address).with_clip_factor(clip_factor.address);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || run.try_launch(&gpu.stream, scalars).unwrap());
+    let graph = capture(&gpu.stream, GLOBAL, || run.try_launch(&gpu.stream, scalars).unwrap());
     run.assert_same(gpu, "captured only");
     for round in 0..10_u8 {
         let is_skipped = [3, 4, 8].contains(&round);
@@ -99,7 +100,7 @@ fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
 
 fn a_step_is_captured_while_another_stream_works(gpu: &Gpu) {
     let other = gpu.context.new_stream().unwrap();
-    for mode in [CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL] {
+    for mode in [GLOBAL, THREAD_LOCAL] {
         let (mut captured, mut working) =
             (Run::new(gpu, &[300, 5], &switching()), Run::new(gpu, &[17, 4097], &switching()));
         working.launch(&other);
@@ -155,7 +156,7 @@ fn a_captured_list_without_control_may_be_dropped(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let mut run = Run::new(gpu, &[300, 5], &[config]);
     let coeffs = config.coeffs(1).unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         gpu.step_list(&mut run.list, &[coeffs]).unwrap();
     });
     run.list = Run::new(gpu, &[1], &[config]).list;
@@ -171,7 +172,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
     let stream = gpu.raw_stream();
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
         // SAFETY: the stream lives, and the stand-in checks each access.
         unsafe {
             refused::captured(run.control.set_lr(0, 0.1, stream));
@@ -188,7 +189,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
     // A capture begun in another context.
     let other = context.new_stream().unwrap();
-    drop(capture(&other, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
+    drop(capture(&other, THREAD_LOCAL, || {
         refused::context(run.try_launch(&other, RawScalars::default()), "stream");
     }));
     gpu.context.bind_to_thread().unwrap();
@@ -229,8 +230,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
     gpu.context.synchronize().unwrap();
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
+        models.launch(&mut optimizer, |_| false).unwrap();
     });
     models.assert_same(&optimizer, "captured only");
     for round in 0..6 {
@@ -263,17 +264,14 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.cpu.load(&from_device).unwrap();
     models.set_found_inf(0.0);
     for round in 0..3 {
-        let missing = |tensor| round > 0 && tensor == round;
-        models.launch_controlled(&mut optimizer, missing).unwrap();
-        models.expect(missing);
+        models.step(&mut optimizer, |tensor| round > 0 && tensor == round);
         models.assert_same(&optimizer, &format!("resumed, round {round}"));
     }
     // And controlled by the host again.
     let state = optimizer.state().unwrap();
     assert_eq!(state, *models.cpu.state());
     let mut plain = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
-    models.launch(&mut plain, |_| false).unwrap();
-    models.expect(|_| false);
+    models.step(&mut plain, |_| false);
     models.assert_same(&plain, "without control");
 }
 
@@ -282,10 +280,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
 fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        for _ in 0..2 {
-            models.launch_controlled(&mut optimizer, |_| false).unwrap();
-        }
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
+        (0..2).for_each(|_| models.launch(&mut optimizer, |_| false).unwrap());
     });
     for round in 0..3 {
         models.set_found_inf(f32::from(u8::from(round == 0)));
@@ -304,7 +300,7 @@ fn masters_are_set_once_each(gpu: &Gpu) {
     for (round, missing) in [Some(1), Some(2), None, Some(1), None].into_iter().enumerate() {
         models.set_found_inf(f32::from(u8::from(round == 1)));
         let is_missing = |tensor| Some(tensor) == missing;
-        models.launch_controlled(&mut optimizer, is_missing).unwrap();
+        models.launch(&mut optimizer, is_missing).unwrap();
         if round != 1 {
             models.expect(is_missing);
         }
@@ -332,8 +328,7 @@ fn foreign_moments_and_steps_reach_the_device(gpu: &Gpu) {
     optimizer.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     models.cpu.set_moments(1, 41, &moments.m, &moments.v).unwrap();
     for round in 0..2 {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
-        models.expect(|_| false);
+        models.step(&mut optimizer, |_| false);
         models.assert_same(&optimizer, &format!("round {round}"));
     }
 }
@@ -345,15 +340,11 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
         let mut models = models(gpu);
         let mut optimizer = models.optimizer(&gpu.kernels);
         for &missing in missing_before {
-            models.launch(&mut optimizer, |tensor| tensor == missing).unwrap();
-            models.expect(|tensor| tensor == missing);
+            models.step(&mut optimizer, |tensor| tensor == missing);
         }
         let mut optimizer = optimizer.into_capturable().unwrap();
         models.assert_same(&optimizer, "before");
-        for missing in [4, 3] {
-            models.launch_controlled(&mut optimizer, |tensor| tensor == missing).unwrap();
-            models.expect(|tensor| tensor == missing);
-        }
+        [4, 3].into_iter().for_each(|missing| models.step(&mut optimizer, |tensor| tensor == missing));
         models.assert_same(&optimizer, "after");
     }
 }
@@ -362,13 +353,13 @@ fn device_control_begins_where_the_host_was(gpu: &Gpu) {
 /// optimizer.
 fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        refused::captured(models.launch_controlled(&mut optimizer, |_| false));
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
+        refused::captured(models.launch(&mut optimizer, |_| false));
     });
     drop(graph);
     prepare(&mut models, &mut optimizer);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, || {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || {
+        models.launch(&mut optimizer, |_| false).unwrap();
         refused::captured(optimizer.step_of(0));
         refused::captured(optimizer.report());
         refused::captured(optimizer.set_lr(0, 0.1));
@@ -387,8 +378,7 @@ fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
 fn controlled_optimizers_only_launch(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let mut step = |models: &mut Models| {
-        models.launch_controlled(&mut optimizer, |_| false).unwrap();
-        models.expect(|_| false);
+        models.step(&mut optimizer, |_| false);
     };
     step(&mut models);
     gpu.launching_only([2, 1, 5, 1, 1, 4], || step(&mut models));
@@ -413,7 +403,10 @@ fn scalars_must_be_one_element_of_the_context(gpu: &Gpu) {
 
 /// Steps of an optimizer with no tensor, or of tensors that all lack a gradient, are no steps.
 fn nothing_to_update_is_nothing_to_launch(gpu: &Gpu) {
-    let mut optimizer = gpu.optimizer(&[]).unwrap().into_capturable().unwrap();
+    let mut optimizer = gpu.optimizer(&[]).unwrap();
+    optimizer.step([], []).unwrap();
+    assert!(optimizer.state().unwrap().arrays.is_empty());
+    let mut optimizer = optimizer.into_capturable().unwrap();
     optimizer.step([], [], &Scalars::default()).unwrap();
     assert_eq!(optimizer.state().unwrap(), State::new(&[DualAdamConfig::default()], &[]).unwrap());
     assert!(optimizer.report().unwrap().is_empty());

@@ -11,14 +11,9 @@ use std::ops::Range;
 use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::{DualAdamConfig, RawTensor, Role};
-use testkit::data::Inputs;
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::{Formats, formats};
+use testkit::{Formats, Inputs, Tensor, Values, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::twin::{Twin, with_len};
+use super::{Body, Gpu, Memory, Twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["large":
     periods_are_compared_to_the_end,
@@ -51,7 +46,7 @@ const FEW: usize = 24;
 impl Large {
     /// A flat step; the buffers begin so many elements after an aligned address.
     pub(crate) fn flat_step(&self, gpu: &Gpu, offsets: [usize; 4]) {
-        let mut host = self.host();
+        let mut host = Tensor::new(types(), &Inputs::random(3, self.period));
         let buffers = self.upload(gpu, &host, offsets);
         let coeffs = DualAdamConfig::default().coeffs(3).unwrap();
         gpu.step(&self.raw(&host, &buffers), &coeffs).unwrap();
@@ -61,7 +56,7 @@ impl Large {
 
     /// A step of a list in which small tensors stand before and behind.
     pub(crate) fn list_step(&self, gpu: &Gpu) {
-        let mut host = self.host();
+        let mut host = Tensor::new(types(), &Inputs::random(3, self.period));
         let buffers = self.upload(gpu, &host, [0; 4]);
         let small = |set| Twin::new(gpu, Tensor::padded(types(), &Inputs::random(5, 4100), [0; 5]).with_set(set));
         let mut twins = [small(1), small(2)];
@@ -74,11 +69,6 @@ impl Large {
             twin.expect(&sets);
             twin.assert_same(gpu, "a small tensor beside");
         }
-    }
-
-    /// One period.
-    fn host(&self) -> Tensor {
-        Tensor::new(types(), &Inputs::random(3, self.period))
     }
 
     fn upload(&self, gpu: &Gpu, host: &Tensor, offsets: [usize; 4]) -> Vec<Repeated> {

@@ -2,18 +2,12 @@
 
 use dualadam::cuda::TensorList;
 use dualadam::cuda::cudarc::driver::result;
-use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-use dualadam::{DualAdamConfig, RawTensor, StepCoeffs};
-use testkit::data::Inputs;
+use dualadam::{DualAdamConfig, StepCoeffs};
 use testkit::laws::{self, all_sets, by_cpu};
-use testkit::tensor::{Tensor, map_addresses};
-use testkit::variant::{Variant, formats};
+use testkit::tensor::map_addresses;
+use testkit::{Inputs, Tensor, Variant, formats};
 
-use super::Body;
-use super::gpu::{Gpu, Memory};
-use super::graphs::capture;
-use super::refused;
-use super::twin::{self, Twin, with_len};
+use super::{Body, GLOBAL, Gpu, Memory, Twin, capture, refused, twin, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["lists":
     a_list_of_everything_has_the_bits_of_the_cpu,
@@ -25,35 +19,13 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     a_capture_takes_tensors_and_sets_as_they_are,
     gradients_may_share_memory,
     lists_of_thousands_of_tensors_have_the_bits_of_the_cpu,
+    runs_and_groupings_give_the_same_bits,
 ];
 
-/// Tensors of all variants, some of them empty, on host and device.
-pub(crate) struct Model(pub(crate) Vec<Twin>);
-
-impl Model {
-    /// One tensor of each size, with variants in turns and each with the set that `set` names.
-    pub(crate) fn new(gpu: &Gpu, sizes: &[usize], set: impl Fn(usize) -> usize) -> Self {
-        Self(Twin::all(gpu, laws::mixed(sizes, set)))
-    }
-
-    pub(crate) fn raw(&self) -> Vec<RawTensor> {
-        twin::raw(&self.0)
-    }
-
-    pub(crate) fn list(&self, gpu: &Gpu) -> TensorList {
-        gpu.list(&self.0)
-    }
-
-    /// The step on the device, and on the CPU.
-    pub(crate) fn step(&mut self, gpu: &Gpu, list: &mut TensorList, sets: &[StepCoeffs]) {
-        gpu.step_list(list, sets).unwrap();
-        self.0.iter_mut().for_each(|twin| twin.expect(sets));
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_same(&self, gpu: &Gpu, what: &str) {
-        twin::assert_all_same(gpu, &self.0, what);
-    }
+/// The step on the device, and on the CPU.
+fn step(gpu: &Gpu, list: &mut TensorList, twins: &mut [Twin], sets: &[StepCoeffs]) {
+    gpu.step_list(list, sets).unwrap();
+    twins.iter_mut().for_each(|twin| twin.expect(sets));
 }
 
 /// All tensors in one list.
@@ -90,26 +62,26 @@ fn lists_of_special_values_have_the_bits_of_the_cpu(gpu: &Gpu) {
 fn more_sets_than_fit_in_an_argument(gpu: &Gpu) {
     for count in [95, 96, 97, 200] {
         let sizes: Vec<_> = (0..count).map(|i| i % 7).collect();
-        let mut model = Model::new(gpu, &sizes, |i| count - 1 - i);
-        let mut list = model.list(gpu);
+        let mut twins = Twin::all(gpu, laws::mixed(&sizes, |i| count - 1 - i));
+        let mut list = gpu.list(&twins);
         for round in 1..=6 {
             let config = |i: usize| DualAdamConfig::default().with_lr(1e-3 * (i + 1) as f64);
             let sets: Vec<_> = (0..count).map(|i| config(i).coeffs(round).unwrap()).collect();
-            model.step(gpu, &mut list, &sets);
+            step(gpu, &mut list, &mut twins, &sets);
         }
-        model.assert_same(gpu, &format!("{count} sets"));
+        twin::assert_all_same(gpu, &twins, &format!("{count} sets"));
     }
 }
 
 /// New gradients, new parameters and new sets in each step, while none of the steps before has run.
 fn changes_travel_in_order_and_late(gpu: &Gpu) {
     let sets = all_sets();
-    let mut model = Model::new(gpu, &SIZES, |_| 0);
-    let mut list = model.list(gpu);
+    let mut twins = Twin::all(gpu, laws::mixed(&SIZES, |_| 0));
+    let mut list = gpu.list(&twins);
     let mut retired = vec![];
     for round in 0..12_usize {
         // Every third tensor gets a gradient elsewhere, every fifth a set.
-        for (i, twin) in model.0.iter_mut().enumerate() {
+        for (i, twin) in twins.iter_mut().enumerate() {
             if (i + round) % 3 == 0 {
                 twin.host.set_grads(&Inputs::random((1000 * round + i) as u64, twin.host.len()).grad);
                 let moved = Memory { address: late_memory(gpu, twin.host.grad.bytes()) };
@@ -119,13 +91,13 @@ fn changes_travel_in_order_and_late(gpu: &Gpu) {
                 twin.host.set = round % sets.len();
             }
         }
-        list.update(&model.raw()).unwrap();
-        model.step(gpu, &mut list, &sets);
+        list.update(&twin::raw(&twins)).unwrap();
+        step(gpu, &mut list, &mut twins, &sets);
     }
     if let Some(stand_in) = &gpu.stand_in {
         assert!(stand_in.pending() > 3 * Variant::COUNT as u64, "steps were enqueued, and have not run");
     }
-    model.assert_same(gpu, "changing");
+    twin::assert_all_same(gpu, &twins, "changing");
 }
 
 /// Memory filled in the order of the stream, without a wait that would let earlier steps run.
@@ -142,45 +114,45 @@ fn late_memory(gpu: &Gpu, content: &[u8]) -> u64 {
 
 fn tensors_without_gradients_are_skipped(gpu: &Gpu) {
     let sets = all_sets();
-    let mut model = Model::new(gpu, &SIZES, |i| i % 3);
-    let mut list = model.list(gpu);
+    let mut twins = Twin::all(gpu, laws::mixed(&SIZES, |i| i % 3));
+    let mut list = gpu.list(&twins);
     for round in 0..5 {
-        let mut raw = model.raw();
+        let mut raw = twin::raw(&twins);
         for (i, tensor) in raw.iter_mut().enumerate() {
             if (i + round) % 2 == 0 {
                 tensor.grad.address = 0;
             } else {
-                model.0[i].expect(&sets);
+                twins[i].expect(&sets);
             }
         }
         list.update(&raw).unwrap();
         gpu.step_list(&mut list, &sets).unwrap();
     }
-    model.assert_same(gpu, "partly");
+    twin::assert_all_same(gpu, &twins, "partly");
 }
 
 fn unchanged_lists_only_launch(gpu: &Gpu) {
     let sets = all_sets();
-    let mut model = Model::new(gpu, &[5000, 0, 17], |i| i);
-    let mut list = model.list(gpu);
+    let mut twins = Twin::all(gpu, laws::mixed(&[5000, 0, 17], |i| i));
+    let mut list = gpu.list(&twins);
     // A change is sent once.
-    model.0[2].host.set = 5;
-    let raw = model.raw();
+    twins[2].host.set = 5;
+    let raw = twin::raw(&twins);
     list.update(&raw).unwrap();
-    model.step(gpu, &mut list, &sets);
+    step(gpu, &mut list, &mut twins, &sets);
     gpu.context.synchronize().unwrap();
     // Of three variants one has an empty tensor only.
     gpu.launching_only([3, 3, 6, 3, 3, 6], || {
         for _ in 0..3 {
             list.update(&raw).unwrap();
-            model.step(gpu, &mut list, &sets);
+            step(gpu, &mut list, &mut twins, &sets);
         }
     });
     if let Some(stand_in) = &gpu.stand_in {
         // Two launches of each step, and the event after them.
         assert_eq!(stand_in.pending(), 9);
     }
-    model.assert_same(gpu, "unchanged");
+    twin::assert_all_same(gpu, &twins, "unchanged");
 }
 
 fn gradients_may_share_memory(gpu: &Gpu) {
@@ -207,7 +179,7 @@ fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     // Loads what the flat step needs.
     gpu.step(&raw, &flat_coeffs).unwrap();
     twin.expect(&[flat_coeffs]);
-    let graph = capture(&gpu.stream, CU_STREAM_CAPTURE_MODE_GLOBAL, || {
+    let graph = capture(&gpu.stream, GLOBAL, || {
         gpu.step_list(&mut list, &[coeffs(1)]).unwrap();
         gpu.step(&raw, &flat_coeffs).unwrap();
         raw.coeffs_index = 1;
@@ -232,12 +204,52 @@ fn lists_of_thousands_of_tensors_have_the_bits_of_the_cpu(gpu: &Gpu) {
         let mut twin = Twin::of(gpu, name, LEN * count);
         let whole = twin.raw();
         let part = |i: usize| {
-            let start = |address: u64, size: usize| address + (LEN * i * size) as u64;
-            with_len(map_addresses(whole, start), LEN as u64)
+            with_len(map_addresses(whole, |address: u64, size: usize| address + (LEN * i * size) as u64), LEN as u64)
         };
         let mut list = TensorList::new(&gpu.kernels, &(0..count).map(part).collect::<Vec<_>>()).unwrap();
         gpu.step_list(&mut list, &coeffs).unwrap();
         twin.expect(&coeffs);
         twin.assert_same(gpu, name);
+    }
+}
+
+/// Tensors of all variants, ordinary and with special values, each with a set of its own.
+fn ordinary_and_special(sets: usize) -> Vec<Tensor> {
+    let inputs = [Inputs::random(1, 9001), Inputs::special(), Inputs::random(2, 13)];
+    let each = Variant::all().flat_map(|variant| inputs.iter().map(move |inputs| (variant.formats(), inputs)));
+    let tensor = |(i, (formats, inputs))| Tensor::padded(formats, inputs, [1, 0, i % 3, 0, i % 4]).with_set(i % sets);
+    each.enumerate().map(tensor).collect()
+}
+
+/// The bytes of all buffers after `steps` has made two steps of all tensors.
+fn bytes_after(gpu: &Gpu, sets: &[StepCoeffs], steps: impl Fn(&[Twin])) -> Vec<Vec<u8>> {
+    let twins = Twin::all(gpu, ordinary_and_special(sets.len()));
+    steps(&twins);
+    let found: Vec<_> = twins.iter().map(|twin| twin.found(gpu)).collect();
+    found.iter().flat_map(Tensor::contents).map(<[u8]>::to_vec).collect()
+}
+
+/// The same inputs give the same bits, in every run and in every grouping into launches.
+/// NaNs too: on one device their bits do not change either.
+fn runs_and_groupings_give_the_same_bits(gpu: &Gpu) {
+    let sets = all_sets();
+    let one_by_one = |twins: &[Twin]| {
+        for twin in twins.iter().chain(twins) {
+            gpu.step(&twin.raw().with_coeffs_index(0), &sets[twin.host.set]).unwrap();
+        }
+    };
+    // In lists of so many tensors, the last tensor first.
+    let in_lists = |most: usize| {
+        let sets = &sets;
+        move |twins: &[Twin]| {
+            let raw: Vec<_> = twin::raw(twins).into_iter().rev().collect();
+            let mut lists: Vec<_> = raw.chunks(most).map(|raw| TensorList::new(&gpu.kernels, raw).unwrap()).collect();
+            (0..2).for_each(|_| lists.iter_mut().for_each(|list| gpu.step_list(list, sets).unwrap()));
+        }
+    };
+    let first = bytes_after(gpu, &sets, one_by_one);
+    assert!(first == bytes_after(gpu, &sets, one_by_one), "one by one, again");
+    for most in [usize::MAX, usize::MAX, 7, 1] {
+        assert!(first == bytes_after(gpu, &sets, in_lists(most)), "in lists of {most}");
     }
 }

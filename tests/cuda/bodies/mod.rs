@@ -2,8 +2,14 @@
 //! kernels behind it. Each takes a [`Gpu`], which is a real device or the stand-in. All results are
 //! compared with the CPU backend, bit for bit.
 
-/// The tests of a file, by name.
+/// The tests of a file, by name; those that take a device of the stand-in apart.
 macro_rules! bodies {
+    ($file:literal: $($test:ident),* $(,)?; on a device: $($on_device:ident),* $(,)?) => {
+        &[
+            $((concat!($file, "::", stringify!($test)), $test),)*
+            $((concat!($file, "::", stringify!($on_device)), || $crate::failures::on_device($on_device)),)*
+        ]
+    };
     ($file:literal: $($test:ident),* $(,)?) => {
         &[$((concat!($file, "::", stringify!($test)), $test)),*]
     };
@@ -19,12 +25,15 @@ pub(crate) mod large;
 mod lists;
 pub(crate) mod owner;
 pub(crate) mod refused;
-mod repeats;
 mod streams;
 mod tour;
 pub(crate) mod twin;
 
-use gpu::Gpu;
+// What nearly every test works with.
+pub(crate) use control::{Run, switching};
+pub(crate) use gpu::{Gpu, Memory};
+pub(crate) use graphs::{GLOBAL, RELAXED, THREAD_LOCAL, capture};
+pub(crate) use twin::{Models, Twin, step_owner, with_len};
 
 /// A test's name and what it does. It fails by panicking.
 pub(crate) type Body = (&'static str, fn(&Gpu));
@@ -37,7 +46,6 @@ pub(crate) fn all() -> Vec<Body> {
         lists::TESTS,
         owner::TESTS,
         streams::TESTS,
-        repeats::TESTS,
         control::TESTS,
         graphs::TESTS,
         captures::TESTS,

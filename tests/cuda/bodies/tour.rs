@@ -2,16 +2,12 @@
 //! each access a hundred times slower, such as compute-sanitizer.
 
 use dualadam::DualAdamConfig;
-use testkit::data::Inputs;
 use testkit::laws::{self, by_cpu};
-use testkit::tensor::Tensor;
-use testkit::variant::Variant;
+use testkit::{Inputs, Tensor, Variant};
 
-use super::Body;
 use super::flat::flat;
-use super::gpu::Gpu;
-use super::lists::Model;
 use super::owner::models;
+use super::{Body, Gpu, Twin, twin};
 
 pub(crate) const TESTS: &[Body] = bodies!["tour":
     flat_entries,
@@ -35,16 +31,16 @@ fn list_entries(gpu: &Gpu) {
     for count in [3, 100] {
         let sets: Vec<_> = (1..=count).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
         let sizes: Vec<_> = (0..100).map(|i| [37, 0, 4099, 5][i % 4]).collect();
-        let mut model = Model::new(gpu, &sizes, |i| i % sets.len());
-        let mut list = model.list(gpu);
+        let mut twins = Twin::all(gpu, laws::mixed(&sizes, |i| i % sets.len()));
+        let mut list = gpu.list(&twins);
         for skipped in [2, 23] {
-            let mut raw = model.raw();
+            let mut raw = twin::raw(&twins);
             raw[skipped].grad.address = 0;
             list.update(&raw).unwrap();
             gpu.step_list(&mut list, &sets).unwrap();
-            model.0.iter_mut().enumerate().filter(|(i, _)| *i != skipped).for_each(|(_, twin)| twin.expect(&sets));
+            twins.iter_mut().enumerate().filter(|(i, _)| *i != skipped).for_each(|(_, twin)| twin.expect(&sets));
         }
-        model.assert_same(gpu, &format!("{count} sets"));
+        twin::assert_all_same(gpu, &twins, &format!("{count} sets"));
     }
 }
 
@@ -52,7 +48,8 @@ fn the_owner(gpu: &Gpu) {
     let mut models = models(gpu);
     let mut optimizer = models.optimizer(&gpu.kernels);
     for round in 0..3 {
-        models.step(&mut optimizer, round, |tensor| round == 1 && tensor == 2);
+        models.set_grads(round);
+        models.step(&mut optimizer, |tensor| round == 1 && tensor == 2);
     }
     models.assert_same(&optimizer, "after three steps");
 }

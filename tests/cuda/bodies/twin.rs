@@ -6,12 +6,9 @@ use dualadam::cuda::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZ
 use dualadam::cuda::{Buffer, BufferMut, CapturableDualAdam, CudaError, DualAdam, Kernels, RawScalars, Scalars};
 use dualadam::half::{bf16, f16};
 use dualadam::{DualAdamConfig, RawBuffer, RawTensor, State, StepCoeffs, cpu};
-use testkit::data::Inputs;
 use testkit::model::{Model, Spec, wide};
 use testkit::state::bits;
-use testkit::tensor::Tensor;
-use testkit::values::Values;
-use testkit::variant::formats;
+use testkit::{Inputs, Tensor, Values, formats};
 
 use super::gpu::{Gpu, Memory};
 
@@ -92,44 +89,52 @@ pub(crate) fn with_len(mut tensor: RawTensor, len: u64) -> RawTensor {
 /// Both optimizers.
 pub(crate) trait Optimizer {
     fn state(&self) -> Result<State, CudaError>;
-    fn step_of(&self, tensor: usize) -> Result<u64, CudaError>;
+    fn step_of(&self, tensor: usize) -> u64;
     /// A step without a multiplier and scalars.
     ///
     /// # Safety
     ///
     /// As for the optimizer's own.
     unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
+    /// A step with a multiplier, or with the scalars.
+    fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError>;
 }
 
-impl Optimizer for DualAdam {
-    fn state(&self) -> Result<State, CudaError> {
-        self.state()
-    }
+/// Parameters, gradients, and scalars that tell the device what a multiplier tells the host.
+type Lists<'a> = (Vec<BufferMut<'a>>, Vec<Option<Buffer<'a>>>, Scalars<'a>);
 
-    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
-        Ok(self.step_of(tensor)?)
-    }
+macro_rules! optimizer {
+    ($type:ty, $scalars:expr, $step_lists:expr) => {
+        impl Optimizer for $type {
+            fn state(&self) -> Result<State, CudaError> {
+                self.state()
+            }
 
-    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
-        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
-        unsafe { self.step_raw(params, grads, 1.0) }
-    }
+            fn step_of(&self, tensor: usize) -> u64 {
+                self.step_of(tensor).unwrap()
+            }
+
+            unsafe fn step_plainly(
+                &mut self,
+                params: &[RawBuffer],
+                grads: &[Option<RawBuffer>],
+            ) -> Result<(), CudaError> {
+                // SAFETY: buffers and order are as `step_raw` requires (this function's
+                // requirements).
+                unsafe { self.step_raw(params, grads, $scalars) }
+            }
+
+            fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError> {
+                $step_lists(self, lists, multiplier)
+            }
+        }
+    };
 }
 
-impl Optimizer for CapturableDualAdam {
-    fn state(&self) -> Result<State, CudaError> {
-        self.state()
-    }
-
-    fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
-        self.step_of(tensor)
-    }
-
-    unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
-        // SAFETY: buffers and order are as `step_raw` requires (this function's requirements).
-        unsafe { self.step_raw(params, grads, &RawScalars::default()) }
-    }
-}
+optimizer!(DualAdam, 1.0, |own: &mut Self, (params, grads, _), multiplier| own.step_scaled(params, grads, multiplier));
+optimizer!(CapturableDualAdam, &RawScalars::default(), |own: &mut Self, (params, grads, scalars): Lists<'_>, _| {
+    own.step(params, grads, &scalars)
+});
 
 /// An optimizer's step of one tensor.
 pub(crate) fn step_owner(optimizer: &mut impl Optimizer, raw: &RawTensor) -> Result<(), CudaError> {
@@ -249,10 +254,7 @@ impl Models {
     }
 
     /// The device's parameters, its gradients but for those that are missing, and scalars.
-    pub(crate) fn lists(
-        &mut self,
-        missing: impl Fn(usize) -> bool,
-    ) -> (Vec<BufferMut<'_>>, Vec<Option<Buffer<'_>>>, Scalars<'_>) {
+    pub(crate) fn lists(&mut self, missing: impl Fn(usize) -> bool) -> Lists<'_> {
         let lens = || self.host.specs.iter().map(|spec| spec.len);
         let grads = self.grads.iter().zip(lens()).enumerate();
         let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.grads(len)));
@@ -264,29 +266,17 @@ impl Models {
     /// A step of the device's optimizer.
     pub(crate) fn launch(
         &mut self,
-        optimizer: &mut DualAdam,
+        optimizer: &mut impl Optimizer,
         missing: impl Fn(usize) -> bool,
     ) -> Result<(), CudaError> {
         let multiplier = self.multiplier;
-        let (params, grads, _) = self.lists(missing);
-        optimizer.step_scaled(params, grads, multiplier)
+        optimizer.step_lists(self.lists(missing), multiplier)
     }
 
-    /// A step of both optimizers, with gradients of this round.
-    pub(crate) fn step(&mut self, optimizer: &mut DualAdam, round: u64, missing: impl Fn(usize) -> bool + Copy) {
-        self.set_grads(round);
-        self.launch(optimizer, missing).unwrap();
+    /// A step of both optimizers.
+    pub(crate) fn step(&mut self, optimizer: &mut impl Optimizer, missing: impl Fn(usize) -> bool) {
+        self.launch(optimizer, &missing).unwrap();
         self.expect(missing);
-    }
-
-    /// A controlled step of the device's optimizer.
-    pub(crate) fn launch_controlled(
-        &mut self,
-        optimizer: &mut CapturableDualAdam,
-        missing: impl Fn(usize) -> bool,
-    ) -> Result<(), CudaError> {
-        let (params, grads, scalars) = self.lists(missing);
-        optimizer.step(params, grads, &scalars)
     }
 
     /// The step on the CPU.
@@ -302,7 +292,7 @@ impl Models {
         let (found, expected) = (optimizer.state().unwrap(), self.cpu.state());
         assert_eq!(found.ledger, expected.ledger, "{what}");
         for tensor in 0..expected.ledger.len() {
-            assert_eq!(optimizer.step_of(tensor).unwrap(), expected.ledger.step(tensor).unwrap());
+            assert_eq!(optimizer.step_of(tensor), expected.ledger.step(tensor).unwrap());
         }
         // Without printing thousands of numbers.
         assert!(bits(&found) == bits(expected), "{what}");

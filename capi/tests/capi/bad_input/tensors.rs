@@ -153,8 +153,7 @@ fn types_sizes_and_indices() {
         (t.master, t.master_dtype) = (master.cast(), DUALADAM_DTYPE_BF16);
     };
     step_fails(half_master, DUALADAM_STATUS_TYPES, &text);
-    let text = "tensor 0 must have a coeffs_index below 1, got 1";
-    step_fails(|t| t.coeffs_index = 1, DUALADAM_STATUS_INDEX, text);
+    step_fails(|t| t.coeffs_index = 1, DUALADAM_STATUS_INDEX, "tensor 0 must have a coeffs_index below 1, got 1");
 
     // A step of nothing tells whether there is a kernel.
     let nothing = |param_dtype, grad_dtype| step(&dualadam_tensor { param_dtype, grad_dtype, ..tensor() });

@@ -5,33 +5,32 @@ mod steps;
 mod threads;
 
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
 use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream, result, sys};
+use dualadam::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use dualadam_capi::*;
 use stand_in_cuda::client::StandIn;
 
 use crate::calls::*;
-use crate::cuda::{OnDevice, kernels, start};
+use crate::cuda::{Memory, OnDevice, kernels, start};
 
 fn group(config: &dualadam_config) -> dualadam_cuda_control_group {
-    // SAFETY: the struct has that size, and is filled.
-    let group = unsafe { filled(|group, size| dualadam_cuda_control_group_init(group, size)) };
+    // SAFETY: the struct has that size.
+    let group = filled(|group, size| unsafe { dualadam_cuda_control_group_init(group, size) });
     dualadam_cuda_control_group { config, ..group }
 }
 
 fn set(group: usize) -> dualadam_cuda_control_set {
-    // SAFETY: the struct has that size, and is filled.
-    let set = unsafe { filled(|set, size| dualadam_cuda_control_set_init(set, size)) };
+    // SAFETY: the struct has that size.
+    let set = filled(|set, size| unsafe { dualadam_cuda_control_set_init(set, size) });
     dualadam_cuda_control_set { group, ..set }
 }
 
 fn scalars() -> dualadam_cuda_scalars {
-    // SAFETY: the struct has that size, and is filled.
-    unsafe { filled(|scalars, size| dualadam_cuda_scalars_init(scalars, size)) }
+    // SAFETY: the struct has that size.
+    filled(|scalars, size| unsafe { dualadam_cuda_scalars_init(scalars, size) })
 }
 
 fn control(
@@ -78,74 +77,28 @@ fn read_coeffs(control: dualadam_cuda_control, count: usize, stream: *mut c_void
 }
 
 fn bits(coeffs: &dualadam_coeffs) -> [u32; 10] {
-    let dualadam_coeffs { one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, .. } = *coeffs;
-    let dualadam_coeffs { inverse_scale, adam_scale, decay, l2, grad_scale, .. } = *coeffs;
-    [one_minus_beta1, one_minus_beta2, inv_sqrt_bc2, eps, inverse_eps, inverse_scale, adam_scale, decay, l2, grad_scale]
-        .map(f32::to_bits)
+    fields(coeffs).map(f32::to_bits)
 }
 
-/// A value in device memory. A context must be current.
-struct Value(u64);
-
-impl Value {
-    fn new<T: bytemuck::Pod>(value: T) -> Self {
-        // SAFETY: a context is current.
-        let made = Self(unsafe { result::malloc_sync(8) }.unwrap());
-        made.write(value);
-        made
-    }
-
-    /// Waits for everything before.
-    fn write<T: bytemuck::Pod>(&self, value: T) {
-        // SAFETY: a context is current; the memory is large enough.
-        unsafe {
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_htod_sync(self.0, &[value]).unwrap();
-            sys::cuCtxSynchronize().result().unwrap();
-        }
-    }
-
-    fn read<T: bytemuck::Pod>(&self) -> T {
-        let mut value = [T::zeroed()];
-        // SAFETY: a context is current; the memory is large enough.
-        unsafe {
-            sys::cuCtxSynchronize().result().unwrap();
-            result::memcpy_dtoh_sync(&mut value, self.0).unwrap();
-        }
-        value[0]
-    }
-
-    fn pointer<T>(&self) -> *mut T {
-        ptr::without_provenance_mut(self.0 as usize)
-    }
-}
-
-impl Drop for Value {
-    fn drop(&mut self) {
-        // SAFETY: a context is current, and nothing uses the memory any more.
-        unsafe { result::free_sync(self.0) }.unwrap();
-    }
-}
-
-fn assert_clean(stand_in: &StandIn) {
+pub(crate) fn assert_clean(stand_in: &StandIn) {
     assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
 }
 
 /// What a test is about: a device, a stream, kernels, two tensors of two sets there and on the
 /// host.
-struct World {
-    host: [Buffers; 2],
-    device: [OnDevice; 2],
-    tensors: [dualadam_tensor; 2],
+pub(crate) struct World {
+    pub(crate) host: [Buffers; 2],
+    pub(crate) device: [OnDevice; 2],
+    pub(crate) tensors: [dualadam_tensor; 2],
     configs: [dualadam_config; 2],
-    kernels: dualadam_cuda_kernels,
-    stream: Arc<CudaStream>,
-    context: Arc<CudaContext>,
-    stand_in: StandIn,
+    pub(crate) kernels: dualadam_cuda_kernels,
+    pub(crate) stream: Arc<CudaStream>,
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) stand_in: StandIn,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let stand_in = start();
         let context = CudaContext::new(0).unwrap();
         let stream = context.new_stream().unwrap();
@@ -159,7 +112,7 @@ impl World {
         Self { host, device, tensors, configs, kernels: kernels(), stream, context, stand_in }
     }
 
-    fn raw(&self) -> *mut c_void {
+    pub(crate) fn raw(&self) -> *mut c_void {
         self.stream.cu_stream().cast()
     }
 
@@ -193,7 +146,7 @@ impl World {
     }
 
     #[track_caller]
-    fn assert_same(&self) {
+    pub(crate) fn assert_same(&self) {
         assert!(self.device.each_ref().map(OnDevice::read) == self.host);
     }
 

@@ -6,7 +6,7 @@ use std::ptr;
 use dualadam::cuda::cudarc::driver::CudaContext;
 use dualadam_capi::*;
 
-use super::{NO_REPORT, Value, World, assert_clean, group, report, scalars, set};
+use super::{Memory, NO_REPORT, World, assert_clean, group, report, scalars, set};
 use crate::calls::*;
 
 #[test]
@@ -26,8 +26,7 @@ fn what_cannot_be_right_is_refused() {
         fails(new(g, 1, s, 2), DUALADAM_STATUS_POSITION, "set 1 must have a group below 1, got 1");
         fails(new(ptr::null(), 1, s, 2), DUALADAM_STATUS_NULL, "groups[0] must not be null");
         fails(new(g, 2, ptr::null(), 1), DUALADAM_STATUS_NULL, "sets[0] must not be null");
-        let many = new(g, 2, s, usize::MAX);
-        assert_eq!(many, DUALADAM_STATUS_TOO_MANY, "{}", last_error());
+        assert_eq!(new(g, 2, s, usize::MAX), DUALADAM_STATUS_TOO_MANY, "{}", last_error());
         assert_eq!(new(g, 1 << 50, s, 2), DUALADAM_STATUS_MEMORY);
         let odd = |size| dualadam_cuda_control_set { size, ..set(0) };
         let text = "the size of sets[0] must be 24, or more with zeros beyond that, got 16";
@@ -51,13 +50,11 @@ fn what_cannot_be_right_is_refused() {
         let address = DUALADAM_STATUS_CUDA_ADDRESS;
         let at = |address: usize| ptr::without_provenance_mut::<c_void>(address);
         let step = |address| dualadam_cuda_control_set { step: at(address).cast(), ..set(0) };
-        let text = "step of set 0 must be aligned to 8 bytes, got address 0x1004";
-        fails(new(g, 2, &step(0x1004), 1), address, text);
+        fails(new(g, 2, &step(0x1004), 1), address, "step of set 0 must be aligned to 8 bytes, got address 0x1004");
         let text = "step of set 0 must not overlap step of set 1, got address 0x1008";
         fails(new(g, 2, [step(0x1008); 2].as_ptr(), 2), address, text);
         groups[0].lr_f32 = at(0x1002).cast();
-        let text = "lr of group 0 must be aligned to 4 bytes, got address 0x1002";
-        fails(new(groups.as_ptr(), 2, s, 2), address, text);
+        fails(new(groups.as_ptr(), 2, s, 2), address, "lr of group 0 must be aligned to 4 bytes, got address 0x1002");
         groups[0].lr_f32 = at(0x1000).cast();
         groups[0].lr_f64 = at(0x2000).cast();
         let text = "lr_f64 of groups[0] must be null where lr_f32 is not, got address 0x2000";
@@ -69,7 +66,7 @@ fn what_cannot_be_right_is_refused() {
         fails(dualadam_cuda_control_set_init(ptr::null_mut(), 24), DUALADAM_STATUS_NULL, "set must not be null");
         fails(dualadam_cuda_scalars_init(ptr::null_mut(), 32), DUALADAM_STATUS_NULL, "scalars must not be null");
     }
-    let lr = Value::new(0.25_f32);
+    let lr = Memory::new(&[0.25_f32]);
     let mut groups = world.groups();
     groups[1].lr_f32 = lr.pointer();
     let (control, list) = world.control_and_list(&groups, &sets);
@@ -79,8 +76,7 @@ fn what_cannot_be_right_is_refused() {
     unsafe {
         let set_lr = |group, lr| dualadam_cuda_control_set_lr(control, group, lr, raw);
         fails(set_lr(2, 0.1), DUALADAM_STATUS_POSITION, "group must be below 2, got 2");
-        let text = "lr must be finite and at least 0, got NaN";
-        fails(set_lr(0, f64::NAN), DUALADAM_STATUS_VALUE, text);
+        fails(set_lr(0, f64::NAN), DUALADAM_STATUS_VALUE, "lr must be finite and at least 0, got NaN");
         let text = "the lr of group 1 must not be set here: it is read from the caller's memory, write it there";
         fails(set_lr(1, 0.1), DUALADAM_STATUS_CUDA_CALLERS_LR, text);
         let set_config = |group, config: *const _| dualadam_cuda_control_set_config(control, group, config, raw);
@@ -119,8 +115,7 @@ fn what_cannot_be_right_is_refused() {
         }
         let wrong = dualadam_cuda_scalars { size: 24, ..scalars() };
         assert_eq!(step(list, control, &wrong), DUALADAM_STATUS_SIZE);
-        let odd = (&raw const wrong).wrapping_byte_add(4);
-        assert_eq!(step(list, control, odd), DUALADAM_STATUS_MISALIGNED);
+        assert_eq!(step(list, control, (&raw const wrong).wrapping_byte_add(4)), DUALADAM_STATUS_MISALIGNED);
         let text = format!("control must be a handle of a CUDA control, got {list:#x}, which is one of a CUDA list");
         fails(step(list, list, ptr::null()), DUALADAM_STATUS_HANDLE_KIND, &text);
         let text = format!("list must be a handle of a CUDA list, got {control:#x}, which is one of a CUDA control");

@@ -4,7 +4,7 @@ use std::ptr;
 
 use dualadam_capi::*;
 
-use super::{NO_REPORT, Value, World, assert_clean, bits, control, list, read_coeffs, report, scalars, set};
+use super::{Memory, NO_REPORT, World, assert_clean, bits, control, list, read_coeffs, report, scalars, set};
 use crate::calls::*;
 
 /// Through the switch, with learning rates and a counter in the caller's memory and in the
@@ -13,8 +13,8 @@ use crate::calls::*;
 fn controlled_steps_have_the_bits_of_the_cpu() {
     let mut world = World::new();
     let raw = world.raw();
-    let (lr, counter) = (Value::new(0.25_f32), Value::new(4_u64));
-    let values = [8.0_f32, 0.5, 0.0].map(Value::new);
+    let (lr, counter) = (Memory::new(&[0.25_f32]), Memory::new(&[4_u64]));
+    let values = [8.0_f32, 0.5, 0.0].map(|value| Memory::new(&[value]));
     let mut groups = world.groups();
     groups[1].lr_f32 = lr.pointer();
     let sets = [set(0), dualadam_cuda_control_set { step: counter.pointer(), ..set(1) }];
@@ -35,7 +35,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
         world.assert_same();
         assert_eq!(read_coeffs(control, 2, raw), sets.each_ref().map(bits), "{t}");
     }
-    assert_eq!(counter.read::<u64>(), 10);
+    assert_eq!(counter.read::<u64>(1)[0], 10);
 
     // Each reason; the smallest number where there are several.
     let skips = [
@@ -44,15 +44,15 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
         (1, -1.0, DUALADAM_SKIP_CLIP_FACTOR),
         (1, f32::MAX, DUALADAM_SKIP_MULTIPLIER),
     ];
-    values[0].write(0.5_f32);
+    values[0].write(&[0.5_f32]);
     for (skipped, (place, value, reason)) in (1..).zip(skips) {
-        let before: f32 = values[place].read();
-        values[place].write(value);
+        let before: f32 = values[place].read(1)[0];
+        values[place].write(&[value]);
         ok(step(&scalars));
         assert_eq!(report(control, 2, raw), [(6, skipped, reason), (10, skipped, reason)]);
-        values[place].write(before);
+        values[place].write(&[before]);
     }
-    lr.write(f32::INFINITY);
+    lr.write(&[f32::INFINITY]);
     let full = [u64::MAX, 10];
     // SAFETY: the numbers are there.
     ok(unsafe { dualadam_cuda_control_set_steps(control, full.as_ptr(), 2, raw) });
@@ -71,7 +71,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
         ok(dualadam_cuda_control_set_lr(control, 0, 0.75, raw));
         ok(dualadam_cuda_control_config(control, 0, &mut found, size_of::<dualadam_config>()));
         assert_eq!((found.lr, found.switching_rate, found.size), (0.75, 0.25, size_of::<dualadam_config>()));
-        lr.write(2.0_f32);
+        lr.write(&[2.0_f32]);
         ok(step(ptr::null()));
         ok(dualadam_cuda_control_steps(control, steps.as_mut_ptr(), 2, raw));
     }
@@ -90,7 +90,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
 #[test]
 fn the_lr_may_be_a_double() {
     let mut world = World::new();
-    let lr = Value::new(0.1_f64);
+    let lr = Memory::new(&[0.1_f64]);
     let mut groups = world.groups();
     groups[1].lr_f64 = lr.pointer();
     let (control, list) = world.control_and_list(&groups, &[set(0), set(1)]);
@@ -109,8 +109,8 @@ fn the_lr_may_be_a_double() {
 fn a_graph_outlives_what_it_captured() {
     let mut world = World::new();
     let raw = world.raw();
-    let found_inf = Value::new(0.0_f32);
-    let counter = Value::new(0_u64);
+    let found_inf = Memory::new(&[0.0_f32]);
+    let counter = Memory::new(&[0_u64]);
     let sets = [set(0), dualadam_cuda_control_set { step: counter.pointer(), ..set(1) }];
     let control = control(world.kernels, &world.groups(), &sets);
     let mut missing = world.tensors;
@@ -144,17 +144,17 @@ fn a_graph_outlives_what_it_captured() {
         ok(dualadam_cuda_list_free(list));
         ok(dualadam_cuda_kernels_free(world.kernels));
         for t in 2..=6 {
-            found_inf.write(if t == 4 { 1.0_f32 } else { 0.0 });
+            found_inf.write(&[if t == 4 { 1.0_f32 } else { 0.0 }]);
             graph.launch().unwrap();
             let t = if t > 4 { t - 1 } else { t };
-            if found_inf.read::<f32>() == 0.0 {
+            if found_inf.read::<f32>(1)[0] == 0.0 {
                 let first = dualadam_config { lr: 0.75, ..world.configs[0] };
                 world.expect([coeffs(&first, t, 1.0), coeffs(&world.configs[1], t, 1.0)]);
             }
         }
     }
     world.assert_same();
-    assert_eq!(counter.read::<u64>(), 5);
+    assert_eq!(counter.read::<u64>(1)[0], 5);
     assert_eq!(world.stand_in.live("module"), 2);
     assert_clean(&world.stand_in);
 }

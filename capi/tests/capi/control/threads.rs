@@ -1,4 +1,4 @@
-//! Controls that threads share.
+//! Kernels, lists and controls that threads share.
 
 use std::ptr;
 
@@ -7,29 +7,33 @@ use dualadam_capi::*;
 
 use super::{assert_clean, control, group, list, report, set};
 use crate::calls::*;
-use crate::cuda::{OnDevice, kernels, start};
+use crate::cuda::{OnDevice, kernels, start, tensor_at};
 
-/// Threads with a list and a control of their own, which all also step the same list with the same
-/// control and ask for its report; a control that all of them free is freed once.
+/// Threads with a list, a control and a flat tensor of their own, which all use the same kernels,
+/// step the same lists, one of them with the same control, and ask for its report; a control that
+/// all of them free is freed once.
 #[test]
-fn threads_share_a_control() {
+fn threads_share_kernels_lists_and_a_control() {
     const THREADS: usize = 4;
     const STEPS: u64 = 8;
+    // Of each thread and one of all, controlled; then likewise with coefficients of the host.
+    const SHARED: [usize; 2] = [THREADS, 2 * THREADS + 1];
     let stand_in = start();
     let context = CudaContext::new(0).unwrap();
     let kernels = kernels();
-    let host: [Buffers; THREADS + 1] = std::array::from_fn(|i| Buffers::new(i, 40 + i));
+    let mut host: [Buffers; 2 * THREADS + 2] = std::array::from_fn(|i| Buffers::new(i, 40 + i));
     let device = host.each_ref().map(OnDevice::new);
     let config = config();
     let shared_control = control(kernels, &[group(&config)], &[set(0)]);
-    let shared_list = list(kernels, &[device[THREADS].tensor()]);
-    let places = device.each_ref().map(|device| (device.addresses, device.len));
+    let [shared_list, host_list] = SHARED.map(|shared| list(kernels, &[device[shared].tensor()]));
+    let places = device.each_ref().map(|device| (device.addresses(), device.len));
     let freed: usize = std::thread::scope(|scope| {
-        let work = |(addresses, len)| {
+        let work = |thread: usize| {
             move || {
-                let on_device = std::mem::ManuallyDrop::new(OnDevice { addresses, len });
+                let [controlled, flat] =
+                    [thread, THREADS + 1 + thread].map(|place| tensor_at(places[place].0, places[place].1));
                 let own = control(kernels, &[group(&config)], &[set(0)]);
-                let list = list(kernels, &[on_device.tensor()]);
+                let list = list(kernels, &[controlled]);
                 let stream = ptr::null_mut();
                 for t in 1..=STEPS {
                     // SAFETY: the buffers are there; all is in the order of the default stream.
@@ -37,6 +41,8 @@ fn threads_share_a_control() {
                         ok(dualadam_cuda_list_step_controlled(list, own, ptr::null(), stream));
                         ok(dualadam_cuda_list_step_controlled(shared_list, shared_control, ptr::null(), stream));
                         ok(dualadam_cuda_control_set_lr(shared_control, 0, 1e-3, stream));
+                        ok(dualadam_cuda_step(kernels, &flat, &coeffs(&config, t, 1.0), stream));
+                        ok(dualadam_cuda_list_step(host_list, &coeffs(&config, 1, 1.0), 1, stream));
                     }
                     assert_eq!(report(own, 1, stream), [(t, 0, 0)]);
                     assert!(report(shared_control, 1, stream)[0].0 >= t);
@@ -46,23 +52,21 @@ fn threads_share_a_control() {
                 ok(dualadam_cuda_list_free(list));
             }
         };
-        let threads: Vec<_> = places[..THREADS].iter().map(|&place| scope.spawn(work(place))).collect();
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(work(thread))).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(report(shared_control, 1, ptr::null_mut()), [(THREADS as u64 * STEPS, 0, 0)]);
         let free = || usize::from(dualadam_cuda_control_free(shared_control) == DUALADAM_STATUS_OK);
-        let threads = [(); THREADS].map(|()| scope.spawn(free));
-        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        [(); THREADS].map(|()| scope.spawn(free)).into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(freed, 1);
-    let mut host = host;
     for (index, host) in host.iter_mut().enumerate() {
-        let steps = if index == THREADS { THREADS as u64 * STEPS } else { STEPS };
-        // SAFETY: the structs and the buffers are there.
-        (1..=steps).for_each(|t| ok(unsafe { dualadam_cpu_step(&host.tensor(), &coeffs(&config, t, 1.0)) }));
+        let steps = if SHARED.contains(&index) { THREADS as u64 * STEPS } else { STEPS };
+        let step = |t| if index == SHARED[1] { 1 } else { t };
+        (1..=steps).for_each(|t| host.step(&coeffs(&config, step(t), 1.0)));
     }
     context.bind_to_thread().unwrap();
     assert!(device.each_ref().map(OnDevice::read) == host);
-    ok(dualadam_cuda_list_free(shared_list));
+    [shared_list, host_list].into_iter().for_each(|list| ok(dualadam_cuda_list_free(list)));
     ok(dualadam_cuda_kernels_free(kernels));
     drop(device);
     assert_clean(&stand_in);

@@ -45,14 +45,8 @@ impl Arena {
         unsafe { self.before.as_mut_ptr().copy_from_nonoverlapping(self.start, ARENA) };
     }
 
-    /// A place: mostly aligned, at times not, seldom null.
     pub(super) fn place<T>(&self, input: &mut Input<'_>) -> *mut T {
-        let at = input.u32() as usize % (ARENA - SLACK);
-        match input.byte() % 32 {
-            30 => self.start.wrapping_add(at).cast(),
-            31 => ptr::null_mut(),
-            _ => self.start.wrapping_add(at & !15).cast(),
-        }
+        input.place(ARENA - SLACK).map_or(ptr::null_mut(), |at| self.start.wrapping_add(at).cast())
     }
 
     /// Writes structs one after the other, each the first one's size apart, where they are to be

@@ -23,10 +23,7 @@ impl Surface {
                 2 => dualadam_tensor_init(self.arena.place(input), input.struct_size::<dualadam_tensor>()),
                 3 => dualadam_tensor_spec_init(self.arena.place(input), input.struct_size::<dualadam_tensor_spec>()),
                 4 | 5 => dualadam_config_validate(self.put_config(input)),
-                6 => {
-                    let (config, place) = (self.put_config(input), self.arena.place(input));
-                    dualadam_config_alpha(config, input.step(), place)
-                }
+                6 => dualadam_config_alpha(self.put_config(input), input.step(), self.arena.place(input)),
                 7 => {
                     let (config, step) = (self.put_config(input), self.arena.place(input));
                     dualadam_config_first_adam_step(config, step, self.arena.place(input))
@@ -36,10 +33,7 @@ impl Surface {
                     let (step, multiplier) = (input.step(), input.real(&[1.0, 0.5, 0.0]));
                     dualadam_config_coeffs(config, step, multiplier, place, input.struct_size::<dualadam_coeffs>())
                 }
-                12..=19 => {
-                    let (tensor, _) = self.put_tensors(input, false, false);
-                    dualadam_cpu_step(tensor, self.put_coeffs(input, false).0)
-                }
+                12..=19 => dualadam_cpu_step(self.put_tensors(input, false, false).0, self.put_coeffs(input, false).0),
                 20..=27 => {
                     let (tensors, tensor_count) = self.put_tensors(input, true, false);
                     let (coeffs, coeffs_count) = self.put_coeffs(input, true);
@@ -66,21 +60,18 @@ impl Surface {
                     dualadam_state_counts(handle, groups, self.arena.place(input))
                 }
                 37 => {
-                    let (handle, group) = (self.handle(input, Kind::State), input.group());
-                    let place = self.arena.place(input);
+                    let (handle, group, place) = self.numbered(input, Kind::State);
                     dualadam_state_config(handle, group, place, input.struct_size::<dualadam_config>())
                 }
                 38 => {
-                    let (handle, group) = (self.handle(input, Kind::State), input.group());
-                    dualadam_state_set_config(handle, group, self.put_config(input))
+                    dualadam_state_set_config(self.handle(input, Kind::State), input.position(), self.put_config(input))
                 }
                 39 | 40 => {
-                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
-                    let place = self.arena.place(input);
+                    let (handle, tensor, place) = self.numbered(input, Kind::State);
                     dualadam_state_tensor(handle, tensor, place, input.struct_size::<dualadam_tensor_state>())
                 }
                 41 | 42 => {
-                    let (handle, tensor) = (self.handle(input, Kind::State), input.number(&[0, 0, 1, 2, 3]) as usize);
+                    let (handle, tensor) = (self.handle(input, Kind::State), input.position());
                     dualadam_state_set_step(handle, tensor, input.step(), input.number(&[0, 0, 1]))
                 }
                 43 => {
@@ -96,8 +87,12 @@ impl Surface {
                 45 => self.free(input, Kind::Kernels),
                 46..=49 => {
                     let (handle, stream) = (self.handle(input, Kind::Kernels), self.device.stream(input));
-                    let (tensor, _) = self.put_tensors(input, false, true);
-                    dualadam_cuda_step(handle, tensor, self.put_coeffs(input, false).0, stream)
+                    dualadam_cuda_step(
+                        handle,
+                        self.put_tensors(input, false, true).0,
+                        self.put_coeffs(input, false).0,
+                        stream,
+                    )
                 }
                 50 | 51 => {
                     let handle = self.handle(input, Kind::Kernels);
@@ -138,18 +133,17 @@ impl Surface {
                 }
                 67 => self.free(input, Kind::Control),
                 68 => {
-                    let (handle, group) = (self.handle(input, Kind::Control), input.group());
-                    let place = self.arena.place(input);
+                    let (handle, group, place) = self.numbered(input, Kind::Control);
                     dualadam_cuda_control_config(handle, group, place, input.struct_size::<dualadam_config>())
                 }
                 69 | 70 => {
-                    let (handle, group) = (self.handle(input, Kind::Control), input.group());
+                    let (handle, group) = (self.handle(input, Kind::Control), input.position());
                     let lr = input.real(&[1e-3, 0.0, 0.1]);
                     dualadam_cuda_control_set_lr(handle, group, lr, self.device.stream(input))
                 }
                 71 => {
-                    let (handle, group) = (self.handle(input, Kind::Control), input.group());
-                    let config = self.put_config(input);
+                    let (handle, group, config) =
+                        (self.handle(input, Kind::Control), input.position(), self.put_config(input));
                     dualadam_cuda_control_set_config(handle, group, config, self.device.stream(input))
                 }
                 72 | 73 => {
@@ -188,6 +182,11 @@ impl Surface {
             }
         };
         self.check(which, status);
+    }
+
+    /// An object, the position of one of its parts, and the place of what is asked of it.
+    fn numbered<T>(&self, input: &mut Input<'_>, kind: Kind) -> (u64, usize, *mut T) {
+        (self.handle(input, kind), input.position(), self.arena.place(input))
     }
 
     /// A control, and the place and length of an array with an entry for each of its sets.

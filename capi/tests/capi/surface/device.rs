@@ -50,13 +50,7 @@ impl Device {
     }
 
     pub(super) fn place<T>(&self, input: &mut Input<'_>) -> *mut T {
-        let at = input.u32() as usize % (MEMORY - SLACK);
-        let start = self.address as usize;
-        ptr::without_provenance_mut(match input.byte() % 32 {
-            30 => start + at,
-            31 => 0,
-            _ => start + (at & !15),
-        })
+        ptr::without_provenance_mut(input.place(MEMORY - SLACK).map_or(0, |at| self.address as usize + at))
     }
 
     pub(super) fn stream(&self, input: &mut Input<'_>) -> *mut c_void {

@@ -34,6 +34,16 @@ impl Input<'_> {
         self.byte() % n == n - 1
     }
 
+    /// A place among so many bytes: mostly aligned, at times not, seldom none.
+    pub(super) fn place(&mut self, len: usize) -> Option<usize> {
+        let at = self.u32() as usize % len;
+        match self.byte() % 32 {
+            30 => Some(at),
+            31 => None,
+            _ => Some(at & !15),
+        }
+    }
+
     /// Mostly one of these numbers, at times any.
     pub(super) fn number(&mut self, usual: &[u32]) -> u32 {
         if self.one_in(16) { self.u32() } else { usual[self.byte() % usual.len()] }
@@ -73,9 +83,9 @@ impl Input<'_> {
         self.size(size_of::<T>())
     }
 
-    /// The index of a group: mostly the first.
-    pub(super) fn group(&mut self) -> usize {
-        self.number(&[0, 0, 1]) as usize
+    /// The position of a group or tensor: mostly the first.
+    pub(super) fn position(&mut self) -> usize {
+        self.number(&[0, 0, 1, 2, 3]) as usize
     }
 
     /// How many sets or groups a control has: mostly one.

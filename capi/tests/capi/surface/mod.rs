@@ -66,10 +66,8 @@ impl Surface {
     pub(crate) fn new() -> Self {
         // Saving syncs; in memory that costs nothing.
         let folder = tempfile::Builder::new().tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = |name: &[u8]| {
-            let folder = folder.path().as_os_str().as_encoded_bytes();
-            CString::new([folder, b"/", name].concat()).unwrap()
-        };
+        let path =
+            |name: &[u8]| CString::new([folder.path().as_os_str().as_encoded_bytes(), b"/", name].concat()).unwrap();
         let paths =
             vec![path(b"state"), path(b"other"), path(b"damaged"), path(b"\xff"), path(b"no/folder"), c"".into()];
         Self {

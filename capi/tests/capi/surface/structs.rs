@@ -56,23 +56,10 @@ impl Surface {
 
     /// One that is valid, as far as its lr is.
     fn usual_config(input: &mut Input<'_>) -> dualadam_config {
-        dualadam_config {
-            size: size_of::<dualadam_config>(),
-            lr: input.real(&[1e-3, 0.0, 0.1]),
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            weight_decay_kind: 0,
-            inverse_term: 0,
-            maximize: 0,
-            schedule: 0,
-            switching_rate: 0.01,
-            base: 0.0,
-            period: 0,
-            cutoff: 0.0,
-            switching_step: 0,
-        }
+        // SAFETY: all fields are numbers.
+        let zero: dualadam_config = unsafe { std::mem::zeroed() };
+        let (size, lr) = (size_of::<dualadam_config>(), input.real(&[1e-3, 0.0, 0.1]));
+        dualadam_config { size, lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, switching_rate: 0.01, ..zero }
     }
 
     /// A config in the arena.
