@@ -60,6 +60,10 @@ impl Steering {
     /// - The reason why the step must be skipped; if there are several, the first in the order of
     ///   [`SkipReason`].
     pub fn multiplier(&self) -> Result<f64, SkipReason> {
+        in_standard_env(*self, |scalars| scalars.multiplier_in_env())
+    }
+
+    fn multiplier_in_env(&self) -> Result<f64, SkipReason> {
         // NaN fails each of these.
         if self.found_inf != 0.0 {
             return Err(SkipReason::FoundInf);
@@ -70,8 +74,7 @@ impl Steering {
         if !(self.clip_factor >= 0.0 && self.clip_factor.is_finite()) {
             return Err(SkipReason::ClipFactor);
         }
-        let multiplier =
-            in_standard_env(*self, |scalars| f64::from(scalars.clip_factor) / f64::from(scalars.loss_scale));
+        let multiplier = f64::from(self.clip_factor) / f64::from(self.loss_scale);
         check_grad_multiplier(multiplier).map_err(|_| SkipReason::Multiplier)?;
         Ok(multiplier)
     }

@@ -312,17 +312,19 @@ fn the_optimizer_refuses_iterators_of_another_length() {
     let grad = || Some(Buffer::F32(&[]));
     let endless = || std::iter::repeat_with(param);
     let endless_grads = || std::iter::repeat_with(grad);
-    refused::count(optimizer.step(endless(), endless_grads()), "params", 2, 3);
-    refused::count(optimizer.step(endless(), endless_grads().take(2)), "params", 2, 3);
-    refused::count(optimizer.step(endless(), []), "params", 2, 3);
-    refused::count(optimizer.step(endless().take(2), endless_grads()), "grads", 2, 3);
+    refused::count(optimizer.step(endless(), endless_grads()), "params", 2, usize::MAX);
+    refused::count(optimizer.step(endless(), endless_grads().take(2)), "params", 2, usize::MAX);
+    refused::count(optimizer.step(endless(), []), "params", 2, usize::MAX);
+    refused::count(optimizer.step(endless().take(2), endless_grads()), "grads", 2, usize::MAX);
     refused::count(optimizer.step(endless().take(2), endless_grads().take(1)), "grads", 2, 1);
     refused::count(optimizer.step(endless().take(2), []), "grads", 2, 0);
     refused::count(optimizer.step([], endless_grads()), "params", 2, 0);
     refused::count(optimizer.step(endless().take(1), endless_grads().take(2)), "params", 2, 1);
-    refused::count(optimizer.step(endless().take(1000), endless_grads().take(1000)), "params", 2, 3);
+    refused::count(optimizer.step(endless().take(1000), endless_grads().take(1000)), "params", 2, 1000);
     // The number of entries is judged before what they are, and before the multiplier.
-    refused::count(optimizer.step_scaled(endless(), endless_grads(), f64::NAN), "params", 2, 3);
+    refused::count(optimizer.step_scaled(endless(), endless_grads(), f64::NAN), "params", 2, usize::MAX);
+    // Of one that does not tell, only that it goes on.
+    refused::count(optimizer.step(std::iter::from_fn(|| Some(param())), []), "params", 2, 3);
     refused::length(optimizer.step(endless().take(2), endless_grads().take(2)), 0, Role::Param, 3, 0);
     assert_eq!(owned.bits(), before);
 
@@ -473,6 +475,12 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
     refused::length(made(|state| state.arrays[0].master = Some(vec![0.5; 2])), 0, Role::Master, 0, 2);
     refused::length(made(|state| state.arrays[1].master = Some(vec![0.5; 3])), 1, Role::Master, 2, 3);
     refused::length(made(|state| state.arrays[1].master = None), 1, Role::Master, 2, 0);
+    // Masters of no elements are the same as none.
+    for (spec, master) in [(TensorSpec::new(0), Some(vec![])), (TensorSpec::new(0).with_master(), None)] {
+        let mut state = State::new(&[config], &[spec.clone()]).unwrap();
+        state.arrays[0].master = master;
+        assert_eq!(DualAdam::try_from(state).unwrap().state(), &State::new(&[config], &[spec]).unwrap());
+    }
     let negative = TensorProblem::Negative { value: -1.0 };
     refused::problem(made(|state| state.arrays[1].exp_avg_sq[1] = -1.0), 1, Role::ExpAvgSq, negative);
     refused::count(made(|state| state.arrays.truncate(1)), "arrays", 2, 1);

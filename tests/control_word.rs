@@ -4,7 +4,7 @@
 
 use std::arch::asm;
 
-use dualadam::{DualAdamConfig, Steering, StepCoeffs, SwitchSchedule, WeightDecay, cpu};
+use dualadam::{DualAdamConfig, SkipReason, State, Steering, StepCoeffs, SwitchSchedule, TensorSpec, WeightDecay, cpu};
 use testkit::{Formats, Inputs, Tensor, Variant, formats};
 
 /// MXCSR with its exceptions masked.
@@ -113,29 +113,44 @@ fn schedules_and_multipliers_have_the_same_bits() {
         let exponential = SwitchSchedule::Exponential { base: 0.999, period: 3, cutoff: 1e-9 };
         let schedules = [3, 7, 1_000_003].map(SwitchSchedule::linear_until).into_iter().chain([exponential]);
         let alphas: Vec<_> = schedules.flat_map(|schedule| [2, 5, 999].map(|t| schedule.alpha(t).to_bits())).collect();
+        let to_zero = SwitchSchedule::Exponential { base: 0.5, period: 1, cutoff: 0.0 };
         let steering = Steering::default().with_clip_factor(0.1).with_loss_scale(3.0);
-        (alphas, steering.multiplier().map(f64::to_bits))
+        (alphas, to_zero.first_adam_step(), steering.multiplier().map(f64::to_bits))
     });
 }
 
 /// What is subnormal as an f32 is not taken for 0, nor is what rounds to 0 taken for more.
 #[test]
 fn the_same_values_are_refused() {
-    let check = |word| {
-        under(word, || {
-            let values = [1e-38, 1e-39, 1.2e-45, 7.1e-46, 7e-46, 1e-300];
-            let multipliers = values.map(|multiplier| config().coeffs_scaled(1, multiplier).map_err(|e| e.to_string()));
-            let eps = values.map(|eps| config().with_lr(0.0).with_eps(eps).validate().map_err(|e| e.to_string()));
-            let scales =
-                [1e-38, 1e-39, 1e-44].map(|clip| Steering::default().with_clip_factor(clip).with_loss_scale(7.0));
-            (multipliers, eps, scales.map(|steering| steering.multiplier().map(f64::to_bits)))
-        })
-    };
-    let expected = check(STANDARD);
-    assert!(expected.0[1].is_ok() && expected.0[5].is_err() && expected.1[1].is_ok() && expected.1[5].is_err());
-    for word in words() {
-        assert_eq!(check(word), expected, "under {word:#x}");
-    }
+    same_under_each(|| {
+        let values = [1e-38, 1e-39, 1.2e-45, 7.1e-46, 7e-46, 1e-300];
+        let is_taken = [true, true, true, true, false, false];
+        assert_eq!(values.map(|multiplier| config().coeffs_scaled(1, multiplier).is_ok()), is_taken);
+        assert_eq!(values.map(|eps| config().with_lr(0.0).with_eps(eps).validate().is_ok()), is_taken);
+        let clipped = |clip| Steering::default().with_clip_factor(clip).with_loss_scale(7.0).multiplier();
+        assert_eq!([1e-38, 1e-39, 1e-45].map(|clip| clipped(clip).is_ok()), [true, true, false]);
+        assert_eq!(Steering::default().with_found_inf(1e-40).multiplier(), Err(SkipReason::FoundInf));
+        let mut state = State::new(&[config()], &[TensorSpec::new(1)]).unwrap();
+        state.arrays[0].exp_avg_sq[0] = -1e-40;
+        assert!(state.validate().is_err());
+        let mut coeffs = config().coeffs(1_000).unwrap();
+        assert!(coeffs.is_adam());
+        coeffs.inverse_scale = 1e-40;
+        assert!(!coeffs.is_adam());
+    });
+}
+
+/// Numbers in a file are text, and are read as they were written.
+#[test]
+#[cfg(feature = "files")]
+fn files_have_the_same_numbers() {
+    let config = DualAdamConfig::default().with_lr(0.1 / 3.0).with_eps(1e-8 / 7.0);
+    let state = State::new(&[config], &[TensorSpec::new(1)]).unwrap();
+    let bytes = state.to_bytes().unwrap();
+    same_under_each(|| {
+        assert!(state.to_bytes().unwrap() == bytes);
+        assert!(State::from_bytes(&bytes).unwrap() == state);
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use safetensors::{SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::{Ledger, TensorSpec};
-use crate::rule::DualAdamConfig;
+use crate::rule::{DualAdamConfig, in_standard_env};
 use crate::tensor::{ArgumentError, Role};
 
 use super::error::{StateError, StateProblem};
@@ -89,6 +89,11 @@ impl State {
 
 /// The state of a file's bytes.
 pub(super) fn parse(bytes: &[u8]) -> Result<State, StateProblem> {
+    // Numbers in JSON are rounded as the environment says.
+    in_standard_env(bytes, parse_in_env)
+}
+
+fn parse_in_env(bytes: &[u8]) -> Result<State, StateProblem> {
     let malformed = |what: &dyn std::fmt::Display| StateProblem::Malformed(what.to_string());
     check_crc(bytes)?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| malformed(&error))?;

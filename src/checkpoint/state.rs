@@ -1,7 +1,7 @@
 //! The state of an optimizer, alike on every backend.
 
 use crate::ledger::{Ledger, TensorSpec};
-use crate::rule::DualAdamConfig;
+use crate::rule::{DualAdamConfig, in_standard_env};
 use crate::tensor::{ArgumentError, Role, TensorError, TensorProblem, check_count, check_len};
 
 use super::error::StateProblem;
@@ -149,7 +149,7 @@ fn check_arrays(tensor: usize, spec: &TensorSpec, arrays: &Arrays) -> Result<(),
 pub(crate) fn check_moments(tensor: usize, len: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), TensorError> {
     check_len(tensor, Role::ExpAvg, len, exp_avg.len())?;
     check_len(tensor, Role::ExpAvgSq, len, exp_avg_sq.len())?;
-    match exp_avg_sq.iter().find(|&&v| v < 0.0) {
+    match in_standard_env(exp_avg_sq, |exp_avg_sq| exp_avg_sq.iter().find(|&&v| v < 0.0)) {
         Some(&value) => Err(TensorError::of_buffer(tensor, Role::ExpAvgSq, TensorProblem::Negative { value })),
         None => Ok(()),
     }

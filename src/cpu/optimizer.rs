@@ -323,8 +323,12 @@ impl TryFrom<State> for DualAdam {
     /// # Errors
     ///
     /// As [`State::validate`].
-    fn try_from(state: State) -> Result<Self, ArgumentError> {
+    fn try_from(mut state: State) -> Result<Self, ArgumentError> {
         state.validate()?;
+        // An empty tensor's masters may be there without need, or be missing.
+        for (spec, arrays) in state.ledger.specs().zip(&mut state.arrays) {
+            arrays.master = spec.has_master.then(|| arrays.master.take().unwrap_or_default());
+        }
         Ok(Self { state, table: CoeffsTable::default(), params: vec![], grads: vec![], jobs: vec![] })
     }
 }

@@ -193,6 +193,8 @@ impl Ledger {
 
     /// The index in `table` of the coefficients of a tensor's next update, for gradients that are
     /// first multiplied by `grad_multiplier`. The table gets them, if it does not have them yet.
+    /// Between two calls of [`CoeffsTable::clear`], configs and multiplier must stay the same: of
+    /// tensors that share group and step, only the first one's are looked at.
     ///
     /// # Errors
     ///
@@ -259,10 +261,12 @@ impl Ledger {
         entries: impl IntoIterator<Item = T>,
         into: &mut Vec<T>,
     ) -> Result<(), ListError> {
+        let mut entries = entries.into_iter().fuse();
         into.clear();
-        // However many there are, one more than the tensors is too many.
-        into.extend(entries.into_iter().take(self.len().saturating_add(1)));
-        check_count(list, self.len(), into.len())
+        into.extend(entries.by_ref().take(self.len()));
+        // There may be no end of what is too many: it is counted as far as the iterator tells.
+        let further = if entries.next().is_some() { entries.size_hint().0.saturating_add(1) } else { 0 };
+        check_count(list, self.len(), into.len().saturating_add(further))
     }
 
     /// Fails unless there are as many parameters and gradients as tensors.

@@ -101,7 +101,8 @@ impl StepCoeffs {
     /// Whether the update is plain Adam, so that a launch may take the specialised kernel.
     #[must_use]
     pub fn is_adam(&self) -> bool {
-        self.inverse_scale == 0.0
+        // By its bits: with subnormals taken for 0, a comparison would be true of them.
+        self.inverse_scale.to_bits() << 1 == 0
     }
 }
 

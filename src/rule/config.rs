@@ -207,7 +207,7 @@ impl DualAdamConfig {
     /// # Errors
     ///
     /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of
-    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)/eps` overflows: both
+    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)·(1/eps + eps)` overflows: both
     /// would make NaN of a parameter whose gradient is 0.
     pub fn validate(&self) -> Result<(), ConfigError> {
         in_standard_env(*self, |config| config.validate_in_env())
@@ -222,7 +222,7 @@ impl DualAdamConfig {
         // 1-β1 is the smallest bias correction, so this is the largest scale of any step.
         let largest_scale = (self.lr / (1.0 - self.beta1)) as f32;
         let largest_factor = (largest_scale / eps) + largest_scale * eps;
-        require("lr", "keep lr/(1-beta1)/eps finite as an f32", self.lr, largest_factor.is_finite())?;
+        require("lr", "keep lr/(1-beta1)·(1/eps + eps) finite as an f32", self.lr, largest_factor.is_finite())?;
         match self.weight_decay {
             WeightDecay::None => {}
             WeightDecay::Decoupled(weight_decay) => {

@@ -104,7 +104,11 @@ impl SwitchSchedule {
     /// none.
     #[must_use]
     pub fn first_adam_step(&self) -> Option<u64> {
-        if self.alpha(u64::MAX) > 0.0 {
+        in_standard_env(*self, |schedule| schedule.first_adam_step_in_env())
+    }
+
+    fn first_adam_step_in_env(&self) -> Option<u64> {
+        if self.alpha_in_env(u64::MAX) > 0.0 {
             return None;
         }
         // α never rises (a base within 1e-8 of 1 apart, whose powers may waver by a rounding), so
@@ -112,7 +116,7 @@ impl SwitchSchedule {
         let (mut low, mut high) = (1, u64::MAX);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.alpha(middle) > 0.0 {
+            if self.alpha_in_env(middle) > 0.0 {
                 low = middle + 1;
             } else {
                 high = middle;

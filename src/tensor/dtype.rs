@@ -68,7 +68,8 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     const DTYPE: Dtype;
     /// The value as f32.
     fn widen(self) -> f32;
-    /// The nearest value of this type.
+    /// The nearest value of this type; of two, the even one. Of f16 that holds where the thread
+    /// rounds to nearest even, as steps do whatever the thread does.
     fn narrow(value: f32) -> Self;
 }
 

@@ -209,7 +209,7 @@ pub enum ListError {
         list: &'static str,
         /// Entries required.
         expected: usize,
-        /// Entries given.
+        /// Entries given. Of an iterator that goes on after too many, at least as many as this.
         actual: usize,
     },
     /// A list that must have an entry has none.

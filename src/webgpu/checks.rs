@@ -36,7 +36,7 @@ fn span_of<'a>(
     binding: Binding<'a>,
     len: u64,
 ) -> Result<Span<&'a wgpu::Buffer>, BindingProblem> {
-    let Binding { buffer: memory, offset, dtype, end: slice_end } = binding;
+    let Binding { buffer: memory, offset, dtype, slice } = binding;
     if !memory.usage().contains(wgpu::BufferUsages::STORAGE) {
         return Err(BindingProblem::Usage { actual: memory.usage() });
     }
@@ -51,8 +51,8 @@ fn span_of<'a>(
     }
     // The buffer is as large, so that these fit.
     let end = offset + bytes as u64;
-    match slice_end.filter(|&slice_end| end > slice_end) {
-        Some(end) => Err(BindingProblem::SliceEnd { len, dtype, offset, end }),
+    match slice.filter(|&(slice_start, slice_end)| offset < slice_start || end > slice_end) {
+        Some((start, end)) => Err(BindingProblem::Slice { len, dtype, offset, start, end }),
         None => Ok(Span { memory, start: offset, end, tensor, role }),
     }
 }

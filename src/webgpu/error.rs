@@ -123,18 +123,21 @@ pub enum BindingProblem {
         /// Bytes of the whole buffer.
         actual: u64,
     },
-    /// The slice of a wgpu buffer ends before its tensor does.
+    /// The elements do not lie within the slice of a wgpu buffer.
     #[error(
-        "must end within its slice, at byte {end} of the buffer, got {len} elements of {dtype} from byte {offset} on"
+        "must lie within its slice, bytes {start} to {end} of the buffer, \
+         got {len} elements of {dtype} from byte {offset} on"
     )]
-    SliceEnd {
+    Slice {
         /// The tensor's elements.
         len: u64,
         /// Their format.
         dtype: Dtype,
         /// Where they begin, in bytes from the beginning of the buffer.
         offset: u64,
-        /// Where the slice ends, in bytes from the beginning of the buffer.
+        /// Where the slice begins, in bytes from the beginning of the buffer.
+        start: u64,
+        /// Where it ends.
         end: u64,
     },
     /// No buffer of the device is large enough for an optimizer's array.

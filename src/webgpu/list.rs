@@ -74,17 +74,17 @@ struct Place {
     buffer: wgpu::Buffer,
     offset: u64,
     dtype: Dtype,
-    end: Option<u64>,
+    slice: Option<(u64, u64)>,
 }
 
 impl Place {
-    fn of(Binding { buffer, offset, dtype, end }: Binding<'_>) -> Self {
-        Self { buffer: buffer.clone(), offset, dtype, end }
+    fn of(Binding { buffer, offset, dtype, slice }: Binding<'_>) -> Self {
+        Self { buffer: buffer.clone(), offset, dtype, slice }
     }
 
     fn binding(&self) -> Binding<'_> {
-        let &Self { ref buffer, offset, dtype, end } = self;
-        Binding { buffer, offset, dtype, end }
+        let &Self { ref buffer, offset, dtype, slice } = self;
+        Binding { buffer, offset, dtype, slice }
     }
 }
 

@@ -27,22 +27,22 @@ pub struct Binding<'a> {
     /// The format of the elements. 16-bit ones lie in pairs, the first in the lower half of a
     /// 32-bit word.
     pub dtype: Dtype,
-    /// Where the caller's slice ends, in bytes from the beginning of the buffer.
-    pub(super) end: Option<u64>,
+    /// Where the caller's slice begins and ends, in bytes from the beginning of the buffer.
+    pub(super) slice: Option<(u64, u64)>,
 }
 
 impl<'a> Binding<'a> {
     /// The elements from the buffer's beginning on.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: Dtype) -> Self {
-        Self { buffer, offset: 0, dtype, end: None }
+        Self { buffer, offset: 0, dtype, slice: None }
     }
 
     /// The elements of a slice, from its beginning on. All of the tensor must lie within the slice.
     #[must_use]
     pub fn from_slice(slice: wgpu::BufferSlice<'a>, dtype: Dtype) -> Self {
         let (buffer, offset) = (slice.buffer(), slice.offset());
-        Self { buffer, offset, dtype, end: Some(offset + slice.size()) }
+        Self { buffer, offset, dtype, slice: Some((offset, offset + slice.size())) }
     }
 
     /// The elements from this byte of the buffer on.

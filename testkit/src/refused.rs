@@ -135,7 +135,7 @@ fn requirement(problem: TensorProblem) -> String {
         Problem::FixedFormats { expected, actual } => format!("keep its formats ({expected}), got {actual}"),
         Problem::CoeffsIndex { len, value } => format!("have a coeffs_index below {len}, got {value}"),
         Problem::Group { len, value } => format!("have a group below {len}, got {value}"),
-        Problem::StepOverflow => format!("be at a step below {} to be updated", u64::MAX),
+        Problem::StepOverflow => format!("be at a step below {0} to be updated, got {0}", u64::MAX),
         Problem::Negative { value } => format!("be at least 0 everywhere, got {value:?}"),
         Problem::NoMaster => "be there to be set, the tensor has none".to_owned(),
         Problem::Memory { bytes } => format!("fit in memory, each of its arrays needs {bytes} bytes"),

@@ -70,25 +70,28 @@ pub(crate) fn formats_without_a_shader(device: &Device) {
     refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, f16_exp_avg_sq);
 }
 
-/// A slice's end is respected, although the buffer goes on.
+/// A slice's ends are respected, although the buffer goes on.
 pub(crate) fn slices_end_where_they_end(device: &Device) {
     let good = uploaded(device, 64);
     let large = device.buffer(&[0; 2048]);
     let of = |range: Range<u64>| Binding::from_slice(large.slice(range), Dtype::F32);
-    let slice_end = |result, end, offset| {
-        let problem = BindingProblem::SliceEnd { len: 64, dtype: Dtype::F32, offset, end };
+    let outside = |result, range: Range<u64>, offset| {
+        let Range { start, end } = range;
+        let problem = BindingProblem::Slice { len: 64, dtype: Dtype::F32, offset, start, end };
         refused::binding(result, (0, Role::Param), problem);
     };
     let short = || list(device, &[good.tensor_with(of(256..511))]);
-    slice_end(short().map(drop), 511, 256);
+    outside(short().map(drop), 256..511, 256);
     assert_eq!(
         refused(short()).to_string(),
-        "param of tensor 0 must end within its slice, at byte 511 of the buffer, got 64 elements of f32 from byte 256 on"
+        "param of tensor 0 must lie within its slice, bytes 256 to 511 of the buffer, \
+         got 64 elements of f32 from byte 256 on"
     );
     let mut list = device.list(&[good.tensor_with(of(256..512))]);
-    slice_end(list.update(&[good.tensor_with(of(256..512).with_offset(512))]), 512, 512);
+    outside(list.update(&[good.tensor_with(of(256..512).with_offset(512))]), 256..512, 512);
+    outside(list.update(&[good.tensor_with(of(512..1024).with_offset(256))]), 512..1024, 256);
     // Only the end has changed.
-    slice_end(list.update(&[good.tensor_with(of(256..508))]), 508, 256);
+    outside(list.update(&[good.tensor_with(of(256..508))]), 256..508, 256);
     list.update(&[good.tensor_with(of(512..1024))]).unwrap();
     list.update(&[good.tensor_with(Binding::new(&large, Dtype::F32).with_offset(512))]).unwrap();
 }

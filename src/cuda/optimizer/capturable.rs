@@ -190,7 +190,7 @@ impl CapturableDualAdam {
     /// - As [`prepare`](Self::prepare).
     /// - What [`TensorList`](crate::cuda::TensorList) refuses of addresses.
     pub fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
-        if !self.describe(params, grads)? && self.shared.list.is_none() {
+        if !self.describe(params, grads)? && self.shared.list.is_none() && !self.shared.ledger.is_empty() {
             self.shared.update_list()?;
         }
         Ok(())

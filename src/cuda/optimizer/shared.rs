@@ -87,9 +87,12 @@ impl Shared {
                     let described = self.moments.describe(index, params[index], grad);
                     *next = described.map_err(|error| self.ledger.named(error))?;
                 }
-                // What is skipped keeps its place and formats, so that the list need not be
-                // rebuilt.
-                None => (next.grad.address, next.coeffs_index) = (0, 0),
+                // What is skipped keeps the list's formats, so that the list need not be rebuilt.
+                // `next` may have those of a step that was refused.
+                None => {
+                    *next = self.list.as_ref().map_or(*next, |list| list.checked().tensors()[index]);
+                    (next.grad.address, next.coeffs_index) = (0, 0);
+                }
             }
         }
         Ok(())

@@ -21,6 +21,13 @@ use super::tensor::{Binding, Tensor};
 /// [`cpu::DualAdam`](crate::cpu::DualAdam); results are within the [backend's bound](super) of its
 /// results.
 ///
+/// # Queues
+///
+/// A `queue` that a method takes must be that of the pipelines' device, which wgpu does not let the
+/// library check. wgpu reports another device's queue to the handler of that device's errors, which
+/// panics unless the program has set one. If the handler returns, what was to be written is lost,
+/// and what is read is zeros.
+///
 /// # Example
 ///
 /// ```no_run

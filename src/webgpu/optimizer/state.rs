@@ -14,8 +14,7 @@ use crate::webgpu::pipelines::Pipelines;
 use crate::webgpu::readback::{Piece, Readback};
 
 impl DualAdam {
-    /// An optimizer that goes on from a state, wherever it is from, on the queue of the pipelines'
-    /// device.
+    /// An optimizer that goes on from a state, wherever it is from.
     ///
     /// The state reaches the device with the next submit at the latest. It goes through 64 MiB of
     /// staging memory; a larger one is submitted and waited for in pieces. Needs no more device
@@ -92,8 +91,7 @@ impl DualAdam {
 
     /// The whole state, to be awaited: configs, steps, moments and masters.
     ///
-    /// The call submits the first copies to `queue`, which is that of the pipelines' device, and
-    /// returns at once. They go through at most 64 MiB of staging memory: a larger state is read in
+    /// The call submits the first copies to `queue` and returns at once. They go through at most 64 MiB of staging memory: a larger state is read in
     /// pieces, each submitted once the one before has arrived. The optimizer is borrowed meanwhile,
     /// so that no step is encoded between two pieces. Submit first what was encoded: its steps are
     /// counted, and would be missing from the moments. Everything else on the queue goes on.

@@ -6,7 +6,7 @@ use dualadam::cuda::cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream};
 use dualadam::cuda::{CapturableDualAdam, ControlGroup, DualAdam, RawLr, RawScalars, Scalars};
-use dualadam::{DualAdamConfig, RawBuffer, SkipReason, State, SwitchSchedule, TensorSpec};
+use dualadam::{Dtype, DualAdamConfig, Formats, RawBuffer, SkipReason, State, SwitchSchedule, TensorSpec};
 use testkit::data::Inputs;
 
 use super::control::{SIZES, report, scalar};
@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Body] = bodies!["graphs":
     a_graph_may_outlive_the_optimizer,
     controlled_optimizers_only_launch,
     scalars_must_be_one_element_of_the_context,
+    a_refused_step_leaves_the_formats_as_they_were,
     nothing_to_update_is_nothing_to_launch,
 ];
 
@@ -402,11 +403,24 @@ fn scalars_must_be_one_element_of_the_context(gpu: &Gpu) {
 }
 
 /// Steps of an optimizer with no tensor, or of tensors that all lack a gradient, are no steps.
+/// What was refused does not change what can be captured.
+fn a_refused_step_leaves_the_formats_as_they_were(gpu: &Gpu) {
+    let mut optimizer = gpu.optimizer(&[TensorSpec::new(4), TensorSpec::new(4)]).unwrap().into_capturable().unwrap();
+    let params = [RawBuffer::f32(0x1000), RawBuffer::new(0x2000, Dtype::Bf16)];
+    let [bf16, f16] = [Dtype::Bf16, Dtype::F16].map(|dtype| RawBuffer::new(0x4000, dtype));
+    optimizer.prepare_raw(&params, &[Some(RawBuffer::f32(0x3000)), Some(bf16)]).unwrap();
+    let other = [Some(RawBuffer::new(0x3000, Dtype::Bf16)), Some(f16)];
+    refused::formats(optimizer.prepare_raw(&params, &other), 1, Formats::new(Dtype::Bf16, Dtype::F16));
+    capture(&gpu.stream, GLOBAL, || optimizer.prepare_raw(&params, &[None, Some(bf16)]).unwrap());
+    gpu.assert_nothing_launched();
+}
+
 fn nothing_to_update_is_nothing_to_launch(gpu: &Gpu) {
     let mut optimizer = gpu.optimizer(&[]).unwrap();
     optimizer.step([], []).unwrap();
     assert!(optimizer.state().unwrap().arrays.is_empty());
     let mut optimizer = optimizer.into_capturable().unwrap();
+    optimizer.prepare([], []).unwrap();
     optimizer.step([], [], &Scalars::default()).unwrap();
     assert_eq!(optimizer.state().unwrap(), State::new(&[DualAdamConfig::default()], &[]).unwrap());
     assert!(optimizer.report().unwrap().is_empty());
