@@ -207,8 +207,8 @@ impl DualAdamConfig {
     /// # Errors
     ///
     /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of
-    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)·(1/eps + eps)` overflows: both
-    /// would make NaN of a parameter whose gradient is 0.
+    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)·(1/eps + eps)`
+    /// overflows: both would make NaN of a parameter whose gradient is 0.
     pub fn validate(&self) -> Result<(), ConfigError> {
         in_standard_env(*self, |config| config.validate_in_env())
     }

@@ -91,10 +91,11 @@ impl DualAdam {
 
     /// The whole state, to be awaited: configs, steps, moments and masters.
     ///
-    /// The call submits the first copies to `queue` and returns at once. They go through at most 64 MiB of staging memory: a larger state is read in
-    /// pieces, each submitted once the one before has arrived. The optimizer is borrowed meanwhile,
-    /// so that no step is encoded between two pieces. Submit first what was encoded: its steps are
-    /// counted, and would be missing from the moments. Everything else on the queue goes on.
+    /// The call submits the first copies to `queue` and returns at once. They go through at most 64
+    /// MiB of staging memory: a larger state is read in pieces, each submitted once the one before
+    /// has arrived. The optimizer is borrowed meanwhile, so that no step is encoded between two
+    /// pieces. Submit first what was encoded: its steps are counted, and would be missing from the
+    /// moments. Everything else on the queue goes on.
     ///
     /// Any executor will do, **as long as the device is polled** ([`wgpu::Device::poll`]; a submit
     /// does it too, and a browser by itself): that is when wgpu notices that a copy has arrived. A
