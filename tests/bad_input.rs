@@ -477,7 +477,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
     refused::length(made(|state| state.arrays[1].master = None), 1, Role::Master, 2, 0);
     // Masters of no elements are the same as none.
     for (spec, master) in [(TensorSpec::new(0), Some(vec![])), (TensorSpec::new(0).with_master(), None)] {
-        let mut state = State::new(&[config], &[spec.clone()]).unwrap();
+        let mut state = State::new(&[config], std::slice::from_ref(&spec)).unwrap();
         state.arrays[0].master = master;
         assert_eq!(DualAdam::try_from(state).unwrap().state(), &State::new(&[config], &[spec]).unwrap());
     }
