@@ -4,6 +4,7 @@
 use std::iter::zip;
 
 use dualadam::{DualAdamConfig, StepCoeffs, WeightDecay, cpu, reference};
+use testkit::Variant;
 use testkit::bound::{self, Bound};
 use testkit::contract::{self, TINY, same};
 use testkit::data::{Inputs, SIZES, configs};
@@ -53,6 +54,13 @@ fn nan_and_infinite_gradients_stay_in_their_elements() {
             let contract::Element { p, m, v } =
                 contract::update(coeffs, contract::Element { p: 1.0, m: 0.5, v: 0.25 }, special);
             assert!(zip([p, m, v], becomes).all(|(found, expected)| same(found, expected)), "{special}: {p} {m} {v}");
+            for variant in Variant::all() {
+                let inputs = Inputs { p: vec![1.0], grad: vec![special], m: vec![0.5], v: vec![0.25] };
+                let mut tensor = Tensor::new(variant.formats(), &inputs);
+                tensor.step_flat(coeffs).unwrap();
+                let found = [&tensor.param, &tensor.exp_avg, &tensor.exp_avg_sq].map(|values| values.at(0));
+                assert!(zip(found, becomes).all(|(found, expected)| same(found, expected)), "{variant:?}: {found:?}");
+            }
         }
         // Vectors and their tail, and more than one thread's share.
         for (len, place) in

@@ -64,12 +64,7 @@ fn a_gradient_may_lie_where_another_buffer_was() {
 
 #[test]
 fn what_cannot_be_right_is_refused_and_the_list_stays() {
-    raw::wrong_lists(TensorList::new, |list, tensors| {
-        let before = list.tensors().to_vec();
-        let result = list.update(tensors);
-        assert!(result.is_ok() || list.tensors() == before);
-        result
-    });
+    raw::wrong_lists(TensorList::new, TensorList::update, TensorList::tensors);
     let limit = isize::MAX as u64 / 4;
     let longer = TensorList::new(&[with(good(), |tensor| tensor.len = limit + 1)]);
     refused::problem(longer, 0, None, TensorProblem::TooLong { limit, actual: limit + 1 });
@@ -96,17 +91,20 @@ fn steps_by_address_give_the_contract_bits() {
         laws::sizes(step, &by_contract, [0, 9, 1000, 70_000]);
         laws::misalignments(step, &by_contract, 100, 4);
         laws::lists(step, &by_contract, &[70_000, 0, 9, 1000, 17]);
+        laws::values(step, &by_contract, &Inputs::random(3, 1000), &laws::all_sets());
     }
-    let (mut skipped, sets) = (f32s(4), laws::all_sets());
+    let (mut skipped, mut stepped, sets) = (f32s(4), f32s(4), laws::all_sets());
     let before = skipped.clone();
     let raw = skipped.raw().with_grad(RawBuffer::f32(0)).with_coeffs_index(1);
-    // SAFETY: there is nothing to step.
+    // SAFETY: the addresses are those of the tensor that has a gradient.
     unsafe {
-        cpu::step_list_raw(&[raw], &sets).unwrap();
+        cpu::step_list_raw(&[raw, stepped.raw()], &sets).unwrap();
         cpu::step_list_raw(&[], &[]).unwrap();
     }
     assert_eq!(skipped, before);
-    Variant::all().for_each(|variant| assert_eq!(Variant::of(variant.formats()), Some(variant)));
+    assert_ne!(stepped, before);
+    let found = |variant: Variant| Variant::of(Tensor::new(variant.formats(), &Inputs::random(1, 1)).raw().formats());
+    Variant::all().for_each(|variant| assert_eq!(found(variant), Some(variant)));
 }
 
 #[test]

@@ -179,6 +179,7 @@ fn steering_judges_its_scalars_as_the_device_does() {
         assert!(reasons.contains(&reason), "{reason:?}");
     }
     let default = Steering::default();
+    assert_eq!(steering([f32::MAX, 1e-45, 0.0]).multiplier(), Err(SkipReason::Multiplier));
     for (steering, multiplier) in [
         (default, 1.0),
         (default.with_loss_scale(8.0), 0.125),

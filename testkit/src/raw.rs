@@ -49,6 +49,8 @@ pub fn wrong_tensors<T, U, E: Into<Error>, F: Into<Error>>(
         (|t| t.exp_avg = f32_at(0x1201), ExpAvg, misaligned(0x1201, 4)),
         (|t| t.exp_avg_sq = f32_at(0x1302), ExpAvgSq, misaligned(0x1302, 4)),
         (|t| t.param = bf16_at(0x1403), Param, misaligned(0x1403, 2)),
+        (|t| (t.param, t.master) = (f32_at(0x1402), None), Param, misaligned(0x1402, 4)),
+        (|t| (t.param, t.grad, t.master) = (f32_at(0x1400), f32_at(0x1102), None), Grad, misaligned(0x1102, 4)),
         (|t| t.exp_avg = f32_at(BEYOND), ExpAvg, Extent { address: BEYOND, len: 64, size: 4 }),
     ] {
         let tensor = with(good(), change);
@@ -61,6 +63,7 @@ pub fn wrong_tensors<T, U, E: Into<Error>, F: Into<Error>>(
         (|t| t.exp_avg_sq = f32_at(0x1200), ExpAvg, ExpAvgSq, 0x1200),
         (|t| t.param = bf16_at(0x137e), Param, ExpAvgSq, 0x137e),
         (|t| t.param = bf16_at(0x1100), Param, Grad, 0x1100),
+        (|t| t.exp_avg = f32_at(0x1400), Param, ExpAvg, 0x1400),
     ] {
         let tensor = with(good(), change);
         let both = |tensor| [(tensor, one.min(other)), (tensor, one.max(other))];
@@ -82,11 +85,19 @@ pub fn wrong_tensors<T, U, E: Into<Error>, F: Into<Error>>(
     refused::coeffs_index(alone(&good().with_coeffs_index(1)), 0, 1, 1);
 }
 
-/// Buffers of two tensors must not overlap in a list, and a list keeps lengths and formats.
+/// Buffers of two tensors must not overlap in a list, and a list keeps lengths and formats. An
+/// update that is refused changes nothing.
 pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
     new: impl Fn(&[RawTensor]) -> Result<L, E>,
     update: impl Fn(&mut L, &[RawTensor]) -> Result<(), F>,
+    tensors: fn(&L) -> &[RawTensor],
 ) {
+    let update = |list: &mut L, new: &[RawTensor]| {
+        let before = tensors(list).to_vec();
+        let result = update(list, new);
+        assert_eq!(tensors(list), if result.is_ok() { new } else { &before });
+        result
+    };
     let (other, third) = (moved(good(), 0x10_0000), moved(good(), 0x20_0000));
     let refused = |tensor| refused::overlap(new(&[good(), other, tensor])).0;
     assert_eq!(refused(with(third, |t| t.exp_avg = f32_at(0x1000))), [(0, Master), (2, ExpAvg)]);
@@ -103,7 +114,8 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
     refused::count(update(&mut list, &[good()]), "tensors", 2, 1);
     let overlap = |other_tensor, address| Overlap { other_tensor, other_buffer: Master, address };
     let f32_grad = other.with_grad(f32_at(other.grad.address));
-    let formats = FixedFormats { expected: other.formats(), actual: f32_grad.formats() };
+    let [bf16, f32] = [Dtype::Bf16, Dtype::F32].map(|grad| Formats::new(Dtype::Bf16, grad).with_master(Dtype::F32));
+    let formats = FixedFormats { expected: bf16, actual: f32 };
     for (tensor, buffer, problem) in [
         (with(other, |t| t.len = 63), None, FixedLength { expected: 64, actual: 63 }),
         (f32_grad, None, formats),
@@ -112,6 +124,7 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
         (other.with_grad(bf16_at(0x1101)), Some(Grad), Misaligned { address: 0x1101, align: 2 }),
         (with(other, |t| t.exp_avg = f32_at(0)), Some(ExpAvg), Null),
         (with(other, |t| t.param = bf16_at(0)), Some(Param), Null),
+        (with(other, |t| t.param = bf16_at(0x1401)), Some(Param), Misaligned { address: 0x1401, align: 2 }),
     ] {
         refused::problem(update(&mut list, &[good(), tensor]), 1, buffer, problem);
     }

@@ -1,5 +1,7 @@
 //! Controlled steps with a driver that fails: at each call in turn.
 
+use std::iter::zip;
+
 use dualadam::DualAdamConfig;
 use dualadam::cuda::{CudaError, RawScalars};
 use testkit::state::temporary;
@@ -60,6 +62,9 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
                 set_steps(&gpu, &mut run.control, &[5, 6, 7]);
                 let steps: Vec<_> = report(&gpu, &run.control).iter().map(|set| set.step).collect();
                 assert_eq!(steps, [5, 6, 7]);
+                run.try_launch(&gpu.stream, RawScalars::default()).unwrap();
+                let after: Vec<_> = report(&gpu, &run.control).iter().map(|set| set.step).collect();
+                assert!(zip(&after, &steps).all(|(after, before)| after - before <= 1) && after != steps, "{after:?}");
                 // The tensors are the caller's to restore.
                 let fresh = Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching());
                 drop(std::mem::replace(&mut run, fresh));

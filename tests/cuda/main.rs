@@ -23,7 +23,7 @@ mod waits;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use libtest_mimic::Completion;
+    use libtest_mimic::{Completion, Trial};
     use std::sync::Arc;
     use testkit::device;
 
@@ -36,7 +36,12 @@ fn main() {
         })
     };
     let on_the_stand_in = |(name, body): bodies::Body| trial(name, Box::new(move || failures::on_device(body)));
-    let failing = |(name, test): (&'static str, fn())| trial(name, Box::new(test));
+    let failing = |(name, test): (&'static str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
     let with_failures =
         [failures::TESTS, capture_failures::TESTS, interrupted::TESTS, leaks::TESTS, loading::TESTS, waits::TESTS];
     let trials = bodies::all().into_iter().map(on_the_stand_in).chain(with_failures.concat().into_iter().map(failing));

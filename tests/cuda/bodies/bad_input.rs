@@ -44,7 +44,7 @@ fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
 
 fn lists_refuse_what_does_not_fit_and_stay_as_they_are(gpu: &Gpu) {
     refused::empty(TensorList::new(&gpu.kernels, &[]), "tensors");
-    raw::wrong_lists(|tensors| TensorList::new(&gpu.kernels, tensors), |list, tensors| list.update(tensors));
+    raw::wrong_lists(|tensors| TensorList::new(&gpu.kernels, tensors), TensorList::update, TensorList::tensors);
     let mut list = TensorList::new(&gpu.kernels, &[good(), moved(good(), 0x10_0000).with_coeffs_index(3)]).unwrap();
     let mut step = |sets: usize| gpu.step_list(&mut list, &vec![coeffs(); sets]);
     refused::coeffs_index(step(3), 1, 3, 3);

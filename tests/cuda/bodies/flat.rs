@@ -96,6 +96,7 @@ where
     let floats = |tensor: &Tensor| tensor.buffers()[2..].iter().map(|&values| values.clone()).collect::<Vec<_>>();
     let mut slices: Vec<_> =
         floats(&tensor).iter().map(|values| upload(context, values.typed::<f32>().unwrap())).collect();
+    assert_eq!(slices.len(), 2 + usize::from(formats.master.is_some()));
     let [m, v, master @ ..] = &mut slices[..] else { unreachable!("a tensor has two moments") };
     let mut on_device = cuda::Tensor::new(&mut p, &g, m, v);
     if let [master] = master {
@@ -133,6 +134,7 @@ fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
     // SAFETY: nothing was allocated while it was off.
     unsafe { gpu.context.enable_event_tracking() };
     let checks: &[fn(&Kernels, &Arc<CudaStream>, Formats)] = &for_each_variant!(check_slices, check_slices);
+    assert_eq!(checks.len(), Variant::COUNT);
     Variant::all().zip(checks).for_each(|(variant, check)| check(&gpu.kernels, &gpu.stream, variant.formats()));
 }
 

@@ -44,8 +44,11 @@ fn threads_share_kernels_lists_and_a_control() {
                         ok(dualadam_cuda_step(kernels, &flat, &coeffs(&config, t, 1.0), stream));
                         ok(dualadam_cuda_list_step(host_list, &coeffs(&config, 1, 1.0), 1, stream));
                     }
-                    assert_eq!(report(own, 1, stream), [(t, 0, 0)]);
-                    assert!(report(shared_control, 1, stream)[0].0 >= t);
+                    // Reports wait for the device: most rounds go on without.
+                    if t == STEPS {
+                        assert_eq!(report(own, 1, stream), [(t, 0, 0)]);
+                        assert!(report(shared_control, 1, stream)[0].0 >= t);
+                    }
                 }
                 ok(dualadam_cuda_control_free(own));
                 assert_eq!(dualadam_cuda_control_free(own), DUALADAM_STATUS_STALE_HANDLE);

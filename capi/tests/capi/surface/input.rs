@@ -85,7 +85,7 @@ impl Input<'_> {
 
     /// The position of a group or tensor: mostly the first.
     pub(super) fn position(&mut self) -> usize {
-        self.number(&[0, 0, 1, 2, 3]) as usize
+        self.number(&[0, 0, 0, 0, 1, 2, 3]) as usize
     }
 
     /// How many sets or groups a control has: mostly one.
