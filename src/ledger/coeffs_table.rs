@@ -6,8 +6,8 @@ use crate::rule::{ConfigError, DualAdamConfig, StepCoeffs};
 
 /// The coefficients of the step under way: one entry for each group and step that its tensors have.
 ///
-/// [`Ledger::coeffs_index`](super::Ledger::coeffs_index) fills it. An adapter that keeps steps elsewhere calls
-/// [`index`](Self::index) itself.
+/// [`Ledger::coeffs_index`](super::Ledger::coeffs_index) fills it. An adapter that keeps steps
+/// elsewhere calls [`index`](Self::index) itself.
 #[derive(Debug, Default)]
 pub struct CoeffsTable {
     coeffs: Vec<StepCoeffs>,
