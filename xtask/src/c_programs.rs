@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 
-use crate::{install, root, stand_in};
+use crate::{install, quick_start, root, stand_in};
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 /// A compiler, and the options that choose its language.
@@ -85,29 +85,23 @@ struct Programs {
 impl Programs {
     fn new() -> Result<Self> {
         let folder = root().canonicalize()?.join("target/c-programs");
-        let (prefix, driver) = (folder.join("installed"), folder.join("stand-in"));
+        let prefix = folder.join("installed");
         install::run(&prefix)?;
-        let library = stand_in::build()?;
-        fs::create_dir_all(&driver)?;
-        for name in ["libcuda.so", "libcuda.so.1"] {
-            fs::copy(&library, driver.join(name))?;
-        }
+        let driver = stand_in::folder(&folder)?;
         Ok(Self { folder, prefix, driver })
     }
 
-    /// Runs the commands of the README's section on C, as they stand.
+    /// Runs the README's commands for C as they stand, and asserts that it shows their program.
     fn readme(&self) -> Result<()> {
-        let readme = fs::read_to_string(root().join("README.md"))?;
-        let section = readme.split_once("\n## From C\n").context("the README has no section \"From C\"")?.1;
-        let commands = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next());
-        let commands = commands.context("the section \"From C\" has no commands")?;
-        succeed(Command::new("sh").args(["-euc", commands]).current_dir(root()))
+        let program = "examples/c/quick_start.c";
+        quick_start::ensure_shown(program, "c")?;
+        succeed(Command::new("sh").args(["-euc", &quick_start::commands_with(program)?]).current_dir(root()))
     }
 
-    /// Builds both examples against the shared library and runs them, under a checker if one is
+    /// Builds the examples against the shared library and runs them, under a checker if one is
     /// given.
     fn each(&self, compiler: Compiler, more: &[&str], checker: Option<&[&str]>) -> Result<()> {
-        for name in ["train_cpu", "step_cuda"] {
+        for name in ["quick_start", "train_cpu", "step_cuda"] {
             let program = self.folder.join(name);
             let mut build = self.compiler(compiler, name)?;
             build.args(more).args(self.pkg_config(&["--libs"])?).arg("-L").arg(&self.driver);

@@ -3,6 +3,9 @@
 mod circles;
 mod combinations;
 mod comments;
+mod phrases;
+mod prose;
+mod sentences;
 
 use std::fs;
 use std::path::Path;
@@ -84,7 +87,7 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
         combinations::count(&sources)?,
     ];
     counts.extend(circles::counts(&sources)?);
-    counts.push(comments::count(&sources));
+    counts.extend([comments::count(&sources), phrases::count(&sources)?, sentences::count(&sources)]);
 
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["what", "found", "limit", ""]);

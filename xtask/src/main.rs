@@ -13,6 +13,7 @@ mod prebuilt;
 #[path = "../../build/ptx.rs"]
 mod ptx;
 mod python;
+mod quick_start;
 #[path = "../../testkit/src/require.rs"]
 #[expect(unreachable_pub, reason = "it is public there")]
 mod require;
@@ -68,6 +69,8 @@ enum Task {
     /// Install the C library and build and run the C programs with it, with every compiler and
     /// checker that is there.
     CPrograms,
+    /// Run the commands of one of the README's quick starts as they stand.
+    QuickStart { what: quick_start::QuickStart },
     /// Call the whole C library with made-up arguments, under the address sanitizer.
     Fuzz {
         /// For how long.
@@ -79,7 +82,7 @@ enum Task {
     /// Build the library for the browser, with rustup's target or with Debian's compiler.
     Wasm,
     /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide
-    /// comments.
+    /// comments, phrases to avoid, long sentences.
     House {
         /// Print what breaks a limit, and pass.
         #[arg(long)]
@@ -117,6 +120,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tune => tune::write(&root(), &root().join("target/tune")),
         Task::Install { prefix } => install::run(&prefix),
         Task::CPrograms => c_programs::run(),
+        Task::QuickStart { what } => quick_start::run(what),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Python => python::run(),
         Task::Wasm => wasm::run(),

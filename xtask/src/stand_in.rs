@@ -1,6 +1,7 @@
 //! The stand-in for the CUDA driver, as a library for other programs.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
@@ -16,4 +17,15 @@ pub(crate) fn build() -> Result<PathBuf> {
         .output()?;
     ensure!(built.status.success(), "the stand-in for the CUDA driver does not build");
     install::with_extension(&install::artifacts(&built.stdout)?, "so")
+}
+
+/// Builds it and puts it below `place`, into a folder of libraries that has it under the driver's
+/// names; returns that folder.
+pub(crate) fn folder(place: &Path) -> Result<PathBuf> {
+    let (library, folder) = (build()?, place.join("stand-in"));
+    fs::create_dir_all(&folder)?;
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        fs::copy(&library, folder.join(name))?;
+    }
+    Ok(folder)
 }

@@ -23,7 +23,7 @@ const NEEDS_ADAPTER: &[(&str, &str)] = &[(
 /// candle takes minutes to build.
 const REQUIRED_CANDLE: &[(&str, &str)] = &[("cargo xtask required candle", "DUALADAM_REQUIRE does not name candle")];
 
-const STAGES: [Stage; 16] = [
+const STAGES: [Stage; 21] = [
     Stage {
         name: "the limits of the source",
         command: "cargo xtask house",
@@ -38,6 +38,27 @@ const STAGES: [Stage; 16] = [
         name: "the digits example, two epochs",
         command: "cargo run --release -p digits -- --seeds 1 --epochs 2 --png target/digits-test.png",
         needs: &[],
+    },
+    Stage {
+        name: "the landscapes example",
+        command: "cargo run --release -p landscapes -- --png target/landscapes-test.png",
+        needs: &[],
+    },
+    Stage { name: "the README's quick start on the CPU", command: "cargo xtask quick-start cpu", needs: &[] },
+    Stage {
+        name: "the README's quick start on CUDA, on the stand-in driver",
+        command: "cargo xtask quick-start cuda",
+        needs: &[],
+    },
+    Stage {
+        name: "the README's quick start on WebGPU",
+        command: "cargo xtask quick-start webgpu",
+        needs: NEEDS_ADAPTER,
+    },
+    Stage {
+        name: "the README's quick start from candle",
+        command: "cargo xtask quick-start candle",
+        needs: REQUIRED_CANDLE,
     },
     Stage {
         name: "candle: the optimizer's tests",

@@ -9,6 +9,7 @@ mod on_cuda;
 #[cfg(feature = "webgpu")]
 mod on_webgpu;
 mod optimizers;
+mod picture;
 mod plot;
 mod report;
 mod train;

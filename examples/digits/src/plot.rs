@@ -1,8 +1,6 @@
 //! The picture: training loss, test error and α over the steps.
 
 use std::error::Error;
-use std::fs::File;
-use std::io::BufWriter;
 use std::ops::Range;
 use std::path::Path;
 
@@ -11,10 +9,10 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::coord::types::RangedCoordf64;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
-use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::optimizers::{Contender, WARM_UP};
+use crate::picture::{self, FONT};
 use crate::train::{Run, Setting};
 
 /// Large enough to be scaled down: thick lines are drawn without smoothing.
@@ -24,7 +22,6 @@ const HEADER: u32 = 260;
 /// below it.
 const BREAKS: [i32; 2] = [780, 1560];
 
-const FONT: &str = "Roboto";
 const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
@@ -53,19 +50,11 @@ pub(crate) fn draw(
     lr: f64,
     switch: u64,
 ) -> Result<(), Box<dyn Error>> {
-    register_font(FONT, FontStyle::Normal, include_bytes!("../Roboto-Regular-subset.ttf"))
-        .map_err(|_| "the bundled font cannot be read")?;
-    let mut pixels = vec![0; 3 * SIZE.0 as usize * SIZE.1 as usize];
-    let root = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let (header, body) = root.split_vertically(HEADER);
     let title = format!(
         "Handwritten digits: network 64-128-10 in {}, learning rate {lr}, seeds: {}",
         setting.dtype.name(),
         runs[0].len(),
     );
-    draw_header(&header, &title, contenders)?;
-
     let mean = |value: fn(&Run, usize) -> f64| mean_curves(runs, setting.steps_per_epoch(), value);
     let losses = mean(|run, epoch| run.losses[epoch]);
     let errors = mean(|run, epoch| 100.0 * (1.0 - run.accuracies[epoch]));
@@ -77,24 +66,15 @@ pub(crate) fn draw(
             alpha_curves(contenders, setting.steps()),
         ),
     ];
-    let areas = body.split_by_breakpoints([0_i32; 0], BREAKS);
-    for (index, (panel, area)) in panels.iter().zip(&areas).enumerate() {
-        let steps_below = index + 1 == panels.len();
-        panel.draw(area, setting.steps(), switch, steps_below)?;
-    }
-    root.present()?;
-    drop((areas, header, body, root));
-    write_png(path, &pixels)
-}
-
-/// Here and not by plotters, whose own way brings decoders of pictures that take longer to build
-/// than the rest of it.
-fn write_png(path: &Path, pixels: &[u8]) -> Result<(), Box<dyn Error>> {
-    let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), SIZE.0, SIZE.1);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    Ok(writer.finish()?)
+    picture::write(path, SIZE, |area| {
+        let (header, body) = area.split_vertically(HEADER);
+        draw_header(&header, &title, contenders)?;
+        for (index, (panel, area)) in panels.iter().zip(&body.split_by_breakpoints([0_i32; 0], BREAKS)).enumerate() {
+            let steps_below = index + 1 == panels.len();
+            panel.draw(area, setting.steps(), switch, steps_below)?;
+        }
+        Ok(())
+    })
 }
 
 /// The title, and below it the contenders with their lines.

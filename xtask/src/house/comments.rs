@@ -1,6 +1,6 @@
 //! Comments and documents that are too wide.
 
-use super::{Count, Source};
+use super::{Count, Source, prose};
 
 const COLUMNS: usize = 100;
 /// Of the files with wide comments, so many are named.
@@ -24,40 +24,11 @@ pub(super) fn count(sources: &[Source]) -> Count {
     Count { what: format!("comment lines over {COLUMNS} columns"), found, limit: Some(0), details }
 }
 
-/// The numbers of the lines that are prose and too wide.
+/// The numbers of the lines that are prose and too wide. Tables and links may be.
 fn wide_lines(source: &Source) -> Vec<usize> {
-    let mut in_code = false;
-    let mut in_docstring = false;
-    let mut wide = vec![];
-    for (index, line) in source.text.lines().enumerate() {
-        let trimmed = line.trim_start();
-        let prose = match source.extension() {
-            "md" => Some(trimmed),
-            "py" | "pyi" => python(trimmed, &mut in_docstring),
-            "rs" | "cu" | "cuh" | "wgsl" => trimmed.starts_with("//").then(|| trimmed.trim_start_matches(['/', '!'])),
-            _ => None,
-        };
-        let Some(prose) = prose.map(str::trim_start) else {
-            in_code = false;
-            continue;
-        };
-        let is_fence = prose.starts_with("```");
-        in_code ^= is_fence;
-        let may_be_wide =
-            in_code || is_fence || prose.starts_with('|') || prose.contains("](") || prose.contains("://");
-        if !may_be_wide && line.chars().count() > COLUMNS {
-            wide.push(index + 1);
-        }
-    }
-    wide
-}
-
-/// A comment, or a line of a docstring.
-fn python<'a>(line: &'a str, in_docstring: &mut bool) -> Option<&'a str> {
-    let was_in_docstring = *in_docstring;
-    *in_docstring ^= line.matches(r#"""""#).count() % 2 == 1;
-    let is_docstring = was_in_docstring || line.starts_with(r#"""""#);
-    (is_docstring || line.starts_with('#')).then(|| line.trim_start_matches('#'))
+    let may_be_wide = |prose: &str| prose.starts_with('|') || prose.contains("](") || prose.contains("://");
+    let is_wide = |line: &prose::Line<'_>| !may_be_wide(line.prose) && line.whole.chars().count() > COLUMNS;
+    prose::lines(source).into_iter().filter(is_wide).map(|line| line.number).collect()
 }
 
 #[cfg(test)]
@@ -67,13 +38,7 @@ mod tests {
     #[test]
     fn only_prose_is_too_wide() {
         let long = "word ".repeat(30);
-        let wide = |path: &str, text: &str| wide_lines(&Source { path: path.to_owned(), text: text.to_owned() });
-        let rust =
-            format!("//! {long}\nlet x = 1; // {long}\n/// ```\n/// {long}\n/// ```\n/// | {long}\n    // {long}");
-        assert_eq!(wide("a.rs", &rust), [1, 7]);
-        let python = format!("def f():\n    \"\"\"It\n    {long}\n    \"\"\"\n    x = '{long}'\n    # {long}");
-        assert_eq!(wide("a.py", &python), [3, 6]);
-        let markdown = format!("{long}\n```\n{long}\n```\n| {long} |\nSee [it](there) {long}");
-        assert_eq!(wide("a.md", &markdown), [1]);
+        let text = format!("{long}\n```\n{long}\n```\n| {long} |\nSee [it](there) {long}\nshort");
+        assert_eq!(wide_lines(&Source { path: "a.md".to_owned(), text }), [1]);
     }
 }
