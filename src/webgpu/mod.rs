@@ -26,10 +26,10 @@
 //! of p: 1.5·U·|p| + 40·U·(M·w + decay·|p|)
 //! ```
 //!
-//! that of p where V is at most twice the new v (without L2 decay always so for β2 ≥ 2/3) and ε at
-//! least 3e-12. It is what WGSL's accuracy of each operation adds up to; `docs/webgpu-accuracy.md`
-//! in the repository derives it. A 16-bit parameter lies between the narrowed ends of that
-//! interval.
+//! The bound of p requires that V is at most twice the new v (without L2 decay it is for β2 ≥ 2/3),
+//! that ε is at least 3e-12·inv_sqrt_bc2, and that α is below 1. The bounds are the sums of WGSL's
+//! error bounds of each operation; `docs/src/internals/webgpu-accuracy.md` in the repository derives
+//! them. A 16-bit parameter lies between the narrowed ends of that interval.
 //!
 //! That is for G below 1.84e19; from there on `v` may be the largest finite f32 instead, at which
 //! it saturates.

@@ -1,5 +1,5 @@
 //! How far one WGSL step may be from exact arithmetic, started from the same f32 state.
-//! `docs/webgpu-accuracy.md` derives it; the numbers here are its units.
+//! `docs/src/internals/webgpu-accuracy.md` derives it; the numbers here are its units.
 
 use dualadam::{DualAdamConfig, reference};
 
