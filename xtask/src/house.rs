@@ -3,6 +3,7 @@
 mod circles;
 mod combinations;
 mod comments;
+mod links;
 mod phrases;
 mod prose;
 mod sentences;
@@ -87,7 +88,12 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
         combinations::count(&sources)?,
     ];
     counts.extend(circles::counts(&sources)?);
-    counts.extend([comments::count(&sources), phrases::count(&sources)?, sentences::count(&sources)]);
+    counts.extend([
+        comments::count(&sources),
+        phrases::count(&sources)?,
+        sentences::count(&sources),
+        links::count(&sources),
+    ]);
 
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["what", "found", "limit", ""]);
