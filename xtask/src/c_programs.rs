@@ -95,7 +95,8 @@ impl Programs {
     fn readme(&self) -> Result<()> {
         let program = "examples/c/quick_start.c";
         quick_start::ensure_shown(program, "c")?;
-        succeed(Command::new("sh").args(["-euc", &quick_start::commands_with(program)?]).current_dir(root()))
+        let folder = quick_start::Folder::new(&self.folder, "readme")?;
+        succeed(&mut folder.shell(&quick_start::commands_with(program)?))
     }
 
     /// Builds the examples against the shared library and runs them, under a checker if one is

@@ -2,6 +2,7 @@
 //! copies them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,29 +41,61 @@ impl QuickStart {
 pub(crate) fn run(what: QuickStart) -> Result<()> {
     let program = what.program();
     ensure_shown(program, "rust")?;
-    let folder =
-        root().canonicalize()?.join("target/quick-start").join(what.to_possible_value().context("a name")?.get_name());
-    let project = folder.join("project");
-    if project.exists() {
-        fs::remove_dir_all(&project)?;
-    }
-    fs::create_dir_all(&project)?;
-    let commands = format!("ln -s '{}' dualadam\n{}", root().canonicalize()?.display(), commands_with(program)?);
-    let mut shell = Command::new("sh");
-    shell.args(["-euc", &commands]).current_dir(&project).env("CARGO_TARGET_DIR", folder.join("target"));
+    let block = commands_with(program)?;
+    let lines: Vec<_> = block.lines().collect();
+    let last = lines.iter().position(|line| line.contains(program)).context("a line")?;
+    // The first makes the project, and the one before the last adds what the program uses.
+    let mut commands = vec![lines[0]];
+    commands.extend(&lines[last.saturating_sub(1).max(1)..=last]);
+
+    let target = root().canonicalize()?.join("target/quick-start");
+    let folder = Folder::new(&target, what.program())?;
+    let mut shell = folder.shell(&commands.join("\n"));
+    shell.env("CARGO_TARGET_DIR", target.join("target"));
     if what == QuickStart::Cuda {
-        shell.env("LD_LIBRARY_PATH", stand_in::folder(&folder)?);
+        shell.env("LD_LIBRARY_PATH", stand_in::folder(&target)?);
     }
     let status = shell.status().context("sh")?;
     ensure!(status.success(), "the README's commands with {program} failed: {status}");
     Ok(())
 }
 
-/// Asserts that one of the README's blocks of this language is the program.
+/// A folder that has nothing but the repository, as `dualadam`.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    /// Emptied if it is there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub(crate) fn new(place: &Path, name: &str) -> Result<Self> {
+        let folder = place.join(name.replace('/', "-"));
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        }
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        Ok(Self(folder))
+    }
+
+    /// Runs commands there, and ends with the first that fails.
+    pub(crate) fn shell(&self, commands: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-euxc", &format!("ln -s \"$1\" dualadam\n{commands}"), "sh"]).arg(root()).current_dir(&self.0);
+        shell
+    }
+}
+
+/// Asserts that one of the README's blocks of this language is a part of the program, or all of it.
 pub(crate) fn ensure_shown(program: &str, language: &str) -> Result<()> {
     let text = fs::read_to_string(root().join(program)).with_context(|| program.to_owned())?;
-    let is_shown = blocks(&readme()?, language).any(|block| block == text);
-    ensure!(is_shown, "no block of the README is {program}");
+    let lines = |text: &str| -> Vec<String> { text.lines().map(|line| line.trim().to_owned()).collect() };
+    let (program_lines, readme) = (lines(&text), readme()?);
+    let is_shown = blocks(&readme, language).any(|block| {
+        let block = lines(block);
+        program_lines.windows(block.len().max(1)).any(|part| part == block)
+    });
+    ensure!(is_shown, "no block of the README is a part of {program}");
     Ok(())
 }
 
