@@ -9,5 +9,5 @@ fn main() -> Result<(), dualadam::Error> {
         let grads = weights.clone(); // from your backward pass
         optimizer.step([(&mut weights).into()], [Some((&grads).into())])?;
     }
-    Ok(println!("the first weight: {}", weights[0]))
+    Ok(println!("the first weight: {:.0e}", weights[0]))
 }

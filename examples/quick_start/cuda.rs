@@ -11,5 +11,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let grads = stream.clone_dtod(&weights)?; // from your backward pass
         optimizer.step([(&mut weights).into()], [Some((&grads).into())])?; // enqueued, no wait
     }
-    Ok(println!("the first weight: {}", stream.clone_dtoh(&weights)?[0]))
+    Ok(println!("the first weight: {:.0e}", stream.clone_dtoh(&weights)?[0]))
 }

@@ -131,5 +131,7 @@ fn run(task: Task) -> anyhow::Result<()> {
 
 /// The repository's root.
 fn root() -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).to_owned()
+    // Without ending in `..`: a link to it would be followed in another way by each program.
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
 }

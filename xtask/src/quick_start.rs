@@ -2,11 +2,11 @@
 //! copies them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
+use tempfile::TempDir;
 
 use crate::{root, stand_in};
 
@@ -32,15 +32,15 @@ impl QuickStart {
     }
 }
 
-/// Runs the commands as they stand in the README, in an empty folder beside the repository, and
-/// asserts that the README shows the program.
+/// Runs the commands as they stand in the README, in an empty folder beside the repository.
 ///
 /// # Errors
 ///
-/// If the README shows another program or no commands, and if a command fails.
+/// If a command fails, if the README lacks the commands, and if what it shows in Rust is no part of
+/// the programs.
 pub(crate) fn run(what: QuickStart) -> Result<()> {
     let program = what.program();
-    ensure_shown(program, "rust")?;
+    ensure_programs_are_shown()?;
     let block = commands_with(program)?;
     let lines: Vec<_> = block.lines().collect();
     let last = lines.iter().position(|line| line.contains(program)).context("a line")?;
@@ -48,10 +48,10 @@ pub(crate) fn run(what: QuickStart) -> Result<()> {
     let mut commands = vec![lines[0]];
     commands.extend(&lines[last.saturating_sub(1).max(1)..=last]);
 
-    let target = root().canonicalize()?.join("target/quick-start");
-    let folder = Folder::new(&target, what.program())?;
+    let target = root().join("target/quick-start");
+    let folder = Folder::new()?;
     let mut shell = folder.shell(&commands.join("\n"));
-    shell.env("CARGO_TARGET_DIR", target.join("target"));
+    shell.env("CARGO_TARGET_DIR", &target);
     if what == QuickStart::Cuda {
         shell.env("LD_LIBRARY_PATH", stand_in::folder(&target)?);
     }
@@ -60,42 +60,39 @@ pub(crate) fn run(what: QuickStart) -> Result<()> {
     Ok(())
 }
 
-/// A folder that has nothing but the repository, as `dualadam`.
-pub(crate) struct Folder(PathBuf);
+/// A folder that has nothing but the repository, as `dualadam`. It is outside of the repository,
+/// where cargo would make new projects members of the workspace.
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    /// Emptied if it is there.
-    ///
     /// # Errors
     ///
     /// If it cannot be made.
-    pub(crate) fn new(place: &Path, name: &str) -> Result<Self> {
-        let folder = place.join(name.replace('/', "-"));
-        if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        }
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        Ok(Self(folder))
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(tempfile::tempdir()?))
     }
 
     /// Runs commands there, and ends with the first that fails.
     pub(crate) fn shell(&self, commands: &str) -> Command {
         let mut shell = Command::new("sh");
-        shell.args(["-euxc", &format!("ln -s \"$1\" dualadam\n{commands}"), "sh"]).arg(root()).current_dir(&self.0);
+        shell.args(["-euxc", &format!("ln -s \"$1\" dualadam\n{commands}"), "sh"]).arg(root());
+        shell.current_dir(self.0.path());
         shell
     }
 }
 
-/// Asserts that one of the README's blocks of this language is a part of the program, or all of it.
-pub(crate) fn ensure_shown(program: &str, language: &str) -> Result<()> {
-    let text = fs::read_to_string(root().join(program)).with_context(|| program.to_owned())?;
+/// Asserts that each of the README's blocks of Rust is a part of one of the programs, or all of it.
+fn ensure_programs_are_shown() -> Result<()> {
     let lines = |text: &str| -> Vec<String> { text.lines().map(|line| line.trim().to_owned()).collect() };
-    let (program_lines, readme) = (lines(&text), readme()?);
-    let is_shown = blocks(&readme, language).any(|block| {
-        let block = lines(block);
-        program_lines.windows(block.len().max(1)).any(|part| part == block)
-    });
-    ensure!(is_shown, "no block of the README is a part of {program}");
+    let program = |what: &QuickStart| {
+        let path = root().join(what.program());
+        fs::read_to_string(&path).map(|text| lines(&text)).with_context(|| path.display().to_string())
+    };
+    let programs: Vec<_> = QuickStart::value_variants().iter().map(program).collect::<Result<_>>()?;
+    for block in blocks(&readme()?, "rust").map(lines) {
+        let is_shown = programs.iter().any(|program| program.windows(block.len().max(1)).any(|part| part == block));
+        ensure!(is_shown, "the README shows what no program has:\n{}", block.join("\n"));
+    }
     Ok(())
 }
 
