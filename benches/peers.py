@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where torch finds it")
     parser.add_argument("--threads", type=int, help="of the CPU; as many as there are processors unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the times over those of torch's fused Adam (needs matplotlib)")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the speeds in f32 as a picture (needs matplotlib)")
     parser.add_argument("--shapes", type=Path, metavar="FILE", help="only these, in the form of shapes.json")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--core", action="store_true", help="on CUDA: only the shapes that tell most, and without the loop and foreach")
@@ -85,8 +85,8 @@ def main():
     until = None if arguments.deadline is None else BEGIN + arguments.deadline
     results = Results(torch, machine, arguments.json)
     run(torch, machine, shapes, arguments.rounds, arguments.core, until, results)
-    if arguments.png:
-        draw(results.known, arguments.png)
+    if arguments.chart:
+        draw(results.known, arguments.chart)
     if results.has_failed:
         sys.exit("the comparison with torch has failures: see above")
 
