@@ -20,7 +20,7 @@ impl State {
     /// temporary file (`.dualadam-*.tmp` or `.tmp*`) behind. A symbolic link at `path` is replaced,
     /// not followed.
     ///
-    /// Needs the feature `files`; not on wasm.
+    /// Needs the feature `files`. Not available on wasm.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl State {
     ///
     /// The call reads the whole file and checks its checksum before it uses any of the content.
     ///
-    /// Needs the feature `files`; not on wasm.
+    /// Needs the feature `files`. Not available on wasm.
     ///
     /// # Errors
     ///
@@ -78,8 +78,8 @@ impl State {
     /// use dualadam::{State, StateError, StateProblem};
     ///
     /// std::fs::write(&path, [0; 100])?;
-    /// let Err(StateError::File { problem, .. }) = State::load(&path) else { panic!() };
-    /// assert!(matches!(*problem, StateProblem::Checksum { .. }));
+    /// let error = State::load(&path).unwrap_err();
+    /// assert!(matches!(error, StateError::File { problem, .. } if matches!(*problem, StateProblem::Checksum { .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn load(path: impl AsRef<Path>) -> Result<Self, StateError> {
