@@ -41,15 +41,14 @@
 //!
 //! | you have | [`cpu`] | [`cuda`] | [`webgpu`] |
 //! | --- | --- | --- | --- |
-//! | parameters and gradients | [`cpu::DualAdam`] | `DualAdam` | `DualAdam` |
-//! | also the moments, in one flat tensor | [`cpu::step`], [`cpu::step_with_master`] | `step` | `TensorList` of one |
-//! | also the moments, in many tensors | [`cpu::step_list`] | `TensorList` | `TensorList` |
-//! | addresses only | [`cpu::step_raw`], [`cpu::TensorList`] | `Kernels::step_raw`, `TensorList` | |
-//! | a CUDA graph, or scalars on the device | | `CapturableDualAdam`, `Control` | |
+//! | parameters and gradients | [`DualAdam`](cpu::DualAdam) | [`DualAdam`][cuda-optimizer] | [`DualAdam`][webgpu-optimizer] |
+//! | also the moments of one tensor | [`step`](cpu::step), [`step_with_master`](cpu::step_with_master) | [`step`][cuda-step] | [`TensorList`][webgpu-list] of one |
+//! | also the moments of many tensors | [`step_list`](cpu::step_list) | [`TensorList`][cuda-list] | [`TensorList`][webgpu-list] |
+//! | addresses only | [`step_raw`](cpu::step_raw), [`TensorList`](cpu::TensorList) | [`step_raw`][cuda-raw], [`TensorList`][cuda-list] | |
+//! | scalars on the device, or a CUDA graph | | [`CapturableDualAdam`][cuda-capturable], [`Control`][cuda-control] | |
 //!
-//! - The functions below the first row take the step's coefficients:
-//!   [`DualAdamConfig::coeffs`] forms them for a step number, and [`Ledger`] keeps groups and steps
-//!   where there are many tensors.
+//! - Whoever keeps the moments also forms the coefficients of each step. [`DualAdamConfig::coeffs`]
+//!   forms them for a step number; a [`Ledger`] keeps groups and steps of many tensors.
 //! - Steps belong to tensors, and α follows the tensor's own step. The optimizers and the lists of
 //!   addresses skip a tensor without a gradient: its parameters, moments and step stay as they are.
 //!
@@ -59,7 +58,7 @@
 //! | --- | --- |
 //! | hyperparameters | [`DualAdamConfig`], [`SwitchSchedule`], [`WeightDecay`], [`InverseTerm`] |
 //! | scalars of a step | [`StepCoeffs`]; [`Steering`] and [`SkipReason`] for loss scaling and clipping |
-//! | formats of buffers | [`Dtype`], [`Element`], [`HalfElement`], [`GradOf`], [`Formats`], [`Variant`] |
+//! | formats of buffers | [`Dtype`], [`Element`], [`HalfElement`], [`GradOf`], [`Formats`], [`Variant`], and [`half`] for bf16 and f16 |
 //! | buffers | [`Role`], [`RawBuffer`], [`RawTensor`], and `Buffer` and `Tensor` of each backend |
 //! | bookkeeping | [`Ledger`], [`CoeffsTable`], [`TensorSpec`] |
 //! | saving and resuming | [`State`], [`Arrays`] |
@@ -73,6 +72,8 @@
 //!   lists, any alignment, and with or without vector instructions. The CUDA backend gives the bits
 //!   of the CPU backend. So far, its kernels have run on an interpreter of their PTX only, not on a
 //!   GPU. WebGPU promises no bits but a bound on the error of each quantity.
+//! - **Accuracy.** The tests compare each step with [`mod@reference`]. Each quantity stays within the
+//!   error that its roundings can add up to.
 //! - **Errors.** Each error is typed and names the argument, the requirement and the value. A call
 //!   checks all its arguments before it writes anything, so that a call that fails has written
 //!   nothing. [`Error`] lists the exceptions.
@@ -112,11 +113,47 @@
 //! - The book in `docs/` of the repository: guides, how the library works, measurements, and how to
 //!   contribute.
 //!
-//!
-#![cfg_attr(feature = "cuda", doc = "[`cuda`]: crate::cuda")]
-#![cfg_attr(not(feature = "cuda"), doc = "[`cuda`]: #features")]
-#![cfg_attr(feature = "webgpu", doc = "[`webgpu`]: crate::webgpu")]
-#![cfg_attr(not(feature = "webgpu"), doc = "[`webgpu`]: #features")]
+// A module that is not built has no page to link to.
+#![cfg_attr(
+    feature = "cuda",
+    doc = "
+[`cuda`]: crate::cuda
+[cuda-optimizer]: crate::cuda::DualAdam
+[cuda-step]: crate::cuda::step
+[cuda-list]: crate::cuda::TensorList
+[cuda-raw]: crate::cuda::Kernels::step_raw
+[cuda-capturable]: crate::cuda::CapturableDualAdam
+[cuda-control]: crate::cuda::Control
+"
+)]
+#![cfg_attr(
+    not(feature = "cuda"),
+    doc = "
+[`cuda`]: #features
+[cuda-optimizer]: #features
+[cuda-step]: #features
+[cuda-list]: #features
+[cuda-raw]: #features
+[cuda-capturable]: #features
+[cuda-control]: #features
+"
+)]
+#![cfg_attr(
+    feature = "webgpu",
+    doc = "
+[`webgpu`]: crate::webgpu
+[webgpu-optimizer]: crate::webgpu::DualAdam
+[webgpu-list]: crate::webgpu::TensorList
+"
+)]
+#![cfg_attr(
+    not(feature = "webgpu"),
+    doc = "
+[`webgpu`]: #features
+[webgpu-optimizer]: #features
+[webgpu-list]: #features
+"
+)]
 #![cfg_attr(
     not(test),
     warn(
@@ -147,7 +184,6 @@ pub mod webgpu;
 pub use checkpoint::FORMAT_VERSION;
 pub use checkpoint::{Arrays, State, StateError, StateProblem};
 pub use error::Error;
-/// The crate of the element types `bf16` and `f16`.
 pub use half;
 pub use ledger::{CoeffsTable, Ledger, TensorSpec};
 pub use rule::{ConfigError, DualAdamConfig, InverseTerm, StepCoeffs, SwitchSchedule, WeightDecay, reference};
