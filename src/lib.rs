@@ -47,8 +47,9 @@
 //! | addresses only | [`step_raw`](cpu::step_raw), [`TensorList`](cpu::TensorList) | [`step_raw`][cuda-raw], [`TensorList`][cuda-list] | |
 //! | scalars on the device, or a CUDA graph | | [`CapturableDualAdam`][cuda-capturable], [`Control`][cuda-control] | |
 //!
-//! - Whoever keeps the moments also forms the coefficients of each step. [`DualAdamConfig::coeffs`]
-//!   forms them for a step number; a [`Ledger`] keeps groups and steps of many tensors.
+//! - A program that keeps the moments also forms the coefficients of each step.
+//!   [`DualAdamConfig::coeffs`] forms them for a step number; a [`Ledger`] keeps groups and steps
+//!   of many tensors.
 //! - Steps belong to tensors, and α follows the tensor's own step. The optimizers and the lists of
 //!   addresses skip a tensor without a gradient: its parameters, moments and step stay as they are.
 //!
@@ -72,8 +73,8 @@
 //!   lists, any alignment, and with or without vector instructions. The CUDA backend gives the bits
 //!   of the CPU backend. So far, its kernels have run on an interpreter of their PTX only, not on a
 //!   GPU. WebGPU promises no bits but a bound on the error of each quantity.
-//! - **Accuracy.** The tests compare each step with [`mod@reference`]. Each quantity stays within the
-//!   error that its roundings can add up to.
+//! - **Accuracy.** The tests compare each step with [`mod@reference`]. Each quantity stays within
+//!   the error that its roundings can add up to.
 //! - **Errors.** Each error is typed and names the argument, the requirement and the value. A call
 //!   checks all its arguments before it writes anything, so that a call that fails has written
 //!   nothing. [`Error`] lists the exceptions.

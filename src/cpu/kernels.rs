@@ -15,14 +15,15 @@ use super::loops::{Master, Streams};
 ///
 /// - The tensor has the formats that the function is for, and is not empty.
 /// - Each buffer is initialised memory of the tensor's length and its format, aligned, of at most
-///   `isize::MAX` bytes, with exposed provenance, valid for reads and, but for `grad`, for writes.
+///   `isize::MAX` bytes, with exposed provenance, valid for reads and, apart from `grad`, for
+///   writes.
 /// - No two buffers overlap, and nothing else uses them during the call.
 type Kernel = unsafe fn(&RawTensor, &StepCoeffs, bool);
 
 /// The steps, in the order of the variants.
 static KERNELS: [Kernel; Variant::COUNT] = for_each_variant!(step);
 
-/// A tensor with all that its step needs but the coefficients.
+/// A tensor with all that its step needs, apart from the coefficients.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Job {
     pub(super) tensor: RawTensor,

@@ -147,6 +147,17 @@ impl Ledger {
     /// # Errors
     ///
     /// - As [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, Ledger};
+    ///
+    /// let mut ledger = Ledger::new(&[DualAdamConfig::default(), DualAdamConfig::adamw(0.01)], &[])?;
+    /// ledger.set_lr(1, 1e-4)?;
+    /// assert_eq!(ledger.config(1)?, DualAdamConfig::adamw(0.01).with_lr(1e-4));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.set_config(group, self.config(group)?.with_lr(lr))
     }
@@ -160,7 +171,7 @@ impl Ledger {
         at("tensor", &self.tensors, tensor).map(|entry| entry.step)
     }
 
-    /// Sets the number of updates that a tensor has had.
+    /// Sets the number of updates that a tensor has had, such as from another optimizer's state.
     ///
     /// # Errors
     ///

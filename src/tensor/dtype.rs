@@ -72,7 +72,7 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Subnormals are kept. A value beyond the largest finite one becomes infinite if that is the
     /// nearest. A NaN stays a NaN.
     ///
-    /// Narrowing to f16 needs a thread that rounds to nearest even. Steps see to that themselves.
+    /// Narrowing to f16 rounds as the thread's rounding mode says. Steps set it to nearest even.
     fn narrow(value: f32) -> Self;
 }
 

@@ -129,7 +129,7 @@ impl TryFrom<State> for DualAdam {
     /// - As [`State::validate`].
     fn try_from(mut state: State) -> Result<Self, ArgumentError> {
         state.validate()?;
-        // A valid state of an empty tensor may lack its masters, or have masters that it need not.
+        // A valid state of an empty tensor may lack its masters, or have masters without need.
         for (spec, arrays) in state.ledger.specs().zip(&mut state.arrays) {
             arrays.master = spec.has_master.then(|| arrays.master.take().unwrap_or_default());
         }
