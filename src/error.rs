@@ -1,4 +1,4 @@
-//! All errors of the library as one type, for callers who do not care which part reports them.
+//! The errors of all parts of the library as one type.
 
 use crate::checkpoint::StateError;
 #[cfg(feature = "cuda")]
@@ -8,14 +8,19 @@ use crate::tensor::{ArgumentError, ListError, TensorError};
 #[cfg(feature = "webgpu")]
 use crate::webgpu::WebGpuError;
 
-/// What can be wrong with any call. Every function returns the error type of its own part; all of
-/// them convert into this.
+/// Any error of the library.
 ///
-/// A call that returns an error has written nothing, unless the error is a driver's
-/// (`cuda::CudaError` and `webgpu::WebGpuError` say which), or `State::save` only failed to make a
-/// finished file durable.
+/// Every function returns the error type of its own part: [`ConfigError`], [`TensorError`],
+/// [`ListError`], [`ArgumentError`], [`StateError`], `cuda::CudaError` or `webgpu::WebGpuError`.
+/// Each converts into this type, so that `?` works in a function that calls several parts.
 ///
-/// # Example
+/// A call that returns an error has written nothing, with two exceptions:
+///
+/// - A driver fails while it works. The documentation of `cuda::CudaError` and
+///   `webgpu::WebGpuError` says what holds then.
+/// - `State::save` has replaced the file, and cannot sync the folder that the file is in.
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, Error};
@@ -30,31 +35,31 @@ use crate::webgpu::WebGpuError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A hyperparameter or a scalar is not valid.
+    /// A hyperparameter, a step or a gradient multiplier is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The config of one of several groups is not valid.
+    /// The config of one parameter group is not valid.
     #[error("group {group}: {problem}")]
     Group {
-        /// The position of the group.
+        /// The index of the group.
         group: usize,
-        /// What is wrong with its config.
+        /// The problem with its config.
         problem: ConfigError,
     },
-    /// Something is wrong with one tensor.
+    /// One tensor, or one of its buffers, is not valid.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// Something is wrong with a list of arguments, or with a position in one.
+    /// A list of arguments, or an index into one, is not valid.
     #[error(transparent)]
     List(#[from] ListError),
-    /// A state could not be saved or resumed.
+    /// A state is not valid, or could not be saved or loaded.
     #[error(transparent)]
     State(StateError),
-    /// The CUDA driver, or what it was asked for.
+    /// The CUDA driver failed, or an argument is not valid for CUDA.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(CudaError),
-    /// wgpu, or what it was asked for.
+    /// wgpu failed, or an argument is not valid for WebGPU.
     #[cfg(feature = "webgpu")]
     #[error(transparent)]
     WebGpu(WebGpuError),
@@ -106,7 +111,7 @@ impl From<WebGpuError> for Error {
 mod tests {
     use super::*;
 
-    /// An error travels through every result of a step.
+    /// Every step returns one, so its size costs time where nothing fails.
     #[test]
     fn errors_are_small() {
         assert!(size_of::<Error>() <= 64, "{}", size_of::<Error>());

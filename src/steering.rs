@@ -1,13 +1,16 @@
-//! Whether a step is made, and what the gradients are multiplied by: what `kernels/control.cuh`
-//! does, on the host.
+//! Whether a step is made, and the multiplier of its gradients. `kernels/control.cuh` decides the
+//! same on the device.
 
 use crate::rule::{check_grad_multiplier, in_standard_env};
 
-/// The scalars that steer a step, as mixed-precision training has them.
+/// The scalars of mixed-precision training that steer a step: loss scale, clip factor, found-inf.
 ///
-/// The device-controlled steps of the `cuda` backend read the same scalars from device memory.
+/// They give the multiplier of the gradients, or the reason to skip the step. The device-controlled
+/// steps of the `cuda` backend read the same scalars from device memory and decide the same.
 ///
-/// # Example
+/// # Examples
+///
+/// The loss was multiplied by 1,024, and clipping halves the gradients:
 ///
 /// ```
 /// use dualadam::{SkipReason, Steering};
@@ -19,11 +22,15 @@ use crate::rule::{check_grad_multiplier, in_standard_env};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Steering {
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0. Default 1.
+    /// The factor that the loss was multiplied by. The gradients are divided by it. Finite and
+    /// above
+    /// 0. Default 1.
     pub loss_scale: f32,
-    /// What the gradients are multiplied by after that: finite, at least 0. Default 1.
+    /// The factor of gradient clipping. The gradients are multiplied by it. Finite and at least 0.
+    /// Default 1.
     pub clip_factor: f32,
-    /// Anything but 0, NaN too, skips the step. Default 0.
+    /// Whether some gradient is infinite or NaN, as torch's `GradScaler` reports it. Every value
+    /// but 0 skips the step, NaN included. Default 0.
     pub found_inf: f32,
 }
 
@@ -52,19 +59,35 @@ impl Steering {
         Self { found_inf, ..self }
     }
 
-    /// Clip factor / loss scale, formed in f64: the multiplier of the gradients that
-    /// [`coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) takes.
+    /// The multiplier of the gradients, `clip_factor / loss_scale`, formed in f64.
+    ///
+    /// [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) and
+    /// [`cpu::DualAdam::step_scaled`](crate::cpu::DualAdam::step_scaled) take it.
     ///
     /// # Errors
     ///
-    /// - The reason why the step must be skipped; if there are several, the first in the order of
-    ///   [`SkipReason`].
+    /// The step must be skipped. The first of these that holds is returned:
+    ///
+    /// - [`SkipReason::FoundInf`] if `found_inf` is not 0.
+    /// - [`SkipReason::LossScale`] if `loss_scale` is NaN, infinite, 0 or negative.
+    /// - [`SkipReason::ClipFactor`] if `clip_factor` is NaN, infinite or negative.
+    /// - [`SkipReason::Multiplier`] if the quotient is infinite as an f32, or is above 0 and rounds
+    ///   to 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{SkipReason, Steering};
+    ///
+    /// assert_eq!(Steering::default().with_clip_factor(0.25).multiplier(), Ok(0.25));
+    /// assert_eq!(Steering::default().with_loss_scale(0.0).multiplier(), Err(SkipReason::LossScale));
+    /// ```
     pub fn multiplier(&self) -> Result<f64, SkipReason> {
         in_standard_env(*self, |scalars| scalars.multiplier_in_env())
     }
 
     fn multiplier_in_env(&self) -> Result<f64, SkipReason> {
-        // NaN fails each of these.
+        // Each condition is written so that NaN is refused.
         if self.found_inf != 0.0 {
             return Err(SkipReason::FoundInf);
         }
@@ -80,27 +103,38 @@ impl Steering {
     }
 }
 
-/// Why a step was skipped. If there are several reasons, it is the first of this order.
+/// Why a step is skipped. If there are several reasons, the first in the order of the variants.
+///
+/// [`Steering::multiplier`] returns the first four. The device-controlled steps of the `cuda`
+/// backend report all of them.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::SkipReason;
+///
+/// assert_eq!(SkipReason::ALL.first(), Some(&SkipReason::FoundInf));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// Found-inf was not 0.
+    /// `found_inf` was not 0.
     FoundInf,
     /// The loss scale was NaN, infinite, 0 or negative.
     LossScale,
     /// The clip factor was NaN, infinite or negative.
     ClipFactor,
-    /// Clip factor / loss scale was infinite as an f32, or above 0 and rounded to 0.
+    /// `clip_factor / loss_scale` was infinite as an f32, or was above 0 and rounded to 0.
     Multiplier,
-    /// lr was NaN, infinite or negative, or too large: see
-    /// [`DualAdamConfig::validate`](crate::DualAdamConfig::validate).
+    /// `lr` was not valid, as [`DualAdamConfig::validate`](crate::DualAdamConfig::validate) defines
+    /// it.
     Lr,
     /// The step counter was `u64::MAX`.
     Step,
 }
 
 impl SkipReason {
-    /// All of them, in their order. The kernels number them from 1.
+    /// All reasons, in their order. The CUDA kernels number them from 1.
     pub const ALL: &'static [Self] =
         &[Self::FoundInf, Self::LossScale, Self::ClipFactor, Self::Multiplier, Self::Lr, Self::Step];
 }

@@ -1,10 +1,12 @@
-//! The bytes that a state is saved as.
+//! The bytes of a state's file.
 //!
-//! They are a [safetensors](https://docs.rs/safetensors) container. Its metadata key `dualadam`
-//! holds JSON: the format version, the groups' configurations, and each tensor's group, step and
-//! name. Tensor `i` has the arrays `i.exp_avg`, `i.exp_avg_sq` and, where it has f32 masters,
-//! `i.master`. The last array, `crc32`, is the CRC-32 (IEEE, little-endian) of every byte before
-//! it, and its four bytes are the last.
+//! The file is a [safetensors](https://docs.rs/safetensors) container:
+//!
+//! - The metadata key `dualadam` holds JSON: the format version, the config of each group, and each
+//!   tensor's group, step and name, and whether it has masters and they are set.
+//! - Tensor `i` has the arrays `i.exp_avg`, `i.exp_avg_sq` and, with masters, `i.master`, in f32.
+//! - The last four bytes are the array `crc32`: the CRC-32 (IEEE, little-endian) of all bytes
+//!   before it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,6 +22,8 @@ use super::error::{StateError, StateProblem};
 use super::state::{Arrays, State};
 
 /// The version of the file format that this library reads and writes.
+///
+/// A file of another version is refused with [`StateProblem::Version`]. Needs the feature `files`.
 pub const FORMAT_VERSION: u32 = 1;
 
 const METADATA_KEY: &str = "dualadam";
@@ -43,20 +47,23 @@ struct TensorHeader {
     name: Option<String>,
 }
 
-/// Only the version: all that may be asked of a file before it is known to be of this one.
+/// The version alone. Nothing else of the header is parsed before the version is known.
 #[derive(Deserialize)]
 struct VersionHeader {
     version: u32,
 }
 
 impl State {
-    /// The state as the bytes of a file.
+    /// The bytes of the state's file, for programs that store them in another way than
+    /// `State::save`.
+    ///
+    /// Needs the feature `files`.
     ///
     /// # Errors
     ///
-    /// - As [`validate`](Self::validate): what cannot be read again is not written.
+    /// - [`StateError::Argument`] as [`validate`](Self::validate) returns it.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// use dualadam::{DualAdamConfig, State, TensorSpec};
@@ -77,11 +84,25 @@ impl State {
         Ok(bytes)
     }
 
-    /// The state of the bytes of a file, whose checksum is tested before anything is used of them.
+    /// The state of the bytes of a file.
+    ///
+    /// The call checks the checksum before it uses any of the content. Needs the feature `files`.
     ///
     /// # Errors
     ///
-    /// - [`StateError::Problem`] if they are cut, damaged, of another version, or not a state.
+    /// - [`StateError::Problem`] if the bytes are cut, damaged, of another format version, or not
+    ///   those of a state.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, State, TensorSpec};
+    ///
+    /// let mut bytes = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(3)])?.to_bytes()?;
+    /// bytes[20] ^= 1;
+    /// assert!(State::from_bytes(&bytes).unwrap_err().to_string().contains("the file is damaged or cut"));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
         Ok(parse(bytes).map_err(Box::new)?)
     }
@@ -89,7 +110,7 @@ impl State {
 
 /// The state of a file's bytes.
 pub(super) fn parse(bytes: &[u8]) -> Result<State, StateProblem> {
-    // Numbers in JSON are rounded as the environment says.
+    // The parser of JSON numbers rounds under the thread's control word.
     in_standard_env(bytes, parse_in_env)
 }
 
@@ -146,15 +167,15 @@ pub(super) fn metadata(ledger: &Ledger) -> serde_json::Result<HashMap<String, St
     Ok(HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&header)?)]))
 }
 
-/// The container's arrays; four zero bytes in place of the checksum.
+/// The container's arrays, with four zero bytes in place of the checksum.
 pub(super) fn arrays<'a>(ledger: &'a Ledger, arrays: &'a [Arrays]) -> impl Iterator<Item = (String, Array<'a>)> {
     let arrays = ledger.specs().zip(arrays).enumerate().flat_map(|(index, (spec, arrays))| {
         let named = move |(role, array)| (array_name(index, role), Array::f32(array));
-        // An empty tensor's masters may be missing from its arrays.
+        // An empty tensor's masters may be `None` in its arrays.
         let master = (spec.has_master && arrays.master.is_none()).then_some((Role::Master, [].as_slice()));
         arrays.by_role().chain(master).map(named)
     });
-    // The narrowest type is stored last, so the checksum ends the file.
+    // safetensors stores the narrowest type last, so the checksum ends the file.
     let crc = Array { dtype: safetensors::Dtype::U8, shape: [CRC_BYTES], bytes: Cow::Borrowed(&[0; CRC_BYTES]) };
     arrays.chain([(CRC_NAME.to_owned(), crc)])
 }
@@ -182,7 +203,7 @@ fn read_f32(file: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, StateProblem
     Ok(array.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-/// An array on its way into the file.
+/// An array as safetensors takes it.
 pub(super) struct Array<'a> {
     dtype: safetensors::Dtype,
     shape: [usize; 1],

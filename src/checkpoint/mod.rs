@@ -1,4 +1,4 @@
-//! What an optimizer remembers between steps, and the file that keeps it.
+//! The state that an optimizer keeps between steps, its bytes and its file.
 
 mod error;
 #[cfg(all(feature = "files", not(target_family = "wasm")))]

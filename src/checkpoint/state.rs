@@ -1,4 +1,4 @@
-//! The state of an optimizer, alike on every backend.
+//! The state of an optimizer, the same on every backend.
 
 use crate::ledger::{Ledger, TensorSpec};
 use crate::rule::{DualAdamConfig, in_standard_env};
@@ -6,10 +6,16 @@ use crate::tensor::{ArgumentError, Role, TensorError, TensorProblem, check_count
 
 use super::error::StateProblem;
 
-/// What an optimizer remembers between steps: the ledger, and each tensor's arrays. Every backend
-/// saves and resumes this.
+/// All that an optimizer keeps between steps: the [`Ledger`] and each tensor's [`Arrays`].
 ///
-/// # Example
+/// The optimizers of all backends save and load this state, so that a run can be resumed on another
+/// backend. It does not contain the parameters, which the caller saves; it does contain their
+/// masters.
+///
+/// With the feature `files`, `to_bytes` and `from_bytes` convert it to and from the bytes of a
+/// file, and `save` and `load` write and read a file.
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, State, TensorSpec};
@@ -22,13 +28,24 @@ use super::error::StateProblem;
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct State {
-    /// Groups, steps, and which masters are set.
+    /// The groups, each tensor's step, and which masters are set.
     pub ledger: Ledger,
-    /// The arrays of each tensor, in the ledger's order.
+    /// The arrays of each tensor, in the order of the ledger.
     pub arrays: Vec<Arrays>,
 }
 
-/// The arrays of one tensor, all of its length.
+/// The arrays of one tensor. Each has the tensor's length.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{DualAdamConfig, Role, State, TensorSpec};
+///
+/// let state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(3).with_master()])?;
+/// let roles: Vec<_> = state.arrays[0].by_role().map(|(role, _)| role).collect();
+/// assert_eq!(roles, [Role::ExpAvg, Role::ExpAvgSq, Role::Master]);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Arrays {
@@ -36,12 +53,12 @@ pub struct Arrays {
     pub exp_avg: Vec<f32>,
     /// The second moment.
     pub exp_avg_sq: Vec<f32>,
-    /// The f32 masters of 16-bit parameters.
+    /// The f32 masters of 16-bit parameters. `None` for a tensor without masters.
     pub master: Option<Vec<f32>>,
 }
 
 impl Arrays {
-    /// Each array with its role.
+    /// Each array that the tensor has, with its role.
     pub fn by_role(&self) -> impl Iterator<Item = (Role, &[f32])> {
         let arrays = [
             (Role::ExpAvg, Some(self.exp_avg.as_slice())),
@@ -53,12 +70,12 @@ impl Arrays {
 }
 
 impl State {
-    /// The state before the first step: moments of 0.
+    /// The state before the first step: moments of 0, and masters that are not set yet.
     ///
     /// # Errors
     ///
-    /// - What [`Ledger::new`] refuses.
-    /// - [`TensorProblem::Memory`] if the machine lacks the memory for an array.
+    /// - As [`Ledger::new`].
+    /// - [`TensorProblem::Memory`] if an array cannot be allocated.
     pub fn new(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
         let ledger = Ledger::new(groups, specs)?;
         let arrays = specs.iter().enumerate().map(|(tensor, spec)| {
@@ -75,15 +92,26 @@ impl State {
         Ok(Self { ledger, arrays })
     }
 
-    /// Checks that the tensors have the arrays that the ledger says, and that no second moment is
-    /// negative.
+    /// Checks that each tensor of the ledger has its arrays, and that no second moment is negative.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Count`](crate::ListError::Count) for another number of arrays than tensors.
-    /// - [`TensorProblem::Length`] for an array of another length, or masters that are there or
-    ///   missing.
-    /// - [`TensorProblem::Negative`] for a second moment that is negative somewhere.
+    /// - [`ListError::Count`](crate::ListError::Count) if `arrays` has another length than the
+    ///   ledger.
+    /// - [`TensorProblem::Length`] if an array has another length than its tensor, or if masters
+    ///   are missing or should not be there.
+    /// - [`TensorProblem::Negative`] if a second moment has a negative element.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, State, TensorSpec};
+    ///
+    /// let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(3)])?;
+    /// state.arrays[0].exp_avg.push(0.0);
+    /// assert_eq!(state.validate().unwrap_err().to_string(), "exp_avg of tensor 0 must have 3 elements, got 4");
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn validate(&self) -> Result<(), ArgumentError> {
         check_count("arrays", self.ledger.len(), self.arrays.len())?;
         for (tensor, (spec, arrays)) in self.ledger.specs().zip(&self.arrays).enumerate() {
@@ -93,15 +121,17 @@ impl State {
         Ok(())
     }
 
-    /// Checks that another state is of the same model: as many groups and tensors, each tensor of
-    /// the same length and group, with or without masters, and of the same name where both have
-    /// one.
+    /// Checks that another state is of the same model.
+    ///
+    /// Both must have the same number of groups and of tensors. Each tensor must have the same
+    /// length and group in both, and masters in both or in neither. Where it has a name in both,
+    /// the names must be the same.
     ///
     /// # Errors
     ///
     /// - [`StateProblem::Layout`] for the first difference.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// use dualadam::{DualAdamConfig, State, TensorSpec};
@@ -116,7 +146,7 @@ impl State {
     }
 }
 
-/// [`State::check_layout`], of a state whose arrays are elsewhere.
+/// [`State::check_layout`] of two ledgers.
 pub(crate) fn check_layout(own: &Ledger, other: &Ledger) -> Result<(), Box<StateProblem>> {
     let same = |what: String, expected: String, found: String| {
         if expected == found { Ok(()) } else { Err(Box::new(StateProblem::Layout { what, expected, found })) }
@@ -144,8 +174,8 @@ fn check_arrays(tensor: usize, spec: &TensorSpec, arrays: &Arrays) -> Result<(),
     check_moments(tensor, spec.len, &arrays.exp_avg, &arrays.exp_avg_sq)
 }
 
-/// Fails unless these can be the moments of a tensor of `len` elements. NaN is let through: a run
-/// may have met it.
+/// Returns an error unless these can be the moments of a tensor of `len` elements. NaN is accepted,
+/// since a step with NaN gradients makes such moments.
 pub(crate) fn check_moments(tensor: usize, len: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), TensorError> {
     check_len(tensor, Role::ExpAvg, len, exp_avg.len())?;
     check_len(tensor, Role::ExpAvgSq, len, exp_avg_sq.len())?;

@@ -1,4 +1,4 @@
-//! Tensors as slices whose element types are known at run time.
+//! Tensors as slices whose formats are known at run time.
 
 use half::{bf16, f16};
 
@@ -6,18 +6,18 @@ use crate::tensor::{Dtype, Element, RawBuffer, RawTensor, Role, TensorError, Ten
 
 use super::kernels::Job;
 
-/// A slice by address, which is good for as long as the slice is borrowed.
+/// The address of a slice, with its provenance exposed. Valid while the slice is borrowed.
 pub(super) fn raw<T: Element>(buffer: &[T]) -> RawBuffer {
     RawBuffer::new(buffer.as_ptr().expose_provenance() as u64, T::DTYPE)
 }
 
-/// [`raw`], of a slice that is written.
+/// [`raw`] of a slice that a step writes.
 pub(super) fn raw_mut<T: Element>(buffer: &mut [T]) -> RawBuffer {
     RawBuffer::new(buffer.as_mut_ptr().expose_provenance() as u64, T::DTYPE)
 }
 
-/// Fails unless each of a tensor's buffers that is there has as many elements as `param`; in the
-/// order of [`Role::ALL`], from `grad` on.
+/// Returns an error unless every buffer that the tensor has is of length `expected`, that of
+/// `param`. `lens` is in the order of [`Role::ALL`] from `grad` on.
 pub(super) fn check_lens(
     tensor: usize,
     expected: usize,
@@ -31,8 +31,8 @@ pub(super) fn check_lens(
     Ok(())
 }
 
-/// Defines an enum of borrowed slices, one variant per element type, with conversions from slices,
-/// arrays and vectors.
+/// Defines an enum of borrowed slices, with one variant for each element type, and conversions from
+/// slices, arrays and vectors.
 macro_rules! buffers {
     ($(#[$doc:meta])* $name:ident by $raw:ident $(as $mut:tt)?: $($variant:ident($element:ty, $($borrow:tt)+)),+) => {
         $(#[$doc])*
@@ -43,13 +43,13 @@ macro_rules! buffers {
         }
 
         impl $name<'_> {
-            /// Elements in the buffer.
+            /// The number of elements.
             #[must_use]
             pub fn len(&self) -> usize {
                 match self { $(Self::$variant(buffer) => buffer.len(),)+ }
             }
 
-            /// Whether the buffer has no element.
+            /// Whether the buffer has no elements.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
@@ -61,7 +61,7 @@ macro_rules! buffers {
                 match self { $(Self::$variant(_) => <$element>::DTYPE,)+ }
             }
 
-            /// The buffer by address, which is good for as long as the borrow.
+            /// The buffer by address. Valid while the slice is borrowed.
             pub(super) fn raw(&$($mut)? self) -> RawBuffer {
                 match self { $(Self::$variant(buffer) => $raw(buffer),)+ }
             }
@@ -90,9 +90,11 @@ macro_rules! buffers {
 }
 
 buffers! {
-    /// A buffer of one tensor that a step writes, borrowed for the step.
+    /// A mutable slice of f32, bf16 or f16: a buffer that a step reads and writes.
     ///
-    /// # Example
+    /// `From` converts a mutable reference to a slice, an array or a vector.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use dualadam::{Dtype, cpu::BufferMut};
@@ -104,9 +106,11 @@ buffers! {
     BufferMut by raw_mut as mut: F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)
 }
 buffers! {
-    /// A buffer of one tensor that a step only reads, borrowed for the step: the gradients.
+    /// A slice of f32, bf16 or f16: a buffer that a step only reads, which the gradients are.
     ///
-    /// # Example
+    /// `From` converts a reference to a slice, an array or a vector.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use dualadam::{Dtype, cpu::Buffer, half::bf16};
@@ -116,9 +120,10 @@ buffers! {
     Buffer by raw: F32(f32, &'a), Bf16(bf16, &'a), F16(f16, &'a)
 }
 
-/// One tensor of a list: its buffers, all of one length, and the index of its coefficients.
+/// One tensor of a [`step_list`](super::step_list): its buffers, all of one length, and the index
+/// of its coefficients.
 ///
-/// # Example
+/// # Examples
 ///
 /// bf16 parameters and gradients with f32 masters:
 ///
@@ -130,28 +135,28 @@ buffers! {
 /// let tensor = cpu::Tensor::new(&mut model, &grad, &mut exp_avg, &mut exp_avg_sq).with_master(&mut master);
 /// cpu::step_list(&mut [tensor], &[DualAdamConfig::adam().coeffs(1)?])?;
 /// assert_eq!(master, [0.999]);
-/// assert_eq!(model, [bf16::ONE]); // the step is smaller than bf16 can show; the master kept it
+/// assert_eq!(model, [bf16::ONE]); // bf16 is too coarse for this step; the master keeps it
 /// # Ok::<(), dualadam::Error>(())
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tensor<'a> {
-    /// The parameters.
+    /// The parameters. Written; also read, unless there are masters.
     pub param: BufferMut<'a>,
-    /// The gradients.
+    /// The gradients. Only read.
     pub grad: Buffer<'a>,
-    /// The first moment.
+    /// The first moment. Read and written.
     pub exp_avg: BufferMut<'a>,
-    /// The second moment.
+    /// The second moment. Read and written.
     pub exp_avg_sq: BufferMut<'a>,
-    /// The f32 masters of 16-bit parameters.
+    /// The f32 masters of 16-bit parameters. Read and written.
     pub master: Option<BufferMut<'a>>,
-    /// The index of the tensor's coefficients in the list of coefficients.
+    /// The index of the tensor's coefficients in the slice that the step is given.
     pub coeffs_index: usize,
 }
 
 impl<'a> Tensor<'a> {
-    /// A tensor without masters, which uses the first coefficients.
+    /// A tensor without masters, with `coeffs_index` 0.
     pub fn new(
         param: impl Into<BufferMut<'a>>,
         grad: impl Into<Buffer<'a>>,
@@ -162,20 +167,20 @@ impl<'a> Tensor<'a> {
         Self { param, grad, exp_avg, exp_avg_sq, master: None, coeffs_index: 0 }
     }
 
-    /// With masters.
+    /// Sets [`master`](Self::master).
     #[must_use]
     pub fn with_master(self, master: impl Into<BufferMut<'a>>) -> Self {
         Self { master: Some(master.into()), ..self }
     }
 
-    /// With other coefficients.
+    /// Sets [`coeffs_index`](Self::coeffs_index).
     #[must_use]
     pub fn with_coeffs_index(self, coeffs_index: usize) -> Self {
         Self { coeffs_index, ..self }
     }
 
-    /// Fails unless all buffers have the parameters' length and there is a variant with their
-    /// formats. Gives the variant.
+    /// The variant of the tensor's formats. An error if there is none, or if a buffer has another
+    /// length than the parameters.
     pub(super) fn check(&mut self, tensor: usize) -> Result<Variant, TensorError> {
         let (grad, master) = (Some(self.grad.len()), self.master.as_ref().map(BufferMut::len));
         let lens = [grad, Some(self.exp_avg.len()), Some(self.exp_avg_sq.len()), master];
@@ -194,7 +199,7 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The tensor's step, if [`check`](Self::check) passes.
+    /// The job of stepping the tensor, if [`check`](Self::check) passes.
     pub(super) fn job(&mut self, tensor: usize) -> Result<Job, TensorError> {
         let variant = self.check(tensor)?;
         Ok(Job { tensor: self.raw(), variant, sets_master: false })

@@ -1,4 +1,4 @@
-//! Steps of one tensor and of lists, as slices and by address.
+//! Steps of lists of slices, and of tensors by address, alone and in lists.
 
 use crate::rule::StepCoeffs;
 use crate::tensor::{ArgumentError, CheckedList, RawTensor, TensorError, TensorProblem, check_coeffs_index};
@@ -7,24 +7,25 @@ use super::buffer::Tensor;
 use super::kernels::Job;
 use super::threads::{for_each, for_each_mut};
 
-/// The most elements that a buffer of any format can have in one address space.
+/// The largest number of elements that a buffer of any format can have in an address space.
 const MOST_ELEMENTS: u64 = isize::MAX as u64 / size_of::<f32>() as u64;
 
-/// One DualAdam step over a list of tensors of any sizes and formats, each with the coefficients
-/// `coeffs[tensor.coeffs_index]`.
+/// One DualAdam step of each tensor of a list, with the coefficients `coeffs[tensor.coeffs_index]`.
 ///
-/// Empty tensors and an empty list are fine. The bits are those of a [`step`](super::step) per
-/// tensor.
+/// The tensors may have any lengths and formats. A tensor and the list may be empty. The bits are
+/// those of one call of [`step`](super::step) for each tensor.
 ///
 /// # Errors
 ///
-/// For the first tensor with a problem; all tensors are checked before any is written:
+/// The error is that of the first tensor with a problem. Nothing is written.
 ///
-/// - [`TensorProblem::Length`] for buffers of unequal length.
-/// - [`TensorProblem::Formats`] for formats without a kernel.
-/// - [`TensorProblem::CoeffsIndex`] for coefficients that are not there.
+/// - [`TensorProblem::Length`] if a buffer has another length than the tensor's `param`.
+/// - [`TensorProblem::Formats`] if no [variant](crate::Variant) has the tensor's formats.
+/// - [`TensorProblem::CoeffsIndex`] if `coeffs_index` is not an index of `coeffs`.
 ///
-/// # Example
+/// # Examples
+///
+/// Two tensors of two parameter groups:
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, cpu};
@@ -52,57 +53,102 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
         elements = elements.saturating_add(tensor.param.len() as u64);
     }
     for_each_mut(tensors, elements, |tensor| {
-        // All tensors have passed the same check above.
+        // The check has passed above, so it passes again.
         if let Ok(job) = tensor.job(0) {
-            // SAFETY: the buffers are slices of the tensor's length and formats, borrowed for this
-            // call.
+            // SAFETY: `job` has the variant of the tensor's formats. The buffers are slices of its
+            // length and formats, which this call borrows.
             unsafe { job.run(&coeffs[tensor.coeffs_index]) };
         }
     });
     Ok(())
 }
 
-/// One DualAdam step of a tensor by address. Types are those of the tensor's formats. The call does
-/// not allocate.
+/// One DualAdam step of one tensor by address.
+///
+/// The call is [`step`](super::step), or [`step_with_master`](super::step_with_master) for a tensor
+/// with masters, with formats that are known at run time. It does not allocate. An empty tensor's
+/// addresses are not checked.
 ///
 /// # Errors
 ///
-/// - [`TensorProblem::Formats`] for formats without a kernel.
-/// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`],
-///   [`TensorProblem::TooLong`] or [`TensorProblem::Overlap`] for buffers that cannot be right,
-///   unless the tensor is empty.
-/// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
+/// Nothing is written.
 ///
-/// Nothing is written then.
+/// - [`TensorProblem::Formats`] if no [variant](crate::Variant) has the tensor's formats.
+/// - [`TensorProblem::Null`] if an address is 0, that of `grad` included.
+/// - [`TensorProblem::Misaligned`] if an address is not a multiple of the element's size.
+/// - [`TensorProblem::Extent`] or [`TensorProblem::TooLong`] if a buffer would not fit into the
+///   address space.
+/// - [`TensorProblem::Overlap`] if two buffers overlap.
+/// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
 ///
 /// # Safety
 ///
-/// - Each buffer of the tensor is memory of its length and format, which nothing else uses during
-///   the call.
-/// - A pointer to that memory was exposed, where the memory comes from Rust
+/// Unless the tensor is empty:
+///
+/// - Each buffer is initialised memory of the tensor's length and the buffer's format, valid for
+///   reads and, apart from `grad`, for writes.
+/// - Nothing else uses this memory during the call.
+/// - The provenance of a pointer to this memory was exposed, if Rust allocated it
 ///   ([`expose_provenance`](pointer#method.expose_provenance)).
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{DualAdamConfig, RawBuffer, RawTensor, cpu};
+///
+/// let (mut p, g, mut m, mut v) = ([1.0_f32; 3], [1.0_f32; 3], [0.0_f32; 3], [0.0_f32; 3]);
+/// let written = |buffer: &mut [f32; 3]| RawBuffer::f32(buffer.as_mut_ptr().expose_provenance() as u64);
+/// let grad = RawBuffer::f32(g.as_ptr().expose_provenance() as u64);
+/// let tensor = RawTensor::new(3, written(&mut p), grad, written(&mut m), written(&mut v));
+/// // SAFETY: the addresses are those of live arrays of 3 f32, exposed above, which nothing else uses.
+/// unsafe { cpu::step_raw(&tensor, &DualAdamConfig::adam().coeffs(1)?)? };
+/// assert_eq!(p, [0.999; 3]);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
     check_len(0, tensor)?;
     let variant = tensor.check_alone()?;
-    // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are exposed memory
-    // of the tensor, which nothing else uses (this function's requirements).
+    // SAFETY: `variant` is that of the tensor's formats. Addresses, lengths and overlap were
+    // checked. The buffers are initialised, valid, exposed memory that nothing else uses (this
+    // function's three requirements).
     unsafe { Job { tensor: *tensor, variant, sets_master: false }.run(coeffs) };
     Ok(())
 }
 
-/// One DualAdam step of a list of tensors by address, each with the coefficients
-/// `coeffs[tensor.coeffs_index]`: that of a [`TensorList`] that is made for this step only.
+/// One DualAdam step of each tensor of a list by address, with the coefficients
+/// `coeffs[tensor.coeffs_index]`.
+///
+/// The call makes a [`TensorList`] and steps it once. A list that is stepped again and again is
+/// faster if it is kept.
 ///
 /// # Errors
 ///
-/// As [`TensorList::new`] and [`TensorList::step_raw`]. Nothing is written then.
+/// Nothing is written.
+///
+/// - As [`TensorList::new`].
+/// - As [`TensorList::step_raw`].
 ///
 /// # Safety
 ///
-/// As for [`TensorList::step_raw`].
+/// - As for [`TensorList::step_raw`].
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{DualAdamConfig, RawBuffer, RawTensor, cpu};
+///
+/// let (mut p, g, mut m, mut v) = ([1.0_f32; 3], [1.0_f32; 3], [0.0_f32; 3], [0.0_f32; 3]);
+/// let written = |buffer: &mut [f32; 3]| RawBuffer::f32(buffer.as_mut_ptr().expose_provenance() as u64);
+/// let grad = RawBuffer::f32(g.as_ptr().expose_provenance() as u64);
+/// let tensor = RawTensor::new(3, written(&mut p), grad, written(&mut m), written(&mut v));
+/// // SAFETY: the addresses are those of live arrays of 3 f32, exposed above, which nothing else uses.
+/// unsafe { cpu::step_list_raw(&[tensor], &[DualAdamConfig::adam().coeffs(1)?])? };
+/// assert_eq!(p, [0.999; 3]);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 pub unsafe fn step_list_raw(tensors: &[RawTensor], coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
     let mut list = TensorList::new(tensors)?;
-    // SAFETY: the buffers are as `TensorList::step_raw` requires (this function's requirements).
+    // SAFETY: the buffers are as `TensorList::step_raw` requires (this function's requirement).
     unsafe { list.step_raw(coeffs) }
 }
 
@@ -114,14 +160,14 @@ fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
     Err(TensorError::of_tensor(index, problem))
 }
 
-/// A list of tensors by address that are stepped together, of any sizes and formats, each with its
-/// own coefficients.
+/// A list of tensors by address, of any lengths and formats, that are stepped together.
 ///
-/// Formats, addresses and overlap are checked once; when addresses change, only what changed. So a
-/// step of a list that stays as it is costs little beside its arithmetic. Tensors may be empty. One
-/// whose gradient has address 0 is skipped.
+/// [`new`](Self::new) checks formats, addresses and overlap once, and [`update`](Self::update)
+/// checks what changes, so that [`step_raw`](Self::step_raw) checks nothing but the coefficients.
 ///
-/// # Example
+/// A tensor may be empty. A tensor whose gradient has address 0 is skipped.
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor, cpu};
@@ -131,7 +177,7 @@ fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
 /// let grad = RawBuffer::f32(g.as_ptr().expose_provenance() as u64);
 /// let tensor = RawTensor::new(3, written(&mut p), grad, written(&mut m), written(&mut v));
 /// let mut list = cpu::TensorList::new(&[tensor])?;
-/// // SAFETY: the addresses are those of live buffers of 3 f32, which nothing else uses meanwhile.
+/// // SAFETY: the addresses are those of live arrays of 3 f32, exposed above, which nothing else uses.
 /// unsafe { list.step_raw(&[DualAdamConfig::adam().coeffs(1)?])? };
 /// assert_eq!(p, [0.999; 3]);
 /// # Ok::<(), dualadam::Error>(())
@@ -140,19 +186,22 @@ fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
 pub struct TensorList {
     list: CheckedList,
     jobs: Vec<Job>,
-    /// Elements of all tensors.
+    /// The number of elements of all tensors.
     elements: u64,
 }
 
 impl TensorList {
-    /// Checks these tensors and keeps their addresses. Nothing is read from them.
+    /// Checks the tensors and keeps their addresses. Does not access the buffers.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::Formats`] for formats without a kernel.
-    /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`],
-    ///   [`TensorProblem::TooLong`] or [`TensorProblem::Overlap`] for buffers that cannot be right.
-    ///   Two gradients may share memory.
+    /// - [`TensorProblem::Formats`] if no [variant](crate::Variant) has a tensor's formats.
+    /// - [`TensorProblem::Null`] if a tensor with a gradient has another address that is 0.
+    /// - [`TensorProblem::Misaligned`] if an address is not a multiple of the element's size.
+    /// - [`TensorProblem::Extent`] or [`TensorProblem::TooLong`] if a buffer would not fit into the
+    ///   address space.
+    /// - [`TensorProblem::Overlap`] if a buffer that is written overlaps any other of the list. Two
+    ///   gradients may overlap.
     pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
         tensors.iter().enumerate().try_for_each(|(index, tensor)| check_len(index, tensor))?;
         let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
@@ -162,67 +211,84 @@ impl TensorList {
         Ok(Self { list, jobs, elements })
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.list.tensors().len()
     }
 
-    /// Whether there is no tensor.
+    /// Whether there are no tensors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.tensors().is_empty()
     }
 
-    /// The tensors as they were taken over last.
+    /// The tensors as the last [`update`](Self::update) left them.
     #[must_use]
     pub fn tensors(&self) -> &[RawTensor] {
         self.list.tensors()
     }
 
-    /// Takes over new addresses and coefficient indices of the same tensors.
+    /// Sets new addresses and coefficient indices of the same tensors.
     ///
-    /// The call does not allocate. Where nothing changed it only compares; new gradients are
-    /// checked one by one against what the list writes, and any other new address makes it check
-    /// the whole list.
+    /// The call does not allocate. If nothing has changed, it only compares. If only gradients have
+    /// moved, it checks each in O(log n) for n tensors. Any other new address makes it check the
+    /// whole list in O(n log n).
     ///
     /// # Errors
     ///
-    /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
-    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] for other lengths or
-    ///   formats.
-    /// - What [`new`](Self::new) refuses of addresses.
+    /// The list stays as it was.
     ///
-    /// The list stays as it was then.
+    /// - [`ListError::Count`](crate::ListError::Count) if the number of tensors differs.
+    /// - [`TensorProblem::FixedLength`] or [`TensorProblem::FixedFormats`] if a tensor's length or
+    ///   formats differ.
+    /// - As [`new`](Self::new) for addresses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{RawBuffer, RawTensor, cpu};
+    ///
+    /// let at = RawBuffer::f32;
+    /// let tensor = RawTensor::new(4, at(0x1000), at(0x2000), at(0x3000), at(0x4000));
+    /// let mut list = cpu::TensorList::new(&[tensor])?;
+    /// list.update(&[tensor.with_grad(at(0x5000))])?;
+    /// assert!(list.update(&[tensor.with_grad(at(0x3000))]).is_err()); // overlaps exp_avg
+    /// assert_eq!(list.tensors(), [tensor.with_grad(at(0x5000))]);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), ArgumentError> {
         let jobs = &mut self.jobs;
         self.list.update(tensors, |index| jobs[index].tensor = tensors[index])
     }
 
-    /// One DualAdam step of every tensor that has a gradient, with the coefficients
+    /// One DualAdam step of each tensor that has a gradient, with the coefficients
     /// `coeffs[tensor.coeffs_index]`.
     ///
-    /// The call allocates nothing; rayon's queue may grow. The bits are those of a
-    /// [`step`](super::step) per tensor.
+    /// The bits are those of one call of [`step`](super::step) for each tensor. The call does not
+    /// allocate, apart from rayon's queue.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`] for a tensor whose coefficients are not there. Nothing is
-    ///   written then.
+    /// - [`TensorProblem::CoeffsIndex`] if a tensor's `coeffs_index` is not an index of `coeffs`.
+    ///   Nothing is written.
     ///
     /// # Safety
     ///
-    /// - Each buffer of each tensor that has a gradient is memory of the tensor's length and of its
-    ///   format, which nothing else uses during the call.
-    /// - A pointer to that memory was exposed, where the memory comes from Rust
+    /// For each tensor that is not empty and has a gradient:
+    ///
+    /// - Each buffer is initialised memory of the tensor's length and the buffer's format, valid
+    ///   for reads and, apart from `grad`, for writes.
+    /// - Nothing else uses this memory during the call.
+    /// - The provenance of a pointer to this memory was exposed, if Rust allocated it
     ///   ([`expose_provenance`](pointer#method.expose_provenance)).
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
         for_each(&self.jobs, self.elements, |job| {
             if !job.tensor.is_skipped() {
-                // SAFETY: formats, addresses, lengths and overlap were checked. The buffers are
-                // exposed memory of the tensors, which nothing else uses (this function's
-                // requirements).
+                // SAFETY: `job` has the variant of the tensor's formats. Addresses, lengths and
+                // overlap were checked. The buffers are initialised, valid, exposed memory that
+                // nothing else uses (this function's three requirements).
                 unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
             }
         });

@@ -1,4 +1,4 @@
-//! The loops over a tensor's elements, and the instruction sets that they are compiled for.
+//! The loops over a tensor's elements, compiled for each instruction set.
 
 use crate::rule::{FloatEnv, StepCoeffs};
 use crate::tensor::{Dtype, Element};
@@ -6,18 +6,17 @@ use crate::tensor::{Dtype, Element};
 use super::threads::{CHUNK, join};
 use super::update::update;
 
-/// Elements whose new parameters wait, as f32, to be narrowed in a loop of their own.
+/// The number of elements whose new parameters are kept as f32, to be narrowed in a second loop.
 ///
-/// In one loop, the dozen instructions of the narrowing wait for the division and fill the
-/// processor's queue, so that the next division starts late: 1.13 against 0.74 ns an element in
-/// bf16 on a Zen 3 core, with blocks of 512; of 64, 0.87.
+/// In a single loop, the dozen instructions of narrowing wait for the division and fill the
+/// processor's queue, so that the next division starts late. In bf16 on a Zen 3 core, an element
+/// took 1.13 ns in a single loop, 0.74 ns with blocks of 512 and 0.87 ns with blocks of 64.
 const BLOCK: usize = 512;
 
-/// Bytes to which the body of a step is aligned: a cache line.
+/// The alignment of the body of a step, in bytes: a cache line.
 const ALIGNMENT: usize = 64;
 
-/// The buffers of one tensor, all of one length. `master` is a slice of `()` where there are no
-/// masters.
+/// The buffers of one tensor, all of one length. Without masters, `master` is a slice of `()`.
 pub(super) struct Streams<'a, P, G, M, V, W> {
     pub(super) param: &'a mut [P],
     pub(super) grad: &'a [G],
@@ -26,13 +25,13 @@ pub(super) struct Streams<'a, P, G, M, V, W> {
     pub(super) master: &'a mut [W],
 }
 
-/// What is updated for a parameter: its master, or `()` for the parameter itself.
+/// The element type of masters, or `()` where the parameter itself is updated.
 pub(super) trait Master: Copy + Send {
     /// Whether there are masters.
     const IS_THERE: bool;
-    /// What the rule takes as the parameter.
+    /// The value that the rule updates: the master, or `param` without masters.
     fn current(self, param: f32) -> f32;
-    /// What is kept of the new value.
+    /// The new value in the master's format.
     fn of(new: f32) -> Self;
 }
 
@@ -64,11 +63,12 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
         self.master.iter_mut().zip(&*self.param).for_each(|(master, param)| *master = W::of(param.widen()));
     }
 
-    /// One step of all elements, on the current threads.
+    /// One step of all elements, on the current rayon pool.
     pub(super) fn run(self, coeffs: &StepCoeffs) {
         let level = Level::detect();
-        // Vectors that straddle cache lines are slower. Large buffers come from the allocator 16
-        // bytes off, and all alike, so one head aligns those of f32, which are most of the traffic.
+        // Vectors that straddle cache lines are slower. The allocator places large buffers 16 bytes
+        // after a cache line, all in the same way, so that one head aligns all f32 buffers, which
+        // are most of the traffic.
         let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.param.len());
         if head == 0 {
             return self.run_parallel(coeffs, level);
@@ -106,8 +106,8 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
         )
     }
 
-    /// Asks which terms are there once for all elements: the loop has no test left. Whatever the
-    /// thread's control word is, the elements are computed under the standard one.
+    /// One step on this thread, under the standard control word. Tests which terms are present once
+    /// for all elements, so that the loop has no tests.
     fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
         let _standard = FloatEnv::standard();
         match (!coeffs.is_adam(), coeffs.l2 != 0.0, coeffs.decay != 0.0) {
@@ -129,7 +129,7 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
                 elements::<DUAL, L2, DECAY, _, _, _, _, _>(param, grad, exp_avg, exp_avg_sq, master, coeffs);
             }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Level::detect` returns this level only where the processor has AVX2 and FMA.
+            // SAFETY: the processor has AVX2 and FMA, since `Level::detect` returned this level.
             Level::Avx2Fma => unsafe {
                 elements_avx2_fma::<DUAL, L2, DECAY, _, _, _, _, _>(param, grad, exp_avg, exp_avg_sq, master, coeffs);
             },
@@ -156,8 +156,8 @@ fn elements_avx2_fma<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, 
     elements::<DUAL, L2, DECAY, P, G, M, V, W>(param, grad, exp_avg, exp_avg_sq, master, coeffs);
 }
 
-/// The loops. No branch depends on an element, and the buffers are arguments, known not to overlap:
-/// so they vectorise.
+/// The loops. They vectorise because no branch depends on an element and because the buffers are
+/// arguments, which the compiler knows not to overlap.
 #[inline(always)]
 fn elements<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
     param: &mut [P],
@@ -203,7 +203,7 @@ fn in_place<const DUAL: bool, const L2: bool, const DECAY: bool, P: Element, G: 
     }
 }
 
-/// Leaves the new parameters in `new`, as f32.
+/// Writes the new parameters to `new` instead of `param` and `master`.
 #[inline(always)]
 fn aside<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
     param: &[P],
@@ -230,12 +230,13 @@ fn aside<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
     }
 }
 
-/// An instruction set that the loop is compiled for. All give the same bits.
+/// An instruction set that the loops are compiled for. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
-    /// What every processor of the target has. On x86-64 that lacks FMA, so each `mul_add` is a
-    /// call.
+    /// The instructions that every processor of the target has. On x86-64 these lack FMA, so each
+    /// `mul_add` is a call.
     Portable,
+    /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2Fma,
 }
@@ -260,10 +261,9 @@ mod tests {
 
     const LEN: usize = 1003;
 
-    /// The bits of all that a step wrote, at one level. NaNs count as one value.
+    /// The bits of all that a step at one level wrote. All NaNs count as one value.
     fn bits<P: Element, G: Element, M: Element, V: Element, W: Master>(level: Level, coeffs: &StepCoeffs) -> Vec<u32> {
-        // Bit patterns in steps through all of f32: normal and subnormal numbers, infinities and
-        // NaNs.
+        // Bit patterns from all of f32: normal and subnormal numbers, infinities and NaNs.
         let pattern = |i: usize, step: u32| f32::from_bits((i as u32).wrapping_mul(step));
         let mut param: Vec<_> = (0..LEN).map(|i| P::narrow(pattern(i, 4_282_663))).collect();
         let grad: Vec<_> = (0..LEN).map(|i| G::narrow(pattern(i, 2_654_435_761))).collect();

@@ -1,24 +1,40 @@
-//! The CPU backend: the embedded default, and the yardstick for the GPUs.
+//! The CPU backend. It is always built, and its bits are those that the CUDA backend is compared
+//! with.
 //!
-//! - [`step`] and [`step_with_master`] take one tensor's flat buffers as slices, [`step_raw`] as
-//!   addresses.
-//! - [`step_list`] takes any number of tensors of mixed formats, each with its own coefficients;
-//!   [`TensorList`] by address.
-//! - [`DualAdam`] owns the moments and counts the steps.
+//! | | moments | tensors | buffers |
+//! | --- | --- | --- | --- |
+//! | [`DualAdam`] | its own; it counts the steps | many | slices |
+//! | [`step`], [`step_with_master`] | the caller's | one | slices |
+//! | [`step_list`] | the caller's | many | slices |
+//! | [`step_raw`] | the caller's | one | addresses |
+//! | [`TensorList`], [`step_list_raw`] | the caller's | many | addresses |
 //!
-//! [`step`], [`step_with_master`], [`step_raw`], [`step_list`], and the steps and updates of a
-//! [`TensorList`] do not allocate. Making such a list does, and so does [`step_list_raw`], which
-//! makes one for each call: some 630 bytes a tensor. rayon's queue, which takes work from outside
-//! its pool, grows by a block once in some 60 calls.
+//! # Bits
 //!
-//! Work above some 32,000 elements runs on the current rayon pool: install a pool of your own to
-//! choose the threads. Without the feature `rayon` it stays on the calling thread. The result is
-//! the same to the bit (NaNs as a class) for any number of threads, any processor, any grouping
-//! into lists, and, on x86-64 and aarch64, whatever rounding mode and handling of subnormals the
-//! calling thread has set.
+//! A step makes the operations that [`StepCoeffs`] states. The result is the same to the bit (NaNs
+//! as a class) on every processor, for any number of threads, any grouping into lists and any
+//! alignment. On x86-64 and aarch64 it does not depend on the rounding mode and the treatment of
+//! subnormals that the calling thread has set.
 //!
-//! Special values follow IEEE 754: a NaN or infinite gradient makes its own element NaN or infinite
-//! and touches no other.
+//! Special values follow IEEE 754. A NaN or infinite gradient makes its own element NaN or infinite
+//! and changes no other element.
+//!
+//! # Threads
+//!
+//! A call with more than 32,768 elements in all runs on the current rayon pool. To choose the
+//! threads, call it inside `rayon::ThreadPool::install`. A smaller call, and every call without the
+//! feature `rayon`, runs on the calling thread.
+//!
+//! # Allocations
+//!
+//! - [`step`], [`step_with_master`], [`step_list`], [`step_raw`], [`TensorList::step_raw`] and
+//!   [`TensorList::update`] do not allocate.
+//! - [`TensorList::new`] allocates some 520 bytes for each tensor, as does each call of
+//!   [`step_list_raw`], which makes a list.
+//! - [`DualAdam::step`] allocates in its first call. A later call does so only if its tensors are
+//!   at more different steps than before, so that it needs more coefficients.
+//! - rayon allocates a block for its queue in about one of 60 calls from outside its pool. A call
+//!   inside `rayon::ThreadPool::install` allocates nothing.
 
 mod buffer;
 mod kernels;
@@ -37,17 +53,24 @@ use crate::tensor::{Element, GradOf, HalfElement, RawTensor, TensorError};
 use buffer::{check_lens, raw, raw_mut};
 use kernels::Job;
 
-/// One DualAdam step over flat buffers, in one pass.
+/// One DualAdam step of one tensor, in one pass over its buffers.
 ///
-/// All four buffers have one length, which may be 0. `param` and the moments are read and written;
-/// the rule is that of [`StepCoeffs`].
+/// - `param`: the parameters. Read and written.
+/// - `grad`: the gradients. Only read.
+/// - `exp_avg`, `exp_avg_sq`: the first and second moments, 0 before the first step. Read and
+///   written.
+/// - `coeffs`: the coefficients of this step, which
+///   [`DualAdamConfig::coeffs`](crate::DualAdamConfig::coeffs) forms. The
+///   operations are those of [`StepCoeffs`].
+///
+/// All buffers have the same length, which may be 0.
 ///
 /// # Errors
 ///
-/// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer's length differs from the
-///   parameters'. Nothing is written then.
+/// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer has another length than
+///   `param`. Nothing is written.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, cpu};
@@ -71,16 +94,18 @@ pub fn step<P: Element, G: GradOf<P>>(
     flat(param, grad, exp_avg, exp_avg_sq, None, coeffs)
 }
 
-/// [`step`] of 16-bit parameters with f32 masters, in the same pass.
+/// [`step`] of 16-bit parameters that have f32 masters, in the same pass.
 ///
-/// A model in bf16 or f16 needs that: alone, 16 bits lose most small updates. The master is what is
-/// updated, and `param` gets its value, rounded once to nearest even; `param` is never read.
+/// 16 bits alone lose most small updates. The step updates `master`, and writes its value to
+/// `param`, rounded once to nearest even. `param` is not read: the caller sets the masters from the
+/// parameters before the first step. The other arguments are those of [`step`].
 ///
 /// # Errors
 ///
-/// As [`step`].
+/// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer has another length than
+///   `param`. Nothing is written.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, cpu};
@@ -91,7 +116,7 @@ pub fn step<P: Element, G: GradOf<P>>(
 /// let coeffs = DualAdamConfig::adam().coeffs(1)?;
 /// cpu::step_with_master(&mut param, &grad, &mut exp_avg, &mut exp_avg_sq, &mut master, &coeffs)?;
 /// assert_eq!(master, [0.999]);
-/// assert_eq!(param, [bf16::ONE]); // the step is smaller than bf16 can show; the master kept it
+/// assert_eq!(param, [bf16::ONE]); // bf16 is too coarse for this step; the master keeps it
 /// # Ok::<(), dualadam::Error>(())
 /// ```
 pub fn step_with_master<P: HalfElement, G: GradOf<P>>(
@@ -120,7 +145,8 @@ fn flat<P: Element, G: Element>(
     let mut tensor = RawTensor::new(param.len() as u64, raw_mut(param), raw(grad), moments.0, moments.1);
     tensor.master = master.map(raw_mut);
     let variant = tensor.variant(0)?;
-    // SAFETY: the buffers are slices of the tensor's length and formats, borrowed for this call.
+    // SAFETY: `variant` is that of the tensor's formats. The buffers are slices of its length and
+    // formats, which this call borrows.
     unsafe { Job { tensor, variant, sets_master: false }.run(coeffs) };
     Ok(())
 }

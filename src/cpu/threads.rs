@@ -1,12 +1,11 @@
-//! How work is shared out among threads: rayon's, or the caller's alone without the feature
-//! `rayon`.
+//! The sharing of work among threads: rayon's, or, without the feature `rayon`, the caller's alone.
 
-/// Elements that one task takes at most: large enough that a steal costs little beside it, small
-/// enough to balance. A step of up to so many elements stays on the calling thread, since waking
-/// another costs more than it saves.
+/// The largest number of elements of a task: large enough that stealing a task costs little beside
+/// it, small enough to balance the threads. A step of no more elements stays on the calling thread,
+/// since waking another thread would cost more than it saves.
 pub(super) const CHUNK: usize = 1 << 15;
 
-/// Does both, at the same time if there is a thread for it.
+/// Runs both, at the same time if a thread is free.
 #[cfg(feature = "rayon")]
 pub(super) fn join(left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
     rayon::join(left, right);
@@ -18,7 +17,7 @@ pub(super) fn join(left: impl FnOnce(), right: impl FnOnce()) {
     right();
 }
 
-/// Does something with each item, of which there are `elements` elements in all.
+/// Calls `work` with each item. The items have `elements` elements in all.
 #[cfg(feature = "rayon")]
 pub(super) fn for_each<T: Sync>(items: &[T], elements: u64, work: impl Fn(&T) + Send + Sync) {
     use rayon::prelude::*;
@@ -35,7 +34,7 @@ pub(super) fn for_each<T>(items: &[T], _: u64, work: impl Fn(&T)) {
     items.iter().for_each(work);
 }
 
-/// [`for_each`], of items that the work changes.
+/// [`for_each`] for items that `work` changes.
 #[cfg(feature = "rayon")]
 pub(super) fn for_each_mut<T: Send>(items: &mut [T], elements: u64, work: impl Fn(&mut T) + Send + Sync) {
     use rayon::prelude::*;

@@ -1,20 +1,18 @@
-//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` say the same,
-//! name for name.
+//! The update rule of one element. `kernels/update.cuh` and `shaders/update.wgsl` have the same
+//! lines with the same names.
 
 use crate::rule::StepCoeffs;
 
-/// Where `x` is above the largest finite f32, that. A NaN stays one, which `f32::min` would not
-/// keep.
+/// `f32::MAX` where `x` is above it, else `x`. NaN stays NaN, which `f32::min` would not keep.
 #[inline(always)]
 fn saturate(x: f32) -> f32 {
     if x > f32::MAX { f32::MAX } else { x }
 }
 
-/// The rule that [`StepCoeffs`] states. `DUAL`, `L2` and `DECAY` say whether `inverse_scale`, `l2`
-/// and `decay` are not 0: the caller has asked once for all elements.
+/// The rule that [`StepCoeffs`] states: returns the new parameter and updates the moments in place.
 ///
-/// Takes the parameter and gradient as f32 and returns the new parameter; the moments are updated
-/// in place.
+/// `DUAL`, `L2` and `DECAY` tell whether `inverse_scale`, `l2` and `decay` are not 0. The caller
+/// tests this once for all elements.
 #[inline(always)]
 pub(super) fn update<const DUAL: bool, const L2: bool, const DECAY: bool>(
     c: &StepCoeffs,

@@ -1,5 +1,5 @@
-//! What an optimizer knows of its tensors beside their memory: groups, steps, masters, and the
-//! coefficients of a step.
+//! What an optimizer keeps of its tensors apart from their memory: groups, steps, which masters are
+//! set, and the coefficients of a step.
 
 mod coeffs_table;
 mod tensor_spec;
@@ -12,27 +12,30 @@ use std::sync::Arc;
 use crate::rule::DualAdamConfig;
 use crate::tensor::{ArgumentError, ListError, Role, TensorError, TensorProblem, check_count, check_len};
 
-/// The groups of an optimizer, and of each tensor its group, its step and whether its masters are
-/// set.
+/// The groups of an optimizer; for each tensor its group, its step and whether its masters are set.
 ///
-/// The owning optimizers have one, and so may an adapter that keeps the memory itself: for each
-/// step it asks for the coefficients of each tensor that has a gradient, makes the step, and then
-/// counts those tensors.
+/// The owning optimizers have a ledger. An adapter that keeps moments itself can have one as well.
+/// In each step it:
 ///
-/// # Example
+/// 1. asks for the coefficients of each tensor that has a gradient, with
+///    [`coeffs_index`](Self::coeffs_index);
+/// 2. makes the step;
+/// 3. counts the same tensors, with [`count`](Self::count).
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorSpec};
 ///
 /// let mut ledger = Ledger::new(&[DualAdamConfig::adam()], &[TensorSpec::new(8), TensorSpec::new(2)])?;
 /// let mut table = CoeffsTable::default();
-/// let with_gradient = [0]; // tensor 1 has none, and is skipped
+/// let with_gradient = [0]; // tensor 1 has no gradient and is skipped
 /// table.clear();
 /// for tensor in with_gradient {
 ///     let index = ledger.coeffs_index(&mut table, tensor, 1.0)?;
 ///     assert_eq!(table.coeffs()[index], DualAdamConfig::adam().coeffs(1)?);
 /// }
-/// // … the step, and then:
+/// // Make the step here, with the coefficients in `table`. Then:
 /// with_gradient.into_iter().for_each(|tensor| ledger.count(tensor));
 /// assert_eq!((ledger.step(0)?, ledger.step(1)?), (1, 0));
 /// # Ok::<(), dualadam::Error>(())
@@ -43,13 +46,13 @@ pub struct Ledger {
     tensors: Vec<Entry>,
 }
 
-/// What is known of a tensor.
+/// The entry of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
     spec: TensorSpec,
-    /// Updates that the tensor has had.
+    /// The number of updates so far.
     step: u64,
-    /// Whether the masters hold the parameters; until then, the next update sets them first.
+    /// Whether the masters hold the parameters. While they do not, the next update first sets them.
     master_is_set: bool,
 }
 
@@ -59,7 +62,16 @@ impl Ledger {
     /// # Errors
     ///
     /// - [`ArgumentError::Group`] if a config is not valid.
-    /// - [`TensorProblem::Group`] if a tensor's group is not there.
+    /// - [`TensorProblem::Group`] if a tensor's group is not an index of `groups`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, Ledger, TensorSpec};
+    ///
+    /// let error = Ledger::new(&[DualAdamConfig::default()], &[TensorSpec::new(8).in_group(1)]).unwrap_err();
+    /// assert_eq!(error.to_string(), "tensor 0 must have a group below 1, got 1");
+    /// ```
     pub fn new(groups: &[DualAdamConfig], specs: &[TensorSpec]) -> Result<Self, ArgumentError> {
         check_groups(groups)?;
         let entry = |(index, spec): (usize, &TensorSpec)| {
@@ -75,34 +87,34 @@ impl Ledger {
         Ok(Self { groups: groups.to_vec(), tensors })
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tensors.len()
     }
 
-    /// Whether there is no tensor.
+    /// Whether there are no tensors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
 
-    /// The parameter groups.
+    /// The config of each parameter group.
     #[must_use]
     pub fn groups(&self) -> &[DualAdamConfig] {
         &self.groups
     }
 
-    /// What was said of each tensor beforehand.
+    /// The description of each tensor.
     pub fn specs(&self) -> impl ExactSizeIterator<Item = &TensorSpec> {
         self.tensors.iter().map(|entry| &entry.spec)
     }
 
-    /// What was said of a tensor beforehand.
+    /// The description of a tensor.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
     pub fn spec(&self, tensor: usize) -> Result<&TensorSpec, ListError> {
         at("tensor", &self.tensors, tensor).map(|entry| &entry.spec)
     }
@@ -111,17 +123,18 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such group.
+    /// - [`ListError::Position`] if `group` is not an index of [`groups`](Self::groups).
     pub fn config(&self, group: usize) -> Result<DualAdamConfig, ListError> {
         at("group", &self.groups, group).copied()
     }
 
-    /// Replaces the config of a group, from its next step on.
+    /// Sets the config of a group, from its next step on.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such group.
-    /// - [`ConfigError`](crate::ConfigError) if the config is not valid.
+    /// - [`ListError::Position`] if `group` is not an index of [`groups`](Self::groups).
+    /// - [`ConfigError`](crate::ConfigError) if [`validate`](DualAdamConfig::validate) refuses the
+    ///   config.
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), ArgumentError> {
         at("group", &self.groups, group)?;
         config.validate()?;
@@ -133,46 +146,58 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// As [`set_config`](Self::set_config).
+    /// - As [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, Ledger};
+    ///
+    /// let mut ledger = Ledger::new(&[DualAdamConfig::default(), DualAdamConfig::adamw(0.01)], &[])?;
+    /// ledger.set_lr(1, 1e-4)?;
+    /// assert_eq!(ledger.config(1)?, DualAdamConfig::adamw(0.01).with_lr(1e-4));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.set_config(group, self.config(group)?.with_lr(lr))
     }
 
-    /// The updates that a tensor has had.
+    /// The number of updates that a tensor has had.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
     pub fn step(&self, tensor: usize) -> Result<u64, ListError> {
         at("tensor", &self.tensors, tensor).map(|entry| entry.step)
     }
 
-    /// Sets the updates that a tensor has had.
+    /// Sets the number of updates that a tensor has had, such as from another optimizer's state.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
     pub fn set_step(&mut self, tensor: usize, step: u64) -> Result<(), ListError> {
         at_mut("tensor", &mut self.tensors, tensor)?.step = step;
         Ok(())
     }
 
-    /// Whether a tensor's masters hold its parameters. Until then, its next update sets them first.
-    /// False without masters.
+    /// Whether a tensor's masters hold its parameters. False for a tensor without masters.
+    ///
+    /// While it is false, the tensor's next update first sets the masters from the parameters.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
     pub fn master_is_set(&self, tensor: usize) -> Result<bool, ListError> {
         at("tensor", &self.tensors, tensor).map(|entry| entry.master_is_set)
     }
 
-    /// Says whether a tensor's masters hold its parameters.
+    /// Sets whether a tensor's masters hold its parameters.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
-    /// - [`TensorProblem::NoMaster`] if they are said to and the tensor has none.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
+    /// - [`TensorProblem::NoMaster`] if `is_set` is true and the tensor has no masters.
     pub fn set_master_is_set(&mut self, tensor: usize, is_set: bool) -> Result<(), ArgumentError> {
         let entry = at_mut("tensor", &mut self.tensors, tensor)?;
         if is_set && !entry.spec.has_master {
@@ -184,24 +209,27 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether a tensor's next update sets its masters from its parameters. The tensor must be
-    /// there.
+    /// Whether a tensor's next update first sets its masters from its parameters. Panics if there
+    /// is no such tensor.
     pub(crate) fn sets_master(&self, tensor: usize) -> bool {
         let Entry { spec, master_is_set, .. } = &self.tensors[tensor];
         spec.has_master && !master_is_set
     }
 
-    /// The index in `table` of the coefficients of a tensor's next update, for gradients that are
-    /// first multiplied by `grad_multiplier`. The table gets them, if it does not have them yet.
-    /// Between two calls of [`CoeffsTable::clear`], configs and multiplier must stay the same: of
-    /// tensors that share group and step, only the first one's are looked at.
+    /// The index in `table` of the coefficients of a tensor's next update.
+    ///
+    /// The tensor's gradients are first multiplied by `grad_multiplier`. If the tensor's group and
+    /// step have no entry in the table yet, one is made.
+    ///
+    /// Tensors that share group and step share an entry, which is formed for the first of them.
+    /// Call [`CoeffsTable::clear`] before you change configs or the multiplier.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Position`] if there is no such tensor.
-    /// - [`TensorProblem::StepOverflow`] if its step cannot grow further.
-    /// - [`ConfigError`](crate::ConfigError) for a multiplier that
-    ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    /// - [`ListError::Position`] if `tensor` is not below [`len`](Self::len).
+    /// - [`TensorProblem::StepOverflow`] if the tensor's step is [`u64::MAX`].
+    /// - [`ConfigError`](crate::ConfigError) if [`coeffs_scaled`](DualAdamConfig::coeffs_scaled)
+    ///   refuses the multiplier.
     pub fn coeffs_index(
         &self,
         table: &mut CoeffsTable,
@@ -217,26 +245,27 @@ impl Ledger {
         self.named(TensorError::of_tensor(tensor, TensorProblem::StepOverflow))
     }
 
-    /// Counts an update of a tensor, whose masters are set then. The count stays at [`u64::MAX`],
-    /// from which [`coeffs_index`](Self::coeffs_index) refuses further steps.
+    /// Counts an update of a tensor. Its masters, if it has any, are set from then on.
+    ///
+    /// The count stops at [`u64::MAX`], where [`coeffs_index`](Self::coeffs_index) refuses further
+    /// updates.
     ///
     /// # Panics
     ///
-    /// If there is no such tensor.
+    /// If `tensor` is not below [`len`](Self::len).
     pub fn count(&mut self, tensor: usize) {
         let entry = &mut self.tensors[tensor];
         entry.step = entry.step.saturating_add(1);
         entry.master_is_set = entry.spec.has_master;
     }
 
-    /// Gives each tensor without a name the one that it has in another ledger of the same model,
-    /// such as after a file without names was loaded.
+    /// Gives each tensor that has no name the name of the tensor with the same index in `other`.
     ///
-    /// Tensors are matched by their position;
-    /// [`State::check_layout`](crate::State::check_layout) tells whether the models are the same.
-    /// Tensors that the other ledger lacks stay without a name.
+    /// It is for a state that was loaded from a file without names.
+    /// [`State::check_layout`](crate::State::check_layout) tells whether both ledgers are of the
+    /// same model.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// use dualadam::{DualAdamConfig, Ledger, TensorSpec};
@@ -254,7 +283,8 @@ impl Ledger {
         }
     }
 
-    /// Puts the entries of a list into `into`, if there are as many as tensors.
+    /// Replaces the content of `into` with `entries`. Returns an error unless there is one entry
+    /// for each tensor.
     pub(crate) fn collect<T>(
         &self,
         list: &'static str,
@@ -264,25 +294,25 @@ impl Ledger {
         let mut entries = entries.into_iter().fuse();
         into.clear();
         into.extend(entries.by_ref().take(self.len()));
-        // There may be no end of what is too many: it is counted as far as the iterator tells.
+        // The iterator may be endless: take its word for how many entries are left.
         let further = if entries.next().is_some() { entries.size_hint().0.saturating_add(1) } else { 0 };
         check_count(list, self.len(), into.len().saturating_add(further))
     }
 
-    /// Fails unless there are as many parameters and gradients as tensors.
+    /// Returns an error unless there are as many parameters and gradients as tensors.
     #[cfg(feature = "cuda")]
     pub(crate) fn check_counts(&self, params: usize, grads: usize) -> Result<(), ListError> {
         check_count("params", self.len(), params)?;
         check_count("grads", self.len(), grads)
     }
 
-    /// Fails unless a buffer of a tensor that is there has the tensor's length.
+    /// Returns an error unless a buffer has its tensor's length. Panics if there is no such tensor.
     pub(crate) fn check_len(&self, tensor: usize, buffer: Role, actual: usize) -> Result<(), TensorError> {
         let expected = self.tensors[tensor].spec.len;
         check_len(tensor, buffer, expected, actual).map_err(|error| self.named(error))
     }
 
-    /// The name of a tensor, if it is there and has one.
+    /// The name of a tensor, if there is such a tensor and it has a name.
     pub(crate) fn name_of(&self, tensor: usize) -> Option<Arc<str>> {
         self.tensors.get(tensor).and_then(|entry| entry.spec.name.clone())
     }
@@ -292,7 +322,7 @@ impl Ledger {
         TensorError { name: self.name_of(error.tensor), ..error }
     }
 
-    /// Gives an error that is about a tensor the tensor's name.
+    /// Adds the tensor's name to an error about a tensor.
     #[cfg(any(feature = "cuda", feature = "webgpu"))]
     pub(crate) fn name(&self, error: &mut ArgumentError) {
         if let ArgumentError::Tensor(error) = error {
@@ -301,7 +331,7 @@ impl Ledger {
     }
 }
 
-/// Fails for the first config that is not valid.
+/// Returns an error for the first config that is not valid.
 pub(crate) fn check_groups<'a>(groups: impl IntoIterator<Item = &'a DualAdamConfig>) -> Result<(), ArgumentError> {
     let check = |(group, config): (usize, &DualAdamConfig)| {
         config.validate().map_err(|problem| ArgumentError::Group { group, problem })
@@ -309,7 +339,7 @@ pub(crate) fn check_groups<'a>(groups: impl IntoIterator<Item = &'a DualAdamConf
     groups.into_iter().enumerate().try_for_each(check)
 }
 
-/// The entry of a list at a position that the caller named; `list` is what the list holds.
+/// The entry at an index that the caller gave. Errors call the index by `list`.
 fn at<'a, T>(list: &'static str, entries: &'a [T], position: usize) -> Result<&'a T, ListError> {
     entries.get(position).ok_or(ListError::Position { list, len: entries.len(), value: position })
 }

@@ -1,10 +1,10 @@
-//! What an optimizer must know of a tensor before it can keep anything for it.
+//! The description of a tensor that an optimizer is made with.
 
 use std::sync::Arc;
 
-/// What an optimizer must know of a tensor beforehand.
+/// The description of a tensor that an optimizer is made with.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::TensorSpec;
@@ -15,37 +15,37 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TensorSpec {
-    /// Elements.
+    /// The number of elements.
     pub len: usize,
     /// The index of the parameter group.
     pub group: usize,
-    /// Whether the optimizer keeps f32 masters of this tensor's 16-bit parameters.
+    /// Whether the optimizer keeps f32 masters of the tensor's 16-bit parameters.
     pub has_master: bool,
-    /// What errors call the tensor, and files too, which are compared with it. Without a name,
-    /// errors give its position.
+    /// The name of the tensor. Errors show it beside the tensor's index. State files have it, too:
+    /// a file in which the tensor has another name is refused.
     pub name: Option<Arc<str>>,
 }
 
 impl TensorSpec {
-    /// A tensor of `len` elements in group 0, without masters and name.
+    /// A tensor of `len` elements in group 0, without masters and without a name.
     #[must_use]
     pub const fn new(len: usize) -> Self {
         Self { len, group: 0, has_master: false, name: None }
     }
 
-    /// Puts the tensor into a group.
+    /// Sets [`group`](Self::group).
     #[must_use]
     pub fn in_group(self, group: usize) -> Self {
         Self { group, ..self }
     }
 
-    /// Keeps f32 masters of the tensor, whose parameters are then bf16 or f16.
+    /// Sets [`has_master`](Self::has_master). The tensor's parameters are then bf16 or f16.
     #[must_use]
     pub fn with_master(self) -> Self {
         Self { has_master: true, ..self }
     }
 
-    /// Names the tensor.
+    /// Sets [`name`](Self::name).
     #[must_use]
     pub fn with_name(self, name: impl Into<Arc<str>>) -> Self {
         Self { name: Some(name.into()), ..self }

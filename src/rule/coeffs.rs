@@ -1,5 +1,5 @@
-//! The scalars of one step: the only place where f64 becomes f32, but for its twin on the device,
-//! `kernels/control.cuh`.
+//! The coefficients of one step, formed in f64 and rounded once to f32. `kernels/control.cuh` forms
+//! the same on the device.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,10 +8,11 @@ use super::error::{ConfigError, finite_and_not_negative, require};
 use super::float_env::in_standard_env;
 use super::schedule::integer_power;
 
-/// The scalars that one update of one tensor needs, formed in f64 and rounded once to f32.
+/// The coefficients of one step: all scalars that the update of an element takes.
 ///
-/// With `bc1 = 1-β1^t` and `bc2 = 1-β2^t`, every backend does, per element and in this order, each
-/// `fma` fused and everything else rounded to nearest even:
+/// [`DualAdamConfig::coeffs`] forms them in f64 and rounds each once to f32. Each element's
+/// parameter `p`, gradient `grad` and moments `m` and `v` are then updated in f32, with these
+/// operations in this order:
 ///
 /// ```text
 /// g = grad_scale * grad
@@ -25,16 +26,23 @@ use super::schedule::integer_power;
 /// p = p - u
 /// ```
 ///
-/// The gradient and the parameter are first widened to f32, which is exact; the new parameter is
-/// narrowed to its own type once, to nearest even.
+/// - `fma(a, b, c)` is `a·b + c`, rounded once. Every other operation rounds once as well. All
+///   rounding is to nearest even.
+/// - `saturate(x)` is `f32::MAX` where `x` is above it, and `x` elsewhere. NaN stays NaN.
+/// - 16-bit gradients and parameters are widened to f32 first, which is exact. A new 16-bit
+///   parameter is narrowed once, to nearest even. With masters, `p` is the master.
+/// - A term whose coefficient is 0 is left out, not multiplied by 0, since 0·inf is NaN.
 ///
-/// A term whose coefficient is 0 is absent, not multiplied by 0: 0·inf would be NaN.
+/// The CPU and CUDA backends make exactly these operations. WGSL leaves drivers more freedom; the
+/// documentation of the module `webgpu` states the error that this allows.
 ///
-/// The layout is that of the kernels' argument: f32 without padding, ten of them in this version.
-/// [`DualAdamConfig::coeffs`] makes valid ones. Others begin with [`Zeroable::zeroed`]; values that
-/// are set by hand are used as they are.
+/// # Layout
 ///
-/// # Example
+/// The struct is the argument of the kernels: ten f32 in this version, without padding. A field
+/// that is set by hand is used as it is. Code that sets all fields starts from
+/// [`Zeroable::zeroed`].
+///
+/// # Examples
 ///
 /// ```
 /// let coeffs = dualadam::DualAdamConfig::default().coeffs(1)?;
@@ -46,30 +54,30 @@ use super::schedule::integer_power;
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[non_exhaustive]
 pub struct StepCoeffs {
-    /// `1-β1`, formed in f64: `1 - 0.999f32` is off by 1.3e-5.
+    /// `1-β1`, formed in f64, since `1 - 0.999f32` has a relative error of 1.3e-5.
     pub one_minus_beta1: f32,
-    /// `1-β2`.
+    /// `1-β2`, formed in f64.
     pub one_minus_beta2: f32,
-    /// `1/√bc2`.
+    /// `1/√bc2`, with `bc2 = 1-β2^t`.
     pub inv_sqrt_bc2: f32,
     /// ε.
     pub eps: f32,
-    /// The ε of the inverse branch: 0 or ε.
+    /// The ε of the inverse branch: 0 for [`InverseTerm::Paper`], ε for [`InverseTerm::WithEps`].
     pub inverse_eps: f32,
-    /// `lr·α/bc1`; 0 makes the update plain Adam.
+    /// `lr·α/bc1`, with `bc1 = 1-β1^t`. With 0, the update is plain Adam.
     pub inverse_scale: f32,
-    /// `lr·(1-α)/bc1`.
+    /// `lr·(1-α)/bc1`, with `bc1 = 1-β1^t`.
     pub adam_scale: f32,
     /// `lr·weight_decay` for decoupled decay, else 0.
     pub decay: f32,
     /// `weight_decay` for L2 decay, else 0.
     pub l2: f32,
-    /// The multiplier of the gradient, negative when maximising.
+    /// The multiplier of the gradient, negated to maximise.
     pub grad_scale: f32,
 }
 
 impl StepCoeffs {
-    /// The config must be valid and the step at least 1: [`DualAdamConfig::coeffs_scaled`] sees to
+    /// The config must be valid and the step at least 1. [`DualAdamConfig::coeffs_scaled`] checks
     /// both.
     fn new(config: &DualAdamConfig, step: u64, grad_multiplier: f64) -> Self {
         let alpha = config.schedule.alpha(step);
@@ -98,23 +106,34 @@ impl StepCoeffs {
         }
     }
 
-    /// Whether the update is plain Adam, so that a launch may take the specialised kernel.
+    /// Whether the update is plain Adam: `inverse_scale` is 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, SwitchSchedule};
+    ///
+    /// let config = DualAdamConfig::default().with_schedule(SwitchSchedule::linear_until(160));
+    /// assert!(!config.coeffs(159)?.is_adam());
+    /// assert!(config.coeffs(160)?.is_adam());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[must_use]
     pub fn is_adam(&self) -> bool {
-        // By its bits: with subnormals taken for 0, a comparison would be true of them.
+        // By its bits: where the thread treats subnormals as 0, `== 0.0` is true of them.
         self.inverse_scale.to_bits() << 1 == 0
     }
 }
 
 impl DualAdamConfig {
-    /// The coefficients of a tensor's `step`-th update.
+    /// The coefficients of a tensor's `step`-th update. Steps count from 1.
     ///
     /// # Errors
     ///
-    /// What [`validate`](Self::validate) refuses, and [`ConfigError::StepZero`]: steps count from
-    /// 1.
+    /// - [`ConfigError::Value`] if [`validate`](Self::validate) refuses the config.
+    /// - [`ConfigError::StepZero`] if `step` is 0.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// let coeffs = dualadam::DualAdamConfig::adam().coeffs(1)?;
@@ -126,15 +145,18 @@ impl DualAdamConfig {
         self.coeffs_scaled(step, 1.0)
     }
 
-    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`: a
-    /// clip factor, the inverse of a loss scale, or their product.
+    /// [`coeffs`](Self::coeffs) for gradients that are first multiplied by `grad_multiplier`.
+    ///
+    /// The multiplier is a clip factor, the inverse of a loss scale, or their product.
+    /// [`Steering::multiplier`](crate::Steering::multiplier) forms it.
     ///
     /// # Errors
     ///
-    /// As [`coeffs`](Self::coeffs), and [`ConfigError::Value`] for a multiplier that is NaN,
-    /// infinite or negative, or that is above 0 and rounds to 0 or infinity as an f32.
+    /// - As [`coeffs`](Self::coeffs).
+    /// - [`ConfigError::Value`] if the multiplier is NaN, infinite or negative, if it is infinite
+    ///   as an f32, or if it is above 0 and rounds to 0 as an f32.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// let coeffs = dualadam::DualAdamConfig::default().with_maximize(true).coeffs_scaled(1, 0.25)?;

@@ -1,12 +1,12 @@
-//! The hyperparameters, as users know them, and what makes them valid.
+//! The hyperparameters and their validation.
 
 use super::error::{ConfigError, finite_and_not_negative, require};
 use super::float_env::in_standard_env;
 use super::schedule::SwitchSchedule;
 
-/// How weights decay.
+/// The form of weight decay, with its rate.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, WeightDecay};
@@ -21,15 +21,17 @@ use super::schedule::SwitchSchedule;
 pub enum WeightDecay {
     /// No decay.
     None,
-    /// AdamW's: the parameter loses `lr·weight_decay` of itself in each step, beside the update.
+    /// Decoupled decay, as in AdamW: each step also subtracts `lr·weight_decay·θ` from the
+    /// parameter θ. The rate is finite and at least 0.
     Decoupled(f64),
-    /// L2 regularisation: the gradient gains `weight_decay` times the parameter.
+    /// L2 regularisation, as in Adam: each step first adds `weight_decay·θ` to the gradient. The
+    /// rate is finite and at least 0.
     L2(f64),
 }
 
-/// What the inverse branch multiplies the corrected first moment by.
+/// The form of the inverse branch.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, InverseTerm};
@@ -44,22 +46,26 @@ pub enum WeightDecay {
 pub enum InverseTerm {
     /// `m̂·√v̂`, line 10 of Algorithm 1 in arXiv 2603.07122.
     Paper,
-    /// `m̂·(√v̂ + ε)`, as in the authors' published code.
+    /// `m̂·(√v̂ + ε)`: the authors' published code.
     WithEps,
 }
 
 /// The hyperparameters of one parameter group.
 ///
-/// In step `t` of a tensor, with `m̂ = m/(1-β1^t)`, `v̂ = v/(1-β2^t)` and `α = schedule.alpha(t)`:
+/// They define the `t`-th update of a parameter θ by Algorithm 1 of
+/// [arXiv 2603.07122](https://arxiv.org/abs/2603.07122). With `m̂ = m/(1-β1^t)`, `v̂ = v/(1-β2^t)`
+/// and `α = schedule.alpha(t)`:
 ///
 /// ```text
-/// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))        (Algorithm 1 of arXiv 2603.07122)
+/// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))
 /// ```
 ///
-/// Begin with [`default`](Self::default) or a preset, and set what differs. Every use validates the
-/// fields first.
+/// Start from [`default`](Self::default) or from a preset ([`adam`](Self::adam),
+/// [`adamw`](Self::adamw), [`inv_adam`](Self::inv_adam), [`authors_code`](Self::authors_code)), and
+/// set what differs. Every function that takes a config validates it first, apart from
+/// [`reference::step`](crate::reference::step).
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, SwitchSchedule, WeightDecay};
@@ -75,22 +81,22 @@ pub enum InverseTerm {
 #[cfg_attr(feature = "files", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct DualAdamConfig {
-    /// Learning rate; finite, at least 0. Default 1e-3.
+    /// The learning rate. Finite and at least 0. Default 1e-3.
     pub lr: f64,
-    /// Decay of the first moment, in 0..1. Default 0.9.
+    /// β1, the decay rate of the first moment. At least 0 and below 1. Default 0.9.
     pub beta1: f64,
-    /// Decay of the second moment, in 0..1. Default 0.999.
+    /// β2, the decay rate of the second moment. At least 0 and below 1. Default 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment; above 0 also as an f32. Default 1e-8.
+    /// ε, added to the root of the second moment. Finite and above 0, also as an f32. Default 1e-8.
     pub eps: f64,
-    /// Weight decay. Default none.
+    /// The weight decay. Default none.
     pub weight_decay: WeightDecay,
-    /// The switch from inverse Adam to Adam. Default linear with the paper's rate of 8e-5: 12,500
-    /// steps.
+    /// How α falls from 1 to 0. Default linear with the paper's rate, ξ = 8e-5: α reaches 0 at step
+    /// 12,500.
     pub schedule: SwitchSchedule,
-    /// The form of the inverse branch. Default the paper's.
+    /// The form of the inverse branch. Default [`InverseTerm::Paper`].
     pub inverse_term: InverseTerm,
-    /// Ascend instead of descend. Default false.
+    /// Whether to maximise instead of minimise: the gradients are negated. Default false.
     pub maximize: bool,
 }
 
@@ -110,9 +116,9 @@ impl Default for DualAdamConfig {
 }
 
 impl DualAdamConfig {
-    /// Plain Adam: ξ = 1, so α is 0 from the first step.
+    /// Plain Adam: ξ = 1, so that α is 0 from the first step on.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// assert!(dualadam::DualAdamConfig::adam().coeffs(1)?.is_adam());
@@ -123,15 +129,26 @@ impl DualAdamConfig {
         Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 1.0 })
     }
 
-    /// AdamW: plain Adam with decoupled decay.
+    /// AdamW: plain Adam with decoupled decay of this rate.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, WeightDecay};
+    ///
+    /// let config = DualAdamConfig::adamw(0.01);
+    /// assert_eq!(config.weight_decay, WeightDecay::Decoupled(0.01));
+    /// assert!(config.coeffs(1)?.is_adam());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[must_use]
     pub fn adamw(weight_decay: f64) -> Self {
         Self::adam().with_weight_decay(WeightDecay::Decoupled(weight_decay))
     }
 
-    /// Inverse Adam alone: ξ = 0, so α stays 1.
+    /// Inverse Adam alone: ξ = 0, so that α stays 1.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// assert_eq!(dualadam::DualAdamConfig::inv_adam().coeffs(1_000_000)?.adam_scale, 0.0);
@@ -142,10 +159,10 @@ impl DualAdamConfig {
         Self::default().with_schedule(SwitchSchedule::Linear { switching_rate: 0.0 })
     }
 
-    /// The behaviour of the authors' published code: ε in the inverse branch as well, and the early
+    /// The behaviour of the authors' published code: ε in the inverse branch, too, and the early
     /// drop of α.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// ```
     /// let config = dualadam::DualAdamConfig::authors_code();
@@ -202,13 +219,28 @@ impl DualAdamConfig {
         Self { maximize, ..self }
     }
 
-    /// Checks every field, also as the f32 that the kernels will see, for every step at once.
+    /// Checks every field, as an f64 and after rounding to f32. A valid config has valid
+    /// coefficients at every step.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] names the first field that is NaN, infinite, negative or out of
-    /// range, an `eps` that rounds to 0, or an `lr` with which `lr/(1-beta1)·(1/eps + eps)`
-    /// overflows: both would make NaN of a parameter whose gradient is 0.
+    /// [`ConfigError::Value`] for the first field that is not valid:
+    ///
+    /// - a number that is NaN or out of the range that its field states;
+    /// - an `eps` that rounds to 0 as an f32, or an `lr` with which `lr/(1-beta1)·(1/eps + eps)`
+    ///   overflows an f32. With either, a parameter whose gradient is 0 would become NaN;
+    /// - a `weight_decay` with which `lr·weight_decay` overflows an f32;
+    /// - a parameter of the schedule, as [`SwitchSchedule::validate`] defines it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::DualAdamConfig;
+    ///
+    /// assert!(DualAdamConfig::default().validate().is_ok());
+    /// let error = DualAdamConfig::default().with_betas(0.9, 1.0).validate().unwrap_err();
+    /// assert_eq!(error.to_string(), "beta2 must be at least 0 and below 1, got 1.0");
+    /// ```
     pub fn validate(&self) -> Result<(), ConfigError> {
         in_standard_env(*self, |config| config.validate_in_env())
     }

@@ -1,8 +1,8 @@
-//! What can be wrong with hyperparameters.
+//! The errors of hyperparameters and of the scalars of a step.
 
-/// A hyperparameter, or a scalar of a step, is not valid.
+/// A hyperparameter, a step or a gradient multiplier is not valid.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::DualAdamConfig;
@@ -13,22 +13,22 @@
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A number is outside the range that its name allows, as an f64 or after rounding to f32.
+    /// A number is out of its range, as an f64 or after rounding to f32.
     #[error("{name} must {requirement}, got {value:?}")]
     Value {
-        /// The argument.
+        /// The name of the hyperparameter or argument.
         name: &'static str,
-        /// The requirement that failed.
+        /// The requirement that the value does not meet.
         requirement: &'static str,
         /// The value that was given.
         value: f64,
     },
-    /// Steps count from 1: step `t` is a tensor's `t`-th update.
+    /// The step is 0. Steps count from 1: step `t` is a tensor's `t`-th update.
     #[error("step must be at least 1, got 0")]
     StepZero,
 }
 
-/// Fails unless a requirement holds.
+/// Returns an error unless `holds`.
 pub(super) fn require(
     name: &'static str,
     requirement: &'static str,

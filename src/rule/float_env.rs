@@ -1,21 +1,21 @@
-//! The processor's floating-point control word, which a thread may have set to round another way or
-//! to flush subnormals (`torch.set_flush_denormal` does).
+//! The processor's floating-point control word. A thread may have set it to round another way or to
+//! flush subnormals, as `torch.set_flush_denormal` does.
 
 use std::hint::black_box;
 
-/// What `work` makes of `input` with rounding to nearest even, and subnormals as they are.
+/// `work(input)`, computed with rounding to nearest even and with subnormals kept.
 pub(crate) fn in_standard_env<I, R>(input: I, work: impl FnOnce(I) -> R) -> R {
     let _standard = FloatEnv::standard();
-    // So that the arithmetic stays between the two changes of the control word.
+    // Keeps the compiler from moving arithmetic across the two changes of the control word.
     black_box(work(black_box(input)))
 }
 
-/// Rounding to nearest even, and subnormals as they are, for as long as this lives. When dropped,
-/// the control word is what it was before.
+/// A guard: while it lives, this thread rounds to nearest even and keeps subnormals. Dropping it
+/// restores the control word.
 ///
-/// The compiler does not know that arithmetic depends on the control word. What is computed from
-/// values that were read from memory after this was made, or that went through [`black_box`], is
-/// computed under it.
+/// The compiler does not know that arithmetic depends on the control word. Only arithmetic on
+/// values that were read from memory after the guard was made, or that went through [`black_box`],
+/// is sure to be done under it.
 #[derive(Debug)]
 pub(crate) struct FloatEnv {
     before: Option<word::Word>,
@@ -48,10 +48,10 @@ mod word {
 
     pub(super) type Word = u32;
 
-    /// MXCSR: nearest even, subnormals kept, exceptions masked.
+    /// MXCSR: rounds to nearest even, keeps subnormals, masks exceptions.
     const STANDARD: Word = 0x1f80;
 
-    /// The bits that say which exceptions have been met, and change no result.
+    /// The flags of exceptions that have occurred. They change no result.
     const MET: Word = 0x3f;
 
     #[inline]
@@ -64,7 +64,7 @@ mod word {
         with_flags_of(STANDARD, word)
     }
 
-    /// A control word that tells of the exceptions that the other has met: none is forgotten.
+    /// `word` with the exception flags of `met` in place of its own.
     #[inline]
     pub(super) fn with_flags_of(word: Word, met: Word) -> Word {
         word & !MET | met & MET
@@ -73,15 +73,16 @@ mod word {
     #[inline]
     pub(super) fn read() -> Word {
         let mut word: Word = 0;
-        // SAFETY: the instruction writes the control word, four bytes, to a place that has as many.
+        // SAFETY: the instruction writes four bytes, the control word, to `word`, which has four.
         unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags)) };
         word
     }
 
     #[inline]
     pub(super) fn write(word: Word) {
-        // SAFETY: the word is made of the standard one and of words that were read from the
-        // register, so that no reserved bit is set.
+        // SAFETY: the instruction reads four bytes from `word`, which has four. They are made of
+        // the standard word and of words that were read from the register, so no reserved bit is
+        // set.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack)) };
     }
 }
@@ -92,7 +93,8 @@ mod word {
 
     pub(super) type Word = u64;
 
-    /// FPCR: nearest even, subnormals and NaNs kept, no traps. The flags are in another register.
+    /// FPCR: rounds to nearest even, keeps subnormals and NaNs, traps nothing. The exception flags
+    /// are in another register.
     const STANDARD: Word = 0;
 
     #[inline]
@@ -113,20 +115,20 @@ mod word {
     #[inline]
     pub(super) fn read() -> Word {
         let word: Word;
-        // SAFETY: every program may read the register.
+        // SAFETY: reading FPCR needs no privilege and changes nothing.
         unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nostack, preserves_flags)) };
         word
     }
 
     #[inline]
     pub(super) fn write(word: Word) {
-        // SAFETY: every program may write the register; the word is the standard one, or was read
-        // from it.
+        // SAFETY: writing FPCR needs no privilege. The word is the standard one or was read from
+        // the register.
         unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
     }
 }
 
-/// Where the control word is out of reach, results are as the caller's thread rounds.
+/// Where the control word is out of reach, the thread's own rounding applies.
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod word {
     pub(super) type Word = ();

@@ -1,5 +1,5 @@
-//! The rule's scalars: hyperparameters, schedules, and the coefficients of a step. Nothing here
-//! knows of buffers.
+//! The scalars of the update rule: hyperparameters, schedules and the coefficients of a step, and
+//! the oracle. Nothing here depends on buffers.
 
 mod coeffs;
 mod config;

@@ -1,27 +1,37 @@
-//! The oracle: Algorithm 1 of arXiv 2603.07122 in f64, line by line, never optimised.
+//! The oracle: Algorithm 1 of [arXiv 2603.07122](https://arxiv.org/abs/2603.07122) in f64, line by
+//! line.
 //!
-//! Every backend is checked against it. It is slow, simple, and shares nothing with the kernels but
-//! the configuration.
+//! The tests check every backend against it. It is slow and simple, and shares only
+//! [`DualAdamConfig`] and its schedule with the backends.
 
 use super::config::{DualAdamConfig, InverseTerm, WeightDecay};
 
-/// One element and its moments, all f64.
+/// One element of a tensor with its moments, in f64.
+///
+/// # Examples
+///
+/// A parameter before its first step, with moments of 0:
+///
+/// ```
+/// let x = dualadam::reference::Element { theta: 1.0, ..Default::default() };
+/// assert_eq!((x.m, x.v), (0.0, 0.0));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Element {
     /// The parameter θ.
     pub theta: f64,
-    /// The first moment.
+    /// The first moment, `exp_avg`.
     pub m: f64,
-    /// The second moment.
+    /// The second moment, `exp_avg_sq`.
     pub v: f64,
 }
 
-/// The `t`-th update of one element with gradient `grad`, `t` from 1; returns the change of θ
-/// without decoupled decay.
+/// Makes the `t`-th update of one element with the gradient `grad`. Returns the change of θ without
+/// the part of decoupled decay.
 ///
-/// The config is taken as it is; [`DualAdamConfig::validate`] tells whether it makes sense.
+/// `t` counts from 1. The config is not validated: call [`DualAdamConfig::validate`] for that.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, reference};

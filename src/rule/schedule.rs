@@ -1,18 +1,18 @@
-//! The switch from inverse Adam to Adam: α as a function of the step.
+//! The schedules by which α, the weight of inverse Adam, falls from 1 to 0.
 
 use super::error::{ConfigError, require};
 use super::float_env::in_standard_env;
 
-/// A residue of the rounded product below this is the 0 that exact arithmetic gives at `t = 1/ξ`.
+/// An α below this counts as 0. At `t = 1/ξ`, where exact arithmetic gives 0, the rounded product
+/// can leave a residue.
 const RESIDUE: f64 = 1e-12;
 
-/// How the weight α of the inverse branch falls from 1 to 0 as a tensor is updated.
+/// How α, the weight of the inverse branch, falls from 1 to 0 during training.
 ///
-/// `t` is the tensor's own step and counts from 1. All of it is f64 arithmetic. The linear form is
-/// line 8 of Algorithm 1 in arXiv 2603.07122; the early drop is what the authors' published code
-/// does.
+/// α is a function of the tensor's own step `t`, which counts its updates from 1, and is formed in
+/// f64. ξ is the paper's switching rate, per step.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::SwitchSchedule;
@@ -31,50 +31,75 @@ const RESIDUE: f64 = 1e-12;
 )]
 #[non_exhaustive]
 pub enum SwitchSchedule {
-    /// `α = max(0, 1 - t·ξ)`; below 1e-12 it is 0.
+    /// `α = max(0, 1 - t·ξ)`: line 8 of Algorithm 1 in arXiv 2603.07122. A value below 1e-12 counts
+    /// as 0.
     Linear {
-        /// ξ in 0..=1, per step. 0 never leaves inverse Adam, 1 is Adam from the first step.
+        /// ξ, from 0 to 1. With 0, α stays 1: inverse Adam alone. With 1, α is 0 from the first
+        /// step on: Adam alone.
         switching_rate: f64,
     },
-    /// `1 - t·ξ` as long as that is at least ξ, then 0. At ξ = 1/k the rounding decides whether it
-    /// is one step before [`SwitchSchedule::Linear`] or at the same step.
+    /// `α = 1 - t·ξ` while that is at least ξ, then 0: the authors' published code.
+    ///
+    /// For ξ = 1/k, α reaches 0 at step k or k - 1, depending on how `1 - t·ξ` rounds;
+    /// [`Linear`](Self::Linear) reaches it at step k.
     LinearEarlyDrop {
-        /// ξ in 0..=1, per step.
+        /// ξ, from 0 to 1.
         switching_rate: f64,
     },
-    /// `base^⌊(t-1)/period⌋`, 0 once that is below `cutoff`.
+    /// `α = base^⌊(t-1)/period⌋` while that is at least `cutoff`, then 0.
     Exponential {
-        /// Factor per period, in 0..=1.
+        /// The factor of each period, from 0 to 1.
         base: f64,
-        /// Steps per period, at least 1.
+        /// The steps of a period, at least 1.
         period: u64,
-        /// The smallest α that is used, in 0..=1.
+        /// The smallest α that is used, from 0 to 1.
         cutoff: f64,
     },
-    /// 1 up to and including `switching_step`, then 0.
+    /// `α = 1` up to and including `switching_step`, then 0.
     Fixed {
-        /// The last step of inverse Adam. 0 is Adam from the first step.
+        /// The last step of inverse Adam. With 0, Adam alone.
         switching_step: u64,
     },
 }
 
 impl SwitchSchedule {
-    /// The linear schedule whose α reaches 0 at step `step`: `ξ = 1/step`.
+    /// The linear schedule whose α reaches 0 at `step`: `ξ = 1/step`.
     ///
-    /// The paper switches at about 16% of the run. A `step` of 0 gives a schedule that
+    /// The paper switches after about 16% of a run. A `step` of 0 gives a schedule that
     /// [`validate`](Self::validate) refuses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::SwitchSchedule;
+    ///
+    /// let steps = 100_000;
+    /// let schedule = SwitchSchedule::linear_until(steps * 16 / 100);
+    /// assert_eq!(schedule, SwitchSchedule::Linear { switching_rate: 1.0 / 16_000.0 });
+    /// ```
     #[must_use]
     pub fn linear_until(step: u64) -> Self {
         Self::Linear { switching_rate: in_standard_env(step, |step| 1.0 / step as f64) }
     }
 
-    /// α at a tensor's `step`-th update, in 0..=1. Step 0 gives the value before the first update.
+    /// α at a tensor's `step`-th update, from 0 to 1.
+    ///
+    /// Step 0 gives the value that the formula has before the first update.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::SwitchSchedule;
+    ///
+    /// let schedule = SwitchSchedule::Exponential { base: 0.5, period: 10, cutoff: 0.25 };
+    /// assert_eq!([1, 10, 11, 21, 31].map(|step| schedule.alpha(step)), [1.0, 1.0, 0.5, 0.25, 0.0]);
+    /// ```
     #[must_use]
     pub fn alpha(&self, step: u64) -> f64 {
         in_standard_env((*self, step), |(schedule, step)| schedule.alpha_in_env(step))
     }
 
-    /// [`alpha`](Self::alpha) in the thread's floating-point environment.
+    /// [`alpha`](Self::alpha) under the thread's control word, which the caller has made standard.
     fn alpha_in_env(&self, step: u64) -> f64 {
         let t = step as f64;
         match *self {
@@ -100,8 +125,17 @@ impl SwitchSchedule {
         }
     }
 
-    /// The first step whose α is 0, from which on the update is plain Adam; `None` if there is
-    /// none.
+    /// The first step whose α is 0. From this step on the update is plain Adam. `None` if α never
+    /// reaches 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::SwitchSchedule;
+    ///
+    /// assert_eq!(SwitchSchedule::Linear { switching_rate: 8e-5 }.first_adam_step(), Some(12_500));
+    /// assert_eq!(SwitchSchedule::Linear { switching_rate: 0.0 }.first_adam_step(), None);
+    /// ```
     #[must_use]
     pub fn first_adam_step(&self) -> Option<u64> {
         in_standard_env(*self, |schedule| schedule.first_adam_step_in_env())
@@ -111,8 +145,8 @@ impl SwitchSchedule {
         if self.alpha_in_env(u64::MAX) > 0.0 {
             return None;
         }
-        // α never rises (a base within 1e-8 of 1 apart, whose powers may waver by a rounding), so
-        // bisect: it is above 0 before `low` and 0 at `high`.
+        // α never rises, so bisect: it is above 0 before `low` and 0 at `high`. (Powers of a base
+        // within 1e-8 of 1 may rise by a rounding.)
         let (mut low, mut high) = (1, u64::MAX);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -129,7 +163,16 @@ impl SwitchSchedule {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] for a parameter that is NaN or out of its range.
+    /// - [`ConfigError::Value`] for a parameter that is NaN or out of its range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::SwitchSchedule;
+    ///
+    /// let error = SwitchSchedule::Linear { switching_rate: 2.0 }.validate().unwrap_err();
+    /// assert_eq!(error.to_string(), "switching_rate must lie in 0..=1, got 2.0");
+    /// ```
     pub fn validate(&self) -> Result<(), ConfigError> {
         let in_unit_range = |name, value: f64| require(name, "lie in 0..=1", value, (0.0..=1.0).contains(&value));
         in_standard_env(*self, |schedule| match schedule {
@@ -146,8 +189,8 @@ impl SwitchSchedule {
     }
 }
 
-/// `base^exponent` by squaring: the same multiplications everywhere, so that every backend forms
-/// the same bits.
+/// `base^exponent` by squaring. `kernels/control.cuh` makes the same multiplications in the same
+/// order, so that the bits are the same.
 pub(super) fn integer_power(base: f64, exponent: u64) -> f64 {
     let (mut power, mut square, mut rest) = (1.0, base, exponent);
     while rest > 0 {

@@ -1,10 +1,12 @@
-//! The element types of buffers, and their conversion to and from f32.
+//! The formats of elements, and their conversion to and from f32.
 
 use half::{bf16, f16};
 
-/// The format of a tensor's elements.
+/// The format of a buffer's elements, at run time.
 ///
-/// # Example
+/// It displays as `f32`, `bf16` or `f16`.
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::Dtype;
@@ -16,17 +18,17 @@ use half::{bf16, f16};
 pub enum Dtype {
     /// IEEE 754 binary32.
     F32,
-    /// The upper half of binary32.
+    /// bfloat16: the upper 16 bits of binary32.
     Bf16,
     /// IEEE 754 binary16.
     F16,
 }
 
 impl Dtype {
-    /// How many there are.
+    /// The number of formats.
     pub(crate) const COUNT: usize = Self::F16 as usize + 1;
 
-    /// Bytes of one element.
+    /// The size of one element, in bytes.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -50,42 +52,50 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A type that a buffer's elements can have: `f32`, [`bf16`] or [`struct@f16`]. Sealed.
+/// An element type, at compile time: `f32`, [`bf16`] or [`struct@f16`]. Sealed.
 ///
-/// Widening is exact. Narrowing rounds to nearest even, keeps subnormals, overflows to infinity and
-/// keeps a NaN a NaN.
-///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{Element, half::bf16};
 ///
-/// let tie = 1.0 + 1.0 / 256.0; // between 1 and the next bf16
+/// let tie = 1.0 + 1.0 / 256.0; // halfway between 1 and the next bf16
 /// assert_eq!(bf16::narrow(tie).widen(), 1.0);
 /// ```
 pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
-    /// The type at run time.
+    /// The type as a value.
     const DTYPE: Dtype;
-    /// The value as f32.
+    /// The value as f32. Exact.
     fn widen(self) -> f32;
-    /// The nearest value of this type; of two, the even one. Of f16 that holds where the thread
-    /// rounds to nearest even, as steps do whatever the thread does.
+    /// The nearest value of this type; of two that are equally near, the even one.
+    ///
+    /// Subnormals are kept. A value beyond the largest finite one becomes infinite if that is the
+    /// nearest. A NaN stays a NaN.
+    ///
+    /// Narrowing to f16 rounds as the thread's rounding mode says. Steps set it to nearest even.
     fn narrow(value: f32) -> Self;
 }
 
-/// A 16-bit type whose parameters can have f32 masters: [`bf16`] or [`struct@f16`].
+/// A 16-bit element type: [`bf16`] or [`struct@f16`]. Parameters of these types can have f32
+/// masters. Sealed through [`Element`].
 pub trait HalfElement: Element {}
 
-/// A gradient type that parameters of type `P` take: those of the [variants](crate::Variant).
-/// Sealed through [`Element`].
+/// A type that the gradients of parameters of type `P` can have. Sealed through [`Element`].
 ///
-/// f32 parameters take any gradient; bf16 and f16 parameters take their own type or f32.
+/// f32 parameters take gradients of any type; bf16 and f16 parameters take their own type or f32.
+/// These are the pairs that some [variant](crate::Variant) has.
+///
+/// # Examples
+///
+/// f16 parameters do not take bf16 gradients, so this does not compile:
 ///
 /// ```compile_fail,E0277
+/// use dualadam::{DualAdamConfig, cpu};
 /// use half::{bf16, f16};
-/// let (mut p, g, mut m, mut v) = ([f16::ONE], [bf16::ONE], [0.0], [0.0]);
-/// let coeffs = dualadam::DualAdamConfig::default().coeffs(1).unwrap();
-/// dualadam::cpu::step(&mut p, &g, &mut m, &mut v, &coeffs); // no kernel mixes the two
+///
+/// let (mut param, grad, mut exp_avg, mut exp_avg_sq) = ([f16::ONE], [bf16::ONE], [0.0], [0.0]);
+/// let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
+/// cpu::step(&mut param, &grad, &mut exp_avg, &mut exp_avg_sq, &coeffs);
 /// ```
 pub trait GradOf<P: Element>: Element {}
 
@@ -130,8 +140,8 @@ impl Element for f16 {
     }
 }
 
-// Without branches and calls, so that the loops vectorise; `half` tests the processor's features at
-// each call.
+// These have no branches and no calls, so that the loops vectorise. `half` tests the processor's
+// features in each call.
 
 const F32_INFINITY: u32 = 0x7f80_0000;
 
@@ -160,7 +170,7 @@ fn f16_bits(value: f32) -> u16 {
     let x = value.to_bits();
     let magnitude = x & 0x7fff_ffff;
     let sign = (x >> 16) & 0x8000;
-    // The unit of 0.5f32 is 2^-24, the smallest f16, so the addition rounds to it.
+    // The last place of 0.5f32 is 2^-24, as is the smallest f16, so the addition rounds to f16.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
     let normal = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
     let quiet_nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);

@@ -1,4 +1,4 @@
-//! What can be wrong with tensors, and with lists of arguments.
+//! The errors of tensors and of lists of arguments.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use crate::rule::ConfigError;
 use super::role::Role;
 use super::variant::{Formats, Variant};
 
-/// Something is wrong with one tensor of a call.
+/// One tensor of a call, or one of its buffers, is not valid.
 ///
-/// The text names the buffer, the tensor by its position and by its name if the caller gave one,
-/// what is required and what was given.
+/// The message names the buffer, the tensor's index, the tensor's name if it has one, the
+/// requirement and the value.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{DualAdamConfig, Role, TensorSpec, cpu};
@@ -28,23 +28,23 @@ use super::variant::{Formats, Variant};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TensorError {
-    /// The position of the tensor in the call's list; 0 for a step of one tensor.
+    /// The index of the tensor in the call's list. 0 for a step of one tensor.
     pub tensor: usize,
-    /// The tensor's name, where the caller gave one.
+    /// The tensor's name, if the caller gave one with [`TensorSpec`](crate::TensorSpec).
     pub name: Option<Arc<str>>,
-    /// The buffer, if the problem is one buffer's.
+    /// The buffer with the problem, or `None` if it is the tensor's as a whole.
     pub buffer: Option<Role>,
-    /// What is wrong.
+    /// The problem.
     pub problem: TensorProblem,
 }
 
 impl TensorError {
-    /// A problem of a tensor as a whole.
+    /// A problem of a tensor as a whole, without its name.
     pub(crate) fn of_tensor(tensor: usize, problem: TensorProblem) -> Self {
         Self { tensor, name: None, buffer: None, problem }
     }
 
-    /// A problem of one buffer.
+    /// A problem of one buffer, without the tensor's name.
     pub(crate) fn of_buffer(tensor: usize, buffer: Role, problem: TensorProblem) -> Self {
         Self { tensor, name: None, buffer: Some(buffer), problem }
     }
@@ -59,7 +59,7 @@ impl fmt::Display for TensorError {
 
 impl std::error::Error for TensorError {}
 
-/// How errors call a tensor, or one of its buffers.
+/// Displays a tensor, or one of its buffers, as errors name it.
 pub(crate) struct Place<'a> {
     pub(crate) tensor: usize,
     pub(crate) name: &'a Option<Arc<str>>,
@@ -79,116 +79,128 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// What is wrong with a tensor or one of its buffers.
+/// The problem with a tensor or one of its buffers.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{DualAdamConfig, TensorProblem, cpu};
+///
+/// let coeffs = DualAdamConfig::default().coeffs(1)?;
+/// let (mut exp_avg, mut exp_avg_sq) = ([0.0; 2], [0.0; 2]);
+/// let error = cpu::step(&mut [1.0_f32; 2], &[1.0_f32; 3], &mut exp_avg, &mut exp_avg_sq, &coeffs).unwrap_err();
+/// assert_eq!(error.problem, TensorProblem::Length { expected: 2, actual: 3 });
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorProblem {
-    /// A buffer's length differs from its tensor's.
+    /// The buffer's length differs from the tensor's.
     #[error("must have {expected} elements, got {actual}")]
     Length {
-        /// Elements required.
+        /// The number of elements required.
         expected: usize,
-        /// Elements given.
+        /// The number of elements given.
         actual: usize,
     },
-    /// A tensor is longer than can be.
+    /// The tensor is longer than a buffer can be.
     #[error("must have at most {limit} elements, got {actual}")]
     TooLong {
-        /// The most elements that there can be.
+        /// The largest number of elements.
         limit: u64,
-        /// Elements given.
+        /// The number of elements given.
         actual: u64,
     },
-    /// No kernel exists for these formats.
+    /// No [variant](crate::Variant) has these formats.
     #[error("must have the formats of a variant ({}), got {formats}", VariantNames)]
     Formats {
         /// The formats given.
         formats: Formats,
     },
-    /// A buffer has no address, and its tensor is not empty.
+    /// The buffer's address is 0, and the tensor is not empty.
     #[error("must not be null")]
     Null,
-    /// A buffer's address is not a multiple of its element's size.
+    /// The buffer's address is not a multiple of its element's size.
     #[error("must be aligned to {align} bytes, got address {address:#x}")]
     Misaligned {
-        /// The address.
+        /// The address given.
         address: u64,
-        /// Bytes of an element.
+        /// The size of an element, in bytes.
         align: usize,
     },
-    /// A buffer would end beyond the last address.
+    /// The buffer would end beyond the last address.
     #[error("must end within 2^64 bytes, got {len} elements of {size} bytes at {address:#x}")]
     Extent {
-        /// The address.
+        /// The address given.
         address: u64,
-        /// Elements.
+        /// The number of elements.
         len: u64,
-        /// Bytes of an element.
+        /// The size of an element, in bytes.
         size: u32,
     },
-    /// Two buffers share memory, and at least one of them is written.
+    /// The buffer shares memory with another one, and a step writes at least one of the two.
     #[error("must not overlap {other_buffer} of tensor {other_tensor}, both have address {address:#x}")]
     Overlap {
-        /// The position of the other buffer's tensor.
+        /// The index of the other buffer's tensor.
         other_tensor: usize,
         /// The other buffer.
         other_buffer: Role,
-        /// The first address that both have.
+        /// The first address of the shared memory.
         address: u64,
     },
-    /// A list's tensor keeps the length that the list was made with.
+    /// An update of a list gives the tensor another length.
     #[error("must keep its length of {expected} elements, got {actual}")]
     FixedLength {
-        /// Elements at first.
+        /// The number of elements that the list was made with.
         expected: u64,
-        /// Elements given.
+        /// The number of elements given.
         actual: u64,
     },
-    /// A list's tensor keeps the formats that the list was made with.
+    /// An update of a list gives the tensor other formats.
     #[error("must keep its formats ({expected}), got {actual}")]
     FixedFormats {
-        /// The formats at first.
+        /// The formats that the list was made with.
         expected: Formats,
         /// The formats given.
         actual: Formats,
     },
-    /// A tensor's coefficients are not there.
+    /// The tensor's `coeffs_index` is not an index of the coefficients given.
     #[error("must have a coeffs_index below {len}, got {value}")]
     CoeffsIndex {
-        /// How many coefficients there are.
+        /// The number of coefficients given.
         len: usize,
         /// The index given.
         value: usize,
     },
-    /// A tensor's parameter group is not there.
+    /// The tensor's group is not an index of the groups given.
     #[error("must have a group below {len}, got {value}")]
     Group {
-        /// How many groups there are.
+        /// The number of groups given.
         len: usize,
-        /// The group given.
+        /// The index given.
         value: usize,
     },
-    /// A tensor's step counter cannot grow further.
+    /// The tensor's step is [`u64::MAX`], so that it cannot be updated again.
     #[error("must be at a step below {max} to be updated, got {max}", max = u64::MAX)]
     StepOverflow,
-    /// A second moment is negative somewhere, so that its root would be NaN.
+    /// The second moment has a negative element, whose root would be NaN.
     #[error("must be at least 0 everywhere, got {value:?}")]
     Negative {
         /// The first such value.
         value: f32,
     },
-    /// Masters were said to be set of a tensor that has none.
+    /// The masters are said to be set, and the tensor has none.
     #[error("must be there to be set, the tensor has none")]
     NoMaster,
-    /// The machine lacks the memory for a tensor's state.
+    /// Out of memory: an array of the tensor's state could not be allocated.
     #[error("must fit in memory, each of its arrays needs {bytes} bytes")]
     Memory {
-        /// Bytes of each array.
+        /// The size of the array, in bytes.
         bytes: u64,
     },
 }
 
-/// The names of all variants.
+/// Displays the names of all variants.
 struct VariantNames;
 
 impl fmt::Display for VariantNames {
@@ -198,78 +210,99 @@ impl fmt::Display for VariantNames {
     }
 }
 
-/// Something is wrong with a list of arguments as a whole, or with a position in one.
+/// A list of arguments, or an index into one, is not valid.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{DualAdamConfig, cpu};
+///
+/// let optimizer = cpu::DualAdam::new(DualAdamConfig::default(), &[8, 2])?;
+/// assert_eq!(optimizer.step_of(2).unwrap_err().to_string(), "tensor must be below 2, got 2");
+/// # Ok::<(), dualadam::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
-    /// Two lists that belong together differ in length.
+    /// A list has another number of entries than it must have.
     #[error("{list} must have {expected} entries, got {actual}")]
     Count {
-        /// The list.
+        /// The name of the list.
         list: &'static str,
-        /// Entries required.
+        /// The number of entries required.
         expected: usize,
-        /// Entries given. Of an iterator that goes on after too many, at least as many as this.
+        /// The number of entries given. For an iterator that is longer than required, a lower
+        /// bound.
         actual: usize,
     },
-    /// A list that must have an entry has none.
+    /// A list is empty that must have an entry.
     #[error("{list} must have at least one entry, got none")]
     Empty {
-        /// The list.
+        /// The name of the list.
         list: &'static str,
     },
-    /// A list, or the work that it stands for, is longer than can be served.
+    /// A list, or the work that it stands for, is larger than the backend can take.
     #[error("{list} must number at most {limit}, got {actual}")]
     TooMany {
-        /// What is counted.
+        /// The name of what is counted.
         list: &'static str,
-        /// The most that there can be.
+        /// The largest number.
         limit: u64,
-        /// How many there are.
+        /// The number given.
         actual: u64,
     },
-    /// A position names nothing that is there.
+    /// An index is not below the length of its list.
     #[error("{list} must be below {len}, got {value}")]
     Position {
-        /// What the position counts, such as `tensor` or `group`.
+        /// The name of what the index counts, such as `tensor` or `group`.
         list: &'static str,
-        /// How many there are.
+        /// The length of the list.
         len: usize,
-        /// The position given.
+        /// The index given.
         value: usize,
     },
 }
 
-/// What can be wrong with the arguments of a call. A call that returns it has written nothing.
+/// An argument of a call is not valid. The call has written nothing.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{ArgumentError, DualAdamConfig, cpu};
+///
+/// let error = cpu::DualAdam::new(DualAdamConfig::default().with_eps(0.0), &[8]).unwrap_err();
+/// assert!(matches!(error, ArgumentError::Group { group: 0, .. }));
+/// assert_eq!(error.to_string(), "group 0: eps must be finite and above 0 as an f32, got 0.0");
+/// ```
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArgumentError {
-    /// A hyperparameter or a scalar is not valid.
+    /// A hyperparameter, a step or a gradient multiplier is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The config of one of several groups is not valid.
+    /// The config of one parameter group is not valid.
     #[error("group {group}: {problem}")]
     Group {
-        /// The position of the group.
+        /// The index of the group.
         group: usize,
-        /// What is wrong with its config.
+        /// The problem with its config.
         problem: ConfigError,
     },
-    /// Something is wrong with one tensor.
+    /// One tensor, or one of its buffers, is not valid.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// Something is wrong with a list, or with a position in one.
+    /// A list of arguments, or an index into one, is not valid.
     #[error(transparent)]
     List(#[from] ListError),
 }
 
-/// Fails unless a buffer has as many elements as it must have.
+/// Returns an error unless a buffer has `expected` elements.
 pub(crate) fn check_len(tensor: usize, buffer: Role, expected: usize, actual: usize) -> Result<(), TensorError> {
     let problem = TensorProblem::Length { expected, actual };
     if actual == expected { Ok(()) } else { Err(TensorError::of_buffer(tensor, buffer, problem)) }
 }
 
-/// Fails unless a list has as many entries as it must have.
+/// Returns an error unless a list has `expected` entries.
 pub(crate) fn check_count(list: &'static str, expected: usize, actual: usize) -> Result<(), ListError> {
     if actual == expected { Ok(()) } else { Err(ListError::Count { list, expected, actual }) }
 }

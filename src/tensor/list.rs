@@ -1,4 +1,4 @@
-//! Lists of tensors by address: checked once, and later only what changes of them.
+//! The checks of tensors by address. A list is checked once, and then only where it changes.
 
 use super::error::{ArgumentError, TensorError, TensorProblem, check_count};
 use super::overlap::{Span, check_overlap};
@@ -7,8 +7,8 @@ use super::role::Role;
 use super::variant::{Formats, Variant};
 
 impl RawTensor {
-    /// Checks one tensor by itself, without allocating: its formats, and all buffers unless it is
-    /// empty. Its coefficients must be the first.
+    /// Checks a tensor that is stepped alone: its formats, that `coeffs_index` is 0, and, unless it
+    /// is empty, its buffers. Does not allocate.
     pub(crate) fn check_alone(&self) -> Result<Variant, TensorError> {
         let variant = self.variant(0)?;
         check_coeffs_index(0, self.coeffs_index, 1)?;
@@ -27,19 +27,19 @@ impl RawTensor {
         Ok(variant)
     }
 
-    /// What a list's tensor keeps.
+    /// What an update of a list must not change.
     fn fixed(&self) -> (u64, Formats) {
         (self.len, self.formats())
     }
 
-    /// The bytes that a step reads or writes, each buffer checked by itself.
+    /// The bytes of each buffer, which is checked by itself. Nothing for an empty tensor.
     fn spans(&self, tensor: usize) -> impl Iterator<Item = Result<Span<()>, TensorError>> {
         let buffers = Role::ARRAY.into_iter().zip(self.buffers()).filter(|_| self.len > 0);
         buffers.filter_map(move |(role, buffer)| Some(Span::of_buffer(tensor, role, buffer?, self.len)))
     }
 }
 
-/// Fails if a tensor's coefficients are not among `len`.
+/// Returns an error unless the index `value` is below `len`, the number of coefficients.
 pub(crate) fn check_coeffs_index(tensor: usize, value: usize, len: usize) -> Result<(), TensorError> {
     if value < len {
         return Ok(());
@@ -47,7 +47,7 @@ pub(crate) fn check_coeffs_index(tensor: usize, value: usize, len: usize) -> Res
     Err(TensorError::of_tensor(tensor, TensorProblem::CoeffsIndex { len, value }))
 }
 
-/// The memory that a list of tensors writes, in the order of addresses.
+/// The memory that a list of tensors writes, sorted by address.
 #[derive(Debug, Default)]
 struct Written {
     spans: Vec<Span<()>>,
@@ -60,8 +60,8 @@ impl Written {
         Self { spans: spans(), scratch: spans() }
     }
 
-    /// Checks every buffer of a list and every pair of buffers; remembers them if all is well. O(n
-    /// log n).
+    /// Checks every buffer of a list and every pair of buffers, and keeps the written ones if all
+    /// is well. O(n log n).
     fn check_all(&mut self, tensors: &[RawTensor]) -> Result<(), TensorError> {
         let spans = &mut self.scratch;
         spans.clear();
@@ -76,10 +76,10 @@ impl Written {
         Ok(())
     }
 
-    /// Checks new gradients of one tensor, which has some, against what the list writes. O(log n).
+    /// Checks the new gradients of a tensor against what the list writes. O(log n).
     fn check_grad(&self, index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
         let grad = Span::of_buffer(index, Role::Grad, tensor.grad, tensor.len)?;
-        // What is written does not overlap itself, so its ends are in order as well.
+        // Written buffers do not overlap each other, so their ends are sorted, too.
         let next = self.spans.partition_point(|span| span.end <= grad.start);
         match self.spans.get(next).filter(|span| span.start < grad.end) {
             Some(other) => Err(grad.overlap(other)),
@@ -88,7 +88,7 @@ impl Written {
     }
 }
 
-/// Tensors of a list, checked together; later only what changes of them.
+/// The tensors of a list, which have been checked together.
 #[derive(Debug)]
 pub(crate) struct CheckedList {
     tensors: Vec<RawTensor>,
@@ -99,7 +99,7 @@ pub(crate) struct CheckedList {
 }
 
 impl CheckedList {
-    /// Checks the formats, every address and every pair of buffers.
+    /// Checks the formats, every address and every pair of buffers. O(n log n).
     pub(crate) fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
         let variants = tensors.iter().enumerate().map(|(index, tensor)| tensor.variant(index));
         let variants = variants.collect::<Result<_, _>>()?;
@@ -117,11 +117,11 @@ impl CheckedList {
         &self.variants
     }
 
-    /// Takes over new addresses and coefficient indices of the same tensors, and names each that
-    /// differs. Does not allocate.
+    /// Replaces addresses and coefficient indices of the same tensors, and calls `changed` with the
+    /// index of each tensor that differs. Does not allocate.
     ///
-    /// New gradients are checked one by one against what the list writes; any other new address
-    /// makes it check the whole list.
+    /// If only gradients moved, each is checked against what the list writes. Any other new address
+    /// makes the list check all buffers.
     pub(crate) fn update(
         &mut self,
         tensors: &[RawTensor],
@@ -138,8 +138,8 @@ impl CheckedList {
         if !any {
             return Ok(());
         }
-        // A gradient may lie where something else was before this update, so that each is compared
-        // with the old places only if those are the new ones.
+        // `written` has the addresses from before this update. They are still right only if nothing
+        // but gradients moved.
         if only_grads {
             for (index, (_, new)) in changes().filter(|(_, (old, new))| old.grad != new.grad) {
                 self.written.check_grad(index, new)?;
@@ -157,8 +157,7 @@ impl CheckedList {
         Ok(())
     }
 
-    /// Whether these are tensors that [`update`](Self::update) can take over, but for their
-    /// addresses.
+    /// Whether [`update`](Self::update) accepts the number, lengths and formats of these tensors.
     #[cfg(feature = "cuda")]
     pub(crate) fn has_formats_of(&self, tensors: &[RawTensor]) -> bool {
         let same = |(index, (old, new)): (usize, (&RawTensor, &RawTensor))| {
@@ -167,7 +166,7 @@ impl CheckedList {
         self.tensors.len() == tensors.len() && self.tensors.iter().zip(tensors).enumerate().all(same)
     }
 
-    /// Fails for the first tensor whose coefficients are not among `len`.
+    /// Returns an error for the first tensor whose `coeffs_index` is not below `len`.
     pub(crate) fn check_coeffs(&self, len: usize) -> Result<(), TensorError> {
         if self.last_coeffs < len || self.tensors.is_empty() {
             return Ok(());
@@ -181,14 +180,14 @@ fn last_coeffs(tensors: &[RawTensor]) -> usize {
     tensors.iter().map(|tensor| tensor.coeffs_index).max().unwrap_or(0)
 }
 
-/// Whether a tensor has a gradient at another place, other coefficients, and nothing else that is
-/// new.
+/// Whether a tensor differs in nothing but the address of its gradients and its coefficients. It
+/// has gradients both times, or the same address.
 fn is_other_grad(old: &RawTensor, new: &RawTensor) -> bool {
     let same_place = old.grad == new.grad || !(old.is_skipped() || new.is_skipped());
     same_place && new.with_grad(old.grad).with_coeffs_index(old.coeffs_index) == *old
 }
 
-/// Fails if a list's tensor has another length or other formats than before.
+/// Returns an error if a list's tensor has another length or other formats than before.
 pub(crate) fn check_fixed(
     tensor: usize,
     (expected_len, expected): (u64, Formats),

@@ -1,4 +1,4 @@
-//! What a tensor is: its buffers by role, their formats, and what must hold of lists of tensors.
+//! Tensors as the backends see them: buffers by role, their formats, and the checks of lists.
 
 mod dtype;
 mod error;

@@ -1,10 +1,10 @@
-//! Buffers of a list's tensors that share memory, though one of them is written.
+//! The check that no written buffer of a list shares memory with another buffer.
 
 use super::error::{TensorError, TensorProblem};
 use super::raw::RawBuffer;
 use super::role::Role;
 
-/// The bytes of one buffer, in a memory of addresses of its own.
+/// The bytes of one buffer, in a memory `M` that has addresses of its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<M> {
     pub(crate) memory: M,
@@ -15,7 +15,7 @@ pub(crate) struct Span<M> {
 }
 
 impl Span<()> {
-    /// The bytes of a buffer by address, if there can be such a buffer.
+    /// The bytes of a buffer of `len` elements, if its address and extent are possible.
     pub(crate) fn of_buffer(tensor: usize, role: Role, buffer: RawBuffer, len: u64) -> Result<Self, TensorError> {
         let RawBuffer { address, dtype } = buffer;
         let (size, align) = (dtype.size() as u32, dtype.size());
@@ -33,7 +33,7 @@ impl Span<()> {
 }
 
 impl<M: Copy + Ord> Span<M> {
-    /// The error for two that overlap.
+    /// The error for this buffer, which overlaps `other`.
     pub(crate) fn overlap(&self, other: &Self) -> TensorError {
         let problem = TensorProblem::Overlap {
             other_tensor: other.tensor,
@@ -48,12 +48,12 @@ impl<M: Copy + Ord> Span<M> {
     }
 }
 
-/// Fails if two of them overlap and one of the two is written. Sorts them by memory and address.
-/// O(n log n).
+/// Returns an error if two buffers overlap and one of them is written. Sorts them by memory and
+/// address. O(n log n).
 pub(crate) fn check_overlap<M: Copy + Ord>(spans: &mut [Span<M>]) -> Result<(), TensorError> {
     spans.sort_unstable_by_key(|span| (span.memory, span.start));
-    // In the order of their starts, a buffer overlaps an earlier one exactly if it starts before
-    // the furthest end so far.
+    // In the order of starts, a buffer overlaps an earlier one exactly if it starts before the
+    // furthest end so far.
     let (mut furthest, mut furthest_written): (Option<Span<M>>, Option<Span<M>>) = (None, None);
     for &span in &*spans {
         let before = if span.role.is_written() { furthest } else { furthest_written };

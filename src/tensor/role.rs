@@ -1,11 +1,13 @@
-//! What a tensor's buffers are for. The build has the names too, for `variants.txt`; a test
-//! compares.
+//! The roles of a tensor's buffers. The build script has the names, too, to read `variants.txt`; a
+//! test compares them.
 
 use std::fmt;
 
-/// What one of a tensor's buffers is for.
+/// The role of one of a tensor's buffers.
 ///
-/// # Example
+/// It displays as its [name](Self::name).
+///
+/// # Examples
 ///
 /// ```
 /// use dualadam::Role;
@@ -15,29 +17,30 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Role {
-    /// The parameters, as the model has them. Written; read where the tensor has no master.
+    /// The parameters, as the model uses them. Written; also read, unless the tensor has masters.
     Param,
-    /// The gradients. The only buffer that is not written.
+    /// The gradients. Only read.
     Grad,
-    /// The first moment.
+    /// The first moment. Read and written.
     ExpAvg,
-    /// The second moment.
+    /// The second moment. Read and written.
     ExpAvgSq,
-    /// The f32 masters of 16-bit parameters: what is updated, `param` being its rounding.
+    /// The f32 masters of 16-bit parameters. Read and written: the step updates the master, and
+    /// writes its rounding to `param`.
     Master,
 }
 
 impl Role {
-    /// How many there are.
+    /// The number of roles.
     pub(crate) const COUNT: usize = Self::ARRAY.len();
 
-    /// [`ALL`](Self::ALL), where their number is known.
+    /// [`ALL`](Self::ALL) as an array.
     pub(crate) const ARRAY: [Self; 5] = [Self::Param, Self::Grad, Self::ExpAvg, Self::ExpAvgSq, Self::Master];
 
     /// All roles, in the order of the kernels' arguments and the shaders' bindings.
     pub const ALL: &'static [Self] = &Self::ARRAY;
 
-    /// The name, as in the kernels and the shaders.
+    /// The name, as in errors, state files, kernels and shaders.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

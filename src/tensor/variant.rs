@@ -1,4 +1,5 @@
-//! The combinations of formats that have kernels, on every backend alike: the table `variants.txt`.
+//! The combinations of formats that have kernels, the same on every backend. `variants.txt` lists
+//! them.
 
 use std::fmt;
 
@@ -13,7 +14,7 @@ pub(crate) use for_each_variant;
 
 /// The format of each of a tensor's buffers.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{Dtype, Formats};
@@ -24,32 +25,32 @@ pub(crate) use for_each_variant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Formats {
-    /// Of the parameters.
+    /// The format of the parameters.
     pub param: Dtype,
-    /// Of the gradients.
+    /// The format of the gradients.
     pub grad: Dtype,
-    /// Of the first moment.
+    /// The format of the first moment.
     pub exp_avg: Dtype,
-    /// Of the second moment.
+    /// The format of the second moment.
     pub exp_avg_sq: Dtype,
-    /// Of the masters; `None` without masters.
+    /// The format of the masters, or `None` without masters.
     pub master: Option<Dtype>,
 }
 
 impl Formats {
-    /// These parameters and gradients, f32 moments, and no masters.
+    /// Parameters and gradients of these formats, with f32 moments and without masters.
     #[must_use]
     pub const fn new(param: Dtype, grad: Dtype) -> Self {
         Self { param, grad, exp_avg: Dtype::F32, exp_avg_sq: Dtype::F32, master: None }
     }
 
-    /// With masters.
+    /// Sets [`master`](Self::master).
     #[must_use]
     pub const fn with_master(self, master: Dtype) -> Self {
         Self { master: Some(master), ..self }
     }
 
-    /// The format of a role; `None` for masters that are not there.
+    /// The format of a role, or `None` for [`Role::Master`] without masters.
     #[must_use]
     pub const fn of(&self, role: Role) -> Option<Dtype> {
         match role {
@@ -61,7 +62,7 @@ impl Formats {
         }
     }
 
-    /// A number of its own for all formats, below [`CODES`].
+    /// A number below [`CODES`] that no other formats have.
     const fn code(&self) -> usize {
         let (mut code, mut role) = (0, 0);
         while role < Role::COUNT {
@@ -90,12 +91,12 @@ impl fmt::Display for Formats {
     }
 }
 
-/// What a role may be: of one of the formats, or missing.
+/// The digits of a code: a role has one of the formats or is absent.
 const DIGITS: usize = Dtype::COUNT + 1;
 
 const CODES: usize = DIGITS.pow(Role::COUNT as u32);
 
-/// Each code's variant, or none.
+/// The variant of each code, if there is one.
 const BY_CODE: [Option<Variant>; CODES] = {
     let mut by_code = [None; CODES];
     let mut index = 0;
@@ -106,9 +107,9 @@ const BY_CODE: [Option<Variant>; CODES] = {
     by_code
 };
 
-/// A combination of formats that has kernels. `variants.txt` in the repository lists them all.
+/// A combination of formats that has kernels on every backend. `variants.txt` lists them all.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::{Dtype, Formats, Variant};
@@ -122,33 +123,34 @@ const BY_CODE: [Option<Variant>; CODES] = {
 pub struct Variant(u8);
 
 impl Variant {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = TABLE.len();
 
-    /// All variants, in the order of the table.
+    /// All variants, in the order of `variants.txt`.
     pub fn all() -> impl ExactSizeIterator<Item = Self> {
         (0..Self::COUNT).map(|index| Self(index as u8))
     }
 
-    /// The variant with these formats, if there is one.
+    /// The variant with these formats, or `None` if no kernel has them.
     #[must_use]
     pub const fn of(formats: Formats) -> Option<Self> {
         BY_CODE[formats.code()]
     }
 
-    /// The name, which those of the kernels end with, such as `bf16_bf16_master`.
+    /// The name, such as `bf16_bf16_master`: the formats of parameters and gradients, then
+    /// `_master` with masters. The kernels' names end with it.
     #[must_use]
     pub fn name(self) -> &'static str {
         TABLE[self.index()].0
     }
 
-    /// The format of each role.
+    /// The format of each buffer.
     #[must_use]
     pub fn formats(self) -> Formats {
         TABLE[self.index()].1
     }
 
-    /// The position among [`all`](Self::all).
+    /// The position in [`all`](Self::all).
     #[must_use]
     pub fn index(self) -> usize {
         self.0.into()
