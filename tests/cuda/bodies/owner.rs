@@ -141,8 +141,8 @@ fn masters_are_widened_exactly(gpu: &Gpu) {
     models.launch(&mut optimizer, |_| false).unwrap();
     for (found, params) in optimizer.state().unwrap().arrays.iter().zip(&models.host.params) {
         for (a, b) in found.master.iter().flatten().zip(params.wide()) {
-            // Even with lr 0, the step of an infinite parameter is 0·inf, which is NaN.
-            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && !b.is_finite()), "{a:e} {b:e}");
+            // A step may change the bits of a NaN, even with lr 0.
+            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "{a:e} {b:e}");
         }
     }
 }
