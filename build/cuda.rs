@@ -92,7 +92,7 @@ fn prebuilt(kernels: &Path, variants: &[Variant], modules: &[Module]) -> ptx::Re
         return Err(format!(
             "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS} and the table of variants, and no CUDA compiler {}.\n\
              To compile here, activate a Python virtual environment with nvidia-cuda-nvrtc {} (needs no GPU), or set \
-             NVCC. `cargo xtask prebuilt` makes the PTX anew, with compilers that it fetches.",
+             NVCC. `cargo xtask prebuilt` makes the PTX again, with compilers that it fetches.",
             match env::var("DUALADAM_PTX").as_deref() {
                 Ok("prebuilt") => "may be used (DUALADAM_PTX=prebuilt)".to_owned(),
                 _ => format!("was found through {}", SEARCHED.join(", ")),

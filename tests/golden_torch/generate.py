@@ -1,6 +1,6 @@
 """Runs of torch's Adam and AdamW in float64, for tests that continue them, as one safetensors file.
 
-usage: generate.py OUTFILE     (PyTorch, NumPy and safetensors)
+usage: generate.py OUTFILE     (needs PyTorch, NumPy and safetensors)
 
 For each case of CASES, with T = 20 recorded steps and N = 32 elements:
 

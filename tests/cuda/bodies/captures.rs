@@ -100,8 +100,8 @@ fn set_grads(twins: &mut [Twin], seed: u64) {
     }
 }
 
-/// The tensors with the gradients of an ordinary step, in memory that is freed after it, as PyTorch
-/// does.
+/// The tensors with the gradients of an ordinary step, in memory that is freed after it, as in
+/// PyTorch.
 fn upload_grads(gpu: &Gpu, twins: &mut [Twin], seed: u64) -> (Vec<RawTensor>, Vec<Memory>) {
     set_grads(twins, seed);
     let grads: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
