@@ -1,15 +1,14 @@
-//! The kernels as PTX, a text a module, in `$OUT_DIR/<module>.ptx`; and `$OUT_DIR/modules.rs`,
-//! which embeds them.
+//! The kernels as PTX, one text for each module, in `$OUT_DIR/<module>.ptx`; and
+//! `$OUT_DIR/modules.rs`, which embeds them.
 //!
-//! A CUDA compiler that is found compiles the kernels; where there is none, the snapshot in
-//! `kernels/prebuilt/` is taken, if it was made from these sources. `DUALADAM_PTX=prebuilt` asks
-//! for the snapshot.
+//! If the build finds a CUDA compiler, it compiles the kernels. Otherwise it takes the snapshot in
+//! `kernels/prebuilt/`, if that was made from these sources. `DUALADAM_PTX=prebuilt` selects the
+//! snapshot.
 //!
-//! A compiler of another version than the snapshot's is used too: whoever edits the kernels has the
-//! compiler they have, and every rounding is spelled out in the source, so that no compiler changes
-//! a result. What one can change is registers, speed, and which drivers load the PTX. So it is
-//! never silent: the build warns, and the crate knows where its PTX is from
-//! (`DUALADAM_PTX_ORIGIN`).
+//! The build also uses a compiler of another version than the snapshot's. It cannot change a
+//! result, since the source spells out every rounding. It can change the number of registers, the
+//! speed, and which drivers load the PTX. So the build warns, and the crate knows where its PTX is
+//! from (`DUALADAM_PTX_ORIGIN`).
 
 use std::env;
 use std::fmt::Write as _;
@@ -21,7 +20,7 @@ use super::write;
 
 const KERNELS: &str = "kernels";
 
-/// The variables that say where compilers are.
+/// The environment variables that say where compilers are.
 const SEARCHED: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "VIRTUAL_ENV"];
 
 pub(crate) fn embed_ptx(variants: &[Variant], out: &Path) -> ptx::Result<()> {
@@ -51,7 +50,7 @@ pub(crate) fn embed_ptx(variants: &[Variant], out: &Path) -> ptx::Result<()> {
     Ok(())
 }
 
-/// The Rust that has the texts.
+/// The Rust source that embeds the texts.
 fn embedded(variants: &[Variant]) -> String {
     let text = |module: &str| format!("concat!(include_str!(concat!(env!(\"OUT_DIR\"), \"/{module}.ptx\")), \"\\0\")");
     let mut rust = format!(
@@ -62,8 +61,11 @@ fn embedded(variants: &[Variant]) -> String {
     for variant in variants {
         let _ = writeln!(rust, "    {},", text(&variant.name));
     }
-    let _ =
-        write!(rust, "];\n/// What prepares controlled steps, likewise.\nconst CONTROL: &str = {};\n", text("control"));
+    let _ = write!(
+        rust,
+        "];\n/// The PTX that prepares controlled steps, likewise.\nconst CONTROL: &str = {};\n",
+        text("control")
+    );
     rust
 }
 
@@ -90,7 +92,7 @@ fn prebuilt(kernels: &Path, variants: &[Variant], modules: &[Module]) -> ptx::Re
         return Err(format!(
             "the PTX in {KERNELS}/prebuilt was not made from the sources in {KERNELS} and the table of variants, and no CUDA compiler {}.\n\
              To compile here, activate a Python virtual environment with nvidia-cuda-nvrtc {} (needs no GPU), or set \
-             NVCC. `cargo xtask prebuilt` makes the PTX anew, with compilers that it fetches.",
+             NVCC. `cargo xtask prebuilt` makes the PTX again, with compilers that it fetches.",
             match env::var("DUALADAM_PTX").as_deref() {
                 Ok("prebuilt") => "may be used (DUALADAM_PTX=prebuilt)".to_owned(),
                 _ => format!("was found through {}", SEARCHED.join(", ")),
@@ -111,11 +113,11 @@ fn manifest_value(kernels: &Path, key: &str) -> ptx::Result<String> {
     value.map(str::to_owned).ok_or_else(|| format!("{}: no {key}", file.display()))
 }
 
-/// Any nvcc before any NVRTC, though both give the same bytes: what `$NVCC` or the path name is
-/// what the user means.
+/// Any nvcc comes before any NVRTC, though both give the same bytes: the user chose the nvcc that
+/// `$NVCC` or the path names.
 fn find_compiler() -> Option<Compiler> {
     if let Some(nvcc) = variable("NVCC") {
-        return Some(Compiler::Nvcc(nvcc)); // as asked: if there is nothing, the build should say so
+        return Some(Compiler::Nvcc(nvcc)); // the user named it: if it is missing, the build must fail
     }
     let toolkits: Vec<_> = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable).collect();
     let wheels = variable("VIRTUAL_ENV").map(|environment| ptx::wheels_in(&environment)).unwrap_or_default();

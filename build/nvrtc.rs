@@ -1,5 +1,5 @@
-//! NVRTC, the CUDA compiler as a library. It needs no GPU, no host compiler and no header, and
-//! gives nvcc's bytes.
+//! NVRTC, the CUDA compiler as a library. It needs no GPU, no host compiler and no header, and its
+//! PTX has the same bytes as nvcc's.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn newest(folder: &Path, prefix: &str) -> Option<PathBuf> {
 
 /// Compiles the first of the named sources; the others are what it may include.
 pub(super) fn compile(library: &Path, sources: &[(&str, String)], flags: &[&str]) -> Result<String> {
-    // NVRTC opens its builtins by bare name, which finds them only where the loader looks, or if
+    // NVRTC opens its builtins by bare name. The loader finds them only in its search path, or if
     // they are loaded already.
     let builtins = library.parent().and_then(|folder| newest(folder, "libnvrtc-builtins.so"));
     let _builtins = builtins.map(|file| open(&file)).transpose()?;

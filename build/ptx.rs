@@ -18,14 +18,15 @@ pub(crate) type Result<T> = std::result::Result<T, String>;
 pub(crate) const SOURCES: [&str; 7] =
     ["dual_adam.cu", "control.cu", "control.cuh", "pack.cuh", "step.cuh", "tuning.cuh", "update.cuh"];
 
-/// The oldest architecture of the current compilers. Its PTX becomes the same loop on newer ones.
+/// The oldest architecture that the current compilers support. Drivers compile its PTX to the same
+/// loop for newer ones.
 pub(crate) const FLAGS: [&str; 2] = ["-std=c++17", "-arch=compute_75"];
 
-/// Written over the compiler's own version, which only a driver as new as the compiler would load.
-/// The oldest that has `sm_75`.
+/// Replaces the compiler's own PTX version, which only a driver as new as the compiler would load.
+/// It is the oldest version with `sm_75`.
 pub(crate) const PTX_VERSION: &str = "6.3";
 
-/// What becomes one PTX text, which a driver loads and compiles by itself.
+/// The sources and flags of one PTX text, which a driver loads and compiles by itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Module {
     pub(crate) name: String,
@@ -42,7 +43,7 @@ impl Module {
         Self { name, folder, sources, flags: FLAGS.map(str::to_owned).to_vec(), ptx_version: PTX_VERSION }
     }
 
-    /// Says for which variant the sources are compiled.
+    /// Selects the variant that the sources are compiled for.
     pub(crate) fn for_variant(mut self, variant: &Variant) -> Self {
         self.define("VARIANT", &variant.name);
         for role in ROLES {
@@ -72,8 +73,8 @@ pub(crate) fn module_of(variant: &Variant, kernels: &Path) -> Module {
     Module::new(&variant.name, kernels, &SOURCES).for_variant(variant)
 }
 
-/// The library's modules: one a variant, in the table's order, and last what prepares controlled
-/// steps.
+/// The library's modules: one for each variant, in the table's order, and last the one that
+/// prepares controlled steps.
 pub(crate) fn modules(kernels: &Path, variants: &[Variant]) -> Vec<Module> {
     let control = ["control.cu", "control.cuh", "pack.cuh", "tuning.cuh", "update.cuh"];
     let of_variants = variants.iter().map(|variant| module_of(variant, kernels));
@@ -84,8 +85,8 @@ pub(crate) fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// SHA-256 of a folder's sources one after the other, whatever line ends a checkout gave them, and
-/// of the table of variants.
+/// SHA-256 of a folder's sources, one after the other, and of the table of variants. Line ends
+/// count as LF.
 pub(crate) fn source_hash(folder: &Path, sources: &[&str], variants: &[Variant]) -> Result<String> {
     let mut hash = Sha256::new();
     for name in sources {
@@ -98,7 +99,7 @@ pub(crate) fn source_hash(folder: &Path, sources: &[&str], variants: &[Variant])
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The version, such as `13.0.88`, that a compiler leaves in its PTX.
+/// The version, such as `13.0.88`, that a compiler writes into its PTX.
 pub(crate) fn compiler_version(ptx: &str) -> String {
     let line = ptx.lines().find(|line| line.contains("Cuda compilation tools"));
     let version = line.and_then(|line| line.rsplit_once(", V"));
@@ -143,8 +144,8 @@ impl Compiler {
                 let mut sources = vec![];
                 for &name in &module.sources {
                     let text = read(&module.folder.join(name))?;
-                    // A source in another folder is included by its path from here, and by its name
-                    // from there.
+                    // Sources of this folder include a source of another folder by its path, and
+                    // sources of that folder include it by its name.
                     if let Some((_, short)) = name.rsplit_once('/') {
                         sources.push((short, text.clone()));
                     }
@@ -160,7 +161,7 @@ impl Compiler {
 
 fn run_nvcc(nvcc: &Path, module: &Module, scratch: &Path) -> Result<String> {
     let (out, source) = (scratch.join(format!("{}.ptx", module.name)), module.folder.join(module.sources[0]));
-    let _ = fs::remove_file(&out); // an old one would pass for the result
+    let _ = fs::remove_file(&out); // else an old file could pass for the result
     let mut command = Command::new(nvcc);
     command.args(&module.flags).arg("-ptx").arg("-o").arg(&out).arg(source).env("TMPDIR", scratch);
     let shown = format!("{command:?}");

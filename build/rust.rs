@@ -1,4 +1,4 @@
-//! The Rust that the library includes of the table of variants, in `$OUT_DIR/variants.rs`.
+//! The table of variants as Rust, in `$OUT_DIR/variants.rs`, which the library includes.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -10,12 +10,12 @@ pub(crate) const ROLES: [&str; 5] = ["param", "grad", "exp_avg", "exp_avg_sq", "
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Variant {
     pub(crate) name: String,
-    /// The format of each role; `None` for a role that the variant is without.
+    /// The format of each role; `None` for a role that the variant does not have.
     formats: [Option<String>; ROLES.len()],
 }
 
 impl Variant {
-    /// The format of a role, or `None` where the variant is without it.
+    /// The format of a role, or `None` if the variant does not have it.
     pub(crate) fn format(&self, role: &str) -> Option<&str> {
         self.formats[ROLES.iter().position(|known| *known == role)?].as_deref()
     }

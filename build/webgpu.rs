@@ -63,7 +63,7 @@ fn check(joined: &Joined, variant: &Variant, coeffs: &str) -> Result<(), String>
 
 fn at(joined: &Joined, span: Span, message: &str) -> String {
     if !span.is_defined() {
-        return format!("{SHADERS}, at a place that naga does not tell: {message}");
+        return format!("{SHADERS}, at an unknown place: {message}");
     }
     let location = span.location(&joined.text);
     let place = joined.place(location.line_number as usize, location.line_position as usize);
@@ -200,7 +200,8 @@ impl Reflection<'_> {
         }
     }
 
-    /// The bytes of four elements of a role's buffer, or of a part of them.
+    /// The bytes of an array element in a role's buffer: four values (`quads`), or a 32-bit part of
+    /// them.
     fn expected_stride(&self, role: &str, quads: bool) -> u32 {
         match (quads, self.variant.format(role)) {
             (true, Some("f32")) => 16,

@@ -58,8 +58,8 @@ pub(crate) fn join(shaders: &Path, variant: &Variant, coeffs: &str) -> Result<Jo
     Ok(joined)
 }
 
-/// The role whose buffer tells the shaders the tensor's length. Of an array of 16-bit elements they
-/// could not tell an odd number from the next.
+/// The role whose buffer gives the shaders the tensor's length. A buffer of 16-bit elements cannot:
+/// an odd length and the next even one take the same number of words.
 fn counted_role(variant: &Variant) -> Result<&'static str, String> {
     let roles = ["exp_avg", "exp_avg_sq", "master"];
     roles

@@ -20,9 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let uses = "use dualadam::half::{bf16, f16};";
     let rust = format!(
-        "/// An array of generic functions with the types of parameters and gradients of each variant, in the order of the\n\
-         /// table: of the first function where there are no masters, of the second one where there
-         /// are.\n\
+        "/// An array with one function for each variant, in the order of the table: `$master` for variants with masters,\n\
+         /// `$plain` for the others, with the types of the variant's parameters and gradients.\n\
          #[macro_export]\n\
          macro_rules! for_each_variant {{ ($plain:ident, $master:ident) => {{{{ {uses} [{functions}] }}}}; }}\n"
     );

@@ -1,9 +1,9 @@
-//! A step allocates nothing: counted by an allocator that stands in for the system's.
+//! A step allocates nothing. An allocator that stands in for the system's counts the allocations.
 //!
-//! What is called outside of a rayon worker and is large enough for several threads goes through
-//! the pool's queue of injected jobs, which takes a new block of memory for every 63 of them. That
-//! is rayon's, and the last test bounds it. A program that must not allocate at all steps inside
-//! `ThreadPool::install`.
+//! A step that is large enough for several threads, and is called outside of a rayon worker, goes
+//! through the pool's queue of injected jobs. rayon allocates a block of that queue for every 63
+//! jobs; `a_large_step_outside_of_a_pool_allocates_only_rayons_queue` bounds this. A program that
+//! must not allocate at all steps inside `ThreadPool::install`.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,26 +16,26 @@ use testkit::allocation::{self, Counting, count_this_thread};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Steps before counting, in which threads meet for the first time.
+/// Steps before counting starts: threads allocate when they first work together.
 const WARM_UP: usize = 50;
 const STEPS: usize = 200;
 
-/// More than one thread's share, in a list also for its first tensor alone.
+/// Enough elements for several threads, even in the first tensor of a list alone.
 const LARGE: usize = 150_000;
 
-/// To be held for a whole test: the count is shared.
+/// Each test holds this lock to its end, since all tests share the count.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Allocations that this thread and the pools' make in `STEPS` calls.
+/// Allocations that this thread and the pools' threads make in `STEPS` calls.
 fn allocations_of(mut step: impl FnMut()) -> usize {
     (0..WARM_UP).for_each(|_| step());
     allocation::allocations_of(|| (0..STEPS).for_each(|_| step()))
 }
 
-/// Pools of one, two and three threads. They stay, as threads that end allocate.
+/// Pools of one, two and three threads. They are never dropped, since threads that end allocate.
 fn pools() -> &'static [ThreadPool; 3] {
     static POOLS: OnceLock<[ThreadPool; 3]> = OnceLock::new();
     POOLS.get_or_init(|| [1, 2, 3].map(|threads| counted(threads).build().unwrap()).map(started))
@@ -45,8 +45,8 @@ fn counted(threads: usize) -> ThreadPoolBuilder {
     ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| count_this_thread())
 }
 
-/// The pool once each of its threads has run: on first taking work, a thread sets up data of its
-/// own.
+/// The pool, after each of its threads has run: a thread allocates data of its own when it first
+/// takes work.
 fn started(pool: ThreadPool) -> ThreadPool {
     pool.broadcast(|_| ());
     pool
@@ -79,9 +79,9 @@ fn sets() -> [StepCoeffs; 2] {
     [1, 20_000].map(|step| DualAdamConfig::default().coeffs(step).unwrap())
 }
 
-/// Calls `measure` with one of each kind of step, over so many elements in all.
+/// Calls `measure` with one of each kind of step, over this many elements in all.
 ///
-/// The caller's own lists are made beforehand: what is counted is the call alone.
+/// The caller's own lists are made beforehand, so that only the call is counted.
 fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn FnMut() + Send))) {
     let sets = sets();
     let mut flat = Flat::new(elements);
@@ -121,8 +121,8 @@ fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn Fn
     };
     measure("DualAdam::step", &mut || step(&mut optimizer, 1.0, None));
     measure("DualAdam::step_scaled", &mut || step(&mut optimizer, 0.5, None));
-    // Steps of its own for each tensor, so that each needs its own coefficients; and a tensor
-    // without a gradient.
+    // Each tensor is at a step of its own, so that each needs its own coefficients. One tensor has
+    // no gradient.
     for (tensor, &len) in lens.iter().enumerate() {
         optimizer.set_moments(tensor, 40 * tensor as u64, &vec![0.0; len], &vec![0.0; len]).unwrap();
     }
@@ -156,7 +156,8 @@ fn a_small_step_outside_of_a_pool_allocates_nothing() {
     }
 }
 
-/// A large step from any other thread is one injected job, so only every 63rd may bring one block.
+/// A large step from a thread outside the pool is one injected job, so only every 63rd may allocate
+/// a block.
 #[test]
 fn a_large_step_outside_of_a_pool_allocates_only_rayons_queue() {
     let _guard = one_at_a_time();
@@ -168,7 +169,7 @@ fn a_large_step_outside_of_a_pool_allocates_only_rayons_queue() {
     });
 }
 
-/// The counter counts: without this, the tests above could pass because it does not.
+/// Without this, the tests above could pass because nothing is counted.
 #[test]
 fn the_counter_sees_this_thread_and_the_pools() {
     let _guard = one_at_a_time();

@@ -1,5 +1,5 @@
-//! What is refused, how the error says so, and that nothing was written by then; and what looks bad
-//! and is not.
+//! Bad input is refused with the right error, before anything is written. Input that only looks bad
+//! is accepted.
 
 use dualadam::cpu::{self, Buffer, BufferMut, DualAdam};
 use dualadam::half::bf16;
@@ -18,12 +18,12 @@ fn coeffs() -> StepCoeffs {
     DualAdamConfig::default().coeffs(1).unwrap()
 }
 
-/// The error is that of a value whose name and number are given.
+/// Checks that the value of this name was refused, and that the error has its number.
 fn value_error<T, E: Into<Error>>(result: Result<T, E>, name: &str, value: f64) {
     assert_eq!(refused::value(result, name).to_bits(), value.to_bits(), "{name} {value}");
 }
 
-/// The same of the config of a group, which the message names as well.
+/// The same for the config of a group, which the message names too.
 fn group_error<T, E: Into<Error>>(result: Result<T, E>, expected_group: usize, name: &str, value: f64) {
     let error = refused(result);
     let message = error.to_string();
@@ -84,7 +84,7 @@ fn hyperparameters_out_of_range_are_refused_by_name_and_number() {
     refused_config(good.with_schedule(SwitchSchedule::linear_until(0)), "switching_rate", f64::INFINITY);
 }
 
-/// What is fine as an f64 may not be as the f32 that the kernels see.
+/// A value that is valid as an f64 may be invalid as the f32 that the kernels use.
 #[test]
 fn values_are_judged_after_rounding_to_f32() {
     let good = DualAdamConfig::default();
@@ -164,7 +164,7 @@ fn zero_is_a_learning_rate_a_beta_and_a_decay() {
 /// Tensors in which one buffer has another length than the others, and that buffer's role.
 fn uneven(formats: Formats) -> Vec<(Tensor, Role, usize)> {
     let good = Tensor::filled(formats, 5);
-    // The length that is right is that of the parameters.
+    // The right length is that of the parameters.
     let wrong = 1..good.buffers().len();
     let of = |other: usize| {
         let good = &good;
@@ -217,7 +217,8 @@ fn lists_refuse_sets_out_of_range() {
 
 const DTYPES: [Dtype; 3] = [F32, Bf16, F16];
 
-/// Every combination of formats either steps or is refused by name, and which do is the table.
+/// Every combination of formats is either stepped or refused by name, and those in the table are
+/// stepped.
 #[test]
 fn lists_refuse_formats_without_a_kernel() {
     let mut accepted = 0;
@@ -272,8 +273,7 @@ impl Owned {
     }
 }
 
-/// A step with these lists is refused, and neither it nor anything before it in the lists has been
-/// done.
+/// Tries a step with these lists, and checks that it changes nothing.
 fn refused_step(params: &[(Dtype, usize)], grads: &[Option<(Dtype, usize)>]) -> Result<(), ArgumentError> {
     let mut owned = Owned::new();
     owned.model.params = params.iter().map(|&(dtype, len)| filled(dtype, len)).collect();
@@ -321,14 +321,14 @@ fn the_optimizer_refuses_iterators_of_another_length() {
     refused::count(optimizer.step([], endless_grads()), "params", 2, 0);
     refused::count(optimizer.step(endless().take(1), endless_grads().take(2)), "params", 2, 1);
     refused::count(optimizer.step(endless().take(1000), endless_grads().take(1000)), "params", 2, 1000);
-    // The number of entries is judged before what they are, and before the multiplier.
+    // The number of entries is checked before the entries themselves, and before the multiplier.
     refused::count(optimizer.step_scaled(endless(), endless_grads(), f64::NAN), "params", 2, usize::MAX);
-    // Of one that does not tell, only that it goes on.
+    // If an iterator does not state its length, the error only says that it has more entries.
     refused::count(optimizer.step(std::iter::from_fn(|| Some(param())), []), "params", 2, 3);
     refused::length(optimizer.step(endless().take(2), endless_grads().take(2)), 0, Role::Param, 3, 0);
     assert_eq!(owned.bits(), before);
 
-    // An iterator that goes on after its end has ended, even where the count would come out right.
+    // An iterator has ended at its first `None`, even if it goes on and the total would be right.
     let resumed = || {
         let mut calls = 0;
         std::iter::from_fn(move || {
@@ -342,7 +342,7 @@ fn the_optimizer_refuses_iterators_of_another_length() {
     owned.step(&[Some(filled(F32, 3)), None], 1.0).unwrap();
 }
 
-/// Of tensors that have names the errors say them, whichever call finds the problem.
+/// Errors name a tensor that has a name, whichever call finds the problem.
 #[test]
 fn errors_name_the_tensor() {
     let config = DualAdamConfig::default();
@@ -362,7 +362,7 @@ fn errors_name_the_tensor() {
     says(step, "param of tensor 1 (head.weight) must have 2 elements, got 1");
     let step = optimizer.step([(&mut w).into(), (&mut wide).into()], [None, Some((&[1.0_f32; 2]).into())]);
     says(step, "tensor 1 (head.weight) must have the formats of a variant");
-    // Without a name it is the position alone.
+    // Without a name, the error has the position alone.
     let step = optimizer.step([(&mut w[..1]).into(), (&mut half).into()], [None, None]);
     says(step, "param of tensor 0 must have 3 elements, got 1");
     says(optimizer.set_moments(0, 1, &[], &[]), "exp_avg of tensor 0 must have 3 elements, got 0");
@@ -391,7 +391,7 @@ fn the_optimizer_refuses_unequal_lengths() {
             (params[place], grads[place]) = ((dtype, other), Some((dtype, other)));
             refused::length(refused_step(&params, &GRADS), place, Role::Param, len, other);
             refused::length(refused_step(&GOOD, &grads), place, Role::Grad, len, other);
-            // Without a gradient too: parameters of another length are another tensor's.
+            // Without a gradient, too: parameters of another length belong to another tensor.
             refused::length(refused_step(&params, &[None, None]), place, Role::Param, len, other);
         }
     }
@@ -414,7 +414,7 @@ fn the_largest_step_cannot_be_exceeded() {
     let (before, mut grads) = (owned.bits(), [Some(filled(F32, 3)), Some(filled(F32, 2))]);
     refused::step_overflow(owned.step(&grads, 1.0), 1);
     assert_eq!(owned.bits(), before);
-    // The other tensor is not held up by it.
+    // The other tensor can still be stepped.
     grads[1] = None;
     owned.step(&grads, 1.0).unwrap();
 }
@@ -457,7 +457,8 @@ fn moments_that_do_not_fit_are_refused() {
     assert_eq!(owned.bits(), before);
 }
 
-/// A state's arrays are open: an optimizer must not be made from a state that makes no sense.
+/// A state's arrays are public, so a program may fill them with anything. No optimizer may be made
+/// from an invalid state.
 #[test]
 fn a_state_made_by_hand_is_checked_before_it_is_used() {
     let config = DualAdamConfig::default();
@@ -487,7 +488,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
     refused::count(made(|state| state.arrays.push(state.arrays[0].clone())), "arrays", 2, 3);
     refused::count(made(|state| state.ledger = Default::default()), "arrays", 0, 2);
 
-    // What the ledger itself refuses: no state can have it.
+    // The ledger itself refuses these, so no state can contain them.
     group_error(State::new(&[config.with_lr(f64::NAN)], &specs), 0, "lr", f64::NAN);
     refused::group(State::new(&[config], &[specs[0].clone().in_group(1)]), 0, 1, 1);
     let mut ledger = state.ledger;
@@ -496,7 +497,7 @@ fn a_state_made_by_hand_is_checked_before_it_is_used() {
     assert_eq!(ledger.groups(), [config]);
 }
 
-// What is not bad input.
+// Input that is not bad.
 
 #[test]
 fn empty_tensors_are_fine_anywhere() {
@@ -539,7 +540,7 @@ fn the_optimizer_takes_empty_tensors_anywhere() {
     DualAdam::with_groups(&[], &[]).unwrap().step([], []).unwrap();
 }
 
-/// The owning optimizer takes them, and counts the step.
+/// The owning optimizer accepts such gradients, and counts the step.
 #[test]
 fn the_optimizer_steps_with_nan_and_infinite_gradients() {
     let mut owned = Owned::new();

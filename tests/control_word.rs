@@ -20,13 +20,13 @@ fn words() -> impl Iterator<Item = u32> {
 
 fn control_word() -> u32 {
     let mut word = 0_u32;
-    // SAFETY: the instruction writes four bytes to a place that has as many.
+    // SAFETY: the instruction writes four bytes, the size of `word`.
     unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word) };
     word
 }
 
-/// Does something under a control word. It must leave the word as it is, but for the flags of met
-/// exceptions.
+/// Runs `work` under a control word. `work` must leave the word as it is, except for the flags of
+/// exceptions that occurred.
 fn under<R>(word: u32, work: impl FnOnce() -> R) -> R {
     let before = control_word();
     // SAFETY: no reserved bit is set, and exceptions stay masked.
@@ -35,7 +35,7 @@ fn under<R>(word: u32, work: impl FnOnce() -> R) -> R {
     let after = control_word();
     // SAFETY: the word was read from the register.
     unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const before) };
-    assert_eq!(after & !0x3f, word & !0x3f, "the control word must be the caller's again");
+    assert_eq!(after & !0x3f, word & !0x3f, "the control word must be unchanged");
     result
 }
 
@@ -68,7 +68,7 @@ fn bits(mut tensor: Tensor, coeffs: &[StepCoeffs], word: u32) -> Vec<u32> {
 #[test]
 fn steps_of_any_size_have_the_same_bits() {
     let coeffs: Vec<_> = (1..=3).map(|t| config().coeffs(t).unwrap()).collect();
-    // One stays on the calling thread, the other is shared out.
+    // The first stays on the calling thread; several threads share the second.
     for len in [100, 100_000] {
         for variant in Variant::all() {
             let tensor = tensor(variant.formats(), len);
@@ -119,7 +119,7 @@ fn schedules_and_multipliers_have_the_same_bits() {
     });
 }
 
-/// What is subnormal as an f32 is not taken for 0, nor is what rounds to 0 taken for more.
+/// A value that is subnormal as an f32 does not count as 0, and a value that rounds to 0 does.
 #[test]
 fn the_same_values_are_refused() {
     same_under_each(|| {

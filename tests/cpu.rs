@@ -11,7 +11,7 @@ use testkit::data::{Inputs, SIZES, configs};
 use testkit::laws::{self, by_contract, by_cpu};
 use testkit::tensor::Tensor;
 
-/// The flat calls.
+/// Steps each tensor by the flat call for its types.
 fn flat(tensors: &mut [Tensor], sets: &[StepCoeffs]) {
     tensors.iter_mut().for_each(|tensor| tensor.step_flat(&sets[tensor.set]).unwrap());
 }
@@ -41,7 +41,7 @@ fn special_values_give_the_contract_bits() {
 }
 
 /// An infinite gradient makes the first moment infinite, and the parameter with it; the second
-/// moment saturates. Elements that have such a gradient become that, the others what the rule says.
+/// moment saturates. Elements with such a gradient become that; the others follow the rule.
 #[test]
 fn nan_and_infinite_gradients_stay_in_their_elements() {
     const INF: f32 = f32::INFINITY;
@@ -117,7 +117,7 @@ fn second_moments_saturate() {
             }
             let saturated = v.iter().filter(|&&v| v == f32::MAX).count();
             assert!(t != 3 || saturated > v.len() / 2, "{saturated} of {} have saturated", v.len());
-            // With an ordinary gradient it falls again.
+            // With an ordinary gradient, the second moment falls again.
             assert!(other != Some(0.5) || zip(&v, &before).all(|(after, before)| after < before), "{what}: {v:?}");
         }
     }
@@ -144,8 +144,8 @@ fn coefficients_are_rounded_once() {
     }
 }
 
-/// Every quantity in its own right, from the same f32 state, within the error that the rule's
-/// roundings can make.
+/// Each quantity by itself, from the same f32 state, is within the error that the rule's roundings
+/// can add up to.
 #[test]
 fn one_step_is_within_the_error_bound_of_exact_arithmetic() {
     let mut worst = [0.0_f64; 3];
@@ -173,11 +173,11 @@ fn one_step_is_within_the_error_bound_of_exact_arithmetic() {
             }
         }
     }
-    println!("worst part of the bound: p {:.2}, m {:.2}, v {:.2}", worst[0], worst[1], worst[2]);
-    assert!(worst.iter().all(|&part| part > 0.3), "a bound that nothing comes near is no bound: {worst:?}");
+    println!("largest errors as parts of their bounds: p {:.2}, m {:.2}, v {:.2}", worst[0], worst[1], worst[2]);
+    assert!(worst.iter().all(|&part| part > 0.3), "no error comes near the bound, so the bound is too wide: {worst:?}");
 }
 
-/// The second transcription of `fma` is itself right where its roundings are hardest.
+/// The contract's own `fma` is right where rounding is hardest.
 #[test]
 fn the_contracts_fma_is_correctly_rounded() {
     let inputs = Inputs::special();

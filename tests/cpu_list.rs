@@ -12,7 +12,7 @@ fn f32s(len: usize) -> Tensor {
 }
 
 fn step(list: &mut TensorList, sets: &[StepCoeffs]) {
-    // SAFETY: the tests' tensors have these addresses, and nothing else uses them.
+    // SAFETY: the addresses are those of the tests' tensors, and nothing else uses them.
     unsafe { list.step_raw(sets) }.unwrap();
 }
 
@@ -57,13 +57,13 @@ fn a_gradient_may_lie_where_another_buffer_was() {
     let now = [moved, second.with_grad(first.param)];
     list.update(&now).unwrap();
     assert_eq!(list.tensors(), now);
-    // And not where one lies now.
+    // But it may not lie where another buffer lies now.
     refused::overlap(list.update(&[moved, second.with_grad(moved.param)]));
     assert_eq!(list.tensors(), now);
 }
 
 #[test]
-fn what_cannot_be_right_is_refused_and_the_list_stays() {
+fn bad_tensors_are_refused_and_the_list_stays() {
     raw::wrong_lists(TensorList::new, TensorList::update, TensorList::tensors);
     let limit = isize::MAX as u64 / 4;
     let longer = TensorList::new(&[with(good(), |tensor| tensor.len = limit + 1)]);
@@ -108,11 +108,11 @@ fn steps_by_address_give_the_contract_bits() {
 }
 
 #[test]
-fn steps_by_address_refuse_what_cannot_be_right() {
+fn steps_by_address_refuse_bad_tensors() {
     let sets = &laws::all_sets()[..2];
-    // SAFETY: refused before any buffer is looked at.
+    // SAFETY: refused before any buffer is accessed.
     let alone = |tensor: &RawTensor| unsafe { cpu::step_raw(tensor, &sets[0]) };
-    // SAFETY: as above; and what is not refused has no gradient.
+    // SAFETY: as above; the tensors that are not refused have no gradient.
     let list = |tensors: &[RawTensor]| unsafe { cpu::step_list_raw(tensors, sets) };
     raw::wrong_tensors(alone, list);
     raw::wrong_tensors(alone, TensorList::new);

@@ -1,8 +1,9 @@
 //! The CUDA backend on a real device: the tests that run on the stand-in driver too, and lengths
 //! that only a device can hold.
 //!
-//! Without a device all are ignored, with the reason; `DUALADAM_REQUIRE=cuda` makes that a failure.
-//! Reads no file of the repository, so that the program can be taken to a machine that has none.
+//! Without a device all tests are ignored, with the reason; `DUALADAM_REQUIRE=cuda` makes that a
+//! failure. The program reads no file of the repository, so that it can run on a machine without
+//! one.
 
 #[path = "cuda/bodies/mod.rs"]
 mod bodies;
@@ -27,7 +28,7 @@ struct Device {
 }
 
 impl Device {
-    /// The first device, or why there is none. A device that is there and does not work fails.
+    /// The first device, or why there is none. Panics if there is one that does not work.
     fn find() -> Result<Self, String> {
         let kernels = match Kernels::new(0) {
             Ok(kernels) => kernels,
@@ -57,7 +58,7 @@ impl Device {
         gpu.assert_clean();
     }
 
-    /// As [`test`](Self::test), where there are so many bytes of device memory.
+    /// As [`test`](Self::test), if this many bytes of device memory are free.
     fn test_with_memory(&self, bytes: u64, body: impl FnOnce(&Gpu)) -> Completion {
         let needed = bytes + (1 << 30);
         let (free, _) = self.kernels.context().mem_get_info().unwrap_or_else(|error| panic!("{error}"));
@@ -78,7 +79,7 @@ const PERIOD: usize = (1 << 22) - 3;
 const BEYOND_31_BITS: Large = Large { len: (1 << 31) + 5, period: PERIOD };
 const BEYOND_32_BITS: Large = Large { len: (1 << 32) + 5, period: PERIOD };
 
-/// Device memory of an element: bf16 parameters and gradients, f32 moments.
+/// Bytes of device memory for an element: bf16 parameters and gradients, f32 moments.
 const BYTES: u64 = 12;
 
 /// A name, a tensor, and a step of it.

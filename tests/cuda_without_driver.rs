@@ -6,7 +6,7 @@ use dualadam::cuda::{CudaError, Kernels, cudarc};
 
 #[test]
 fn no_driver_is_an_error() {
-    // SAFETY: opening a library of the system's.
+    // SAFETY: this only opens the system's libcuda, if there is one.
     if unsafe { cudarc::driver::sys::is_culib_present() } {
         println!("not tested: this machine has a CUDA driver");
         return;

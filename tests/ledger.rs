@@ -1,5 +1,5 @@
-//! What adapters that keep the memory themselves use: the ledger, the table of coefficients, the
-//! scalars that steer a step; and errors.
+//! The parts of the library for adapters that keep the memory themselves: the ledger, the table of
+//! coefficients, the scalars that steer a step, and errors.
 
 use std::iter::zip;
 
@@ -28,7 +28,7 @@ fn an_adapter_with_a_ledger_has_the_bits_of_the_optimizer() {
     let mut table = CoeffsTable::default();
     let fresh = |(spec, param): (&Spec, _)| Tensor::fresh(spec.formats, param);
     let mut tensors: Vec<_> = zip(&specs, &model.params).map(fresh).collect();
-    // They are set below, at the first gradient.
+    // Masters are set below, at the first gradient.
     tensors.iter_mut().filter_map(|tensor| tensor.master.as_mut()).for_each(|master| master.map(|_| 0.0));
     for round in 0..7 {
         let multiplier = 1.0 / (round + 1) as f64;
@@ -66,8 +66,8 @@ fn an_adapter_with_a_ledger_has_the_bits_of_the_optimizer() {
     assert!(steps.contains(&4) && steps.contains(&5), "{steps:?}");
 }
 
-/// Tensors of one group at one step share coefficients, wherever they stand; each pair is formed
-/// once.
+/// Tensors of the same group and step share coefficients, wherever they stand; those of each pair
+/// are formed once.
 #[test]
 fn a_table_has_each_groups_and_steps_coefficients_once() {
     let specs = [0, 0, 1, 0, 1, 0, 1].map(|group| TensorSpec::new(1).in_group(group));
@@ -85,14 +85,14 @@ fn a_table_has_each_groups_and_steps_coefficients_once() {
             table.coeffs(),
             expected.map(|(group, step)| groups()[group].coeffs_scaled(step, multiplier).unwrap())
         );
-        // The same pairs by their numbers, for an adapter that keeps the steps.
+        // The same pairs by group and step, for an adapter that keeps the steps itself.
         for (index, (group, step)) in expected.into_iter().enumerate() {
             assert_eq!(table.index(&groups(), group, step, multiplier), Ok(index));
         }
         assert_eq!(table.coeffs().len(), 4);
         assert_eq!(table.index(&groups(), 1, 2, multiplier), Ok(4));
     }
-    // To ask changes no step.
+    // Asking for coefficients changes no step.
     assert_eq!([0, 3].map(|tensor| ledger.step(tensor).unwrap()), [0, 9]);
     // After an error the table goes on as before.
     table.clear();
@@ -143,7 +143,8 @@ fn a_ledger_refuses_what_is_not_there_and_stays() {
 
 // The scalars that steer a step.
 
-/// What the rules say of the scalars, as the device's control is tested.
+/// The result that the documented rules give for the scalars; the tests of the device's control
+/// follow the same rules.
 fn expected([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Result<f64, SkipReason> {
     if found_inf != 0.0 {
         return Err(SkipReason::FoundInf);
@@ -162,11 +163,11 @@ fn steering([loss_scale, clip_factor, found_inf]: [f32; 3]) -> Steering {
     Steering::default().with_loss_scale(loss_scale).with_clip_factor(clip_factor).with_found_inf(found_inf)
 }
 
-/// The cases of the device's control.
+/// The same cases as in the tests of the device's control.
 #[test]
 fn steering_judges_its_scalars_as_the_device_does() {
     const NAN: f32 = f32::NAN;
-    // With every reason at once, and with the first of them gone one after the other.
+    // Also with every reason at once, and then with the first of them removed, one after the other.
     let several = [[NAN, -1.0, 1.0], [NAN, -1.0, 0.0], [0.0, f32::INFINITY, NAN], [-1.0, NAN, NAN]];
     let fewer = [[-1.0, NAN, 0.0], [1.0, NAN, 0.0]];
     let mut reasons = vec![];
@@ -197,7 +198,7 @@ fn steering_judges_its_scalars_as_the_device_does() {
 
 // Errors.
 
-/// Every result carries room for its error.
+/// A `Result` is at least as large as its error.
 #[test]
 fn errors_are_at_most_64_bytes() {
     let sizes = [
@@ -214,7 +215,7 @@ fn errors_are_at_most_64_bytes() {
     }
 }
 
-/// Whatever part reports it, the error becomes the same one, with the text that the part gave.
+/// Whichever part reports a problem, it becomes the same `Error`, with the same text.
 #[test]
 fn errors_become_one_type_without_losing_their_text() {
     fn becomes<E: std::error::Error + Into<Error>>(error: E) -> Error {

@@ -11,7 +11,7 @@ use testkit::model::{self, Model, Spec};
 use testkit::state::{self, StateBits, float_bits, temporary};
 use testkit::{Formats, Tensor, Variant, variant};
 
-/// A failing input is printed with its reasons; nothing is written beside the sources.
+/// A failing input is printed, and nothing is written beside the sources.
 fn cases(cases: u32) -> Config {
     Config { cases, failure_persistence: None, ..Config::default() }
 }
@@ -19,7 +19,7 @@ fn cases(cases: u32) -> Config {
 // Only lengths and seeds are drawn, so that a failing input is short to read; the elements follow
 // from them.
 
-/// After the flat call for its types.
+/// The tensor after the flat call for its types.
 fn after(mut tensor: Tensor, coeffs: &StepCoeffs) -> Tensor {
     tensor.step_flat(coeffs).unwrap();
     tensor
@@ -56,7 +56,7 @@ fn schedule() -> impl Strategy<Value = SwitchSchedule> {
     ]
 }
 
-/// With these strategies of all numbers.
+/// Configurations whose numbers come from these strategies.
 fn config_of(
     lr: impl Strategy<Value = f64>,
     beta: impl Strategy<Value = f64> + Clone,
@@ -76,7 +76,7 @@ fn config_of(
     )
 }
 
-/// Valid and ordinary.
+/// Valid, ordinary configurations.
 fn config() -> impl Strategy<Value = DualAdamConfig> {
     let power_of_10 = |exponent: f64| 10_f64.powf(exponent);
     config_of((-6.0..0.0).prop_map(power_of_10), 0.0..0.9999, (-12.0..-2.0).prop_map(power_of_10), 0.0..0.5, schedule())
@@ -92,7 +92,8 @@ fn coeffs() -> impl Strategy<Value = StepCoeffs> {
 proptest! {
     #![proptest_config(cases(200))]
 
-    /// A buffer cut anywhere, at any alignment, and stepped piece by piece.
+    /// A buffer that is cut anywhere, at any alignment, and stepped piece by piece has the bits of
+    /// the whole.
     #[test]
     fn split_is_whole(whole in tensor(), coeffs in coeffs(), cuts in prop::collection::vec(0.0..=1.0, 0..4)) {
         let mut cuts: Vec<_> = cuts.iter().map(|cut: &f64| (cut * whole.len() as f64) as usize).collect();
@@ -226,7 +227,7 @@ proptest! {
     }
 }
 
-/// The tensor after a step with other gradients, and with its own again.
+/// The tensor after a step with other gradients, with its own gradients put back.
 fn after_other_grads(tensor: &Tensor, change: impl Fn(f32) -> f32, coeffs: &StepCoeffs) -> Tensor {
     let mut other = tensor.clone();
     other.grad.map(change);
@@ -235,7 +236,7 @@ fn after_other_grads(tensor: &Tensor, change: impl Fn(f32) -> f32, coeffs: &Step
 
 // The owning optimizer.
 
-/// A tensor of a random model, and how many steps in eight it has a gradient.
+/// A tensor of a random model, and in how many of eight steps it has a gradient.
 fn busy_tensor() -> impl Strategy<Value = (Spec, u64)> {
     let spec = (formats(), 0..40_usize, 0..2_usize).prop_map(|(formats, len, group)| Spec { formats, len, group });
     (spec, 0..=8_u64)
@@ -324,7 +325,8 @@ proptest! {
 
 // Configurations, sensible or not.
 
-/// Any f64 at all, numbers of any magnitude, and those that hyperparameters live on the edge of.
+/// Any f64 at all, numbers of any magnitude, and numbers at the edges of the hyperparameters'
+/// ranges.
 fn wild() -> impl Strategy<Value = f64> {
     let edges = [
         [0.0, -0.0, 1.0, 0.9, 0.999, 1e-8, 1e-3, 1.0 - f64::EPSILON / 2.0, 1.0 + f64::EPSILON, f64::NAN, f64::INFINITY],
@@ -363,10 +365,10 @@ fn any_step() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(cases(20_000))]
 
-    /// What `validate` accepts has finite coefficients at every step, and where the gradient and
-    /// the moments are 0 no step makes a NaN; what it refuses has none.
+    /// A config that `validate` accepts has finite coefficients at every step, and no step makes a
+    /// NaN where the gradient and the moments are 0. A config that it refuses has no coefficients.
     #[test]
-    fn a_valid_config_never_makes_nan_of_nothing(config in wild_config(), step in any_step(), multiplier in wild()) {
+    fn a_valid_config_never_makes_nan_of_zeros(config in wild_config(), step in any_step(), multiplier in wild()) {
         if config.validate().is_err() {
             prop_assert!(config.coeffs(step).is_err());
             return Ok(());

@@ -1,5 +1,5 @@
-//! What an optimizer remembers: resumed runs, state taken over from torch, damaged files, saves cut
-//! short.
+//! The state of an optimizer: resumed runs, state taken over from torch, damaged files, interrupted
+//! saves.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -58,7 +58,7 @@ fn train(optimizer: &mut DualAdam, model: &mut Model, steps: std::ops::RangeIncl
     }
 }
 
-/// After these steps from the first on.
+/// An optimizer and its model after the first `steps` steps.
 fn trained(configs: &[DualAdamConfig; 2], steps: u64) -> (DualAdam, Model) {
     let mut model = model();
     let mut optimizer = DualAdam::with_groups(configs, &model.tensor_specs()).unwrap();
@@ -130,7 +130,7 @@ fn special_values_and_the_largest_step_survive() {
     let special = [0x7fc0_1234, 0xffa0_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 1, 0x8000_0001, 0x7f7f_ffff];
     let special = special.map(f32::from_bits).to_vec();
     let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(special.len()).with_master()]).unwrap();
-    // A negative second moment is no state.
+    // A second moment must not be negative.
     let positive = special.iter().map(|&v| if v < 0.0 { -v } else { v }).collect();
     set(&mut state, 0, u64::MAX, [special.clone(), positive], Some(special));
     assert_survives(&state);
@@ -147,7 +147,7 @@ fn set(state: &mut State, tensor: usize, step: u64, moments: [Vec<f32>; 2], mast
 }
 
 #[test]
-fn no_tensors_and_empty_tensors_are_a_state() {
+fn a_state_may_have_no_tensors_or_empty_ones() {
     let (_folder, path) = temporary();
     State::default().save(&path).unwrap();
     assert_eq!(State::load(&path).unwrap(), State::default());
@@ -235,8 +235,8 @@ fn the_file_is_plain_safetensors() {
     assert_eq!(u32::from_le_bytes(*crc), crc32fast::hash(body));
 }
 
-/// A file of the version before tensors had names is still loaded, and still written to the byte
-/// where there are none.
+/// A file from before tensors had names still loads, and a state without names is still written to
+/// the same bytes.
 #[test]
 fn a_file_of_the_version_without_names_is_read_and_written_alike() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/state_without_names.safetensors");
@@ -250,7 +250,7 @@ fn a_file_of_the_version_without_names_is_read_and_written_alike() {
     assert!(fs::read(again).unwrap() == bytes);
 }
 
-/// What the program that wrote the file put into it.
+/// The state in that file.
 fn state_of_the_version_without_names() -> State {
     let base = DualAdamConfig::default();
     let exponential = SwitchSchedule::Exponential { base: 1.0 / 7.0, period: u64::MAX, cutoff: 1e-300 };
@@ -265,7 +265,7 @@ fn state_of_the_version_without_names() -> State {
         base.with_schedule(exponential),
         base.with_schedule(SwitchSchedule::Fixed { switching_step: u64::MAX }),
     ];
-    // Elements, group, step, and whether there are masters that are set.
+    // The elements, group and step of each tensor, and whether it has masters that are set.
     let tensors =
         [(5, 0, 7, None), (0, 3, 0, None), (3, 1, u64::MAX, Some(true)), (2, 2, 0, Some(false)), (0, 0, 2, Some(true))];
     let specs = tensors.map(|(len, group, _, master)| {
@@ -336,7 +336,7 @@ fn a_file_keeps_the_names_of_tensors() {
     }
 }
 
-/// Where only one of optimizer and file has names there is nothing to compare; where both have them
+/// If only the optimizer or only the file has names, they are not compared. If both have names,
 /// they must agree.
 #[test]
 fn names_are_compared_where_both_have_them() {
@@ -435,7 +435,7 @@ fn write_in_place(path: &Path, bytes: &[u8]) {
     file.set_len(bytes.len() as u64).unwrap();
 }
 
-/// The same bytes with the checksum that they should have.
+/// The same bytes with the right checksum.
 fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let body = bytes.len() - 4;
     let crc = crc32fast::hash(&bytes[..body]);
@@ -485,7 +485,7 @@ fn a_file_with_any_bit_flipped_is_refused() {
     saved.load(&bytes).unwrap();
 }
 
-/// The checksum keeps accidents out; what passes it must still be read with care.
+/// The checksum detects accidents. A file that passes it may still be wrong.
 #[test]
 fn a_file_with_any_bit_flipped_and_the_right_checksum_loads_valid_or_is_refused() {
     let mut saved = Saved::new();
@@ -532,7 +532,7 @@ fn another_version_is_refused_by_its_number() {
         let file = sealed(replaced(&saved.bytes, &format!(r#"\"version\":{FORMAT_VERSION}"#), &to));
         assert_eq!(saved.load(&file), Err(StateProblem::Version { supported: FORMAT_VERSION, found }));
     }
-    // Nothing but the version can be asked of a later format.
+    // A file of a later version need not have anything but the version.
     let problem = saved.load(&file_with_metadata(r#"{"version":4000000000,"layers":{}}"#)).unwrap_err();
     assert_eq!(problem, StateProblem::Version { supported: FORMAT_VERSION, found: 4_000_000_000 });
     assert_eq!(problem.to_string(), "its format version must be 1, it is 4000000000");
@@ -653,7 +653,7 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Each of these fails for every user, root included.
+/// Each of these paths fails for every user, root included.
 #[test]
 fn a_path_that_cannot_be_written_is_an_io_error_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
@@ -685,8 +685,8 @@ fn a_path_that_cannot_be_read_is_an_io_error_and_the_optimizer_stays() {
     assert_eq!(bits(saved.optimizer.state()), saved.optimizer_bits);
 }
 
-// Tests that need a process of their own run their own test again, with this variable set to the
-// folder to work in.
+// A test that needs a process of its own runs this program again for the same test, with this
+// variable set to the folder to work in.
 
 const CHILD_FOLDER: &str = "DUALADAM_TEST_CHILD_FOLDER";
 
@@ -716,7 +716,7 @@ fn report() {
     std::io::stderr().write_all(b".").unwrap();
 }
 
-/// Runs a child to its end, which must report once: a name that matches no test would succeed as
+/// Runs a child to its end. It must report once, since a name that matches no test would succeed as
 /// well.
 fn run_child(test: &str, folder: &Path, shell_preparation: &str) {
     let output = child(test, folder, shell_preparation).output().unwrap();
@@ -724,7 +724,7 @@ fn run_child(test: &str, folder: &Path, shell_preparation: &str) {
     assert!(output.status.success() && reports == ".", "{}: {reports}", output.status);
 }
 
-/// A state that no other number has, and whose files differ in length.
+/// A different state for each number, with files of different lengths.
 fn numbered_state(number: u64) -> State {
     let len = if number.is_multiple_of(2) { 20_000 } else { 50_000 };
     let mut state = State::new(&[DualAdamConfig::default()], &[TensorSpec::new(len)]).unwrap();
@@ -742,9 +742,9 @@ fn save_until_killed(path: &Path) -> ! {
     unreachable!("killed before the numbers end")
 }
 
-/// A process saves one state after the other and is killed at a random point. The file must then be
-/// the last state whose saving was done, or the one after it, and nothing that the dead process
-/// left behind may disturb the next.
+/// A process saves one state after the other and is killed at a random point. The file must then
+/// hold the last state that was completely saved, or the one after it. Files that the dead process
+/// left behind must not disturb the next process.
 #[test]
 fn a_killed_writer_leaves_the_old_or_the_new_file() {
     if let Some(folder) = child_folder() {
@@ -776,8 +776,8 @@ fn a_killed_writer_leaves_the_old_or_the_new_file() {
         last = number;
         let left = names_in(folder.path()).len() - 1;
         leftovers += u64::from(left > 0);
-        // Leave some of the dead processes' files to the following ones, but not all of them to the
-        // disk.
+        // Keeps some of the dead processes' files for the next processes to meet, without filling
+        // the disk.
         if kill % 10 == 9 {
             remove_all_but(folder.path(), "state");
         }
@@ -790,7 +790,7 @@ fn remove_all_but(folder: &Path, kept: &str) {
     names_in(folder).iter().filter(|name| *name != kept).for_each(|name| fs::remove_file(folder.join(name)).unwrap());
 }
 
-/// A disk that is full, as a limit on the length of files: the write fails half way.
+/// A limit on the length of files stands in for a full disk: the write fails half way.
 #[cfg(unix)]
 #[test]
 fn a_save_that_cannot_be_finished_keeps_the_old_file_and_leaves_nothing_behind() {
@@ -861,8 +861,8 @@ fn torch_config(json: &serde_json::Value) -> DualAdamConfig {
         .with_maximize(json["maximize"] == true)
 }
 
-/// Moments and step of torch's Adam and AdamW, taken over after step 10, go on as torch goes on in
-/// float64, within what the roundings of f32 allow.
+/// Runs that take over moments and step of torch's Adam and AdamW after step 10 continue as torch
+/// does in float64, within the error of the f32 roundings.
 #[test]
 fn torchs_adam_is_continued() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_torch/torch_adam.safetensors");
@@ -876,7 +876,7 @@ fn torchs_adam_is_continued() {
         let f64s = |array| rows(&file, &format!("{name}.{array}"), f64::from_le_bytes);
         let starts = ["start.params", "start.exp_avg", "start.exp_avg_sq"];
         let [mut params, m, v] = starts.map(|array| f32s(array).concat());
-        // What torch has after each step.
+        // torch's state after each step.
         let [all_p, all_m, all_v] = ["params", "exp_avg", "exp_avg_sq"].map(f64s);
         let len = params.len();
         let element = |theta: &[f64], m: &[f64], v: &[f64], i: usize| Element { theta: theta[i], m: m[i], v: v[i] };
@@ -915,12 +915,12 @@ fn torchs_adam_is_continued() {
                 }
             }
         }
-        println!("{name}: worst errors of p, m and v, of their bounds: {worst:.2?}");
+        println!("{name}: largest errors of p, m and v, as parts of their bounds: {worst:.2?}");
     }
 }
 
-/// With masters, torch's moments go on from the 16-bit parameters, exactly as f32 parameters of
-/// those values would.
+/// With masters, a run that takes over torch's moments continues from the 16-bit parameters,
+/// exactly as from f32 parameters of the same values.
 #[test]
 fn moments_taken_over_before_the_first_update_set_masters_from_the_parameters() {
     let config = DualAdamConfig::adam();

@@ -1,5 +1,5 @@
-//! Every variant of the shaders, translated for the drivers that are not here, and checked by the
-//! tools that are.
+//! Every variant of the shaders, translated for drivers that the tests cannot run, and checked by
+//! the tools that are installed.
 
 #[path = "../build/variants.rs"]
 mod variants;
@@ -91,7 +91,7 @@ fn hlsl_is_written() {
         let mut text = String::new();
         hlsl::Writer::new(&mut text, &options, &Default::default()).write(module, info, None).unwrap();
         assert!(text.contains(&format!("void {entry_point}(")), "{what}: {text}");
-        // The other view of a buffer would claim the same register.
+        // Each entry point has one view of a buffer: a second one would use the same register.
         assert_eq!(text.contains("param_parts"), entry_point.ends_with("tail"), "{what}: {text}");
     });
 }
@@ -105,12 +105,12 @@ fn tint_accepts_all() {
     }
 }
 
-/// A program on the path; its absence is said aloud.
+/// Finds a program on the path, and prints if it is not there.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file());
     if found.is_none() {
-        // Not through eprintln!, which the harness keeps to itself where a test passes.
+        // Not with `eprintln!`, whose output the harness hides if the test passes.
         let mut stderr = std::io::stderr();
         writeln!(stderr, "not checked by {program}: it is not on the path").unwrap();
     }
@@ -136,7 +136,7 @@ fn lines_are_those_of_their_files() {
         let name = place.file.split_once(" (").map_or(place.file.as_str(), |(name, _)| name);
         let text = std::fs::read_to_string(project().join(name)).unwrap();
         let of_file = text.lines().nth(place.line - 1).unwrap();
-        // The build has put words in place of those after $.
+        // The build replaces the words that begin with `$`.
         let is_right = match of_file.split_once('$') {
             Some((fixed, _)) => line.starts_with(fixed),
             None => line == of_file,

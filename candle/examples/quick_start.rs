@@ -1,3 +1,5 @@
+//! DualAdam in place of candle's AdamW.
+
 use candle_core::{Device, Result, Var};
 use candle_nn::Optimizer;
 use dualadam::{DualAdamConfig, SwitchSchedule};
@@ -11,5 +13,6 @@ fn main() -> Result<()> {
         let loss = weights.sqr()?.mean_all()?;
         optimizer.backward_step(&loss)?;
     }
-    Ok(println!("the loss: {}", weights.sqr()?.mean_all()?))
+    println!("the loss: {}", weights.sqr()?.mean_all()?);
+    Ok(())
 }

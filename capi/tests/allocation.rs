@@ -21,14 +21,14 @@ fn a_step_allocates_nothing() {
     (tensor.exp_avg, tensor.exp_avg_sq) = (m.as_mut_ptr().cast(), v.as_mut_ptr().cast());
     tensor.len = 1000;
     let mut step = |step| {
-        // SAFETY: the structs and the buffers are there.
+        // SAFETY: the structs and the buffers are live.
         unsafe {
             let size = size_of::<dualadam_coeffs>();
             assert_eq!(dualadam_config_coeffs(&config, step, 1.0, &mut coeffs, size), DUALADAM_STATUS_OK);
             assert_eq!(dualadam_cpu_step(&tensor, &coeffs), DUALADAM_STATUS_OK);
         }
     };
-    // The counter counts.
+    // The counter works.
     assert_eq!(allocations_of(|| drop(std::hint::black_box(Box::new(1)))), 1);
     // The processor's features are looked up in the first step.
     step(1);

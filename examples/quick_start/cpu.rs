@@ -1,3 +1,5 @@
+//! DualAdam on the CPU.
+
 use dualadam::{DualAdamConfig, SwitchSchedule, cpu::DualAdam};
 
 fn main() -> Result<(), dualadam::Error> {
@@ -9,5 +11,6 @@ fn main() -> Result<(), dualadam::Error> {
         let grads = weights.clone(); // from your backward pass
         optimizer.step([(&mut weights).into()], [Some((&grads).into())])?;
     }
-    Ok(println!("the first weight: {:.0e}", weights[0]))
+    println!("the first weight: {:.0e}", weights[0]);
+    Ok(())
 }

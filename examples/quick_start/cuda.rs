@@ -1,3 +1,5 @@
+//! DualAdam on a CUDA device.
+
 use dualadam::cuda::{DualAdam, Kernels};
 use dualadam::{DualAdamConfig, SwitchSchedule};
 
@@ -11,5 +13,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let grads = stream.clone_dtod(&weights)?; // from your backward pass
         optimizer.step([(&mut weights).into()], [Some((&grads).into())])?; // enqueued, no wait
     }
-    Ok(println!("the first weight: {:.0e}", stream.clone_dtoh(&weights)?[0]))
+    println!("the first weight: {:.0e}", stream.clone_dtoh(&weights)?[0]);
+    Ok(())
 }

@@ -1,3 +1,5 @@
+//! DualAdam in a compute pass of WebGPU.
+
 use dualadam::webgpu::{Binding, DualAdam, Pipelines, wgpu};
 use dualadam::{Dtype, DualAdamConfig};
 
@@ -16,5 +18,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     optimizer.step(&mut encoder.begin_compute_pass(&Default::default()), [param], [Some(grad)])?;
     queue.submit([encoder.finish()]);
     optimizer.save(&queue, "optimizer.safetensors")?; // resumes on every backend
-    Ok(println!("steps: {}", optimizer.step_of(0)?))
+    println!("steps: {}", optimizer.step_of(0)?);
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! The C library, with whatever the fuzzer makes up: see `capi/tests/capi/surface/`.
+//! Calls the C library with arguments that the fuzzer's bytes decide: see
+//! `capi/tests/capi/surface/`.
 
 #![no_main]
 
@@ -10,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../capi/tests/capi/surface/mod.rs"]
 mod surface;
 
-/// An allocation that is too large fails, as it does without the sanitizer.
+/// An allocation that is too large returns null, as it does without the sanitizer.
 #[unsafe(no_mangle)]
 extern "C" fn __asan_default_options() -> *const c_char {
     c"allocator_may_return_null=1".as_ptr()

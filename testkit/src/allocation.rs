@@ -1,11 +1,11 @@
-//! What is allocated, counted by an allocator that stands in for the system's.
+//! An allocator that counts allocations and passes them on to the system's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts what the threads under test allocate; the test harness has threads of its own. A test
-/// makes it the global allocator.
+/// Counts the allocations of the threads under test, not those of the test harness's own threads. A
+/// test makes it the global allocator.
 pub struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -19,7 +19,7 @@ pub fn count_this_thread() {
     COUNTED.set(true);
 }
 
-/// Allocations of all threads under test and of this one while `work` is done.
+/// The number of allocations that this thread and all threads under test make while `work` runs.
 pub fn allocations_of(work: impl FnOnce()) -> usize {
     let before = COUNTED.replace(true);
     ALLOCATIONS.store(0, Ordering::Relaxed);
@@ -29,7 +29,7 @@ pub fn allocations_of(work: impl FnOnce()) -> usize {
 }
 
 fn count() {
-    // A thread that is ending has no thread-locals any more, and is not under test.
+    // A thread that is ending may have dropped its thread-locals; it is not under test.
     if COUNTED.try_with(Cell::get).unwrap_or(false) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
     }
@@ -39,24 +39,24 @@ fn count() {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's obligations are the system allocator's.
+        // SAFETY: this function's requirements are those of `System`'s.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's obligations are the system allocator's.
+        // SAFETY: this function's requirements are those of `System`'s.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: the caller's obligations are the system allocator's.
+        // SAFETY: this function's requirements are those of `System`'s.
         unsafe { System.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's obligations are the system allocator's.
+        // SAFETY: this function's requirements are those of `System`'s.
         unsafe { System.dealloc(block, layout) }
     }
 }

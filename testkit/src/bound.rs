@@ -1,13 +1,13 @@
 //! How far f32 steps may be from exact arithmetic: a running error analysis.
 //!
-//! Every line follows one line of the contract and adds, to the errors that come in, the rounding
-//! of each coefficient (formed in f64, so off by one rounding) and of each operation.
+//! Every line follows one line of the contract. To the errors of its inputs it adds the rounding of
+//! each coefficient (formed in f64, so off by one rounding) and of each operation.
 
 use dualadam::{DualAdamConfig, InverseTerm, StepCoeffs, WeightDecay, reference};
 
 use crate::contract::{TINY, U};
 
-/// A gradient from here on may have a square that is infinite in f32.
+/// From this magnitude on, the square of a gradient may be infinite in f32.
 pub const LEAST_OVERFLOWING: f64 = 1.84e19;
 
 /// The largest error of each new value.
@@ -18,8 +18,8 @@ pub struct Bound {
     pub v: f64,
 }
 
-/// The exact new state of `x` and the error that f32 arithmetic may have beside it, if its start
-/// was off by `start`.
+/// The exact new state of `x`, and how far the new state in f32 arithmetic may be from it, if the
+/// old state was off by at most `start`.
 ///
 /// The gradient multiplier is 1. The bound leaves out products of two errors; a factor just above 1
 /// makes up for them.
@@ -42,7 +42,7 @@ pub fn exact_and_bound(
         g += c.l2 * p;
         g_error += U * g.abs() + TINY;
     }
-    assert!(g.abs() < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
+    assert!(g.abs() < LEAST_OVERFLOWING, "the bound does not cover a second moment that saturates");
     let m_change = c.one_minus_beta1 * (g_error + 2.0 * U * (g - m).abs());
     let m_error = config.beta1 * start.m + m_change + U * exact.m.abs() + TINY;
     let inner = (g * g - v).abs();
@@ -56,8 +56,8 @@ pub fn exact_and_bound(
     let sum = s + c.eps;
     let sum_error = s_error + U * c.eps + U * sum + TINY;
     let q = c.adam_scale / sum;
-    // Where a small beta2 leaves little of v, the error can be as large as s; the root is never
-    // negative, though.
+    // Where a small beta2 leaves little of v, the error can be as large as s, but the root is never
+    // negative.
     let least_sum = f64::max(sum - sum_error, c.eps * (1.0 - 3.0 * U));
     let q_error = c.adam_scale / least_sum * (1.0 + 2.0 * U) - q + TINY * (1.0 + 1.0 / least_sum);
     let (mut w, mut w_error) = (q, q_error);
@@ -125,8 +125,8 @@ pub fn check_coeffs(config: &DualAdamConfig, t: u64, coeffs: &StepCoeffs) {
         ("decay", coeffs.decay, exact.decay),
         ("l2", coeffs.l2, exact.l2),
     ] {
-        // f64 roundings before the one to f32 can move it across a tie, by a hair more than half a
-        // unit.
+        // The f64 roundings before the one to f32 can move a value across a tie. The error is then
+        // slightly more than half a unit.
         let error = (f64::from(actual) - exact).abs();
         assert!(error <= U * exact * (1.0 + 1e-4) + TINY, "{name} of step {t}: {actual:e}, not {exact:e}");
     }

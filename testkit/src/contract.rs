@@ -1,5 +1,5 @@
-//! The arithmetic contract written a second time, for one element, and the error it may have
-//! against exact arithmetic.
+//! The arithmetic contract written a second time, for one element, and the sizes of its rounding
+//! errors.
 //!
 //! Each `fma` is formed from its exact f64 product here, so that not even the fused operation is
 //! shared with the library.
@@ -28,7 +28,7 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     if error == 0.0 || odd {
         return sum as f32;
     }
-    // Towards the exact value there is an odd neighbour.
+    // The next value towards the exact one is odd.
     let away_from_zero = (error > 0.0) == (sum > 0.0);
     f64::from_bits(if away_from_zero { sum.to_bits() + 1 } else { sum.to_bits() - 1 }) as f32
 }
@@ -41,7 +41,7 @@ pub struct Element {
     pub v: f32,
 }
 
-/// The new state of an element, by the letter of the contract.
+/// The new state of an element, exactly as the contract states it.
 pub fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
     let Element { p, m, v } = x;
     let g = c.grad_scale * grad;
@@ -56,7 +56,7 @@ pub fn update(c: &StepCoeffs, x: Element, grad: f32) -> Element {
     Element { p: p - u, m, v }
 }
 
-/// Whether two f32 are the same bits, all NaNs being the same.
+/// Whether two f32 have the same bits. All NaNs count as the same.
 pub fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }

@@ -17,7 +17,7 @@ pub const SPECIAL: &[f32] = [
 ]
 .as_flattened();
 
-/// The sizes at which loops, vectors, chunks and threads have their edges.
+/// Sizes around the edges of loops, vectors, chunks and threads.
 pub const SIZES: [usize; 20] =
     [0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 4095, 4097, 32_767, 32_768, 32_769, 65_535, 65_537, 131_073, 1_000_003];
 
@@ -31,7 +31,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Values of magnitudes from 1e-6 to 1e2 with signs; the second moment is not negative.
+    /// Values of magnitudes from 1e-6 to 1e2, of both signs; the second moment is not negative.
     pub fn random(seed: u64, len: usize) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut vector = |signed: bool| -> Vec<f32> {
@@ -44,14 +44,14 @@ impl Inputs {
         Self { p: vector(true), grad: vector(true), m: vector(true), v: vector(false) }
     }
 
-    /// These parameters, and nothing else but zeros.
+    /// These parameters, with gradients and moments of 0.
     pub fn parameters(p: Vec<f32>) -> Self {
         let zeros = vec![0.0; p.len()];
         Self { p, grad: zeros.clone(), m: zeros.clone(), v: zeros }
     }
 
-    /// Every special value as parameter, with every special value as gradient, and each of both as
-    /// either moment.
+    /// Every special value as parameter with every special value as gradient, and special values as
+    /// moments.
     pub fn special() -> Self {
         let mut inputs = Self { p: vec![], grad: vec![], m: vec![], v: vec![] };
         for (i, &a) in SPECIAL.iter().enumerate() {
@@ -66,8 +66,8 @@ impl Inputs {
         inputs
     }
 
-    /// Gradients whose squares are infinite in f32, of both signs, for each of them second moments
-    /// of 0, among the ordinary ones, and so large that the difference of the two is finite.
+    /// Gradients of both signs whose squares are infinite in f32. Each stands with a second moment
+    /// of 0, with an ordinary one, and with large ones.
     pub fn overflowing() -> Self {
         let grads = [1.85e19, 2e19, 1e30, f32::MAX].into_iter().flat_map(|grad| [grad, -grad]);
         let (grad, v): (Vec<_>, Vec<_>) = grads.flat_map(|grad| [0.0, 0.125, 1e38, 3.4e38].map(|v| (grad, v))).unzip();
@@ -83,7 +83,7 @@ impl Inputs {
     }
 }
 
-/// A source of numbers that look random.
+/// A pseudo-random number generator.
 pub struct Noise(pub u64);
 
 impl Noise {
@@ -116,8 +116,8 @@ pub fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&value| T::narrow(value)).collect()
 }
 
-/// Loss scales, clip factors and what a check has found, of which steps are made, or are skipped
-/// for each reason that these scalars give.
+/// Triples of loss scale, clip factor and found-inf flag. Some allow a step; the others skip it,
+/// for every reason that these scalars can give.
 pub fn steering() -> impl Iterator<Item = [f32; 3]> {
     let pairs = SPECIAL.iter().flat_map(|&a| SPECIAL.iter().map(move |&b| (a, b)));
     let ordinary = [(65_536.0, 1.0), (1e-30, 1e30), (3.0, 0.1), (f32::MAX, 1e-45), (1024.0, 0.0), (1e-45, 1e-45)];

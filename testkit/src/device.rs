@@ -24,10 +24,10 @@ pub fn run<D: Send + Sync + 'static>(backend: &str, device: Result<D, String>, t
     conclude(tests.iter().map(trial).collect())
 }
 
-/// One test of what runs only on some devices: `test` says whether it ran, and fails by panicking.
+/// A test that needs a device. `test` returns whether it ran, and fails by panicking.
 ///
-/// Without a device, the error being the reason, it is ignored; or fails, where the environment
-/// variable `DUALADAM_REQUIRE`, a list of backends with commas between, names this backend.
+/// Where `device` is an error, the test is ignored with that reason. It fails instead if the
+/// environment variable `DUALADAM_REQUIRE`, a comma-separated list, names this backend.
 pub fn trial<D: Send + Sync + 'static>(
     backend: &str,
     device: &Result<Arc<D>, String>,
@@ -45,14 +45,14 @@ pub fn trial<D: Send + Sync + 'static>(
 
 pub const NO_TIME_LEFT: &str = "no time left";
 
-/// When no test is begun any more: so many seconds after the start as the environment variable
-/// `DUALADAM_SECONDS` says.
+/// The time from which no test is started: the number of seconds in the environment variable
+/// `DUALADAM_SECONDS` after the program's start.
 static END: LazyLock<Option<Instant>> = LazyLock::new(|| {
     let seconds: f64 = env::var("DUALADAM_SECONDS").ok()?.parse().ok()?;
     Some(Instant::now() + Duration::try_from_secs_f64(seconds).ok()?)
 });
 
-/// Whether no test is to begin any more.
+/// Whether it is too late to start another test.
 pub fn is_late() -> bool {
     END.is_some_and(|end| Instant::now() >= end)
 }

@@ -15,7 +15,7 @@ pub struct Golden {
     /// Gradients of each step.
     pub grads: Vec<Vec<f32>>,
     pub theta0: Vec<f32>,
-    /// What was recorded after some of the steps, by step.
+    /// The recorded states, by step number.
     pub records: BTreeMap<u64, Record>,
 }
 
@@ -29,7 +29,8 @@ pub struct Record {
     pub delta: Vec<f64>,
 }
 
-/// All runs of `DUALADAM_GOLDEN_DIR`, or else of `tests/golden`.
+/// All runs in the folder that the environment variable `DUALADAM_GOLDEN_DIR` names, or else in
+/// `tests/golden`.
 pub fn all() -> Vec<Golden> {
     let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     let folder = std::env::var_os("DUALADAM_GOLDEN_DIR").map_or_else(own, PathBuf::from);
@@ -65,7 +66,7 @@ fn read(path: &std::path::Path) -> Golden {
     }
 }
 
-/// The rows of a matrix; each element of a vector is a row of one.
+/// The rows of a matrix. A vector counts as rows of one element.
 pub fn rows<T, const N: usize>(file: &SafeTensors<'_>, name: &str, decode: impl Fn([u8; N]) -> T) -> Vec<Vec<T>> {
     let array = file.tensor(name).unwrap();
     assert_eq!(array.dtype().bitsize(), 8 * N, "{name}");

@@ -1,7 +1,7 @@
-//! What every implementation of the step does, written once: each is a function that steps tensors,
-//! all of them together or one by one.
+//! Tests that every implementation of the step must pass, written once. An implementation is a
+//! function that steps tensors, all of them together or one by one.
 //!
-//! `step` is the implementation, `right` what it is compared with, bit for bit.
+//! `step` is the implementation under test, and `right` is the one that it must equal, bit for bit.
 
 use dualadam::{DualAdamConfig, StepCoeffs, cpu};
 
@@ -12,12 +12,12 @@ use crate::variant::{Variant, in_turns};
 /// Steps each tensor with the coefficients that it names.
 pub type Step<'a> = &'a dyn Fn(&mut [Tensor], &[StepCoeffs]);
 
-/// The letter of the contract.
+/// Steps the tensors exactly as the contract states.
 pub fn by_contract(tensors: &mut [Tensor], sets: &[StepCoeffs]) {
     tensors.iter_mut().for_each(|tensor| tensor.step_by_contract(&sets[tensor.set]));
 }
 
-/// The CPU backend's list.
+/// Steps the tensors as a list of the CPU backend.
 pub fn by_cpu(tensors: &mut [Tensor], sets: &[StepCoeffs]) {
     cpu::step_list(&mut tensors.iter_mut().map(Tensor::cpu).collect::<Vec<_>>(), sets).unwrap();
 }
@@ -27,7 +27,7 @@ pub fn all_sets() -> Vec<StepCoeffs> {
     configs().iter().map(|(config, step)| config.coeffs(*step).unwrap()).collect()
 }
 
-/// Steps the tensors both ways.
+/// Steps the tensors both ways and compares the results.
 #[track_caller]
 pub fn check(step: Step<'_>, right: Step<'_>, tensors: Vec<Tensor>, sets: &[StepCoeffs], what: &str) {
     let (mut found, mut expected) = (tensors.clone(), tensors);
@@ -38,8 +38,8 @@ pub fn check(step: Step<'_>, right: Step<'_>, tensors: Vec<Tensor>, sets: &[Step
     }
 }
 
-/// Every variant and size: dual, plain Adam with decay, and in turns each of the other
-/// configurations.
+/// Every variant and size, each with the dual step, with plain Adam and decay, and with one of all
+/// configurations in turns.
 pub fn sizes(step: Step<'_>, right: Step<'_>, sizes: impl IntoIterator<Item = usize>) {
     let sets = all_sets();
     for (number, size) in sizes.into_iter().enumerate() {
@@ -59,8 +59,8 @@ pub fn values(step: Step<'_>, right: Step<'_>, inputs: &Inputs, sets: &[StepCoef
     }
 }
 
-/// Every variant, with each buffer alone out of line, with all of them alike, and with some that
-/// differ; and short ones that end early.
+/// Every variant, with each buffer alone misaligned, with all buffers at the same offset, and with
+/// different offsets; also with short tensors.
 pub fn misalignments(step: Step<'_>, right: Step<'_>, len: usize, most: usize) {
     let sets = [configs()[0].0.coeffs(3).unwrap()];
     let alone = (0..5)

@@ -1,5 +1,4 @@
-//! What several tests and benchmarks share. No test reaches behind the library's public API through
-//! it.
+//! Helpers that tests and benchmarks share. They use the library's public API only.
 
 // The macro `for_each_variant!`, before the modules that use it.
 include!(concat!(env!("OUT_DIR"), "/variants.rs"));
@@ -21,7 +20,7 @@ pub mod tensor;
 pub mod values;
 pub mod variant;
 
-// What nearly every test works with.
+// Nearly every test uses these.
 pub use data::Inputs;
 pub use tensor::Tensor;
 pub use values::Values;

@@ -1,4 +1,4 @@
-//! The parameters of a model, beside an optimizer of any backend.
+//! The parameters and gradients of a model, for tests of any backend's optimizer.
 
 use dualadam::{ArgumentError, TensorSpec, cpu};
 
@@ -27,7 +27,7 @@ pub struct Model {
     draw: Draw,
 }
 
-/// So many values that follow from a seed.
+/// Makes the given number of values from a seed.
 pub type Draw = fn(u64, usize) -> Vec<f32>;
 
 /// Of magnitudes from 1e-6 to 1e2.
@@ -51,8 +51,8 @@ impl Model {
         self.specs.iter().map(Spec::of_tensor).collect()
     }
 
-    /// The gradients of a round, which follow from it and the tensor alone, of the tensors that
-    /// have some.
+    /// The gradients of a round, of the tensors for which `has` is true. They depend on the round
+    /// and the tensor alone.
     pub fn grads(&self, round: u64, has: impl Fn(usize) -> bool) -> Vec<Option<Values>> {
         let of = |(tensor, spec): (usize, &Spec)| {
             let seed = (round + 1) << 32 | (tensor as u64) << 16;

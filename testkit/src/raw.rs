@@ -1,4 +1,5 @@
-//! What every implementation refuses of tensors by address. Nothing is ever at these addresses.
+//! Bad tensors by address that every implementation must refuse. The addresses are invented, and no
+//! test accesses them.
 
 use dualadam::{Dtype, Error, Formats, RawBuffer, RawTensor, Role, TensorProblem};
 
@@ -21,7 +22,7 @@ pub fn good() -> RawTensor {
     RawTensor::new(64, bf16_at(0x1400), bf16_at(0x1100), f32_at(0x1200), f32_at(0x1300)).with_master(f32_at(0x1000))
 }
 
-/// The tensor with something else in one place.
+/// The tensor with one change.
 pub fn with(mut tensor: RawTensor, change: impl FnOnce(&mut RawTensor)) -> RawTensor {
     change(&mut tensor);
     tensor
@@ -31,7 +32,7 @@ pub fn moved(tensor: RawTensor, by: u64) -> RawTensor {
     map_addresses(tensor, |address, _| address + by)
 }
 
-/// Tensors that cannot be right are refused in a step alone, and as the second of a list.
+/// Bad tensors are refused in a step of their own, and as the second of a list.
 pub fn wrong_tensors<T, U, E: Into<Error>, F: Into<Error>>(
     alone: impl Fn(&RawTensor) -> Result<T, E>,
     list: impl Fn(&[RawTensor]) -> Result<U, F>,
@@ -104,7 +105,8 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
     assert_eq!(refused(third.with_grad(bf16_at(0x10_12fe))), [(1, ExpAvg), (2, Grad)]);
     assert_eq!(refused(third.with_master(f32_at(0x117c))), [(0, Grad), (2, Master)]);
     assert_eq!(refused(with(third, |t| t.exp_avg_sq = f32_at(0x1380))), [(0, ExpAvgSq), (2, ExpAvgSq)]);
-    // Side by side is fine, so is memory of what is empty or skipped, and gradients may share.
+    // Buffers may be adjacent, gradients may share memory, and an empty or skipped tensor may
+    // overlap another.
     let beside = with(third, |t| (t.exp_avg, t.grad) = (f32_at(0x1500), good().grad));
     for fine in [beside, with(good(), |t| t.len = 0), good().with_grad(bf16_at(0))] {
         assert!(new(&[good(), other, fine]).is_ok(), "{fine:?}");
@@ -128,7 +130,7 @@ pub fn wrong_lists<L, E: Into<Error>, F: Into<Error>>(
     ] {
         refused::problem(update(&mut list, &[good(), tensor]), 1, buffer, problem);
     }
-    // Two that start together.
+    // Two buffers that start at the same address.
     for (tensor, both, address) in [
         (with(other, |t| t.exp_avg = f32_at(0x1300)), [(0, ExpAvgSq), (1, ExpAvg)], 0x1300),
         (with(other, |t| t.param = good().param), [(0, Param), (1, Param)], 0x1400),

@@ -1,11 +1,11 @@
-//! What an error must be, and what it says. The library's variants and texts are named here, so
-//! that tests need not.
+//! Checks of errors, of their variants and their texts. Only this file repeats the library's texts,
+//! so that the tests need not.
 
 use dualadam::{
     ConfigError, Error, Formats, ListError, Role, StateError, StateProblem, TensorError, TensorProblem, Variant,
 };
 
-/// The error of something that must be refused.
+/// The error of a call that must be refused.
 #[track_caller]
 pub fn refused<T, E: Into<Error>>(result: Result<T, E>) -> Error {
     match result {
@@ -14,7 +14,7 @@ pub fn refused<T, E: Into<Error>>(result: Result<T, E>) -> Error {
     }
 }
 
-/// A list must have another number of entries, or be another list: an error of lists.
+/// Checks that a list, or a position in one, was refused with this error.
 #[track_caller]
 pub fn list<T, E: Into<Error>>(result: Result<T, E>, expected: ListError) {
     let error = refused(result);
@@ -49,7 +49,7 @@ pub fn too_many<T, E: Into<Error>>(result: Result<T, E>, list: &'static str, lim
     self::list(result, ListError::TooMany { list, limit, actual });
 }
 
-/// A scalar of this name is not valid. Returns its value.
+/// Checks that the scalar of this name was refused. Returns its value.
 #[track_caller]
 pub fn value<T, E: Into<Error>>(result: Result<T, E>, expected: &str) -> f64 {
     let error = refused(result);
@@ -59,12 +59,12 @@ pub fn value<T, E: Into<Error>>(result: Result<T, E>, expected: &str) -> f64 {
     value
 }
 
-/// The error of a state and its file.
+/// The error of a state or its file.
 #[track_caller]
 pub fn state_error<T, E: Into<Error>>(result: Result<T, E>) -> StateError {
     match refused(result) {
         Error::State(error) => error,
-        other => panic!("not of a state: {other:?}"),
+        other => panic!("not an error of a state: {other:?}"),
     }
 }
 
@@ -73,11 +73,11 @@ pub fn state_error<T, E: Into<Error>>(result: Result<T, E>) -> StateError {
 pub fn file_problem<T, E: Into<Error>>(result: Result<T, E>) -> StateProblem {
     match state_error(result) {
         StateError::File { problem, .. } => *problem,
-        other => panic!("not of a file's content: {other:?}"),
+        other => panic!("not an error of a file's content: {other:?}"),
     }
 }
 
-/// A scalar of this name is not valid in the config of a group.
+/// Checks that the scalar of this name was refused in the config of a group.
 #[track_caller]
 pub fn group_value<T, E: Into<Error>>(result: Result<T, E>, expected: usize, name: &str) {
     match refused(result) {
@@ -85,20 +85,20 @@ pub fn group_value<T, E: Into<Error>>(result: Result<T, E>, expected: usize, nam
             assert_eq!(group, expected);
             value(Err::<T, _>(problem), name);
         }
-        other => panic!("not of a group: {other:?}"),
+        other => panic!("not an error of a group: {other:?}"),
     }
 }
 
-/// The tensor's error.
+/// The error of a tensor.
 #[track_caller]
 pub fn tensor_error<T, E: Into<Error>>(result: Result<T, E>) -> TensorError {
     match refused(result) {
         Error::Tensor(error) => error,
-        other => panic!("not of a tensor: {other:?}"),
+        other => panic!("not an error of a tensor: {other:?}"),
     }
 }
 
-/// This tensor, or this buffer of it, has this problem.
+/// Checks that this tensor, or this buffer of it, was refused for this problem.
 #[track_caller]
 pub fn problem<T, E: Into<Error>>(
     result: Result<T, E>,
@@ -168,7 +168,8 @@ pub fn formats<T, E: Into<Error>>(result: Result<T, E>, tensor: usize, formats: 
     problem(result, tensor, None, TensorProblem::Formats { formats });
 }
 
-/// Two buffers overlap: returns them, the first of the list first, and the first address of both.
+/// Checks that two buffers were refused because they overlap. Returns them, the first in the list
+/// first, and the first address that both have.
 #[track_caller]
 pub fn overlap<T, E: Into<Error>>(result: Result<T, E>) -> ([(usize, Role); 2], u64) {
     let error = tensor_error(result);

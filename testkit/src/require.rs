@@ -1,8 +1,8 @@
-//! What must be there.
+//! The backends and parts that must be tested.
 
-/// Whether the environment variable `DUALADAM_REQUIRE`, a list with commas between, has this name:
-/// of a backend, whose missing device is a failure then, or of a part that is tested only where it
-/// is asked for.
+/// Whether the environment variable `DUALADAM_REQUIRE`, a comma-separated list, contains this name.
+/// It names backends, whose tests then fail if there is no device, and parts that are tested only
+/// on request.
 pub fn is_required(name: &str) -> bool {
     std::env::var("DUALADAM_REQUIRE").is_ok_and(|list| list.split(',').any(|listed| listed.trim() == name))
 }

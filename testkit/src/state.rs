@@ -1,5 +1,5 @@
-//! States compared by bits, so that -0, NaN and the last digit of a learning rate count; and files
-//! of them.
+//! States compared by bits, so that -0, NaN and the last digit of a learning rate count; and
+//! temporary files for them.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::tensor::Tensor;
 
-/// `Debug` prints an f64 so that no other f64 prints the same; a valid config holds no NaN.
+/// The bits of a state. Its configs are kept as their `Debug` texts, which differ for any two f64.
+/// A valid config has no NaN.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateBits {
     groups: Vec<String>,
@@ -46,7 +47,7 @@ pub fn assert_holds(state: &State, index: usize, tensor: &Tensor, what: &str) {
     }
 }
 
-/// A file that is not there yet, in a folder that goes when it is dropped.
+/// The path of a file that does not exist yet, in a folder that is deleted when it is dropped.
 pub fn temporary() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");

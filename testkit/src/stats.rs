@@ -1,6 +1,6 @@
-//! What benchmarks tell of several times.
+//! Statistics of the times that benchmarks measure.
 
-/// The value in the middle; the lower of two.
+/// The value in the middle, or the lower of the two there.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
 }

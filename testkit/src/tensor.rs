@@ -19,15 +19,15 @@ pub struct Tensor {
     pub master: Option<Values>,
     /// Elements of filling before each buffer.
     pub offsets: [usize; 5],
-    /// Elements of it behind each.
+    /// Elements of filling behind each buffer.
     pub behind: usize,
-    /// Which coefficients it takes.
+    /// The index of its coefficient set.
     pub set: usize,
 }
 
 impl Tensor {
-    /// With nothing around its buffers. Parameters that have a master are only written, and hold
-    /// something else.
+    /// A tensor without filling. Parameters that have a master are only written, so they hold
+    /// [`FILL`] and not the inputs.
     pub fn new(formats: Formats, inputs: &Inputs) -> Self {
         let param = if formats.master.is_some() { &vec![FILL; inputs.len()] } else { &inputs.p };
         Self {
@@ -42,12 +42,12 @@ impl Tensor {
         }
     }
 
-    /// These parameters before their first step, with masters that are set where there are some.
+    /// These parameters before their first step. Masters, if any, are set.
     pub fn fresh(formats: Formats, param: &Values) -> Self {
         Self { param: param.clone(), ..Self::new(formats, &Inputs::parameters(param.wide())) }
     }
 
-    /// With filling around its buffers, which no step changes.
+    /// A tensor with filling around its buffers, which no step may change.
     pub fn padded(formats: Formats, inputs: &Inputs, offsets: [usize; 5]) -> Self {
         let mut tensor = Self { offsets, behind: BEHIND, ..Self::new(formats, inputs) };
         for (values, offset) in tensor.buffers_mut().into_iter().zip(offsets) {
@@ -56,7 +56,8 @@ impl Tensor {
         tensor
     }
 
-    /// Only these elements of a tensor without filling: the others are then what no step changes.
+    /// Makes filling of all elements of a tensor without filling, except these. No step may change
+    /// filling.
     pub fn window(self, part: Range<usize>) -> Self {
         Self { offsets: [part.start; 5], behind: self.len() - part.end, ..self }
     }
@@ -67,7 +68,7 @@ impl Tensor {
         Self::new(formats, &Inputs { p: values.clone(), grad: values.clone(), m: values.clone(), v: values })
     }
 
-    /// Of any values, special ones as well.
+    /// Random values, special ones included.
     pub fn random(formats: Formats, len: usize, seed: u64) -> Self {
         let noise = &mut Noise(seed);
         let mut values = || (0..len).map(|_| noise.any()).collect::<Vec<_>>();
@@ -87,7 +88,7 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// In the order of [`Role::ALL`], the master only where there is one.
+    /// Its buffers in the order of [`Role::ALL`], with the master only if there is one.
     pub fn buffers(&self) -> Vec<&Values> {
         [&self.param, &self.grad, &self.exp_avg, &self.exp_avg_sq].into_iter().chain(&self.master).collect()
     }
@@ -97,7 +98,7 @@ impl Tensor {
         [param, grad, exp_avg, exp_avg_sq].into_iter().chain(master).collect()
     }
 
-    /// What a step updates: the masters where there are some, else the parameters.
+    /// The buffer that a step updates: the masters if there are any, else the parameters.
     pub fn updated(&self) -> &Values {
         self.master.as_ref().unwrap_or(&self.param)
     }
@@ -112,13 +113,13 @@ impl Tensor {
         [0, 1, 2, 3, 4].map(|buffer| self.range(buffer))
     }
 
-    /// Gradients in place of its own, with the filling around them.
+    /// Replaces its gradients, with the same filling around them.
     pub fn set_grads(&mut self, values: &[f32]) {
         let grad = Values::new(self.grad.dtype(), values);
         self.grad = if self.behind > 0 { grad.padded(self.offsets[1]) } else { grad };
     }
 
-    /// As the CPU backend's list takes it.
+    /// The tensor as the CPU backend's list takes it.
     pub fn cpu(&mut self) -> cpu::Tensor<'_> {
         let [param, grad, exp_avg, exp_avg_sq, master] = self.ranges();
         let moments = (self.exp_avg.buffer_mut(exp_avg), self.exp_avg_sq.buffer_mut(exp_avg_sq));
@@ -130,7 +131,7 @@ impl Tensor {
         }
     }
 
-    /// As the CPU backend's optimizer takes it.
+    /// Parameters and gradients as the CPU backend's optimizer takes them.
     pub fn param_and_grad(&mut self) -> (cpu::BufferMut<'_>, cpu::Buffer<'_>) {
         let [param, grad, ..] = self.ranges();
         (self.param.buffer_mut(param), self.grad.buffer(grad))
@@ -148,7 +149,7 @@ impl Tensor {
         steps.iter().find_map(|step| step(self, coeffs)).expect("the types are those of a variant")
     }
 
-    /// Steps it by the letter of the contract.
+    /// Steps it exactly as the contract states.
     pub fn step_by_contract(&mut self, coeffs: &StepCoeffs) {
         let [param, grads, exp_avg, exp_avg_sq, master] = self.offsets;
         let (values, start) = self.master.as_ref().map_or((&self.param, param), |values| (values, master));
@@ -163,7 +164,7 @@ impl Tensor {
         self.master.iter_mut().for_each(|values| values.write(master, &new));
     }
 
-    /// By its addresses in the host's memory.
+    /// The tensor by its addresses in the host's memory.
     pub fn raw(&mut self) -> RawTensor {
         let mut addresses = [0; 5];
         for (values, address) in self.buffers_mut().into_iter().zip(&mut addresses) {
@@ -172,7 +173,7 @@ impl Tensor {
         self.raw_at(addresses)
     }
 
-    /// By these addresses of its buffers with the filling around them.
+    /// The tensor by these addresses, at which its buffers begin with their filling.
     pub fn raw_at(&self, addresses: [u64; 5]) -> RawTensor {
         let buffer = |i: usize, values: &Values| {
             RawBuffer::new(addresses[i] + (self.offsets[i] * values.dtype().size()) as u64, values.dtype())
@@ -189,7 +190,7 @@ impl Tensor {
         self.buffers().into_iter().map(Values::bytes).collect()
     }
 
-    /// Where a buffer or its filling differs, all NaNs being the same.
+    /// Where a buffer or its filling differs. All NaNs count as the same.
     pub fn difference(&self, expected: &Self) -> Option<String> {
         let mut pairs = self.buffers().into_iter().zip(expected.buffers()).zip(Role::ALL.iter().copied());
         let differs = |((found, expected), name): ((&Values, &Values), _)| {
@@ -204,13 +205,14 @@ impl Tensor {
         assert!(difference.is_none(), "{what}, {}", difference.unwrap_or_default());
     }
 
-    /// The same type and the same values, but so many of them, in one of its buffers.
+    /// Refills one of its buffers, of the same type, with this many elements of the values of
+    /// [`Tensor::filled`].
     pub fn resize(&mut self, buffer: usize, len: usize) {
         let values = &mut *self.buffers_mut()[buffer];
         *values = Values::new(values.dtype(), &filled(len));
     }
 
-    /// For messages.
+    /// A description for messages.
     pub fn types(&self) -> String {
         let dtypes: Vec<_> = self.buffers().iter().map(|values| values.dtype().to_string()).collect();
         format!("{}, {} elements, offsets {:?}", dtypes.join("/"), self.len(), self.offsets)
@@ -226,7 +228,7 @@ impl Tensor {
     }
 }
 
-/// The tensor with other addresses, which follow from each one and the size of an element.
+/// The tensor with each address replaced by `change` of that address and the size of an element.
 pub fn map_addresses(tensor: RawTensor, change: impl Fn(u64, usize) -> u64) -> RawTensor {
     let at = |buffer: RawBuffer| RawBuffer::new(change(buffer.address, buffer.dtype.size()), buffer.dtype);
     let RawTensor { len, param, grad, exp_avg, exp_avg_sq, master, coeffs_index, .. } = tensor;

@@ -9,9 +9,9 @@ use dualadam::{Dtype, Element, cpu};
 use crate::contract::same;
 use crate::data::narrow;
 
-/// What stands around a buffer's elements, and in what a step only writes.
+/// The filling around a buffer's elements, and the old content of buffers that a step only writes.
 pub const FILL: f32 = 77.0;
-/// Elements of it behind a buffer.
+/// Elements of filling behind a buffer.
 pub const BEHIND: usize = 5;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +21,7 @@ pub enum Values {
     F16(Vec<f16>),
 }
 
-/// Does the same with the vector of any type.
+/// Runs the same expression on the vector, whatever its type.
 macro_rules! each {
     ($values:expr, $vector:ident => $result:expr) => {
         match $values {
@@ -43,7 +43,7 @@ impl Values {
         }
     }
 
-    /// Of a 16-bit type.
+    /// Values of a 16-bit type from their bits.
     pub fn from_bits(dtype: Dtype, bits: &[u16]) -> Self {
         let mut values = Self::new(dtype, &vec![0.0; bits.len()]);
         values.bytes_mut().copy_from_slice(bytemuck::cast_slice(bits));
@@ -88,7 +88,7 @@ impl Values {
         *self = Self::new(self.dtype(), &self.wide().into_iter().map(change).collect::<Vec<_>>());
     }
 
-    /// With filling around.
+    /// The values with filling around them.
     pub fn padded(&self, before: usize) -> Self {
         Self::new(self.dtype(), &[&vec![FILL; before], &self.wide()[..], &[FILL; BEHIND]].concat())
     }
@@ -98,7 +98,7 @@ impl Values {
         each!(self, own => own[start..].iter_mut().zip(values).for_each(|(own, value)| *own = Element::narrow(*value)));
     }
 
-    /// Nothing if the elements are of another type.
+    /// The elements, or `None` if they are of another type.
     pub fn typed<T: Element + Pod>(&self) -> Option<&[T]> {
         (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))
     }
@@ -131,11 +131,11 @@ impl Values {
     pub fn floats(&mut self) -> &mut [f32] {
         match self {
             Self::F32(values) => values,
-            _ => panic!("not of f32"),
+            _ => panic!("the values are not f32"),
         }
     }
 
-    /// The first element that differs, all NaNs being the same.
+    /// The first element that differs. All NaNs count as the same.
     pub fn difference(&self, other: &Self) -> Option<String> {
         let (found, expected) = (self.wide(), other.wide());
         let at = found.iter().zip(&expected).position(|(&a, &b)| !same(a, b));

@@ -12,7 +12,7 @@ pub fn formats(name: &str) -> Formats {
     named(name).formats()
 }
 
-/// The formats of all variants in turns.
+/// The formats of variant `number`; the count starts again after the last variant.
 pub fn in_turns(number: usize) -> Formats {
     let mut variants = Variant::all();
     variants.nth(number % variants.len()).expect("there are variants").formats()

@@ -1,5 +1,5 @@
-//! Captures in which something fails, or that have failed already; and what they must not do to
-//! others.
+//! Captures in which a call fails, or that are invalid already. They must not affect other
+//! captures.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ struct Captures {
 }
 
 impl Captures {
-    /// A list and its control that have made a step, a capture of them under way, and one of
-    /// somebody else in the global mode.
+    /// A list and its control that have made a step, a capture of them in progress, and a foreign
+    /// capture in the global mode.
     fn new() -> Self {
         let gpu = failures::gpu();
         let mut run = Run::new(&gpu, &[300, 5], &switching());
@@ -45,7 +45,7 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
     let work = |Captures { run, gpu, .. }: &mut Captures| run.try_launch(&gpu.stream, RawScalars::default());
     let mut failures = 0;
     let verify = |world: Captures, result: Result<(), CudaError>| {
-        // Dropped in the opposite order: the stand-in last.
+        // Locals are dropped in reverse order: the stand-in last.
         let Captures { gpu, other, mut run } = world;
         other.end_capture(Flags(0)).expect("the other capture");
         let graph = gpu.stream.end_capture(Flags(0));
@@ -62,9 +62,9 @@ fn a_captured_step_fails_at_every_call_and_spoils_no_other_capture() {
         gpu.assert_clean();
     };
     at_each_call("*", Captures::new, |world| world.gpu.stand_in(), work, verify);
-    // Twice the capture mode and which is current; the stream's context; whether it is captured;
-    // the event, the memory, the copy and the wait for the tables; three launches. The calls that
-    // take note of the graph may fail.
+    // The calls that must not fail: the capture mode and the current context, twice each; the
+    // stream's context; whether it is captured; the event, the memory, the copy and the wait for
+    // the tables; three launches. The calls that tie memory to the graph may fail.
     assert_eq!(failures, 13);
 }
 
@@ -84,8 +84,8 @@ fn a_step_in_a_capture_that_has_failed_allocates_nothing(gpu: &Gpu) {
     run.assert_same(gpu, "after the capture");
 }
 
-/// What the library allows itself is not allowed to the caller afterwards, whether the step was
-/// made or not.
+/// The library relaxes the thread's capture mode for its own calls. Afterwards the caller's mode
+/// holds again, whether the step was made or not.
 fn the_thread_has_its_capture_mode_back() {
     for fails in [false, true] {
         let gpu = failures::gpu();
@@ -95,7 +95,7 @@ fn the_thread_has_its_capture_mode_back() {
             gpu.stand_in().fail("cuMemAllocAsync", 1, failures::CODE);
         }
         assert_eq!(run.try_launch(&gpu.stream, RawScalars::default()).is_err(), fails);
-        // SAFETY: refused.
+        // SAFETY: the driver refuses the call.
         assert_eq!(unsafe { result::malloc_sync(4) }.unwrap_err().0, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         assert!(gpu.stream.end_capture(Flags(0)).is_err());
         gpu.assert_clean();
@@ -106,7 +106,7 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured(gpu: 
     let mut run = failures::run(gpu);
     let null = std::ptr::null_mut();
     let mut blocking = null;
-    // SAFETY: a place for the handle.
+    // SAFETY: the pointer is to a local variable.
     assert_eq!(unsafe { sys::cuStreamCreate(&mut blocking, 0) }, CUresult::CUDA_SUCCESS);
     // SAFETY: the stream was made above.
     unsafe { result::stream::begin_capture(blocking, GLOBAL) }.unwrap();
@@ -124,13 +124,13 @@ fn the_null_stream_is_refused_while_a_stream_that_waits_for_it_is_captured(gpu: 
     for step in steps {
         let Err(CudaError::Driver { code: 906, call: "cuStreamIsCapturing", .. }) = step else { panic!("{step:?}") };
     }
-    // SAFETY: as above; the graph goes with the context.
-    unsafe { result::stream::end_capture(blocking) }.expect("somebody else's capture");
+    // SAFETY: as above; the graph is destroyed with the context.
+    unsafe { result::stream::end_capture(blocking) }.expect("the foreign capture");
     run.step(gpu);
     run.assert_same(gpu, "after the capture");
 }
 
-/// As after `zero_grad(set_to_none=True)`.
+/// Gradients are missing, as after `zero_grad(set_to_none=True)`.
 fn preparing_without_gradients_is_enough_for_a_capture(gpu: &Gpu) {
     let run = failures::run(gpu);
     let raw = run.raw()[0];

@@ -1,4 +1,4 @@
-//! A driver that fails: at each call in turn, for good, or before anything could start.
+//! A driver that fails at each call in turn, permanently, or from the start.
 
 use std::ptr;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     the_owner_stays_consistent_at_every_failing_call,
     a_lost_device_stays_an_error,
     another_context_is_sound_where_the_primary_one_is_lost,
-    drivers_that_cannot_do_it_are_refused,
+    unsuitable_drivers_are_refused,
     the_current_context_is_restored_when_all_is_dropped,
     ; on a device:
     steps_that_cannot_be_ordered_are_not_launched,
 ];
 
-/// The stand-in, reset, for one test.
+/// Starts the stand-in afresh for one test.
 pub(crate) fn start() -> StandIn {
     StandIn::start().unwrap_or_else(|error| panic!("{error}"))
 }
@@ -36,14 +36,14 @@ pub(crate) fn gpu() -> Gpu {
     Gpu::new(Some(start()))
 }
 
-/// Runs a test on the stand-in's first device, with which all must be well afterwards.
+/// Runs a test on the stand-in's first device, and checks afterwards that nothing went wrong there.
 pub(crate) fn on_device(test: impl FnOnce(&Gpu)) {
     let gpu = gpu();
     test(&gpu);
     gpu.assert_clean();
 }
 
-/// With stream-ordered memory, or without.
+/// The stand-in's first device, with stream-ordered memory (`pools` is 1) or without (0).
 pub(crate) fn gpu_with_pools(pools: i32) -> Gpu {
     let stand_in = start();
     stand_in.set_attribute(115, pools);
@@ -55,7 +55,7 @@ pub(crate) fn run(gpu: &Gpu) -> Run {
     Run::new(gpu, &[300], &switching()[..1])
 }
 
-/// Launch failed.
+/// `CUDA_ERROR_LAUNCH_FAILED`.
 pub(crate) const CODE: i32 = 719;
 
 pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
@@ -67,8 +67,8 @@ pub(crate) fn is_of_the_driver(error: &CudaError) -> bool {
     *code == CODE && (name == "CUDA_ERROR_LAUNCH_FAILED" || name == "an unknown error")
 }
 
-/// Lets every call of the driver's function in `work` fail in turn, or of any function where it is
-/// `*`, each in a world of its own that `prepare` makes, and then looks at the world.
+/// Runs `work` once for each of its calls of the driver's `function` (`*` for any function), and
+/// lets that call fail. For each run, `prepare` makes a world of its own, and `verify` checks it.
 pub(crate) fn at_each_call<W>(
     function: &str,
     mut prepare: impl FnMut() -> W,
@@ -85,7 +85,8 @@ pub(crate) fn at_each_call<W>(
         if let Err(error) = &result {
             assert!(happened && is_of_the_driver(error), "{function} {nth}: {error:?}");
         }
-        // The failure cannot be called off, and must not meet the test's own calls.
+        // The failure is still armed and cannot be disarmed, so the calls in `verify` would meet
+        // it.
         if !happened {
             return;
         }
@@ -127,9 +128,9 @@ fn flat_steps_fail_with_the_drivers_code_at_every_call() {
         drop(twin);
     };
     at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
-    // The capture mode, which is current, push, the stream's context, whether it is captured, the
-    // module with its three kernels, the capture mode and which is current for them, the launch;
-    // not the pop.
+    // The calls that must not fail: the capture mode, the current context, the push, the stream's
+    // context, whether it is captured; the module with its three kernels, and the capture mode and
+    // the current context for them; the launch. The pop may fail.
     assert_eq!(failures, 12);
 }
 
@@ -151,14 +152,14 @@ impl ListWorld {
     }
 }
 
-/// A list's step that sends everything it can: new addresses, new sets, more than fit in an
+/// A list's step that sends everything it can: new addresses, and new sets, more than fit in an
 /// argument.
 fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     let sets: Vec<_> = (1..=100).map(|step| DualAdamConfig::default().coeffs(step).unwrap()).collect();
     let work = |ListWorld { list, twins, spare, gpu }: &mut ListWorld| {
         let mut raw = twin::raw(twins);
         let list = list.insert(TensorList::new(&gpu.kernels, &raw)?);
-        // Tensor 7 gets zeros for a gradient, elsewhere, and another set.
+        // Tensor 7 gets a gradient of zeros at another address, and another set.
         (raw[7].grad.address, raw[7].coeffs_index) = (spare.address, 3);
         twins[7].host.grad.bytes_mut().fill(0);
         twins[7].host.set = 3;
@@ -167,7 +168,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
     };
     let mut recovered = 0;
     let verify = |world: ListWorld, result: Result<(), CudaError>| {
-        // Dropped in the opposite order: the stand-in last.
+        // Locals are dropped in reverse order: the stand-in last.
         let ListWorld { gpu, list, mut twins, spare: _spare } = world;
         gpu.context.synchronize().unwrap();
         let launched = gpu.stand_in().launches().len();
@@ -175,7 +176,7 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         // The variants are launched in their order.
         twins.iter_mut().enumerate().filter(|(i, _)| i % 2 < launched).for_each(|(_, twin)| twin.expect(&sets));
         if let (Some(mut list), Err(_)) = (list, result) {
-            // What failed was not forgotten: this step sends it.
+            // What could not be sent is not forgotten: this step sends it.
             gpu.step_list(&mut list, &sets).unwrap();
             twins.iter_mut().for_each(|twin| twin.expect(&sets));
             recovered += 1;
@@ -186,16 +187,16 @@ fn lists_fail_with_the_drivers_code_at_every_call_and_recover() {
         gpu.assert_clean();
     };
     at_each_call("*", ListWorld::new, |world| world.gpu.stand_in(), work, verify);
-    // The capture mode, which is current, the stream's context, capturing, copies of a record and
-    // of sets, the event of the copies, two launches.
+    // The capture mode, the current context, the stream's context, whether it is captured, copies
+    // of a record and of sets, the event of the copies, two launches.
     assert_eq!(recovered, 9);
 }
 
 /// A model whose tensors both have masters.
 pub(crate) const MASTERS: [(&str, usize, usize); 2] = [("bf16_f32_master", 300, 0), ("f16_f32_master", 20, 0)];
 
-/// What an optimizer calls. The calls of a test itself, which uploads gradients in each step, are
-/// not to fail: the failure comes by function.
+/// The driver functions that an optimizer calls. They fail by name, because the calls with which a
+/// test uploads gradients in each step must not fail.
 pub(crate) const FUNCTIONS: [&str; 12] = [
     "cuCtxGetCurrent",
     "cuStreamGetCtx",
@@ -211,8 +212,8 @@ pub(crate) const FUNCTIONS: [&str; 12] = [
     "cuLaunchKernel",
 ];
 
-/// After a failure the owner's steps and moments are those of a step that was made or was not,
-/// tensor by tensor.
+/// After a failure, each tensor's step and moments are those after a step that was made, or those
+/// before it.
 fn the_owner_stays_consistent_at_every_failing_call() {
     type World = (Option<DualAdam>, Models, Gpu);
     for function in FUNCTIONS {
@@ -255,9 +256,10 @@ fn the_owner_stays_consistent_at_every_failing_call() {
     }
 }
 
-/// cudarc only notes that a stream could not be made to wait; the step must not run then.
+/// cudarc only records an error if it cannot make a stream wait. The step must not be launched
+/// then.
 fn steps_that_cannot_be_ordered_are_not_launched(gpu: &Gpu) {
-    // SAFETY: nothing was allocated while it was off.
+    // SAFETY: nothing was allocated while event tracking was off.
     unsafe { gpu.context.enable_event_tracking() };
     let [mut p, g, mut m, mut v] = [0; 4].map(|_| upload(&gpu.context, &[1.0_f32; 4]));
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
@@ -272,7 +274,7 @@ fn steps_that_cannot_be_ordered_are_not_launched(gpu: &Gpu) {
     assert!(matches!(owned, Err(CudaError::Driver { code: CODE, .. })), "{owned:?}");
     assert_eq!((gpu.stand_in().calls("cuLaunchKernel"), optimizer.step_of(0).unwrap()), (0, 0));
 
-    // cudarc takes the uploads for ordered by now.
+    // cudarc now counts the uploads as ordered, so the test itself waits for them.
     gpu.context.synchronize().unwrap();
     optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
@@ -285,7 +287,7 @@ fn a_lost_device_stays_an_error() {
     models.set_grads(1);
     models.step(&mut optimizer, |_| false);
     gpu.context.synchronize().unwrap();
-    // Nobody else would; the stand-in notices that there is no memory.
+    // The stand-in notices that there is no memory at these addresses.
     let tensor = Tensor::filled(formats("f32_f32"), 4).raw_at([0x100, 0x140, 0x180, 0x1c0, 0]);
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     gpu.step(&tensor, &coeffs).unwrap();
@@ -300,7 +302,7 @@ fn a_lost_device_stays_an_error() {
     assert_eq!(optimizer.step_of(0).unwrap(), 1);
 }
 
-/// The caller's own context is current, and the primary one of the device has failed.
+/// The caller's own context is current, and the device's primary context has failed.
 fn another_context_is_sound_where_the_primary_one_is_lost() {
     let gpu = self::gpu();
     let other = gpu.other_context();
@@ -322,7 +324,7 @@ fn another_context_is_sound_where_the_primary_one_is_lost() {
     drop(stand_in);
 }
 
-fn drivers_that_cannot_do_it_are_refused() {
+fn unsuitable_drivers_are_refused() {
     let stand_in = start();
     stand_in.set_driver_version(11_030);
     let error = Kernels::new(0).unwrap_err();
@@ -330,14 +332,14 @@ fn drivers_that_cannot_do_it_are_refused() {
     assert_eq!(error.to_string(), "the CUDA driver must support CUDA 11.4, it supports 11.3");
     stand_in.set_driver_version(11_040);
     drop(Kernels::new(0).unwrap());
-    // A toolkit's stub answers so to every call.
+    // A toolkit's stub library returns this error from every call.
     stand_in.fail("cuDriverGetVersion", 1, 34);
     assert!(matches!(Kernels::new(0), Err(CudaError::StubDriver)));
 
     refused::position(Kernels::new(5), "device", 2, 5);
     refused::position(Kernels::new(1 << 32), "device", 2, 1 << 32);
 
-    // Compute capability 7.0. What the driver refuses once it may take later.
+    // Compute capability 7.0. The driver may accept later what it refused once.
     let kernels = Kernels::new(0).unwrap();
     stand_in.set_attribute(75, 7);
     stand_in.set_attribute(76, 0);

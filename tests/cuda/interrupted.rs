@@ -1,4 +1,4 @@
-//! Controlled steps with a driver that fails: at each call in turn.
+//! Controlled steps with a driver that fails at each call in turn.
 
 use std::iter::zip;
 
@@ -25,12 +25,13 @@ fn assert_interrupted<T>(result: Result<T, CudaError>) {
     assert!(matches!(error, CudaError::Interrupted), "{error:?}");
 }
 
-/// A step that sends all it can: an address, which sets are active, and a learning rate before it.
-/// Either nothing has happened, or the control says that its counters are ahead of the tensors.
+/// A step that sends all it can: an address, the active sets, and a learning rate before it. After
+/// a failure, either nothing has happened, or the control says that its counters are ahead of the
+/// tensors.
 fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds() {
     let prepare = || {
         let gpu = failures::gpu();
-        // Two variants, two sets, and one that is skipped.
+        // Six variants and three sets. The tensors of the third set get no gradient.
         (Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching()), gpu)
     };
     let has_gradient = |tensor: usize| tensor < 4;
@@ -40,13 +41,13 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
     };
     let (mut untouched, mut interrupted) = (0, 0);
     let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
-        // Dropped in the opposite order: the stand-in last.
+        // Locals are dropped in reverse order: the stand-in last.
         let (gpu, mut run) = (world.1, world.0);
         gpu.context.synchronize().unwrap();
         let prepared = gpu.stand_in().launches().iter().any(|launch| launch.0 == "prepare_sets");
         match (&result, prepared) {
             (Ok(()), _) => run.expect_of(has_gradient),
-            // As if it had not been called.
+            // As if the step had not been called.
             (Err(_), false) => {
                 run.assert_same(&gpu, "untouched");
                 untouched += 1;
@@ -65,26 +66,26 @@ fn controlled_lists_fail_with_the_drivers_code_at_every_call_and_say_what_holds(
                 run.try_launch(&gpu.stream, RawScalars::default()).unwrap();
                 let after: Vec<_> = report(&gpu, &run.control).iter().map(|set| set.step).collect();
                 assert!(zip(&after, &steps).all(|(after, before)| after - before <= 1) && after != steps, "{after:?}");
-                // The tensors are the caller's to restore.
+                // The caller must restore the tensors.
                 let fresh = Run::new(&gpu, &[300, 20, 12, 40, 5, 6], &switching());
                 drop(std::mem::replace(&mut run, fresh));
             }
         }
         run.launch(&gpu.stream);
-        // Where the list was made anew it has all gradients.
+        // A new list has all gradients.
         let is_new = result.is_err() && prepared;
         run.expect_of(|tensor| is_new || has_gradient(tensor));
         run.assert_same(&gpu, "the next step");
         gpu.assert_clean();
     };
     at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
-    // Which is current, the stream's context, capturing, a copy and an event for the sets, copies
-    // of addresses and an event for the list, prepare_sets; then the first and the other lists'
-    // launches.
+    // Before prepare_sets has run: the current context, the stream's context, whether it is
+    // captured, a copy and an event for the sets, copies of addresses and an event for the list,
+    // and prepare_sets itself. After it: the launches of the lists.
     assert!(untouched >= 8 && interrupted >= 2, "{untouched} {interrupted}");
 }
 
-/// Where the driver fails in a capture nothing has run: the counters are what they were.
+/// If the driver fails in a capture, nothing has run, and the counters are unchanged.
 fn a_control_is_not_interrupted_in_a_capture(gpu: &Gpu) {
     // prepare_sets and the first tensor's list are launched, the second's is not.
     let mut run = Run::new(gpu, &[300, 20], &switching()[..1]);
@@ -113,10 +114,10 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
     };
     let mut failures = 0;
     let verify = |world: (Run, Gpu), result: Result<(), CudaError>| {
-        // Dropped in the opposite order: the stand-in last.
+        // Locals are dropped in reverse order: the stand-in last.
         let (gpu, mut run) = (world.1, world.0);
         failures += usize::from(result.is_err());
-        // Once more, and all is as it should be.
+        // A second call succeeds.
         // SAFETY: the stream lives.
         unsafe {
             run.control.set_config(0, config, gpu.raw_stream()).unwrap();
@@ -127,8 +128,8 @@ fn changes_of_a_control_fail_with_the_drivers_code_at_every_call() {
         gpu.assert_clean();
     };
     at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
-    // Of each: the capture mode, which is current, the stream's context, capturing, a copy; of the
-    // first a wait for the stream; of the others an event.
+    // In each change: the capture mode, the current context, the stream's context, whether it is
+    // captured, a copy. In the first change also a wait for the stream; in the others an event.
     assert_eq!(failures, 18);
 }
 
@@ -147,8 +148,8 @@ fn a_change_that_failed_is_not_remembered(gpu: &Gpu) {
     run.assert_same(gpu, "unchanged");
 }
 
-/// The optimizer that the device controls: a step that failed was made, or was not, or is known to
-/// be in between.
+/// After a step of a capturable optimizer has failed, the step was made, or was not, or the
+/// optimizer says that it was interrupted.
 fn controlled_optimizers_stay_consistent_at_every_failing_call() {
     let mut interruptions = 0;
     for function in FUNCTIONS {
@@ -185,14 +186,15 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
             }
             let happened = gpu.stand_in().calls(function) - before >= nth;
             failed += errors;
-            // The failure cannot be called off, and must not meet the test's own calls.
+            // The failure is still armed and cannot be disarmed, so the calls below would meet it.
             if !happened {
                 break;
             }
             if is_interrupted {
                 interruptions += 1;
                 assert_interrupted(optimizer.state());
-                // A state makes it whole again, whatever the driver had done.
+                // Loading a state makes the optimizer consistent again, whatever the driver had
+                // done.
                 let (_folder, path) = temporary();
                 models.cpu.save(&path).unwrap();
                 optimizer.load(&path).unwrap();
@@ -204,6 +206,6 @@ fn controlled_optimizers_stay_consistent_at_every_failing_call() {
         }
         assert!(failed > 0, "no {function} failed");
     }
-    // In each of three steps the launches after the first, of two lists.
+    // In each of three steps, the launches of two lists, which follow that of prepare_sets.
     assert_eq!(interruptions, 6);
 }

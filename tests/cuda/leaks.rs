@@ -1,5 +1,4 @@
-//! What is left when something fails or ends early: nothing, and nothing that is still in use is
-//! gone.
+//! Failures and early ends leak nothing, and free nothing that is still in use.
 
 use dualadam::cuda::cudarc::driver::result;
 use dualadam::cuda::cudarc::driver::sys::{self, CUresult};
@@ -10,9 +9,9 @@ use crate::bodies::{Gpu, Run, Twin, step_owner, switching};
 use crate::failures::{self, at_each_call};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["leaks":
-    nothing_is_left_of_what_could_not_be_made,
-    what_could_not_be_sent_is_dropped_at_once,
-    nothing_is_left_of_lives_that_end_while_steps_are_to_come,
+    failed_constructors_leak_nothing,
+    lists_and_controls_may_be_dropped_after_a_failed_step,
+    optimizers_dropped_while_steps_are_pending_leak_nothing,
     ; on a device:
     sources_may_go_when_a_call_returns,
     streams_may_end_before_what_used_them,
@@ -30,15 +29,14 @@ fn state() -> State {
     state
 }
 
-/// At each call that fails: what was made is counted once all is dropped, made again and dropped
-/// again.
-fn nothing_is_left_of_what_could_not_be_made() {
+/// At each call that fails: objects are counted after all is dropped, made again and dropped again.
+fn failed_constructors_leak_nothing() {
     let group = || ControlGroup::new(DualAdamConfig::default());
     type Maker<'a> = &'a dyn Fn(&Twin, &Gpu) -> Result<(), CudaError>;
     let makers: [Maker<'_>; 3] = [
         &|twin, gpu| TensorList::new(&gpu.kernels, &[twin.raw()]).map(drop),
         &|_, gpu| Control::new(&gpu.kernels, &[group()], &[ControlSet::new(0)]).map(drop),
-        // From a state, capturable, prepared for a capture.
+        // An optimizer from a state, made capturable and prepared for a capture.
         &|twin, gpu| {
             let mut optimizer = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state())?.into_capturable()?;
             let raw = twin.raw();
@@ -60,8 +58,8 @@ fn nothing_is_left_of_what_could_not_be_made() {
             (settle(&world), world)
         };
         let verify = |(before, world): ([u64; 5], (Twin, Gpu)), result: Result<(), CudaError>| {
-            // Where all was made, the call that failed was one that frees. Memory is kept whose
-            // upload could not be waited for.
+            // If making succeeded, the call that failed was one that frees. If the wait for an
+            // upload failed, its memory is kept.
             if let Err(error) = &result {
                 failures += 1;
                 let mut after = settle(&world);
@@ -76,15 +74,15 @@ fn nothing_is_left_of_what_could_not_be_made() {
     }
 }
 
-/// A step that fails may have sent something. Nobody waits for it before list and control are
-/// dropped and their memory is used anew.
-fn what_could_not_be_sent_is_dropped_at_once() {
+/// A step that fails may have enqueued copies. List and control are dropped, and their memory is
+/// used again, without a wait for them.
+fn lists_and_controls_may_be_dropped_after_a_failed_step() {
     let prepare = || {
         let gpu = failures::gpu();
         let mut run = Run::new(&gpu, &[300, 5, 17], &switching());
         run.launch(&gpu.stream);
         gpu.context.synchronize().unwrap();
-        // Which sets are active changes, too.
+        // The active sets change, too.
         run.leave_out(|tensor| tensor == 0).unwrap();
         (run, gpu)
     };
@@ -100,8 +98,8 @@ fn what_could_not_be_sent_is_dropped_at_once() {
     at_each_call("*", prepare, |(_, gpu)| gpu.stand_in(), work, verify);
 }
 
-/// The driver reads what the library gives it only when the copy runs. By then the library's
-/// sources are gone, unless it waits.
+/// The driver reads the source of a copy only when the copy runs. By then the library's source is
+/// gone, unless the library waits.
 fn sources_may_go_when_a_call_returns(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     gpu.stand_in().set("reads_pageable_late", 1);
@@ -132,11 +130,13 @@ fn sources_may_go_when_a_call_returns(gpu: &Gpu) {
     twin.assert_same(gpu, "a list");
 }
 
-/// Whoever made the stream destroys it while steps are to come, and then drops what made them.
+/// A program destroys its stream while steps are pending, and then drops the objects that made
+/// them.
 fn streams_may_end_before_what_used_them(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let mut stream = std::ptr::null_mut();
-    // SAFETY: a place for the handle; 1 is for a stream that the null stream does not wait for.
+    // SAFETY: the pointer is to a local variable; 1 makes a stream that the null stream does not
+    // wait for.
     assert_eq!(unsafe { sys::cuStreamCreate(&mut stream, 1) }, CUresult::CUDA_SUCCESS);
     gpu.context.synchronize().unwrap();
     let other = Twin::new(gpu, twin.host.clone());
@@ -155,14 +155,14 @@ fn streams_may_end_before_what_used_them(gpu: &Gpu) {
     }
     let pending = gpu.stand_in().pending();
     drop((list, optimizer, borrowed));
-    assert!(pending > 0 && gpu.stand_in().pending() >= pending, "nothing waits");
+    assert!(pending > 0 && gpu.stand_in().pending() >= pending, "nothing is pending");
     drop(TensorList::new(&gpu.kernels, &[raw]).unwrap());
     gpu.context.synchronize().unwrap();
     twin.expect(&coeffs);
     twin.assert_same(gpu, "after the end");
 }
 
-/// The counter's upload is enqueued, and its wait fails; then the optimizer is dropped.
+/// The counter's upload is enqueued, and the wait for it fails; then the optimizer is dropped.
 fn a_counter_that_could_not_be_awaited_is_dropped_at_once(gpu: &Gpu) {
     let twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let raw = twin.raw();
@@ -174,16 +174,16 @@ fn a_counter_that_could_not_be_awaited_is_dropped_at_once(gpu: &Gpu) {
         gpu.stand_in().fail("cuStreamSynchronize", nth, failures::CODE);
         assert!(optimizer.set_moments(0, 7, &[0.5; 300], &[0.5; 300]).is_err(), "wait {nth}");
         drop(optimizer);
-        // The device may do the frees before the copies that nothing orders before them.
+        // Nothing orders these copies before the frees, so the device may free first.
         drop(TensorList::new(&gpu.kernels, &[raw]).unwrap());
         gpu.stand_in().run_pending();
         assert!(gpu.stand_in().violations().is_empty(), "wait {nth}: {:#?}", gpu.stand_in().violations());
     }
 }
 
-/// Optimizer and kernels are dropped while the last step is to come; the context is somebody
-/// else's, and stays.
-fn nothing_is_left_of_lives_that_end_while_steps_are_to_come() {
+/// Optimizer and kernels are dropped while the last step is pending. Another owner keeps the
+/// context alive.
+fn optimizers_dropped_while_steps_are_pending_leak_nothing() {
     for pools in [1, 0] {
         let gpu = failures::gpu_with_pools(pools);
         let twin = Twin::of(&gpu, "f32_f32", 30);

@@ -1,4 +1,4 @@
-//! Which kernels are loaded, and when.
+//! Which kernels the library loads, and when.
 
 use std::sync::Barrier;
 use std::thread;
@@ -11,7 +11,7 @@ use crate::bodies::{GLOBAL, Gpu, Twin, capture, refused};
 use crate::failures::{self, CODE, is_of_the_driver};
 
 pub(crate) const TESTS: &[(&str, fn())] = bodies!["loading":
-    the_driver_s_cache_folder_may_be_unwritable,
+    the_drivers_cache_folder_may_be_unwritable,
     ; on a device:
     only_what_is_needed_is_loaded,
     a_load_that_failed_is_tried_again,
@@ -37,7 +37,7 @@ fn only_what_is_needed_is_loaded(gpu: &Gpu) {
     let optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap();
     assert_eq!(loads(gpu), 3, "an optimizer does not know the types of its tensors");
     let _optimizer = optimizer.into_capturable().unwrap();
-    assert_eq!(loads(gpu), 4, "what forms coefficients");
+    assert_eq!(loads(gpu), 4, "the module that forms coefficients");
     gpu.prepare("f16_f32").unwrap();
     assert_eq!(loads(gpu), 5, "prepare");
     let without = Formats::new(Dtype::F16, Dtype::Bf16);
@@ -93,12 +93,12 @@ fn a_flat_step_is_captured_once_its_kernels_are_loaded(gpu: &Gpu) {
 
 /// The driver keeps compiled kernels in a folder where it can. Nothing here depends on that, and
 /// the library writes no file itself.
-fn the_driver_s_cache_folder_may_be_unwritable() {
+fn the_drivers_cache_folder_may_be_unwritable() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("no folder");
     std::fs::write(&file, b"").unwrap();
-    // SAFETY: what else reads variables in this program does so through the standard library, which
-    // takes a lock.
+    // SAFETY: all other code in this program reads environment variables through the standard
+    // library, which takes a lock.
     unsafe { std::env::set_var("CUDA_CACHE_PATH", &file) };
     for _ in 0..2 {
         let gpu = failures::gpu();

@@ -1,9 +1,9 @@
-//! The CUDA backend, whole, without a GPU: the host layer through cudarc into a stand-in driver,
+//! The whole CUDA backend without a GPU: the host layer calls, through cudarc, a stand-in driver,
 //! which runs the embedded kernels on the CPU.
 //!
 //! The stand-in checks every access of the kernels and every order between streams, and runs work
-//! as late as it may. The tests in `bodies` also run on a real device, in `tests/cuda_device.rs`;
-//! those in `failures` need a driver that fails when it is told to.
+//! as late as a driver may. The tests in `bodies` also run on a real device, in
+//! `tests/cuda_device.rs`; those in `failures` need a driver that fails when it is told to.
 
 #[cfg(target_os = "linux")]
 #[macro_use]
@@ -27,7 +27,7 @@ fn main() {
     use std::sync::Arc;
     use testkit::device;
 
-    // Each test makes its own.
+    // Each test makes its own device.
     let device = Ok(Arc::new(()));
     let trial = |name, test: Box<dyn FnOnce() + Send>| {
         device::trial("cuda", &device, name, |()| {
@@ -48,6 +48,6 @@ fn main() {
     device::conclude(trials.collect()).exit();
 }
 
-/// The stand-in takes libcuda's place as only Linux lets it.
+/// The stand-in can take libcuda's place on Linux only.
 #[cfg(not(target_os = "linux"))]
 fn main() {}

@@ -1,5 +1,5 @@
-//! What never waits: dropping, whatever is still under way, and all that another thread's capture
-//! would suffer from.
+//! Calls that never wait: drops, even while work is pending, and calls that would break another
+//! thread's capture.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -16,14 +16,14 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["waits":
     without_stream_ordered_memory_later_allocations_free,
     what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on,
     what_a_graph_uses_stays_until_the_graph_is_gone,
-    a_driver_that_takes_no_note_of_graphs_keeps_their_memory,
+    memory_that_cannot_be_tied_to_its_graph_is_kept,
     the_last_kernels_leave_their_modules_to_the_context,
     ; on a device:
     dropping_waits_for_nothing_and_frees_after_the_last_step,
     a_step_that_is_captured_again_and_again_needs_no_more_memory,
     what_a_failed_capture_used_is_freed,
     nothing_waits_for_the_context,
-    work_that_nothing_tells_the_end_of_keeps_its_memory,
+    memory_of_steps_without_a_recorded_end_is_kept,
 ];
 
 /// Calls that may block until the device has done something.
@@ -58,7 +58,7 @@ impl World {
         Self { run, optimizer }
     }
 
-    /// Drops what is the library's; the tensor stays.
+    /// Drops the library's objects; the tensor stays.
     fn drop_all(self) -> Vec<Twin> {
         let Self { run: Run { list, control, twins, .. }, optimizer } = self;
         drop((list, control, optimizer));
@@ -73,13 +73,13 @@ fn dropping_waits_for_nothing_and_frees_after_the_last_step(gpu: &Gpu) {
     let mut twins = None;
     let calls = gpu.calls_of(|| twins = Some(world.drop_all()));
     assert_no_waits(&calls);
-    assert!(gpu.stand_in().pending() > 0, "the steps are still to come");
+    assert!(gpu.stand_in().pending() > 0, "the steps are still pending");
     assert!(calls["cuMemFreeAsync"] >= 4, "{calls:?}");
     gpu.assert_clean();
-    // The list's tables; the control; the optimizer's moments, twice, and its tables. Its masters
-    // are no memory.
+    // The list's tables, the control, the optimizer's two moments, and its tables. It has no
+    // masters.
     assert_eq!(before - live("memory"), 5);
-    // Pinned memory waits for the next lists, controls and optimizers, which take it over.
+    // Pinned memory is kept for the next lists, controls and optimizers.
     assert_eq!(live("pinned"), 3);
     gpu.context.synchronize().unwrap();
     let mut second = None;
@@ -92,7 +92,7 @@ fn dropping_waits_for_nothing_and_frees_after_the_last_step(gpu: &Gpu) {
 fn without_stream_ordered_memory_later_allocations_free() {
     let stand_in = failures::start();
     stand_in.set_attribute(115, 0);
-    // A device that takes its time.
+    // The device starts work late.
     stand_in.set("patience", 1000);
     let gpu = Gpu::new(Some(stand_in));
     let live = |kind: &str| gpu.stand_in().live(kind);
@@ -100,16 +100,16 @@ fn without_stream_ordered_memory_later_allocations_free() {
     let before = live("memory");
     let mut twins = None;
     assert_no_waits(&gpu.calls_of(|| twins = Some(world.drop_all())));
-    assert_eq!(live("memory"), before, "the steps are still to come");
-    // Its two moments are memory.
+    assert_eq!(live("memory"), before, "the steps are still pending");
+    // Each optimizer allocates its two moments.
     let allocate = || gpu.optimizer(&[TensorSpec::new(1)]).unwrap();
     let mut made = vec![];
     let calls = gpu.calls_of(|| made.push(allocate()));
     assert!(!calls.contains_key("cuMemFree_v2") && !calls.contains_key("cuMemFreeHost"), "{calls:?}");
-    assert_eq!(live("memory"), before + 2, "the steps are still to come");
+    assert_eq!(live("memory"), before + 2, "the steps are still pending");
     gpu.context.synchronize().unwrap();
     let calls = gpu.calls_of(|| made.push(allocate()));
-    // The list's tables; the control; the optimizer's moments, twice, and its tables.
+    // The list's tables, the control, the optimizer's two moments, and its tables.
     assert_eq!(calls["cuMemFree_v2"], 5);
     assert_eq!(live("memory"), before + 4 - 5);
     assert_eq!(gpu.stand_in().calls("cuMemAllocAsync"), 0);
@@ -117,7 +117,8 @@ fn without_stream_ordered_memory_later_allocations_free() {
     gpu.assert_clean();
 }
 
-/// In all modes, by the capturing thread and by another one.
+/// Lists, controls and optimizers are dropped in all capture modes, by the capturing thread and by
+/// another one.
 fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
     for mode in MODES {
         for pools in [1, 0] {
@@ -144,8 +145,8 @@ fn what_was_dropped_in_a_capture_is_freed_and_the_capture_goes_on() {
     }
 }
 
-/// The descriptors of the capture, the control, the moments: a graph, or an executable made of it,
-/// may be launched at any later time.
+/// A graph, or an executable made of it, may be launched at any later time. It uses the descriptors
+/// of the capture, the control and the moments.
 fn what_a_graph_uses_stays_until_the_graph_is_gone() {
     [1, 0].into_iter().for_each(|pools| a_graph_holds_what_it_uses(&failures::gpu_with_pools(pools)));
 }
@@ -161,8 +162,8 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     (run.list, run.control) = (fresh.list, fresh.control);
     drop(fresh.twins);
     gpu.context.synchronize().unwrap();
-    // Of the old ones: what was captured, the list's own tables, and the control. Of the fresh
-    // ones: the tables and the control.
+    // Of the old list and control: the captured tables, the list's own tables, and the control. Of
+    // the fresh ones: the tables and the control.
     assert_eq!(live() - empty, tensors + 3 + 2);
     let raw = run.raw();
     let allocate = || drop(TensorList::new(&gpu.kernels, &raw).unwrap());
@@ -171,7 +172,7 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
         run.expect_all();
         allocate();
     }
-    // The last launch is still to come, and with it the graph's end.
+    // The last launch is pending, and the graph ends only after it.
     drop(graph);
     assert!(gpu.stand_in().pending() > 0);
     allocate();
@@ -180,12 +181,12 @@ fn a_graph_holds_what_it_uses(gpu: &Gpu) {
     allocate();
     allocate();
     gpu.context.synchronize().unwrap();
-    // Without pools the last list that was dropped waits for the next allocation.
+    // Without pools, the next allocation frees the memory of the last list that was dropped.
     assert_eq!(live() - empty, tensors + 2 + u64::from(gpu.stand_in().calls("cuMemAllocAsync") == 0));
     gpu.assert_clean();
 }
 
-/// As where a program captures anew for each size of a batch.
+/// As in a program that captures a graph for each batch size.
 fn a_step_that_is_captured_again_and_again_needs_no_more_memory(gpu: &Gpu) {
     let live = || gpu.stand_in().live("memory");
     let mut run = Run::new(gpu, &[300, 5], &switching());
@@ -204,7 +205,7 @@ fn a_step_that_is_captured_again_and_again_needs_no_more_memory(gpu: &Gpu) {
     drop(graph);
 }
 
-/// A capture that somebody spoils has no graph.
+/// A capture that another call invalidates makes no graph.
 fn what_a_failed_capture_used_is_freed(gpu: &Gpu) {
     let live = || gpu.stand_in().live("memory");
     let mut run = failures::run(gpu);
@@ -223,8 +224,9 @@ fn what_a_failed_capture_used_is_freed(gpu: &Gpu) {
     run.assert_same(gpu, "after a spoilt capture");
 }
 
-/// Whatever it refuses, the step is captured; what the graph uses is then never freed.
-fn a_driver_that_takes_no_note_of_graphs_keeps_their_memory() {
+/// If the driver refuses a call that ties memory to the graph, the step is still captured, and that
+/// memory is never freed.
+fn memory_that_cannot_be_tied_to_its_graph_is_kept() {
     for call in ["cuStreamGetCaptureInfo_v2", "cuUserObjectCreate", "cuGraphRetainUserObject"] {
         let gpu = failures::gpu();
         let live = || gpu.stand_in().live("memory");
@@ -246,7 +248,7 @@ fn a_driver_that_takes_no_note_of_graphs_keeps_their_memory() {
     }
 }
 
-/// In a whole life, with state and files, of all that there is.
+/// In the whole life of kernels and optimizers, states included.
 fn nothing_waits_for_the_context(gpu: &Gpu) {
     let twin = Twin::of(gpu, "bf16_bf16_master", 300);
     let raw = twin.raw();
@@ -268,7 +270,7 @@ fn nothing_waits_for_the_context(gpu: &Gpu) {
     gpu.context.synchronize().unwrap();
 }
 
-/// To unload a module may wait. Nor is code gone that a graph runs, or that runs now.
+/// To unload a module may wait, and a graph or a pending launch may still run its code.
 fn the_last_kernels_leave_their_modules_to_the_context() {
     let gpu = failures::gpu();
     let mut run = failures::run(&gpu);
@@ -276,7 +278,7 @@ fn the_last_kernels_leave_their_modules_to_the_context() {
     run.step(&gpu);
     let Run { list, control, twins, .. } = run;
     drop((list, control));
-    // Dropped in the opposite order: the stand-in last.
+    // Locals are dropped in reverse order: the stand-in last.
     let Gpu { stand_in, context, stream, kernels } = gpu;
     let modules = stand_in.as_ref().unwrap().live("module");
     let before = stand_in.as_ref().unwrap().call_list();
@@ -287,15 +289,15 @@ fn the_last_kernels_leave_their_modules_to_the_context() {
     graph.launch().unwrap();
     context.synchronize().unwrap();
     drop(graph);
-    // The kernels are loaded anew.
+    // The kernels are loaded again.
     let kernels = Kernels::in_context(&context).unwrap();
     let gpu = Gpu { stand_in, context, stream, kernels };
     drop(twins);
     gpu.assert_clean();
 }
 
-/// The driver refuses to record the end of a step: its memory then stays.
-fn work_that_nothing_tells_the_end_of_keeps_its_memory(gpu: &Gpu) {
+/// If the driver refuses to record the end of a step, the memory that the step uses is never freed.
+fn memory_of_steps_without_a_recorded_end_is_kept(gpu: &Gpu) {
     let mut run = failures::run(gpu);
     gpu.stand_in().fail("cuEventRecord", 1, CODE);
     gpu.stand_in().fail("cuEventRecord", 2, CODE);

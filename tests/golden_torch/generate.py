@@ -1,15 +1,15 @@
-"""Runs of torch's Adam and AdamW in float64 to continue from, as one safetensors file.
+"""Runs of torch's Adam and AdamW in float64, for tests that continue them, as one safetensors file.
 
-usage: generate.py OUTFILE     (PyTorch, NumPy and safetensors)
+usage: generate.py OUTFILE     (needs PyTorch, NumPy and safetensors)
 
 For each case of CASES, with T = 20 recorded steps and N = 32 elements:
 
-    CASE.start.params, .exp_avg, .exp_avg_sq   [N] f32     the state after step 10 CASE.grad
-    [T, N] f32  the gradients of steps 11 to 30 CASE.params, .exp_avg, .exp_avg_sq         [T, N]
-    f64  torch's float64 state after each of those steps
+    CASE.start.params, .exp_avg, .exp_avg_sq   [N] f32      the state after step 10
+    CASE.grad                                  [T, N] f32   the gradients of steps 11 to 30
+    CASE.params, .exp_avg, .exp_avg_sq         [T, N] f64   the state after each of those steps
 
-torch itself is handed the f32 state after step 10, so the start is exact on both sides. The
-metadata holds torch's version, the step of the start, and each case's hyperparameters as JSON.
+torch itself continues from the f32 state after step 10, so both sides start from the same values.
+The metadata holds torch's version, the step of the start, and each case's hyperparameters as JSON.
 """
 import json
 import sys
@@ -49,7 +49,7 @@ def arrays(optimizer, params):
 def run(case, rng):
     kind = getattr(torch.optim, case.pop("optimizer"))
     grad = gradients(rng)
-    # Small ones too, beside which an update is large.
+    # Small parameters too, to which an update is large.
     params = torch.nn.Parameter(torch.from_numpy(rng.normal(size=N) * 10.0 ** rng.uniform(-5, 0, N)))
     optimizer = kind([params], foreach=False, fused=False, **case)
     for t in range(START):

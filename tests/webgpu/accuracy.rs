@@ -1,4 +1,4 @@
-//! One step of every variant, beside exact arithmetic and beside the CPU's.
+//! One step of every variant, compared with exact arithmetic and with the CPU's.
 
 use dualadam::{Dtype, DualAdamConfig, SwitchSchedule, WeightDecay};
 use testkit::contract::{Element, U};
@@ -23,7 +23,7 @@ fn every_variant(device: &Device) {
     for variant in Variant::all() {
         for (number, size) in SIZES.into_iter().enumerate() {
             let before = Host::new(variant.formats(), &Inputs::random(size as u64, size));
-            // Dual, plain Adam, and in turns each of the others.
+            // Dual, plain Adam, and one of the others in turns.
             let others: &[usize] = if size > 200_000 { &[] } else { &[2, number % configs.len()] };
             for &config in [&[1], others].concat().iter() {
                 let (config, t) = &configs[config];
@@ -55,8 +55,7 @@ pub(crate) fn every_configuration(device: &Device) {
     }
 }
 
-/// What a driver makes of infinities and NaN is its own affair, but for other elements they mean
-/// nothing.
+/// A driver may turn infinities and NaN into anything, but they must not affect other elements.
 pub(crate) fn special_values_stay_among_themselves(device: &Device) {
     for variant in Variant::all() {
         let plain = Inputs::random(5, 4 * SPECIAL.len() + 3);
@@ -96,7 +95,7 @@ pub(crate) fn untouched_parameters_stay(device: &Device) {
 }
 
 /// A term whose coefficient is 0 is absent, not 0 times an infinity, which is NaN. A GPU's driver
-/// may assume that there is none, so this is asserted where the adapter is a software one.
+/// may assume that no value is infinite or NaN, so this is tested on software adapters only.
 pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     if !gpu.is_software() {
         return;
@@ -104,9 +103,9 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
     let device = &gpu.device;
     let plain = Inputs::random(7, 19);
     let infinite = vec![f32::INFINITY; 19];
-    // Without either decay, the parameter is in nothing but the difference.
+    // Without decay, the parameter appears only where the step is subtracted from it.
     let without_p = Inputs { p: infinite.clone(), ..plain.clone() };
-    // Without the inverse branch, a root that overflows leaves no step.
+    // Without the inverse branch, a root that overflows makes the step 0.
     let without_step = Inputs { v: vec![4.0; 19], ..plain.clone() };
     for (config, t) in configs() {
         let coeffs = config.coeffs(t).unwrap();
@@ -127,15 +126,15 @@ pub(crate) fn absent_terms_are_absent(gpu: &Gpu) {
 
 /// With gradients whose squares overflow, the second moment saturates where the CPU's does.
 /// Elsewhere it is near the CPU's, or has saturated because only the square overflows. The next
-/// step makes no NaN of it. A GPU's driver may assume that nothing overflows, so this is asserted
-/// where the adapter is a software one.
+/// step makes no NaN of it. A GPU's driver may assume that nothing overflows, so this is tested on
+/// software adapters only.
 pub(crate) fn second_moments_saturate(gpu: &Gpu) {
     if !gpu.is_software() {
         return;
     }
     for config in [DualAdamConfig::adam(), DualAdamConfig::adamw(0.1), DualAdamConfig::default()] {
         let is_adam = config.coeffs(1).unwrap().is_adam();
-        // Each step begins where the step before has ended, the last two with other gradients.
+        // Each step begins where the step before ended; the last two have other gradients.
         let mut host = Host::new(formats("f32_f32"), &Inputs::overflowing());
         for (t, grad) in [(1, None), (2, None), (3, None), (4, Some(0.5)), (5, Some(f32::NAN))] {
             if let Some(grad) = grad {
@@ -166,8 +165,8 @@ pub(crate) fn second_moments_saturate(gpu: &Gpu) {
     }
 }
 
-/// Steps in one submit are the steps submitted one by one, to the bit, and each of those is within
-/// the bound.
+/// Steps in one submit have the bits of the same steps submitted one by one. Each of the latter is
+/// within the bound.
 pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(100));
     let coeffs: Vec<_> = (1..=200).map(|t| config.coeffs(t).unwrap()).collect();
@@ -193,16 +192,17 @@ pub(crate) fn two_hundred_steps_in_one_submit(gpu: &Gpu) {
     }
 }
 
-/// The worst errors met, for each quantity: as a part of the bound, and in units of 2^-24 of the
+/// The largest errors of each quantity, as parts of the bound, and in units of 2^-24 of the
 /// summands. f32 results only.
 #[derive(Default)]
 struct Worst([(f64, f64); 3]);
 
 impl Worst {
     fn print(&self, what: &str) {
-        let part = |((part, units), name): (&(f64, f64), &str)| format!("{name} {part:.2} of it, {units:.1} units");
+        let part =
+            |((part, units), name): (&(f64, f64), &str)| format!("{name} {part:.2} of the bound, {units:.1} units");
         let parts: Vec<_> = self.0.iter().zip(NAMES).map(part).collect();
-        println!("worst beside the bound, {what}: {}", parts.join("; "));
+        println!("largest errors, {what}: {}", parts.join("; "));
     }
 
     /// Fails unless every new value is within the bound of the exact one, and of the CPU's.
@@ -223,15 +223,15 @@ impl Worst {
             for (k, Quantity { exact, bound, summands }) in quantities.into_iter().enumerate() {
                 let (value, what) = (f64::from(found[k][i]), || format!("{what}, {}[{i}]", NAMES[k]));
                 assert!(between(dtypes[k], exact, bound, value), "{}: {value:e}, not {exact:e} ± {bound:e}", what());
-                // Its own error is smaller.
+                // The CPU's own error is within the bound, too.
                 let cpu = f64::from(cpu[k][i]);
                 assert!(between(dtypes[k], cpu, 2.0 * bound, value), "{}: {value:e}, the CPU's {cpu:e}", what());
                 if dtypes[k] == Dtype::F32 {
                     let error = (value - exact).abs();
-                    // What rounding the parameter itself costs is no error of the update.
+                    // The rounding of the parameter itself is not an error of the update.
                     let rounding = if k == 0 { U * exact.abs() } else { 0.0 };
                     let (part, units) = &mut self.0[k];
-                    // max keeps the number beside none.
+                    // `f64::max` ignores NaN.
                     (*part, *units) = (part.max(error / bound), units.max((error - rounding) / (U * summands)));
                 }
             }
@@ -242,7 +242,7 @@ impl Worst {
     }
 }
 
-/// Whether a value lies in the interval; a 16-bit one, between its narrowed ends.
+/// Whether a value lies in the interval; for a 16-bit value, between the narrowed ends.
 fn between(dtype: Dtype, center: f64, bound: f64, found: f64) -> bool {
     let end = |value: f64| match dtype {
         Dtype::F32 => value,

@@ -1,4 +1,4 @@
-//! What is refused before anything is encoded, and what is not.
+//! Bad input is refused before anything is encoded. Unusual input that is allowed is not refused.
 
 use std::ops::Range;
 
@@ -70,7 +70,7 @@ pub(crate) fn formats_without_a_shader(device: &Device) {
     refuse(|tensor| tensor.exp_avg_sq.dtype = Dtype::F16, f16_exp_avg_sq);
 }
 
-/// A slice's ends are respected, although the buffer goes on.
+/// A slice ends where it says, although its buffer goes on.
 pub(crate) fn slices_end_where_they_end(device: &Device) {
     let good = uploaded(device, 64);
     let large = device.buffer(&[0; 2048]);
@@ -125,7 +125,7 @@ pub(crate) fn every_buffer_is_checked(device: &Device) {
         let too_short = list(device, &[other.tensor(), with(good.tensor(), role, (&short, 0))]);
         refused::buffer_size(too_short, 1, role, size.into(), size - 4);
         let with = |place| list(device, &[with(good.tensor(), role, place)]);
-        // Long enough, but for the offset.
+        // The buffer would be long enough without the offset.
         let offset = (1 << 16) - 256;
         refused::buffer_size(with((&large, offset)), 0, role, u128::from(offset + size), 1 << 16);
         refused::offset(with((&large, 128)), 0, role, 256, 128);
@@ -139,7 +139,8 @@ pub(crate) fn overlaps_are_refused(device: &Device) {
     for &one in Role::ALL {
         for &other in Role::ALL {
             let bytes = bytes(one);
-            // The other begins with the one, in it, at its last byte, and where it is free again.
+            // `other` begins where `one` begins, within it, at its last multiple of 256 bytes, and
+            // behind it.
             for (offset, overlaps) in [(2048, true), (2304, true), (2048 + bytes / 256 * 256, true), (3328, false)] {
                 let moved = with(a.tensor(), one, (&arena, 2048));
                 let of_two = [moved, with(b.tensor(), other, (&arena, offset))];
@@ -160,7 +161,7 @@ pub(crate) fn overlaps_are_refused(device: &Device) {
     }
 }
 
-/// Of a list that has one wrong set, not even the other tensors are stepped.
+/// A list with one wrong set steps none of its tensors.
 pub(crate) fn sets_out_of_range(gpu: &Gpu) {
     let coeffs = DualAdamConfig::default().coeffs(1).unwrap();
     for device in [Some(&gpu.device), gpu.open_with_immediates().as_ref()].into_iter().flatten() {
@@ -268,8 +269,8 @@ pub(crate) fn windows_and_rows(gpu: &Gpu) {
 /// Set in a process that has little memory.
 const LITTLE_MEMORY: &str = "DUALADAM_TEST_LITTLE_MEMORY";
 
-/// Takes memory until there is no more. What a software adapter takes is the machine's, so that it
-/// gets a process with a limit.
+/// Allocates until memory runs out. A software adapter allocates the machine's memory, so this runs
+/// in a process with a limit.
 pub(crate) fn out_of_memory(gpu: &Gpu) {
     if gpu.is_software() && std::env::var_os(LITTLE_MEMORY).is_none() {
         let program = std::env::current_exe().unwrap();
@@ -291,7 +292,7 @@ pub(crate) fn out_of_memory(gpu: &Gpu) {
     };
     let (call, _, problem) = refused::by_wgpu(failed);
     assert_eq!((call, problem), ("create_buffer", WgpuProblem::OutOfMemory));
-    // The device goes on.
+    // The device still works.
     drop(optimizers);
     DualAdam::new(device.pipelines(), DualAdamConfig::default(), &[1000]).unwrap();
 }

@@ -13,8 +13,8 @@ const FLUSHED_ROOT: f64 = 1.533_e-19;
 /// Products of two errors, which the units leave out.
 const HIGHER_ORDERS: f64 = 1.0 + 1e-5;
 
-/// An exact new value, the largest error, and the sum of summands that the promise counts its units
-/// in: no number where the error has no such form.
+/// An exact new value, the largest error, and the sum of the summands. The documentation states the
+/// error in units of 2^-24 of that sum, which is NaN where the error has no such form.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quantity {
     pub(crate) exact: f64,
@@ -31,7 +31,7 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
 
     let c = ExactCoeffs::new(config, t);
     let g = grad.abs() + c.l2 * p.abs();
-    assert!(g < LEAST_OVERFLOWING, "the bound knows nothing of a second moment that saturates");
+    assert!(g < LEAST_OVERFLOWING, "the bound does not cover a second moment that saturates");
     let m_summands = m.abs() + c.one_minus_beta1 * (g + m.abs());
     let v_summands = v + c.one_minus_beta2 * (g * g + v);
     let decayed = c.decay * p.abs();
@@ -42,12 +42,12 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
     let (error, counted) = if v_summands <= 2.0 * exact.v {
         (40.0 * U * p_summands, p_summands)
     } else {
-        // Cancellation has left little of v: then the error of s is no small part of it.
+        // Cancellation has left little of v, so the error of s is large beside s.
         (m_summands * error_of_w(&c, exact.v, v_summands) + 10.0 * U * (p_summands + m_summands * w), f64::NAN)
     };
     let through_root = c.inv_sqrt_bc2 * FLUSHED_ROOT * (c.adam_scale / (c.eps * c.eps) + c.inverse_scale);
     let p_bound = 1.5 * U * p.abs() + error + m_summands * through_root + FLUSH * (1.0 + w);
-    // Beside what is flushed, units mean nothing.
+    // Units mean nothing where the summands are near the size of flushed values.
     let of = |exact, bound: f64, summands: f64| {
         let summands = if U * summands > 1e6 * FLUSH { summands } else { f64::NAN };
         Quantity { exact, bound: bound * HIGHER_ORDERS, summands }
@@ -59,8 +59,7 @@ pub(crate) fn bound(config: &DualAdamConfig, t: u64, x: Element, grad: f32) -> [
     ]
 }
 
-/// The error of w from the ends of the interval in which s is, with the units of the operations
-/// after s.
+/// The error of w: from the ends of the interval that s lies in, and from the operations after s.
 fn error_of_w(c: &ExactCoeffs, v: f64, v_summands: f64) -> f64 {
     let s_of = |v: f64, units: f64| v.max(0.0).sqrt() * c.inv_sqrt_bc2 * (1.0 + units * U);
     let (low, high) = (s_of(v - 12.0 * U * v_summands, -11.0), s_of(v + 12.0 * U * v_summands, 11.0));

@@ -19,8 +19,9 @@ pub(crate) struct Device {
 }
 
 impl Gpu {
-    /// On the adapter whose name holds the variable `WGPU_ADAPTER_NAME`, if that is set; else on a
-    /// software one if there is one, since every machine with Mesa gives the same one; else on any.
+    /// Opens the adapter whose name contains the environment variable `WGPU_ADAPTER_NAME`, if that
+    /// is set. Otherwise it prefers a software adapter, which is the same on every machine with
+    /// Mesa, and else takes any.
     pub(crate) fn new() -> Result<Self, String> {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         let descriptor =
@@ -41,7 +42,7 @@ impl Gpu {
         open(&self.adapter, features, limits).unwrap()
     }
 
-    /// A device of small buffers, and of windows of 1,024 elements.
+    /// A device with small buffers, and windows of 1,024 elements.
     pub(crate) fn open_small(&self) -> Device {
         let limits = wgpu::Limits {
             max_buffer_size: 1 << 14,
@@ -91,7 +92,7 @@ impl Device {
         self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
     }
 
-    /// A buffer with this content, and after it, up to a multiple of 4 bytes, bytes 0xa5.
+    /// A buffer with this content, padded with bytes 0xa5 to a multiple of 4 bytes.
     pub(crate) fn buffer(&self, content: &[u8]) -> wgpu::Buffer {
         let mut content = content.to_vec();
         content.resize(content.len().next_multiple_of(4), 0xa5);
@@ -100,7 +101,7 @@ impl Device {
         buffer
     }
 
-    /// What is awaited by one thread while another one polls.
+    /// The future's output: one thread awaits it while another polls the device.
     pub(crate) fn awaited<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
         std::thread::scope(|scope| {
             let awaiting = scope.spawn(|| block_on(future));

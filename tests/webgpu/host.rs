@@ -45,7 +45,7 @@ impl Uploaded {
         tensor
     }
 
-    /// What is there now. Bytes behind the last element must be as they were.
+    /// The tensor as it is on the device. The bytes behind the last element must be unchanged.
     pub(crate) fn download(&self, device: &Device) -> Host {
         let mut found = self.host.clone();
         for (values, buffer) in found.buffers_mut().into_iter().zip(&self.buffers) {
@@ -57,7 +57,7 @@ impl Uploaded {
         found
     }
 
-    /// Fails unless the bits are these.
+    /// Fails unless the device has these bits.
     #[track_caller]
     pub(crate) fn assert_is(&self, device: &Device, expected: &Host) {
         assert_eq!(self.download(device).contents(), expected.contents(), "{}", expected.types());

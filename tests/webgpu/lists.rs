@@ -7,12 +7,12 @@ use testkit::{Inputs, Tensor as Host, Variant, laws};
 use crate::host::bound;
 use crate::{Device, Gpu, Uploaded, refused};
 
-/// A tensor of the variants in turns.
+/// Tensor `i`, of the variants in turns.
 fn host(i: usize, len: usize, set: usize) -> Host {
     Host::new(in_turns(i), &Inputs::random(i as u64, len)).with_set(set)
 }
 
-/// The law of lists, with steps alone on the same device for what is right.
+/// Compares a list's step with steps of each tensor alone on the same device.
 fn check(device: &Device, hosts: Vec<Host>, sets: &[StepCoeffs]) {
     let together = |hosts: &mut [Host], sets: &[StepCoeffs]| {
         hosts.clone_from_slice(&device.stepped_together(hosts, sets));
@@ -25,7 +25,7 @@ fn check(device: &Device, hosts: Vec<Host>, sets: &[StepCoeffs]) {
 
 pub(crate) fn nothing_to_do(device: &Device) {
     let frozen = Uploaded::new(device, &host(3, 9, 0));
-    // A skipped tensor's buffers are not looked at.
+    // A skipped tensor's buffers are not checked.
     let mut tensor = frozen.tensor().with_grad(None);
     tensor.exp_avg = tensor.exp_avg_sq;
     device.step(&device.list(&[]), &[]);
@@ -38,7 +38,7 @@ pub(crate) fn updates(device: &Device) {
     let [a, b] = [0; 2].map(|_| Uploaded::new(device, &host(0, 1030, 0)));
     let other = Uploaded::new(device, &host(1, 1030, 0));
 
-    // From no gradient to a bf16 one of another buffer.
+    // The list gets its first gradient: bf16, in another buffer.
     let mut list = device.list(&[a.tensor().with_grad(None)]);
     let grad = other.tensor().grad;
     list.update(&[a.tensor().with_grad(grad)]).unwrap();
@@ -48,7 +48,7 @@ pub(crate) fn updates(device: &Device) {
     a.assert_is(device, &b.download(device));
     assert_ne!(a.download(device).contents(), a.host.contents());
 
-    // What is refused leaves the list as it was.
+    // A refused update leaves the list as it was.
     refused::count(list.update(&[]), "tensors", 1, 0);
     let mut shorter = a.tensor();
     shorter.len = 1029;
@@ -63,8 +63,7 @@ pub(crate) fn updates(device: &Device) {
     a.assert_is(device, &b.download(device));
 }
 
-/// Mixed types and lengths, with more sets than a driver keeps at hand, used in another order than
-/// they are in.
+/// Mixed types and lengths, with many sets, used in another order than they are passed in.
 pub(crate) fn mixed_types_and_a_set_for_each_tensor(gpu: &Gpu) {
     const COUNT: usize = 300;
     let config = DualAdamConfig::default().with_lr(1e-2).with_schedule(SwitchSchedule::linear_until(COUNT as u64 / 2));
@@ -80,7 +79,8 @@ pub(crate) fn mixed_types_and_a_set_for_each_tensor(gpu: &Gpu) {
     }
 }
 
-/// Only changed tensors are bound anew: another's buffer may even be gone. What fails changes none.
+/// Only changed tensors are bound again: an unchanged one's buffer may even be destroyed. An update
+/// that fails changes no tensor.
 pub(crate) fn updates_bind_what_changed(device: &Device) {
     let coeffs = [DualAdamConfig::default().coeffs(2).unwrap()];
     let [a, b, other, gone, grads] = [0; 5].map(|_| Uploaded::new(device, &host(0, 130, 0)));
@@ -102,14 +102,14 @@ pub(crate) fn updates_bind_what_changed(device: &Device) {
     assert_eq!(tensor, Some(0));
 }
 
-// What lies beside a tensor's elements stays as it is.
+// Bytes beside a tensor's elements stay as they are.
 
 const SIZES: [usize; 11] = [1, 2, 3, 4, 5, 7, 128, 257, 1023, 1026, 1029];
-/// What offsets are multiples of in these tests.
+/// All offsets in these tests are multiples of this.
 const ALIGN: usize = 256;
 
-/// Appends what a tensor has, each array at a multiple of the alignment and with other bytes behind
-/// it, and returns the offsets.
+/// Appends a tensor's arrays, each at a multiple of the alignment and with other bytes behind it.
+/// Returns the offsets.
 fn place(host: &Host, bytes: &mut Vec<u8>) -> Vec<u64> {
     let mut append = |content: &[u8]| {
         let offset = bytes.len();

@@ -1,4 +1,5 @@
-//! The WebGPU backend on a device: the shaders through wgpu, beside the CPU backend.
+//! The WebGPU backend on a device: its shaders run through wgpu and are compared with the CPU
+//! backend.
 
 mod accuracy;
 mod bad_input;

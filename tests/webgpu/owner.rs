@@ -135,8 +135,8 @@ fn has_the_bits_of_lists(gpu: &Gpu) {
             let (content, behind) = params[index].split_at(expected.len());
             assert_eq!(content, expected, "{what}");
             assert!(behind.iter().all(|&byte| byte == 0xa5), "{what}: {behind:x?}");
-            // One 16-bit parameter may stay where it is.
-            assert!(spec.len < 1000 || content != before.bytes(), "{what}: it did not move");
+            // A single 16-bit parameter may round to its old value.
+            assert!(spec.len < 1000 || content != before.bytes(), "{what}: unchanged");
         }
     }
 }
@@ -165,14 +165,13 @@ fn check_masters(device: &Device, formats: Formats) {
     device.submit(|pass| optimizer.step(pass, [params], [Some(grads)]).unwrap());
     let masters = optimizer.state(&device.queue).unwrap().arrays.remove(0).master.unwrap();
     for (expected, found) in values.wide().into_iter().zip(masters) {
-        // The step that follows may flush a subnormal, as any operation of WGSL.
+        // The step after the masters are set may flush a subnormal, as any WGSL operation may.
         let flushed = expected.is_subnormal() && found == 0.0;
         assert!(flushed || same(found, expected), "{formats}: {found:e}, not {expected:e}");
     }
 }
 
-/// A parameter that becomes bf16, a gradient that does, and a tensor whose type is told only while
-/// it has no gradient.
+/// A parameter and its gradient become bf16, first in a step without a gradient.
 fn follows_changed_types(device: &Device) {
     let [wide, narrow, again] = ["f32_f32", "bf16_bf16", "bf16_bf16"].map(|name| Models::of(device, &[name], 1030, 0));
     let mut changing = wide.optimizer(device);
@@ -220,7 +219,7 @@ fn resumes_bit_for_bit(device: &Device) {
     twins.run(device, &mut first, 0..3);
     first.save(&device.queue, &path).unwrap();
     let mut second = twins.optimizer(device);
-    // A list and moments of its own, which the file replaces.
+    // The second optimizer has a list and moments already, which the file replaces.
     device.submit(|pass| second.step(pass, models.params(), vec![None; models.params.len()]).unwrap());
     second.load(&device.queue, &path).unwrap();
     assert_eq!(second.state(&device.queue).unwrap(), first.state(&device.queue).unwrap());
@@ -301,21 +300,22 @@ fn reads_while_other_work_goes_on(device: &Device) {
     // Awaited by one thread, polled by another.
     assert_same_state(&device.awaited(is_send(optimizer.read_state(&device.queue))).unwrap(), &expected);
 
-    // A reading that is given up leaves the optimizer usable; so does one of two at once.
+    // A read that is dropped leaves the optimizer usable. Two reads may run at once.
     drop(optimizer.read_state(&device.queue));
     let (mut one, mut two) = (pin!(optimizer.read_state(&device.queue)), pin!(optimizer.read_state(&device.queue)));
     device.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
     for read in [one.as_mut(), two.as_mut()] {
         assert_same_state(&block_on(read).unwrap(), &expected);
     }
-    // Nothing of it disturbed the other work.
+    // None of this disturbed the other work.
     let twins = Models::all(device);
     let mut twin = twins.optimizer(device);
     twins.run(device, &mut twin, 0..steps);
     assert!(twins.results(device, &twin) == others.results(device, &other));
 }
 
-/// 128 MiB of moments; pieces begin in the middle of an array, and a piece has ends of several.
+/// 128 MiB of moments, read in pieces. A piece may begin within an array and contain the ends of
+/// several.
 fn reads_large_states_in_pieces(device: &Device) {
     let lens = [(64 << 20) / 4 + 3, 5];
     let mut state = State::new(&groups(), &lens.map(TensorSpec::new)).unwrap();
@@ -378,7 +378,7 @@ fn refuses_bad_input_and_stays(gpu: &Gpu) {
     refused::position(optimizer.step_of(3), "tensor", 3, 3);
     assert!(good.results(device, &optimizer) == before);
 
-    // A step that cannot be counted.
+    // A step beyond the largest count.
     let mut state = before.0.clone();
     state.ledger.set_step(2, u64::MAX).unwrap();
     let mut full = DualAdam::from_state(device.pipelines(), &device.queue, &state).unwrap();
@@ -470,7 +470,7 @@ fn names_tensors_in_errors(device: &Device) {
 }
 
 fn on_a_lost_device(gpu: &Gpu) {
-    // Lost before the call, and while a reading is under way.
+    // Lost before the call, and while a read is in progress.
     let device = gpu.open(wgpu::Features::empty(), wgpu::Limits::default());
     let models = Models::of(&device, &["f32_f32", "bf16_bf16_master"], 1030, 0);
     let mut optimizer = models.optimizer(&device);

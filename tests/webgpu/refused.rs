@@ -1,4 +1,4 @@
-//! What an error must be, of those that only this backend has as well.
+//! Checks of the errors that only this backend has.
 
 use dualadam::webgpu::{BindingProblem, WebGpuError, WgpuProblem, wgpu};
 use dualadam::{Error, Role};
@@ -10,11 +10,11 @@ pub(crate) use testkit::refused::*;
 fn webgpu<T>(result: Result<T, WebGpuError>) -> WebGpuError {
     match refused(result) {
         Error::WebGpu(error) => error,
-        other => panic!("not of WebGPU: {other:?}"),
+        other => panic!("not an error of WebGPU: {other:?}"),
     }
 }
 
-/// This buffer of this tensor cannot be bound.
+/// Checks that this buffer of this tensor was refused for this problem.
 #[track_caller]
 pub(crate) fn binding<T>(result: Result<T, WebGpuError>, expected: (usize, Role), expected_problem: BindingProblem) {
     match webgpu(result) {
@@ -35,7 +35,7 @@ pub(crate) fn offset<T>(result: Result<T, WebGpuError>, tensor: usize, buffer: R
     binding(result, (tensor, buffer), BindingProblem::Offset { align, offset });
 }
 
-/// The buffer has so many bytes, and must have so many others.
+/// Checks that the buffer was refused because it has `actual` bytes and needs `required`.
 #[track_caller]
 pub(crate) fn buffer_size<T>(result: Result<T, WebGpuError>, tensor: usize, buffer: Role, required: u128, actual: u64) {
     match webgpu(result) {
@@ -43,13 +43,13 @@ pub(crate) fn buffer_size<T>(result: Result<T, WebGpuError>, tensor: usize, buff
             BindingProblem::BufferSize { required: bytes, actual: had, .. } => {
                 assert_eq!((of, role, bytes, had), (tensor, buffer, required, actual));
             }
-            other => panic!("not of a size: {other:?}"),
+            other => panic!("not an error of a size: {other:?}"),
         },
         other => panic!("not of a binding: {other:?}"),
     }
 }
 
-/// A limit of the device is so small, and must be so large.
+/// Checks that a limit of the device was refused because it is `found` and must be `expected`.
 #[track_caller]
 pub(crate) fn limit<T>(result: Result<T, WebGpuError>, expected: u64, found: u64) {
     let error = webgpu(result);
@@ -61,7 +61,7 @@ pub(crate) fn limit<T>(result: Result<T, WebGpuError>, expected: u64, found: u64
 pub(crate) fn by_wgpu<T>(result: Result<T, WebGpuError>) -> (&'static str, Option<usize>, WgpuProblem) {
     match webgpu(result) {
         WebGpuError::Wgpu(error) => (error.call, error.tensor, error.problem),
-        other => panic!("not of wgpu: {other:?}"),
+        other => panic!("not an error of wgpu: {other:?}"),
     }
 }
 

@@ -9,20 +9,20 @@ use testkit::{Formats, Inputs, Tensor as Host, Values, Variant};
 
 use crate::gpu::Gpu;
 
-/// A step that leaves every parameter.
+/// Coefficients of a step that changes no parameter.
 fn still() -> StepCoeffs {
     let mut coeffs = StepCoeffs::zeroed();
     coeffs.eps = 1.0;
     coeffs
 }
 
-/// The formats of all variants for which this holds.
+/// The formats of all variants for which `holds` is true.
 fn all_formats(holds: impl Fn(&Formats) -> bool) -> impl Iterator<Item = Formats> {
     Variant::all().map(Variant::formats).filter(holds)
 }
 
-/// A tensor of so many of the parameters, from each of them on: no whole quad, or one and what is
-/// left of it.
+/// Short runs of the parameters, from each of them on: less than a quad of four elements, or a quad
+/// and a tail.
 fn tails(p: &[f32]) -> impl Iterator<Item = Vec<f32>> {
     [1, 2, 3, 5, 6, 7].into_iter().flat_map(|len| p.windows(len).map(<[f32]>::to_vec))
 }
@@ -38,15 +38,15 @@ pub(crate) fn all_16_bit_patterns_load(gpu: &Gpu) {
         let host = Host { grad, ..Host::new(formats, &inputs) };
         let found = gpu.device.stepped(&host, &coeffs).exp_avg.wide();
         for ((found, expected), pattern) in found.into_iter().zip(host.grad.wide()).zip(patterns) {
-            // The device may flush what is subnormal in f32, and zero has lost its sign beside the
-            // old m.
+            // The device may flush values that are subnormal in f32, and a zero loses its sign when
+            // it is added to the old m.
             let flushed = expected.abs() < f32::MIN_POSITIVE && found == 0.0;
             assert!(flushed || same(found, expected), "{formats}, {pattern:#x}: {found:e}, not {expected:e}");
         }
     }
 }
 
-/// Every pattern as a parameter that stays; those at the edges also at every place of a tail.
+/// Every pattern, as a parameter, stays as it is; those at the edges also at every place of a tail.
 pub(crate) fn all_16_bit_patterns_stay(gpu: &Gpu) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
     let edges = [0, 1, 2, 0x3ff, 0x400, 0x3f80, 0x7bff, 0x7c00, 0x7c01, 0x7e00, 0x7f7f, 0x7f80, 0x7f81, 0x7fff];
@@ -85,7 +85,7 @@ pub(crate) fn ties_and_extremes_store(gpu: &Gpu) {
                 flushed += usize::from(x.is_subnormal() && kept == 0.0);
                 assert!(same(kept, x) || x.is_subnormal(), "{x:e} became {kept:e}");
             }
-            // Of the master as the device has kept it.
+            // The parameter is narrowed from the master as the device has kept it.
             let expected = Values::new(formats.param, &masters);
             for (i, (found, expected)) in found.param.wide().into_iter().zip(expected.wide()).enumerate() {
                 assert!(same(found, expected), "{formats}, {:e}: {found:e}, not {expected:e}", inputs.p[i]);

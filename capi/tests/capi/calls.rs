@@ -19,24 +19,24 @@ pub(crate) fn last_error() -> String {
 }
 
 pub(crate) fn name(status: dualadam_status) -> &'static str {
-    // SAFETY: a C string that stays.
+    // SAFETY: the function returns a static C string.
     unsafe { CStr::from_ptr(dualadam_status_name(status)) }.to_str().unwrap()
 }
 
-/// Fails with the library's text unless all went well.
+/// Fails with the library's error text unless the call succeeded.
 #[track_caller]
 pub(crate) fn ok(status: dualadam_status) {
     assert!(status == DUALADAM_STATUS_OK, "{}: {}", name(status), last_error());
 }
 
-/// Fails unless the call failed so, with that text.
+/// Fails unless the call failed with this status and this error text.
 #[track_caller]
 pub(crate) fn fails(status: dualadam_status, expected: dualadam_status, text: &str) {
     assert!(status == expected, "{}, not {}: {}", name(status), name(expected), last_error());
     assert_eq!(last_error(), text);
 }
 
-/// The struct that a call fills, which is given the struct's place and size.
+/// The struct that `fill` writes, given a pointer to it and its size.
 pub(crate) fn filled<T: Zeroable>(fill: impl FnOnce(*mut T, usize) -> dualadam_status) -> T {
     let mut filled = T::zeroed();
     ok(fill(&mut filled, size_of::<T>()));
@@ -74,7 +74,7 @@ pub(crate) fn fields(coeffs: &dualadam_coeffs) -> [f32; 10] {
 /// A state with one group and one tensor.
 pub(crate) fn state(len: u64) -> dualadam_state {
     let mut state = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the pointers are to live structs and to a local variable.
     ok(unsafe { dualadam_state_new(&config(), 1, &spec(len), 1, &mut state) });
     state
 }

@@ -16,7 +16,7 @@ pub(crate) fn start() -> StandIn {
 
 pub(crate) fn kernels() -> dualadam_cuda_kernels {
     let mut kernels = 0;
-    // SAFETY: a place for the handle.
+    // SAFETY: the pointer is to a local variable.
     ok(unsafe { dualadam_cuda_kernels_new(0, &mut kernels) });
     kernels
 }
@@ -34,7 +34,7 @@ impl Memory {
 
     /// Waits for everything before.
     pub(crate) fn write<T: bytemuck::Pod>(&self, content: &[T]) {
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current; the memory is as long as the content.
         unsafe {
             sys::cuCtxSynchronize().result().unwrap();
             result::memcpy_htod_sync(self.0, content).unwrap();
@@ -45,7 +45,7 @@ impl Memory {
     /// Waits for everything and reads.
     pub(crate) fn read<T: bytemuck::Pod>(&self, len: usize) -> Vec<T> {
         let mut content = vec![T::zeroed(); len];
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current; the memory is as long as the content.
         unsafe {
             sys::cuCtxSynchronize().result().unwrap();
             result::memcpy_dtoh_sync(&mut content, self.0).unwrap();
@@ -103,7 +103,7 @@ fn steps_have_the_bits_of_the_cpu() {
     let mut host_tensors = world.host.each_mut().map(Buffers::tensor);
     host_tensors[1].coeffs_index = 1;
     let mut list = 0;
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         ok(dualadam_cuda_list_new(kernels, tensors.as_ptr(), 2, &mut list));
         ok(dualadam_cuda_kernels_free(kernels)); // the list keeps them
@@ -136,7 +136,8 @@ fn bad_input_is_refused() {
     let World { tensors: [good, _], kernels, stream, context, stand_in, .. } = &world;
     let (good, kernels, raw) = (*good, *kernels, world.raw());
     let (set, mut list) = (coeffs(&config(), 1, 1.0), 0);
-    // SAFETY: the structs and the places are there; everything wrong is refused before it is used.
+    // SAFETY: the pointers are to live structs and to local variables; bad ones are refused before
+    // they are used.
     unsafe {
         let step = |tensor: dualadam_tensor| dualadam_cuda_step(kernels, &tensor, &set, raw);
         assert_eq!(step(dualadam_tensor { param: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL);
@@ -176,7 +177,8 @@ fn bad_input_is_refused() {
         assert_eq!(dualadam_state_free(kernels), DUALADAM_STATUS_HANDLE_KIND);
         assert!(last_error().ends_with("which is one of CUDA kernels"), "{}", last_error());
 
-        // Kernels cannot be loaded in a capture; a list, with changes too, has its own.
+        // A capture cannot load kernels. A list has loaded its own, so a capture takes its steps,
+        // changes included.
         let others = dualadam_tensor { grad_dtype: DUALADAM_DTYPE_F16, ..good };
         ok(dualadam_cuda_list_update(list, &dualadam_tensor { grad: ptr::null(), ..good }, 1));
         sys::cuStreamBeginCapture_v2(stream.cu_stream(), sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL);
@@ -204,7 +206,7 @@ fn bad_input_is_refused() {
     ok(dualadam_cuda_kernels_free(kernels));
     assert_eq!(dualadam_cuda_list_free(list), DUALADAM_STATUS_STALE_HANDLE);
     assert_eq!(dualadam_cuda_kernels_free(kernels), DUALADAM_STATUS_STALE_HANDLE);
-    // SAFETY: the structs are there; both handles are stale.
+    // SAFETY: the structs are live; both handles are stale.
     unsafe {
         assert_eq!(dualadam_cuda_step(kernels, &good, &set, raw), DUALADAM_STATUS_STALE_HANDLE);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, &mut list), DUALADAM_STATUS_STALE_HANDLE);
@@ -214,11 +216,11 @@ fn bad_input_is_refused() {
 }
 
 #[test]
-fn drivers_and_devices_that_do_not_do() {
+fn unsuitable_drivers_and_devices_are_refused() {
     let stand_in = start();
     stand_in.set("devices", 1);
     let mut handle = 9;
-    // SAFETY: a place for the handle.
+    // SAFETY: the pointer is to a local variable.
     let mut new = |device| unsafe { dualadam_cuda_kernels_new(device, &mut handle) };
     fails(new(7), DUALADAM_STATUS_POSITION, "device must be below 1, got 7");
     stand_in.set_driver_version(11_030);
@@ -227,13 +229,13 @@ fn drivers_and_devices_that_do_not_do() {
     ok(new(0));
     let tensor = Buffers::new(0, 100).tensor();
     stand_in.fail("cuModuleLoadDataEx", 1, 218);
-    // SAFETY: the struct is there.
+    // SAFETY: the struct is live.
     let prepare = || unsafe { dualadam_cuda_kernels_prepare(handle, &tensor) };
     assert_eq!(prepare(), DUALADAM_STATUS_CUDA_PTX);
     assert!(last_error().contains("CUDA_ERROR_INVALID_PTX (218)"), "{}", last_error());
     ok(prepare());
     ok(dualadam_cuda_kernels_free(handle));
-    // SAFETY: null and misaligned places are refused.
+    // SAFETY: null and misaligned pointers are refused.
     unsafe {
         assert_eq!(dualadam_cuda_kernels_new(0, ptr::null_mut()), DUALADAM_STATUS_NULL);
         assert_eq!(
@@ -243,15 +245,15 @@ fn drivers_and_devices_that_do_not_do() {
     }
 }
 
-/// The kernels go where the caller is: into a primary context, which they hold, or into any other,
-/// which they leave alone.
+/// The kernels are loaded into the current context. They retain it if it is a primary context, and
+/// leave any other one alone.
 #[test]
 fn kernels_in_the_current_context() {
     let stand_in = start();
     let set = coeffs(&config(), 1, 1.0);
     let mut kernels = 9;
     let mut none = ptr::null_mut();
-    // SAFETY: places for the handles; a null context is none.
+    // SAFETY: the pointers are to local variables; null stands for no context.
     unsafe {
         sys::cuInit(0).result().unwrap();
         sys::cuCtxSetCurrent(ptr::null_mut()).result().unwrap();
@@ -268,7 +270,7 @@ fn kernels_in_the_current_context() {
             (context.cu_ctx(), Some(context))
         } else {
             let mut context = ptr::null_mut();
-            // SAFETY: a place for the context, which becomes current.
+            // SAFETY: the pointer is to a local variable; the new context becomes current.
             unsafe { sys::cuCtxCreate_v2(&mut context, 0, 0) }.result().unwrap();
             (context, None)
         };
@@ -276,7 +278,7 @@ fn kernels_in_the_current_context() {
         let mut host = Buffers::new(0, 100);
         let device = OnDevice::new(&host);
         let mut current = ptr::null_mut();
-        // SAFETY: the structs and the buffers are there.
+        // SAFETY: the structs and the buffers are live.
         unsafe {
             ok(dualadam_cuda_kernels_in_current_context(&mut kernels));
             ok(dualadam_cuda_step(kernels, &device.tensor(), &set, ptr::null_mut()));
@@ -287,7 +289,7 @@ fn kernels_in_the_current_context() {
             sys::cuCtxGetCurrent(&mut current).result().unwrap();
         }
         assert_eq!(current, context.0, "{primary}");
-        // The module is the context's.
+        // The module belongs to the context.
         assert_eq!((stand_in.live("module"), stand_in.live("context")), (1, live), "{primary}");
         if !primary {
             // SAFETY: the context is this test's own.

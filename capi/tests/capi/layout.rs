@@ -1,12 +1,12 @@
-//! The structs have the layout that they were published with, and C and C++ see the same.
+//! The structs keep their published layout, and C and C++ see the same one.
 
 use std::fmt::Write as _;
 use std::process::Command;
 
 use dualadam_capi::*;
 
-/// The layout of structs: a line for each, with its size, its alignment and its fields' offsets;
-/// and the same as assertions in C.
+/// The layout of structs as text, with a line for each (its size, its alignment, and the offsets of
+/// its fields), and as assertions in C.
 macro_rules! layouts {
     ($($name:ident { $($field:ident),+ })+) => {{
         let (mut lines, mut assertions) = (String::new(), String::new());
@@ -19,7 +19,7 @@ macro_rules! layouts {
                 write!(lines, " {} {offset}", stringify!($field)).unwrap();
                 writeln!(assertions, "CHECK(offsetof({}, {}) == {offset});", stringify!($name), stringify!($field)).unwrap();
             )+
-            // All fields are named: this does not compile otherwise.
+            // This compiles only if all fields are named.
             let _ = |value: $name| { let $name { $($field: _),+ } = value; };
             lines.push('\n');
         )+
@@ -48,7 +48,7 @@ fn all() -> (String, String) {
     }
 }
 
-/// Programs that were compiled against this layout exist: it grows at the ends of the structs only.
+/// Compiled programs depend on this layout, so a struct may only grow at its end.
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn the_layout_is_the_published_one() {
@@ -69,8 +69,8 @@ fn the_layout_is_the_published_one() {
     );
 }
 
-/// The C compiler that Rust links with sees the same; and the constants, which the header has as
-/// macros, are those of the sources.
+/// C and C++ compilers see the same layout, and the header's macros have the values of the Rust
+/// constants.
 #[test]
 fn c_sees_the_layout_of_rust() {
     let (_, mut assertions) = all();

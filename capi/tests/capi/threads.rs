@@ -43,12 +43,13 @@ fn step_one(buffers: &mut Buffers, step: u64) {
     buffers.step(&coeffs(&config(), step, 1.0));
 }
 
-/// One state, one thread for each of its tensors; a handle that two threads free is freed once.
+/// Each thread works on its own tensor of one state. Of the calls that free the state, one
+/// succeeds.
 #[test]
 fn threads_share_a_state() {
     let specs = [spec(1000); THREADS];
     let mut state = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the pointers are to live structs and to a local variable.
     ok(unsafe { dualadam_state_new(&config(), 1, specs.as_ptr(), THREADS, &mut state) });
     thread::scope(|scope| {
         for number in 0..THREADS {
@@ -59,7 +60,7 @@ fn threads_share_a_state() {
                     assert_eq!(values.step, step - 1);
                     let (exp_avg, exp_avg_sq) = (values.exp_avg.cast(), values.exp_avg_sq.cast());
                     let tensor = dualadam_tensor { exp_avg, exp_avg_sq, ..buffers.tensor() };
-                    // SAFETY: the structs and the buffers are there, and no other thread has this
+                    // SAFETY: the structs and the buffers are live, and no other thread uses this
                     // tensor.
                     ok(unsafe { dualadam_cpu_step(&tensor, &coeffs(&config(), step, 1.0)) });
                     ok(dualadam_state_set_step(state, number, step, 0));
@@ -71,7 +72,7 @@ fn threads_share_a_state() {
         let mut alone = Buffers::new(number, 1000);
         (1..=20).for_each(|step| step_one(&mut alone, step));
         let values = state_tensor(state, number);
-        // SAFETY: the state's arrays have 1,000 elements, and nobody else is there any more.
+        // SAFETY: the state's arrays have 1,000 elements, and the other threads have ended.
         let moments =
             unsafe { [values.exp_avg, values.exp_avg_sq].map(|array| std::slice::from_raw_parts(array, 1000)) };
         assert_eq!(moments, [&alone.m[..], &alone.v[..]]);

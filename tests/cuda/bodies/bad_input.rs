@@ -15,7 +15,7 @@ use super::refused::refused;
 use super::{Body, Gpu, refused, with_len};
 
 pub(crate) const TESTS: &[Body] = bodies!["bad_input":
-    addresses_that_cannot_be_right_are_refused,
+    bad_addresses_are_refused,
     lists_refuse_what_does_not_fit_and_stay_as_they_are,
     streams_and_buffers_of_other_contexts_are_refused,
     buffers_that_cudarc_does_not_order_with_the_stream_are_refused,
@@ -28,7 +28,7 @@ fn coeffs() -> StepCoeffs {
     DualAdamConfig::default().coeffs(1).unwrap()
 }
 
-fn addresses_that_cannot_be_right_are_refused(gpu: &Gpu) {
+fn bad_addresses_are_refused(gpu: &Gpu) {
     let (alone, list) =
         (|tensor: &_| gpu.step(tensor, &coeffs()), |tensors: &[_]| TensorList::new(&gpu.kernels, tensors));
     raw::wrong_tensors(alone, list);
@@ -75,8 +75,8 @@ fn streams_and_buffers_of_other_contexts_are_refused(gpu: &Gpu) {
     gpu.assert_nothing_launched();
 }
 
-/// cudarc orders work only among the streams of one of its values for a context, so that a step
-/// over buffers of another would race.
+/// cudarc orders work only among the streams of one `CudaContext` value, so a step over buffers of
+/// another value for the same context would race.
 fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     let other = CudaContext::new(0).unwrap();
     assert_eq!(other.cu_ctx(), gpu.context.cu_ctx());
@@ -93,7 +93,7 @@ fn buffers_that_cudarc_does_not_order_with_the_stream_are_refused(gpu: &Gpu) {
     refused::unordered(owner.step([(&mut own).into()], [Some((&*g).into())]), "grad of tensor 0 (bias)");
     gpu.assert_nothing_launched();
 
-    // The kernels themselves may be of another value than stream and buffers.
+    // The kernels may be of another `CudaContext` value than stream and buffers.
     let stream = p.stream().clone();
     cuda::step(&gpu.kernels, &stream, &mut cuda::Tensor::new(p, &*g, m, v), coeffs).unwrap();
 }
@@ -133,7 +133,8 @@ fn the_owner_refuses_what_the_cpu_refuses(gpu: &Gpu) {
 }
 
 fn the_current_context_is_restored(gpu: &Gpu) {
-    // Loaded and unloaded here, as the other kernels of the primary context are still in use.
+    // Kernels are loaded into a context of the test's own, as those of the primary context are
+    // still in use.
     let own = gpu.other_context();
     check_current_context(&gpu.other_context(), || Kernels::in_context(&own).unwrap());
     set_current(ptr::null_mut());
@@ -141,7 +142,7 @@ fn the_current_context_is_restored(gpu: &Gpu) {
     assert_eq!(current(), ptr::null_mut());
 }
 
-/// Whatever is done with kernels, the context that was current before is current after, and none if
+/// Whatever is done with kernels, the current context is the same before and after, or none if
 /// there was none.
 pub(crate) fn check_current_context(other: &CudaContext, make: impl Fn() -> Kernels) {
     for before in [other.cu_ctx().cast(), ptr::null_mut()] {

@@ -1,6 +1,6 @@
-//! Captures as PyTorch's users make them: a whole iteration in one graph, whose gradients are at
-//! addresses that did not exist before; and captures beside other threads that make, step and drop
-//! what they like.
+//! Captures as PyTorch's users make them: a whole iteration in one graph, with gradients at new
+//! addresses. And captures while other threads make, step and drop their own lists, controls and
+//! optimizers.
 
 use std::sync::Arc;
 use std::thread;
@@ -34,7 +34,7 @@ pub(crate) const MODES: [CUstreamCaptureMode; 3] = [GLOBAL, THREAD_LOCAL, RELAXE
 fn allocate_in_capture(bytes: usize) -> Memory {
     let mut mode = RELAXED;
     let exchange = |mode: &mut CUstreamCaptureMode| {
-        // SAFETY: a mode, where the driver may write another.
+        // SAFETY: the pointer is to a mode, which the driver exchanges for another.
         assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) }, sys::CUresult::CUDA_SUCCESS);
     };
     exchange(&mut mode);
@@ -44,8 +44,8 @@ fn allocate_in_capture(bytes: usize) -> Memory {
     Memory { address }
 }
 
-/// What a training program captures: gradients in memory of the graph's own, which a backward pass,
-/// here a copy of the batch, writes; and the step.
+/// What a training program captures: a backward pass, here a copy of the batch, that writes
+/// gradients into the graph's own memory; and the step.
 struct Iteration {
     graph: CudaGraph,
     batch: Vec<Memory>,
@@ -70,7 +70,7 @@ impl Iteration {
                     assert!(stand_in.set_private(memory.address));
                 }
                 raw[i].grad.address = if missing.contains(&i) { 0 } else { grads_at(twin, &memory) };
-                // SAFETY: both are as long, and the stream lives.
+                // SAFETY: both memories have `bytes` bytes, and the stream lives.
                 unsafe { result::memcpy_dtod_async(memory.address, batch.address, bytes, gpu.stream.cu_stream()) }
                     .unwrap();
                 grads.push(memory);
@@ -80,7 +80,7 @@ impl Iteration {
         Self { graph, batch, _grads: grads }
     }
 
-    /// Launches the graph for another batch, which the hosts' gradients then are.
+    /// Launches the graph for another batch, and sets the hosts' gradients to the same values.
     fn launch(&self, gpu: &Gpu, twins: &mut [Twin], seed: u64) {
         set_grads(twins, seed);
         twins.iter().zip(&self.batch).for_each(|(twin, batch)| gpu.write(batch, twin.host.grad.bytes()));
@@ -88,20 +88,20 @@ impl Iteration {
     }
 }
 
-/// Where the gradient begins that this memory holds with its filling.
+/// The address of the gradient in this memory, behind its filling.
 fn grads_at(twin: &Twin, memory: &Memory) -> u64 {
     twin.host.raw_at([memory.address; 5]).grad.address
 }
 
-/// Gradients on the host that differ in each round.
+/// Sets gradients on the host that differ for each seed.
 fn set_grads(twins: &mut [Twin], seed: u64) {
     for (twin, seed) in twins.iter_mut().zip(seed..) {
         twin.host.set_grads(&Inputs::random(seed, twin.host.len()).grad);
     }
 }
 
-/// The tensors with the gradients of an ordinary step, in memory that is gone after it, as
-/// PyTorch's is.
+/// The tensors with the gradients of an ordinary step, in memory that is freed after it, as in
+/// PyTorch.
 fn upload_grads(gpu: &Gpu, twins: &mut [Twin], seed: u64) -> (Vec<RawTensor>, Vec<Memory>) {
     set_grads(twins, seed);
     let grads: Vec<_> = twins.iter().map(|twin| gpu.memory(twin.host.grad.bytes())).collect();
@@ -148,8 +148,8 @@ fn whole_iterations_with_control(gpu: &Gpu) {
     }
 }
 
-/// The same with coefficients from the host, which the graphs keep: few that fit in an argument,
-/// and more.
+/// The same with coefficients from the host, which the graphs keep: few enough to fit in an
+/// argument, and more.
 fn whole_iterations_without_control(gpu: &Gpu) {
     for sets in [3, 100] {
         let sets: Vec<_> = (1..=sets).map(|step| DualAdamConfig::adamw(0.1).coeffs(step).unwrap()).collect();
@@ -234,7 +234,7 @@ fn a_first_step_allocates_nothing(gpu: &Gpu, mut optimizer: impl Optimizer) {
     });
     assert_eq!(allocations(), before);
     drop(graph);
-    // Nothing is counted, and the step can be made.
+    // Nothing was counted, and the step can now be made.
     assert_eq!(optimizer.step_of(0), 0);
     step_owner(&mut optimizer, &raw).unwrap();
     assert_eq!(optimizer.step_of(0), 1);
@@ -258,9 +258,8 @@ fn another_number_of_tensors_is_refused_and_the_capture_goes_on(gpu: &Gpu) {
     run.assert_same(gpu, "replayed");
 }
 
-/// What another thread does with its own list, control and optimizer, from their making to their
-/// end.
-fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
+/// Another thread's work: it makes, steps and drops a list, a control and an optimizer of its own.
+fn use_everything(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     let config = DualAdamConfig::default();
     let sets = [config.coeffs(1).unwrap()];
     let mut list = TensorList::new(kernels, &[raw]).unwrap();
@@ -276,8 +275,8 @@ fn live_a_life(kernels: &Kernels, stream: &Arc<CudaStream>, raw: RawTensor) {
     assert_eq!(optimizer.report().unwrap().len(), 1);
 }
 
-/// The capture, in any mode, ends well and the graph does what it should; and so does the other
-/// thread's work. The other thread also frees what had steps before the capture.
+/// In any mode, both the capture with its graph and the other thread's work succeed. The other
+/// thread also frees objects that made steps before the capture.
 fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
     let other = gpu.context.new_stream().unwrap();
     for mode in MODES {
@@ -292,7 +291,7 @@ fn other_threads_make_step_and_drop_during_a_capture(gpu: &Gpu) {
                 let (kernels, other) = (&gpu.kernels, &other);
                 scope.spawn(move || {
                     drop(before);
-                    live_a_life(kernels, other, raw);
+                    use_everything(kernels, other, raw);
                 });
             });
             run.launch(&gpu.stream);

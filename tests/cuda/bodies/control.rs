@@ -1,4 +1,4 @@
-//! Steps controlled on the device: coefficients, counters, and what is skipped.
+//! Controlled steps: coefficients, counters, and skipped steps.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ pub(crate) const TESTS: &[Body] = bodies!["control":
     coefficients_of_huge_steps_have_the_bits_of_the_host,
     schedules_of_many_rates_switch_at_the_steps_of_the_host,
     loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device,
-    learning_rates_of_the_callers_are_read_and_judged_on_the_device,
-    of_several_reasons_the_first_is_told,
+    learning_rates_in_the_callers_memory_are_judged_on_the_device,
+    of_several_reasons_the_first_is_reported,
     a_controlled_run_has_the_bits_of_the_cpu,
     what_the_callers_check_finds_skips_the_step,
-    counters_of_the_callers_are_advanced,
+    counters_in_the_callers_memory_are_advanced,
     counters_stay_where_nothing_is_updated,
     controlled_steps_only_launch,
     learning_rates_are_set_in_the_order_of_the_stream,
-    controls_refuse_what_cannot_be_right,
+    controls_refuse_bad_input,
     controlled_steps_refuse_what_does_not_belong_together,
-    capturable_optimizers_refuse_what_cannot_be_right,
+    capturable_optimizers_refuse_bad_input,
     special_values_have_the_bits_of_the_cpu,
 ];
 
@@ -40,7 +40,7 @@ fn empty(set: usize) -> RawTensor {
     Tensor::new(formats("f32_f32"), &Inputs::random(0, 0)).with_set(set).raw_at([4; 5])
 }
 
-/// A list of so many of them, each with a set of its own.
+/// A list of this many empty tensors, each with a set of its own.
 fn empty_list(gpu: &Gpu, count: usize) -> TensorList {
     TensorList::new(&gpu.kernels, &(0..count).map(empty).collect::<Vec<_>>()).unwrap()
 }
@@ -63,8 +63,8 @@ pub(crate) fn try_step(
     control: &mut Control,
     scalars: RawScalars,
 ) -> Result<(), CudaError> {
-    // SAFETY: what is not refused has buffers as long as the tensors; the stand-in checks each
-    // access.
+    // SAFETY: the tensors that are not refused have buffers as long as they are; the stand-in
+    // checks each access.
     unsafe { list.step_controlled(control, &scalars, stream.cu_stream().cast()) }
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn set_steps(gpu: &Gpu, control: &mut Control, steps: &[u64]) {
     unsafe { control.set_steps(steps, gpu.raw_stream()) }.unwrap();
 }
 
-/// What a set's report says but for the coefficients.
+/// A set's report without the coefficients.
 fn counts(report: &SetReport) -> (u64, u64, Option<SkipReason>) {
     (report.step, report.skipped, report.last_skip)
 }
@@ -117,7 +117,8 @@ fn odd_configs() -> Vec<DualAdamConfig> {
     ]
 }
 
-/// The coefficients of steps after these, each a set of its own, in one launch for each config.
+/// Checks the coefficients of the steps after these, each as a set of its own, in one launch for
+/// each config.
 fn check_coeffs(gpu: &Gpu, configs: &[DualAdamConfig], before: &[u64]) {
     let mut list = empty_list(gpu, before.len());
     for config in configs {
@@ -145,8 +146,8 @@ fn coefficients_of_huge_steps_have_the_bits_of_the_host(gpu: &Gpu) {
     check_coeffs(gpu, &[slow, slow.with_schedule(exponential), slow.with_schedule(fixed)], &before);
 }
 
-/// Around the step where α reaches 0 its roundings decide: a fused or reordered operation would
-/// switch at another step.
+/// Around the step where α reaches 0, roundings decide: a fused or reordered operation would switch
+/// at another step.
 fn schedules_of_many_rates_switch_at_the_steps_of_the_host(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let linear = (1..3000).map(|k| (k, SwitchSchedule::linear_until(k)));
@@ -204,7 +205,7 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     for reason in [FoundInf, LossScale, ClipFactor, Multiplier] {
         assert!(reasons.contains(&reason), "{reason:?}");
     }
-    // Each may be missing.
+    // Each scalar may be missing.
     memory.iter().zip([8.0_f32, 0.5, 0.0]).for_each(|(memory, value)| gpu.write(memory, &value.to_ne_bytes()));
     for (scalars, multiplier) in [
         (none, 1.0),
@@ -220,7 +221,7 @@ fn loss_scale_clip_factor_and_found_inf_are_read_and_judged_on_the_device(gpu: &
     }
 }
 
-fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
+fn learning_rates_in_the_callers_memory_are_judged_on_the_device(gpu: &Gpu) {
     let lrs: Vec<f64> =
         SPECIAL.iter().map(|&lr| f64::from(lr)).chain([1e-3, 0.1, 3e38, 1e300, 5e-324, 1e28, 2e29, 3.5e37]).collect();
     let configs = [
@@ -257,7 +258,7 @@ fn learning_rates_of_the_callers_are_read_and_judged_on_the_device(gpu: &Gpu) {
 }
 
 /// All reasons to skip at once, and one less each time.
-fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
+fn of_several_reasons_the_first_is_reported(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "f32_f32", 300);
     let mut list = gpu.list(std::slice::from_ref(&twin));
     let config = DualAdamConfig::default();
@@ -287,7 +288,7 @@ fn of_several_reasons_the_first_is_told(gpu: &Gpu) {
     step(gpu, &mut list, &mut control, scalars);
     twin.expect(&[config.with_lr(0.25).coeffs_scaled(full, 0.5).unwrap()]);
     twin.assert_same(gpu, "made");
-    // The last reason stays told, and the counter stays at its end.
+    // The report keeps the last reason, and the counter stays at its maximum.
     assert_eq!(counts(&report(gpu, &control)[0]), (full, 6, Some(Step)));
     step(gpu, &mut list, &mut control, scalars);
     twin.assert_same(gpu, "at the end");
@@ -304,7 +305,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// A set for each two tensors, of the groups in turns.
+    /// Every two tensors share a set, and the sets take the groups in turns.
     pub(crate) fn new(gpu: &Gpu, sizes: &[usize], configs: &[DualAdamConfig]) -> Self {
         let groups: Vec<_> = configs.iter().map(|&config| group(config)).collect();
         Self::with_groups(gpu, sizes, &groups)
@@ -343,7 +344,7 @@ impl Run {
         capture(stream, GLOBAL, || self.launch(stream))
     }
 
-    /// A step on the device, and on the CPU.
+    /// A step on the device and on the CPU.
     pub(crate) fn step(&mut self, gpu: &Gpu) {
         self.launch(&gpu.stream);
         self.expect_all();
@@ -354,8 +355,7 @@ impl Run {
         unsafe { self.control.set_lr(group, lr, gpu.raw_stream()) }
     }
 
-    /// The step on the CPU, of the tensors that have a gradient, with these learning rates in the
-    /// groups.
+    /// Steps the tensors that have a gradient on the CPU, with these learning rates of the groups.
     pub(crate) fn expect(&mut self, lrs: &[f64], multiplier: f64, has_gradient: impl Fn(usize) -> bool) {
         let mut sets: Vec<StepCoeffs> = vec![bytemuck::Zeroable::zeroed(); self.steps.len()];
         for (set, coeffs) in sets.iter_mut().enumerate() {
@@ -431,8 +431,8 @@ fn a_controlled_run_has_the_bits_of_the_cpu(gpu: &Gpu) {
     assert_eq!(run.control.config(1).unwrap().lr, lrs[1]);
 }
 
-/// The caller's own check finds what is not finite, wherever it stands; the step then leaves all as
-/// it was, and the next goes on.
+/// The caller's own check finds a value that is not finite, wherever it stands. The step then
+/// changes nothing, and the next one is made.
 fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
     let len = 4100;
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -460,7 +460,7 @@ fn what_the_callers_check_finds_skips_the_step(gpu: &Gpu) {
 }
 
 /// Counters and learning rates in the caller's memory, beside the control's own.
-fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
+fn counters_in_the_callers_memory_are_advanced(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let (counter, lr) = (gpu.memory(&41_u64.to_ne_bytes()), gpu.memory(&0.5_f64.to_ne_bytes()));
     let groups = [group(config), group(config).with_lr(RawLr::F64(lr.address))];
@@ -475,7 +475,7 @@ fn counters_of_the_callers_are_advanced(gpu: &Gpu) {
     gpu.write(&lr, &0.25_f64.to_ne_bytes());
     set_steps(gpu, &mut control, &[6, 7]);
     step(gpu, &mut list, &mut control, RawScalars::default());
-    // SAFETY: the stream lives, and the memory, too.
+    // SAFETY: the stream and the memory live.
     assert_eq!(unsafe { control.steps(gpu.raw_stream()) }.unwrap(), [7, 8]);
     assert_same_bits(&report(gpu, &control)[1], &config.with_lr(0.25).coeffs(8).unwrap(), "another rate");
 
@@ -534,7 +534,7 @@ fn learning_rates_are_set_in_the_order_of_the_stream(gpu: &Gpu) {
     run.assert_same(gpu, "late");
 }
 
-fn controls_refuse_what_cannot_be_right(gpu: &Gpu) {
+fn controls_refuse_bad_input(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let new = |groups: &[ControlGroup], sets: &[ControlSet]| Control::new(&gpu.kernels, groups, sets).map(|_| ());
     refused::empty(new(&[group(config)], &[]), "sets");
@@ -609,7 +609,7 @@ fn controlled_steps_refuse_what_does_not_belong_together(gpu: &Gpu) {
     gpu.assert_nothing_launched();
 }
 
-fn capturable_optimizers_refuse_what_cannot_be_right(gpu: &Gpu) {
+fn capturable_optimizers_refuse_bad_input(gpu: &Gpu) {
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(4)]).unwrap().into_capturable().unwrap();
     let (params, grads) = ([RawBuffer::f32(0x1000)], [Some(RawBuffer::f32(0x2000))]);
     // SAFETY: refused before anything is launched.

@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Body] = bodies!["flat":
     a_step_only_enqueues,
 ];
 
-/// The edges of blocks, which the sizes of all backends leave out.
+/// Sizes at the edges of blocks, which are not among the sizes for all backends.
 const EDGES: [usize; 4] = [1023, 1024, 1025, 4096];
 /// The stand-in takes a second for a million elements.
 const MOST_ON_THE_STAND_IN: usize = 5000;
@@ -33,7 +33,7 @@ fn sizes(gpu: &Gpu) -> impl Iterator<Item = usize> {
     EDGES.into_iter().chain(SIZES).filter(move |&size| size <= most)
 }
 
-/// The flat call for each tensor.
+/// Steps each tensor by the flat call.
 pub(crate) fn flat(gpu: &Gpu) -> impl Fn(&mut [Tensor], &[StepCoeffs]) {
     |tensors, sets| {
         for tensor in tensors {
@@ -131,14 +131,14 @@ pub(crate) fn read<T: DeviceRepr>(slice: &CudaSlice<T>) -> Vec<T> {
 }
 
 fn safe_steps_over_slices_wait_for_other_streams(gpu: &Gpu) {
-    // SAFETY: nothing was allocated while it was off.
+    // SAFETY: nothing was allocated while event tracking was off.
     unsafe { gpu.context.enable_event_tracking() };
     let checks: &[fn(&Kernels, &Arc<CudaStream>, Formats)] = &for_each_variant!(check_slices, check_slices);
     assert_eq!(checks.len(), Variant::COUNT);
     Variant::all().zip(checks).for_each(|(variant, check)| check(&gpu.kernels, &gpu.stream, variant.formats()));
 }
 
-/// A step is only enqueued; it waits for nothing, and the driver is asked for nothing that would.
+/// A step only enqueues work: it calls no driver function that could wait.
 fn a_step_only_enqueues(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "bf16_bf16_master", 5000);
     let config = DualAdamConfig::default();

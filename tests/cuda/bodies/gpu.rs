@@ -1,4 +1,5 @@
-//! The device: a context, a stream that waits for nobody, and memory. It is real, or the stand-in.
+//! The device under test, real or the stand-in: a context, a stream that waits for no other, and
+//! memory.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -13,7 +14,7 @@ use testkit::variant::formats;
 
 use super::twin::{self, Twin};
 
-/// What launches and records what has run, and asks first whether it may.
+/// The driver functions of a launch: the checks before it, the launch, and the record of its end.
 const LAUNCHING: [&str; 6] = [
     "cuCtxGetCurrent",
     "cuEventRecord",
@@ -30,7 +31,7 @@ pub(crate) struct Gpu {
     pub(crate) kernels: Kernels,
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) context: Arc<CudaContext>,
-    /// What watches and steers the device, if it is not real.
+    /// The handle that watches and steers the device, if it is the stand-in.
     pub(crate) stand_in: Option<StandIn>,
 }
 
@@ -40,8 +41,8 @@ impl Gpu {
         let kernels = Kernels::new(0).unwrap();
         let context = kernels.context().clone();
         context.bind_to_thread().unwrap();
-        // The tests say themselves what waits for what, as a caller from outside of Rust does.
-        // SAFETY: no test relies on cudarc's own events, but for those that say so.
+        // The tests order streams themselves, as callers from other languages do.
+        // SAFETY: no test relies on cudarc's own events, except those that enable them.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().unwrap();
         Self { kernels, stream, context, stand_in }
@@ -53,8 +54,8 @@ impl Gpu {
 
     /// A flat step, enqueued.
     pub(crate) fn step(&self, tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), CudaError> {
-        // SAFETY: what is not refused has buffers as long as the tensor, which nothing else uses;
-        // the stand-in checks each access.
+        // SAFETY: a tensor that is not refused has buffers as long as it is, which nothing else
+        // uses; the stand-in checks each access.
         unsafe { self.kernels.step_raw(tensor, coeffs, self.raw_stream()) }
     }
 
@@ -68,7 +69,7 @@ impl Gpu {
         TensorList::new(&self.kernels, &twin::raw(twins)).unwrap()
     }
 
-    /// With one group of the default configuration.
+    /// An optimizer with one group of the default configuration.
     pub(crate) fn optimizer(&self, specs: &[TensorSpec]) -> Result<DualAdam, CudaError> {
         DualAdam::with_groups(&self.kernels, &self.stream, &[DualAdamConfig::default()], specs)
     }
@@ -83,19 +84,19 @@ impl Gpu {
         self.stand_in.as_ref().unwrap()
     }
 
-    /// Another context of the same device, as a program has it that does not use the primary one.
-    /// What was current stays so.
+    /// Another context of the same device, as in a program that does not use the primary one. The
+    /// current context stays current.
     pub(crate) fn other_context(&self) -> Arc<CudaContext> {
         let other = CudaContext::new_non_primary(0, 0).unwrap();
         let mut made = ptr::null_mut();
-        // SAFETY: a place for the answer. Making a context has put it on top of those of this
-        // thread.
+        // SAFETY: the pointer is to a local variable. Making a context pushed it onto this thread's
+        // stack of contexts.
         let answer = unsafe { sys::cuCtxPopCurrent_v2(&mut made) };
         assert_eq!((answer, made), (sys::CUresult::CUDA_SUCCESS, other.cu_ctx()));
         other
     }
 
-    /// Memory with this content; at least one byte of it. The content has arrived.
+    /// Memory with this content, which has arrived; at least one byte.
     pub(crate) fn memory(&self, content: &[u8]) -> Memory {
         // SAFETY: a context is current.
         let address = unsafe { result::malloc_sync(content.len().max(1)) }.unwrap();
@@ -106,7 +107,7 @@ impl Gpu {
 
     pub(crate) fn write(&self, memory: &Memory, content: &[u8]) {
         if !content.is_empty() {
-            // SAFETY: the memory is as long.
+            // SAFETY: the memory is as long as the content.
             unsafe { result::memcpy_htod_sync(memory.address, content) }.unwrap();
         }
         self.context.synchronize().unwrap();
@@ -116,12 +117,12 @@ impl Gpu {
     pub(crate) fn read(&self, memory: &Memory, content: &mut [u8]) {
         self.context.synchronize().unwrap();
         if !content.is_empty() {
-            // SAFETY: the memory is as long.
+            // SAFETY: the memory is as long as the content.
             unsafe { result::memcpy_dtoh_sync(content, memory.address) }.unwrap();
         }
     }
 
-    /// All work has ended well; and the stand-in has found nothing wrong with any access or order.
+    /// Fails unless all work ended without an error and the stand-in found no violation.
     pub(crate) fn assert_clean(&self) {
         self.context.bind_to_thread().unwrap();
         let ended = self.context.synchronize();
@@ -131,8 +132,8 @@ impl Gpu {
         ended.unwrap();
     }
 
-    /// Does `work`, in which the driver functions that a launch takes are called so often, and no
-    /// others, as far as the stand-in sees.
+    /// Runs `work`, which must call the driver functions of a launch this often, and no others. A
+    /// real device is not checked.
     pub(crate) fn launching_only(&self, counts: [u64; LAUNCHING.len()], work: impl FnOnce()) {
         if self.stand_in.is_none() {
             return work();
@@ -143,7 +144,7 @@ impl Gpu {
         assert_eq!(calls, expected);
     }
 
-    /// The driver functions that are called in `work`, as far as the stand-in sees, and how often.
+    /// The driver functions that `work` calls, and how often, as the stand-in counts.
     pub(crate) fn calls_of(&self, work: impl FnOnce()) -> BTreeMap<String, u64> {
         let before = self.stand_in().call_list();
         work();
@@ -153,7 +154,7 @@ impl Gpu {
         calls
     }
 
-    /// Nothing was launched so far, as far as the stand-in saw.
+    /// Fails if the stand-in has seen a launch.
     pub(crate) fn assert_nothing_launched(&self) {
         if let Some(stand_in) = &self.stand_in {
             assert_eq!(stand_in.calls("cuLaunchKernel"), 0);
@@ -167,7 +168,7 @@ pub(crate) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: a context is current; what uses the memory was waited for.
+        // SAFETY: a context is current, and nothing uses the memory any more.
         let _ = unsafe { result::free_sync(self.address) };
     }
 }
@@ -175,12 +176,12 @@ impl Drop for Memory {
 /// The context that is current in this thread.
 pub(crate) fn current() -> *mut c_void {
     let mut context = ptr::null_mut();
-    // SAFETY: a place for the answer.
+    // SAFETY: the pointer is to a local variable.
     assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut context) }, sys::CUresult::CUDA_SUCCESS);
     context.cast()
 }
 
 pub(crate) fn set_current(context: *mut c_void) {
-    // SAFETY: a live context, or null for none.
+    // SAFETY: every caller passes a live context, or null for none.
     assert_eq!(unsafe { sys::cuCtxSetCurrent(context.cast()) }, sys::CUresult::CUDA_SUCCESS);
 }

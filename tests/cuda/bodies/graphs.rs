@@ -72,15 +72,15 @@ fn a_graph_launched_again_and_again_equals_the_ordinary_run(gpu: &Gpu) {
     }
     let all_skipped = report(gpu, &run.control).iter().all(|set| set.skipped == 3 && set.step == 7);
     assert!(all_skipped, "{:?}", report(gpu, &run.control));
-    // An ordinary step after it goes on from there.
+    // An ordinary step continues from there.
     gpu.write(&found_inf, &0_f32.to_ne_bytes());
     run.launch(&gpu.stream);
     run.expect(&[1.125, 0.25], 1.0, |_| true);
     run.assert_same(gpu, "ordinary");
 }
 
-/// Which tensors have a gradient is the graph's own: neither later steps nor other captures change
-/// it.
+/// The capture fixes which tensors have a gradient in its graph: neither later steps nor other
+/// captures change it.
 fn a_graph_keeps_its_tensors_whatever_changes_later(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 40, 5, 17], &switching());
     let of_all = run.capture(&gpu.stream);
@@ -138,11 +138,11 @@ fn two_graphs_run_on_two_streams(gpu: &Gpu) {
     runs.iter().for_each(|run| run.assert_same(gpu, "both"));
 }
 
-/// List and control are gone; the graph that captured them works on.
+/// List and control are dropped; the graph that captured them still works.
 fn a_graph_may_outlive_what_it_captured(gpu: &Gpu) {
     let mut run = Run::new(gpu, &[300, 5, 4096], &switching());
     let graph = run.capture(&gpu.stream);
-    // In their place one that no graph knows.
+    // A list and a control that no graph uses take their place.
     let fresh = Run::new(gpu, &[1], &switching());
     (run.list, run.control) = (fresh.list, fresh.control);
     for _ in 0..6 {
@@ -152,7 +152,7 @@ fn a_graph_may_outlive_what_it_captured(gpu: &Gpu) {
     run.assert_same_tensors(gpu, "after the end");
 }
 
-/// Ordinary steps of a list that were captured: the list may be dropped as well.
+/// A list whose steps were captured without a control may be dropped, too.
 fn a_captured_list_without_control_may_be_dropped(gpu: &Gpu) {
     let config = DualAdamConfig::default();
     let mut run = Run::new(gpu, &[300, 5], &[config]);
@@ -166,8 +166,8 @@ fn a_captured_list_without_control_may_be_dropped(gpu: &Gpu) {
     run.assert_same_tensors(gpu, "after the end");
 }
 
-/// What the host would have to do again for each launch, or would have to wait for, cannot be
-/// captured; the capture goes on.
+/// Work that the host would have to repeat for each launch, or to wait for, is refused in a
+/// capture. The capture goes on.
 fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
     let context = gpu.other_context();
     let mut run = Run::new(gpu, &[300, 5, 17, 1], &switching());
@@ -194,7 +194,7 @@ fn what_the_host_must_do_is_refused_in_a_capture(gpu: &Gpu) {
         refused::context(run.try_launch(&other, RawScalars::default()), "stream");
     }));
     gpu.context.bind_to_thread().unwrap();
-    // Nothing of all that had an effect.
+    // None of the refused calls had an effect.
     run.step(gpu);
     run.assert_same(gpu, "afterwards");
 }
@@ -211,7 +211,7 @@ fn models(gpu: &Gpu) -> Models {
     Models::new(&gpu.stream, &groups(), &specs).with_multiplier(0.25)
 }
 
-/// With an optimizer that the device controls.
+/// The models with a capturable optimizer.
 fn controlled(gpu: &Gpu) -> (Models, CapturableDualAdam) {
     let models = models(gpu);
     let optimizer = models.optimizer(&gpu.kernels).into_capturable().unwrap();
@@ -259,8 +259,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.cpu.save(&from_cpu).unwrap();
     assert_eq!(std::fs::read(&from_cpu).unwrap(), std::fs::read(&from_device).unwrap());
 
-    // Onwards on the device from the CPU's file, without a graph and with a gradient missing, and
-    // on the CPU from the device's.
+    // The device continues from the CPU's file, without a graph and with a gradient missing. The
+    // CPU continues from the device's file.
     optimizer.load(&from_cpu).unwrap();
     models.cpu.load(&from_device).unwrap();
     models.set_found_inf(0.0);
@@ -268,7 +268,7 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
         models.step(&mut optimizer, |tensor| round > 0 && tensor == round);
         models.assert_same(&optimizer, &format!("resumed, round {round}"));
     }
-    // And controlled by the host again.
+    // The host controls the steps again.
     let state = optimizer.state().unwrap();
     assert_eq!(state, *models.cpu.state());
     let mut plain = DualAdam::from_state(&gpu.kernels, &gpu.stream, &state).unwrap();
@@ -276,8 +276,8 @@ fn an_optimizer_captured_once_has_the_bits_and_files_of_the_cpu(gpu: &Gpu) {
     models.assert_same(&plain, "without control");
 }
 
-/// Two steps in one graph: what the first one notes on the device, of masters too, the second one
-/// finds.
+/// Two steps in one graph: the second one sees what the first wrote on the device, masters
+/// included.
 fn a_graph_may_have_several_steps(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     prepare(&mut models, &mut optimizer);
@@ -305,7 +305,7 @@ fn masters_are_set_once_each(gpu: &Gpu) {
         if round != 1 {
             models.expect(is_missing);
         }
-        // The host learns of the masters only here and there.
+        // The host reads the state only after some steps.
         if round % 2 == 1 {
             models.assert_same(&optimizer, &format!("round {round}"));
         }
@@ -322,7 +322,7 @@ fn masters_are_set_once_each(gpu: &Gpu) {
     }
 }
 
-/// Moments and counters from elsewhere, and masters that are still to be set.
+/// Moments and counters from elsewhere, and masters that are not set yet.
 fn foreign_moments_and_steps_reach_the_device(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let moments = Inputs::random(5, 4170);
@@ -334,7 +334,7 @@ fn foreign_moments_and_steps_reach_the_device(gpu: &Gpu) {
     }
 }
 
-/// An optimizer that was on its way moves its counters to the device. Its last step may have set
+/// An optimizer that has made steps moves its counters to the device. Its last step may have set
 /// masters; the device does not set them again.
 fn device_control_begins_where_the_host_was(gpu: &Gpu) {
     for missing_before in [&[4, 2][..], &[4], &[2]] {
@@ -375,7 +375,7 @@ fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     models.assert_same_params("after the end");
 }
 
-/// After the first step with the same buffers nothing but launches, not even a wait.
+/// After the first step with the same buffers, steps only launch; they do not even wait.
 fn controlled_optimizers_only_launch(gpu: &Gpu) {
     let (mut models, mut optimizer) = controlled(gpu);
     let mut step = |models: &mut Models| {
@@ -402,8 +402,7 @@ fn scalars_must_be_one_element_of_the_context(gpu: &Gpu) {
     models.assert_same(&optimizer, "nothing happened");
 }
 
-/// Steps of an optimizer with no tensor, or of tensors that all lack a gradient, are no steps.
-/// What was refused does not change what can be captured.
+/// A refused call does not change which formats can be captured.
 fn a_refused_step_leaves_the_formats_as_they_were(gpu: &Gpu) {
     let mut optimizer = gpu.optimizer(&[TensorSpec::new(4), TensorSpec::new(4)]).unwrap().into_capturable().unwrap();
     let params = [RawBuffer::f32(0x1000), RawBuffer::new(0x2000, Dtype::Bf16)];

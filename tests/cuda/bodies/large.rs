@@ -1,8 +1,8 @@
-//! Buffers that can have more elements than 32 bits count.
+//! Buffers that can have more than 2³² elements.
 //!
 //! Their content repeats, so that the host holds one period of it: it steps the period, and
 //! compares the device's results with that, piece by piece. The period is odd, so that an index
-//! that loses its upper bits meets other values.
+//! that loses its upper bits reads other values.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Body] = bodies!["large":
     periods_are_compared_to_the_end,
 ];
 
-/// The large tests themselves, at a size that takes no time.
+/// The code of the large tests, at a small size.
 fn periods_are_compared_to_the_end(gpu: &Gpu) {
     for len in [1, 1020, 1021, 1022, 7 * 1021 + 5] {
         let small = Large { len, period: 1021 };
@@ -37,14 +37,14 @@ pub(crate) struct Large {
     pub(crate) period: usize,
 }
 
-/// What stands before and behind a buffer's elements.
+/// The filling before and behind a buffer's elements.
 const FILL: u8 = 0x5a;
 const BEHIND: usize = 64;
-/// So many repetitions of the pattern are all compared.
+/// Up to this many repetitions of the pattern are all compared.
 const FEW: usize = 24;
 
 impl Large {
-    /// A flat step; the buffers begin so many elements after an aligned address.
+    /// A flat step whose buffers begin `offsets` elements after an aligned address.
     pub(crate) fn flat_step(&self, gpu: &Gpu, offsets: [usize; 4]) {
         let mut host = Tensor::new(types(), &Inputs::random(3, self.period));
         let buffers = self.upload(gpu, &host, offsets);
@@ -135,9 +135,9 @@ impl Repeated {
         unsafe { result::memcpy_dtoh_sync(into, self.memory.address + from as u64) }.unwrap();
     }
 
-    /// Where the repetitions begin that are compared: all of them where they are few, or if the
-    /// environment variable `DUALADAM_WHOLE` is set; else those at both ends, around the elements
-    /// that 31 and 32 bits count, and some between.
+    /// The starts of the repetitions to compare: all of them if they are few or if the environment
+    /// variable `DUALADAM_WHOLE` is set. Else those at both ends, around elements 2³¹ and 2³², and
+    /// some between.
     fn looked_at(&self, pattern: usize, size: usize) -> Vec<usize> {
         let count = self.range.len().div_ceil(pattern);
         let mut chosen: BTreeSet<usize> = if count <= FEW || env::var_os("DUALADAM_WHOLE").is_some() {

@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Body] = bodies!["lists":
     runs_and_groupings_give_the_same_bits,
 ];
 
-/// The step on the device, and on the CPU.
+/// Steps the list on the device and the tensors on the CPU.
 fn step(gpu: &Gpu, list: &mut TensorList, twins: &mut [Twin], sets: &[StepCoeffs]) {
     gpu.step_list(list, sets).unwrap();
     twins.iter_mut().for_each(|twin| twin.expect(sets));
@@ -73,7 +73,7 @@ fn more_sets_than_fit_in_an_argument(gpu: &Gpu) {
     }
 }
 
-/// New gradients, new parameters and new sets in each step, while none of the steps before has run.
+/// New gradients, new parameters and new sets in each step, while all steps before are pending.
 fn changes_travel_in_order_and_late(gpu: &Gpu) {
     let sets = all_sets();
     let mut twins = Twin::all(gpu, laws::mixed(&SIZES, |_| 0));
@@ -168,8 +168,8 @@ fn gradients_may_share_memory(gpu: &Gpu) {
     }
 }
 
-/// What copies from memory that is used again must not become part of a graph. The list's and the
-/// flat step in one graph, with changes in between; and with more sets than fit in an argument.
+/// A list's step and a flat step in one graph, with changes in between, and with more sets than fit
+/// in an argument. A copy from memory that is used again must not become part of the graph.
 fn a_capture_takes_tensors_and_sets_as_they_are(gpu: &Gpu) {
     let mut twin = Twin::of(gpu, "f32_f32", 100);
     let mut raw = twin.raw();
@@ -238,7 +238,7 @@ fn runs_and_groupings_give_the_same_bits(gpu: &Gpu) {
             gpu.step(&twin.raw().with_coeffs_index(0), &sets[twin.host.set]).unwrap();
         }
     };
-    // In lists of so many tensors, the last tensor first.
+    // In lists of at most `most` tensors, the last tensor first.
     let in_lists = |most: usize| {
         let sets = &sets;
         move |twins: &[Twin]| {

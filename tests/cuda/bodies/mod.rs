@@ -1,8 +1,9 @@
-//! Tests of the CUDA backend, the host layer through cudarc into the driver and the embedded
-//! kernels behind it. Each takes a [`Gpu`], which is a real device or the stand-in. All results are
-//! compared with the CPU backend, bit for bit.
+//! Tests of the CUDA backend: the host layer, cudarc, the driver and the embedded kernels. Each
+//! takes a [`Gpu`], which is a real device or the stand-in. All results are compared with the CPU
+//! backend, bit for bit.
 
-/// The tests of a file, by name; those that take a device of the stand-in apart.
+/// The tests of a file, by name. Tests after `on a device` get the stand-in's first device; the
+/// others make their own.
 macro_rules! bodies {
     ($file:literal: $($test:ident),* $(,)?; on a device: $($on_device:ident),* $(,)?) => {
         &[
@@ -29,7 +30,7 @@ mod streams;
 mod tour;
 pub(crate) mod twin;
 
-// What nearly every test works with.
+// Nearly every test uses these.
 pub(crate) use control::{Run, switching};
 pub(crate) use gpu::{Gpu, Memory};
 pub(crate) use graphs::{GLOBAL, RELAXED, THREAD_LOCAL, capture};

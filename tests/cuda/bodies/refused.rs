@@ -1,4 +1,4 @@
-//! What an error must be, of those that only this backend has as well.
+//! Checks of the errors that only this backend has.
 
 use dualadam::Error;
 use dualadam::cuda::CudaError;
@@ -10,7 +10,7 @@ pub(crate) use testkit::refused::*;
 fn cuda<T>(result: Result<T, CudaError>) -> CudaError {
     match refused(result) {
         Error::Cuda(error) => error,
-        other => panic!("not of CUDA: {other:?}"),
+        other => panic!("not an error of CUDA: {other:?}"),
     }
 }
 
@@ -20,14 +20,14 @@ pub(crate) fn captured<T>(result: Result<T, CudaError>) {
     assert!(matches!(error, CudaError::Captured { .. }), "{error:?}");
 }
 
-/// The argument belongs to another context.
+/// Checks that this argument was refused because it belongs to another context.
 #[track_caller]
 pub(crate) fn context<T>(result: Result<T, CudaError>, expected: &str) {
     let error = cuda(result);
     assert!(matches!(&error, CudaError::Context { argument } if argument.to_string() == expected), "{error:?}");
 }
 
-/// The argument belongs to another of cudarc's values for the context.
+/// Checks that this argument was refused because it belongs to another `CudaContext` value.
 #[track_caller]
 pub(crate) fn unordered<T>(result: Result<T, CudaError>, expected: &str) {
     let error = cuda(result);

@@ -1,4 +1,4 @@
-//! Streams and contexts that somebody else made and keeps.
+//! Streams and contexts that the caller made and keeps.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -18,7 +18,7 @@ use super::{Body, Gpu, Models, Twin, twin};
 pub(crate) const TESTS: &[Body] = bodies!["streams":
     foreign_streams_are_borrowed,
     the_null_stream_and_the_threads_own_take_steps,
-    kernels_work_in_a_context_of_the_callers,
+    kernels_work_in_the_callers_own_context,
 ];
 
 /// A flat step and a list's on a stream that is known by its handle only.
@@ -50,12 +50,11 @@ fn foreign_streams_are_borrowed(gpu: &Gpu) {
     for kind in [StreamKind::NonBlocking, StreamKind::Default] {
         let stream = driver_stream::create(kind).unwrap();
         check_handle(gpu, stream.cast());
-        // SAFETY: the stream is live, and so it is when the wrapper and all that is made with it
-        // are gone.
+        // SAFETY: the stream outlives the wrapper and everything that is made with it.
         let wrapped = unsafe { gpu.context.wrap_borrowed_stream(stream) };
         check_owner(&gpu.kernels, &wrapped, "bf16_f32_master");
         drop(wrapped);
-        // SAFETY: made above, and nothing uses it any more. It is still there: nobody else has
+        // SAFETY: the stream was made above, and nothing uses it any more. The wrapper has not
         // destroyed it.
         unsafe {
             driver_stream::synchronize(stream).unwrap();
@@ -71,8 +70,8 @@ fn the_null_stream_and_the_threads_own_take_steps(gpu: &Gpu) {
     HANDLES.into_iter().for_each(|handle| check_handle(gpu, ptr::without_provenance_mut(handle)));
 }
 
-/// Kernels loaded into a context that is not the primary one, which is then the caller's to end.
-fn kernels_work_in_a_context_of_the_callers(gpu: &Gpu) {
+/// Kernels loaded into a context that is not the primary one, and that the caller destroys.
+fn kernels_work_in_the_callers_own_context(gpu: &Gpu) {
     let context = gpu.other_context();
     let kernels = Kernels::in_context(&context).unwrap();
     let stream = context.new_stream().unwrap();

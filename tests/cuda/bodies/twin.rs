@@ -1,4 +1,4 @@
-//! Tensors on the device beside the same on the host, and models that optimizers of both step.
+//! Tensors on the device with copies on the host, and models that optimizers of both step.
 
 use std::sync::Arc;
 
@@ -12,8 +12,7 @@ use testkit::{Inputs, Tensor, Values, formats};
 
 use super::gpu::{Gpu, Memory};
 
-/// A tensor whose device memory holds what the host's has held when it was uploaded, and the same
-/// filling around.
+/// A tensor on the host and its copy in device memory, with the same filling around.
 pub(crate) struct Twin {
     pub(crate) host: Tensor,
     pub(crate) memory: Vec<Memory>,
@@ -28,7 +27,7 @@ impl Twin {
         Self { host, memory }
     }
 
-    /// Of the variant of this name.
+    /// A tensor of the variant of this name.
     pub(crate) fn of(gpu: &Gpu, name: &str, len: usize) -> Self {
         Self::new(gpu, Tensor::padded(formats(name), &Inputs::random(1, len), [0; 5]))
     }
@@ -43,12 +42,12 @@ impl Twin {
         self.host.raw_at(addresses)
     }
 
-    /// Steps the host's on the CPU.
+    /// Steps the host's tensor on the CPU.
     pub(crate) fn expect(&mut self, sets: &[StepCoeffs]) {
         self.host.step(sets);
     }
 
-    /// What the device has.
+    /// The tensor as it is on the device.
     pub(crate) fn found(&self, gpu: &Gpu) -> Tensor {
         let mut found = self.host.clone();
         for (values, memory) in found.buffers_mut().into_iter().zip(&self.memory) {
@@ -63,7 +62,7 @@ impl Twin {
         self.found(gpu).assert_same(&self.host, what);
     }
 
-    /// The same where the gradient is somewhere else.
+    /// The same without the gradient, which is elsewhere.
     #[track_caller]
     pub(crate) fn assert_same_but_grads(&self, gpu: &Gpu, what: &str) {
         let grad = self.host.grad.clone();
@@ -86,7 +85,7 @@ pub(crate) fn with_len(mut tensor: RawTensor, len: u64) -> RawTensor {
     tensor
 }
 
-/// Both optimizers.
+/// What the tests use of both kinds of optimizer.
 pub(crate) trait Optimizer {
     fn state(&self) -> Result<State, CudaError>;
     fn step_of(&self, tensor: usize) -> u64;
@@ -94,13 +93,14 @@ pub(crate) trait Optimizer {
     ///
     /// # Safety
     ///
-    /// As for the optimizer's own.
+    /// As for the optimizer's own `step_raw`.
     unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
     /// A step with a multiplier, or with the scalars.
     fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError>;
 }
 
-/// Parameters, gradients, and scalars that tell the device what a multiplier tells the host.
+/// Parameters, gradients, and scalars that give the device the multiplier that the host gets as a
+/// number.
 type Lists<'a> = (Vec<BufferMut<'a>>, Vec<Option<Buffer<'a>>>, Scalars<'a>);
 
 macro_rules! optimizer {
@@ -160,7 +160,7 @@ macro_rules! each {
 }
 
 impl Slice {
-    /// With an element where there is none, since CUDA has no empty buffers.
+    /// Takes one element if there are none, since CUDA has no empty buffers.
     fn new(stream: &Arc<CudaStream>, values: &Values) -> Self {
         fn upload<T: DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>, values: &[T]) -> CudaSlice<T> {
             if values.is_empty() { stream.alloc_zeros(1).unwrap() } else { stream.clone_htod(values).unwrap() }
@@ -227,14 +227,14 @@ impl Models {
             .unwrap()
     }
 
-    /// Multiplies gradients, on the device by a loss scale in a controlled step.
+    /// Multiplies the gradients. A controlled step does this with a loss scale on the device.
     pub(crate) fn with_multiplier(self, multiplier: f64) -> Self {
         let loss_scale = self.stream.clone_htod(&[1.0 / multiplier as f32]).unwrap();
         self.stream.synchronize().unwrap();
         Self { multiplier, loss_scale, ..self }
     }
 
-    /// Other parameters, with f32 gradients of 0.
+    /// Sets other parameters, with f32 gradients of 0.
     pub(crate) fn set_still(&mut self, params: [Values; 2]) {
         let zeros = |values: &Values| Slice::new(&self.stream, &Values::F32(vec![0.0; values.len()]));
         self.grads = params.iter().map(zeros).collect();
@@ -242,7 +242,7 @@ impl Models {
         self.host.params = params.into();
     }
 
-    /// The gradients of a round, in other memory than those before.
+    /// Sets the gradients of a round, in other memory than those before.
     pub(crate) fn set_grads(&mut self, round: u64) {
         self.host_grads = self.host.grads(round, |_| true);
         self.grads = self.host_grads.iter().flatten().map(|values| Slice::new(&self.stream, values)).collect();
@@ -253,7 +253,7 @@ impl Models {
         self.stream.synchronize().unwrap();
     }
 
-    /// The device's parameters, its gradients but for those that are missing, and scalars.
+    /// The device's parameters, its gradients except those that are missing, and scalars.
     pub(crate) fn lists(&mut self, missing: impl Fn(usize) -> bool) -> Lists<'_> {
         let lens = || self.host.specs.iter().map(|spec| spec.len);
         let grads = self.grads.iter().zip(lens()).enumerate();
@@ -279,7 +279,7 @@ impl Models {
         self.expect(missing);
     }
 
-    /// The step on the CPU.
+    /// Steps the host's model on the CPU.
     pub(crate) fn expect(&mut self, missing: impl Fn(usize) -> bool) {
         let grads = self.host_grads.iter().enumerate();
         let grads: Vec<_> = grads.map(|(i, grads)| grads.clone().filter(|_| !missing(i))).collect();
@@ -294,7 +294,7 @@ impl Models {
         for tensor in 0..expected.ledger.len() {
             assert_eq!(optimizer.step_of(tensor), expected.ledger.step(tensor).unwrap());
         }
-        // Without printing thousands of numbers.
+        // `assert!`, so that a failure does not print thousands of numbers.
         assert!(bits(&found) == bits(expected), "{what}");
         self.assert_same_params(what);
     }

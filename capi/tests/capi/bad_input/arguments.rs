@@ -1,4 +1,4 @@
-//! Pointers to structs and results, configs, and numbers that are no status.
+//! Bad pointers to structs and results, bad configs, and numbers that are not a status.
 
 use std::ptr;
 
@@ -65,7 +65,7 @@ fn configs() {
         let (mut handle, mut step, mut exists) = (9, 6, 7);
         let mut out = coeffs(&crate::calls::config(), 1, 1.0);
         let before = out;
-        // SAFETY: the structs and the places are there.
+        // SAFETY: the pointers are to live structs and to local variables.
         unsafe {
             fails(dualadam_config_validate(&config), status, text);
             fails(dualadam_config_alpha(&config, 1, &mut alpha), status, text);
@@ -96,7 +96,7 @@ fn configs() {
     refused(|c| c.maximize = 2, unknown, "maximize of config must be 0 or 1, got 2");
 
     let mut out = coeffs(&config(), 1, 1.0);
-    // SAFETY: the structs are there.
+    // SAFETY: the structs are live.
     let mut status = |step, multiplier| unsafe { dualadam_config_coeffs(&config(), step, multiplier, &mut out, 48) };
     fails(status(0, 1.0), DUALADAM_STATUS_STEP_ZERO, "step must be at least 1, got 0");
     fails(status(1, f64::NAN), value, "grad_multiplier must be finite and at least 0, got NaN");

@@ -1,4 +1,4 @@
-//! Tensors of a step, alone and in a list.
+//! Bad tensors, in a step of their own and in a list.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,11 +10,11 @@ use crate::calls::*;
 
 /// A step that must fail, unless there are no elements.
 fn step(tensor: &dualadam_tensor) -> dualadam_status {
-    // SAFETY: refused before any buffer is looked at, or there are no elements.
+    // SAFETY: refused before any buffer is accessed, or there are no elements.
     unsafe { dualadam_cpu_step(tensor, &coeffs(&config(), 1, 1.0)) }
 }
 
-/// A tensor with its four buffers in one memory, at these elements.
+/// A tensor with its four buffers in one allocation, at these elements.
 fn tensor_at(memory: *mut f32, elements: [usize; 4], len: u64) -> dualadam_tensor {
     let [param, grad, exp_avg, exp_avg_sq] = elements.map(|at| memory.wrapping_add(at).cast::<c_void>());
     dualadam_tensor { param, grad, exp_avg, exp_avg_sq, len, ..tensor() }
@@ -29,14 +29,14 @@ fn step_fails(change: impl Fn(&mut dualadam_tensor), status: dualadam_status, te
     let mut tensor = buffers.tensor();
     change(&mut tensor);
     fails(step(&tensor), status, text);
-    // In a list, gradients that are null are fine.
+    // In a list, gradients may be null.
     if !tensor.grad.is_null() {
         let mut first = Buffers::new(1, 8);
         let before = first.clone();
         let tensors = [first.tensor(), tensor];
         let text = text.replace("tensor 0", "tensor 1").replace("of tensor must", "of tensors[1] must");
         let text = text.replace("size of tensor must be 72", "size of tensors[1] must be 72");
-        // SAFETY: refused before any buffer is looked at.
+        // SAFETY: refused before any buffer is accessed.
         fails(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) }, status, &text);
         assert_eq!(first, before);
     }
@@ -81,7 +81,7 @@ fn buffers() {
 #[test]
 fn overlaps() {
     let status = DUALADAM_STATUS_OVERLAP;
-    // Buffers of 8 in one memory, 8 apart.
+    // Buffers of 8 elements in one allocation, with 8 elements between them.
     let mut memory = [0.5_f32; 80];
     let start = memory.as_mut_ptr();
     let good = tensor_at(start, [0, 16, 32, 48], 8);
@@ -102,16 +102,16 @@ fn overlaps() {
         assert_eq!(step(&tensor), status);
         let text = last_error();
         assert!(names.iter().all(|name| text.contains(&format!("{name} of tensor 0"))), "{text}");
-        // SAFETY: the memory is there, and only read.
+        // SAFETY: the memory is live, and only read.
         assert!((0..80).all(|at| unsafe { start.add(at).read() } == 0.5));
     }
-    // Two tensors of a list.
+    // Buffers of two tensors in a list.
     let mut buffers = [Buffers::new(0, 8), Buffers::new(1, 8)];
     let before = buffers.clone();
     let mut tensors = buffers.each_mut().map(Buffers::tensor);
     tensors[1].exp_avg = tensors[0].exp_avg_sq.wrapping_byte_add(28);
     let set = coeffs(&config(), 1, 1.0);
-    // SAFETY: refused before any buffer is looked at.
+    // SAFETY: refused before any buffer is accessed.
     assert_eq!(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) }, status);
     let text = format!(
         "exp_avg of tensor 1 must not overlap exp_avg_sq of tensor 0, both have address {:#x}",
@@ -119,11 +119,11 @@ fn overlaps() {
     );
     assert_eq!(last_error(), text);
     assert_eq!(buffers, before);
-    // Side by side is fine; so are gradients that are shared.
+    // Buffers may be adjacent, and gradients may share memory.
     let mut memory = [0.5_f32; 32];
     let start = memory.as_mut_ptr();
     let tensors = [tensor_at(start, [0, 4, 8, 12], 4), tensor_at(start, [16, 4, 20, 24], 4)];
-    // SAFETY: the structs and the buffers are there.
+    // SAFETY: the structs and the buffers are live.
     ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) });
 }
 
@@ -155,7 +155,7 @@ fn types_sizes_and_indices() {
     step_fails(half_master, DUALADAM_STATUS_TYPES, &text);
     step_fails(|t| t.coeffs_index = 1, DUALADAM_STATUS_INDEX, "tensor 0 must have a coeffs_index below 1, got 1");
 
-    // A step of nothing tells whether there is a kernel.
+    // A step of an empty tensor still fails if there is no kernel for its formats.
     let nothing = |param_dtype, grad_dtype| step(&dualadam_tensor { param_dtype, grad_dtype, ..tensor() });
     ok(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_F32));
     assert_eq!(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_BF16), DUALADAM_STATUS_TYPES);

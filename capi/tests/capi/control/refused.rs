@@ -1,4 +1,4 @@
-//! What the functions of a control refuse.
+//! Bad input of the control functions.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,13 +10,14 @@ use super::{Memory, NO_REPORT, World, assert_clean, group, report, scalars, set}
 use crate::calls::*;
 
 #[test]
-fn what_cannot_be_right_is_refused() {
+fn bad_input_is_refused() {
     let world = World::new();
     let (kernels, raw) = (world.kernels, world.raw());
     let mut groups = world.groups();
     let sets = [set(0), set(1)];
     let mut handle = 9;
-    // SAFETY: the structs and the places are there; what is wrong is refused before it is used.
+    // SAFETY: the pointers are to live structs and to local variables; bad ones are refused before
+    // they are used.
     unsafe {
         let mut new = |groups: *const _, group_count, sets: *const _, set_count| {
             dualadam_cuda_control_new(kernels, groups, group_count, sets, set_count, &mut handle)
@@ -153,7 +154,7 @@ fn what_cannot_be_right_is_refused() {
     assert_eq!(report(control, 2, world.raw()), [(0, 0, 0); 2]);
     world.assert_same();
     world.free(control, list);
-    // SAFETY: the structs are there; all handles are stale.
+    // SAFETY: the structs are live; all handles are stale.
     unsafe {
         let (stale, raw) = (DUALADAM_STATUS_STALE_HANDLE, world.raw());
         assert_eq!(dualadam_cuda_control_free(control), stale);

@@ -1,4 +1,4 @@
-//! Steps that the device controls: their bits, captured ones, and one that the driver interrupts.
+//! Controlled steps: their bits, captured steps, and a step that a driver error interrupts.
 
 use std::ptr;
 
@@ -24,7 +24,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     assert_eq!(report(control, 2, raw), [(0, 0, 0), (4, 0, 0)]);
     assert_eq!(read_coeffs(control, 2, raw), [[0; 10]; 2]);
 
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     let step = |scalars| unsafe { dualadam_cuda_list_step_controlled(list, control, scalars, raw) };
     for t in 1..=6 {
         let multiplier = if t == 3 { 1.0 } else { 0.0625 };
@@ -37,7 +37,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     }
     assert_eq!(counter.read::<u64>(1)[0], 10);
 
-    // Each reason; the smallest number where there are several.
+    // Each reason to skip a step. Of several reasons, the report has the smallest number.
     let skips = [
         (2, f32::NAN, DUALADAM_SKIP_FOUND_INF),
         (0, 0.0, DUALADAM_SKIP_LOSS_SCALE),
@@ -54,17 +54,17 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     }
     lr.write(&[f32::INFINITY]);
     let full = [u64::MAX, 10];
-    // SAFETY: the numbers are there.
+    // SAFETY: the array has two entries.
     ok(unsafe { dualadam_cuda_control_set_steps(control, full.as_ptr(), 2, raw) });
     ok(step(&scalars));
     assert_eq!(report(control, 2, raw), [(u64::MAX, 5, DUALADAM_SKIP_STEP), (10, 5, DUALADAM_SKIP_LR)]);
     world.assert_same();
 
-    // Changes: lr and the whole config, and back to the first steps.
+    // Changes the steps, a whole config and an lr.
     let third = dualadam_config { beta1: 0.5, lr: 0.125, ..world.configs[0] };
     let mut found = config();
     let mut steps = [9; 2];
-    // SAFETY: the structs and the numbers are there.
+    // SAFETY: the structs are live, and the arrays have two entries.
     unsafe {
         ok(dualadam_cuda_control_set_steps(control, [6, 10].as_ptr(), 2, raw));
         ok(dualadam_cuda_control_set_config(control, 1, &third, raw));
@@ -81,12 +81,12 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     world.assert_same();
 
     world.free(control, list);
-    // The modules are the context's, which this test holds.
+    // The modules belong to the context, which this test holds.
     assert_eq!((world.stand_in.live("module"), world.stand_in.live("pinned")), (2, 0));
     assert_clean(&world.stand_in);
 }
 
-/// A lr of type double in the caller's memory.
+/// An lr of type double in the caller's memory.
 #[test]
 fn the_lr_may_be_a_double() {
     let mut world = World::new();
@@ -94,7 +94,7 @@ fn the_lr_may_be_a_double() {
     let mut groups = world.groups();
     groups[1].lr_f64 = lr.pointer();
     let (control, list) = world.control_and_list(&groups, &[set(0), set(1)]);
-    // SAFETY: the buffers and the stream are there until all has run.
+    // SAFETY: the buffers and the stream live until all work has run.
     ok(unsafe { dualadam_cuda_list_step_controlled(list, control, ptr::null(), world.raw()) });
     let second = dualadam_config { lr: 0.1, ..world.configs[1] };
     world.expect([coeffs(&world.configs[0], 1, 1.0), coeffs(&second, 1, 1.0)]);
@@ -117,10 +117,10 @@ fn a_graph_outlives_what_it_captured() {
     missing[1].grad = ptr::null();
     let list = list(world.kernels, &missing);
     let scalars = dualadam_cuda_scalars { found_inf: found_inf.pointer(), ..scalars() };
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         let step = || dualadam_cuda_list_step_controlled(list, control, &scalars, raw);
-        // A gradient that the list did not have when it was made.
+        // This gradient was missing when the list was made.
         ok(dualadam_cuda_list_update(list, world.tensors.as_ptr(), 2));
         let nothing = world.capture(|| {
             let captured = DUALADAM_STATUS_CUDA_CAPTURED;
@@ -166,7 +166,7 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
     let raw = world.raw();
     let (control, list) = world.control_and_list(&world.groups(), &[set(0), set(1)]);
     let mut steps = [9; 2];
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         let step = || dualadam_cuda_list_step_controlled(list, control, ptr::null(), raw);
         world.stand_in.fail("cuLaunchKernel", 2, 719);

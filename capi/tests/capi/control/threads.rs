@@ -9,14 +9,15 @@ use super::{assert_clean, control, group, list, report, set};
 use crate::calls::*;
 use crate::cuda::{OnDevice, kernels, start, tensor_at};
 
-/// Threads with a list, a control and a flat tensor of their own, which all use the same kernels,
-/// step the same lists, one of them with the same control, and ask for its report; a control that
-/// all of them free is freed once.
+/// Each thread has a list, a control and a flat tensor of its own. All threads use the same
+/// kernels, step the same two lists, one of them with a shared control, and read that control's
+/// report. Of the calls that free the shared control, one succeeds.
 #[test]
 fn threads_share_kernels_lists_and_a_control() {
     const THREADS: usize = 4;
     const STEPS: u64 = 8;
-    // Of each thread and one of all, controlled; then likewise with coefficients of the host.
+    // The tensors: one for each thread and a shared one for controlled steps, then as many for
+    // steps with the host's coefficients. These are the two shared ones.
     const SHARED: [usize; 2] = [THREADS, 2 * THREADS + 1];
     let stand_in = start();
     let context = CudaContext::new(0).unwrap();
@@ -36,7 +37,7 @@ fn threads_share_kernels_lists_and_a_control() {
                 let list = list(kernels, &[controlled]);
                 let stream = ptr::null_mut();
                 for t in 1..=STEPS {
-                    // SAFETY: the buffers are there; all is in the order of the default stream.
+                    // SAFETY: the buffers are live; the default stream orders all work.
                     unsafe {
                         ok(dualadam_cuda_list_step_controlled(list, own, ptr::null(), stream));
                         ok(dualadam_cuda_list_step_controlled(shared_list, shared_control, ptr::null(), stream));
@@ -44,7 +45,7 @@ fn threads_share_kernels_lists_and_a_control() {
                         ok(dualadam_cuda_step(kernels, &flat, &coeffs(&config, t, 1.0), stream));
                         ok(dualadam_cuda_list_step(host_list, &coeffs(&config, 1, 1.0), 1, stream));
                     }
-                    // Reports wait for the device: most rounds go on without.
+                    // A report waits for the device, so most rounds read none.
                     if t == STEPS {
                         assert_eq!(report(own, 1, stream), [(t, 0, 0)]);
                         assert!(report(shared_control, 1, stream)[0].0 >= t);

@@ -1,4 +1,4 @@
-//! The memory that calls are given pointers into.
+//! The memory that the pointers in calls point into.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr;
@@ -6,12 +6,11 @@ use std::ptr;
 use super::input::Input;
 use super::{MOST, MOST_BYTES};
 
-/// Behind any pointer into the arena there are as many bytes.
+/// At least this many bytes follow every pointer into the arena.
 pub(super) const SLACK: usize = (MOST + 1) * MOST_BYTES;
 const ARENA: usize = 16 * 1024 + SLACK;
 
-/// Memory whose every part may be read and written by anyone: it is only touched through raw
-/// pointers.
+/// Memory that any call may read and write, so it is accessed through raw pointers only.
 pub(super) struct Arena {
     start: *mut u8,
     /// What the arena must hold if the call fails.
@@ -22,7 +21,7 @@ impl Arena {
     const LAYOUT: Layout = Layout::new::<[u64; ARENA / 8]>();
 
     pub(super) fn new() -> Self {
-        // SAFETY: the layout has a size.
+        // SAFETY: the layout's size is not 0.
         let start = unsafe { alloc_zeroed(Self::LAYOUT) };
         assert!(!start.is_null());
         Self { start, before: vec![0; ARENA] }
@@ -35,13 +34,13 @@ impl Arena {
     }
 
     pub(super) fn clear(&mut self) {
-        // SAFETY: the arena has as many bytes.
+        // SAFETY: the arena has `ARENA` bytes.
         unsafe { self.start.write_bytes(0, ARENA) };
     }
 
-    /// To be called before a call's structs are put.
+    /// Must be called before a call's structs are written.
     pub(super) fn remember(&mut self) {
-        // SAFETY: both have as many bytes.
+        // SAFETY: both have `ARENA` bytes.
         unsafe { self.before.as_mut_ptr().copy_from_nonoverlapping(self.start, ARENA) };
     }
 
@@ -49,13 +48,13 @@ impl Arena {
         input.place(ARENA - SLACK).map_or(ptr::null_mut(), |at| self.start.wrapping_add(at).cast())
     }
 
-    /// Writes structs one after the other, each the first one's size apart, where they are to be
-    /// read. A call that fails leaves them there.
+    /// Writes structs for a call to read, `stride` bytes apart. A call that fails must leave them
+    /// as they are.
     pub(super) fn put<T: Copy>(&mut self, to: *mut T, values: &[T], stride: usize) {
         for (index, value) in values.iter().enumerate().filter(|_| !to.is_null()) {
             let stride = if stride <= MOST_BYTES { stride } else { 0 };
             let at = to.addr() - self.start.addr() + index * stride;
-            // SAFETY: a place has as much room behind it, and `before` is as long as the arena.
+            // SAFETY: `SLACK` bytes follow `to`, and `before` is as long as the arena.
             unsafe {
                 to.byte_add(index * stride).write_unaligned(*value);
                 let before = self.before.as_mut_ptr().add(at);

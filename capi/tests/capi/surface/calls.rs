@@ -1,4 +1,4 @@
-//! One call of one function, with what the bytes say.
+//! One call of one function, with arguments that the bytes decide.
 
 use std::array;
 
@@ -14,9 +14,9 @@ impl Surface {
         self.calls += 1;
         self.arena.remember();
         let which = input.byte() % 96;
-        // SAFETY: structs and places are in the arena, with room behind them; buffers that can pass
-        // the checks are in it as well, or in a live state, or on the device; paths are null or C
-        // strings.
+        // SAFETY: structs and results are in the arena, with room behind them; buffers that can
+        // pass the checks are in it as well, or in a live state, or on the device; paths are null
+        // or C strings.
         let status = unsafe {
             match which {
                 0 | 1 => dualadam_config_init(self.arena.place(input), input.struct_size::<dualadam_config>()),
@@ -113,7 +113,8 @@ impl Surface {
                 57 => self.free(input, Kind::List),
                 58 | 59 => {
                     let (place, len) = (self.arena.place(input), input.u32() as usize % SLACK);
-                    // The text stays the same, so that what follows need not be told.
+                    // This leaves the last error as it is, so the checks after the call still apply
+                    // to it.
                     dualadam_last_error(place, len, self.arena.place(input))
                 }
                 60 => {
@@ -184,12 +185,12 @@ impl Surface {
         self.check(which, status);
     }
 
-    /// An object, the position of one of its parts, and the place of what is asked of it.
+    /// A handle, the position of a part of its object, and a pointer for the result.
     fn numbered<T>(&self, input: &mut Input<'_>, kind: Kind) -> (u64, usize, *mut T) {
         (self.handle(input, kind), input.position(), self.arena.place(input))
     }
 
-    /// A control, and the place and length of an array with an entry for each of its sets.
+    /// A control, and an array's pointer and length, for an entry of each of its sets.
     fn control_array<T>(&self, input: &mut Input<'_>) -> (u64, *mut T, usize) {
         (self.handle(input, Kind::Control), self.arena.place(input), input.control_count())
     }

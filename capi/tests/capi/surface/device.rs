@@ -16,7 +16,7 @@ const MEMORY: usize = 32 * 1024 + SLACK;
 
 /// Fields are dropped in this order: the stand-in last.
 pub(super) struct Device {
-    /// They stay loaded, so that it is quick to load them again.
+    /// They keep the modules loaded, so that later loads are quick.
     _kernels: Kernels,
     stream: Arc<CudaStream>,
     foreign: Arc<CudaStream>,
@@ -32,15 +32,15 @@ impl Device {
         let foreign = CudaContext::new(1).unwrap().new_stream().unwrap();
         let kernels = Kernels::new(0).unwrap();
         let context = CudaContext::new(0).unwrap();
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current; the memory has `MEMORY` bytes.
         let address = unsafe {
             let address = result::malloc_sync(MEMORY).unwrap();
             result::memset_d8_sync(address, 0, MEMORY).unwrap();
             address
         };
         let mut stream = ptr::null_mut();
-        // A stream that the default stream waits for, and that waits for it: all work is in
-        // order. SAFETY: a place for the stream, which is live as long as this.
+        // The default stream waits for this stream and this one for it, so all work is in order.
+        // SAFETY: the pointer is to a local variable; the stream lives as long as this struct.
         let stream = unsafe {
             sys::cuStreamCreate(&mut stream, 0).result().unwrap();
             context.wrap_borrowed_stream(stream)
@@ -61,7 +61,7 @@ impl Device {
         }
     }
 
-    /// Lets all work run, and fails if any of it was wrong.
+    /// Runs all pending work, and fails if the stand-in found a violation.
     pub(super) fn finish(&self) {
         self.context.synchronize().unwrap();
         let violations = self.stand_in.violations();

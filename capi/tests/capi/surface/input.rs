@@ -1,8 +1,8 @@
-//! The bytes that say what is called, and what the numbers in a call are.
+//! The bytes that decide which functions are called, and with which numbers.
 
 use super::{MOST, MOST_BYTES};
 
-/// The bytes that decide; zeros when they have run out.
+/// The remaining bytes, with zeros after their end.
 pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl Input<'_> {
@@ -34,7 +34,7 @@ impl Input<'_> {
         self.byte() % n == n - 1
     }
 
-    /// A place among so many bytes: mostly aligned, at times not, seldom none.
+    /// An offset within `len` bytes: mostly aligned, sometimes not, rarely `None`.
     pub(super) fn place(&mut self, len: usize) -> Option<usize> {
         let at = self.u32() as usize % len;
         match self.byte() % 32 {
@@ -44,7 +44,7 @@ impl Input<'_> {
         }
     }
 
-    /// Mostly one of these numbers, at times any.
+    /// Mostly one of these numbers, sometimes any.
     pub(super) fn number(&mut self, usual: &[u32]) -> u32 {
         if self.one_in(16) { self.u32() } else { usual[self.byte() % usual.len()] }
     }
@@ -93,7 +93,7 @@ impl Input<'_> {
         if self.one_in(8) { self.count() } else { 1 + self.byte() % 8 / 7 }
     }
 
-    /// How many structs an array has: few, or more than any memory.
+    /// How many structs an array has: few, or more than fit in any memory.
     pub(super) fn count(&mut self) -> usize {
         match self.byte() % 16 {
             14 => [usize::MAX, 1 << 60, 1 << 56, 1 << 50][self.byte() % 4],

@@ -1,9 +1,11 @@
-//! The whole C surface, called with what bytes say: random handles, sizes, numbers and pointers
-//! into an arena. The fuzzer makes the bytes; here they are random.
+//! Calls all functions of the C library with handles, sizes, numbers and pointers that bytes
+//! decide. The pointers are into an arena. The fuzzer makes the bytes; in the test here they are
+//! random.
 //!
-//! What is promised of pointers is kept: structs can be read for as many bytes as they say, buffers
-//! that pass every check are there. All else is open. After each call: no panic, a known status, a
-//! text where it failed, and nothing written in the arena then.
+//! The calls meet the documented requirements on pointers: a struct can be read for as many bytes
+//! as its size states, and a buffer that passes every check is live. All other arguments are
+//! arbitrary. After each call, the status must be a known one and not that of a panic. A call that
+//! failed must have left an error text, and must not have written to the arena.
 
 mod arena;
 mod calls;
@@ -22,12 +24,12 @@ use input::Input;
 
 /// The most structs in an array.
 const MOST: usize = 4;
-/// The most bytes that the library believes a struct to have.
+/// The largest size of a struct that the library accepts.
 const MOST_BYTES: usize = 4096;
-/// Elements of a buffer, of 4 bytes at most.
+/// The most elements of a buffer, each of at most 4 bytes.
 const MOST_ELEMENTS: u64 = 300;
 
-/// What a handle stands for.
+/// The kind of object that a handle refers to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     State,
@@ -64,7 +66,7 @@ pub(crate) struct Surface {
 
 impl Surface {
     pub(crate) fn new() -> Self {
-        // Saving syncs; in memory that costs nothing.
+        // Saving a file syncs it, which costs nothing in memory.
         let folder = tempfile::Builder::new().tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path =
             |name: &[u8]| CString::new([folder.path().as_os_str().as_encoded_bytes(), b"/", name].concat()).unwrap();
@@ -82,7 +84,7 @@ impl Surface {
         }
     }
 
-    /// Makes the calls that the bytes say, from a fresh start.
+    /// Makes the calls that the bytes decide, from a fresh start.
     pub(crate) fn run(&mut self, bytes: &[u8]) {
         let mut input = Input(bytes);
         while !input.is_empty() {
@@ -99,7 +101,7 @@ impl Surface {
 
     fn free_all(&mut self) {
         for (handle, kind) in self.live.drain(..) {
-            assert!(kind.free(handle) == DUALADAM_STATUS_OK, "{handle:#x} was live");
+            assert!(kind.free(handle) == DUALADAM_STATUS_OK, "{handle:#x} must be live");
         }
     }
 
@@ -126,10 +128,10 @@ impl Surface {
         }
     }
 
-    /// Notes a handle that a call has written into the arena, if it was not refused.
+    /// Records the handle that a call has written into the arena, if the call succeeded.
     fn given_out(&mut self, kind: Kind, place: *const u64, status: dualadam_status) -> dualadam_status {
         if status == DUALADAM_STATUS_OK {
-            // SAFETY: the call has written there.
+            // SAFETY: the call has written a handle there.
             let handle = unsafe { place.read() };
             self.handles.push(handle);
             self.live.push((handle, kind));
@@ -137,11 +139,11 @@ impl Surface {
         status
     }
 
-    /// Frees what may be of that kind.
+    /// Frees a handle with the function for this kind of object, whatever the handle's own kind.
     fn free(&mut self, input: &mut Input<'_>, kind: Kind) -> dualadam_status {
         let handle = self.handle(input, kind);
         let status = kind.free(handle);
-        // What is live can only be refused as being of another kind; what is not can never be
+        // A live handle can be refused only because it is of another kind. A stale one can never be
         // freed.
         match self.live.iter().position(|&(live, _)| live == handle) {
             Some(live) if status == DUALADAM_STATUS_OK => {
@@ -164,7 +166,7 @@ impl Surface {
         assert_eq!(told, DUALADAM_STATUS_OK);
         let text = String::from_utf8_lossy(&text);
         assert!(status != DUALADAM_STATUS_PANIC, "call {which}: {text}");
-        // SAFETY: a C string that stays.
+        // SAFETY: the function returns a static C string.
         let name = unsafe { CStr::from_ptr(dualadam_status_name(status)) };
         assert!(name != c"unknown status", "call {which}: {status}");
         assert!(self.arena.is_untouched(), "call {which} failed with {name:?} and has written: {text}");

@@ -1,4 +1,4 @@
-//! Structs in the arena, filled with what the bytes say.
+//! Structs in the arena, with contents that the bytes decide.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -10,8 +10,8 @@ use super::input::Input;
 use super::{Kind, MOST, MOST_ELEMENTS, Surface};
 
 impl Surface {
-    /// An array in the arena and its length. Its structs say mostly the same size, which `make` is
-    /// given.
+    /// Writes an array into the arena and returns it with its length. `make` is given the size that
+    /// a struct states, which is mostly the same for all.
     fn put_array<T: Copy>(
         &mut self,
         input: &mut Input<'_>,
@@ -54,7 +54,7 @@ impl Surface {
         }
     }
 
-    /// One that is valid, as far as its lr is.
+    /// A config that is valid if its lr is.
     fn usual_config(input: &mut Input<'_>) -> dualadam_config {
         // SAFETY: all fields are numbers.
         let zero: dualadam_config = unsafe { std::mem::zeroed() };
@@ -176,7 +176,8 @@ impl Surface {
         )
     }
 
-    /// To be put after all else: the groups' pointers are believed.
+    /// Must be written after all other structs: the library follows the groups' pointers, so
+    /// nothing may overwrite them.
     pub(super) fn put_control_groups(&mut self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
         let count = input.control_count();
         let mut configs = [ptr::null(); MOST];
