@@ -31,8 +31,8 @@ impl QuickStart {
     }
 }
 
-/// Runs the commands as they stand in the README, in an empty folder beside the repository, and
-/// asserts that the README shows the program.
+/// Runs the README's commands unchanged, in an empty folder beside the repository, and asserts that
+/// the README shows the program.
 ///
 /// # Errors
 ///
