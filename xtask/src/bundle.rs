@@ -53,7 +53,10 @@ const GLIBC: Version = Version { major: 2, minor: 35 };
 const MOST_BYTES: u64 = 48 << 20;
 
 pub(crate) fn run() -> Result<()> {
-    ensure!(cfg!(all(target_os = "linux", target_arch = "x86_64")), "a bundle can only be made on and for Linux on x86-64");
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "a bundle can only be made on and for Linux on x86-64"
+    );
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
     let folder = root.join("target/bundle");
     if folder.exists() {
