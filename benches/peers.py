@@ -168,8 +168,8 @@ def run(torch, machine, shapes, rounds, is_core, until, results):
     except Exception as error:
         results.fail("DualAdam through Python", error)
     print(f"{', '.join(map(' '.join, results.known['programs'].items()))}, on {machine.name}")
-    print("Bytes: of an element, which one pass must move. At equal bytes: the time of a byte, over that of fused.")
-    print("Peak bytes: of an element, which the first step allocated beside parameters and gradients.")
+    print("Bytes: bytes per element that one pass must move. At equal bytes: time per byte, over that of fused.")
+    print("Peak bytes: bytes per element that the first step allocated beside parameters and gradients.")
     is_cut = False
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:

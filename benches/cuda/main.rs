@@ -5,8 +5,8 @@
 //! shape in one variant and with one alignment, is checked against the CPU backend before it is
 //! timed. A case that fails is reported, and the others go on. A case has several replicas of its
 //! buffers, at most 256, and uses them in turns: together they are several times as large as the
-//! device's cache, if 256 are enough. The host's time for a step is measured apart. `--json FILE`
-//! writes the results as JSON, and rewrites them after each case.
+//! device's cache, if 256 are enough. The host's time for a step is measured separately.
+//! `--json FILE` writes the results as JSON, and rewrites them after each case.
 //!
 //! `--core` times only the most informative cases, `--deadline SECONDS` begins no case after that
 //! time, and `--jit` only measures how long the driver takes to load the kernels. `--quick` runs

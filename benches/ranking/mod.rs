@@ -66,7 +66,7 @@ impl Report {
     }
 }
 
-/// Replaces a file at once, so that it is whole at any time.
+/// Replaces a file in one step, so that it is whole at any time.
 pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
     let text = serde_json::to_string_pretty(report).expect("the report is plain data");
     let new = file.with_extension("new");

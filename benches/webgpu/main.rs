@@ -4,7 +4,7 @@
 //! Times are those of timestamp queries where the device has them, medians over rounds; each
 //! variant is compared with the CPU backend before it is timed, and the CPU backend's own time
 //! stands beside it. The buffers are several times the size of a GPU's cache and are used in turns.
-//! The host's time for a step is measured apart.
+//! The host's time for a step is measured separately.
 //!
 //! The largest length takes 4 GB of memory on a software adapter, as much again for the CPU
 //! backend, and 12 GB on a GPU. The variable `WGPU_ADAPTER_NAME` chooses an adapter by a part of

@@ -150,7 +150,8 @@ struct Block {
 }
 
 /// How a byte was touched in a launch, in the low bits of its entry; above them is the number of
-/// the thread, counted through all launches, so that numbers tell the entries of earlier launches.
+/// the thread, counted through all launches, so that the number tells the entries of earlier
+/// launches.
 mod touch {
     pub(super) const BITS: u32 = 2;
     pub(super) const MASK: u32 = (1 << BITS) - 1;
@@ -158,7 +159,7 @@ mod touch {
     pub(super) const READ_BY_MANY: u32 = 1;
     pub(super) const READ_ONLY_PATH: u32 = 2;
     pub(super) const WRITTEN: u32 = 3;
-    /// Numbers of threads are smaller.
+    /// Numbers of threads are smaller than this.
     pub(super) const THREADS: u64 = 1 << (32 - BITS);
 }
 

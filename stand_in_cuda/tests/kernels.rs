@@ -487,7 +487,7 @@ fn lists_set_masters_from_their_parameters() {
     for variant in all_variants().into_iter().filter(|variant| variant.master.is_some()) {
         for (sets_master, skips) in [(true, None), (true, Some([0, 7, 0])), (false, Some([8, 7, 8]))] {
             let mut memory = Memory::new();
-            // The values that are updated are the parameters', which are rounded.
+            // The values to update are the parameters', rounded to their format.
             let tensors: Vec<Tensor> = [5, chunk + 3, 17, 33, 4]
                 .into_iter()
                 .enumerate()

@@ -198,9 +198,9 @@ fn check(entry: &Entry, variants: &[Variant]) -> Result<()> {
     Ok(())
 }
 
-/// The least loads of 16 and of 8 bytes, and the least stores of 16 and of 8, of an entry. Each
-/// place of a step's kernel that handles groups of four elements has one for each stream of each
-/// group.
+/// The least numbers of loads of 16 and of 8 bytes, and of stores of 16 and of 8, that an entry may
+/// have. Each place of a step's kernel that handles groups of four elements has one for each stream
+/// of each group.
 ///
 /// Such places handle all groups of a thread at once or, if there are several, one alone; each
 /// exists for aligned buffers and for others. For 16-bit streams only the first place is counted,

@@ -197,7 +197,7 @@ impl Driver {
         self.streams.values().filter(is_caught).filter_map(|stream| stream.capture).collect()
     }
 
-    /// The capture of a stream, 0 for none, and its status. For the null stream it fails while a
+    /// The capture of a stream, 0 for none, and its status. For the null stream this fails while a
     /// blocking stream is being captured; that capture stays valid.
     fn capture_status(&mut self, stream: Handle) -> Result<(u64, i32), Code> {
         let (context, capture) = {

@@ -181,7 +181,7 @@ const KIND_SHIFT: u32 = 48;
 const HANDLE_BASE: u64 = 0x00e0;
 
 impl Driver {
-    /// Resets all but the numbers of handles, of which none is used twice.
+    /// Resets everything. The numbers of handles go on, so that none is used twice.
     pub(crate) fn reset(&mut self) {
         for (address, pinned) in std::mem::take(&mut self.pinned) {
             super::memory::release_host(address, pinned);
