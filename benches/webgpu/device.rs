@@ -49,7 +49,7 @@ impl Device {
         let adapter = adapters.into_iter().find(is_wanted).ok_or_else(|| match names.join(", ") {
             names if names.is_empty() => "no Vulkan, Metal or DX12 adapter".to_owned(),
             names if wanted.is_empty() => format!("only software adapters, which --software allows: {names}"),
-            names => format!("no adapter is called {wanted}, as {NAME} wants it; there are {names}"),
+            names => format!("no adapter has {wanted} ({NAME}) in its name; there are {names}"),
         })?;
         Ok(Self::open(adapter, true))
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask house`: counts what the house's rules limit, and fails where a limit is broken.
+//! `cargo xtask house`: counts what the project's rules limit, and fails if a limit is broken.
 
 mod circles;
 mod combinations;
