@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """Times torch's Adam, fused, foreach, one tensor after the other and, on CUDA, captured, beside
-DualAdam through Python, in turns with what moves as many bytes: on the CPU a triad, on CUDA a
-device copy.
+DualAdam's Python package, in turns with a limit that moves as many bytes: on the CPU a triad, on
+CUDA a device copy.
 
 All variants of a shape take turns over the same parameters and gradients; times are medians over
 rounds. Every variant is checked before it is timed. On CUDA the device spins while the host
 enqueues, and the host's time of a step stands beside the device's. A row is marked as host-bound if
 the device began before the host had enqueued all: it may have waited for the host then.
 
-With --json FILE the results go into the file under "torch"; what is there stays, so that FILE can
-be the one that `cargo bench --features cuda --bench cuda -- --json FILE` wrote; the times are then
-also given over those of its DualAdam step. Where Python has no torch, or torch not the device, it
-says so and ends without a failure.
+With --json FILE the results go into the file under "torch". The rest of the file stays, so FILE can
+be the one that `cargo bench --features cuda --bench cuda -- --json FILE` wrote. The times are then
+also given over those of its DualAdam step. Without torch, or if torch finds no such device, the
+program says so and ends without a failure.
 
-What fails is left out, and said in print and in FILE, and the others go on; the status is then 1.
-What finds too little device memory is left out too, and is no failure. Where the device is lost,
-nothing goes on.
+A variant that fails is left out, which is printed and noted in FILE. The others go on, and the exit
+status is 1. A variant that finds too little device memory is left out too, which is no failure. If
+the device is lost, the program ends.
 
 torch keeps bf16 moments for bf16 parameters: it moves 14 bytes an element where DualAdam's f32
 moments take 22. The bytes counted are those that one pass must move; foreach and the loop make
@@ -59,15 +59,15 @@ SHAPES_OF_THE_CPU = ["2^16", "2^20", "2^24", "2^26", "2,000 x 1,000", "resnet50"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where torch finds it")
-    parser.add_argument("--threads", type=int, help="of the CPU; as many as there are processors unless given")
+    parser.add_argument("--threads", type=int, help="threads on the CPU; as many as there are processors unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the speeds in f32 as a picture (needs matplotlib)")
-    parser.add_argument("--shapes", type=Path, metavar="FILE", help="only these, in the form of shapes.json")
+    parser.add_argument("--shapes", type=Path, metavar="FILE", help="time only the shapes of this file, which has the form of shapes.json")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--core", action="store_true", help="on CUDA: only the shapes that tell most, and without the loop and foreach")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no shape so many seconds after the start")
+    parser.add_argument("--core", action="store_true", help="on CUDA: only the most informative shapes, without the loop and foreach")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no shape after this many seconds")
     arguments = parser.parse_args()
-    # A run that is cut has printed what it knew.
+    # So that a run that is killed has printed its results.
     sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
     try:
         import torch
@@ -92,7 +92,8 @@ def main():
 
 
 class Results:
-    """What is known by now, printed and written as it comes, so that a run that is cut keeps it."""
+    """The results so far, printed and written as they come, so that a run that is killed keeps
+    them."""
 
     def __init__(self, torch, machine, file):
         self.torch, self.machine, self.file = torch, machine, file
@@ -167,8 +168,8 @@ def run(torch, machine, shapes, rounds, is_core, until, results):
     except Exception as error:
         results.fail("DualAdam through Python", error)
     print(f"{', '.join(map(' '.join, results.known['programs'].items()))}, on {machine.name}")
-    print("Bytes: what one pass must move, an element. At equal bytes: time a byte, over fused's.")
-    print("Peak bytes: what the first step took beside parameters and gradients, an element.")
+    print("Bytes: bytes per element that one pass must move. At equal bytes: time per byte, over that of fused.")
+    print("Peak bytes: bytes per element that the first step allocated beside parameters and gradients.")
     is_cut = False
     for shape in shapes:
         for types in BYTES_PER_ELEMENT:
@@ -178,7 +179,7 @@ def run(torch, machine, shapes, rounds, is_core, until, results):
                 is_cut = True
                 continue
             try:
-                gc.collect()  # what an optimizer's hooks keep alive in circles
+                gc.collect()  # optimizers that their hooks keep alive in reference cycles
                 machine.empty_cache()
                 group = Group(torch, machine, dual_adam, shape, types, is_core, results)
                 results.add(time_group(machine, group, rounds, until))
@@ -210,7 +211,8 @@ class Group:
         self.next = 0
 
     def variants(self):
-        """What enqueues the next step of each variant that is not left out, the limit first."""
+        """For each variant that is not left out, a function that enqueues its next step; the limit
+        first."""
         return {name: lambda name=name: self.enqueue(name) for name in self.steps[0] if name not in self.left_out}
 
     @contextmanager
@@ -230,7 +232,7 @@ class Group:
         params = [torch.full((length,), START, dtype=dtype, device=machine.device) for length in self.lens]
         for param in params:
             param.grad = torch.full_like(param, GRAD)
-        # Those that tell most come first: the last may find no memory.
+        # The most informative come first: the last may find no memory.
         contestants = {"fused adam": lambda: torch.optim.Adam(params, lr=LR, fused=True).step}
         if dual_adam:
             contestants["dual"] = lambda: dual_adam(params, lr=LR, switching_steps=SWITCHING_STEPS).step
@@ -253,7 +255,7 @@ class Group:
         before = machine.memory()
         step = make()
         for param in params:
-            param.fill_(START)  # whatever was done to it
+            param.fill_(START)  # steps before this one have changed it
         step()
         self.peaks.setdefault(variant, machine.peak_since(before))
         self.check(torch, params, LR * (GRAD**2 if variant == "dual" else 1))
@@ -277,7 +279,7 @@ def program(variant):
 
 
 def time_group(machine, group, rounds, until):
-    """At least LEAST_ROUNDS, and as many of the rounds as there is time for."""
+    """Times at least LEAST_ROUNDS, and as many of the rounds as there is time for."""
     machine.warm_up(group.variants()[machine.limit])
     host_times = time_host(machine, group)
     plans = {}
@@ -295,8 +297,8 @@ def time_group(machine, group, rounds, until):
 
 
 def time_host(machine, group):
-    """The host's times of a step, in turns as well, since another's work takes the host's
-    caches."""
+    """The host's times of a step. The variants take turns here too, since each evicts the others'
+    data from the host's caches."""
     times, end = defaultdict(list), time.monotonic() + HOST_SECONDS
     for round in range(MOST_HOST_ROUNDS):
         for variant, enqueue in group.variants().items():
@@ -382,7 +384,7 @@ def print_group(rows, limit):
 
 
 def key_number(r, fused):
-    """In fewer than 105 characters. The ratio at equal bytes says nothing where a time is the
+    """A line of fewer than 105 characters. It lacks the ratio at equal bytes if a time is the
     host's."""
     shape, types, us = r["shape"], r["types"].split("_")[0], r["us"]
     text = f"key: Python, {shape} {types}, {KEY_VARIANTS[r['variant']]}: {us:.{0 if us >= 1e4 else 1}f} µs"

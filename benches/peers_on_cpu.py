@@ -11,9 +11,9 @@ from pathlib import Path
 
 SHORTEST = 5e-3  # seconds of a timing
 MOST_REPEATS = 300
-CACHE = 256 << 20  # more than the last level of most
+CACHE = 256 << 20  # more than the last-level caches of most processors
 MOST_REPLICAS = 64
-SMALLEST_PEAK = 64 << 20  # less is lost among what the process allocates for itself
+SMALLEST_PEAK = 64 << 20  # smaller peaks cannot be told from the process's other allocations
 
 
 class Machine:
@@ -33,7 +33,7 @@ class Machine:
         return True
 
     def memory(self):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is used now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is used now
         return peak()
 
     def peak_since(self, before):
@@ -44,13 +44,13 @@ class Machine:
         return min(MOST_REPLICAS, max(1, -(-CACHE // footprint)))
 
     def limit_of(self, moved_bytes, replicas):
-        """A triad over four streams of which three are also written: so many bytes together, in
-        f32."""
+        """A triad in f32 over four streams, three of which are also written: `moved_bytes` in
+        all."""
         elements = moved_bytes // 28
         streams = [[self.torch.ones(elements) for _ in range(4)] for _ in range(replicas)]
         pointers = [[ctypes.c_void_p(stream.data_ptr()) for stream in of] for of in streams]
 
-        def triad(replica, streams=streams):  # which keeps them alive
+        def triad(replica, streams=streams):  # the default keeps the streams alive
             self.triad(*pointers[replica], elements, self.threads)
 
         return triad
@@ -70,8 +70,9 @@ class Machine:
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 
     def seconds(self, plan, enqueue):
-        # One untimed: OpenMP's threads, torch's and the triad's, go on spinning for some
-        # milliseconds after their last work, and take a processor from whoever has other threads.
+        # One untimed run first: OpenMP's threads, torch's and the triad's, spin for some
+        # milliseconds after their last work, and take processors from a variant that has other
+        # threads.
         enqueue()
         return self.elapsed(plan, enqueue), False
 
@@ -88,7 +89,7 @@ def processor():
 
 
 def peak():
-    """The most memory that the process had since the peak was last forgotten, in bytes."""
+    """The most memory that the process had since the peak was last reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 

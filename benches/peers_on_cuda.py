@@ -3,16 +3,17 @@
 import time
 from typing import NamedTuple
 
-TIMES_CACHE = 4  # together the replicas have so many times the size of the cache,
-MOST_REPLICAS = 256  # but are no more than this
+TIMES_CACHE = 4  # together the replicas are this many times as large as the cache,
+MOST_REPLICAS = 256  # unless that takes more replicas than this
 SHORTEST = 1e-3  # seconds of a timing
 MOST_REPEATS = 300
 WARM_UP = 0.1  # seconds
 CALIBRATION_CYCLES = 20_000_000  # some 10 ms
-# The device spins for so many times what the host took to enqueue the same work, and a little more.
+# The device spins TIMES_HOST times as long as the host took to enqueue the same work, and a little
+# longer.
 TIMES_HOST, MORE_SPIN = 2, 2e-4
-# Work is repeated so often only that the device need not spin for longer than the first. The second
-# bounds it where the host needs that long for a single step.
+# LONGEST_SPIN bounds how often work is repeated; LONGEST_SPIN_OF_ONE bounds every spin, also that
+# of a single step.
 LONGEST_SPIN, LONGEST_SPIN_OF_ONE = 0.05, 0.25
 
 
@@ -45,7 +46,7 @@ class Machine:
         self.cycles_per_second = CALIBRATION_CYCLES / seconds
 
     def warm_up(self, enqueue):
-        """Keeps the device at work until its clocks are up."""
+        """Keeps the device at work until its clocks have risen."""
         end = time.perf_counter() + WARM_UP
         while time.perf_counter() < end:
             self.elapsed(10, enqueue)
@@ -76,7 +77,7 @@ class Machine:
         return min(MOST_REPLICAS, max(1, -(-TIMES_CACHE * cache // footprint)))
 
     def limit_of(self, moved_bytes, replicas):
-        """A copy that reads and writes so many bytes together."""
+        """A copy that reads and writes `moved_bytes` in all."""
         source, target = (self.torch.ones(replicas, moved_bytes // 2, dtype=self.torch.uint8, device=self.device) for _ in range(2))
         return lambda replica: target[replica].copy_(source[replica])
 
@@ -84,8 +85,8 @@ class Machine:
         return {"captured fused adam": lambda: self.captured(params, lr)}
 
     def captured(self, params, lr):
-        """A step in a graph. A step before makes the moments, beside the capture as torch wants
-        it."""
+        """A step in a graph. An uncaptured step before it, on a side stream as torch requires,
+        makes the moments."""
         torch = self.torch
         optimizer = torch.optim.Adam(params, lr=lr, fused=True, capturable=True)
         stream = torch.cuda.Stream()
@@ -106,7 +107,7 @@ class Machine:
         return time.perf_counter() - start
 
     def plan(self, enqueue, host):
-        """How to time work that the host enqueues in so many seconds."""
+        """How to time work that the host enqueues in `host` seconds."""
         seconds, _ = self.seconds(plan_for(1, host), enqueue)
         repeats = min(MOST_REPEATS, SHORTEST / max(seconds, 1e-7), LONGEST_SPIN / (TIMES_HOST * host))
         return plan_for(max(1, round(repeats)), host)

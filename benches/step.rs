@@ -1,7 +1,7 @@
 //! criterion's view of the step and of the streams that bound it: `cargo bench --bench step`.
 //!
-//! Throughput is in bytes that the step must move, by which the unfused version is measured too,
-//! and in "elements", which here are floating-point operations.
+//! Throughput is in bytes that the fused step must move, for the unfused version too, and in
+//! "elements", which here are floating-point operations.
 
 mod workloads;
 

@@ -1,5 +1,5 @@
-// What runs before lists whose steps are controlled on the device: a thread for each set of the
-// control.
+// The kernel that runs before lists whose steps are controlled on the device: one thread for each
+// set of the control.
 
 #include "control.cuh"
 

@@ -1,23 +1,23 @@
-// The coefficients of a step formed on the device, and whether the step is made at all: the twin of
-// coeffs.rs, schedule.rs and the checks of config.rs in src/rule, and of src/steering.rs, operation
-// for operation.
+// Forms the coefficients of a step on the device, and decides whether the step is made at all. It
+// repeats coeffs.rs, schedule.rs and the checks of config.rs in src/rule, and src/steering.rs,
+// operation for operation.
 //
-// All in f64 and every operation named, with one rounding to f32 at the end: the bits are those of
-// the host.
+// The coefficients are formed in f64, and each is rounded to f32 once, at the end. Every operation
+// that rounds is an intrinsic, so the bits are the host's.
 
 #pragma once
 
 #include "pack.cuh"
 #include "update.cuh"
 
-// These mirror src/cuda/control/layout.rs, layouts and numbers. step.cuh needs the numbers that
+// The layouts and numbers below mirror src/cuda/control/layout.rs. step.cuh needs the numbers that
 // prepare_sets leaves for lists.
 
 enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };
 
 enum Decay : u32 { NO_DECAY = 0, DECOUPLED = 1, L2 = 2 };
 
-// Why a set's tensors are skipped, or that they are not.
+// Whether a set's tensors are skipped, and why.
 enum Skip : u32 {
     NOT_SKIPPED = 0,
     SKIP_FOUND_INF = 1,
@@ -26,15 +26,16 @@ enum Skip : u32 {
     SKIP_MULTIPLIER = 4,
     SKIP_LR = 5,
     SKIP_STEP = 6,
-    WITHOUT_GRADIENT = 7, // not a skip that counts
-    SETTING_MASTERS = 8,  // no skip: the step sets the masters from their parameters
+    WITHOUT_GRADIENT = 7, // not counted as a skip
+    SETTING_MASTERS = 8,  // not skipped: the step sets the masters from their parameters
 };
 
-// Masters that are to be set from their parameters in the set's next update, or in this one.
+// Whether a set's masters must still be set from their parameters: in the set's next update, or in
+// this one.
 enum Masters : u32 { MASTERS_SET = 0, MASTERS_UNSET = 1, MASTERS_BEING_SET = 2 };
 
-// The hyperparameters of a group, which the host has checked; but for lr, which may change here at
-// any time.
+// The hyperparameters of a group. The host has checked all except lr, which may change on the
+// device at any time.
 struct ControlGroup {
     double beta1;
     double beta2;
@@ -43,7 +44,7 @@ struct ControlGroup {
     double weight_decay;
     double rate; // the switching rate, or the base of the exponential
     double cutoff;
-    double own_lr; // where lr points, unless the caller keeps it
+    double own_lr; // where lr points, unless the caller gave an address
     u64 period;    // or the switching step
     u64 lr;        // address of a double or a float
     u32 schedule;
@@ -59,7 +60,7 @@ struct ControlSet {
     u32 active; // 0: none of its tensors has a gradient
 };
 
-// What the device notes of a set.
+// What the device records about a set.
 struct ControlState {
     u64 skipped;
     u32 last_skip;
@@ -73,7 +74,7 @@ struct Scalars {
     float found_inf;
 };
 
-// A scalar by its address, or what it is where that is null.
+// The scalar at an address, or `otherwise` if the address is null.
 __device__ __forceinline__ float scalar_or(const float *address, float otherwise) { return address != nullptr ? *address : otherwise; }
 
 __device__ __forceinline__ bool is_finite(float not_negative) { return not_negative <= 3.402823466e38f; }
@@ -149,24 +150,25 @@ __device__ __forceinline__ StepCoeffs coeffs_of(const ControlGroup &group, u64 s
     return coeffs;
 }
 
-// One set a thread: its coefficients and its counter advanced, or the reason why its tensors are
-// skipped and its counter stays. Copies, not references: what is loaded together waits for the
-// memory once.
+// One set a thread: forms its coefficients and advances its counter, or notes why its tensors are
+// skipped and leaves the counter. Scalars and group are copies, not references, so that their loads
+// are issued together and wait for memory once.
 __device__ __forceinline__ void prepare_set(const ControlGroup *groups, const ControlSet &set, const Scalars scalars,
                                             ControlState &state, StepCoeffs &coeffs, u32 &skip_word) {
-    // The step before has set them.
+    // The previous step has set them.
     u32 masters = state.masters == MASTERS_BEING_SET ? MASTERS_SET : state.masters;
     u32 skip = WITHOUT_GRADIENT;
     if (set.active) {
         u64 *const counter = load_address<u64>(&set.step);
         const ControlGroup group = groups[set.group];
         const u64 step = *counter + 1;
-        // Not of the copy, whose address the compiler would take as generic.
+        // From `groups`, not from the copy: the compiler would take an address from the copy as
+        // generic.
         const double lr = lr_of(groups[set.group]);
         double multiplier = 1.0;
         skip = multiplier_of(scalars, multiplier);
         if (skip == NOT_SKIPPED && !is_valid_lr(group, lr)) skip = SKIP_LR;
-        if (skip == NOT_SKIPPED && step == 0) skip = SKIP_STEP; // it was the largest number
+        if (skip == NOT_SKIPPED && step == 0) skip = SKIP_STEP; // the counter had its largest value
         if (skip == NOT_SKIPPED) {
             coeffs = coeffs_of(group, step, lr, multiplier);
             *counter = step;

@@ -6,7 +6,7 @@
 //   PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER  the format of each role: float, Bf16 or F16, and
 //   NoMaster where the variant has none
 //
-// So a program loads, and a driver compiles, only what it steps.
+// So a program loads only the variants that it steps, and the driver compiles only those.
 
 #include "step.cuh"
 
@@ -29,8 +29,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, FLAT_BLOCKS_PER_SM)
 }
 
 // The coefficients are read from device memory if coeffs_on_device is not null, else from the
-// argument, in place in the constant bank. skips is null where no device control says which
-// coefficients' tensors to skip.
+// argument, in place in the constant bank. skips has a word for each coefficient set, which says
+// whether to skip its tensors; it is null without device control.
 extern "C" __global__ void __launch_bounds__(BLOCK, LIST_BLOCKS_PER_SM)
     JOIN(list, VARIANT)(const Record *table, u32 tensors, const StepCoeffs *coeffs_on_device, const u32 *skips,
                         const __grid_constant__ StepCoeffsArray coeffs_by_value) {

@@ -11,11 +11,11 @@ using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-// Elements that are one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream.
-// Every access of a warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit
-// streams, but split the float streams beside them (the moments of every variant) into accesses 32
-// bytes apart, whose stores fill half of each sector that they touch.
-// An enumerator, since NVRTC would put a constexpr variable into the PTX.
+// Elements of one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream. Every access of a
+// warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit streams, but split
+// the float streams beside them (the moments of every variant) into accesses 32 bytes apart, whose
+// stores fill half of each sector that they touch. An enumerator, since NVRTC would put a constexpr
+// variable into the PTX.
 enum : u32 { VEC = 4 };
 
 struct Bf16 {
@@ -26,7 +26,7 @@ struct F16 {
     u16 bits;
 };
 
-// Stands for the master that a variant without masters lacks.
+// The format of the master in variants without masters.
 struct NoMaster {};
 
 __device__ __forceinline__ float widen(float x) { return x; }
@@ -72,19 +72,19 @@ __device__ __forceinline__ F16 narrow(float x) {
     return narrowed;
 }
 
-// Where an address stands between two multiples of VEC elements, in elements.
+// By how many elements an address lies after a multiple of VEC elements.
 template <typename T>
 __device__ __forceinline__ u32 phase(const T *address) {
     return u32(u64(address) / sizeof(T)) % VEC;
 }
 
-// What one access moves: N elements.
+// The N elements that one access moves.
 template <u32 N, typename T>
 struct alignas(N * sizeof(T)) Piece {
     T at[N];
 };
 
-// A piece as a number, or as two.
+// An integer as wide as a piece, or two of them.
 template <u32 BYTES>
 struct Word;
 
@@ -168,7 +168,7 @@ __device__ __forceinline__ void store_pieces(T *to, const T (&from)[COUNT]) {
 #pragma unroll
     for (u32 k = 0; k < COUNT; k += N) {
         if constexpr (sizeof(T) == 2 && N > 1) {
-            // The compiler splits a piece into its elements where the memory is only written.
+            // If memory is only written, the compiler would split a piece into its elements.
             using Bits = typename Word<N * sizeof(T)>::Type;
             Bits word = 0;
 #pragma unroll
@@ -214,9 +214,9 @@ __device__ __forceinline__ void store_by_phase(T *to, const T (&from)[VEC]) {
     }
 }
 
-// An address of global memory that was read from memory. The compiler is told so: it would take
-// accesses through it as generic. It believes that of a pointer only, not of a number that becomes
-// one.
+// Tells the compiler that an address, itself read from memory, is one of global memory. Otherwise
+// accesses through it would be generic. The compiler takes this only of a pointer, not of a number
+// that is then cast to one.
 template <typename T>
 __device__ __forceinline__ T *global(void *address) {
     __builtin_assume(__isGlobal(address));

@@ -1,7 +1,6 @@
-// What may be tuned. Each constant can be set by a define, for sweeps; no bit of a result depends
-// on any.
+// Constants to tune. Sweeps set them by defines; no bit of a result depends on them.
 //
-// Derived in docs/performance.md. No GPU has confirmed them.
+// Derived in docs/src/performance/cuda.md. No GPU has confirmed them.
 
 #pragma once
 
@@ -10,8 +9,8 @@
 #define BLOCK 256
 #endif
 
-// Blocks that a multiprocessor must be able to hold at least, of flat steps and of lists: 4 of 256
-// threads leave 64 registers to each, 5 leave 48.
+// The least number of blocks that a multiprocessor must be able to hold, for flat steps and for
+// lists: 4 of 256 threads leave 64 registers to each, 5 leave 48.
 #ifndef FLAT_BLOCKS_PER_SM
 #define FLAT_BLOCKS_PER_SM 4
 #endif
@@ -39,8 +38,8 @@
 #define SPAN 1
 #endif
 
-// How many blocks ahead a block of a list brings the table into the L2 cache; more than run at a
-// time with the constants below. 0 for not at all.
+// How many blocks ahead a block of a list brings the table into the L2 cache: more blocks than run
+// at a time with these constants. 0 for no prefetch.
 #ifndef AHEAD
 #define AHEAD 2048
 #endif
@@ -50,7 +49,7 @@
 #define STREAMING 0
 #endif
 
-// 1 to narrow to bf16 by the instruction for it, which needs sm_80.
+// 1 to narrow to bf16 by its own instruction, which needs sm_80.
 #ifndef NATIVE_BF16
 #define NATIVE_BF16 0
 #endif

@@ -1,8 +1,8 @@
 // The update rule of one element: DualAdam with the Adam branch, the inverse branch, their blend,
 // and both kinds of decay.
 //
-// Every operation is named, so that no compiler fuses or splits one: the CPU's rule gives the same
-// bits. No I/O in this file.
+// Every operation that rounds is an intrinsic, so that no compiler fuses or splits one: the CPU's
+// rule gives the same bits. No I/O in this file.
 
 #pragma once
 
@@ -21,7 +21,7 @@ struct StepCoeffs {
     float grad_scale;
 };
 
-// Where x is above the largest finite float, that. A NaN stays one, which fminf would not keep.
+// The smaller of x and the largest finite float. A NaN stays a NaN, which fminf would not keep.
 __device__ __forceinline__ float saturate(float x) { return x > 3.402823466e38f ? 3.402823466e38f : x; }
 
 // DUAL = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.

@@ -1,3 +1,3 @@
-// The coefficients of a step, among the commands, where the device can have them there.
+// The coefficients of a step, as immediate data among the commands. Needs a feature of the device.
 
 var<immediate> coeffs: StepCoeffs;

@@ -1,8 +1,8 @@
-// Four bf16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a
+// Four bf16 in a buffer, two in a word. The last elements of a tensor move in parts; a part is a
 // word.
 //
-// In integers: they round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver
-// may assume that there is none.
+// The conversions are in integers, which round as the CPU does and keep subnormals and NaNs. With
+// floats, a driver may assume that there is no NaN.
 
 alias QuadBf16 = vec2<u32>;
 alias PartBf16 = u32;
@@ -23,7 +23,7 @@ fn narrow_bf16(x: vec4<f32>) -> QuadBf16 {
     return (rounded.xz >> vec2(16u)) | (rounded.yw & vec2(0xffff0000u));
 }
 
-// A part with only its first element stepped.
+// A part whose first element is from `now` and whose second is from `old`.
 fn first_bf16(now: PartBf16, old: PartBf16) -> PartBf16 {
     return (now & 0xffffu) | (old & 0xffff0000u);
 }

@@ -1,9 +1,9 @@
-// Four f16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a
+// Four f16 in a buffer, two in a word. The last elements of a tensor move in parts; a part is a
 // word.
 //
-// In integers, since WGSL leaves the rounding and the subnormals of its own conversions open: they
-// round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver may assume that
-// there is none.
+// The conversions are in integers, which round as the CPU does and keep subnormals and NaNs. WGSL
+// does not define the rounding and the subnormals of its own conversions, and a driver may assume
+// that there is no NaN.
 
 alias QuadF16 = vec2<u32>;
 alias PartF16 = u32;
@@ -26,8 +26,8 @@ fn narrow_f16(x: vec4<f32>) -> QuadF16 {
     let bits = bitcast<vec4<u32>>(x);
     let magnitude = bits & vec4(0x7fffffffu);
     let sign = (bits >> vec4(16u)) & vec4(0x8000u);
-    // What is subnormal in f16 is its whole fraction in units of 2^-24; shifted by 25 or more,
-    // nothing is left of it.
+    // A subnormal f16 is the whole fraction, shifted to units of 2^-24; a shift by 25 or more
+    // leaves 0.
     let is_subnormal = magnitude < vec4(0x38800000u);
     let fraction = (magnitude & vec4(0x7fffffu)) | vec4(0x800000u);
     let unrounded = select(magnitude - (112u << 23), fraction, is_subnormal);
@@ -39,7 +39,7 @@ fn narrow_f16(x: vec4<f32>) -> QuadF16 {
     return h.xz | (h.yw << vec2(16u));
 }
 
-// A part with only its first element stepped.
+// A part whose first element is from `now` and whose second is from `old`.
 fn first_f16(now: PartF16, old: PartF16) -> PartF16 {
     return (now & 0xffffu) | (old & 0xffff0000u);
 }

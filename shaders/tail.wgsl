@@ -1,4 +1,4 @@
-// The entry points for the last one to three elements, which are no whole quad: the same buffers,
+// The entry points for the last one to three elements, which do not fill a quad: the same buffers,
 // seen as arrays of parts.
 
 fn step_tail(dual: bool) {

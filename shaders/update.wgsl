@@ -26,15 +26,15 @@ struct Elements {
     v: vec4<f32>,
 }
 
-// An infinity becomes the largest finite f32; all else stays, NaN too. By the bits, since a driver
-// may assume of floats that none is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
+// An infinity becomes the largest finite f32; all else stays, NaN too. The bits are compared, since
+// a driver may assume that no float is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
 fn saturated(x: vec4<f32>) -> vec4<f32> {
     return select(x, vec4(0x1.fffffep+127f), bitcast<vec4<u32>>(x) == vec4(0x7f800000u));
 }
 
-// dual = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
-// A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The
-// tests are uniform.
+// dual = false leaves the inverse branch out; the host then guarantees inverse_scale == 0. A term
+// whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The tests
+// have the same result in every invocation.
 fn update(dual: bool, c: StepCoeffs, grad: vec4<f32>, x: Elements) -> Elements {
     var g = c.grad_scale * grad;
     if c.l2 != 0.0 { g = fma(vec4(c.l2), x.p, g); }

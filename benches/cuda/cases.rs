@@ -1,5 +1,5 @@
-//! Which shapes are timed with which variants, alignments and jobs. Not all with all: each group
-//! answers a question.
+//! Which shapes are timed with which variants, alignments and jobs. Not every combination is timed:
+//! each group of cases answers one question.
 
 use dualadam::Variant;
 
@@ -8,7 +8,7 @@ use crate::{Job, Shape, shapes};
 
 use Job::{Adam, Captured, Controlled, Copy, Dual, Flat, MostSets, SetEach, Triad, Unfused, UnrolledCopy};
 
-/// What is timed in turns, over one set of buffers.
+/// Jobs that are timed in turns over one set of buffers.
 pub(crate) struct Case {
     pub(crate) shape: Shape,
     pub(crate) variant: Variant,
@@ -19,7 +19,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// The aligned f32 buffers of a shape, without work of their own.
+    /// A case over the aligned f32 buffers of a shape, without jobs.
     pub(crate) fn buffers(shape: &Shape) -> Self {
         Self {
             shape: shape.clone(),
@@ -31,7 +31,7 @@ impl Case {
     }
 }
 
-/// Where the buffers begin: elements after an aligned address, in the order of the roles.
+/// How many elements after an aligned address each buffer begins, in the order of the roles.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Alignment {
     pub(crate) name: &'static str,
@@ -40,8 +40,8 @@ pub(crate) struct Alignment {
 
 const ALIGNED: Alignment = Alignment { name: "aligned", offsets: [0; 5] };
 
-/// All alike, which one head aligns; then the caller's buffers against the moments, one stream
-/// against the others, and all mixed.
+/// First all offsets alike, so that one head aligns all buffers; then the caller's buffers differ
+/// from the moments, then one stream from the others, then all mixed.
 const MISALIGNED: [Alignment; 6] = [
     Alignment { name: "all off by one", offsets: [1; 5] },
     Alignment { name: "param, grad, master off by two", offsets: [2, 2, 0, 0, 2] },
@@ -58,10 +58,10 @@ const MAIN: [&str; 3] = ["f32_f32", "bf16_bf16", "bf16_bf16_master"];
 const SHAPES_OF_ALL_VARIANTS: [&str; 3] = ["2^24", "2^28", "gpt2"];
 const SHAPE_OF_ALIGNMENTS: &str = "2^28";
 
-/// The shapes that tell most, in the order in which they are timed where time is short.
+/// The most informative shapes, in the order in which they are timed when time is short.
 const CORE: [&str; 4] = ["2^28", "gpt2", "10,000 x 1,000", "2^24"];
 
-/// The cases that tell most.
+/// The most informative cases.
 pub(crate) fn core(quick: bool) -> Vec<Case> {
     let shapes = shapes::all();
     let shape = |name: &str| shapes.iter().find(|shape| shape.name == name).expect("the shape is there");
@@ -84,7 +84,7 @@ pub(crate) fn core(quick: bool) -> Vec<Case> {
     cases
 }
 
-/// What the sweep of constants times, by one job each.
+/// The cases of the sweep of constants, with one job each.
 pub(crate) fn tuned(quick: bool) -> Vec<Case> {
     let is_swept = |case: &Case| {
         let (name, variant) = (case.shape.name.trim_end_matches(", cut"), case.variant.name());
@@ -95,13 +95,13 @@ pub(crate) fn tuned(quick: bool) -> Vec<Case> {
     cases
 }
 
-/// All cases. With `quick` each kind of them, of shapes that an interpreter can run.
+/// All cases. With `quick` some of each kind, over shapes that an interpreter can run.
 pub(crate) fn all(quick: bool) -> Vec<Case> {
     let shapes = shapes::all();
     let mut cases: Vec<_> =
         shapes.iter().flat_map(|shape| Variant::all().flat_map(|variant| of(shape, variant))).collect();
     if quick {
-        // Cut, most flat shapes are alike, and most lists.
+        // Once cut, most flat shapes are alike, and so are most lists.
         cases.retain(|case| match &case.shape {
             Shape { name, lens } if lens.len() == 1 => name == "2^10" || name == SHAPE_OF_ALIGNMENTS,
             Shape { name, .. } => name == "gpt2",

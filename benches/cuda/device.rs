@@ -1,4 +1,4 @@
-//! The device, its memory, and what is known of it.
+//! The device, its memory and its properties.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(crate) struct Device {
     pub(crate) facts: Facts,
 }
 
-/// What the driver says of the device.
+/// What the driver reports about the device.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Facts {
     pub(crate) name: String,
@@ -34,7 +34,8 @@ pub(crate) struct Facts {
 }
 
 impl Device {
-    /// The first device, or why there is none. A device that is there and does not work fails.
+    /// The first device, or the reason why there is none. Panics if there is a device that does not
+    /// work.
     pub(crate) fn find() -> Result<Self, String> {
         let kernels = find_kernels()?;
         let context = kernels.context().clone();
@@ -46,10 +47,11 @@ impl Device {
         Ok(Self { kernels, yardsticks: Yardsticks::load(), context, stream, facts })
     }
 
-    /// Device memory of undefined content, or how much is free if that is too little.
+    /// Allocates device memory of undefined content. Fails, and says how much is free, if that is
+    /// too little.
     pub(crate) fn memory(&self, bytes: usize) -> Result<Memory, String> {
         let (free, _) = self.context.mem_get_info().expect("the driver knows its memory");
-        // The driver wants some for itself.
+        // The driver needs some memory for itself.
         if bytes + (256 << 20) > free {
             return Err(format!("{bytes} bytes of device memory needed, {free} free"));
         }
@@ -90,7 +92,7 @@ impl Facts {
         let attribute = |attribute| context.attribute(attribute).expect("the driver knows its device");
         let (major, minor) = context.compute_capability().expect("the driver knows its device");
         let mut driver_cuda = 0;
-        // SAFETY: a place for the answer.
+        // SAFETY: `driver_cuda` is a place for the answer.
         let answer = unsafe { sys::cuDriverGetVersion(&mut driver_cuda) };
         answer.result().expect("the driver has a version");
         Self {
@@ -146,7 +148,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated by the driver; it waits for what uses the memory.
+        // SAFETY: the driver allocated the memory, and waits for the work that uses it.
         let _ = unsafe {
             let _ = result::ctx::synchronize();
             result::free_sync(self.address)

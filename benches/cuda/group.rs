@@ -1,5 +1,5 @@
-//! The buffers of a case, in as many replicas as outgrow the cache, and the work that is enqueued
-//! on them.
+//! The buffers of a case, in enough replicas to outgrow the cache, and the work that is enqueued on
+//! them.
 
 use dualadam::cuda::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use dualadam::cuda::cudarc::driver::{CudaGraph, CudaStream, sys};
@@ -11,14 +11,13 @@ use crate::device::{Device, Memory};
 use crate::job::{FIRST_STEP, Job};
 use crate::values::{Pattern, bytes_moved, sizes};
 
-/// Together the replicas have so many times the size of the cache,
+/// Together the replicas are this many times as large as the cache, within [`MOST_REPLICAS`].
 const TIMES_CACHE: usize = 4;
-/// but are no more than this, which `peers.py` can hold too: below 2^14 elements, all that counts
-/// is the launch.
+/// The most replicas, which `peers.py` can hold too. Below 2^14 elements only the launch counts.
 const MOST_REPLICAS: usize = 256;
-/// Elements of a row that gradients touch together, as of an embedding.
+/// Elements of a row, as of an embedding, which get gradients together or not at all.
 const ROW: usize = 768;
-/// Each tensor begins so many elements, or a multiple, after the first, as allocations do.
+/// Each tensor begins a multiple of this many elements after the first, as allocations do.
 pub(crate) const ALIGN: usize = 128;
 
 pub(crate) struct Group<'a> {
@@ -29,7 +28,7 @@ pub(crate) struct Group<'a> {
     pub(crate) jobs: Vec<Job>,
     has_untouched_rows: bool,
     pub(crate) lens: Vec<usize>,
-    /// Elements of a replica, those between tensors too.
+    /// Elements of a replica, including the gaps between tensors.
     pub(crate) stride: usize,
     replicas: Vec<Replica>,
     memory: [Memory; 5],
@@ -41,8 +40,8 @@ pub(crate) struct Group<'a> {
 
 struct Replica {
     flat: RawTensor,
-    /// Where there is more than one tensor, those of the jobs that take them one by one, and those
-    /// of controlled steps.
+    /// The lists of the jobs that step a list, if there is more than one tensor, and those of
+    /// controlled steps.
     lists: Vec<(Job, List)>,
 }
 
@@ -54,7 +53,7 @@ enum List {
 }
 
 impl<'a> Group<'a> {
-    /// The buffers with their content, or why they cannot be had.
+    /// Allocates and fills the buffers. Fails, with the reason, if there is too little memory.
     pub(crate) fn new(device: &'a Device, case: &Case) -> Result<Self, String> {
         let Case { shape, variant, alignment, jobs, has_untouched_rows } = case;
         let (variant, lens) = (*variant, shape.lens.clone());
@@ -62,7 +61,7 @@ impl<'a> Group<'a> {
         let sizes = sizes(variant);
         let replicas = (TIMES_CACHE * device.facts.l2_bytes).div_ceil(stride * sizes.iter().sum::<usize>());
         let replicas = replicas.min(MOST_REPLICAS);
-        // One part of the alignment more, for offsets.
+        // `ALIGN` elements more, for the offsets.
         let allocate = |i: usize| device.memory((replicas * stride + ALIGN) * sizes[i]);
         let memory = [allocate(0)?, allocate(1)?, allocate(2)?, allocate(3)?, allocate(4)?];
         let moved = replicas * lens.iter().sum::<usize>() * bytes_moved(variant);
@@ -90,7 +89,7 @@ impl<'a> Group<'a> {
         Ok(group)
     }
 
-    /// Gives the first elements their content, with the first of all at these offsets.
+    /// Fills the first elements of the buffers, which begin at these offsets.
     pub(crate) fn fill(&self, elements: usize, offsets: [usize; 5]) {
         let pattern = Pattern::new(self.variant);
         for (i, size) in sizes(self.variant).into_iter().enumerate() {
@@ -99,7 +98,7 @@ impl<'a> Group<'a> {
         self.device.synchronize();
     }
 
-    /// Gives the first elements the content that is timed.
+    /// Fills the first elements with the content for timing.
     pub(crate) fn fill_for_timing(&self, elements: usize) {
         self.fill(elements, self.alignment.offsets);
         if self.has_untouched_rows {
@@ -149,7 +148,7 @@ impl<'a> Group<'a> {
         control
     }
 
-    /// A tensor by address, from one of all replicas' elements on.
+    /// A tensor by address, from element `start` on, counted through all replicas.
     fn tensor(&self, offsets: [usize; 5], start: usize, len: usize) -> RawTensor {
         let formats = self.variant.formats();
         let buffer = |i: usize, dtype: Dtype| {
@@ -191,17 +190,17 @@ impl<'a> Group<'a> {
         self.elements() * bytes_moved(self.variant)
     }
 
-    /// The lengths that a job takes one by one.
+    /// The lengths of the tensors that a job steps.
     pub(crate) fn lens_of(&self, job: Job) -> Vec<usize> {
         if job.is_list() { self.lens.clone() } else { vec![self.elements()] }
     }
 
-    /// Where a job finds the first element.
+    /// The offset of a job's first element in each buffer.
     pub(crate) fn offsets_of(&self, job: Job) -> [usize; 5] {
         if job == Job::Triad { [0; 5] } else { self.alignment.offsets }
     }
 
-    /// Elements of a buffer from an offset on, once all work has ended.
+    /// Waits for all work and reads elements of a buffer from `start` on.
     pub(crate) fn read(&self, buffer: usize, start: usize, len: usize) -> Vec<u8> {
         let size = sizes(self.variant)[buffer];
         self.memory[buffer].read(start * size, len * size)
@@ -214,7 +213,7 @@ impl<'a> Group<'a> {
         self.enqueue_on(replica, job, 0.0);
     }
 
-    /// `factor` is the triad's.
+    /// Enqueues a job over a replica. `factor` is the triad's.
     pub(crate) fn enqueue_on(&mut self, replica: usize, job: Job, factor: f32) {
         let (device, stream, start) = (self.device, &self.device.stream, replica * self.stride);
         let len = self.elements() as u64;

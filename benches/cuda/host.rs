@@ -10,12 +10,12 @@ use testkit::stats::{median, quantile};
 use crate::report::HostRow;
 use crate::{Case, Device, Group, Shape};
 
-/// Times of each way to make a step of f32 tensors, or nothing where there is no memory for two
-/// replicas of them.
+/// Times of each way to make a step of f32 tensors; none if two replicas of them do not fit in
+/// memory.
 pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRow> {
     let case = Case::buffers(shape);
     let Ok(group) = Group::new(device, &case) else { return vec![] };
-    // A second one for other addresses.
+    // A second replica, for other addresses.
     let Ok(other) = Group::new(device, &case) else { return vec![] };
     let tensors = [group.tensors(0), other.tensors(0)];
     let other_grads = |i: usize| tensors[0][i].with_grad(tensors[1][i].grad);
@@ -24,7 +24,7 @@ pub(crate) fn times(device: &Device, shape: &Shape, rounds: usize) -> Vec<HostRo
     let coeffs = DualAdamConfig::default().coeffs(3).expect("the defaults are valid");
 
     let row = |call: &str, mut seconds: Vec<f64>| {
-        // The first ones build, load and fault in.
+        // The first calls build, load kernels and fault memory in; they do not count.
         let us: Vec<_> = seconds.drain(rounds / 10..).map(|seconds| seconds * 1e6).collect();
         let (low, high) = (quantile(us.iter().copied(), 0.25), quantile(us.iter().copied(), 0.75));
         HostRow {
@@ -70,7 +70,7 @@ fn flat(device: &Device, tensor: &RawTensor, coeffs: &StepCoeffs, rounds: usize)
     })
 }
 
-/// With the tensors of the rounds in turns.
+/// Steps a list with the two sets of tensors in turns.
 fn list(device: &Device, tensors: &[Vec<RawTensor>; 2], coeffs: &StepCoeffs, rounds: usize) -> Vec<f64> {
     let mut list = TensorList::new(&device.kernels, &tensors[0]).expect("the tensors are valid");
     each(device, rounds, |round| {

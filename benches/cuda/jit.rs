@@ -5,8 +5,8 @@ use std::time::Instant;
 use dualadam::Variant;
 use dualadam::cuda::Kernels;
 
-/// Prints the times of one module and of all, in a process that has loaded no other. The first one
-/// has what the driver does once, such as loading its compiler.
+/// Prints the times of one module and of all, in a process that has loaded no other. The first time
+/// includes what the driver does only once, such as loading its compiler.
 pub(crate) fn measure(kernels: &Kernels) {
     let load = |variant: Variant| {
         let start = Instant::now();

@@ -9,7 +9,7 @@ pub(crate) const FIRST_STEP: u64 = 2000;
 pub(crate) enum Job {
     /// A device-to-device copy that moves as many bytes as the step.
     Copy,
-    /// A copy as large by a kernel that has many loads under way.
+    /// A copy of the same size by a kernel with many loads in flight.
     UnrolledCopy,
     /// A multiply and an add for each written value, over the step's streams as one flat buffer.
     Triad,
@@ -17,7 +17,7 @@ pub(crate) enum Job {
     Unfused,
     /// The step, of a flat buffer or of a list with one coefficient set.
     Dual,
-    /// Plain Adam likewise.
+    /// The same for plain Adam.
     Adam,
     /// The step of a list's elements as one flat buffer.
     Flat,
@@ -72,7 +72,7 @@ impl Job {
         matches!(self, Self::Copy | Self::UnrolledCopy)
     }
 
-    /// Whether the tensors of a list are taken one by one.
+    /// Whether it steps the tensors of a list as a list.
     pub(crate) fn is_list(self) -> bool {
         matches!(self, Self::Dual | Self::Adam | Self::MostSets | Self::SetEach) || self.is_controlled()
     }
@@ -82,8 +82,8 @@ impl Job {
         matches!(self, Self::Controlled | Self::Captured)
     }
 
-    /// The coefficients of a set: those of different steps, so that no set passes for another, and
-    /// all before the switch at 12,500 but far from the first step, so that both branches count in
+    /// The coefficients of a set. Each set is of another step, so that a mix-up of sets shows. All
+    /// steps are before the switch at 12,500 and far from the first, so that both branches count in
     /// the result.
     pub(crate) fn coeffs(self, set: usize) -> StepCoeffs {
         self.config().coeffs(FIRST_STEP + set as u64).expect("the configurations are valid")

@@ -3,15 +3,15 @@
 //!
 //! Times are those of CUDA events, medians over rounds. `cases` says what is timed: each case, a
 //! shape in one variant and with one alignment, is checked against the CPU backend before it is
-//! timed. A case that fails is reported, and the others go on. A case's buffers are several times
-//! the size of the device's cache, where 256 of them are enough, and are used in turns. The host's
-//! time for a step is measured apart. `--json FILE` writes the results as JSON, and rewrites them
-//! after each case.
+//! timed. A case that fails is reported, and the others go on. A case has several replicas of its
+//! buffers, at most 256, and uses them in turns: together they are several times as large as the
+//! device's cache, if 256 are enough. The host's time for a step is measured separately.
+//! `--json FILE` writes the results as JSON, and rewrites them after each case.
 //!
-//! `--core` times only the cases that tell most, `--deadline` begins no case after so many seconds,
-//! and `--jit` only measures how long the driver takes to load the kernels. `--quick` runs small
-//! shapes for a few rounds. `--stand-in` runs on the stand-in driver of the tests: that tries the
-//! program, and its times mean nothing.
+//! `--core` times only the most informative cases, `--deadline SECONDS` begins no case after that
+//! time, and `--jit` only measures how long the driver takes to load the kernels. `--quick` runs
+//! small shapes for a few rounds. `--stand-in` runs on the stand-in driver of the tests, to try the
+//! program: its times mean nothing.
 //!
 //! Predicted, not measured, for an H200: the core cases take about 25 s. All cases take about a
 //! minute and 56 GB of memory: 68 TB at 4.8 TB/s and what fills the queue take 22 s, and the
@@ -62,10 +62,10 @@ struct Arguments {
     /// What the program was built from, for the JSON.
     #[arg(long, default_value = "")]
     build: String,
-    /// Only the cases that tell most.
+    /// Only the most informative cases.
     #[arg(long)]
     core: bool,
-    /// Begin no case after so many seconds.
+    /// Begin no case after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<f64>,
     /// Only measure how long the driver takes to load the kernels.
@@ -80,7 +80,7 @@ struct Arguments {
     /// Run on the stand-in driver of the tests instead of a device.
     #[arg(long)]
     stand_in: bool,
-    /// What cargo passes.
+    /// `cargo bench` passes it.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -105,7 +105,8 @@ fn main() -> ExitCode {
     if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Runs what the arguments ask for. Returns whether something failed, or why there is no device.
+/// Runs what the arguments ask for. Returns whether something failed; the error says why there is
+/// no device.
 fn run(arguments: &Arguments, start: Instant) -> Result<bool, String> {
     if arguments.jit {
         jit::measure(&device::find_kernels()?);

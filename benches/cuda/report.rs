@@ -41,14 +41,14 @@ pub(crate) struct Row {
     gb_per_s: f64,
     /// The faster copy's time over this one's, the median of the rounds' ratios.
     of_copy: Option<f64>,
-    /// The triad's likewise.
+    /// The same for the triad's time.
     of_triad: Option<f64>,
-    /// That of the step of as many elements as one flat buffer, where the tensors are a list.
+    /// The same for the time of the step of the elements as one flat buffer; only for lists.
     of_flat: Option<f64>,
     gflop_per_s: f64,
-    /// This time over plain Adam's, likewise.
+    /// This time over plain Adam's, the median of the rounds' ratios.
     over_adam: Option<f64>,
-    /// Buffers that were used in turns.
+    /// Replicas of the buffers, which were used in turns.
     replicas: usize,
 }
 
@@ -119,7 +119,7 @@ impl Report {
         }
     }
 
-    /// Notes a case that there was no time for.
+    /// Notes a case that was left out for lack of time.
     pub(crate) fn cut(&mut self, case: &Case) {
         let Case { shape, variant, alignment, .. } = case;
         self.skipped.push(format!("{} {}, {}: {NO_TIME_LEFT}", shape.name, variant.name(), alignment.name));
@@ -127,7 +127,7 @@ impl Report {
     }
 }
 
-/// Prints what a closing table shows of these rows, a line each.
+/// Prints a line for each of the main rows, which the bundle's closing table repeats.
 pub(crate) fn print_key_numbers(rows: &[Row]) {
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
     for row in rows.iter().filter(|row| row.variant == "dual" && row.alignment == "aligned") {

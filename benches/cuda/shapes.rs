@@ -11,7 +11,7 @@ pub(crate) struct Shape {
     pub(crate) lens: Vec<usize>,
 }
 
-/// Lengths that occur again and again.
+/// Lengths that are repeated.
 #[derive(Deserialize)]
 struct Pattern {
     name: String,
@@ -27,8 +27,8 @@ struct Model {
 }
 
 impl Shape {
-    /// The same cut to what an interpreter can run, with too many tensors for the coefficient sets
-    /// to be an argument.
+    /// The same shape, cut to what an interpreter can run. A long list keeps so many tensors that a
+    /// coefficient set for each does not fit in an argument.
     pub(crate) fn cut(mut self) -> Self {
         let most = if self.lens.len() == 1 { 5003 } else { 50 };
         self.name += ", cut";

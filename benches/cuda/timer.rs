@@ -15,16 +15,16 @@ const WARM_UP: Duration = Duration::from_millis(100);
 pub(crate) struct Plan {
     /// How often it is enqueued between the events.
     repeats: usize,
-    /// How many plugs keep the device busy meanwhile.
+    /// How many plugs keep the device busy while the work is enqueued.
     plugs: usize,
 }
 
 pub(crate) struct Timer<'a> {
     device: &'a Device,
-    /// What a plug fills.
+    /// The memory that a plug fills.
     memory: Memory,
     bytes: usize,
-    /// A timing lasts at least so many seconds, by repeating short work.
+    /// The least seconds of a timing; short work is repeated.
     shortest: f64,
     plug_seconds: f64,
     start: CudaEvent,
@@ -32,10 +32,10 @@ pub(crate) struct Timer<'a> {
 }
 
 impl<'a> Timer<'a> {
-    /// A timer, or with `quick` one that only goes through the motions.
+    /// A timer; with `quick` one whose times mean nothing, to try the program.
     pub(crate) fn new(device: &'a Device, quick: bool) -> Self {
-        // Events tell half a microsecond, and what the plug has left in the cache is written back
-        // meanwhile.
+        // Long against the half microsecond that events resolve, and against the write-back of what
+        // the plug has left in the cache.
         let (bytes, shortest) = if quick { (1 << 12, 0.0) } else { (512 << 20, 1e-3) };
         let memory = device.memory(bytes).expect("there is memory for the timer");
         let event = || device.context.new_event(Some(CU_EVENT_DEFAULT)).expect("an event can be made");
@@ -50,8 +50,8 @@ impl<'a> Timer<'a> {
         timer
     }
 
-    /// Work that keeps the device busy for a while, so that what follows is in its queue when it
-    /// gets there.
+    /// Keeps the device busy for a while, so that the work after it is in the queue before the
+    /// device gets there.
     fn plug(&self) {
         let stream = self.device.stream.cu_stream();
         // SAFETY: the memory has these bytes, and lives until the work has ended.
@@ -71,7 +71,7 @@ impl<'a> Timer<'a> {
 
     /// Runs the work a few times and finds out how to time it.
     pub(crate) fn plan(&self, mut enqueue: impl FnMut()) -> Plan {
-        // The first calls may load and fault in.
+        // The first calls may load kernels and fault memory in.
         self.elapsed(3, &mut enqueue);
         let seconds = self.seconds(&Plan { repeats: 1, plugs: 1 }, &mut enqueue);
         let repeats = ((self.shortest / seconds.max(1e-7)).ceil() as usize).clamp(1, MOST_REPEATS);

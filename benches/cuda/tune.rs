@@ -22,13 +22,13 @@ use crate::{Arguments, Device, Group, Memory, NO_TIME_LEFT, Timer, cases, rankin
 /// The library's constants, as in `kernels/tuning.cuh`.
 const LIBRARY: [(&str, u64); 5] =
     [("BLOCK", 256), ("FLAT_GROUPS", 2), ("CHUNK", 4096), ("SPAN", 1), ("LIST_GROUPS", 1)];
-/// The constants that only flat kernels, or only those of lists, are made with.
+/// The constants that only flat kernels use, and those that only the kernels of lists use.
 const OF_FLAT: [&str; 2] = ["FLAT_GROUPS", "FLAT_BLOCKS_PER_SM"];
 const OF_LISTS: [&str; 5] = ["LIST_GROUPS", "LIST_BLOCKS_PER_SM", "CHUNK", "SPAN", "AHEAD"];
 const VEC: u64 = 4;
 /// Bytes of the coefficients that a list's kernel takes as an argument.
 const COEFFS_BYTES: usize = 3840;
-/// Fewer rounds tell no quartiles.
+/// Fewer rounds give no quartiles.
 const LEAST_ROUNDS: usize = 7;
 
 /// An entry of `index.json`.
@@ -44,7 +44,7 @@ impl Combination {
         self.defines.get(name).copied().or_else(of_library).expect("the constant is known")
     }
 
-    /// Whether it differs from the library's in what a list's kernel, or a flat one, is made with.
+    /// Whether it is the library's, or differs from it in a constant that this kind of kernel uses.
     fn concerns(&self, is_list: bool) -> bool {
         let others = if is_list { &OF_FLAT[..] } else { &OF_LISTS[..] };
         self.defines.is_empty() || self.defines.keys().any(|name| !others.contains(&name.as_str()))
@@ -127,7 +127,7 @@ fn time_case(
         });
         match verified {
             Ok(contestant) => contestants.push(contestant),
-            // All others are compared with it.
+            // The library's own failed, with which all others are compared.
             Err(reason) if combination.defines.is_empty() => return Err(format!("{}: {reason}", combination.name())),
             Err(reason) => {
                 skipped.push(format!("{} {}, {}: {reason}", group.shape, group.variant.name(), combination.name()));
@@ -230,7 +230,7 @@ fn addresses(tensor: &RawTensor) -> [u64; 5] {
     [param.address, grad.address, exp_avg.address, exp_avg_sq.address, 0]
 }
 
-/// A list's table, as `kernels/step.cuh` wants it, and its chunks.
+/// A list's table, as `kernels/step.cuh` reads it, and the number of its chunks.
 fn table(tensors: &[RawTensor], chunk: u64, span: u64) -> (Vec<u8>, u64) {
     let (mut records, mut chunk_tensor) = (vec![], vec![]);
     for (i, tensor) in tensors.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What the buffers hold: patterns of a period, so that the host can tell what any element must
+//! What the buffers hold: a periodic pattern, so that the host can compute what any element must
 //! become.
 
 use dualadam::half::bf16;
@@ -17,14 +17,14 @@ pub(crate) fn sizes(variant: Variant) -> [usize; 5] {
     [formats.param.size(), formats.grad.size(), formats.exp_avg.size(), formats.exp_avg_sq.size(), master]
 }
 
-/// Bytes that a step moves for an element: all but the gradient is written, all but a master's
-/// parameter is read.
+/// Bytes that a step moves for an element: it writes all but the gradient, and reads all but the
+/// parameter of a master.
 pub(crate) fn bytes_moved(variant: Variant) -> usize {
     let [param, grad, exp_avg, exp_avg_sq, master] = sizes(variant);
     2 * (exp_avg + exp_avg_sq) + grad + if master > 0 { 2 * master + param } else { 2 * param }
 }
 
-/// With the bits that f32 has beyond bf16 cut off, as the triad does it.
+/// Converts values as the triad does: to bf16 by cutting bits off.
 fn cut(dtype: Dtype, values: &[f32]) -> Values {
     match dtype {
         Dtype::Bf16 => Values::Bf16(values.iter().map(|x| bf16::from_bits((x.to_bits() >> 16) as u16)).collect()),

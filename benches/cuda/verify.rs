@@ -1,4 +1,4 @@
-//! That every job does what it should, before it is timed.
+//! Checks that every job gives the right result, before it is timed.
 
 use std::ops::Range;
 
@@ -6,16 +6,16 @@ use crate::group::ALIGN;
 use crate::values::{PERIOD, sizes};
 use crate::{Device, Group, Job, Pattern};
 
-/// The triad's, where its result counts: no value stays as it is.
+/// The triad's factor for the check: it changes every value.
 const FACTOR: f32 = 1e-3;
-/// So many tensors at each end of a list are looked at.
+/// How many tensors at each end of a list are checked.
 const TENSORS: usize = 8;
 
-/// Fails unless each job does what the CPU backend does, to the bit, in the first replica's tensors
-/// and not beside them.
+/// Panics unless each job gives the CPU backend's bits in the first replica's tensors, and changes
+/// nothing beside them.
 ///
-/// The unfused step has the same roundings as the fused one, each result being stored in f32, so no
-/// tolerance either.
+/// The unfused step has the same roundings as the fused one, since each result is stored in f32. So
+/// it gets no tolerance either.
 pub(crate) fn verify(device: &Device, group: &mut Group<'_>) {
     for job in group.jobs.clone().into_iter().filter(|job| !job.is_copy()) {
         group.fill(group.stride, group.offsets_of(job));
@@ -42,7 +42,7 @@ pub(crate) fn verify_job(group: &Group<'_>, job: Job) {
     }
 }
 
-/// What the pattern becomes by the CPU.
+/// What a job makes of the pattern on the CPU.
 fn after(job: Job, before: &Pattern, set: usize) -> Pattern {
     let mut pattern = before.clone();
     match job {

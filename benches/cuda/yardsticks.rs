@@ -11,10 +11,10 @@ use dualadam::{StepCoeffs, Variant};
 const PTX: &str = concat!(include_str!("prebuilt/yardsticks.ptx"), "\0");
 
 const BLOCK: u64 = 256;
-/// Elements that a thread serves; a rest goes singly.
+/// Elements of a thread; the elements of a last, smaller group have a thread each.
 const VEC: u64 = 4;
 
-/// Words that a thread of the copy serves.
+/// Words of a thread of the copy.
 const UNROLLED: u64 = 8;
 
 /// The kernels of the unfused step, in the order in which they make a step.
@@ -58,7 +58,7 @@ impl Yardsticks {
     ) {
         let mut arguments: Vec<_> = addresses.iter_mut().map(argument).collect();
         arguments.extend([argument(&mut len), argument(&mut factor)]);
-        // SAFETY: the arguments are the kernel's; the caller vouches for the memory.
+        // SAFETY: the arguments are the kernel's; the memory is as this function requires.
         unsafe { launch(self.triads[variant.index()], len, &mut arguments, stream) };
     }
 
@@ -66,7 +66,7 @@ impl Yardsticks {
     ///
     /// # Safety
     ///
-    /// The addresses are multiples of 16, of buffers of so many bytes that do not overlap, in use
+    /// The addresses are multiples of 16, of buffers of `bytes` bytes that do not overlap, in use
     /// by this stream only.
     pub(crate) unsafe fn copy(&self, mut to: u64, mut from: u64, bytes: u64, stream: &CudaStream) {
         let mut words = bytes / 16;
@@ -82,7 +82,7 @@ impl Yardsticks {
     /// # Safety
     ///
     /// The addresses are those of buffers of `len` f32, multiples of 16, in use by this stream
-    /// only: parameters, gradients, moments, and two for what lies between the operations.
+    /// only: parameters, gradients, moments, and two for intermediate results.
     pub(crate) unsafe fn unfused(&self, addresses: [u64; 6], len: u64, c: &StepCoeffs, stream: &CudaStream) {
         let [params, grads, exp_avg, exp_avg_sq, root, factor] = addresses;
         let passes = [

@@ -1,5 +1,5 @@
-//! How fast several ways to do the same are beside the first of them, and whether that is more than
-//! noise.
+//! Ranks several ways to do the same by their speed relative to the first, and tells real
+//! differences from noise.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::device::{Device, Facts};
 
 /// A smaller difference is never called real: clocks have steps.
 const SMALLEST: f64 = 0.002;
-/// Fewer rounds tell nothing of the noise.
+/// Fewer rounds say nothing about the noise.
 const FEWEST_TO_JUDGE: usize = 6;
 
 /// One way, and its time.
@@ -27,8 +27,8 @@ pub(crate) struct Row {
     speedup: f64,
     speedup_low: f64,
     speedup_high: f64,
-    /// Whether the speedup is further from 1 than twice its interquartile range, and than noise can
-    /// be that the rounds do not show.
+    /// Whether there are enough rounds to judge, and the speedup is further from 1 than twice its
+    /// interquartile range and than [`SMALLEST`].
     is_real: bool,
     rounds: usize,
 }
@@ -59,14 +59,14 @@ impl Report {
         }
     }
 
-    /// Says what did not run. Returns whether anything failed.
+    /// Prints what did not run. Returns whether anything failed.
     pub(crate) fn end(&self, sweep: &str) -> bool {
         self.skipped.iter().for_each(|skipped| println!("did not run: {skipped}"));
         attempt::end(sweep, &self.skipped)
     }
 }
 
-/// Replaces a file, so that it is whole at any time.
+/// Replaces a file in one step, so that it is whole at any time.
 pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
     let text = serde_json::to_string_pretty(report).expect("the report is plain data");
     let new = file.with_extension("new");
@@ -75,7 +75,7 @@ pub(crate) fn write_json(file: &Path, report: &impl Serialize) {
         .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
-/// The rows of ways that took turns in rounds, whose seconds these are.
+/// The rows of ways that took turns; `rounds` has the seconds of each way in each round.
 pub(crate) fn rows(
     shape: &str,
     types: &'static str,
@@ -106,8 +106,8 @@ fn row(shape: &str, types: &'static str, what: String, i: usize, rounds: &[Vec<f
     }
 }
 
-/// Prints a ranking for each case, and its winners for a closing table, under the name of the
-/// sweep. `first` is what all are compared with.
+/// Prints a ranking for each case, and a line with its winners, which the bundle's closing table
+/// repeats. `sweep` is the sweep's name, and `first` is what all are compared with.
 fn print(sweep: &str, first: &str, rows: &[Row]) {
     let mut cases: Vec<_> = rows.iter().map(|row| (&row.shape, row.types)).collect();
     cases.dedup();

@@ -1,4 +1,4 @@
-//! The device that is timed, and what is known of it.
+//! The device that is timed, and its properties.
 
 use dualadam::webgpu::wgpu;
 use pollster::block_on;
@@ -11,25 +11,25 @@ pub(crate) struct Device {
     pub(crate) facts: Facts,
 }
 
-/// What the adapter says of itself.
+/// What the adapter reports about itself.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Facts {
     pub(crate) name: String,
     pub(crate) api: String,
     pub(crate) driver: String,
     pub(crate) software: bool,
-    /// Whether the coefficients of the timed steps travel among the commands.
+    /// Whether the coefficients of the timed steps are immediate data among the commands.
     pub(crate) immediates: bool,
-    /// Whether times are those of timestamp queries; else they are from the submit to the end.
+    /// Whether times are those of timestamp queries; otherwise they are from the submit to the end.
     pub(crate) timestamps: bool,
 }
 
-/// The variable with a part of the wanted adapter's name.
+/// The environment variable with a part of the wanted adapter's name.
 const NAME: &str = "WGPU_ADAPTER_NAME";
 
 impl Device {
-    /// The adapter that the environment names; else the first, discrete ones before others, and
-    /// software only where it is allowed. Or why there is none.
+    /// The adapter that the environment names, or else the first: discrete ones before others,
+    /// software ones only if `software` is set. The error says why there is none.
     pub(crate) fn find(software: bool) -> Result<Self, String> {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         let descriptor =
@@ -49,7 +49,7 @@ impl Device {
         let adapter = adapters.into_iter().find(is_wanted).ok_or_else(|| match names.join(", ") {
             names if names.is_empty() => "no Vulkan, Metal or DX12 adapter".to_owned(),
             names if wanted.is_empty() => format!("only software adapters, which --software allows: {names}"),
-            names => format!("no adapter is called {wanted}, as {NAME} wants it; there are {names}"),
+            names => format!("no adapter has {wanted} ({NAME}) in its name; there are {names}"),
         })?;
         Ok(Self::open(adapter, true))
     }
@@ -59,7 +59,7 @@ impl Device {
         Self::open(self.adapter.clone(), false)
     }
 
-    /// A device with all that the adapter has.
+    /// Opens a device with the adapter's limits and the features that the benchmark uses.
     fn open(adapter: wgpu::Adapter, with_immediates: bool) -> Self {
         let info = adapter.get_info();
         let has = |feature| adapter.features().contains(feature);
@@ -85,7 +85,8 @@ impl Device {
         Self { adapter, device, queue, facts }
     }
 
-    /// A storage buffer with repetitions of a pattern, or why it cannot be had.
+    /// A storage buffer with repetitions of a pattern. Fails if it is larger than the device
+    /// allows.
     pub(crate) fn repeat(&self, pattern: &[u8], bytes: usize) -> Result<wgpu::Buffer, String> {
         let most = self.device.limits().max_buffer_size;
         if bytes as u64 > most {

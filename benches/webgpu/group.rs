@@ -1,4 +1,4 @@
-//! The buffers of one variant, in as many replicas as outgrow a cache, and the work over them.
+//! The buffers of one variant, in enough replicas to outgrow a cache, and the work over them.
 
 use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{Dtype, DualAdamConfig, Role, StepCoeffs, Variant};
@@ -7,9 +7,10 @@ use crate::device::Device;
 use crate::triad::{Pipeline, Triad};
 use crate::values::{Pattern, named, sizes};
 
-/// Together the replicas have at least so many bytes, several times the cache of a large GPU,
+/// Together the replicas have at least this many bytes, several times the cache of a large GPU,
+/// within [`MOST_REPLICAS`].
 const BYTES: usize = 256 << 20;
-/// but are no more than this: below 2^16 elements only the dispatch counts.
+/// The most replicas. Below 2^16 elements only the dispatch counts.
 const MOST_REPLICAS: usize = 64;
 /// After the first steps, and before the switch at 12,500, so that both branches of the rule count.
 const STEP: u64 = 2000;
@@ -70,7 +71,7 @@ pub(crate) struct Replica {
 }
 
 impl Group {
-    /// The buffers with their content, or why they cannot be had.
+    /// Creates and fills the buffers. Fails, with the reason, if the device does not allow them.
     pub(crate) fn new(device: &Device, pipelines: &Pipelines, variant: Variant, len: usize) -> Result<Self, String> {
         let pattern = Pattern::new(variant);
         let triad = Pipeline::new(device, variant, FACTOR);
@@ -90,7 +91,7 @@ impl Group {
     }
 }
 
-/// How many replicas of so many elements are used in turns.
+/// How many replicas of `len` elements are used in turns.
 pub(crate) fn replicas(variant: Variant, len: usize) -> usize {
     BYTES.div_ceil(len * sizes(variant).iter().sum::<usize>()).min(MOST_REPLICAS)
 }
@@ -124,7 +125,7 @@ pub(crate) fn tensor<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], len: u64
     tensor_at(variant, buffers, 0, len)
 }
 
-/// The tensor from this element of the buffers on.
+/// The tensor of `len` elements that begins at element `start` of the buffers.
 pub(crate) fn tensor_at<'a>(variant: Variant, buffers: &'a [wgpu::Buffer], start: u64, len: u64) -> Tensor<'a> {
     let dtypes = Role::ALL.iter().copied().filter_map(|role| variant.formats().of(role));
     let binding =

@@ -4,15 +4,16 @@
 //! Times are those of timestamp queries where the device has them, medians over rounds; each
 //! variant is compared with the CPU backend before it is timed, and the CPU backend's own time
 //! stands beside it. The buffers are several times the size of a GPU's cache and are used in turns.
-//! The host's time for a step is measured apart.
+//! The host's time for a step is measured separately.
 //!
-//! The largest length takes 4 GB of a software adapter's memory, and twice that with the CPU's; on
-//! a GPU 12 GB. The variable `WGPU_ADAPTER_NAME` chooses an adapter by a part of its name; software
-//! ones are taken only if it names them, or with `--software`. `--json FILE` writes the results as
-//! JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark, `--quick` runs small
-//! lengths for a few rounds, `--core` only the lengths that tell most, `--deadline` begins no
-//! length after so many seconds. The JSON file is rewritten after each length. `--sweep` runs the
-//! step with other workgroups instead, `--criterion` gives criterion's view.
+//! The largest length takes 4 GB of memory on a software adapter, as much again for the CPU
+//! backend, and 12 GB on a GPU. The variable `WGPU_ADAPTER_NAME` chooses an adapter by a part of
+//! its name; software ones are taken only if it names them, or with `--software`. `--json FILE`
+//! writes the results as JSON, `--cuda FILE` sets them beside the JSON of the CUDA benchmark,
+//! `--quick` runs small lengths for a few rounds, `--core` only the most informative lengths, and
+//! `--deadline SECONDS` begins no length after that time. The JSON file is rewritten after each
+//! length. `--sweep` runs the step with other workgroups instead, `--criterion` times with
+//! criterion.
 
 #[path = "../attempt/mod.rs"]
 mod attempt;
@@ -65,23 +66,23 @@ struct Arguments {
     /// Take a software adapter where there is no other.
     #[arg(long)]
     software: bool,
-    /// criterion's view instead, without ratios and the CPU.
+    /// Time with criterion instead, without ratios and without the CPU backend.
     #[arg(long)]
     criterion: bool,
-    /// Only the lengths that tell most.
+    /// Only the most informative lengths.
     #[arg(long)]
     core: bool,
-    /// Begin no length after so many seconds.
+    /// Begin no length after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<f64>,
-    /// The sweep instead: other workgroups, more quads an invocation, and lists over shared
+    /// Run the sweep instead: other workgroups, more quads an invocation, and lists over shared
     /// buffers, against what the library does.
     #[arg(long)]
     sweep: bool,
     /// Small lengths and few rounds, to try the program.
     #[arg(long)]
     quick: bool,
-    /// What cargo passes.
+    /// `cargo bench` passes it.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
     if run(&device, &arguments, start) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// What the CPU's workload for each of the main variants is called.
+/// The name of the CPU's workload for each of the main variants.
 fn on_cpu() -> [&'static str; 3] {
     ["dual f32", "dual bf16", "dual master"]
         .map(|wanted| workloads::NAMES.into_iter().find(|name| *name == wanted).expect("the workload is there"))

@@ -37,18 +37,19 @@ pub(crate) struct Row {
     pub(crate) gflop_per_s: f64,
     /// The triad's time over this one's, the median of the rounds' ratios.
     pub(crate) of_triad: f64,
-    /// This time over that of the f32 step, likewise.
+    /// This time over that of the f32 step, the median of the rounds' ratios.
     pub(crate) over_dual_f32: Option<f64>,
-    /// The time from the submit to the end over that by timestamps, likewise.
+    /// The time from the submit to the end over that by timestamps, the median of the rounds'
+    /// ratios.
     pub(crate) from_submit: Option<f64>,
-    /// Buffers that were used in turns.
+    /// Replicas of the buffers, which were used in turns.
     pub(crate) replicas: usize,
     /// This speed over that of the CUDA kernel.
     pub(crate) of_cuda: Option<f64>,
 }
 
 impl Row {
-    /// What the CUDA benchmark calls the same.
+    /// The name of the same measurement in the CUDA benchmark's results.
     fn key(&self) -> (String, String, String) {
         (self.shape.clone(), self.types.to_owned(), self.variant.to_owned())
     }
@@ -95,7 +96,7 @@ impl Report {
         }
     }
 
-    /// Sets each speed beside that in the results of the CUDA benchmark on the same card.
+    /// Divides each speed by that in the CUDA benchmark's results for the same card.
     fn compare_with_cuda(&mut self, file: &Path) -> Result<(), String> {
         let failed = |error: &dyn fmt::Display| format!("{}: {error}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
@@ -108,8 +109,8 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the rows of a length, compares them with the results of the CUDA benchmark on the same
-    /// card, and prints what a closing table shows of them, a line each.
+    /// Adds the rows of a length, compares them with the CUDA benchmark's results for the same
+    /// card, and prints a line for each of the main rows, which the bundle's closing table repeats.
     pub(crate) fn add(&mut self, rows: Vec<Row>, cuda: Option<&Path>) {
         let first = self.rows.len();
         self.rows.extend(rows);

@@ -1,4 +1,4 @@
-//! criterion's view of the step and of its triad, by the same clock.
+//! Times the step and its triad with criterion, by the same clock.
 
 use std::time::Duration;
 

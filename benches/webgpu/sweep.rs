@@ -1,8 +1,8 @@
 //! The sweep: the step with other workgroups and more quads an invocation, and a list over shared
 //! buffers, against what the library does.
 //!
-//! Each is compared with the CPU backend before it is timed. All that serve the same elements take
-//! turns in each round.
+//! Each is compared with the CPU backend before it is timed. All variations over the same elements
+//! take turns in each round.
 
 use dualadam::webgpu::{Pipelines, Tensor, TensorList, wgpu};
 use dualadam::{StepCoeffs, Variant};
@@ -15,7 +15,7 @@ use crate::{Arguments, Device, Job, NO_TIME_LEFT, Pattern, Timer, attempt, group
 // `TEXTS`, the library's joined shaders.
 include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
-/// What is swept; without masters.
+/// The variants that are swept, without masters.
 const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
 /// Invocations of a workgroup, and quads of an invocation; the library's first. All of them read
 /// the coefficients from a uniform buffer.
@@ -30,7 +30,7 @@ struct Contestant<'a> {
     encode: Box<dyn FnMut(&mut wgpu::ComputePass<'_>) + 'a>,
 }
 
-/// A shape's name, what the first contestant is, and what times them all.
+/// A shape's name, the first contestant's, and the function that times them all.
 type Case<'a> = (String, &'static str, &'a dyn Fn(&str) -> Result<Vec<Row>, String>);
 
 /// Times all of them. `is_late` says that no further case may begin. Returns whether any failed.
@@ -76,8 +76,8 @@ impl Sweep<'_> {
         for (workgroup, quads) in SHAPES {
             let what = format!("workgroups of {workgroup}, {quads} quad{}", if quads == 1 { "" } else { "s" });
             let pipeline = Pipeline::new(self.device, text, workgroup, quads, &coeffs);
-            // Not a multiple of any workgroup's elements; whole quads, since the tail is not this
-            // entry point's.
+            // Whole quads, since the tail has another entry point; not a multiple of any
+            // workgroup's elements.
             let checked = new(2 * PERIOD / 4 * 4)?;
             let bound = pipeline.bind(self.device, &checked, 2 * PERIOD as u64 / 4 * 4);
             self.check(&pattern, &checked, usize::MAX, &what, |pass| pipeline.encode(&bound, pass));
@@ -93,9 +93,10 @@ impl Sweep<'_> {
         Ok(self.time(shape, contestants, replicas.len()))
     }
 
-    /// The library's list over moments in one buffer a stream, as its optimizer keeps them, with
-    /// parameters and gradients in buffers of their own; over a buffer of its own for each stream
-    /// of each tensor; and over one buffer a stream.
+    /// Times the library's list over three layouts. In the first, each moment of all tensors is one
+    /// buffer, as in the library's optimizer, and parameters and gradients have buffers of their
+    /// own. In the second, each stream of each tensor has a buffer; in the third, each stream of
+    /// all tensors.
     fn lists(&self, shape: &str, len: usize) -> Result<Vec<Row>, String> {
         let pipelines = Pipelines::new(&self.device.device).map_err(|error| error.to_string())?;
         let pattern = Pattern::new(self.variant);
@@ -104,7 +105,7 @@ impl Sweep<'_> {
         let (apart, shared) = (all_apart()?, all_shared()?);
         let tensors = apart.iter().map(|buffers| tensor(self.variant, buffers, len as u64)).collect();
         let parts = (0..TENSORS).map(|i| tensor_at(self.variant, &shared, i * len as u64, len as u64)).collect();
-        // Steps of the one are not to change what the other is checked with.
+        // Steps of one list must not change the buffers that another is checked with.
         let (others, moments) = (all_apart()?, all_shared()?);
         let mixed = |i: u64| {
             let Tensor { exp_avg, exp_avg_sq, .. } = tensor_at(self.variant, &moments, i * len as u64, len as u64);
@@ -233,7 +234,7 @@ fn bind(device: &Device, pipeline: &wgpu::ComputePipeline, group: u32, buffers: 
     device.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries })
 }
 
-/// The text with one passage replaced, which must be there.
+/// Replaces one passage of the text. Panics if the text lacks it.
 fn replace(text: &str, old: &str, new: &str) -> String {
     assert!(text.contains(old), "the shader has no line {old}");
     text.replace(old, new)

@@ -11,11 +11,11 @@ const MOST_REPEATS: usize = 1000;
 pub(crate) struct Timer<'a> {
     device: &'a Device,
     queries: Option<Queries>,
-    /// A timing lasts at least so many seconds, by repeating short work.
+    /// The least seconds of a timing; short work is repeated.
     shortest: f64,
 }
 
-/// The two ends of a pass.
+/// Timestamps at the two ends of a pass.
 struct Queries {
     set: wgpu::QuerySet,
     resolved: wgpu::Buffer,
@@ -25,28 +25,28 @@ struct Queries {
 /// Seconds of one run of some work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seconds {
-    /// By timestamps, or else those below.
+    /// By timestamps; without them the same as `from_submit`.
     pub(crate) on_device: f64,
     /// From the submit until all has ended.
     pub(crate) from_submit: f64,
 }
 
 impl<'a> Timer<'a> {
-    /// A timer that repeats work for so many seconds.
+    /// A timer that repeats work for at least `shortest` seconds.
     pub(crate) fn new(device: &'a Device, shortest: f64) -> Self {
         let queries = device.facts.timestamps.then(|| Queries::new(device));
         Self { device, queries, shortest }
     }
 
-    /// How often to run some work in one timing, after some first runs, which compile it and fault
-    /// memory in.
+    /// How often to run some work in one timing. The work runs `first` times before that is
+    /// measured, which compiles it and faults memory in.
     pub(crate) fn repeats(&self, first: usize, mut encode: impl FnMut(&mut wgpu::ComputePass<'_>)) -> usize {
         self.seconds(first, &mut encode);
         let seconds = self.seconds(first, &mut encode).on_device;
         ((self.shortest / seconds.max(1e-7)).ceil() as usize).clamp(1, MOST_REPEATS)
     }
 
-    /// Times so many runs, encoded beforehand in one pass.
+    /// Times `repeats` runs, which are encoded in one pass before the clock starts.
     pub(crate) fn seconds(&self, repeats: usize, mut encode: impl FnMut(&mut wgpu::ComputePass<'_>)) -> Seconds {
         let mut encoder = self.device.device.create_command_encoder(&Default::default());
         let timestamp_writes = self.queries.as_ref().map(|queries| wgpu::ComputePassTimestampWrites {

@@ -23,7 +23,7 @@ pub(crate) struct Triad {
 }
 
 impl Triad {
-    /// Over `len` elements, of which nothing behind the last whole quad is served.
+    /// The triad over `len` elements, without those after the last whole quad.
     pub(crate) fn new(
         device: &Device,
         pipeline: &Pipeline,
@@ -65,7 +65,7 @@ impl Triad {
 }
 
 impl Pipeline {
-    /// With this factor for the gradients.
+    /// The triad of a variant, with this factor for the gradients.
     pub(crate) fn new(Device { device, .. }: &Device, variant: Variant, factor: f64) -> Self {
         let formats = variant.formats();
         let mut text = include_str!("triad.wgsl")

@@ -1,5 +1,5 @@
-// A multiply and an add for each written value, over the streams of a step: what memory and the
-// dispatch cost, and hardly more.
+// A multiply and an add for each written value, over the streams of a step: its time is little more
+// than that of memory and the dispatch.
 //
 // PARAM and GRAD stand for formats, UPDATED for the role that is updated, UPDATED_FORMAT for its
 // format. Results are cut to bf16, not rounded: the stream is measured, not the conversion.

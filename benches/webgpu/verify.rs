@@ -1,4 +1,4 @@
-//! That every job does what it should, before it is timed.
+//! Checks that every job gives the right result, before it is timed.
 
 use dualadam::webgpu::{Pipelines, wgpu};
 use dualadam::{Dtype, Variant, half};
@@ -8,7 +8,7 @@ use crate::group::{Job, Replica};
 use crate::triad::Pipeline;
 use crate::values::{PERIOD, Pattern};
 
-/// The triad's, where its result counts: no value stays as it is.
+/// The triad's factor for the check: it changes every value.
 const FACTOR: f32 = 1e-3;
 /// Below this the error counts in absolute terms: there a parameter is the difference of larger
 /// values.
@@ -16,7 +16,7 @@ const SMALL: f32 = 1e-2;
 /// Two periods and a tail, which the triad leaves out.
 const LEN: usize = 2 * PERIOD / 4 * 4 + 3;
 
-/// Fails unless each job does what the CPU backend does, but for a rounding.
+/// Panics unless each job gives the CPU backend's result, up to a rounding.
 pub(crate) fn verify(device: &Device, pipelines: &Pipelines, variant: Variant) {
     let before = Pattern::new(variant);
     let triad = Pipeline::new(device, variant, FACTOR.into());
@@ -35,7 +35,7 @@ pub(crate) fn verify(device: &Device, pipelines: &Pipelines, variant: Variant) {
     }
 }
 
-/// Fails unless the first elements of each buffer repeat the expected pattern, but for a rounding.
+/// Panics unless the first elements of each buffer repeat the expected pattern, up to a rounding.
 pub(crate) fn compare(
     device: &Device,
     variant: Variant,

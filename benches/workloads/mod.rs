@@ -1,5 +1,5 @@
-//! What is timed: the step in its variants, and the streams that bound it. All of them move the
-//! bytes that they report.
+//! What is timed: the step in its variants, and the streams that bound its speed. Each workload
+//! reports the bytes that it must move.
 
 use std::ops::{Deref, DerefMut};
 
@@ -7,8 +7,8 @@ use dualadam::{DualAdamConfig, Element, GradOf, StepCoeffs, cpu};
 use half::bf16;
 use rayon::prelude::*;
 
-/// Elements that a task takes in the streams that are compared with the step, which splits its work
-/// alike.
+/// Elements of a task in the streams that the step is compared with. The step splits its work in
+/// the same way.
 const CHUNK: usize = 1 << 15;
 
 /// One thing to time, over buffers of its own.
@@ -60,8 +60,8 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Workload> {
         }
         ("unfused", "f32") => {
             let mut between = between(len);
-            // The bytes are those that the fused step would move: the quotient is then the speed
-            // that a user sees.
+            // The bytes are those that the fused step would move, so that the speed is the one that
+            // a user sees.
             Buffers::<f32, f32>::new(len).workload(flops, move |buffers| unfused(buffers, &mut between, &c))
         }
         (_, "f32") => Buffers::<f32, f32>::new(len).workload(flops, move |buffers| step(buffers, &c)),
@@ -71,8 +71,8 @@ pub(crate) fn workload(name: &str, len: usize) -> Option<Workload> {
     })
 }
 
-/// Fails unless every step does what plain f32 arithmetic does, so that no benchmark times a wrong
-/// result.
+/// Panics unless every step gives the result of plain f32 arithmetic, so that no benchmark times a
+/// wrong one.
 pub(crate) fn verify() {
     let len = 100_000;
     let c = DualAdamConfig::default().coeffs(3).expect("the defaults are valid");
@@ -99,8 +99,8 @@ pub(crate) fn verify() {
     same(&widened(&bf16.params), &fused.params, 1.0 / 64.0);
 }
 
-/// A buffer that starts at a cache line, as the allocators of frameworks give them; `Vec`'s large
-/// ones start 16 bytes later.
+/// A buffer that starts at a cache line, as those of frameworks do; a large `Vec` starts 16 bytes
+/// later.
 struct Buffer<T> {
     storage: Vec<T>,
     start: usize,
@@ -140,7 +140,7 @@ struct Buffers<P, G> {
     grads: Buffer<G>,
     exp_avg: Buffer<f32>,
     exp_avg_sq: Buffer<f32>,
-    /// The model's own parameters where those above are masters, else nothing.
+    /// The model's own parameters if those above are masters; otherwise empty.
     model: Buffer<bf16>,
 }
 
@@ -180,7 +180,7 @@ fn list(len: usize) -> Vec<Buffers<f32, f32>> {
     (0..len / 1000).map(|_| Buffers::new(1000)).collect()
 }
 
-/// Forming the list is part of the price.
+/// The time includes forming the list.
 fn step_list(tensors: &mut [Buffers<f32, f32>], c: &StepCoeffs) {
     let mut formed = vec![];
     for Buffers { params, grads, exp_avg, exp_avg_sq, .. } in tensors {
@@ -267,7 +267,7 @@ fn master_triad(Buffers { params, grads, exp_avg, exp_avg_sq, model }: &mut Buff
     });
 }
 
-/// What lies between the operations of the unfused step: a root, and a factor.
+/// The intermediate results of the unfused step: a root, and a factor.
 fn between(len: usize) -> [Buffer<f32>; 2] {
     [0; 2].map(|_| Buffer::filled(0.0, len))
 }

@@ -1,8 +1,9 @@
-//! For tests: opens the stand-in so that cudarc finds it as libcuda, and asks and steers it.
+//! For tests: opens the stand-in so that cudarc finds it as libcuda, controls it, and reads what it
+//! noted.
 //!
 //! cudarc opens libcuda by name, `libcuda.so` first. The dynamic linker answers with a library that
-//! is already loaded and calls itself so. The stand-in does; so it is enough to open it, by its
-//! full path, before the first call of cudarc's.
+//! is already loaded and has that SONAME, as the stand-in does. So it is enough to open the
+//! stand-in by its full path before the first call to cudarc.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, c_char};
@@ -63,8 +64,8 @@ struct Control {
     run_pending: extern "C" fn(),
 }
 
-/// The environment variable with the path of the cdylib, for a program that was built in another
-/// way than it: a fuzzer's build of it does not load.
+/// The environment variable with the path of the cdylib, for a program whose own build of the
+/// cdylib does not load, such as a fuzzer's.
 pub const LIBRARY: &str = "STAND_IN_CUDA_LIBRARY";
 
 /// Where cargo puts the cdylib of a package that a test depends on: beside the test, or one folder
@@ -85,8 +86,8 @@ fn find() -> Result<PathBuf, ClientError> {
 }
 
 fn open(name: &OsStr) -> Result<Library, ClientError> {
-    // SAFETY: the stand-in runs nothing when it is loaded; opened by the name of libcuda, it is
-    // loaded already or something else is, which this crate then does not call.
+    // SAFETY: the stand-in runs nothing when it is loaded. By the name of libcuda the linker may
+    // find another library, which this crate does not call.
     unsafe { Library::new(name) }.map_err(|error| ClientError::NotLoaded(error.to_string()))
 }
 
@@ -131,7 +132,8 @@ fn control() -> Result<&'static Control, ClientError> {
     CONTROL.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
-/// A text argument. A name with a zero byte inside is one that nothing has.
+/// Calls with a text argument. A name with a zero byte inside becomes an empty one, which nothing
+/// has.
 fn named<R>(name: &str, call: impl FnOnce(Name) -> R) -> R {
     let name = CString::new(name).unwrap_or_default();
     call(name.as_ptr())
@@ -173,15 +175,15 @@ impl StandIn {
         Ok(Self { control, _turn: turn })
     }
 
-    /// Lets the `nth` call (1: the next) of a driver function fail with a code, before it does
+    /// Makes the `nth` call (1: the next) of a driver function fail with a code, before it does
     /// anything. `"*"` counts the calls of all functions. `"execute"` counts executed tasks, and
     /// its code stays, as after a lost device.
     pub fn fail(&self, function: &str, nth: u64, code: i32) {
         named(function, |name| (self.control.fail)(name, nth, code));
     }
 
-    /// How often a driver function was called, with the calls that were made to fail; `"*"`: all of
-    /// them.
+    /// How often a driver function was called, including the calls that were made to fail. `"*"`
+    /// counts all functions.
     pub fn calls(&self, function: &str) -> u64 {
         named(function, |name| (self.control.calls)(name))
     }
@@ -202,8 +204,8 @@ impl StandIn {
         text(self.control.launch_list).lines().filter_map(parse).collect()
     }
 
-    /// What was wrong so far: faults of kernels, missing order between streams, uses of what is
-    /// freed or destroyed.
+    /// The violations so far: faults of kernels, missing order between streams, uses of freed or
+    /// destroyed objects.
     pub fn violations(&self) -> Vec<String> {
         text(self.control.violations).lines().map(str::to_owned).collect()
     }
@@ -237,9 +239,9 @@ impl StandIn {
         (self.control.forget)(address, bytes)
     }
 
-    /// Lets only launches of graphs touch the allocation at an address. So is memory of a graph's
-    /// private pool, as PyTorch's allocator hands it out during a capture: outside of the graph its
-    /// content means nothing, or it is another graph's. Returns whether there is an allocation.
+    /// Lets only launches of graphs touch the allocation at an address, like memory of a graph's
+    /// private pool, which PyTorch's allocator hands out during a capture: outside of the graph its
+    /// content is undefined or another graph's. Returns whether there is an allocation.
     pub fn set_private(&self, address: u64) -> bool {
         (self.control.set_private)(address)
     }

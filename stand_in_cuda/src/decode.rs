@@ -1,5 +1,5 @@
-//! From an entry as written to a kernel of numbered slots. Every opcode, modifier and operand is
-//! checked here, once.
+//! Decodes an entry as written into a kernel of numbered slots. Every opcode, modifier and operand
+//! is checked here, once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::scalar::{self, Fn1, Type};
 
 type Decoded<T> = Result<T, String>;
 
-/// Bytes that arguments may take: up to PTX 8.0, and later.
+/// The most bytes of arguments: up to PTX 8.0, and in later versions.
 const PARAM_LIMITS: (usize, usize) = (4352, 32764);
 
 pub(crate) fn decode(entry: Entry, header: &Header, source: &Arc<Vec<String>>) -> Result<Kernel, PtxError> {
@@ -235,7 +235,7 @@ impl Decoder {
         self.lines.push(self.line);
     }
 
-    /// What older text cannot hold: refused as an old driver would.
+    /// Refuses a feature that is newer than the text's version or target.
     fn require(&self, version: (u32, u32), target: u32, what: &str) -> Decoded<()> {
         if self.header.version < version {
             return Err(format!("{what} needs .version {}.{} or later", version.0, version.1));
@@ -323,8 +323,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Instructions whose sources all have the type of the instruction, but for the exceptions
-    /// named here.
+    /// Instructions whose sources all have the type of the instruction, with exceptions in the
+    /// cases below.
     fn arithmetic(&mut self, head: &str, mut m: Modifiers<'_>, operands: &[Operand]) -> Decoded<()> {
         let ty = m.ty()?;
         let name = self.arithmetic_name(head, ty, &mut m)?;
@@ -398,7 +398,7 @@ impl Decoder {
             "add" | "sub" | "mul" | "div" | "fma" | "sqrt" | "rcp" if ty.is_float() => {
                 if !m.take("rn") {
                     return Err(format!(
-                        "`{head}` of {ty:?} without `.rn`: a compiler may fuse or approximate it, and its bits are open"
+                        "`{head}` of {ty:?} without `.rn`: a compiler may fuse or approximate it, so its bits are not defined"
                     ));
                 }
                 return Ok(format!("{head}.rn"));
@@ -518,7 +518,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// `prefetch.global.L2`: nothing else prefetches what other blocks read.
+    /// `prefetch.global.L2`. Other prefetches are refused: they do not help other blocks.
     fn prefetch(&mut self, mut m: Modifiers<'_>, operands: &[Operand]) -> Decoded<()> {
         if !(m.take("global") && m.take("L2")) {
             return Err(unknown_form("prefetch"));
@@ -664,7 +664,7 @@ impl Decoder {
     }
 }
 
-/// The dotted parts of an opcode, taken one by one; what is left at the end is unknown.
+/// The dotted parts of an opcode, taken one by one; a part that is left at the end is unknown.
 struct Modifiers<'a> {
     head: &'a str,
     rest: Vec<&'a str>,
@@ -734,8 +734,8 @@ fn part_type(bits: u32) -> Decoded<Type> {
     }
 }
 
-/// An address of the one kind becomes one of the other; anything else becomes 0, which no access
-/// accepts.
+/// Turns an address of the kind `from` into one of the kind `to`. Anything else becomes 0, which no
+/// access accepts.
 fn swap_base(address: u64, from: u64, to: u64) -> u64 {
     if address & !PARAM_MASK == from { to | (address & PARAM_MASK) } else { 0 }
 }

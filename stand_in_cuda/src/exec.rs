@@ -1,5 +1,5 @@
-//! Runs a launch: groups of threads in step, and where their ways part, those that are furthest
-//! behind first.
+//! Runs a launch: groups of threads in step. If threads of a group diverge, those that are furthest
+//! behind go first.
 //!
 //! Within an instruction, and between groups, threads go one after the other. No result may depend
 //! on that order: `Memory` reports every byte on which two threads of a launch meet, unless both
@@ -12,7 +12,7 @@ use crate::memory::{Hint, Memory, MemoryFault, Owner, Request, Wrong};
 use crate::op::{Access, Compare, GENERIC_PARAM_BASE, Kernel, Op, PARAM_BASE, PARAM_MASK, Slot, Space};
 use crate::scalar::{LANES, Lanes};
 
-/// A group of threads that takes more steps than this is taken to hang.
+/// A group of threads that takes more steps than this counts as hanging.
 const MOST_STEPS: u64 = 50_000_000;
 
 /// What to run.
@@ -33,7 +33,7 @@ pub struct Launch<'a> {
 /// What a launch did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Instructions executed, those with a false predicate among them.
+    /// Instructions executed, including those with a false predicate.
     pub instructions: u64,
     /// Threads run.
     pub threads: u64,
@@ -181,14 +181,14 @@ pub fn run_blocks(memory: &mut Memory, launch: &Launch<'_>, range: Range<u32>) -
 struct Machine<'a> {
     memory: &'a mut Memory,
     launch: &'a Launch<'a>,
-    /// Per access, the allocation where it went last.
+    /// For each access, the allocation that it touched last.
     hints: Vec<Hint>,
     stats: Stats,
     /// The number of the group's first thread in the launch.
     first: u32,
 }
 
-/// A lane each bit.
+/// One bit for each lane.
 type Mask = u32;
 
 /// The slots of a group of threads, and in which lanes each holds a value.
@@ -198,7 +198,7 @@ struct File {
 }
 
 impl File {
-    /// The values of a slot, which must be there in all lanes of the mask.
+    /// The values of a slot. Fails unless all lanes of the mask have one.
     #[inline(always)]
     fn get(&self, slot: Slot, mask: Mask) -> Result<&Lanes, Stop> {
         let missing = mask & !self.ready[usize::from(slot)];
@@ -228,7 +228,7 @@ fn lanes_of(mask: Mask) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A stop in one lane, completed with its place by `Machine::place`.
+/// A stop in one lane. `Machine::place` adds where it was.
 struct Stop {
     lane: usize,
     why: Why,
@@ -311,7 +311,7 @@ impl Machine<'_> {
     }
 
     /// Runs a group to its end. Of several parties the one at the smallest operation goes first, so
-    /// that those that left it meet it again behind an `if` or a loop.
+    /// that diverged parties meet again after an `if` or a loop.
     fn run_group(&mut self, kernel: &Kernel, file: &mut File, party: &mut Party) -> Result<(), Stop> {
         let mut waiting: Vec<Party> = Vec::new();
         let mut next_stop = u32::MAX;
@@ -340,7 +340,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Executes one operation and moves the party on; returns those who go elsewhere.
+    /// Executes one operation and moves the party on; returns the threads that go elsewhere.
     #[inline(always)]
     fn step(&mut self, kernel: &Kernel, file: &mut File, op: &Op, party: &mut Party) -> Result<Option<Party>, Stop> {
         let mask = party.mask;
@@ -417,7 +417,7 @@ impl Machine<'_> {
                 }
             }
             Op::Guard { p, when } => {
-                // Guard and guarded operation are one instruction: those that go on are counted
+                // Guard and guarded operation are one instruction: threads that go on are counted
                 // there.
                 let go_on = holds(file.get(p, mask)?, when) & mask;
                 self.stats.instructions -= u64::from(go_on.count_ones());

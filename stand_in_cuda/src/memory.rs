@@ -11,7 +11,7 @@ use std::fmt;
 const FIRST_ADDRESS: u64 = 0x00d0_0000_0000_0000;
 /// Allocations are aligned to 256 bytes and, on purpose, to no more than that.
 const ALIGNMENT: u64 = 256;
-/// What lies between two allocations: a 32-bit offset gone wrong stays in it.
+/// The gap between two allocations, in which a wrong 32-bit offset ends.
 const GUARD: u64 = 1 << 33;
 
 const WRITTEN: u8 = 1;
@@ -89,7 +89,7 @@ impl fmt::Display for MemoryFault {
 
 impl std::error::Error for MemoryFault {}
 
-/// Who may use an allocation, and who asks.
+/// A context, which owns allocations and makes accesses.
 pub type Owner = u64;
 
 /// The first and one past the last byte that a launch read or wrote in an allocation; empty where
@@ -140,7 +140,8 @@ struct Block {
     is_live: bool,
     data: Vec<u8>,
     flags: Vec<u8>,
-    /// Per byte, who touched it last: see `Touch`. Allocated when the first launch comes by.
+    /// For each byte, who touched it last: see `touch`. Allocated when a launch first touches the
+    /// allocation.
     touches: Vec<u32>,
     read: Hull,
     written: Hull,
@@ -149,8 +150,8 @@ struct Block {
 }
 
 /// How a byte was touched in a launch, in the low bits of its entry; above them is the number of
-/// the thread, counted through all launches, so that entries of earlier launches are known by their
-/// number.
+/// the thread, counted through all launches, so that the number tells the entries of earlier
+/// launches.
 mod touch {
     pub(super) const BITS: u32 = 2;
     pub(super) const MASK: u32 = (1 << BITS) - 1;
@@ -158,7 +159,7 @@ mod touch {
     pub(super) const READ_BY_MANY: u32 = 1;
     pub(super) const READ_ONLY_PATH: u32 = 2;
     pub(super) const WRITTEN: u32 = 3;
-    /// Numbers of threads end here.
+    /// Numbers of threads are smaller than this.
     pub(super) const THREADS: u64 = 1 << (32 - BITS);
 }
 
@@ -185,7 +186,7 @@ pub(crate) struct Request {
     pub(crate) read_only_path: bool,
 }
 
-/// A guess where an access will go: where the same instruction went before.
+/// A guess which allocation an access will touch: the one that the same instruction touched before.
 pub(crate) type Hint = usize;
 
 impl Default for Memory {
@@ -211,7 +212,7 @@ impl Memory {
     /// A new allocation, none of its bytes written.
     pub fn allocate(&mut self, bytes: usize, owner: Owner) -> u64 {
         let base = self.next_address;
-        // Odd multiples of the alignment: nobody gets more than was promised.
+        // Odd multiples of the alignment: no allocation has a larger one.
         self.next_address = (base + bytes as u64 + GUARD).next_multiple_of(2 * ALIGNMENT) + ALIGNMENT;
         self.live_bytes += bytes as u64;
         self.blocks.push(Block {
@@ -355,7 +356,7 @@ impl Memory {
 
     // ---- A launch ----
 
-    /// Begins a launch of so many threads for a context (`None`: whoever's memory it is). Returns
+    /// Begins a launch of this many threads for a context (`None` may touch all memory). Returns
     /// `false` when there are more threads than can be told apart.
     pub(crate) fn begin_launch(&mut self, threads: u64, asker: Option<Owner>) -> bool {
         if threads >= touch::THREADS {

@@ -29,7 +29,7 @@ pub(crate) const SPECIALS: [&str; 12] = [
 pub(crate) const PARAM_BASE: u64 = 0x00c0_0000_0000_0000;
 /// The generic address of a kernel parameter, as `cvta.param` gives it.
 pub(crate) const GENERIC_PARAM_BASE: u64 = 0x00c1_0000_0000_0000;
-/// The parameter's index and the offset in it: what both bases leave free.
+/// The bits that both bases leave free, for the parameter's index and the offset in it.
 pub(crate) const PARAM_MASK: u64 = 0x0000_ffff_ffff_ffff;
 
 /// Which memory an access means.
@@ -152,7 +152,7 @@ pub(crate) enum Op {
         when: bool,
         to: u32,
     },
-    /// Only the address is looked at.
+    /// Only the address is checked.
     Prefetch {
         base: Slot,
         offset: i64,
@@ -187,7 +187,7 @@ pub struct Kernel {
     pub(crate) accesses: Vec<Access>,
     pub(crate) compares: Vec<Compare>,
     pub(crate) conversions: Vec<[Fn1; 3]>,
-    /// The slot file as a thread finds it: constants in place, and which slots hold a value.
+    /// The slot file at a thread's start: constants in place, and which slots hold a value.
     pub(crate) initial: Vec<u64>,
     pub(crate) ready: Vec<bool>,
     /// Names of the slots, for messages.

@@ -1,5 +1,5 @@
-//! PTX text to kernels: the module's directives and the statements of its entries, then decoded by
-//! `decode`.
+//! Reads PTX text: the module's directives and the statements of its entries, which `decode` turns
+//! into kernels.
 //!
 //! Strict on purpose: whatever is not known is an error that names the line and its text.
 
@@ -50,7 +50,7 @@ pub(crate) fn read_header(text: &str) -> Result<Header, PtxError> {
     Parser { tokens: tokenize(&head)?, at: 0 }.header()
 }
 
-/// What stands before the first entry.
+/// The directives before the first entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     pub(crate) version: (u32, u32),

@@ -22,7 +22,7 @@ pub(crate) type Fn3 = fn(&Lanes, &Lanes, &Lanes) -> Lanes;
 /// An operation on four values.
 pub(crate) type Fn4 = fn(&Lanes, &Lanes, &Lanes, &Lanes) -> Lanes;
 
-/// From what happens in one lane to what happens in all.
+/// Makes a function of all lanes from an operation on one lane.
 macro_rules! lanes {
     (|$($arg:ident),+| $body:expr) => {
         |$($arg),+| {
@@ -406,7 +406,7 @@ pub(crate) fn quaternary(name: &str, ty: Type) -> Option<Fn4> {
     })
 }
 
-/// `lop3`: the result's bit is that bit of the table which the three sources' bits number.
+/// `lop3`: the sources' three bits are the number of the table's bit that the result gets.
 fn look_up(a: u64, b: u64, c: u64, table: u64) -> u64 {
     let chosen = (0..8).filter(|row| (table >> row) & 1 == 1);
     let term = |row: u64| {

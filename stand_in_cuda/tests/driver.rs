@@ -87,7 +87,7 @@ fn grid(n: u32) -> LaunchConfig {
 }
 
 impl Device {
-    /// What `work` enqueues on the stream, as a graph.
+    /// A graph of what `work` enqueues on the stream.
     fn capture(&self, mode: CUstreamCaptureMode, work: impl FnOnce()) -> Outcome<Option<CudaGraph>> {
         self.stream.begin_capture(mode).expect("a capture");
         work();
@@ -121,7 +121,7 @@ fn allocate(floats: usize) -> u64 {
     unsafe { result::malloc_sync(4 * floats) }.expect("memory")
 }
 
-/// Puts values there and waits until they have arrived.
+/// Allocates memory, copies values there and waits until they have arrived.
 fn filled(values: &[f32]) -> u64 {
     let address = allocate(values.len());
     // SAFETY: as long as the values.
@@ -153,7 +153,7 @@ impl Pinned {
     }
 
     fn slice(&mut self) -> &mut [f32] {
-        // SAFETY: so many floats were allocated; the stand-in copies only inside of driver calls,
+        // SAFETY: `floats` floats were allocated; the stand-in copies only inside of driver calls,
         // none of which runs now.
         unsafe { std::slice::from_raw_parts_mut(self.pointer, self.floats) }
     }
@@ -563,7 +563,7 @@ fn frees_that_are_wrong_are_reported() {
     device.synchronize();
     // SAFETY: the stand-in checks each free.
     assert_eq!(code(unsafe { result::free_sync(x) }), invalid);
-    // A launch that was queued before and runs after.
+    // A launch that was queued before the free, and runs after it.
     let y = filled(&[1.0; 64]);
     device.twice(&device.stream, y, 64).expect("a launch");
     // SAFETY: the stand-in checks each free.
@@ -579,7 +579,7 @@ fn memory_of_a_stream_is_there_for_work_that_comes_after() {
     let x = unsafe { result::malloc_async(device.stream.cu_stream(), 256) }.expect("memory");
     // SAFETY: all of it.
     unsafe { result::memset_d8_async(x, 0, 256, other.cu_stream()) }.expect("a fill");
-    other.synchronize().expect("nothing to see yet");
+    other.synchronize().expect("not checked yet");
     assert_eq!(code(device.stream.synchronize()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(stand_in.violations()[0].contains("cuMemAllocAsync"), "{:?}", stand_in.violations());
 }
@@ -645,7 +645,7 @@ fn streams_and_memory_belong_to_their_context() {
     device.twice(&device.stream, theirs, 4).expect("a launch");
     assert_eq!(code(device.stream.synchronize()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(stand_in.violations()[0].contains("another context"));
-    // The other context is none the worse.
+    // The other context is unharmed.
     elsewhere.synchronize().expect("sound");
 }
 
@@ -728,7 +728,7 @@ fn every_call_can_be_made_to_fail() {
                 assert_eq!(code, CUresult::CUDA_ERROR_SYSTEM_NOT_READY, "call {nth}");
                 failed += 1;
             }
-            // Errors of destructors have nobody to go to.
+            // Destructors cannot return their errors.
             Ok(values) => assert_eq!(values, [1.0, 2.0, 3.0]),
         }
     }
@@ -932,21 +932,21 @@ fn what_a_capture_forbids_spoils_it() {
         });
         assert_eq!(code(ended), spoilt, "call {index}");
     }
-    // Then all is as before.
+    // After the failures a capture works as before.
     assert_eq!(code(device.capture(THREAD_LOCAL, twice)), CUresult::CUDA_SUCCESS);
     let nothing = device.stream.end_capture(sys::CUgraphInstantiate_flags(0));
     assert_eq!(code(nothing), CUresult::CUDA_ERROR_INVALID_VALUE, "no capture to end");
     assert_eq!(read(x, 4), [1.0; 4]);
 }
 
-/// Sets the thread's mode, and gives the one before.
+/// Sets the thread's mode, and returns the one before.
 fn exchange(mut mode: CUstreamCaptureMode) -> CUstreamCaptureMode {
     // SAFETY: a mode, where the driver may write another.
     assert_eq!(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }, CUresult::CUDA_SUCCESS);
     mode
 }
 
-/// What another thread answers.
+/// What a call returns in another thread.
 fn elsewhere(call: impl FnOnce() -> CUresult + Send) -> CUresult {
     std::thread::scope(|scope| scope.spawn(call).join().expect("no panic"))
 }
@@ -1004,8 +1004,7 @@ fn capture_modes_forbid_unsafe_calls_to_whom_they_should() {
     assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE);
 }
 
-/// The whole context, with a stream that is being captured in it, is waited for by nobody, in
-/// whatever mode.
+/// No thread, in whatever mode, may wait for a context in which a stream is being captured.
 #[test]
 fn a_wait_for_the_context_spoils_every_capture() {
     let (_stand_in, device) = (start(), device());
@@ -1022,7 +1021,7 @@ fn a_wait_for_the_context_spoils_every_capture() {
     }
 }
 
-/// An object lives as long as the graph that holds it, what is made of the graph, and the launches
+/// An object lives as long as the graph that holds it, the graph's executables, and the launches
 /// under way.
 #[test]
 fn a_user_object_ends_with_the_last_that_holds_it() {
@@ -1035,11 +1034,11 @@ fn a_user_object_ends_with_the_last_that_holds_it() {
     let mut object = std::ptr::null_mut();
     let create = |object: *mut sys::CUuserObject, flags| {
         let data = std::ptr::from_ref(&ended).cast_mut().cast();
-        // SAFETY: the function takes what it is given.
+        // SAFETY: `count` takes a pointer to a counter, which `ended` is.
         unsafe { sys::cuUserObjectCreate(object, data, Some(count), 1, flags) }
     };
     assert_eq!(create(&mut object, 0), CUresult::CUDA_ERROR_INVALID_VALUE);
-    // Its caller gives up the only reference.
+    // The caller releases the only reference.
     assert_eq!(create(&mut object, 1), CUresult::CUDA_SUCCESS);
     // SAFETY: the object was made above.
     assert_eq!(unsafe { sys::cuUserObjectRelease(object, 1) }, CUresult::CUDA_SUCCESS);
@@ -1138,5 +1137,5 @@ fn a_module_is_not_unloaded_under_its_launches() {
     unsafe { device.stream.launch_builder(&twice).arg(&x).arg(&n).launch(config) }.expect("a launch");
     assert_eq!(stand_in.violations(), [""; 0]);
     drop(twice);
-    assert_eq!(stand_in.violations(), ["a module is unloaded whose kernels are still to run"]);
+    assert_eq!(stand_in.violations(), ["a module is unloaded before its launches have run"]);
 }

@@ -40,7 +40,7 @@ struct Setup {
     from: u64,
 }
 
-/// Two buffers: `out` of so many bytes, never written, and `from` with these values.
+/// Two buffers: `out` of this many bytes, never written, and `from` with these values.
 fn setup(out: usize, from: &[u64]) -> Setup {
     let mut memory = Memory::new();
     let out = memory.allocate(out, 0);
@@ -627,13 +627,13 @@ fn races_between_threads() {
     );
     assert_eq!(wrong(&format!("{to_own} ld.global.u32 %r2, [%d4]; st.global.u32 [%d1], 1;"), 2), Wrong::Race);
     assert_eq!(wrong(&format!("{to_own} ld.global.u32 %r2, [%d1]; st.global.u32 [%d4], 1;"), 2), Wrong::Race);
-    // Reading together, and writing what one has read oneself, is sound.
+    // Threads may read the same bytes, and a thread may write what only it has read.
     let mut sound = setup(64, &[7; 8]);
     let body = format!(
         "{LOAD_ADDRESSES}{to_own} ld.global.u32 %r2, [%d1+32]; ld.global.u32 %r2, [%d4]; st.global.u32 [%d4], %r2; st.global.u32 [%d3], %r2; ret;"
     );
     sound.launch(&entry(&body), 1, 8).expect("sound");
-    // A later launch knows nothing of it.
+    // Accesses of an earlier launch do not count.
     sound.launch(&entry(&format!("{LOAD_ADDRESSES} st.global.u32 [%d1], 3; ret;")), 1, 1).expect("sound");
 }
 

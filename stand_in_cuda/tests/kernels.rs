@@ -81,8 +81,8 @@ fn adam() -> Coeffs {
 }
 
 /// Each of the three uniform tests of the rule, both ways: a compiler makes a loop of its own for
-/// some combinations. The steps are as large as the parameters, so that a 16-bit parameter does not
-/// round away what is wrong with them.
+/// some combinations. The steps are as large as the parameters, so that an error in them does not
+/// vanish in the rounding to 16 bits.
 fn all_kinds() -> Vec<Coeffs> {
     let large = Coeffs { adam_scale: 0.9, eps: 0.25, inverse_eps: 0.5, ..dual() };
     let pick = |set: bool, value: f32| if set { value } else { 0.0 };
@@ -134,7 +134,7 @@ impl Format {
         }
     }
 
-    /// All values as this format has them.
+    /// All values, rounded to this format.
     fn round(self, values: &[f32]) -> Vec<f32> {
         values.iter().flat_map(|&x| self.decode(&self.encode(x))).collect()
     }
@@ -209,7 +209,7 @@ fn tensor(variant: Variant, len: usize, seed: u64) -> Tensor {
     Tensor { updated: variant.updated().round(&updated), grad: variant.grad.round(&grad), exp_avg, exp_avg_sq }
 }
 
-/// What the rule makes of a tensor: param, exp_avg, exp_avg_sq and the master, as bits of their
+/// The rule's result for a tensor: param, exp_avg, exp_avg_sq and the master, as bits of their
 /// formats.
 fn expected(variant: Variant, t: &Tensor, c: &Coeffs) -> [Vec<u8>; 4] {
     let mut out = [const { Vec::new() }; 4];
@@ -276,7 +276,7 @@ fn elements_of_a_block() -> usize {
     BLOCK as usize * 4 * *FLAT_GROUPS
 }
 
-/// As the entries want it.
+/// The blocks of a flat entry's launch.
 fn flat_blocks(len: usize) -> u32 {
     len.div_ceil(elements_of_a_block()) as u32 + 1
 }
@@ -364,7 +364,7 @@ fn chunk() -> usize {
     constant("CHUNK")
 }
 
-/// What the kernels' sources define or enumerate under a name.
+/// The value of a define or an enumerator of the kernels' sources.
 fn constant(name: &str) -> usize {
     let files = std::fs::read_dir(kernels_folder()).expect("the kernels").map(|file| file.expect("a file").path());
     let sources = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).expect("text"));
@@ -400,7 +400,7 @@ fn every_misalignment_gives_the_same_bits() {
     for variant in all_variants() {
         for case in 0..64usize {
             let shifts = [case % 4, case / 4 % 4, case / 16 % 4, (case + 1) % 4, (case * 3 + case / 16) % 4];
-            // All alike too: the case where one head aligns all buffers.
+            // Also all alike, where one head aligns all buffers.
             for shifts in [shifts, [case % 8; 5]] {
                 let mut memory = Memory::new();
                 let len = 37 + case * 5;
@@ -478,8 +478,8 @@ fn lists_follow_the_rule_bit_for_bit() {
     }
 }
 
-/// Masters are set from their parameters, whatever they are: by the tensor's record, or by the skip
-/// word of its coefficients.
+/// Masters are set from their parameters, whatever they held: by the tensor's record, or by the
+/// skip word of its coefficients.
 #[test]
 fn lists_set_masters_from_their_parameters() {
     let (module, chunk) = (module(), chunk());
@@ -487,7 +487,7 @@ fn lists_set_masters_from_their_parameters() {
     for variant in all_variants().into_iter().filter(|variant| variant.master.is_some()) {
         for (sets_master, skips) in [(true, None), (true, Some([0, 7, 0])), (false, Some([8, 7, 8]))] {
             let mut memory = Memory::new();
-            // What is updated is what the parameters hold.
+            // The values to update are the parameters', rounded to their format.
             let tensors: Vec<Tensor> = [5, chunk + 3, 17, 33, 4]
                 .into_iter()
                 .enumerate()
@@ -515,8 +515,7 @@ fn lists_set_masters_from_their_parameters() {
     }
 }
 
-/// Builds the table as the entries want it and launches one block a chunk. Returns the number of
-/// blocks.
+/// Builds a list's table and launches one block for each chunk. Returns the number of blocks.
 fn run_list(
     memory: &mut Memory,
     module: &Modules,
@@ -527,7 +526,7 @@ fn run_list(
     sets_master: bool,
 ) -> u32 {
     let chunk = chunk();
-    // The empty ones last.
+    // Empty tensors come last in a table.
     let mut placed = placed.iter().enumerate().collect::<Vec<_>>();
     placed.sort_by_key(|(_, b)| b.len == 0);
     let mut chunk_tensor: Vec<u32> = Vec::new();
@@ -556,7 +555,7 @@ fn run_list(
     chunk_tensor.len() as u32
 }
 
-/// What a list knows of a tensor.
+/// A list's record of a tensor.
 fn record(b: &Buffers, first_chunk: u32, coeffs_index: u32, sets_master: bool) -> Vec<u8> {
     let Buffers { param, grad, exp_avg, exp_avg_sq, master, len } = *b;
     let last = u64::from(first_chunk) | u64::from(coeffs_index) << 32;
@@ -607,8 +606,8 @@ fn offsets_and_lengths_have_64_bits() {
                 launch_blocks(&mut memory, &module, &name, flat_blocks(far(&b).len), blocks, &params);
                 check(&memory, variant, &b, &want, &format!("{name}, {what}"));
 
-                // Its first block is the first of the window's: the chunks before count from below
-                // 0.
+                // The launch begins with the window's first chunk: the number of the tensor's first
+                // chunk wraps below 0.
                 let mut memory = Memory::new();
                 let b = place(&mut memory, variant, &t, shifts);
                 let name = format!("list_{}", variant.name);
@@ -648,7 +647,7 @@ fn rounding_ties_to_16_bits_go_to_even() {
     }
 }
 
-/// One instruction changed: the line, what it was and what it is.
+/// Mutants with one instruction changed: the number of the line, and its new text.
 fn mutants(text: &str) -> Vec<(usize, String)> {
     let rules = [
         ("add.rn.f32", "sub.rn.f32"),
@@ -688,7 +687,7 @@ fn mutants(text: &str) -> Vec<(usize, String)> {
         }
     }
     let lines: Vec<&str> = text.lines().collect();
-    // Whether v is above the largest finite number or at it, it becomes that number.
+    // This mutant changes nothing: at the largest finite number, v becomes that number too.
     let saturates_alike = |line: &str| line.contains("setp.ge.f32") && line.ends_with("0f7F7FFFFF;");
     found.retain(|(number, line)| {
         line.split_whitespace().ne(lines[*number].split_whitespace()) && !saturates_alike(line)
@@ -696,8 +695,8 @@ fn mutants(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Lengths and shifts for mutants: heads and tails, each buffer alone out of line, and all of them;
-/// and so many elements that threads take several groups together.
+/// Lengths and shifts for mutants: heads and tails, each buffer alone misaligned, all of them
+/// misaligned, and enough elements that threads take several groups together.
 const CASES: [(usize, [usize; 5]); 15] = [
     (1, [0; 5]),
     (6, [3; 5]),
@@ -749,7 +748,7 @@ fn same_outcome(a: &Outcome, b: &Outcome) -> bool {
     a.1 == b.1 && a.0.iter().flatten().zip(b.0.iter().flatten()).all(same_value)
 }
 
-/// Whether a text does in every setting what the right one does.
+/// Whether a text has the right one's outcome in every case.
 fn survives(text: &str, name: &str, variant: Variant, right: &[Outcome]) -> bool {
     let module = Module::parse(text).ok();
     let kernel = module.as_ref().and_then(|module| module.kernel(name));
@@ -771,7 +770,7 @@ fn a_kernel_with_one_wrong_instruction_is_caught() {
         let start = text.find(&format!(".entry {entry_name}(")).expect("the entry");
         let end = start + text[start..].find("\n}").expect("its end") + 2;
         let alone = format!("{header}{}\n", &text[start..end]);
-        // That the kernel itself is right is for the other tests to say.
+        // The other tests check that the kernel itself is right.
         let module = Module::parse(&alone).expect("PTX");
         let kernel = module.kernel(&entry_name).expect("the entry");
         let right: Vec<Outcome> =
@@ -787,7 +786,7 @@ fn a_kernel_with_one_wrong_instruction_is_caught() {
             .filter(|(number, line)| survives(&with(*number, line), &entry_name, variant, &right))
             .collect();
         println!("{name}: {} of {} survive: {survivors:#?}", survivors.len(), mutants.len());
-        // Some change nothing, as the sign of a multiple of the alignment.
+        // Some mutants change nothing, such as the sign of a multiple of the alignment.
         assert!(survivors.len() * 20 <= mutants.len(), "{} of {} survive", survivors.len(), mutants.len());
     }
 }

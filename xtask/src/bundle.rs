@@ -1,5 +1,6 @@
 //! `cargo xtask bundle`: the tests and benchmarks for a real GPU in one folder, `target/bundle`,
-//! for a Linux machine on x86-64 with an NVIDIA driver, and neither Rust nor this repository.
+//! for a Linux machine on x86-64 that has an NVIDIA driver and needs neither Rust nor this
+//! repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ pub(crate) const PROGRAMS: [Program; 4] = [
     Program { name: "webgpu_bench", cargo: &["bench", "--features", "webgpu-native", "--bench", "webgpu"] },
 ];
 
-/// Files that go along as they are.
+/// Files that are copied into the bundle's folder unchanged.
 pub(crate) const FILES: [&str; 7] = [
     "xtask/bundle/run",
     "benches/peers.py",
@@ -34,25 +35,28 @@ pub(crate) const FILES: [&str; 7] = [
     "benches/models.json",
 ];
 
-/// Folders and files that go along at the places that they have here, relative to which the Python
-/// package's tests find them.
+/// Folders and files that keep their paths in the bundle, since the Python package's tests find
+/// them by relative paths.
 const PYTHON_TESTS: [&str; 6] =
     ["python/tests", "python/pyproject.toml", "python/README.md", "README.md", "tests/golden", "variants.txt"];
 
 /// What the Python package's tests need beside torch and NumPy, which the machine must have.
 const PYTHON_PACKAGES: [&str; 2] = ["pytest", "safetensors"];
 
-/// Debian's packages of the Vulkan loader and of what NVIDIA's Vulkan driver opens.
+/// Debian's packages of the Vulkan loader and of the libraries that NVIDIA's Vulkan driver opens.
 const VULKAN_PACKAGES: [&str; 7] =
     ["libvulkan1", "libegl1", "libglvnd0", "libopengl0", "libgl1", "libglx0", "libgles2"];
 
 /// The newest glibc that the programs may need, Ubuntu 22.04's.
 const GLIBC: Version = Version { major: 2, minor: 35 };
-/// So that it travels in seconds; compressed it is a third.
+/// The most bytes of the bundle, so that its upload takes seconds; compressed it has a third.
 const MOST_BYTES: u64 = 48 << 20;
 
 pub(crate) fn run() -> Result<()> {
-    ensure!(cfg!(all(target_os = "linux", target_arch = "x86_64")), "a bundle is made on Linux on x86-64, and for it");
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "a bundle can only be made on and for Linux on x86-64"
+    );
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
     let folder = root.join("target/bundle");
     if folder.exists() {
@@ -82,7 +86,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 impl Program {
-    /// Builds it, with the PTX of the repository, and says where it is.
+    /// Builds the program with the PTX of the repository, and returns its path.
     pub(crate) fn build(&self, root: &Path) -> Result<PathBuf> {
         let mut cargo = Command::new("cargo");
         cargo.args(self.cargo).args(["--no-run", "--message-format=json-render-diagnostics"]);
@@ -95,7 +99,7 @@ impl Program {
     }
 }
 
-/// Runs a program and gives its standard output; its standard error is the user's to see.
+/// Runs a program and returns its standard output; its standard error goes to the terminal.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let run = command.stderr(Stdio::inherit()).output().with_context(|| format!("{command:?}"))?;
     if !run.status.success() {
@@ -133,7 +137,7 @@ fn about(root: &Path) -> Result<String> {
     Ok(format!("dualadam, commit {}{changes}, {}, prebuilt PTX\n", commit.trim(), rustc.trim()))
 }
 
-/// Copies what goes along as it is.
+/// Copies [`FILES`] into the bundle's folder.
 pub(crate) fn add_files(root: &Path, folder: &Path) -> Result<()> {
     for file in FILES {
         let name = Path::new(file).file_name().with_context(|| file.to_owned())?;
@@ -142,26 +146,26 @@ pub(crate) fn add_files(root: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Debian's Vulkan loader, and the libraries that NVIDIA's Vulkan driver opens, for machines that
-/// have the driver only.
+/// Adds Debian's Vulkan loader and the libraries that NVIDIA's Vulkan driver opens, for machines
+/// that have only the driver.
 fn add_vulkan_loader(root: &Path, folder: &Path) -> Result<()> {
     let scratch = root.join("target/vulkan-loader");
     let _ = fs::remove_dir_all(&scratch);
     fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     output(Command::new("apt-get").args(["download", "--quiet"]).args(VULKAN_PACKAGES).current_dir(&scratch))
-        .context("the Vulkan loader comes in Debian's packages, by apt-get")?;
+        .context("apt-get must download Debian's packages of the Vulkan loader")?;
     for package in entries_of(&scratch)?.into_iter().filter(|path| path.extension().is_some_and(|end| end == "deb")) {
         output(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&scratch))?;
     }
     for library in entries_of(&scratch.join("usr/lib/x86_64-linux-gnu"))? {
-        // Programs ask for the name with one number, which is a link.
+        // Programs open the file by the name with one number, which is a link.
         let name = library.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.split_once(".so.").is_some_and(|(_, version)| !version.contains('.')) {
             fs::copy(&library, folder.join(name)).with_context(|| library.display().to_string())?;
         }
     }
-    ensure!(folder.join("libvulkan.so.1").exists(), "apt-get has left no Vulkan loader");
+    ensure!(folder.join("libvulkan.so.1").exists(), "apt-get downloaded no Vulkan loader");
     Ok(())
 }
 
@@ -170,7 +174,7 @@ fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|entry| entry.path()).collect())
 }
 
-/// The Python package and its tests, with what they import, so that nothing is left to install.
+/// Adds the Python package and its tests, with what they import, so that nothing must be installed.
 fn add_python(root: &Path, folder: &Path) -> Result<()> {
     let (pip, packages) = (python::venv(root, "target/python/pip")?.join("bin/pip"), folder.join("packages"));
     let pinned =
@@ -191,7 +195,7 @@ fn add_python(root: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a file or a folder's files, those that git knows.
+/// Copies a file, or those files of a folder that git tracks.
 fn copy_tracked(root: &Path, place: &str, folder: &Path) -> Result<()> {
     let files = output(Command::new("git").args(["ls-files", place]).current_dir(root))?;
     for file in files.lines() {

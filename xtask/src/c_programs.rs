@@ -1,6 +1,6 @@
-//! `cargo xtask c-programs`: the C library as a stranger meets it. It is installed, the README's
-//! commands are run as they stand, and the examples are built against the installed library by
-//! every compiler, and run under every checker, that is there.
+//! `cargo xtask c-programs`: tests the C library as a new user meets it. It installs the library
+//! and runs the README's commands unchanged. Then it builds the examples against the installed
+//! library with every compiler that is installed, and runs them under every checker that is.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,8 +24,8 @@ const COMPILERS: [Compiler; 4] = [
 const SANITIZERS: [&str; 3] = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 const VALGRIND: [&str; 5] =
     ["-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"];
-/// In an iterator's adapter of the stand-in's interpreter the optimiser tests, beside what decides,
-/// what may not be set.
+/// A false report: in an iterator adapter of the stand-in's interpreter, optimised code also tests
+/// a value that may be uninitialised, which does not decide the result.
 const SUPPRESSED: &str = "{\n stand-in\n Memcheck:Cond\n fun:*FlatMap*next*\n obj:*/stand-in/libcuda.so\n}\n";
 
 /// Runs everything that can be run, and says in a table what ran and what did not, and why.
@@ -78,7 +78,7 @@ fn is_there(program: &str) -> bool {
 struct Programs {
     folder: PathBuf,
     prefix: PathBuf,
-    /// Has the stand-in under the names of libcuda.
+    /// The folder that has the stand-in under the names of libcuda.
     driver: PathBuf,
 }
 
@@ -91,7 +91,7 @@ impl Programs {
         Ok(Self { folder, prefix, driver })
     }
 
-    /// Runs the README's commands for C as they stand.
+    /// Runs the README's commands for C unchanged.
     fn readme(&self) -> Result<()> {
         let folder = quick_start::Folder::new()?;
         succeed(&mut folder.shell(&quick_start::commands_with("examples/c/quick_start.c")?))
@@ -120,8 +120,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Builds the CPU's example with the archive, which makes a program that needs no library of
-    /// this project's to run.
+    /// Builds the CPU's example with the archive, so that the program runs without the shared
+    /// library.
     fn linked_statically(&self, compiler: Compiler) -> Result<()> {
         let program = self.folder.join("train_cpu_static");
         let libraries = self.pkg_config(&["--static", "--libs"])?;
@@ -156,7 +156,7 @@ impl Programs {
     }
 }
 
-/// Runs a program; what it says is shown, and is in the error if it fails.
+/// Runs a program and prints its output, which is in the error if it fails.
 fn succeed(command: &mut Command) -> Result<()> {
     let program = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("")).display().to_string();
     let run = command.output().with_context(|| program.clone())?;

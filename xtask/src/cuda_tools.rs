@@ -58,7 +58,7 @@ impl Tools {
         Ok(Self { folder, wheels })
     }
 
-    /// The PTX of nvcc, which must be that of NVRTC.
+    /// Compiles with nvcc. Fails if NVRTC gives other PTX.
     pub(crate) fn compile(&self, module: &Module) -> Result<String> {
         let nvcc = ptx::Compiler::Nvcc(self.wheels.join("bin/nvcc"));
         let text = nvcc.compile(module, &self.folder).map_err(|error| anyhow!(error))?;
@@ -67,19 +67,19 @@ impl Tools {
         Ok(text)
     }
 
-    /// The PTX of NVRTC, which is quicker.
+    /// Compiles with NVRTC, which is quicker.
     pub(crate) fn compile_by_nvrtc(&self, module: &Module) -> Result<String> {
         let nvrtc = ptx::nvrtc_in(&self.wheels.join("lib")).context("no NVRTC")?;
         nvrtc.compile(module, &self.folder).map_err(|error| anyhow!(error))
     }
 
-    /// Installs an assembler if it is not yet.
+    /// Installs an assembler unless it is installed.
     pub(crate) fn install(&self, assembler: &Assembler) -> Result<()> {
         installed(&self.folder, assembler.version, assembler.wheels).map(|_| ())
     }
 
-    /// What a ptxas, which is installed, makes of PTX for one architecture. Threads may ask for
-    /// different architectures.
+    /// Assembles PTX for one architecture with an installed ptxas, and returns its entries. Threads
+    /// may do so at once for different architectures.
     pub(crate) fn assemble(&self, assembler: &Assembler, text: &str, architecture: &str) -> Result<Vec<Entry>> {
         let wheels = installed(&self.folder, assembler.version, assembler.wheels)?;
         let file = |kind: &str| self.folder.join(format!("{}-{architecture}.{kind}", assembler.version));
@@ -93,7 +93,7 @@ impl Tools {
     }
 }
 
-/// Where the wheels of a version are, installed if they are not yet.
+/// The folder of the wheels of a version, which are installed first if necessary.
 fn installed(folder: &Path, version: &str, wheels: &[&str]) -> Result<PathBuf> {
     let environment = folder.join(format!("cuda-{version}"));
     let complete = environment.join("complete");
@@ -107,7 +107,7 @@ fn installed(folder: &Path, version: &str, wheels: &[&str]) -> Result<PathBuf> {
     found.with_context(|| format!("{}: no ptxas", environment.display()))
 }
 
-/// Runs a program and gives its standard output and error; a failure names the command.
+/// Runs a program and returns its standard output and error; a failure names the command.
 fn run_tool(command: &mut Command) -> Result<(String, String)> {
     let run = command.output().with_context(|| format!("{command:?}"))?;
     let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
@@ -126,7 +126,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// `section` is its disassembly, from its name on; `report` is all that ptxas said.
+    /// `section` is its disassembly, from its name on; `report` is all that ptxas printed.
     fn read(section: &str, report: &str) -> Result<Self> {
         let (name, code) = section.split_once(':').context("a section without a name")?;
         let (_, report) =

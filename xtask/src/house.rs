@@ -1,4 +1,4 @@
-//! `cargo xtask house`: counts what the house's rules limit, and fails where a limit is broken.
+//! `cargo xtask house`: counts what the project's rules limit, and fails if a limit is broken.
 
 mod circles;
 mod combinations;
@@ -17,18 +17,18 @@ use comfy_table::Table;
 
 use crate::root;
 
-/// Where a file has one job, and can be read in one sitting.
+/// The folders whose files are limited in length, so that each has one job.
 const SHORT_FILES: [&str; 7] =
     ["src/", "kernels/", "shaders/", "capi/", "python/src/", "python/dualadam/", "candle/src/"];
 const MOST_LINES_OF_A_FILE: usize = 400;
-/// What the library and its C surface may grow to.
+/// The library and its C surface.
 const LIBRARY: [&str; 2] = ["src/", "capi/src/"];
 /// The tests of both.
 const TESTS: [&str; 2] = ["tests/", "capi/tests/"];
 const STAND_IN: [&str; 1] = ["stand_in_cuda/"];
 const CODE: [&str; 9] = ["rs", "cu", "cuh", "wgsl", "py", "pyi", "c", "cpp", "h"];
 
-/// A file of the repository that somebody writes.
+/// A file of the repository that is written by hand.
 struct Source {
     /// From the root, with slashes.
     path: String,
@@ -69,7 +69,7 @@ impl Count {
     }
 }
 
-/// Prints the table, and below it what breaks a limit.
+/// Prints the table, and below it the places that break a limit.
 ///
 /// # Errors
 ///
@@ -111,7 +111,7 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
     Ok(())
 }
 
-/// The files that git has or would take, without what a program made.
+/// The source files that git tracks or would add.
 fn sources() -> Result<Vec<Source>> {
     let git = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate"])
@@ -124,7 +124,7 @@ fn sources() -> Result<Vec<Source>> {
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
         extension.is_some_and(|extension| extension == "md" || CODE.contains(&extension))
     };
-    // One that was deleted and not yet committed is listed as well.
+    // Git also lists a file whose deletion is not yet committed.
     let paths = paths.lines().filter(wanted).filter(|path| root().join(path).is_file());
     let text = |path: &str| fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
     paths.map(|path| Ok(Source { path: path.to_owned(), text: text(path)? })).collect()

@@ -35,15 +35,15 @@ pub(crate) fn run(prefix: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the build gave.
+/// What the build made.
 struct Library {
     shared: PathBuf,
     archive: PathBuf,
-    /// What a program that links the archive must link as well.
+    /// The other libraries that a program with the archive must link.
     needs: String,
 }
 
-/// Asks for both kinds of library here, so that no other build makes them.
+/// Both kinds of library are asked for here, so that no other build makes them.
 fn build(soname: &str) -> Result<Library> {
     let output = Command::new("cargo")
         .args(["rustc", "--release", "--package", "dualadam-capi", "--lib"])
@@ -65,7 +65,7 @@ fn build(soname: &str) -> Result<Library> {
     })
 }
 
-/// The files that a cargo command with JSON messages made or found made.
+/// The files that a cargo command with JSON messages made or found up to date.
 pub(crate) fn artifacts(messages: &[u8]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for line in messages.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
@@ -76,7 +76,8 @@ pub(crate) fn artifacts(messages: &[u8]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The last of the files that ends so: the package's own comes after those of its dependencies.
+/// The last of the files with this extension: the package's own comes after those of its
+/// dependencies.
 pub(crate) fn with_extension(files: &[PathBuf], extension: &str) -> Result<PathBuf> {
     let found = files.iter().rfind(|file| file.extension().is_some_and(|found| found == extension));
     found.cloned().with_context(|| format!("cargo made no .{extension} file"))

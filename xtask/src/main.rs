@@ -39,21 +39,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run every test that this machine can run, and say in a closing table which ran and which did
-    /// not, and why.
+    /// Run every test that this machine can run, and print a table of which ran, which did not, and
+    /// why.
     Test,
-    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas between, has
-    /// this name.
+    /// Fail unless the environment variable `DUALADAM_REQUIRE`, a list with commas, has this name.
     Required { name: String },
     /// Compile the CUDA kernels with the pinned compiler and write `kernels/prebuilt/`, and
     /// `benches/cuda/prebuilt/`.
     Prebuilt {
-        /// Only compare with what is there.
+        /// Write nothing, and fail if the files are out of date.
         #[arg(long)]
         check: bool,
     },
-    /// Try the bundle's `run` on the stand-in driver: with deadlines that are too short, and
-    /// killed.
+    /// Try the bundle's `run` on the stand-in driver: with deadlines that are too short, and by
+    /// killing it.
     Practice,
     /// Compile the kernels with other constants into `target/tune`, for the benchmark's sweep.
     Tune,
@@ -62,18 +61,18 @@ enum Task {
     Bundle,
     /// Build the C library and install it with its header and pkg-config file.
     Install {
-        /// The folder below which `lib` and `include` are, or are made.
+        /// The folder of `lib` and `include`, which are made if they do not exist.
         #[arg(long)]
         prefix: PathBuf,
     },
     /// Install the C library and build and run the C programs with it, with every compiler and
-    /// checker that is there.
+    /// checker that is installed.
     CPrograms,
-    /// Run the commands of one of the README's quick starts as they stand.
+    /// Run the commands of one of the README's quick starts unchanged.
     QuickStart { what: quick_start::QuickStart },
-    /// Call the whole C library with made-up arguments, under the address sanitizer.
+    /// Call all functions of the C library with generated arguments, under the address sanitizer.
     Fuzz {
-        /// For how long.
+        /// For how many seconds.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
@@ -84,13 +83,13 @@ enum Task {
     /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide
     /// comments, phrases to avoid, long sentences.
     House {
-        /// Print what breaks a limit, and pass.
+        /// Print the places that break a limit, but do not fail.
         #[arg(long)]
         report: bool,
     },
     /// Make `include/dualadam.h` from `capi/src/`.
     Header {
-        /// Only compare with what is there.
+        /// Write nothing, and fail if the files are out of date.
         #[arg(long)]
         check: bool,
     },

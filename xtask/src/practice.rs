@@ -1,5 +1,5 @@
 //! `cargo xtask practice`: the bundle's `run` on the stand-in driver, with deadlines that are too
-//! short, and killed: what it leaves must be whole, and it must end in time.
+//! short, and killed. It must end in time, and the files that it leaves must be whole.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use crate::tune;
 
 /// The tests on the stand-in driver, in place of those for a device.
 const TESTS: Program = Program { name: "cuda_practice", cargo: &["test", "--all-features", "--test", "cuda"] };
-/// What each run must report, in this order. The sanitizer is two.
+/// The parts that each run must report. The sanitizer has two.
 const PARTS: [&str; 10] =
     ["facts", "correctness", "bench", "peers", "sweep", "memcheck", "initcheck", "python_cuda", "vulkan", "beyond"];
-/// What key numbers contain, and how many do so at least: of the time to load, of the benchmark,
-/// and of the sweep.
+/// Texts in key numbers, and the least number of key numbers with each: of the time to load, of the
+/// benchmark, and of the sweep.
 const KEYS: [(&str, usize); 3] = [("loading, ", 3), ("GB/s", 12), ("sweep ", 4)];
 const MOST_TABLE: usize = 8000;
 const MOST_FILES: usize = 8;
@@ -38,7 +38,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             printed.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
         );
         ensure!(seconds < f64::from(deadline), "a deadline of {deadline} s took {seconds:.1} s");
-        // Where there is no time for the correctness tests, that is said.
+        // Status 2 says that there was no time for the correctness tests.
         ensure!(status == Some(0) || status == Some(2), "a deadline of {deadline} s: {status:?}");
         check_whole(&results, &printed)?;
         if deadline == 480 {
@@ -52,7 +52,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         let mut child = command(&folder, &results).stdout(Stdio::null()).spawn()?;
         let wait = random_wait()?;
         thread::sleep(wait);
-        // The session: a part is in a process group of its own.
+        // The whole session, since a part has a process group of its own.
         output(Command::new("pkill").args(["-9", "-s", &child.id().to_string()]))?;
         child.wait()?;
         let files = check_json(&results)?;
@@ -61,13 +61,13 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Some time of a run's first 25 seconds.
+/// A time within a run's first 25 seconds.
 fn random_wait() -> Result<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     Ok(Duration::from_millis(u64::from(now.subsec_micros()) % 25_000))
 }
 
-/// The bundle as far as it can run here.
+/// Makes the bundle, as far as it can run here.
 fn make(root: &Path, folder: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -89,7 +89,7 @@ fn command(folder: &Path, results: &Path) -> Command {
     command
 }
 
-/// All parts are reported, in files and on a screen that are small enough.
+/// Checks that all parts are reported, and that files and table are small enough.
 fn check_whole(results: &Path, printed: &str) -> Result<()> {
     check_json(results)?;
     let summary: Value = serde_json::from_str(&fs::read_to_string(results.join("summary.json"))?)?;
@@ -114,7 +114,7 @@ fn check_whole(results: &Path, printed: &str) -> Result<()> {
     Ok(())
 }
 
-/// The parts that run here have told their numbers.
+/// Checks that the parts that run here have reported their numbers.
 fn check_keys(results: &Path) -> Result<()> {
     let summary: Value = serde_json::from_str(&fs::read_to_string(results.join("summary.json"))?)?;
     let keys = summary["key_numbers"].as_array().context("the summary has numbers")?;
@@ -125,7 +125,7 @@ fn check_keys(results: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every JSON file is whole. Returns how many there are.
+/// Checks that every JSON file is whole. Returns how many there are.
 fn check_json(results: &Path) -> Result<usize> {
     let Ok(entries) = fs::read_dir(results) else { return Ok(0) };
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

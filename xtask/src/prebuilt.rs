@@ -1,9 +1,10 @@
-//! `cargo xtask prebuilt`: the PTX of the kernels and its manifest in `kernels/prebuilt/`, and the
-//! same of what the benchmark measures them against, made by pinned compilers from PyPI.
+//! `cargo xtask prebuilt`: makes the PTX of the kernels and its manifest in `kernels/prebuilt/`,
+//! with pinned compilers from PyPI, and the same for the kernels that the benchmark compares them
+//! with.
 //!
 //! `--check` makes them again and compares byte for byte. Either way two compilers, nvcc and NVRTC,
-//! must give the same PTX; and the assemblers of three CUDA versions, as drivers have them, must
-//! accept it for every architecture without a spill and with at most 64 registers.
+//! must give the same PTX. The assemblers of three CUDA versions, which drivers contain, must
+//! accept it for every architecture, without a spill and with at most 64 registers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,10 +19,10 @@ use crate::ptx::{self, Module};
 use crate::variants::{self, Variant};
 
 const MOST_REGISTERS: u32 = 64;
-/// What the names of the step's kernels begin with, and the groups of elements that a thread takes,
-/// as in `kernels/tuning.cuh`.
+/// The prefixes of the step's kernels, and the groups of elements that a thread takes, as in
+/// `kernels/tuning.cuh`.
 const KINDS: [(&str, u32); 3] = [("dual_adam_", 2), ("adam_", 2), ("list_", 1)];
-/// Entries that step no tensor, and have nothing to move in wide pieces.
+/// The entry that steps no tensor, and so moves nothing in wide pieces.
 const WITHOUT_STEP: &str = "prepare_sets";
 
 /// The sources of the triad and of the other yardsticks. The first of each is what is compiled.
@@ -39,7 +40,7 @@ const YARDSTICKS: [&str; 4] =
 /// Texts of PTX and their manifest, which lie in `prebuilt/` of a folder.
 struct Unit {
     folder: &'static str,
-    /// What the manifest has the hash of.
+    /// The files whose hash is in the manifest.
     sources: Vec<&'static str>,
     /// Each text's name, and the modules whose entries it has.
     texts: Vec<(String, Vec<Module>)>,
@@ -47,8 +48,7 @@ struct Unit {
     variants: Vec<Variant>,
 }
 
-/// Makes the PTX and the manifests, and writes them or, with `check`, compares them with those that
-/// are there.
+/// Makes the PTX and the manifests, and writes them or, with `check`, compares them with the files.
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
     let tools = Tools::at(root.join("target/prebuilt"))?;
@@ -96,7 +96,7 @@ impl Unit {
             let file = file?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if !files.contains_key(&name) {
-                ensure!(!check, "{} is made from no source: run `cargo xtask prebuilt`", file.display());
+                ensure!(!check, "no source makes {}: run `cargo xtask prebuilt`", file.display());
                 fs::remove_file(&file).with_context(|| file.display().to_string())?;
             }
         }
@@ -104,12 +104,12 @@ impl Unit {
             let file = prebuilt.join(name);
             if check {
                 let kept = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-                ensure!(kept == *made, "{} is not what the sources give: run `cargo xtask prebuilt`", file.display());
+                ensure!(kept == *made, "{} is out of date: run `cargo xtask prebuilt`", file.display());
             } else {
                 fs::write(&file, made).with_context(|| file.display().to_string())?;
             }
         }
-        println!("{}/prebuilt: {}", self.folder, if check { "as the sources give it" } else { "written" });
+        println!("{}/prebuilt: {}", self.folder, if check { "up to date" } else { "written" });
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Unit {
     }
 }
 
-/// One text with the entries of several, which have one header.
+/// Joins texts that have the same header into one text with all their entries.
 fn joined(texts: &[String]) -> Result<String> {
     const HEADER_END: &str = "\n.address_size 64\n";
     let mut joined = texts.first().cloned().unwrap_or_default();
@@ -152,7 +152,7 @@ fn joined(texts: &[String]) -> Result<String> {
     Ok(joined)
 }
 
-/// All modules' entries as an assembler makes them, for one architecture after the other.
+/// Assembles all modules' entries, for one architecture after the other.
 fn entries(
     tools: &Tools,
     assembler: &Assembler,
@@ -198,12 +198,14 @@ fn check(entry: &Entry, variants: &[Variant]) -> Result<()> {
     Ok(())
 }
 
-/// The loads of 16 and of 8 bytes, and the stores of 16 and of 8, that an entry has at least. A
-/// step's kernel has one for each stream of each group of four elements, in each place where such a
-/// group stands: all groups of a thread at once, and one alone where there are several; each for
-/// aligned buffers, and for others. Of 16-bit streams only those of the first place are asked for,
-/// since other places count as well; the interpreter's statistics in the kernels' tests say more of
-/// them.
+/// The least numbers of loads of 16 and of 8 bytes, and of stores of 16 and of 8, that an entry may
+/// have. Each place of a step's kernel that handles groups of four elements has one for each stream
+/// of each group.
+///
+/// Such places handle all groups of a thread at once or, if there are several, one alone; each
+/// exists for aligned buffers and for others. For 16-bit streams only the first place is counted,
+/// because other accesses have 8 bytes too; the kernels' tests check them by the interpreter's
+/// statistics.
 fn least_accesses(name: &str, variants: &[Variant]) -> [u32; 4] {
     let variant_of = |name| variants.iter().find(|variant| variant.name == name);
     let found = KINDS.iter().find_map(|&(kind, groups)| Some((groups, variant_of(name.strip_prefix(kind)?)?)));

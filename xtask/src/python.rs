@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{install, root, stand_in};
 
-/// What the tests run with.
+/// The packages that the tests need.
 pub(crate) const PACKAGES: &str = include_str!("../../python/tests/requirements.txt");
 
 /// Folders of tests that each run in a process of their own: torch must not see the stand-in
@@ -19,7 +19,7 @@ const TESTS: [&str; 4] = ["optimizer", "arrays", "distributed", "cuda"];
 pub(crate) fn run() -> Result<()> {
     let environment = environment()?;
     let tool = |name: &str| environment.join("bin").join(name);
-    // As from a clone: pip finds maturin by itself, maturin finds cargo.
+    // As a user installs from a clone: pip gets maturin, and maturin finds cargo.
     let pip = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"];
     succeed(Command::new(tool("pip")).args(pip).arg(root().join("python")))?;
     let driver = stand_in::build()?;

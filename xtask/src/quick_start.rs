@@ -32,7 +32,7 @@ impl QuickStart {
     }
 }
 
-/// Runs the commands as they stand in the README, in an empty folder beside the repository.
+/// Runs the README's commands unchanged, in an empty folder beside the repository.
 ///
 /// # Errors
 ///

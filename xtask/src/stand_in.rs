@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::{install, root};
 
-/// Builds it; returns its path.
+/// Builds the stand-in and returns its path.
 pub(crate) fn build() -> Result<PathBuf> {
     let built = Command::new("cargo")
         .args(["build", "--release", "--package", "stand_in_cuda", "--message-format", "json-render-diagnostics"])
@@ -19,8 +19,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     install::with_extension(&install::artifacts(&built.stdout)?, "so")
 }
 
-/// Builds it and puts it below `place`, into a folder of libraries that has it under the driver's
-/// names; returns that folder.
+/// Builds the stand-in and copies it, under the driver's names, into a folder below `place`.
+/// Returns that folder.
 pub(crate) fn folder(place: &Path) -> Result<PathBuf> {
     let (library, folder) = (build()?, place.join("stand-in"));
     fs::create_dir_all(&folder)?;

@@ -11,11 +11,11 @@ use comfy_table::Table;
 struct Stage {
     name: &'static str,
     command: &'static str,
-    /// Commands that fail where the stage cannot run, and why it cannot.
+    /// Commands that fail if the stage cannot run, each with the reason why it cannot.
     needs: &'static [(&'static str, &'static str)],
 }
 
-/// Fails where there is no adapter, and uses one that the first stage has been through.
+/// Fails if there is no adapter. It runs a test that the first stage has built and passed.
 const NEEDS_ADAPTER: &[(&str, &str)] = &[(
     "env DUALADAM_REQUIRE=webgpu cargo test --workspace --exclude dualadam-candle --exclude dualadam-python --all-features --test webgpu -- --exact nothing_to_do",
     "no Vulkan, Metal or DX12 adapter",
@@ -91,14 +91,14 @@ const STAGES: [Stage; 21] = [
         needs: &[],
     },
     Stage {
-        name: "the bundle for a GPU machine, on the stand-in driver: short deadlines, and killed",
+        name: "the bundle for a GPU machine, on the stand-in driver, with short deadlines and killed",
         command: "cargo xtask practice",
         needs: &[
             ("bash --version", "no bash"),
             ("timeout --version", "no timeout"),
             ("setsid --version", "no setsid (util-linux)"),
             ("pkill --version", "no pkill (procps)"),
-            ("python3 -m ensurepip --version", "no python3 with venv, by which the CUDA compilers come"),
+            ("python3 -m ensurepip --version", "no python3 with venv, which installs the CUDA compilers"),
         ],
     },
     Stage {
@@ -128,8 +128,8 @@ const STAGES: [Stage; 21] = [
     },
 ];
 
-/// So many of a failed stage's last lines are shown again below the table, where a long log is read
-/// first.
+/// How many of a failed stage's last lines are shown again below the table, since a long log is
+/// read from its end.
 const LAST_LINES: usize = 60;
 
 enum Outcome {
@@ -186,7 +186,7 @@ fn run_stage(stage: &Stage) -> anyhow::Result<Outcome> {
 fn run_shown(mut command: Command) -> io::Result<(ExitStatus, VecDeque<String>)> {
     let (reader, writer) = io::pipe()?;
     let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;
-    // It holds the writing ends, which would keep the reader waiting.
+    // `command` holds the pipe's writing ends, and the reader would wait for them.
     drop(command);
     let mut last_lines = VecDeque::new();
     for line in BufReader::new(reader).split(b'\n') {

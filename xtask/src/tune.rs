@@ -17,8 +17,8 @@ const SWEPT: [&str; 2] = ["f32_f32", "bf16_bf16"];
 /// Constants of `kernels/tuning.cuh` and their values.
 type Defines = &'static [(&'static str, u32)];
 
-/// What is swept: what differs from the library's constants. The first is the library's own; those
-/// that tell most come next.
+/// The combinations that are swept, as differences from the library's constants. The first is the
+/// library's own; the most informative come next.
 const COMBINATIONS: &[Defines] = &[
     &[],
     &[("FLAT_GROUPS", 1), ("FLAT_BLOCKS_PER_SM", 6)],

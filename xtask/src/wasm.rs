@@ -8,13 +8,13 @@ use anyhow::{Result, ensure};
 use crate::root;
 
 const TARGET: &str = "wasm32-unknown-unknown";
-/// Debian's compiler, of the packages `rustc-web` and `cargo-web`. It has no standard library for
-/// the target, which `rust-web-src` has the sources of.
+/// Debian's compiler, of the packages `rustc-web` and `cargo-web`. It lacks the target's standard
+/// library, whose sources are in `rust-web-src`.
 const DEBIANS_CARGO: &str = "/usr/bin/cargo";
 const DEBIANS_RUSTC: &str = "/usr/bin/rustc";
 const DEBIANS_SOURCES: &str = "/usr/lib/rustlib/src/rust/library/Cargo.toml";
 
-/// Builds it.
+/// Builds the library for the browser.
 ///
 /// # Errors
 ///
@@ -33,11 +33,11 @@ pub(crate) fn run() -> Result<()> {
         let mut cargo = Command::new(DEBIANS_CARGO);
         // Building the standard library is a feature of nightly compilers.
         cargo.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1").env("RUSTC", DEBIANS_RUSTC);
-        // The other toolchain's libraries, by which this program runs.
+        // It names the libraries of the toolchain that this program runs with.
         cargo.env_remove("LD_LIBRARY_PATH");
         cargo
     };
-    // A folder of its own, since two compilers in one folder would build everything anew in turns.
+    // A folder of its own: in a shared one, two compilers would rebuild each other's work.
     cargo.args(["build", "--target", TARGET, "--target-dir", "target/wasm"]);
     let status = cargo.args(["--no-default-features", "--features", "webgpu"]).current_dir(root()).status()?;
     ensure!(status.success(), "the library does not build for {TARGET}");

@@ -1,5 +1,5 @@
-//! What crosses the C interface: pointers of the caller, wrapped so that each kind of access stands
-//! in one place.
+//! The arguments that cross the C interface: the caller's pointers, wrapped so that each kind of
+//! access is in one place.
 //!
 //! All of it rests on the contract of the driver API: a pointer that a caller passes is null or
 //! points at what the function's documentation says. Only callers of the exported functions make
@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char};
 
 use super::codes::{Code, ERROR_INVALID_VALUE};
 
-/// Where a function returns a value. Null where the caller does not want it, or by mistake.
+/// Where a function returns a value. Null if the caller does not want it, or by mistake.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct Out<T>(*mut T);
@@ -19,7 +19,7 @@ impl<T> Out<T> {
         self.0.is_null()
     }
 
-    /// Returns a value that the caller must have asked for.
+    /// Returns a value. A null pointer is an error.
     pub(crate) fn set(self, value: T) -> Result<(), Code> {
         if self.0.is_null() {
             return Err(ERROR_INVALID_VALUE);
@@ -29,7 +29,7 @@ impl<T> Out<T> {
         Ok(())
     }
 
-    /// Takes the value that the caller has put there, and returns another in its place.
+    /// Replaces the caller's value by the one that `other` makes of it.
     pub(crate) fn exchange(self, other: impl FnOnce(T) -> Result<T, Code>) -> Result<(), Code>
     where
         T: Copy,
@@ -48,7 +48,7 @@ impl<T> Out<T> {
     }
 }
 
-/// A list of the caller's.
+/// A list that the caller passes.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct List<T>(*const T);
@@ -70,7 +70,7 @@ impl<T: Copy> List<T> {
     }
 }
 
-/// A text of the caller's, ended by a zero byte.
+/// A text that the caller passes, ended by a zero byte.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct Text(*const c_char);
@@ -105,7 +105,7 @@ pub(crate) fn read_host(address: HostAddress, bytes: usize) -> Vec<u8> {
 
 /// Writes bytes to a host address that a caller passed as the target of a copy.
 pub(crate) fn write_host(address: HostAddress, bytes: &[u8]) {
-    // SAFETY: as for `read_host`; the source is memory of the stand-in's own, so the two do not
+    // SAFETY: as for `read_host`; the source is the stand-in's own memory, so the two do not
     // overlap.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
 }
@@ -120,7 +120,7 @@ pub(crate) fn write_text(text: &str, buffer: HostAddress, size: usize) -> usize 
     text.len()
 }
 
-/// A function of the caller's, for `cuLaunchHostFunc`.
+/// A function that the caller passes, for `cuLaunchHostFunc` and user objects.
 pub(crate) type HostFunction = extern "C" fn(*mut std::ffi::c_void);
 
 /// Declares functions of the driver's C interface. The body sees the locked driver under the given

@@ -1,4 +1,4 @@
-//! Stream capture: work noted in a graph instead of queued, and graphs launched.
+//! Stream capture, which records work in a graph instead of queueing it, and launches of graphs.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,14 @@ use super::queue::{TaskId, Work};
 use super::state::{Driver, GraphExec, Handle, Kind};
 use super::user_object::UserObjects;
 
-/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of them a thread
-/// heeds.
+/// `CU_STREAM_CAPTURE_MODE_*`: which unsafe calls a capture forbids, and which of these bans a
+/// thread obeys.
 const MODE_GLOBAL: i32 = 0;
 // 1 is the thread-local one.
 const MODE_RELAXED: i32 = 2;
 
 thread_local! {
-    /// What `cuThreadExchangeStreamCaptureMode` has set.
+    /// The mode that `cuThreadExchangeStreamCaptureMode` has set.
     static THREAD_MODE: Cell<i32> = const { Cell::new(MODE_GLOBAL) };
 }
 
@@ -38,7 +38,7 @@ struct Node {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     nodes: Vec<Node>,
-    /// What it holds, and what is made of it.
+    /// The user objects that it and the executables made of it hold.
     pub(crate) objects: UserObjects,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Capture {
     mode: i32,
     thread: ThreadId,
     graph: Graph,
-    /// Per stream of the capture, the nodes that its next one comes after.
+    /// For each stream of the capture, the nodes that its next node comes after.
     heads: BTreeMap<Handle, Vec<usize>>,
     is_invalid: bool,
 }
@@ -63,7 +63,7 @@ impl Driver {
         }
     }
 
-    /// Notes work on a stream that is being captured.
+    /// Records work on a stream that is being captured.
     pub(crate) fn capture_work(&mut self, stream: Handle, work: Work, label: &str) -> Result<(), Code> {
         let (_, capture) = self.live_capture(stream)?;
         if matches!(work, Work::Allocate { .. } | Work::Free { .. }) {
@@ -77,7 +77,7 @@ impl Driver {
         Ok(())
     }
 
-    /// An event's record on a stream: the nodes before it, where the stream is being captured.
+    /// The nodes before an event's record on a stream, if the stream is being captured.
     pub(crate) fn capture_position(&mut self, stream: Handle) -> Result<Option<(u64, Vec<usize>)>, Code> {
         if self.stream(stream)?.capture.is_none() {
             return Ok(None);
@@ -86,8 +86,8 @@ impl Driver {
         Ok(Some((id, capture.heads.get(&stream).cloned().unwrap_or_default())))
     }
 
-    /// A stream waits for an event, and one of the two belongs to a capture. Returns whether that
-    /// was so.
+    /// Records a stream's wait for an event if one of the two belongs to a capture. Returns whether
+    /// one does.
     pub(crate) fn capture_wait(
         &mut self,
         stream: Handle,
@@ -130,14 +130,14 @@ impl Driver {
         }
     }
 
-    /// A call that waits for a stream cannot be captured.
+    /// Refuses a call that waits for a stream if the stream is being captured.
     pub(crate) fn refuse_capture_of(&mut self, stream: Handle) -> Result<(), Code> {
         let capture = self.stream(stream)?.capture;
         self.invalidate(capture);
         if capture.is_some() { Err(ERROR_STREAM_CAPTURE_UNSUPPORTED) } else { Ok(()) }
     }
 
-    /// Asking after an event that was recorded in a capture.
+    /// Refuses a query of an event, or a wait for it, if it was recorded in a capture.
     pub(crate) fn refuse_captured_event(&mut self, captured: Option<(u64, Vec<usize>)>) -> Result<(), Code> {
         let Some((id, _)) = captured else {
             return Ok(());
@@ -146,7 +146,7 @@ impl Driver {
         Err(ERROR_CAPTURED_EVENT)
     }
 
-    /// A call that waits for a whole context.
+    /// Refuses a call that waits for a whole context if a stream of it is being captured.
     pub(crate) fn refuse_capture_in(&mut self, context: Handle) -> Result<(), Code> {
         let captures: BTreeSet<u64> = self
             .streams
@@ -158,9 +158,10 @@ impl Driver {
         if captures.is_empty() { Ok(()) } else { Err(ERROR_STREAM_CAPTURE_UNSUPPORTED) }
     }
 
-    /// Calls that may synchronise, such as an allocation, spoil captures that forbid them to this
-    /// thread. In the words of the driver's documentation on `cuThreadExchangeStreamCaptureMode`,
-    /// the thread is prohibited from "potentially unsafe API calls":
+    /// Refuses calls that may synchronise, such as an allocation, if a capture forbids them to this
+    /// thread; that capture becomes invalid. In the words of the driver's documentation on
+    /// `cuThreadExchangeStreamCaptureMode`, the thread is prohibited from "potentially unsafe API
+    /// calls":
     ///
     /// - in the global mode "if the local thread has an ongoing capture sequence that was not
     ///   initiated with" the relaxed mode, "or if any other thread has a concurrent capture
@@ -183,7 +184,8 @@ impl Driver {
         if is_refused { Err(ERROR_STREAM_CAPTURE_UNSUPPORTED) } else { Ok(()) }
     }
 
-    /// Work on the null stream would wait for blocking streams, and one of them is being captured.
+    /// Refuses work on the null stream if a blocking stream, which it would wait for, is being
+    /// captured.
     pub(crate) fn refuse_implicit_capture(&mut self, context: Handle) -> Result<(), Code> {
         let captures = self.captures_of_blocking_streams(context);
         captures.iter().for_each(|&id| self.invalidate(Some(id)));
@@ -195,8 +197,8 @@ impl Driver {
         self.streams.values().filter(is_caught).filter_map(|stream| stream.capture).collect()
     }
 
-    /// The capture of a stream, 0 for none, and its status. For the null stream there is no answer
-    /// while a blocking stream is being captured, which does not spoil that capture.
+    /// The capture of a stream, 0 for none, and its status. For the null stream this fails while a
+    /// blocking stream is being captured; that capture stays valid.
     fn capture_status(&mut self, stream: Handle) -> Result<(u64, i32), Code> {
         let (context, capture) = {
             let stream = self.stream(stream)?;
@@ -250,7 +252,7 @@ impl Driver {
         Ok(id)
     }
 
-    /// A graph by its handle, which it has from the beginning of its capture on.
+    /// A graph by its handle. It has the handle from the beginning of its capture on.
     pub(crate) fn graph_under_way_or_made(&mut self, handle: Handle) -> Result<&mut Graph, Code> {
         if !self.captures.contains_key(&handle) && !self.graphs.contains_key(&handle) {
             return Err(self.bad_handle(handle, Kind::Graph));
@@ -292,7 +294,7 @@ impl Driver {
 }
 
 impl Capture {
-    /// Whether all noted work comes before what the origin would do next.
+    /// Whether all captured work comes before the origin's next node.
     fn is_joined(&self) -> bool {
         let mut seen = BTreeSet::new();
         let mut open = self.heads.get(&self.origin).cloned().unwrap_or_default();
@@ -305,8 +307,8 @@ impl Capture {
     }
 }
 
-/// Answered by `live_capture` to a stream without a capture: callers ask only for streams that have
-/// one.
+/// `live_capture` returns this for a stream without a capture; callers ask only about streams that
+/// have one.
 const ERROR_ILLEGAL_STREAM: Code = ERROR_INVALID_VALUE;
 
 api! {

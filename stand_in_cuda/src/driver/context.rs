@@ -12,7 +12,7 @@ thread_local! {
     static STACK: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The current context. One that is gone since a reset does not count.
+/// The current context, unless a reset has ended it.
 pub(crate) fn current_handle(driver: &Driver) -> Option<Handle> {
     STACK.with_borrow(|stack| stack.last().copied()).filter(|handle| driver.contexts.contains_key(handle))
 }
@@ -22,7 +22,7 @@ pub(crate) fn clear_stack() {
     STACK.with_borrow_mut(Vec::clear);
 }
 
-/// Device attributes, where a test has not set another value. `None`: unknown here.
+/// The default value of a device attribute. `None`: the stand-in does not know it.
 fn attribute(number: i32) -> Option<i32> {
     Some(match number {
         1 => 1024,               // MAX_THREADS_PER_BLOCK
@@ -233,7 +233,7 @@ api! {
     fn cuCtxDestroy_v2(driver, context: Handle) {
         match driver.contexts.get(&context) {
             None => return Err(driver.bad_handle(context, Kind::Context)),
-            // The primary context is not the caller's to destroy.
+            // A caller must not destroy a primary context.
             Some(primary) if primary.is_primary => return Err(ERROR_INVALID_CONTEXT),
             Some(_) => {}
         }

@@ -5,12 +5,13 @@ use super::codes::Code;
 use super::lock;
 use super::state::{Driver, Failure};
 
-/// A name that a test passes; a null pointer and text that is no UTF-8 are names that nothing has.
+/// A name that a test passes. A null pointer and text that is not UTF-8 become a name that nothing
+/// has.
 fn name_of(text: Text) -> String {
     text.read_string().unwrap_or_default()
 }
 
-/// Everything as at the start: no context, no memory, no injected error, nothing counted.
+/// Resets everything: no context, no memory, no injected error, nothing counted.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_reset() {
     lock().reset();
@@ -18,7 +19,7 @@ extern "C" fn stand_in_reset() {
     super::capture::clear_thread_mode();
 }
 
-/// Lets the `nth` call of a function from now on fail with a code, before it does anything. `*`
+/// Makes the `nth` call of a function from now on fail with a code, before it does anything. `*`
 /// stands for every function, and `execute` for the execution of a task: the code then stays, as
 /// after a lost device.
 #[unsafe(no_mangle)]
@@ -54,7 +55,7 @@ extern "C" fn stand_in_launch_list(buffer: HostAddress, size: usize) -> usize {
     write_text(&text, buffer, size)
 }
 
-/// What was wrong so far, a line each.
+/// The violations so far, a line each.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_violations(buffer: HostAddress, size: usize) -> usize {
     let text = lock().journal.violations.join("\n");
@@ -73,7 +74,7 @@ extern "C" fn stand_in_set_attribute(number: i32, value: i32) {
 }
 
 /// `devices`, `total_memory`, `patience` (how often a query answers "not ready" before the work is
-/// done), `check_order` (0: work on the same bytes that nothing orders is not reported),
+/// done), `check_order` (0: unordered work on the same bytes is not reported),
 /// `reads_pageable_late` (1: copies read pageable memory when they run). Returns whether there is
 /// such a setting.
 #[unsafe(no_mangle)]
@@ -104,8 +105,8 @@ extern "C" fn stand_in_forget(address: u64, bytes: usize) -> bool {
     lock().memory.forget(address, bytes).is_ok()
 }
 
-/// Lets only graphs touch the allocation at an address, as of a graph's private pool. Returns
-/// whether there is one.
+/// Lets only graphs touch the allocation at an address, as if it were of a graph's private pool.
+/// Returns whether there is an allocation.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_set_private(address: u64) -> bool {
     let mut driver = lock();
@@ -130,7 +131,7 @@ extern "C" fn stand_in_stats(buffer: HostAddress) {
     }
 }
 
-/// How many objects of a kind are there: `memory`, `pinned`, `context`, `stream`, `event`,
+/// How many objects of a kind there are: `memory`, `pinned`, `context`, `stream`, `event`,
 /// `module`, `graph`, `graph_exec`.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_live(name: Text) -> u64 {
@@ -158,7 +159,7 @@ extern "C" fn stand_in_pending() -> u64 {
     lock().queue.len() as u64
 }
 
-/// Runs everything that is pending, without the host knowing of it.
+/// Runs everything that is pending, without the host waiting for it.
 #[unsafe(no_mangle)]
 extern "C" fn stand_in_run_pending() {
     let mut driver = lock();

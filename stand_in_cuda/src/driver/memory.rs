@@ -18,7 +18,7 @@ fn layout(bytes: usize) -> Option<Layout> {
     Layout::from_size_align(bytes, PAGE).ok()
 }
 
-/// Gives pinned memory back that was allocated here.
+/// Frees pinned memory, unless it was only registered.
 pub(crate) fn release_host(address: HostAddress, pinned: Pinned) {
     if let Some(layout) = layout(pinned.bytes).filter(|_| pinned.is_owned) {
         // SAFETY: owned memory was allocated in `allocate_host` with this very layout, and is
@@ -49,7 +49,7 @@ impl Driver {
         if pointer.is_null() {
             return Err(ERROR_OUT_OF_MEMORY);
         }
-        // SAFETY: so many bytes were just allocated.
+        // SAFETY: `bytes` bytes were just allocated.
         unsafe { pointer.write_bytes(JUNK, bytes) };
         self.pinned.insert(pointer as HostAddress, Pinned { context, bytes, is_owned: true, flags });
         address.set(pointer as HostAddress)
@@ -72,7 +72,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Fails where the stream's device has no memory that streams allocate and free.
+    /// Fails if the stream's device has no stream-ordered memory.
     fn check_pools(&mut self, stream: Handle) -> Result<(), Code> {
         self.stream(stream)?;
         // MEMORY_POOLS_SUPPORTED.
@@ -93,7 +93,7 @@ impl Driver {
         }
     }
 
-    /// A side of which only the number is known.
+    /// A side of a copy whose address may be of the device or of the host.
     fn any_side(&self, address: u64, bytes: usize) -> Result<Place, Code> {
         if is_device_address(address) {
             self.device_side(address, bytes)
@@ -102,8 +102,8 @@ impl Driver {
         }
     }
 
-    /// A copy on a stream. From pageable memory the bytes are taken now, or when it runs, as is
-    /// set; to pageable memory the call returns when it is done.
+    /// A copy on a stream. A copy from pageable memory takes the bytes now or, with
+    /// `reads_pageable_late`, when it runs. A copy to pageable memory returns when it is done.
     fn copy_async(&mut self, to: Place, from: Place, bytes: usize, stream: Handle, label: &str) -> Result<(), Code> {
         let stream = self.resolve_stream(stream)?;
         if bytes == 0 {
@@ -124,8 +124,8 @@ impl Driver {
         Ok(())
     }
 
-    /// A copy on the null stream. It returns when it is done, but for one inside the device, and
-    /// for one from pageable memory, whose bytes have left the host then and may not have arrived.
+    /// A copy on the null stream. It returns when it is done, with two exceptions: a copy within
+    /// the device, and one from pageable memory, which returns when its bytes are taken.
     fn copy_now(&mut self, to: Place, from: Place, bytes: usize, label: &str) -> Result<(), Code> {
         self.refuse_unsafe_call()?;
         let stream = self.resolve_stream(0)?;
@@ -271,7 +271,7 @@ api! {
     fn cuPointerGetAttributes(driver, count: u32, numbers: List<i32>, data: List<HostAddress>, pointer: u64) {
         let pairs = numbers.read(count as usize)?.into_iter().zip(data.read(count as usize)?);
         for (number, data) in pairs {
-            // Unlike the single one, this leaves unknown values alone.
+            // Unlike `cuPointerGetAttribute`, this function ignores attributes without a value.
             let _ = driver.pointer_attribute(data, number, pointer);
         }
         Ok(())
@@ -402,7 +402,8 @@ api! {
     }
 }
 
-/// Functions that are there, so that a program which resolves them loads, and that say no.
+/// Functions that a program can resolve, so that it loads, but that return
+/// `CUDA_ERROR_NOT_SUPPORTED`.
 macro_rules! not_supported {
     ($($name:ident)*) => {
         $(

@@ -1,8 +1,8 @@
 //! The stand-in driver: the C interface of libcuda, as far as a host layer over cudarc needs it, on
 //! top of the interpreter.
 //!
-//! One lock around all of it. Every function is counted, and fails by order of a test before it
-//! does anything.
+//! One lock guards all of it. Every call is counted, and fails before it does anything if a test
+//! has asked for that.
 
 mod abi;
 mod capture;
@@ -26,7 +26,7 @@ use state::Driver;
 static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::default()));
 
 thread_local! {
-    /// Whether this thread is inside a host function of the caller's, which may not call the
+    /// Whether this thread is inside one of the caller's host functions, which must not call the
     /// driver.
     static IS_IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }

@@ -58,7 +58,7 @@ struct Logs {
     info_size: usize,
     error: HostAddress,
     error_size: usize,
-    /// Where the used sizes go: the option values themselves.
+    /// Where the used sizes are returned: in place of the option values.
     info_size_slot: Option<HostAddress>,
     error_size_slot: Option<HostAddress>,
 }
@@ -116,9 +116,9 @@ impl Driver {
     fn compile(&self, image: &[u8]) -> Result<Module, (Code, String)> {
         let invalid = |error: PtxError| (ERROR_INVALID_PTX, format!("ptxas fatal: {error}"));
         if image.starts_with(b"\x7fELF") || image.starts_with(b"\x50\xed\x55\xba") {
-            return Err((ERROR_NO_BINARY_FOR_GPU, "the stand-in reads PTX, no machine code".to_owned()));
+            return Err((ERROR_NO_BINARY_FOR_GPU, "the stand-in reads PTX, not machine code".to_owned()));
         }
-        let text = std::str::from_utf8(image).map_err(|_| (ERROR_INVALID_IMAGE, "the image is no text".to_owned()))?;
+        let text = std::str::from_utf8(image).map_err(|_| (ERROR_INVALID_IMAGE, "the image is not text".to_owned()))?;
         let header = read_header(text).map_err(invalid)?;
         let newest = newest_ptx(self.settings.driver_version);
         if header.version > newest {
@@ -175,7 +175,7 @@ struct Params {
 }
 
 impl Params {
-    /// The argument block, as the parameters' sizes and offsets have it.
+    /// The argument block, laid out by the parameters' sizes and offsets.
     fn read(&self, function: &Function) -> Result<Vec<u8>, Code> {
         let kernel = &function.kernel;
         if self.extra != 0 {
@@ -235,7 +235,7 @@ api! {
         let of_module = driver.functions.values().filter(|function| function.module == module);
         let kernels: Vec<_> = of_module.map(|function| Arc::clone(&function.kernel)).collect();
         if driver.queue.has_launches_of(&kernels) {
-            driver.violation("a module is unloaded whose kernels are still to run".to_owned());
+            driver.violation("a module is unloaded before its launches have run".to_owned());
         }
         if driver.modules.remove(&module).is_none() {
             return Err(driver.bad_handle(module, Kind::Module));

@@ -1,9 +1,9 @@
 //! Work that was submitted and is not done yet, and the order in which it must be done.
 //!
-//! A task runs when somebody waits for it, and then only with those that must come before it: as
-//! late as the ordering permits, so that a forgotten wait shows. Besides, every pair of tasks that
-//! meet in the same bytes must be ordered; that is checked when the second one runs, whichever that
-//! is.
+//! A task runs when the host waits for it or for a task that comes after it: as late as the
+//! ordering permits, so that a forgotten wait shows. In addition, two tasks that touch the same
+//! bytes must be ordered, unless both only read them. That is checked when the later of the two
+//! runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) enum Place {
     Device(u64),
     /// Read or written when the copy runs.
     Pinned(HostAddress),
-    /// Host memory that is not pinned: in a graph, whose copies read it when they run.
+    /// Host memory that is not pinned: the copy reads or writes it when it runs.
     Pageable(HostAddress),
     /// Bytes taken when the copy was submitted.
     Staged(Arc<Vec<u8>>),
@@ -89,7 +89,7 @@ struct Done {
     context: Handle,
     after: Vec<TaskId>,
     label: String,
-    /// The host knew that it was done when it submitted this task, and all later ones.
+    /// The first task that was submitted when the host already knew that this one was done.
     known_from: Option<TaskId>,
 }
 
@@ -119,7 +119,7 @@ impl Queue {
         self.next
     }
 
-    /// Says that a task is a graph's.
+    /// Marks a task as part of a graph.
     pub(crate) fn mark_of_graph(&mut self, task: TaskId) {
         if let Some(task) = self.pending.get_mut(&task) {
             task.is_of_graph = true;
@@ -237,8 +237,8 @@ impl Queue {
         false
     }
 
-    /// Notes what a task did to an allocation, and returns a text if that met other work that
-    /// nothing orders.
+    /// Notes what a task did to an allocation. Returns a text if it touches the same bytes as other
+    /// work and nothing orders the two.
     pub(crate) fn trace(&mut self, task: TaskId, base: u64, hull: Hull, is_write: bool) -> Option<String> {
         if hull.is_empty() {
             return None;
@@ -285,7 +285,7 @@ impl Queue {
         self.traces.remove(&base);
     }
 
-    /// Whether a kernel of these is still to run.
+    /// Whether a launch of one of these kernels is pending.
     pub(crate) fn has_launches_of(&self, kernels: &[Arc<Kernel>]) -> bool {
         let is_of = |task: &Task| match &task.work {
             Work::Launch(launch) => kernels.iter().any(|kernel| Arc::ptr_eq(kernel, &launch.kernel)),

@@ -7,7 +7,7 @@ use super::state::{Driver, Handle, Stream};
 use crate::exec::{self, Cause, Launch};
 use crate::memory::{Hull, MemoryFault, Wrong};
 
-/// What a task met: a code for the context and a text for the test.
+/// Why a task failed: a code for the context and a text for the test.
 type Trouble = (Code, String);
 
 impl Driver {
@@ -56,10 +56,10 @@ impl Driver {
         Ok(others.filter_map(|(_, other)| other.tail).collect())
     }
 
-    /// Does these tasks and all before them.
+    /// Runs these tasks and all that must come before them.
     pub(crate) fn run(&mut self, tasks: &[TaskId]) {
         for id in self.queue.with_predecessors(tasks) {
-            // A failure in the meantime may have dropped it.
+            // The failure of an earlier task may have dropped it.
             if let Some(task) = self.queue.start(id) {
                 self.execute(id, task);
             }
@@ -72,8 +72,8 @@ impl Driver {
         self.queue.know(tasks);
     }
 
-    /// The host asks whether a task is done; if not, its patience is tried some times before the
-    /// task is.
+    /// The host asks whether a task is done. If not, the answer is "not ready" for the first
+    /// `patience` queries; then the task runs.
     pub(crate) fn query(&mut self, task: Option<TaskId>) -> Result<(), Code> {
         let Some(task) = task else {
             return Ok(());
@@ -190,7 +190,7 @@ impl Driver {
             if let Place::Pinned(address) = side
                 && !self.is_pinned(*address, bytes)
             {
-                let text = format!("{} met pinned memory that was freed before it ran", task.label);
+                let text = format!("{} uses pinned memory that was freed before it ran", task.label);
                 return Err((ERROR_ILLEGAL_ADDRESS, text));
             }
         }
@@ -237,7 +237,8 @@ impl Driver {
         (ERROR_ILLEGAL_ADDRESS, format!("{fault}; in {}{}", task.label, self.hint(fault)))
     }
 
-    /// Where bytes are missing that queued work would have brought, that work.
+    /// Names the queued work that would write the bytes, if a fault is a read of bytes that were
+    /// never written.
     fn hint(&self, fault: &MemoryFault) -> String {
         if fault.wrong != Wrong::NeverWritten {
             return String::new();

@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     pub(crate) patience: u32,
     /// Report work on the same bytes that nothing orders.
     pub(crate) check_order: bool,
-    /// Copies read pageable memory when they run, and not at the call.
+    /// Copies read pageable memory when they run, not at the call.
     pub(crate) reads_pageable_late: bool,
     pub(crate) attributes: HashMap<i32, i32>,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Context {
     /// Retains of a primary context that were not released.
     pub(crate) retains: u32,
     pub(crate) is_live: bool,
-    /// The code of the fault that killed it.
+    /// The code of the fault after which every call on the context fails.
     pub(crate) failed: Option<Code>,
     pub(crate) flags: u32,
     pub(crate) null_stream: Handle,
@@ -114,14 +114,14 @@ pub(crate) struct Function {
 #[derive(Debug)]
 pub(crate) struct GraphExec {
     pub(crate) graph: Graph,
-    /// The end of its last launch: it never runs twice at once.
+    /// The end of its last launch. Launches of one executable never overlap.
     pub(crate) last: Option<TaskId>,
 }
 
 /// Pinned host memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pinned {
-    /// Whose end is its end, too.
+    /// The context with which the memory ends.
     pub(crate) context: Handle,
     pub(crate) bytes: usize,
     /// Allocated here, rather than registered.
@@ -169,7 +169,7 @@ pub(crate) struct Driver {
     pub(crate) graphs: BTreeMap<Handle, Graph>,
     pub(crate) execs: BTreeMap<Handle, GraphExec>,
     pub(crate) captures: BTreeMap<u64, Capture>,
-    /// What the caller holds of them, with how many references.
+    /// The user objects that the caller holds, and the number of its references.
     pub(crate) user_objects: BTreeMap<Handle, (Arc<UserObject>, u32)>,
     pub(crate) queue: Queue,
     pub(crate) failures: Vec<Failure>,
@@ -181,7 +181,7 @@ const KIND_SHIFT: u32 = 48;
 const HANDLE_BASE: u64 = 0x00e0;
 
 impl Driver {
-    /// Back to the start, with numbers that were never used before.
+    /// Resets everything. The numbers of handles go on, so that none is used twice.
     pub(crate) fn reset(&mut self) {
         for (address, pinned) in std::mem::take(&mut self.pinned) {
             super::memory::release_host(address, pinned);
@@ -194,7 +194,8 @@ impl Driver {
         (HANDLE_BASE + kind as u64) << KIND_SHIFT | self.next_number << 6
     }
 
-    /// What to answer to a handle that names nothing. One that once did is a mistake worth telling.
+    /// The code for a handle that names no object. A handle that once named one is also noted as a
+    /// violation.
     pub(crate) fn bad_handle(&mut self, handle: Handle, kind: Kind) -> Code {
         let was_given_out = handle >> KIND_SHIFT == HANDLE_BASE + kind as u64
             && (handle & ((1 << KIND_SHIFT) - 1)) >> 6 <= self.next_number;
@@ -208,7 +209,7 @@ impl Driver {
         self.journal.violations.push(text);
     }
 
-    /// Whether a call is to fail by order of the test, and with what.
+    /// The code with which the test lets this call fail, if it does.
     pub(crate) fn injected(&mut self, name: &str) -> Option<Code> {
         let mut found = None;
         self.failures.retain_mut(|failure| {
@@ -248,7 +249,7 @@ impl Driver {
         handle
     }
 
-    /// Ends a context: its work is done, then all that belongs to it is gone.
+    /// Ends a context: runs its work, then destroys all that belongs to it.
     pub(crate) fn end_context(&mut self, handle: Handle) {
         let pending = self.queue.pending_of(handle);
         self.run(&pending);

@@ -61,7 +61,7 @@ impl Driver {
         if tasks.iter().any(|&task| self.queue.is_pending(task)) {
             return Err(ERROR_NOT_READY);
         }
-        // No time is modelled: a thousandth for each task submitted in between.
+        // No time is modelled: a microsecond for each task submitted in between.
         milliseconds.set((tasks[1] as f32 - tasks[0] as f32) * 1e-3)
     }
 }

@@ -1,4 +1,5 @@
-//! User objects: what graphs hold, and whose owner learns when the last of them is gone.
+//! User objects, which graphs hold. A function of the caller runs when the last reference to one is
+//! gone.
 
 use std::sync::Arc;
 
@@ -6,8 +7,8 @@ use super::abi::{HostAddress, HostFunction, Out, api};
 use super::codes::*;
 use super::state::{Driver, Handle, Kind};
 
-/// What several owners hold: graphs, executables of theirs, launches under way, and the caller. Its
-/// function is called at its end.
+/// A user object. Graphs, their executables, launches under way and the caller hold it; `destroy`
+/// is called when none of them does any more.
 #[derive(Debug)]
 pub(crate) struct UserObject {
     data: HostAddress,
@@ -25,11 +26,11 @@ pub(crate) type UserObjects = Vec<Arc<UserObject>>;
 
 /// `CU_USER_OBJECT_NO_DESTRUCTOR_SYNC`, which callers must give.
 const NO_DESTRUCTOR_SYNC: u32 = 1;
-/// `CU_GRAPH_USER_OBJECT_MOVE`: the references are the caller's, which gives them up.
+/// `CU_GRAPH_USER_OBJECT_MOVE`: the graph takes references of the caller.
 const MOVE: u32 = 1;
 
 impl Driver {
-    /// Gives up references that the caller holds. The last one ends the caller's part in the
+    /// Releases references that the caller holds. After the last one the caller does not hold the
     /// object.
     fn release(&mut self, object: Handle, count: u32) -> Result<(), Code> {
         let Some((_, held)) = self.user_objects.get_mut(&object) else {

@@ -13,7 +13,7 @@ use super::{Count, Source};
 
 /// The names on the way to a module from the crate's root, which has none.
 type Module = Vec<String>;
-/// As it is written: `crate`, `super`, `a`, `B`.
+/// The parts of a path as it is written: `crate`, `super`, `a`, `B`.
 type Path = Vec<String>;
 
 /// What the sources of a crate say about its modules.
@@ -27,7 +27,7 @@ struct Crate {
     named: BTreeSet<(Module, Path)>,
 }
 
-/// Which names need which, and a file where that is so.
+/// Pairs of names, of which the first needs the second, with a file where it does.
 type Needs = BTreeMap<(String, String), String>;
 
 /// The circles between the modules below the root, and those between the files of one module.
@@ -46,7 +46,7 @@ pub(super) fn counts(sources: &[Source]) -> Result<[Count; 2]> {
 }
 
 impl Crate {
-    /// Of its files and their texts.
+    /// Reads a crate from its files and their texts.
     fn of<'a>(sources: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let mut tree = Self::default();
         for (path, text) in sources {
@@ -134,9 +134,9 @@ impl Crate {
                 _ => match self.uses.get(&(at.clone(), name.clone())) {
                     // `use half;` brings in the name that its own path begins with.
                     Some(target) if index > 0 || target != path => at = self.resolve(&at, target, deeper)?,
-                    // Another crate.
+                    // The path begins with another crate.
                     _ if index == 0 => return None,
-                    // What is no module is in this one.
+                    // The rest of the path is an item of this module.
                     _ => break,
                 },
             }
@@ -144,7 +144,7 @@ impl Crate {
         Some(at)
     }
 
-    /// The module whose file this one is written in.
+    /// The module whose file has this module's code.
     fn file_of(&self, module: &Module) -> &Module {
         let above = (0..=module.len()).rev().map(|len| &module[..len]);
         let found = above.filter_map(|module| self.files.get_key_value(module)).next();
@@ -207,7 +207,7 @@ fn is_for_tests(attribute: &TokenTree) -> bool {
         && words.any(|word| word == "test")
 }
 
-/// What follows an item: its end is a semicolon or a body.
+/// The tokens after an item, which ends with a semicolon or a body.
 fn after_item(tokens: &[TokenTree]) -> &[TokenTree] {
     let is_end = |token: &TokenTree| {
         is(token, ';') || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)

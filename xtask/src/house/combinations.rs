@@ -15,7 +15,7 @@ use crate::root;
 
 const LINES: usize = 3;
 const COMBINATIONS: usize = 5;
-/// The file that may list some: those that are tried below.
+/// The file that may list combinations: those of the tests below.
 const ALLOWED: &str = "xtask/src/house/combinations.rs";
 
 pub(super) fn count(sources: &[Source]) -> Result<Count> {
@@ -73,7 +73,7 @@ fn combinations(code: &str, formats: &BTreeSet<String>) -> BTreeSet<String> {
     found
 }
 
-/// Whether these are the parts of a variant's name, as `variants.txt` says how it is made.
+/// Whether these are the parts of a variant's name, which `variants.txt` describes.
 fn is_name(parts: &[&str], formats: &BTreeSet<String>) -> bool {
     let is_format = |part: &str| formats.contains(part);
     let is_other = |part: &str| {

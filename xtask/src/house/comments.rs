@@ -3,7 +3,7 @@
 use super::{Count, Source, prose};
 
 const COLUMNS: usize = 100;
-/// Of the files with wide comments, so many are named.
+/// The most files with wide comments that are named.
 const NAMED: usize = 20;
 
 pub(super) fn count(sources: &[Source]) -> Count {

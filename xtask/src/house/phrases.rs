@@ -1,4 +1,4 @@
-//! Phrases that the house's prose does not use: `phrases.txt`.
+//! Phrases that the project's prose does not use: `phrases.txt`.
 
 use anyhow::{Context as _, Result};
 
