@@ -168,7 +168,7 @@ impl TensorList {
     /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
     ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for another length or
     ///   other formats of a tensor.
-    /// - Those of [`new`](Self::new) for buffers.
+    /// - The errors of [`new`](Self::new) for buffers.
     ///
     /// After an error the list is as it was.
     ///

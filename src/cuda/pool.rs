@@ -199,8 +199,8 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Frees what it can. Pinned memory in use, and memory that a graph uses, stays allocated until
-    /// the context ends.
+    /// Frees all memory that is not in use. Pinned memory in use, and memory that a graph uses,
+    /// stays allocated until the context ends.
     fn drop(&mut self) {
         if let Ok(_current) = self.enter() {
             if !self.is_stream_ordered {

@@ -146,7 +146,7 @@ impl TensorList {
     /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
     ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for another length, or
     ///   other formats of a role that is not the gradient.
-    /// - Those of [`new`](Self::new).
+    /// - The errors of [`new`](Self::new).
     ///
     /// After an error the list is as it was.
     ///

@@ -92,8 +92,7 @@
 //! | alignment of a buffer's elements | the device's `min_storage_buffer_offset_alignment`, mostly 256 bytes |
 //! | device | the limits in [`required_limits`], which a default device has |
 //! | masters | five storage buffers in a shader stage; [`wgpu::Limits::default`] has eight |
-//! | elements of a tensor | what fits in a buffer of the device |
-//! | elements of a binding | any: a tensor that is larger than a binding takes several dispatches |
+//! | size of a tensor | what fits in a buffer of the device; if it exceeds the largest binding, it takes several dispatches |
 //!
 //! On a device with [`wgpu::Features::IMMEDIATES`] and at least 40 bytes of them, the coefficients
 //! travel among the commands. On other devices, each step creates a small uniform buffer.

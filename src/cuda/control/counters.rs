@@ -93,7 +93,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// - Those of [`steps`](Self::steps).
+    /// - The errors of [`steps`](Self::steps).
     ///
     /// # Safety
     ///

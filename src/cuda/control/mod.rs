@@ -222,11 +222,27 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// - Those of [`set_lr`](Self::set_lr), except [`CudaError::CallersLr`].
+    /// - The errors of [`set_lr`](Self::set_lr), except [`CudaError::CallersLr`].
     ///
     /// # Safety
     ///
     /// - The requirements of [`set_lr`](Self::set_lr) hold.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let group = ControlGroup::new(DualAdamConfig::default());
+    /// # let mut control = Control::new(&kernels, &[group], &[ControlSet::new(0)])?;
+    /// let stream = std::ptr::null_mut();
+    /// // SAFETY: the null stream lives as long as the context, and all steps are on it.
+    /// unsafe { control.set_config(0, DualAdamConfig::adamw(0.1), stream)? };
+    /// assert_eq!(control.config(0)?, DualAdamConfig::adamw(0.1));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub unsafe fn set_config(
         &mut self,
         group: usize,

@@ -106,8 +106,9 @@ impl CapturableDualAdam {
     ///
     /// These launch nothing:
     ///
-    /// - Those of [`DualAdam::step`](super::DualAdam::step) that launch nothing, except
+    /// - The errors of [`DualAdam::step`](super::DualAdam::step) that launch nothing, except
     ///   [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow).
+    ///   [`CudaError::Captured`] comes only for the first step and for new formats.
     /// - [`ListError::Count`] for a scalar of another length than 1.
     /// - [`CudaError::Context`] for a scalar of another context.
     /// - [`CudaError::Unordered`] for a scalar of another `CudaContext` value than the stream's.
@@ -139,8 +140,8 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`step`](Self::step).
-    /// - Those of [`TensorList::new`](crate::cuda::TensorList::new) for addresses.
+    /// - The errors of [`step`](Self::step).
+    /// - The errors of [`TensorList::new`](crate::cuda::TensorList::new) for addresses.
     /// - [`CudaError::Address`] for a scalar that is not aligned to 4 bytes.
     ///
     /// # Safety
@@ -175,7 +176,7 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`DualAdam::step`](super::DualAdam::step) that launch nothing, except
+    /// - The errors of [`DualAdam::step`](super::DualAdam::step) that launch nothing, except
     ///   [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow).
     /// - [`CudaError::Interrupted`] if an earlier step failed halfway.
     /// - [`CudaError::Driver`] for anything else that the driver reports.
@@ -195,8 +196,8 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`prepare`](Self::prepare).
-    /// - Those of [`TensorList::new`](crate::cuda::TensorList::new) for addresses.
+    /// - The errors of [`prepare`](Self::prepare).
+    /// - The errors of [`TensorList::new`](crate::cuda::TensorList::new) for addresses.
     pub fn prepare_raw(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError> {
         if !self.describe(params, grads)? && self.shared.list.is_none() && !self.shared.ledger.is_empty() {
             self.shared.update_list()?;
@@ -264,6 +265,21 @@ impl CapturableDualAdam {
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
     /// - [`CudaError::Driver`] for anything else that the driver reports. The device may then have
     ///   the old or the new value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// # let mut optimizer = optimizer.into_capturable()?;
+    /// optimizer.set_lr(0, 3e-4)?;
+    /// assert_eq!(optimizer.config(0)?.lr, 3e-4);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), CudaError> {
         // SAFETY: the stream is live as long as the optimizer and has all of its work.
         unsafe { self.control.set_lr(group, lr, self.shared.raw_stream()) }?;
@@ -275,7 +291,7 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`set_lr`](Self::set_lr).
+    /// - The errors of [`set_lr`](Self::set_lr).
     pub fn set_config(&mut self, group: usize, config: DualAdamConfig) -> Result<(), CudaError> {
         // SAFETY: the stream is live as long as the optimizer and has all of its work.
         unsafe { self.control.set_config(group, config, self.shared.raw_stream()) }?;
@@ -296,7 +312,7 @@ impl CapturableDualAdam {
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such tensor.
-    /// - Those of [`report`](Self::report).
+    /// - The errors of [`report`](Self::report).
     pub fn step_of(&self, tensor: usize) -> Result<u64, CudaError> {
         self.shared.ledger.spec(tensor)?;
         // SAFETY: the stream is live as long as the optimizer and has all of its work. The control

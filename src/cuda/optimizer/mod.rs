@@ -70,7 +70,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`with_groups`](Self::with_groups).
+    /// - The errors of [`with_groups`](Self::with_groups).
     pub fn new(
         kernels: &Kernels,
         stream: &Arc<CudaStream>,
@@ -89,7 +89,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`Ledger::new`].
+    /// - The errors of [`Ledger::new`].
     /// - [`CudaError::Context`] if the stream belongs to another context than the kernels.
     /// - [`CudaError::PerThreadStream`] for the per-thread default stream.
     /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) for a size that overflows 64 bits.
@@ -196,7 +196,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`step`](Self::step).
+    /// - The errors of [`step`](Self::step).
     /// - [`ConfigError::Value`](crate::ConfigError::Value) for a multiplier that
     ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
     ///
@@ -234,8 +234,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`step_scaled`](Self::step_scaled).
-    /// - Those of [`TensorList::new`](super::TensorList::new) for addresses.
+    /// - The errors of [`step_scaled`](Self::step_scaled).
+    /// - The errors of [`TensorList::new`](super::TensorList::new) for addresses.
     ///
     /// # Safety
     ///
@@ -307,7 +307,21 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`set_config`](Self::set_config).
+    /// - The errors of [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// optimizer.set_lr(0, 3e-4)?;
+    /// assert_eq!(optimizer.config(0)?.lr, 3e-4);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.shared.ledger.set_lr(group, lr)
     }

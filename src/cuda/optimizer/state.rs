@@ -22,8 +22,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`State::validate`].
-    /// - Those of [`with_groups`](Self::with_groups).
+    /// - The errors of [`State::validate`].
+    /// - The errors of [`with_groups`](Self::with_groups).
     ///
     /// # Examples
     ///
@@ -105,8 +105,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`state`](Self::state).
-    /// - Those of [`State::save`].
+    /// - The errors of [`state`](Self::state).
+    /// - The errors of [`State::save`].
     ///
     /// # Examples
     ///
@@ -140,7 +140,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`State::load`].
+    /// - The errors of [`State::load`].
     /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
     ///   optimizer's: their number, lengths, groups and masters must agree, and their names if both
     ///   have them.
@@ -161,7 +161,7 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`DualAdam::set_moments`](super::DualAdam::set_moments). After
+    /// - The errors of [`DualAdam::set_moments`](super::DualAdam::set_moments). After
     ///   [`CudaError::Driver`] the step, too, may be the old or the new one.
     pub fn set_moments(
         &mut self,
@@ -181,7 +181,7 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`report`](Self::report).
+    /// - The errors of [`report`](Self::report).
     pub fn state(&self) -> Result<State, CudaError> {
         let current = self.shared.begin_read()?;
         // SAFETY: the stream is live as long as the optimizer and has all of its work. The control
@@ -200,8 +200,8 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`state`](Self::state).
-    /// - Those of [`State::save`].
+    /// - The errors of [`state`](Self::state).
+    /// - The errors of [`State::save`].
     #[cfg(feature = "files")]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CudaError> {
         Ok(self.state()?.save(path)?)
@@ -214,7 +214,7 @@ impl CapturableDualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`DualAdam::load`](super::DualAdam::load).
+    /// - The errors of [`DualAdam::load`](super::DualAdam::load).
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
     #[cfg(feature = "files")]
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), CudaError> {

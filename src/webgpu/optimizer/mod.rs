@@ -81,7 +81,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`with_groups`](Self::with_groups).
+    /// - The errors of [`with_groups`](Self::with_groups).
     pub fn new(pipelines: &Pipelines, config: DualAdamConfig, lens: &[usize]) -> Result<Self, WebGpuError> {
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(pipelines, &[config], &specs)
@@ -95,7 +95,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`Ledger::new`].
+    /// - The errors of [`Ledger::new`].
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
     /// - [`BindingProblem::ArraySize`](super::BindingProblem::ArraySize) for a moment or master
     ///   that is larger than a buffer of the device can be.
@@ -155,7 +155,7 @@ impl DualAdam {
     /// # Errors
     ///
     /// - [`ListError::Count`] if `params` or `grads` does not have an entry for each tensor.
-    /// - Those of [`TensorList::new`].
+    /// - The errors of [`TensorList::new`].
     /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor with
     ///   2⁶⁴ - 1 updates.
     ///
@@ -174,7 +174,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`step`](Self::step).
+    /// - The errors of [`step`](Self::step).
     /// - [`ConfigError::Value`](crate::ConfigError::Value) for a multiplier that
     ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
     ///
@@ -254,7 +254,19 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`set_config`](Self::set_config).
+    /// - The errors of [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let mut optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::adam(), &[2])?;
+    /// optimizer.set_lr(0, 3e-4)?;
+    /// assert_eq!(optimizer.config(0)?.lr, 3e-4);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.ledger.set_lr(group, lr)
     }

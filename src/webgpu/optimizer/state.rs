@@ -22,8 +22,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`State::validate`].
-    /// - Those of [`with_groups`](Self::with_groups).
+    /// - The errors of [`State::validate`].
+    /// - The errors of [`with_groups`](Self::with_groups).
     ///
     /// # Examples
     ///
@@ -212,8 +212,8 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`state`](Self::state).
-    /// - Those of [`State::save`].
+    /// - The errors of [`state`](Self::state).
+    /// - The errors of [`State::save`].
     #[cfg(all(feature = "files", not(target_family = "wasm")))]
     pub fn save(&self, queue: &wgpu::Queue, path: impl AsRef<Path>) -> Result<(), WebGpuError> {
         Ok(self.state(queue)?.save(path)?)
@@ -228,7 +228,7 @@ impl DualAdam {
     ///
     /// # Errors
     ///
-    /// - Those of [`State::load`].
+    /// - The errors of [`State::load`].
     /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
     ///   optimizer's: their number, lengths, groups and masters must agree, and their names if both
     ///   have them.
