@@ -1,3 +1,3 @@
-// The coefficients of a step, among the commands, where the device can have them there.
+// The coefficients of a step, in immediates among the commands, on devices that have them.
 
 var<immediate> coeffs: StepCoeffs;

@@ -1,14 +1,14 @@
-// The entry points over one tensor, or a window of it. No arithmetic of their own. The buffers and
-// what loads and stores them are in role.wgsl, once for each role. The word after $ stands for the
-// role of an f32 buffer, whose length is the tensor's.
+// The entry points for the whole quads of one tensor, or of a window of it. The arithmetic is in
+// update.wgsl. The buffers, and the functions that load and store them, are in role.wgsl, once for
+// each role. The word after $ stands for the role of an f32 buffer, which has the tensor's length.
 //
-// The gradients are only read. They are bound as read_write all the same, since wgpu would refuse a
-// buffer that holds both them and something that is written.
+// The gradients are only read. They are bound as read_write nevertheless, since wgpu would refuse a
+// buffer that holds both gradients and a role that is written.
 
 const WORKGROUP: u32 = 256;
 
 fn step_quad(dual: bool, at: u32) {
-    // An array of quads has as many as are whole.
+    // The length of an array of quads counts whole quads only.
     if at >= arrayLength(&$counted) { return; }
     let x = Elements(load_updated(at), load_exp_avg(at), load_exp_avg_sq(at));
     let stepped = update(dual, coeffs, load_grad(at), x);
@@ -17,7 +17,7 @@ fn step_quad(dual: bool, at: u32) {
     store_exp_avg_sq(at, stepped.v);
 }
 
-// The number of this invocation, whose workgroups lie in rows where one row can't have all.
+// The number of this invocation. The workgroups form several rows if one row cannot have all.
 fn invocation(group: vec3<u32>, groups: vec3<u32>, local: u32) -> u32 {
     return (group.y * groups.x + group.x) * WORKGROUP + local;
 }

@@ -1,4 +1,4 @@
-// Where there is a master, it is what is updated, and the parameter is its rounding.
+// With a master, the master is updated, and the parameter is its rounding.
 
 fn load_updated(at: u32) -> vec4<f32> {
     return load_master(at);

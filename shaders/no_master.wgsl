@@ -1,4 +1,4 @@
-// Without a master the parameter itself is updated.
+// Without a master, the parameter is updated.
 
 fn load_updated(at: u32) -> vec4<f32> {
     return load_param(at);

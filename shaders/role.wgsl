@@ -1,5 +1,5 @@
-// The buffer of one role. The build joins this text once for each role that a variant has, with the
-// names of the role and of its format and the number of its binding in place of the words after $.
+// The buffer of one role. The build inserts this text once for each role of a variant. It replaces
+// the words after $ by the names of the role and its format, and by the number of the binding.
 
 alias Quad$Role = Quad$Format;
 alias Part$Role = Part$Format;
@@ -7,7 +7,7 @@ const PART_$ROLE: u32 = PART_$FORMAT;
 const PARTS_$ROLE: u32 = 4 / PART_$FORMAT;
 
 @group(0) @binding($BINDING) var<storage, read_write> $role: array<Quad$Role>;
-// The same buffer for the last one to three elements, which are no whole quad.
+// The same buffer, for the last one to three elements, which are not a whole quad.
 @group(0) @binding($BINDING) var<storage, read_write> $role_parts: array<Part$Role>;
 
 fn load_$role(at: u32) -> vec4<f32> {
@@ -27,7 +27,7 @@ fn load_$role_tail(at: u32, rest: u32) -> vec4<f32> {
 fn store_$role_tail(at: u32, rest: u32, x: vec4<f32>) {
     let quad = narrow_$format(x);
     for (var k = 0u; k * PART_$ROLE < rest; k++) {
-        // Half a word of an odd count belongs to somebody else.
+        // After an odd number of 16-bit elements, the other half of the word is not the tensor's.
         let whole = rest - k * PART_$ROLE >= PART_$ROLE;
         let part = at * PARTS_$ROLE + k;
         $role_parts[part] = select(first_$format(quad[k], $role_parts[part]), quad[k], whole);

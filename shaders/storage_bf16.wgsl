@@ -1,8 +1,8 @@
-// Four bf16 in a buffer, two in a word. A part, which the last elements of a tensor move in, is a
+// Four bf16 in a buffer, two in a word. A part, the unit for the last elements of a tensor, is a
 // word.
 //
-// In integers: they round as the CPU does, keep subnormals, and keep a NaN a NaN, where a driver
-// may assume that there is none.
+// The conversions use integers: they round as the CPU does, keep subnormals, and keep a NaN a NaN,
+// although a driver may assume that no float is NaN.
 
 alias QuadBf16 = vec2<u32>;
 alias PartBf16 = u32;
@@ -14,7 +14,7 @@ fn widen_bf16(quad: QuadBf16) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4(low.x, high.x, low.y, high.y));
 }
 
-// To nearest even; a NaN becomes a quiet NaN.
+// Rounds to nearest even. A NaN becomes a quiet NaN.
 fn narrow_bf16(x: vec4<f32>) -> QuadBf16 {
     let bits = bitcast<vec4<u32>>(x);
     let nan = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);
@@ -23,7 +23,7 @@ fn narrow_bf16(x: vec4<f32>) -> QuadBf16 {
     return (rounded.xz >> vec2(16u)) | (rounded.yw & vec2(0xffff0000u));
 }
 
-// A part with only its first element stepped.
+// A part with the first element of `now` and the second of `old`.
 fn first_bf16(now: PartBf16, old: PartBf16) -> PartBf16 {
     return (now & 0xffffu) | (old & 0xffff0000u);
 }

@@ -1,4 +1,4 @@
-// Four f32 in a buffer. A part, which the last elements of a tensor move in, is one element.
+// Four f32 in a buffer. A part, the unit for the last elements of a tensor, is one element.
 
 alias QuadF32 = vec4<f32>;
 alias PartF32 = f32;
@@ -12,7 +12,7 @@ fn narrow_f32(x: vec4<f32>) -> QuadF32 {
     return x;
 }
 
-// A part with only its first element new; an f32 has no other.
+// A part with the first element of `now`; an f32 part has no second one.
 fn first_f32(now: PartF32, old: PartF32) -> PartF32 {
     return now;
 }

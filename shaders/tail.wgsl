@@ -1,5 +1,5 @@
-// The entry points for the last one to three elements, which are no whole quad: the same buffers,
-// seen as arrays of parts.
+// The entry points for the last one to three elements, which are not a whole quad. They use the
+// same buffers as arrays of parts.
 
 fn step_tail(dual: bool) {
     let len = arrayLength(&$counted_parts);

@@ -1,11 +1,12 @@
 // The update rule of four elements: DualAdam with the Adam branch, the inverse branch, their blend,
 // and both kinds of decay.
 //
-// The lines are those of the CPU's and CUDA's rule. WGSL lets a driver fuse, reassociate and flush
-// subnormals, so the bits may differ from theirs, within a stated bound. No I/O in this file.
+// The lines are the same as in the rules for the CPU and CUDA. WGSL lets a driver fuse and
+// reassociate operations and flush subnormals, so the bits may differ from theirs, within a stated
+// bound. This file has no loads or stores.
 
-// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the
-// same order on both sides.
+// The scalars of one step, computed on the host in f64 and rounded once. 40 bytes, with the fields
+// in the host's order.
 struct StepCoeffs {
     one_minus_beta1: f32,
     one_minus_beta2: f32,
@@ -26,15 +27,16 @@ struct Elements {
     v: vec4<f32>,
 }
 
-// An infinity becomes the largest finite f32; all else stays, NaN too. By the bits, since a driver
-// may assume of floats that none is infinite. (WGSL's own `saturate` is a clamp to 0..1.)
+// Replaces an infinity by the largest finite f32. Everything else stays, including NaN. It compares
+// bits, since a driver may assume that no float is infinite. (WGSL's own `saturate` clamps to
+// 0..1.)
 fn saturated(x: vec4<f32>) -> vec4<f32> {
     return select(x, vec4(0x1.fffffep+127f), bitcast<vec4<u32>>(x) == vec4(0x7f800000u));
 }
 
-// dual = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
-// A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The
-// tests are uniform.
+// dual = false leaves the inverse branch out; the host guarantees that inverse_scale is 0 then. A
+// term with coefficient 0 is absent, not multiplied by 0: 0 times infinity would be NaN. The tests
+// are uniform.
 fn update(dual: bool, c: StepCoeffs, grad: vec4<f32>, x: Elements) -> Elements {
     var g = c.grad_scale * grad;
     if c.l2 != 0.0 { g = fma(vec4(c.l2), x.p, g); }
