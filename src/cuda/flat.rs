@@ -37,7 +37,7 @@ use super::stream::{check_buffer, check_capture, check_context, raw};
 /// - [`TensorProblem::Length`] if a buffer's length differs from that of the parameters.
 /// - [`CudaError::Context`] if the stream or a buffer belongs to another context than the kernels.
 /// - [`CudaError::Unordered`] if a buffer belongs to another `CudaContext` value than the stream.
-/// - As [`Kernels::step_raw`].
+/// - The errors of [`Kernels::step_raw`].
 ///
 /// Nothing is launched, except perhaps after [`CudaError::Driver`].
 ///

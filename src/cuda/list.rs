@@ -259,7 +259,7 @@ impl TensorList {
     ///
     /// # Safety
     ///
-    /// As for [`step_raw`](Self::step_raw).
+    /// - The requirements of [`step_raw`](Self::step_raw) hold.
     pub(super) unsafe fn step_launches(
         &mut self,
         coeffs: &[StepCoeffs],

@@ -144,7 +144,8 @@ impl Drop for PinnedMemory {
 ///
 /// # Safety
 ///
-/// As [`copy`], except that the values may change when the call has returned.
+/// - The requirements of [`copy`] hold, except that the values may change when the call has
+///   returned.
 pub(super) unsafe fn upload<T: Pod>(to: u64, values: &[T], stream: *mut c_void) -> Result<(), CudaError> {
     if values.is_empty() {
         return Ok(());

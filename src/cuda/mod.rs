@@ -20,6 +20,25 @@
 //!
 //! All of them start from [`Kernels`], the kernels in a CUDA context.
 //!
+//! # Examples
+//!
+//! ```
+//! use dualadam::DualAdamConfig;
+//! use dualadam::cuda::{DualAdam, Kernels};
+//!
+//! # let _gpu = testkit::stand_in_or_return!();
+//! let kernels = Kernels::new(0)?;
+//! let stream = kernels.context().default_stream();
+//! let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[1024])?;
+//! let mut w = stream.clone_htod(&[1.0_f32; 1024])?;
+//! for _ in 0..10 {
+//!     let grad = stream.clone_htod(&[0.5_f32; 1024])?; // from a backward pass
+//!     optimizer.step([(&mut w).into()], [Some((&grad).into())])?;
+//! }
+//! assert_eq!(optimizer.state()?.ledger.step(0)?, 10);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Ownership
 //!
 //! - The caller owns the context, the streams, the parameters and the gradients. [`DualAdam`] owns
@@ -71,9 +90,9 @@
 //! | call | before the capture | each launch of the graph |
 //! | --- | --- | --- |
 //! | [`step`], [`Kernels::step_raw`] | [`Kernels::prepare`], or a step | repeats the coefficients |
-//! | [`TensorList::step_raw`] | | repeats the coefficients |
+//! | [`TensorList::step_raw`] | nothing | repeats the coefficients |
 //! | [`DualAdam::step`] | a step | repeats the coefficients; only the capture counts as a step |
-//! | [`TensorList::step_controlled`] | | forms new coefficients and counts |
+//! | [`TensorList::step_controlled`] | nothing | forms new coefficients and counts |
 //! | [`CapturableDualAdam::step`] | [`CapturableDualAdam::prepare`], or a step | forms new coefficients and counts |
 //!
 //! - [`Control::set_lr`], or a write of the caller to device memory, changes the learning rate

@@ -62,16 +62,20 @@
 //! WGSL promises no bits: a driver may fuse operations, reassociate them, flush subnormals, and
 //! divide to 2.5 units in the last place. So a result may differ from that of the
 //! [`cpu`](crate::cpu) backend. On one device it is the same in every run, however tensors are
-//! grouped into lists and steps into submits. Loads and stores of bf16 and f16 use integers and are
-//! exact.
+//! grouped into lists and steps into submits. Loads and stores of bf16 and f16 use integers and
+//! have the CPU's bits.
 //!
-//! With U = 2⁻²⁴ and the names of [`StepCoeffs`](crate::StepCoeffs), these bound the difference of
-//! one step from exact arithmetic on the same state:
+//! These bound the error of one step, against exact arithmetic on the same state. U is 2⁻²⁴, and
+//! the other names are those of [`StepCoeffs`](crate::StepCoeffs):
 //!
 //! ```text
-//! of m: 8·U·M + 2^-125     G = |grad_scale·grad| + l2·|p|, M = |m| + one_minus_beta1·(G + |m|)
-//! of v: 12·U·V + 2^-125    V = v + one_minus_beta2·(G² + v)
-//! of p: 1.5·U·|p| + 40·U·(M·w + decay·|p|)
+//! G = |grad_scale·grad| + l2·|p|
+//! M = |m| + one_minus_beta1·(G + |m|)
+//! V = v + one_minus_beta2·(G² + v)
+//!
+//! error of m ≤ 8·U·M + 2^-125
+//! error of v ≤ 12·U·V + 2^-125
+//! error of p ≤ 1.5·U·|p| + 40·U·(M·w + decay·|p|)
 //! ```
 //!
 //! - The bound of p holds if V is at most twice the new v, and ε is at least 3e-12. Without L2

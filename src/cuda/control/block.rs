@@ -134,7 +134,7 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// As [`read_steps`](Self::read_steps).
+    /// - The requirements of [`read_steps`](Self::read_steps) hold.
     pub(super) unsafe fn write_steps(
         &self,
         sets: &[DeviceSet],
@@ -165,7 +165,7 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// As [`read_states`](Self::read_states).
+    /// - The requirements of [`read_states`](Self::read_states) hold.
     pub(super) unsafe fn read_coeffs(&self, stream: *mut c_void) -> Result<Vec<StepCoeffs>, CudaError> {
         // SAFETY: the stream is live (`read_states`' requirement), and the coefficients lie at that
         // place.
