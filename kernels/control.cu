@@ -1,10 +1,10 @@
-// What runs before lists whose steps are controlled on the device: a thread for each set of the
+// The kernel that runs before the list kernels of a controlled step: a thread for each set of the
 // control.
 
 #include "control.cuh"
 
 enum : u32 {
-    // Threads of a block. No GPU has confirmed it.
+    // Threads in a block. No GPU has confirmed the number.
     CONTROL_BLOCK = 256,
 };
 

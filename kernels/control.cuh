@@ -1,23 +1,23 @@
-// The coefficients of a step formed on the device, and whether the step is made at all: the twin of
-// coeffs.rs, schedule.rs and the checks of config.rs in src/rule, and of src/steering.rs, operation
-// for operation.
+// Forms the coefficients of a step on the device, and decides whether the step is made. The same
+// operations as in coeffs.rs, schedule.rs and the checks of config.rs in src/rule, and in
+// src/steering.rs.
 //
-// All in f64 and every operation named, with one rounding to f32 at the end: the bits are those of
-// the host.
+// Everything is in f64, with every operation named and one rounding to f32 at the end. So the bits
+// are those of the host.
 
 #pragma once
 
 #include "pack.cuh"
 #include "update.cuh"
 
-// These mirror src/cuda/control/layout.rs, layouts and numbers. step.cuh needs the numbers that
-// prepare_sets leaves for lists.
+// The layouts and numbers mirror src/cuda/control/layout.rs. step.cuh uses the numbers that
+// prepare_sets writes for lists.
 
 enum Schedule : u32 { LINEAR = 0, LINEAR_EARLY_DROP = 1, EXPONENTIAL = 2, FIXED = 3 };
 
 enum Decay : u32 { NO_DECAY = 0, DECOUPLED = 1, L2 = 2 };
 
-// Why a set's tensors are skipped, or that they are not.
+// Whether a set's tensors are skipped, and why.
 enum Skip : u32 {
     NOT_SKIPPED = 0,
     SKIP_FOUND_INF = 1,
@@ -26,15 +26,16 @@ enum Skip : u32 {
     SKIP_MULTIPLIER = 4,
     SKIP_LR = 5,
     SKIP_STEP = 6,
-    WITHOUT_GRADIENT = 7, // not a skip that counts
-    SETTING_MASTERS = 8,  // no skip: the step sets the masters from their parameters
+    WITHOUT_GRADIENT = 7, // not counted as a skip
+    SETTING_MASTERS = 8,  // not skipped: the step sets the masters from their parameters
 };
 
-// Masters that are to be set from their parameters in the set's next update, or in this one.
+// Whether the masters are set, or must be set from their parameters: in the set's next update, or
+// in this one.
 enum Masters : u32 { MASTERS_SET = 0, MASTERS_UNSET = 1, MASTERS_BEING_SET = 2 };
 
-// The hyperparameters of a group, which the host has checked; but for lr, which may change here at
-// any time.
+// The hyperparameters of a group. The host has checked all but the learning rate, which may change
+// on the device at any time.
 struct ControlGroup {
     double beta1;
     double beta2;
@@ -43,7 +44,7 @@ struct ControlGroup {
     double weight_decay;
     double rate; // the switching rate, or the base of the exponential
     double cutoff;
-    double own_lr; // where lr points, unless the caller keeps it
+    double own_lr; // lr points here, unless the caller keeps the learning rate
     u64 period;    // or the switching step
     u64 lr;        // address of a double or a float
     u32 schedule;
@@ -52,28 +53,28 @@ struct ControlGroup {
     u32 lr_is_f32;
 };
 
-// Tensors that are updated together: one group, one step counter.
+// Tensors that always step together: one group, one step counter.
 struct ControlSet {
     u64 step; // address
     u32 group;
     u32 active; // 0: none of its tensors has a gradient
 };
 
-// What the device notes of a set.
+// What the device records about a set.
 struct ControlState {
     u64 skipped;
     u32 last_skip;
     u32 masters;
 };
 
-// What steers all sets.
+// The scalars that steer all sets.
 struct Scalars {
     float loss_scale;
     float clip_factor;
     float found_inf;
 };
 
-// A scalar by its address, or what it is where that is null.
+// The scalar at an address, or `otherwise` if the address is null.
 __device__ __forceinline__ float scalar_or(const float *address, float otherwise) { return address != nullptr ? *address : otherwise; }
 
 __device__ __forceinline__ bool is_finite(float not_negative) { return not_negative <= 3.402823466e38f; }
@@ -107,7 +108,7 @@ __device__ __forceinline__ double lr_of(const ControlGroup &group) {
     return *load_address<const double>(&group.lr);
 }
 
-// What DualAdamConfig::validate asks of lr. Comparisons are written so that NaN fails.
+// The checks of lr in DualAdamConfig::validate. The comparisons are written so that NaN fails.
 __device__ __forceinline__ bool is_valid_lr(const ControlGroup &group, double lr) {
     const float eps = __double2float_rn(group.eps);
     const float largest_scale = __double2float_rn(__ddiv_rn(lr, __dsub_rn(1.0, group.beta1)));
@@ -116,7 +117,7 @@ __device__ __forceinline__ bool is_valid_lr(const ControlGroup &group, double lr
     return lr >= 0.0 && is_finite(__double2float_rn(lr)) && is_finite(largest_factor) && is_finite(decay);
 }
 
-// The clip factor over the loss scale, or why there is none.
+// The clip factor over the loss scale, or why the step is skipped.
 __device__ __forceinline__ Skip multiplier_of(const Scalars &scalars, double &multiplier) {
     if (!(scalars.found_inf == 0.0f)) return SKIP_FOUND_INF;
     if (!(scalars.loss_scale > 0.0f && is_finite(scalars.loss_scale))) return SKIP_LOSS_SCALE;
@@ -127,7 +128,7 @@ __device__ __forceinline__ Skip multiplier_of(const Scalars &scalars, double &mu
     return !is_finite(rounded) || vanished ? SKIP_MULTIPLIER : NOT_SKIPPED;
 }
 
-// StepCoeffs::new.
+// The same as StepCoeffs::new.
 __device__ __forceinline__ StepCoeffs coeffs_of(const ControlGroup &group, u64 step, double lr, double multiplier) {
     const double alpha = alpha_of(group, step);
     const double bc1 = __dsub_rn(1.0, integer_power(group.beta1, step));
@@ -149,24 +150,24 @@ __device__ __forceinline__ StepCoeffs coeffs_of(const ControlGroup &group, u64 s
     return coeffs;
 }
 
-// One set a thread: its coefficients and its counter advanced, or the reason why its tensors are
-// skipped and its counter stays. Copies, not references: what is loaded together waits for the
+// One set for each thread. Forms its coefficients and advances its counter, or records why its
+// tensors are skipped. The group is copied, so that its loads are issued together and wait for
 // memory once.
 __device__ __forceinline__ void prepare_set(const ControlGroup *groups, const ControlSet &set, const Scalars scalars,
                                             ControlState &state, StepCoeffs &coeffs, u32 &skip_word) {
-    // The step before has set them.
+    // The last step has set them.
     u32 masters = state.masters == MASTERS_BEING_SET ? MASTERS_SET : state.masters;
     u32 skip = WITHOUT_GRADIENT;
     if (set.active) {
         u64 *const counter = load_address<u64>(&set.step);
         const ControlGroup group = groups[set.group];
         const u64 step = *counter + 1;
-        // Not of the copy, whose address the compiler would take as generic.
+        // Not from the copy: the compiler would treat the address in it as generic.
         const double lr = lr_of(groups[set.group]);
         double multiplier = 1.0;
         skip = multiplier_of(scalars, multiplier);
         if (skip == NOT_SKIPPED && !is_valid_lr(group, lr)) skip = SKIP_LR;
-        if (skip == NOT_SKIPPED && step == 0) skip = SKIP_STEP; // it was the largest number
+        if (skip == NOT_SKIPPED && step == 0) skip = SKIP_STEP; // the counter was at its maximum
         if (skip == NOT_SKIPPED) {
             coeffs = coeffs_of(group, step, lr, multiplier);
             *counter = step;

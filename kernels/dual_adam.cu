@@ -1,12 +1,12 @@
-// The entry points of one variant: a flat DualAdam step, a flat plain-Adam step, and a DualAdam
-// step over a list of tensors. The build compiles this once for each line of variants.txt, with
-// these defines:
+// The entry points of one variant: a flat DualAdam step, a flat step of plain Adam, and a DualAdam
+// step over a list of tensors. The build compiles this file once for each line of variants.txt,
+// with these defines:
 //
 //   VARIANT  its name
 //   PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER  the format of each role: float, Bf16 or F16, and
 //   NoMaster where the variant has none
 //
-// So a program loads, and a driver compiles, only what it steps.
+// So a driver compiles only the variants that a program uses.
 
 #include "step.cuh"
 
@@ -15,7 +15,7 @@
 
 using Variant = Formats<PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER>;
 
-// Every flat entry takes the address of a master, used or not, so that all are launched alike.
+// Every flat entry takes the address of a master, used or not, so that all have the same arguments.
 extern "C" __global__ void __launch_bounds__(BLOCK, FLAT_BLOCKS_PER_SM)
     JOIN(dual_adam, VARIANT)(PARAM *param, const GRAD *grad, EXP_AVG *exp_avg, EXP_AVG_SQ *exp_avg_sq, MASTER *master, u64 len,
                              StepCoeffs coeffs) {
@@ -28,9 +28,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, FLAT_BLOCKS_PER_SM)
     step_flat<false, Variant>({param, grad, exp_avg, exp_avg_sq, master, len, false}, coeffs);
 }
 
-// The coefficients are read from device memory if coeffs_on_device is not null, else from the
-// argument, in place in the constant bank. skips is null where no device control says which
-// coefficients' tensors to skip.
+// The coefficients are read from device memory if coeffs_on_device is not null. Otherwise they are
+// read from the argument, in place in the constant bank. skips is null unless the step is
+// controlled; it then says which coefficients' tensors to skip.
 extern "C" __global__ void __launch_bounds__(BLOCK, LIST_BLOCKS_PER_SM)
     JOIN(list, VARIANT)(const Record *table, u32 tensors, const StepCoeffs *coeffs_on_device, const u32 *skips,
                         const __grid_constant__ StepCoeffsArray coeffs_by_value) {

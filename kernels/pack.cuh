@@ -1,7 +1,7 @@
-// Moving bytes: the 16-bit formats, and groups of elements in pieces as wide as an address allows.
-// None of the rule's arithmetic.
+// Loads and stores: the 16-bit formats, and groups of elements in pieces as wide as an address
+// allows. The arithmetic of the rule is in update.cuh.
 //
-// No CUDA header is used, so that NVRTC compiles this without any.
+// No CUDA header is included, so that NVRTC compiles this without any.
 
 #pragma once
 
@@ -11,11 +11,11 @@ using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-// Elements that are one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream.
-// Every access of a warp then covers one unbroken range. Eight would make 16 bytes of the 16-bit
-// streams, but split the float streams beside them (the moments of every variant) into accesses 32
-// bytes apart, whose stores fill half of each sector that they touch.
-// An enumerator, since NVRTC would put a constexpr variable into the PTX.
+// Elements in one access: 16 bytes of a float stream, 8 bytes of a 16-bit stream. Every access of a
+// warp then covers one contiguous range. With eight, a 16-bit stream would have accesses of 16
+// bytes. But the float streams beside it, such as the moments of every variant, would be split into
+// accesses 32 bytes apart, and their stores would fill half of each sector. An enumerator, since
+// NVRTC would put a constexpr variable into the PTX.
 enum : u32 { VEC = 4 };
 
 struct Bf16 {
@@ -26,7 +26,7 @@ struct F16 {
     u16 bits;
 };
 
-// Stands for the master that a variant without masters lacks.
+// The format of the master in variants without masters.
 struct NoMaster {};
 
 __device__ __forceinline__ float widen(float x) { return x; }
@@ -39,7 +39,7 @@ __device__ __forceinline__ float widen(F16 x) {
     return wide;
 }
 
-// Narrowing rounds to nearest even, keeps subnormals, overflows to infinity, and turns a NaN into a
+// Narrowing rounds to nearest even, keeps subnormals, overflows to infinity, and makes a NaN a
 // quiet NaN.
 template <typename T>
 __device__ __forceinline__ T narrow(float x);
@@ -56,7 +56,7 @@ __device__ __forceinline__ Bf16 narrow(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(x));
     return narrowed;
 #else
-    // In integers, for sm_75.
+    // Uses integers, since sm_75 has no instruction for it.
     const u32 bits = __float_as_uint(x);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const u32 odd = (bits >> 16) & 1;
@@ -72,19 +72,19 @@ __device__ __forceinline__ F16 narrow(float x) {
     return narrowed;
 }
 
-// Where an address stands between two multiples of VEC elements, in elements.
+// The offset of an address from the last multiple of VEC elements, in elements.
 template <typename T>
 __device__ __forceinline__ u32 phase(const T *address) {
     return u32(u64(address) / sizeof(T)) % VEC;
 }
 
-// What one access moves: N elements.
+// The elements of one access: N of them.
 template <u32 N, typename T>
 struct alignas(N * sizeof(T)) Piece {
     T at[N];
 };
 
-// A piece as a number, or as two.
+// The bits of a piece, as one integer or as two.
 template <u32 BYTES>
 struct Word;
 
@@ -114,7 +114,7 @@ struct Word<16> {
 };
 
 #if STREAMING >= 1
-// Streaming accesses. NVRTC has no intrinsics for them without a header.
+// Streaming accesses. Without a header, NVRTC has no intrinsics for them.
 __device__ __forceinline__ void load_streaming(const u16 *from, u16 &to) { asm volatile("ld.global.cs.u16 %0, [%1];" : "=h"(to) : "l"(from)); }
 __device__ __forceinline__ void load_streaming(const u32 *from, u32 &to) { asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(to) : "l"(from)); }
 __device__ __forceinline__ void load_streaming(const u64 *from, u64 &to) { asm volatile("ld.global.cs.u64 %0, [%1];" : "=l"(to) : "l"(from)); }
@@ -168,7 +168,8 @@ __device__ __forceinline__ void store_pieces(T *to, const T (&from)[COUNT]) {
 #pragma unroll
     for (u32 k = 0; k < COUNT; k += N) {
         if constexpr (sizeof(T) == 2 && N > 1) {
-            // The compiler splits a piece into its elements where the memory is only written.
+            // As one integer: the compiler would split a piece into elements if the memory is only
+            // written.
             using Bits = typename Word<N * sizeof(T)>::Type;
             Bits word = 0;
 #pragma unroll
@@ -214,9 +215,9 @@ __device__ __forceinline__ void store_by_phase(T *to, const T (&from)[VEC]) {
     }
 }
 
-// An address of global memory that was read from memory. The compiler is told so: it would take
-// accesses through it as generic. It believes that of a pointer only, not of a number that becomes
-// one.
+// An address of global memory that was read from memory. Tells the compiler so, which would
+// otherwise use generic accesses. The compiler accepts this for a pointer only, not for an integer
+// that is cast to one.
 template <typename T>
 __device__ __forceinline__ T *global(void *address) {
     __builtin_assume(__isGlobal(address));

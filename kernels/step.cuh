@@ -1,6 +1,6 @@
-// Sharing out the elements of flat buffers and of tensor lists among threads. What happens to an
-// element is in update.cuh, how its bytes move in pack.cuh. Neither alignment nor grouping nor
-// chunking changes a bit of the result.
+// Distributes the elements of flat buffers and of tensor lists over threads. The arithmetic is in
+// update.cuh, the loads and stores are in pack.cuh. Alignment, grouping and chunking change no bit
+// of the result.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 #include "update.cuh"
 
 enum : u32 {
-    // The coefficients that fit beside the other arguments in 4,096 bytes, CUDA's limit. No GPU has
-    // measured what they cost against coefficients in device memory.
+    // The most coefficients that fit beside the other arguments in 4,096 bytes, CUDA's limit. No
+    // GPU has measured their cost against that of coefficients in device memory.
     MAX_COEFFS = 96,
 };
 
@@ -18,7 +18,7 @@ struct StepCoeffsArray {
     StepCoeffs at[MAX_COEFFS];
 };
 
-// What is updated: the master where there is one, else the parameter.
+// The format of what is updated: the master if there is one, else the parameter.
 template <typename Param, typename Master>
 struct UpdatedOf {
     using Type = Master;
@@ -46,24 +46,24 @@ struct Formats {
 // A tensor's buffers in the formats F, all of one length.
 template <typename F>
 struct Buffers {
-    typename F::Param *param; // with a master, its rounding: only written, but where sets_master
+    typename F::Param *param; // with a master: its rounding, only written unless sets_master
     const typename F::Grad *grad;
     typename F::ExpAvg *exp_avg;
     typename F::ExpAvgSq *exp_avg_sq;
     typename F::Master *master;
     u64 len;
-    bool sets_master; // master is first to be set from param
+    bool sets_master; // set master from param before the update
 };
 
 // Groups of VEC elements start where exp_avg is aligned to VEC of its elements: it and exp_avg_sq,
-// as a rule aligned alike, are most of the traffic. The up to VEC - 1 elements before the first
-// group (the head) and after the last (the tail) go singly.
-// A unit is a group or a single element, groups counted first.
+// which mostly have the same alignment, are most of the traffic. The up to VEC - 1 elements before
+// the first group (the head) and after the last (the tail) are served singly. A unit is a group or
+// a single element; groups are counted first.
 struct Layout {
     u64 groups;
     u64 units;
     u32 head;
-    bool aligned; // every buffer is aligned to VEC of its elements where exp_avg is
+    bool aligned; // where exp_avg is aligned to VEC of its elements, so is every buffer
 };
 
 template <typename F>
@@ -77,7 +77,7 @@ __device__ __forceinline__ Layout layout_of(const Buffers<F> &b) {
     return {groups, b.len - groups * (VEC - 1), head, aligned};
 }
 
-// N elements on their way: a group, or a single element.
+// N elements in registers: a group, or a single element.
 template <u32 N, typename F>
 struct Elements {
     typename F::Updated p[N];
@@ -86,7 +86,7 @@ struct Elements {
     typename F::ExpAvgSq v[N];
 };
 
-// What is updated, which may be a master that is set from its parameter.
+// Loads what is updated: a parameter, a master, or a master that is set from its parameter.
 template <u32 N, typename F>
 __device__ __forceinline__ void load_updated(const Buffers<F> &b, u64 start, typename F::Updated (&p)[N]) {
     if constexpr (!F::HAS_MASTER) {
@@ -130,7 +130,7 @@ __device__ __forceinline__ void load(const Buffers<F> &b, bool aligned, u64 star
     }
 }
 
-// The step of elements that were loaded from `start` on.
+// Steps and stores elements that were loaded from `start` on.
 template <bool DUAL, u32 N, typename F>
 __device__ __forceinline__ void step(const Buffers<F> &b, bool aligned, u64 start, Elements<N, F> &e, const StepCoeffs &coeffs) {
     typename F::Param param[N];
@@ -178,7 +178,8 @@ __device__ __forceinline__ void step_unit(const Buffers<F> &b, const Layout &lay
     }
 }
 
-// The units `unit`, `unit` + BLOCK, and so on, GROUPS of them, where they are. The first must be.
+// Steps the units `unit`, `unit` + BLOCK, and so on, GROUPS of them, as far as they exist. The
+// first must exist.
 template <bool DUAL, u32 GROUPS, typename F>
 __device__ __forceinline__ void step_units(const Buffers<F> &b, const Layout &layout, u64 unit, const StepCoeffs &coeffs) {
     if constexpr (GROUPS == 1) {
@@ -186,8 +187,8 @@ __device__ __forceinline__ void step_units(const Buffers<F> &b, const Layout &la
     } else if (unit + (GROUPS - 1) * BLOCK < layout.groups) {
         Elements<VEC, F> e[GROUPS];
         const u64 start = layout.head + unit * VEC;
-        // One test for all groups: with one for each, a group's values are unpacked before the next
-        // group's loads are issued.
+        // One test for all groups. With a test for each, a group's values would be unpacked before
+        // the next group's loads are issued.
         if (layout.aligned) {
 #pragma unroll
             for (u32 i = 0; i < GROUPS; ++i) load(b, true, start + i * BLOCK * VEC, e[i]);
@@ -203,8 +204,8 @@ __device__ __forceinline__ void step_units(const Buffers<F> &b, const Layout &la
     }
 }
 
-// FLAT_GROUPS units a thread, blocks = ceil(len / (BLOCK * VEC * FLAT_GROUPS)) + 1: a head and a
-// tail are 2 * (VEC - 1) units beyond len / VEC at most.
+// FLAT_GROUPS units for each thread, and ceil(len / (BLOCK * VEC * FLAT_GROUPS)) + 1 blocks: head
+// and tail add at most 2 * (VEC - 1) units to len / VEC.
 template <bool DUAL, typename F>
 __device__ __forceinline__ void step_flat(const Buffers<F> &b, const StepCoeffs &coeffs) {
     const Layout layout = layout_of(b);
@@ -212,8 +213,8 @@ __device__ __forceinline__ void step_flat(const Buffers<F> &b, const StepCoeffs 
     if (unit < layout.units) step_units<DUAL, FLAT_GROUPS>(b, layout, unit, coeffs);
 }
 
-// What a list knows of a tensor: 64 bytes, aligned, in loads that do not wait for each other.
-// Tensor i owns ceil(len[i] / CHUNK) chunks, from first_chunk on.
+// The descriptor of a tensor in a list: 64 bytes, aligned, read in loads that do not depend on each
+// other. Tensor i owns ceil(len[i] / CHUNK) chunks, from first_chunk on.
 struct alignas(64) Record {
     Piece<2, void *> param_and_grad; // without a gradient the tensor is skipped
     Piece<2, void *> moments;        // exp_avg and exp_avg_sq
@@ -221,7 +222,7 @@ struct alignas(64) Record {
     u64 len;
     u32 first_chunk;
     u32 coeffs_index;
-    u64 sets_master; // whether the masters are first to be set from the parameters
+    u64 sets_master; // whether to set the masters from the parameters before the update
 };
 
 __device__ __forceinline__ const u32 *spans_of(const Record *table, u32 n) { return reinterpret_cast<const u32 *>(table + n); }
@@ -230,24 +231,25 @@ __device__ __forceinline__ void prefetch(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
 }
 
-// Brings into the L2 cache what a later block reads of the table. A step of many small tensors
-// moves more than the cache holds between two uses of a record, and the block would wait for memory
-// twice before it knows its data.
+// Prefetches into the L2 cache what a later block reads of the table. A step of many small tensors
+// moves more between two uses of a record than the cache holds; without a prefetch, a block would
+// wait for memory twice before it knows its data.
 __device__ __forceinline__ void prefetch_table(const Record *table, u32 n, u32 tensor) {
     if (AHEAD == 0 || threadIdx.x != 0) return;
     if (n - tensor > AHEAD) prefetch(table + tensor + AHEAD);
     if (gridDim.x - blockIdx.x > AHEAD) prefetch(spans_of(table, n) + (blockIdx.x + AHEAD) / SPAN);
 }
 
-// A list's table: a record a tensor and then, as u32, the tensor of every SPAN-th chunk. Empty
-// tensors are the last, so that a span has the chunks of SPAN tensors at most.
+// The record of this block's tensor. A list's table has a record for each tensor and then, as u32,
+// the tensor of every SPAN-th chunk. Empty tensors come last, so that a span has chunks of at most
+// SPAN tensors.
 __device__ __forceinline__ const Record &record_of(const Record *table, u32 n) {
     const u32 *const span_tensor = spans_of(table, n);
     const u32 first = span_tensor[blockIdx.x / SPAN];
     prefetch_table(table, n, first);
     u32 tensor = first;
-    // A later chunk of the span may be of one of the tensors that follow. These loads do not wait
-    // for each other.
+    // A later chunk of the span may belong to one of the tensors that follow. These loads do not
+    // depend on each other.
 #pragma unroll
     for (u32 i = 1; i < SPAN; ++i) {
         if (first + i < n && table[first + i].first_chunk <= blockIdx.x) tensor = first + i;
@@ -255,7 +257,7 @@ __device__ __forceinline__ const Record &record_of(const Record *table, u32 n) {
     return table[tensor];
 }
 
-// One chunk a block, blocks = all chunks.
+// One chunk for each block, and as many blocks as chunks.
 template <typename F>
 __device__ __forceinline__ void step_list(const Record *table, u32 n, const StepCoeffs *coeffs_on_device, const u32 *skips,
                                           const StepCoeffsArray &coeffs_by_value) {
@@ -264,15 +266,15 @@ __device__ __forceinline__ void step_list(const Record *table, u32 n, const Step
     void *const master = record.master;
     u64 len = record.len, sets_master = record.sets_master;
     u32 first_chunk = record.first_chunk, coeffs_index = record.coeffs_index;
-    // In PTX all are loaded by here: the compiler would put loads behind the branches after which
-    // it needs them.
+    // Forces these loads to be before this point in the PTX. The compiler would move them behind
+    // the branches after which it needs them.
     asm volatile("" : "+l"(len), "+r"(first_chunk), "+r"(coeffs_index));
     if constexpr (F::HAS_MASTER) asm volatile("" : "+l"(sets_master));
     const u32 skip = skips != nullptr ? skips[coeffs_index] : u32(NOT_SKIPPED);
     if (skip != NOT_SKIPPED && skip != SETTING_MASTERS) return;
 
     const u64 begin = u64(blockIdx.x - first_chunk) * CHUNK;
-    // An empty chunk, so that no load waits for a branch on another.
+    // Without a gradient the chunk is empty. A branch would make other loads wait for this one.
     const u64 most = param_and_grad.at[1] == nullptr ? 0 : CHUNK;
     const Buffers<F> b = {global<typename F::Param>(param_and_grad.at[0]) + begin,
                           global<const typename F::Grad>(param_and_grad.at[1]) + begin,
@@ -283,7 +285,8 @@ __device__ __forceinline__ void step_list(const Record *table, u32 n, const Step
                           sets_master != 0 || skip == SETTING_MASTERS};
     const Layout layout = layout_of(b);
 
-    // Not by the choice of an address: the argument would be copied to memory to have one.
+    // Not by choosing an address: the compiler would copy the argument to memory to get its
+    // address.
     StepCoeffs coeffs;
     if (coeffs_on_device != nullptr) {
         coeffs = coeffs_on_device[coeffs_index];

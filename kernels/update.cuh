@@ -1,13 +1,13 @@
 // The update rule of one element: DualAdam with the Adam branch, the inverse branch, their blend,
 // and both kinds of decay.
 //
-// Every operation is named, so that no compiler fuses or splits one: the CPU's rule gives the same
-// bits. No I/O in this file.
+// Every operation is named, so that no compiler fuses or splits one. So the bits are those of the
+// rule for the CPU. This file has no loads or stores.
 
 #pragma once
 
-// The scalars of one step, computed on the host in double precision and rounded once. 40 bytes, the
-// same order on both sides.
+// The scalars of one step, computed in f64 and rounded once. 40 bytes, with the fields in the
+// host's order.
 struct StepCoeffs {
     float one_minus_beta1;
     float one_minus_beta2;
@@ -21,11 +21,11 @@ struct StepCoeffs {
     float grad_scale;
 };
 
-// Where x is above the largest finite float, that. A NaN stays one, which fminf would not keep.
+// The smaller of x and the largest finite float. Unlike fminf, this keeps a NaN.
 __device__ __forceinline__ float saturate(float x) { return x > 3.402823466e38f ? 3.402823466e38f : x; }
 
-// DUAL = false leaves the inverse branch out; the host then guarantees inverse_scale == 0.
-// A term whose coefficient is 0 is absent, not multiplied by 0: 0 times infinity would be NaN.
+// DUAL = false leaves the inverse branch out; the host guarantees that inverse_scale is 0 then.
+// A term with coefficient 0 is absent, not multiplied by 0: 0 times infinity would be NaN.
 template <bool DUAL>
 __device__ __forceinline__ void update(const StepCoeffs &c, float grad, float &p, float &m, float &v) {
     float g = __fmul_rn(c.grad_scale, grad);
