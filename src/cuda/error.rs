@@ -143,6 +143,16 @@ impl CudaError {
 }
 
 /// An argument that belongs to a CUDA context.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::Role;
+/// use dualadam::cuda::CudaArgument;
+///
+/// let argument = CudaArgument::Buffer { tensor: 3, name: Some("bias".into()), buffer: Role::Grad };
+/// assert_eq!(argument.to_string(), "grad of tensor 3 (bias)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaArgument {
@@ -182,6 +192,17 @@ impl fmt::Display for CudaArgument {
 }
 
 /// What the driver reported about kernels that it refused.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::CudaError;
+///
+/// fn log(error: &CudaError) -> Option<&str> {
+///     if let CudaError::Ptx(error) = error { Some(&error.log) } else { None }
+/// }
+/// # assert_eq!(log(&CudaError::NoDriver), None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the CUDA driver refused the kernels of {kernels} ({origin}) with {name} ({code}): {log}")]
 #[non_exhaustive]
@@ -199,6 +220,14 @@ pub struct PtxError {
 }
 
 /// The use of an address that a control or a controlled step was given.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::ControlAddress;
+///
+/// assert_eq!(ControlAddress::Lr { group: 2 }.to_string(), "lr of group 2");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlAddress {
@@ -233,6 +262,15 @@ impl fmt::Display for ControlAddress {
 }
 
 /// What is wrong with an address that a control or a controlled step was given.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::{AddressProblem, ControlAddress};
+///
+/// let problem = AddressProblem::Overlap { other: ControlAddress::Step { set: 1 } };
+/// assert_eq!(problem.to_string(), "not overlap step of set 1");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressProblem {

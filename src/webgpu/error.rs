@@ -64,6 +64,16 @@ pub enum WebGpuError {
 }
 
 /// A call of wgpu that failed.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::{WebGpuError, WgpuProblem};
+///
+/// fn is_lost(error: &WebGpuError) -> bool {
+///     matches!(error, WebGpuError::Wgpu(error) if error.problem == WgpuProblem::DeviceLost)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{call} of wgpu failed{}: {problem}", self.for_tensor())]
 #[non_exhaustive]
@@ -86,6 +96,15 @@ impl WgpuError {
 }
 
 /// Why a buffer cannot be bound.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::{BindingProblem, wgpu::BufferUsages};
+///
+/// let problem = BindingProblem::Usage { actual: BufferUsages::UNIFORM };
+/// assert!(problem.to_string().starts_with("must be in a buffer with the usage STORAGE"));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindingProblem {
@@ -150,7 +169,15 @@ pub enum BindingProblem {
     },
 }
 
-/// What wgpu reports.
+/// What wgpu reported about a call that failed.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::WgpuProblem;
+///
+/// assert_eq!(WgpuProblem::OutOfMemory.to_string(), "the device is out of memory");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WgpuProblem {

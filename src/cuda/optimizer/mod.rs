@@ -244,6 +244,25 @@ impl DualAdam {
     ///   formats.
     /// - The caller orders this work against other uses of that memory, on any stream.
     /// - A graph that captured the step is launched only while the requirements above hold.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::cuda::{DualAdam, Kernels, cudarc::driver::DevicePtr};
+    /// use dualadam::{DualAdamConfig, RawBuffer};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let kernels = Kernels::new(0)?;
+    /// let stream = kernels.context().default_stream();
+    /// let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::adam(), &[16])?;
+    /// let (w, grad) = (stream.clone_htod(&[0.5_f32; 16])?, stream.clone_htod(&[0.1_f32; 16])?);
+    /// let [param, grad] = [&w, &grad].map(|buffer| RawBuffer::f32(buffer.device_ptr(&stream).0));
+    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, and all of their uses are on
+    /// // this stream.
+    /// unsafe { optimizer.step_raw(&[param], &[Some(grad)], 1.0)? };
+    /// assert_eq!(stream.clone_dtoh(&w)?, [0.499; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn step_raw(
         &mut self,
         params: &[RawBuffer],

@@ -96,6 +96,21 @@ impl DualAdam {
     ///
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
     /// - [`CudaError::Driver`] for anything else that the driver reports, also about earlier steps.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// use dualadam::cpu;
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// let on_cpu = cpu::DualAdam::try_from(optimizer.state()?)?; // the run continues on the CPU
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn state(&self) -> Result<State, CudaError> {
         let current = self.shared.begin_read()?;
         Ok(State { ledger: self.shared.ledger.clone(), arrays: self.shared.read_arrays(&current)? })
@@ -216,6 +231,23 @@ impl CapturableDualAdam {
     ///
     /// - The errors of [`DualAdam::load`](super::DualAdam::load).
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("optimizer.safetensors");
+    /// let optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// let mut optimizer = optimizer.into_capturable()?;
+    /// optimizer.save(&path)?;
+    /// optimizer.load(&path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[cfg(feature = "files")]
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), CudaError> {
         let state = State::load_for(&self.shared.ledger, path.as_ref())?;

@@ -111,6 +111,19 @@ impl DualAdam {
     ///
     /// - [`WebGpuError::Wgpu`] for anything that wgpu reports, such as a lost device.
     /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the host is out of memory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// use dualadam::cpu;
+    ///
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::default(), &[2])?;
+    /// let on_cpu = cpu::DualAdam::try_from(optimizer.state(&queue)?)?; // the run continues on the CPU
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[cfg(not(target_family = "wasm"))]
     pub fn state(&self, queue: &wgpu::Queue) -> Result<State, WebGpuError> {
         let device = self.pipelines.device();
