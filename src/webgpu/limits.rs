@@ -11,10 +11,11 @@ const WINDOW_UNIT: u64 = 128;
 /// The most elements in a window, so that every index in a shader fits in 32 bits.
 const MOST_ELEMENTS: u64 = 1 << 31;
 
-/// The smallest limits with which a device is enough for [`Pipelines`](super::Pipelines).
+/// Limits with which a device is enough for [`Pipelines`](super::Pipelines).
 ///
 /// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers in a shader stage. A
-/// step with masters needs five.
+/// step with masters needs five. [`Pipelines::new`](super::Pipelines::new) checks only the limits
+/// that the shaders need.
 ///
 /// # Examples
 ///

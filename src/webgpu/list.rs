@@ -212,8 +212,9 @@ impl TensorList {
     /// - The call changes the pass's pipeline, its bind group 0, and its bind group 1 or
     ///   immediates.
     ///
-    /// wgpu reports some errors only later, to the device's error handler: a pass of another device
-    /// when the pass ends, and a buffer that is mapped or was destroyed at the submit.
+    /// wgpu reports some errors only later, to the device's error scope or handler: a pass of
+    /// another device when the pass ends, and a buffer that is mapped or was destroyed at the
+    /// submit.
     ///
     /// # Errors
     ///

@@ -94,7 +94,7 @@
 //! | --- | --- |
 //! | formats | those of the [variants](crate::Variant), the same on all backends |
 //! | alignment of a buffer's elements | the device's `min_storage_buffer_offset_alignment`, mostly 256 bytes |
-//! | device | the limits in [`required_limits`], which a default device has |
+//! | device | the limits in [`required_limits`] are enough; a default device has them |
 //! | masters | five storage buffers in a shader stage; [`wgpu::Limits::default`] has eight |
 //! | size of a tensor | what fits in a buffer of the device; if it exceeds the largest binding, it takes several dispatches |
 //!
@@ -104,8 +104,8 @@
 //! # Errors
 //!
 //! A call that fails has encoded nothing. Every failure is a [`WebGpuError`]. wgpu reports some
-//! errors only later, to the device's error handler: a pass of another device when the pass ends,
-//! and a destroyed or mapped buffer at the submit.
+//! errors only later, to the device's error scope or handler: a pass of another device when the
+//! pass ends, and a destroyed or mapped buffer at the submit.
 //!
 //! # Browsers
 //!

@@ -85,8 +85,8 @@ impl Pipelines {
     ///
     /// # Errors
     ///
-    /// - [`WebGpuError::Limit`] for a device whose limits are below
-    ///   [`required_limits`](super::required_limits).
+    /// - [`WebGpuError::Limit`] for a device with a limit that is too small for every step. The
+    ///   limits in [`required_limits`](super::required_limits) are enough.
     /// - [`WebGpuError::Wgpu`] for anything else that wgpu reports, such as a lost device.
     pub fn new(device: &wgpu::Device) -> Result<Self, WebGpuError> {
         let limits = DeviceLimits::of(&device.limits())?;
