@@ -118,7 +118,8 @@ pub enum CudaError {
         group: usize,
     },
     /// An earlier step failed after the step counters on the device had advanced and before all
-    /// tensors were stepped. [`Control::set_steps`](super::Control::set_steps) clears this state.
+    /// tensors were stepped. [`Control::set_steps`](super::Control::set_steps) clears this state;
+    /// so does loading a state in a [`CapturableDualAdam`](super::CapturableDualAdam).
     #[error(
         "the step counters on the device must be set before the next step: the driver failed in the middle of a step, and \
          they no longer fit the tensors"
