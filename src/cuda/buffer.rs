@@ -1,4 +1,4 @@
-//! Views of device memory whose element types are known at run time.
+//! Views of device memory with an element type that is known at run time, for safe calls.
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use half::{bf16, f16};
@@ -19,31 +19,31 @@ macro_rules! views {
         }
 
         impl $name<'_> {
-            /// Elements in the buffer.
+            /// The number of elements.
             #[must_use]
             pub fn len(&self) -> usize {
                 match self { $(Self::$variant(view) => view.len(),)+ }
             }
 
-            /// Whether the buffer has no element.
+            /// Whether there are no elements.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// The format of the elements.
+            /// The element type.
             #[must_use]
             pub fn dtype(&self) -> Dtype {
                 match self { $(Self::$variant(_) => <$element>::DTYPE,)+ }
             }
 
-            /// The stream that the view's memory belongs to.
+            /// The stream on which cudarc allocated the memory.
             pub(super) fn own_stream(&self) -> &CudaStream {
                 match self { $(Self::$variant(view) => view.stream(),)+ }
             }
 
-            /// The address, and what tells cudarc when it is dropped that the work has been
-            /// enqueued.
+            /// The address, and a guard. Drop the guard once the work is enqueued: cudarc then
+            /// records what later uses of the memory must wait for.
             pub(super) fn raw<'s>(&'s $($mut)? self, stream: &'s CudaStream) -> (RawBuffer, SyncOnDrop<'s>) {
                 let dtype = self.dtype();
                 let (address, guard) = match self { $(Self::$variant(view) => view.$pointer(stream),)+ };
@@ -68,46 +68,57 @@ macro_rules! views {
 }
 
 views! {
-    /// A buffer of one tensor that a step writes, borrowed for the step.
+    /// Device memory of one role of a tensor that a step writes, borrowed for the call: cudarc's
+    /// view or slice of `f32`, `bf16` or `f16`.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// # use dualadam::cuda::{BufferMut, cudarc::driver::CudaSlice};
-    /// # fn example(weights: &mut CudaSlice<f32>) {
-    /// let param = BufferMut::from(weights);
-    /// assert_eq!(param.dtype(), dualadam::Dtype::F32);
-    /// # }
+    /// ```
+    /// use dualadam::Dtype;
+    /// use dualadam::cuda::{BufferMut, Kernels};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let stream = Kernels::new(0)?.context().default_stream();
+    /// let mut weights = stream.alloc_zeros::<f32>(1024)?;
+    /// let head = BufferMut::from(weights.slice_mut(..16));
+    /// assert_eq!((head.dtype(), head.len()), (Dtype::F32, 16));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     BufferMut of CudaViewMut, by as_view_mut and device_ptr_mut as mut:
     F32(f32, &'a mut), Bf16(bf16, &'a mut), F16(f16, &'a mut)
 }
 views! {
-    /// A buffer of one tensor that a step only reads, borrowed for the step: the gradients.
+    /// Device memory of a tensor's gradients, which a step only reads, borrowed for the call:
+    /// cudarc's view or slice of `f32`, `bf16` or `f16`.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// # use dualadam::cuda::{Buffer, cudarc::driver::CudaSlice};
-    /// # fn example(gradients: &CudaSlice<dualadam::half::bf16>) {
-    /// let grad = Buffer::from(gradients);
-    /// assert_eq!(grad.dtype(), dualadam::Dtype::Bf16);
-    /// # }
+    /// ```
+    /// use dualadam::cuda::{Buffer, Kernels};
+    /// use dualadam::{Dtype, half::bf16};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let stream = Kernels::new(0)?.context().default_stream();
+    /// let gradients = stream.alloc_zeros::<bf16>(1024)?;
+    /// let grad = Buffer::from(&gradients);
+    /// assert_eq!((grad.dtype(), grad.len()), (Dtype::Bf16, 1024));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     Buffer of CudaView, by as_view and device_ptr: F32(f32, &'a), Bf16(bf16, &'a), F16(f16, &'a)
 }
 
-/// One tensor for a flat [`step`](super::step): its buffers in device memory, all of one length.
+/// The buffers of one tensor for a flat [`step`](super::step): device memory, all of one length.
 ///
-/// # Example
+/// # Examples
 ///
 /// bf16 parameters and gradients with f32 masters:
 ///
-/// ```no_run
+/// ```
 /// use dualadam::DualAdamConfig;
 /// use dualadam::cuda::{self, Kernels};
 /// use dualadam::half::bf16;
 ///
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
 /// let (mut param, grad) = (stream.clone_htod(&[bf16::ONE])?, stream.clone_htod(&[bf16::ONE])?);
@@ -123,23 +134,25 @@ views! {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tensor<'a> {
-    /// The parameters.
+    /// The parameters: f32, bf16 or f16. Written; read unless there are masters.
     pub param: BufferMut<'a>,
-    /// The gradients.
+    /// The gradients: f32, or the type of `param`, or bf16 or f16 beside f32. Read.
     pub grad: Buffer<'a>,
-    /// The first moment.
+    /// The first moment: f32. Read and written.
     pub exp_avg: BufferMut<'a>,
-    /// The second moment.
+    /// The second moment: f32. Read and written.
     pub exp_avg_sq: BufferMut<'a>,
-    /// The f32 masters of 16-bit parameters.
+    /// The f32 masters of bf16 or f16 parameters, if there are any. Read and written.
     pub master: Option<BufferMut<'a>>,
 }
 
-/// What tells cudarc, when it is dropped, that the work with a tensor's buffers has been enqueued.
+/// cudarc's guards of a tensor's buffers. Dropping one tells cudarc that the work is enqueued.
 pub(super) type Guards<'a> = [Option<SyncOnDrop<'a>>; Role::COUNT];
 
 impl<'a> Tensor<'a> {
     /// A tensor without masters.
+    ///
+    /// The lengths and types are checked by the step.
     pub fn new(
         param: impl Into<BufferMut<'a>>,
         grad: impl Into<Buffer<'a>>,
@@ -150,13 +163,13 @@ impl<'a> Tensor<'a> {
         Self { param, grad, exp_avg, exp_avg_sq, master: None }
     }
 
-    /// With masters.
+    /// Adds f32 masters.
     #[must_use]
     pub fn with_master(self, master: impl Into<BufferMut<'a>>) -> Self {
         Self { master: Some(master.into()), ..self }
     }
 
-    /// Each buffer that is there: its role, its length, and the stream that it belongs to.
+    /// The role, the length and cudarc's stream of each buffer that is there.
     pub(super) fn buffers(&self) -> impl Iterator<Item = (Role, usize, &CudaStream)> {
         fn of<'s>(buffer: &'s BufferMut<'_>) -> (usize, &'s CudaStream) {
             (buffer.len(), buffer.own_stream())
@@ -171,7 +184,7 @@ impl<'a> Tensor<'a> {
         Role::ARRAY.into_iter().zip(buffers).filter_map(|(role, buffer)| buffer.map(|(len, own)| (role, len, own)))
     }
 
-    /// The tensor by address, of its parameters' length.
+    /// The tensor by address, with the length of its parameters.
     pub(super) fn raw<'s>(&'s mut self, stream: &'s CudaStream) -> (RawTensor, Guards<'s>) {
         let len = self.param.len() as u64;
         let (param, of_param) = self.param.raw(stream);

@@ -1,4 +1,4 @@
-//! The driver's answers as errors, and which context is current.
+//! The driver's status codes as errors, and the current context.
 
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -11,15 +11,16 @@ use cudarc::driver::{CudaContext, DriverError};
 
 use super::error::CudaError;
 
-/// The oldest driver, of CUDA 11.4: the oldest whose interface cudarc knows.
+/// The oldest driver that is accepted, of CUDA 11.4: the oldest with an interface that cudarc
+/// knows.
 const OLDEST_DRIVER: i32 = 11_040;
 
-/// An answer of the driver as a result.
+/// A status of the driver as a result.
 pub(super) fn check(call: &'static str, answer: CUresult) -> Result<(), CudaError> {
     answer.result().map_err(|error| failed(call, error))
 }
 
-/// The error of a call of the driver that failed. The driver must be there.
+/// The error for a failed call. libcuda must be loaded, since the code's name is asked of it.
 pub(super) fn failed(call: &'static str, error: DriverError) -> CudaError {
     CudaError::Driver { call, code: error.0 as i32, name: name_of(error) }
 }
@@ -28,21 +29,20 @@ pub(super) fn name_of(error: DriverError) -> String {
     error.error_name().map_or_else(|_| "an unknown error".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Whether libcuda can be opened. cudarc asks the same only where it opens the library itself, and
-/// not where another crate in the build makes it link the library.
+/// Whether libcuda can be opened. cudarc has such a function, but not in builds in which another
+/// crate makes it link libcuda.
 fn driver_is_present() -> bool {
-    // Of the names that cudarc tries, those that drivers have. cudarc itself asks for `libcuda.so`
-    // before `libcuda.so.1`, which may find a toolkit's stub before the driver: `start` says so
-    // then.
+    // Of the names that cudarc tries, those that drivers have. cudarc tries `libcuda.so` before
+    // `libcuda.so.1` and may so find a toolkit's stub before the driver; `start` reports that.
     let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
-    // SAFETY: opening the driver's library runs only its initialisers, as in any program that links
-    // it.
+    // SAFETY: opening the driver's library runs its initialisers, which are safe to run: every
+    // program that links it runs them.
     names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
 }
 
-/// Fails unless there is a driver that is new enough; initialises it.
+/// Initialises the driver. Fails if there is none, or if it is too old.
 pub(super) fn start() -> Result<(), CudaError> {
-    // cudarc panics in any call where there is no libcuda.
+    // Without libcuda, every call through cudarc panics.
     if !driver_is_present() {
         return Err(CudaError::NoDriver);
     }
@@ -56,11 +56,11 @@ pub(super) fn start() -> Result<(), CudaError> {
     if found < OLDEST_DRIVER {
         return Err(CudaError::OldDriver { required: OLDEST_DRIVER, found });
     }
-    // SAFETY: 0 are the only flags there are.
+    // SAFETY: `flags` must be 0, and it is.
     check("cuInit", unsafe { sys::cuInit(0) })
 }
 
-/// The devices that there are. The driver must be initialised.
+/// The number of devices. The driver must be initialised.
 pub(super) fn device_count() -> Result<usize, CudaError> {
     let mut count = 0;
     // SAFETY: `count` is where the driver may write the number.
@@ -84,24 +84,24 @@ pub(super) fn current_device() -> Result<CUdevice, CudaError> {
     Ok(device)
 }
 
-/// Whether anybody holds the primary context of a device.
+/// Whether the primary context of a device is retained by anyone.
 pub(super) fn primary_is_active(device: CUdevice) -> Result<bool, CudaError> {
     let (mut flags, mut active) = (0, 0);
-    // SAFETY: the device is there, and both are places for the answer.
+    // SAFETY: `device` is a device, and the driver may write to `flags` and `active`.
     check("cuDevicePrimaryCtxGetState", unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut active) })?;
     Ok(active != 0)
 }
 
-/// Makes a context current in the calling thread, and relaxes the thread's capture mode. Dropping
-/// it restores both.
+/// Makes a context current in the calling thread and sets the thread's capture mode to relaxed.
+/// Dropping it restores both.
 ///
-/// While it lives, cudarc's own calls in this thread find the context current and leave it so. In
-/// any other capture mode, CUDA would answer an allocation or a wait for a stream with an error
-/// while some thread captures in its global mode, and would end that capture.
+/// While it lives, cudarc's own calls in this thread find the context current and leave it so. The
+/// relaxed mode is needed because another thread may capture in the global mode: in any other mode,
+/// an allocation or a wait for a stream here would fail and invalidate that capture.
 pub(super) struct Current {
     pushed: bool,
     capture_mode: CUstreamCaptureMode,
-    /// So that it stays in the thread that made it.
+    /// Makes the type `!Send`: the current context and the mode belong to a thread.
     _thread: PhantomData<*const ()>,
 }
 
@@ -109,10 +109,10 @@ impl Current {
     pub(super) fn enter(context: &CudaContext) -> Result<Self, CudaError> {
         let mut capture_mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         exchange_capture_mode(&mut capture_mode)?;
-        // From here on, dropping it puts the mode back.
+        // Made now, so that its drop restores the mode if a call below fails.
         let mut entered = Self { pushed: false, capture_mode, _thread: PhantomData };
         if current()? != context.cu_ctx() {
-            // SAFETY: the handle is valid, since the caller holds the context.
+            // SAFETY: the handle is valid, since `context` is borrowed.
             check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(context.cu_ctx()) })?;
             entered.pushed = true;
         }
@@ -124,38 +124,38 @@ impl Drop for Current {
     fn drop(&mut self) {
         if self.pushed {
             let mut popped = MaybeUninit::uninit();
-            // SAFETY: the driver may write the handle there. If it fails, there is no context to
-            // restore either.
+            // SAFETY: the driver may write a handle to `popped`. If the call fails, there is
+            // nothing to restore.
             let _ = unsafe { sys::cuCtxPopCurrent_v2(popped.as_mut_ptr()) };
         }
-        // The driver refuses only what is no mode.
+        // This fails only for a value that is not a mode.
         let _ = exchange_capture_mode(&mut self.capture_mode);
     }
 }
 
-/// Sets the calling thread's capture mode, and gives the one that it had.
+/// Exchanges the calling thread's capture mode with `mode`.
 fn exchange_capture_mode(mode: &mut CUstreamCaptureMode) -> Result<(), CudaError> {
-    // SAFETY: `mode` is a valid mode, which the driver reads and in whose place it writes another.
+    // SAFETY: `mode` holds a mode, and the driver may overwrite it with the old one.
     check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
 }
 
-/// Does what may make another context current, such as making or dropping one, and restores the
-/// current one.
+/// Runs work that may change the current context, such as making or dropping a context, and
+/// restores it afterwards.
 pub(super) fn keeping_current<R>(work: impl FnOnce() -> R) -> R {
     let before = current();
     let result = work();
     if let (Ok(before), Ok(after)) = (before, current())
         && before != after
     {
-        // SAFETY: the handle was current, so it is valid, unless `work` dropped its last holder.
-        // Then cudarc made it current too before the end, and there is nothing to restore.
+        // SAFETY: the handle was current, so it is valid unless `work` dropped its last holder. In
+        // that case cudarc had made it current before it released it, and the two are equal.
         let _ = unsafe { sys::cuCtxSetCurrent(before) };
     }
     result
 }
 
-/// Shares what may hold the last reference to a context, such as a stream, and leaves the current
-/// context as it is when it ends.
+/// An `Arc` to something that may hold the last reference to a context, such as a stream. Dropping
+/// it leaves the current context as it is.
 #[derive(Debug)]
 pub(super) struct Held<T>(ManuallyDrop<Arc<T>>);
 
@@ -175,7 +175,7 @@ impl<T> Deref for Held<T> {
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        // SAFETY: this is the only place that drops it, and nothing uses it afterwards.
+        // SAFETY: the value is dropped only here, and not used afterwards.
         keeping_current(|| unsafe { ManuallyDrop::drop(&mut self.0) });
     }
 }

@@ -1,4 +1,4 @@
-//! What the CUDA driver reports, and what must hold of what it is asked for.
+//! The errors of the CUDA backend.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use crate::ledger::Ledger;
 use crate::rule::ConfigError;
 use crate::tensor::{ArgumentError, ListError, Place, Role, TensorError};
 
-/// What can be wrong with a call of the CUDA backend.
+/// Why a call of the CUDA backend failed.
 ///
 /// A call that returns an error has launched nothing, unless its documentation says otherwise of
-/// [`Driver`](Self::Driver).
+/// [`Driver`](Self::Driver). After an error that means that the device is lost, such as an illegal
+/// address, every later call in the context returns the same error.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::cuda::{AddressProblem, ControlAddress, CudaError};
@@ -26,42 +27,42 @@ use crate::tensor::{ArgumentError, ListError, Place, Role, TensorError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// An argument is not valid, whatever the backend.
+    /// An argument is not valid, for a reason that all backends share.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
-    /// A state could not be saved or resumed.
+    /// A state could not be saved or loaded.
     #[error(transparent)]
     State(Box<StateError>),
-    /// There is no CUDA driver on this machine.
+    /// libcuda cannot be opened: the machine has no CUDA driver.
     #[error("no CUDA driver: libcuda cannot be opened; it comes with the NVIDIA driver")]
     NoDriver,
-    /// The dynamic linker finds a CUDA toolkit's stub of libcuda before the driver's. The stub is
-    /// there to link programs with.
+    /// The dynamic linker found a CUDA toolkit's stub of libcuda before the driver's library. The
+    /// stub serves only to link programs.
     #[error("libcuda is the stub of a CUDA toolkit: take its folder out of the library search path (LD_LIBRARY_PATH)")]
     StubDriver,
-    /// The CUDA driver is older than any that is supported.
+    /// The CUDA driver is too old.
     #[error(
         "the CUDA driver must support CUDA {}.{}, it supports {}.{}",
         required / 1000, required % 1000 / 10, found / 1000, found % 1000 / 10
     )]
     OldDriver {
-        /// The oldest version, as 11040 for 11.4.
+        /// The oldest version that is supported, as 11040 for 11.4.
         required: i32,
-        /// The driver's.
+        /// The driver's version, in the same form.
         found: i32,
     },
-    /// The CUDA driver refused the kernels.
+    /// The driver refused to load the kernels.
     #[error(transparent)]
     Ptx(#[from] Box<PtxError>),
-    /// A call of the CUDA driver failed. If it is not about this call, an earlier launch on the
-    /// device failed.
+    /// A call of the CUDA driver failed. The driver also reports failures of earlier work on the
+    /// device in this way.
     #[error("{call} failed with {name} ({code})")]
     Driver {
-        /// The driver's function, or cudarc's around several.
+        /// The function of the driver, or of cudarc where it wraps several.
         call: &'static str,
-        /// The driver's code.
+        /// The driver's code, a `CUresult`.
         code: i32,
-        /// The code's name.
+        /// The name of the code, such as `CUDA_ERROR_OUT_OF_MEMORY`.
         name: String,
     },
     /// A stream or a buffer belongs to another CUDA context than the kernels.
@@ -70,8 +71,8 @@ pub enum CudaError {
         /// The argument.
         argument: CudaArgument,
     },
-    /// A buffer belongs to another of cudarc's `CudaContext` values than the stream. Both stand for
-    /// one CUDA context, but cudarc orders no work across them.
+    /// A buffer and the stream belong to two `CudaContext` values for one CUDA context. cudarc does
+    /// not order work across two such values.
     #[error(
         "{argument} must belong to the same CudaContext value as the stream: cudarc orders no work across two of them"
     )]
@@ -79,45 +80,46 @@ pub enum CudaError {
         /// The argument.
         argument: CudaArgument,
     },
-    /// The per-thread default stream is another stream in each thread, so that nothing orders an
-    /// optimizer's steps on it.
+    /// An optimizer was given the per-thread default stream. That is another stream in each thread,
+    /// so nothing would order the optimizer's steps.
     #[error("an optimizer's stream must be the same in every thread, got the per-thread default stream")]
     PerThreadStream,
-    /// The host would have to do something again for each launch of the graph, or would have to
-    /// wait for a stream that is captured.
+    /// The call cannot be captured in a CUDA graph: the host would have to do part of it for each
+    /// launch of the graph, or would have to wait for the stream.
     #[error("{what} cannot be captured in a CUDA graph: do it before the capture begins")]
     Captured {
-        /// What the call would have to do.
+        /// What cannot be captured.
         what: &'static str,
     },
-    /// The group of a control's set is not there.
+    /// A control set names a group that does not exist.
     #[error("set {set} must have a group below {len}, got {value}")]
     SetGroup {
         /// The position of the set.
         set: usize,
-        /// How many groups there are.
+        /// The number of groups.
         len: usize,
-        /// The group given.
+        /// The group that the set names.
         value: usize,
     },
     /// An address that a control was given is null, misaligned, or overlaps another.
     #[error("{argument} must {problem}, got address {address:#x}")]
     Address {
-        /// What should be there.
+        /// What the address is for.
         argument: ControlAddress,
         /// The requirement that failed.
         problem: AddressProblem,
         /// The address.
         address: u64,
     },
-    /// A learning rate lies in the caller's memory, which the library only reads.
+    /// The learning rate of the group lies in the caller's memory, which the library never writes.
     #[error("the lr of group {group} must not be set here: it is read from the caller's memory, write it there")]
     CallersLr {
         /// The position of the group.
         group: usize,
     },
-    /// The driver failed after the step counters on the device had advanced and before all tensors
-    /// were stepped.
+    /// An earlier step failed after the step counters on the device had advanced and before all
+    /// tensors were stepped. [`Control::set_steps`](super::Control::set_steps) clears this state;
+    /// so does loading a state in a [`CapturableDualAdam`](super::CapturableDualAdam).
     #[error(
         "the step counters on the device must be set before the next step: the driver failed in the middle of a step, and \
          they no longer fit the tensors"
@@ -126,7 +128,7 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// The error with its tensor's name, if it is about a tensor that has one.
+    /// Adds the tensor's name, if the error is about a tensor and the tensor has a name.
     pub(super) fn named(mut self, ledger: &Ledger) -> Self {
         match &mut self {
             Self::Argument(error) => ledger.name(error),
@@ -141,7 +143,17 @@ impl CudaError {
     }
 }
 
-/// What belongs to a CUDA context.
+/// An argument that belongs to a CUDA context.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::Role;
+/// use dualadam::cuda::CudaArgument;
+///
+/// let argument = CudaArgument::Buffer { tensor: 3, name: Some("bias".into()), buffer: Role::Grad };
+/// assert_eq!(argument.to_string(), "grad of tensor 3 (bias)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaArgument {
@@ -151,19 +163,19 @@ pub enum CudaArgument {
     Control,
     /// One of a step's [`Scalars`](super::Scalars).
     Scalar(&'static str),
-    /// A buffer of a step.
+    /// A buffer of a tensor.
     Buffer {
-        /// The position of the tensor; 0 for a step of one tensor.
+        /// The position of the tensor; 0 in a step of one tensor.
         tensor: usize,
-        /// The tensor's name, where the caller gave one.
+        /// The tensor's name, if the caller gave one.
         name: Option<Arc<str>>,
-        /// The buffer.
+        /// The role of the buffer.
         buffer: Role,
     },
 }
 
 impl CudaArgument {
-    /// A buffer of a tensor whose name is not known here.
+    /// A buffer of a tensor, without the tensor's name.
     pub(super) fn of_buffer(tensor: usize, buffer: Role) -> Self {
         Self::Buffer { tensor, name: None, buffer }
     }
@@ -180,24 +192,43 @@ impl fmt::Display for CudaArgument {
     }
 }
 
-/// The CUDA driver's answer to kernels that it refused.
+/// What the driver reported about kernels that it refused.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::CudaError;
+///
+/// fn log(error: &CudaError) -> Option<&str> {
+///     if let CudaError::Ptx(error) = error { Some(&error.log) } else { None }
+/// }
+/// # assert_eq!(log(&CudaError::NoDriver), None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the CUDA driver refused the kernels of {kernels} ({origin}) with {name} ({code}): {log}")]
 #[non_exhaustive]
 pub struct PtxError {
-    /// The driver's code.
+    /// The driver's code, a `CUresult`.
     pub code: i32,
-    /// The code's name.
+    /// The name of the code.
     pub name: String,
-    /// The variant whose kernels they are, or `control`.
+    /// The variant of the kernels, or `control`.
     pub kernels: &'static str,
-    /// Where the kernels' PTX is from: the version of its compiler.
+    /// The compiler that made the PTX, with its version.
     pub origin: &'static str,
-    /// What the driver's compiler said.
+    /// The log of the driver's compiler.
     pub log: String,
 }
 
-/// What an address that a control was given is for.
+/// The use of an address that a control or a controlled step was given.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::ControlAddress;
+///
+/// assert_eq!(ControlAddress::Lr { group: 2 }.to_string(), "lr of group 2");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlAddress {
@@ -215,7 +246,7 @@ pub enum ControlAddress {
     LossScale,
     /// The clip factor of a step.
     ClipFactor,
-    /// The found-inf of a step.
+    /// The found-inf flag of a step.
     FoundInf,
 }
 
@@ -231,23 +262,32 @@ impl fmt::Display for ControlAddress {
     }
 }
 
-/// What is wrong with an address that a control was given.
+/// What is wrong with an address that a control or a controlled step was given.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::{AddressProblem, ControlAddress};
+///
+/// let problem = AddressProblem::Overlap { other: ControlAddress::Step { set: 1 } };
+/// assert_eq!(problem.to_string(), "not overlap step of set 1");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressProblem {
-    /// It is 0.
+    /// The address is 0.
     #[error("not be null")]
     Null,
-    /// It is not a multiple of the value's size.
+    /// The address is not a multiple of the size of the value.
     #[error("be aligned to {align} bytes")]
     Misaligned {
-        /// Bytes of the value.
+        /// The size of the value, in bytes.
         align: usize,
     },
-    /// A counter there would share memory with something else.
+    /// The step counter there would share memory with something else.
     #[error("not overlap {other}")]
     Overlap {
-        /// What else is there.
+        /// What else lies there.
         other: ControlAddress,
     },
 }
@@ -283,7 +323,7 @@ impl From<StateError> for CudaError {
 mod tests {
     use super::*;
 
-    /// The library's error holds this one, and every step returns it.
+    /// Every step returns a result with this error in it, so its size matters.
     #[test]
     fn errors_are_small() {
         assert!(size_of::<CudaError>() <= 56, "{}", size_of::<CudaError>());

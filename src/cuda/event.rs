@@ -1,4 +1,4 @@
-//! Events: points in the work of streams that the host or another stream can wait for.
+//! Events: points in the work of a stream, for which the host or another stream can wait.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -13,20 +13,20 @@ use cudarc::driver::sys::{
 use super::driver::{Current, Held, check};
 use super::error::CudaError;
 
-/// An event without timing, of a context.
+/// An event of a context, without timing.
 #[derive(Debug)]
 pub(super) struct Event {
     context: Held<CudaContext>,
     handle: CUevent,
 }
 
-// SAFETY: an event is a handle, which any thread may use.
+// SAFETY: an event is a handle, and the driver lets any thread use it.
 unsafe impl Send for Event {}
-// SAFETY: the driver lets several threads use an event at once.
+// SAFETY: the driver lets several threads use one event at a time.
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event that was not recorded. The context must be current.
+    /// A new event, not yet recorded. The context must be current.
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, CudaError> {
         let mut handle = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
@@ -35,7 +35,7 @@ impl Event {
         Ok(Self { context: Held::new(context.clone()), handle })
     }
 
-    /// Puts the event after the work that `stream` has now.
+    /// Records the event after the work that is enqueued on `stream` now.
     ///
     /// # Safety
     ///
@@ -58,7 +58,7 @@ impl Event {
         unsafe { sys::cuEventQuery(self.handle) == CUresult::CUDA_SUCCESS }
     }
 
-    /// Lets what is enqueued on `stream` from now on wait for the event.
+    /// Makes work that is enqueued on `stream` from now on wait for the event.
     ///
     /// # Safety
     ///
@@ -73,52 +73,53 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Ok(_current) = Current::enter(&self.context) {
-            // SAFETY: the event lives, and this is its end. The driver lets pending waits for it
-            // finish.
+            // SAFETY: the event is live and not used afterwards. The driver lets pending waits for
+            // it finish.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
     }
 }
 
-/// The end of the last work that uses some memory, and the graphs that may use it again. What frees
-/// the memory waits for these, and for nothing else.
+/// The last use of some memory: an event after the last work, and a count of the graphs that may
+/// use the memory again. Freeing the memory waits for these and for nothing else.
 #[derive(Debug)]
 pub(super) struct LastUse {
     end: Event,
     state: AtomicU8,
-    /// Each graph that may use the memory has a clone of this.
+    /// Each graph that may use the memory holds a clone.
     graphs: Arc<()>,
 }
 
 /// No work was enqueued.
 const UNUSED: u8 = 0;
-/// The event is after the last work.
+/// The event is recorded after the last work.
 const RECORDED: u8 = 1;
-/// Work was enqueued, and the event could not be recorded after it.
+/// Work was enqueued, but the event could not be recorded after it.
 const UNKNOWN: u8 = 2;
 
 impl LastUse {
-    /// That of memory which nothing uses yet. The context must be current.
+    /// For memory that nothing has used yet. The context must be current.
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Arc<Self>, CudaError> {
         Ok(Arc::new(Self { end: Event::new(context)?, state: AtomicU8::new(UNUSED), graphs: Arc::default() }))
     }
 
-    /// Notes that work on `stream` uses the memory. If the driver refuses to record that, the
-    /// memory is never freed.
+    /// Notes that the work enqueued on `stream` so far uses the memory. If the driver refuses to
+    /// record the event, the memory is never freed.
     ///
     /// # Safety
     ///
     /// - `stream` is a live stream of the event's context that is not being captured.
-    /// - All earlier work that uses the memory is ordered before what is enqueued on `stream` now.
+    /// - All earlier work that uses the memory, on any stream, is ordered before work that is
+    ///   enqueued on `stream` now.
     pub(super) unsafe fn note(&self, stream: *mut c_void) {
         // SAFETY: the stream is live and of the context (this function's first requirement).
         let state = if unsafe { self.end.record(stream) }.is_ok() { RECORDED } else { UNKNOWN };
         self.state.store(state, Ordering::Release);
     }
 
-    /// Notes that the graph into which `stream` is being captured uses the memory, until this graph
-    /// and all that is made of it are destroyed, and their launches have ended. If the driver
-    /// refuses to take that note, the memory is never freed.
+    /// Notes that the graph into which `stream` is being captured uses the memory. The note ends
+    /// when the graph and everything instantiated from it are destroyed and their launches have
+    /// ended. If the driver refuses to attach the note to the graph, the memory is never freed.
     ///
     /// # Safety
     ///
@@ -126,11 +127,11 @@ impl LastUse {
     pub(super) unsafe fn note_in_graph(&self, stream: *mut c_void) {
         let (mut status, mut graph, mut object) =
             (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, ptr::null_mut(), ptr::null_mut());
-        // Only `let_go` undoes this. Where the driver does not take it over, it is never undone.
+        // A reference that only `let_go` drops. If the driver does not accept it, it is leaked.
         let hold = Arc::into_raw(self.graphs.clone()).cast_mut().cast();
-        // SAFETY: the stream is live (this function's requirement); each pointer is where the
-        // driver may write such an answer, or null for an answer that is not wanted. The driver
-        // calls `let_go` once, with what it takes.
+        // SAFETY: the stream is live (this function's requirement). Each pointer is a place for the
+        // driver's answer, or null for an answer that is not wanted. The driver calls `let_go` once
+        // with `hold`.
         unsafe {
             let (no_id, no_nodes, no_count) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
             let found =
@@ -149,17 +150,17 @@ impl LastUse {
     /// Whether a graph may use the memory.
     pub(super) fn is_in_graph(&self) -> bool {
         let is_in_graph = Arc::strong_count(&self.graphs) > 1;
-        // What the driver did before it called `let_go` comes before the memory is freed.
+        // Orders everything before `let_go`'s decrement before the freeing that follows.
         fence(Ordering::Acquire);
         is_in_graph
     }
 
-    /// Whether nothing can tell when the last use ends.
+    /// Whether the end of the last use cannot be known.
     pub(super) fn is_unknown(&self) -> bool {
         self.state.load(Ordering::Acquire) == UNKNOWN
     }
 
-    /// Whether the last use has ended, and no graph may use the memory again.
+    /// Whether the last use has ended and no graph may use the memory again.
     pub(super) fn has_ended(&self) -> bool {
         match self.state.load(Ordering::Acquire) {
             _ if self.is_in_graph() => false,
@@ -169,15 +170,15 @@ impl LastUse {
         }
     }
 
-    /// Blocks the host until the last use has ended, if anything can tell when, but not for graphs.
-    /// The context must be current.
+    /// Blocks the host until the last use has ended, if its end can be known. Does not wait for
+    /// graphs. The context must be current.
     pub(super) fn wait(&self) {
         if self.state.load(Ordering::Acquire) == RECORDED {
             let _ = self.end.wait();
         }
     }
 
-    /// Lets what is enqueued on `stream` from now on wait for the last use.
+    /// Makes work that is enqueued on `stream` from now on wait for the last use.
     ///
     /// # Safety
     ///
@@ -191,13 +192,14 @@ impl LastUse {
     }
 }
 
-/// Ends a graph's hold on memory. The driver calls this, from any thread, when the graph is gone.
+/// Drops a graph's reference to memory. The driver calls this, from any thread, when the graph is
+/// destroyed.
 ///
 /// # Safety
 ///
-/// - `hold` is from `note_in_graph`, and this is the only call with it.
+/// - `hold` comes from `note_in_graph`, and no other call has it.
 unsafe extern "C" fn let_go(hold: *mut c_void) {
-    // SAFETY: `note_in_graph` made the pointer of an `Arc<()>`, for this one call (this function's
-    // requirement).
+    // SAFETY: `note_in_graph` made the pointer with `Arc::into_raw` for this one call (this
+    // function's requirement).
     drop(unsafe { Arc::from_raw(hold.cast::<()>()) });
 }

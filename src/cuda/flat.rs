@@ -1,4 +1,4 @@
-//! Steps of one tensor: over cudarc's views of device memory, and by address.
+//! Steps of one tensor: over cudarc's views of device memory, and over addresses.
 
 use std::ffi::c_void;
 
@@ -14,38 +14,40 @@ use super::kernels::Kernels;
 use super::launch::{flat_blocks, launch_flat};
 use super::stream::{check_buffer, check_capture, check_context, raw};
 
-/// One DualAdam step of a tensor in device memory, in one pass, enqueued on `stream`.
+/// Enqueues one DualAdam step of one tensor on `stream`, in one pass over memory.
 ///
-/// All buffers have one length, which may be 0. The moments are read and written; the rule is that
-/// of [`StepCoeffs`]. Parameters without masters are read and written. Masters are what is updated,
-/// and the parameters get their values then, rounded once to nearest even, without being read.
+/// All buffers have the length of the parameters, in elements; it may be 0. [`StepCoeffs`] states
+/// the arithmetic. Without masters, the step reads and writes the parameters. With masters, it
+/// updates the masters and writes each one, rounded to nearest even, to its parameter, without
+/// reading the parameter.
 ///
-/// The call does not wait for the device. cudarc orders it with other uses of the buffers, as for
-/// its own copies.
+/// The call does not wait for the device.
 ///
-/// # Order
+/// # Ordering
 ///
-/// cudarc orders the step with other uses of the buffers, once the context has made a stream
-/// (`CudaContext::new_stream`). Two things it leaves to you: the order with work on streams that
-/// you let it borrow, and a CUDA graph that captured the step, which may be launched only while the
-/// buffers live.
+/// cudarc orders the step with other uses of the buffers on cudarc's streams, once the context has
+/// made a stream (`CudaContext::new_stream`). The caller must order two kinds of work:
+///
+/// - work on streams that the caller lent to cudarc or that cudarc does not know,
+/// - launches of a CUDA graph that captured the step. The buffers must live for as long as the
+///   graph is launched.
 ///
 /// # Errors
 ///
-/// - [`TensorProblem::Length`] if a buffer's length differs from the parameters'.
+/// - [`TensorProblem::Length`] if a buffer's length differs from that of the parameters.
 /// - [`CudaError::Context`] if the stream or a buffer belongs to another context than the kernels.
 /// - [`CudaError::Unordered`] if a buffer belongs to another `CudaContext` value than the stream.
-/// - What [`Kernels::step_raw`] refuses.
-/// - [`CudaError::Driver`] for what the driver reports.
+/// - The errors of [`Kernels::step_raw`].
 ///
-/// Nothing is launched then, unless it is a [`CudaError::Driver`].
+/// Nothing is launched, except perhaps after [`CudaError::Driver`].
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
+/// ```
 /// use dualadam::DualAdamConfig;
 /// use dualadam::cuda::{self, Kernels};
 ///
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
 /// let mut x = stream.clone_htod(&[1.0_f32, -2.0])?;
@@ -72,42 +74,49 @@ pub fn step(
         check_buffer(kernels.context(), stream, own, CudaArgument::of_buffer(0, role))?;
     }
     let _current = kernels.enter()?;
-    // Until the guards are dropped, after the launch, cudarc knows that the work is to come.
+    // The guards are dropped after the launch: cudarc then records an event that later uses wait
+    // for.
     let (tensor, _guards) = tensor.raw(stream);
-    // What could not be ordered is only noted there.
+    // cudarc returns no error from the call above if it cannot order the work; it keeps the error.
     stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error))?;
-    // SAFETY: the stream is live, and the views are buffers of their formats and of this length in
-    // the kernels' context. They are borrowed now, and cudarc orders later uses after this work,
-    // and their end as well. What it leaves to the caller is in the documentation.
+    // SAFETY: `stream` is live, since it is borrowed. The views are device memory of the kernels'
+    // context, of their formats and of this length (checked above). cudarc frees them only after
+    // this work and orders other uses of them against it, except for those that the documentation
+    // leaves to the caller.
     unsafe { kernels.step_raw(&tensor, coeffs, raw(stream)) }
 }
 
 impl Kernels {
-    /// One DualAdam step of one tensor by address, enqueued on `stream`.
-    ///
-    /// The call does not allocate, wait or log. The first call of a variant loads its kernels,
-    /// unless [`prepare`](Self::prepare) has. Once they are loaded, a step can be captured in a
-    /// CUDA graph, which keeps the coefficients as they are now. Where [`StepCoeffs::is_adam`]
-    /// holds, the specialised kernel runs; the bits are the same.
+    /// Enqueues one DualAdam step of one tensor, given by address, on `stream`.
     ///
     /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
+    /// The tensor needs a gradient. The call neither allocates nor waits. The first call for a
+    /// variant loads its kernels, unless [`prepare`](Self::prepare) has loaded them.
+    ///
+    /// Where [`StepCoeffs::is_adam`] holds, the specialised kernel for plain Adam runs; the bits
+    /// are the same.
+    ///
+    /// # Captures
+    ///
+    /// Once the kernels are loaded, a CUDA graph can capture the step. The graph keeps the
+    /// addresses and the coefficients of the capture.
     ///
     /// # Errors
     ///
     /// - [`TensorProblem::Formats`] for formats without a kernel.
     /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`] or
-    ///   [`TensorProblem::Overlap`] for buffers that cannot be right, unless the tensor is empty.
+    ///   [`TensorProblem::Overlap`] for a buffer that is null, misaligned, ends beyond 2⁶⁴ bytes,
+    ///   or overlaps another one. An empty tensor's buffers are not checked.
     /// - [`TensorProblem::CoeffsIndex`] if `tensor.coeffs_index` is not 0.
-    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more elements than a launch can
-    ///   serve.
-    /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Captured`] in a capture where the kernels are not loaded.
+    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more than (2³¹ - 2) · 2048 elements.
+    /// - [`CudaError::Context`] if `stream` belongs to another context than the kernels.
+    /// - [`CudaError::Captured`] if `stream` is being captured and the kernels are not loaded.
     /// - [`CudaError::Ptx`] if the driver refuses the kernels.
-    /// - [`CudaError::Driver`] if the driver refuses the launch, or if earlier work on the device
-    ///   failed; for a stream whose capture has failed; and for the null stream while a stream that
-    ///   waits for it is being captured.
+    /// - [`CudaError::Driver`] if the driver refuses the launch, if earlier work on the device
+    ///   failed, if the capture of `stream` has failed, or if `stream` is null while a stream that
+    ///   waits for the null stream is being captured.
     ///
-    /// Nothing is launched then, unless earlier work failed.
+    /// Nothing is launched, except perhaps if earlier work failed.
     ///
     /// # Safety
     ///
@@ -115,21 +124,29 @@ impl Kernels {
     /// - From now until the work has run, each buffer of `tensor` is device memory of the kernels'
     ///   context, of the tensor's length and of its format.
     /// - The caller orders this work against other uses of that memory, on any stream.
+    /// - A graph that captured the step is launched only while the two requirements above hold.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// use dualadam::cuda::Kernels;
+    /// ```
+    /// use dualadam::cuda::{Kernels, cudarc::driver::DevicePtr};
     /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor};
     ///
-    /// # let (addresses, stream) = ([256, 512, 768, 1024], std::ptr::null_mut());
+    /// # let _gpu = testkit::stand_in_or_return!();
     /// let kernels = Kernels::new(0)?;
-    /// let [param, grad, exp_avg, exp_avg_sq] = addresses.map(RawBuffer::f32);
-    /// let tensor = RawTensor::new(16, param, grad, exp_avg, exp_avg_sq);
-    /// let coeffs = DualAdamConfig::default().coeffs(1)?;
-    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, used by nothing else.
-    /// unsafe { kernels.step_raw(&tensor, &coeffs, stream)? };
-    /// # Ok::<(), dualadam::Error>(())
+    /// let stream = kernels.context().default_stream();
+    /// let buffers = [0.5_f32, 0.1, 0.0, 0.0].map(|value| stream.clone_htod(&[value; 16]));
+    /// let [param, grad, exp_avg, exp_avg_sq] = buffers;
+    /// let (param, grad, exp_avg, exp_avg_sq) = (param?, grad?, exp_avg?, exp_avg_sq?);
+    ///
+    /// let [p, g, m, v] =
+    ///     [&param, &grad, &exp_avg, &exp_avg_sq].map(|buffer| RawBuffer::f32(buffer.device_ptr(&stream).0));
+    /// let coeffs = DualAdamConfig::adam().coeffs(1)?;
+    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, and all of their uses are on
+    /// // this stream.
+    /// unsafe { kernels.step_raw(&RawTensor::new(16, p, g, m, v), &coeffs, stream.cu_stream().cast())? };
+    /// assert_eq!(stream.clone_dtoh(&param)?, [0.499; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn step_raw(
         &self,
@@ -140,8 +157,8 @@ impl Kernels {
         let variant = tensor.check_alone()?;
         let blocks = flat_blocks(tensor.len)?;
         let _current = self.enter()?;
-        // Also where the answer does not matter: the driver refuses the question where a launch
-        // would spoil somebody else's capture.
+        // Asked even where the answer does not matter: the driver answers with an error where a
+        // launch would invalidate another stream's capture.
         // SAFETY: `stream` is live (this function's first requirement), and the context is current.
         let is_captured = unsafe { check_capture(self.context(), stream) }?;
         if tensor.len == 0 {
@@ -155,8 +172,9 @@ impl Kernels {
             }
             None => self.functions(variant)?,
         };
-        // SAFETY: the context is current, and the kernels are those of the tensor's formats.
-        // `stream` is live, and the buffers are the tensor's (this function's requirements).
+        // SAFETY: the context is current (`_current`), and `functions` are those of the tensor's
+        // formats. `stream` is live and the buffers have the tensor's length and formats (this
+        // function's first two requirements).
         unsafe { launch_flat(functions, blocks, tensor, coeffs, stream) }
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels in a context: shared by all that launch them, and loaded when they are first needed.
+//! The kernels of a CUDA context: shared by all users, loaded at their first use.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -14,27 +14,31 @@ use super::module::{Function, Functions, load_prepare_sets};
 use super::pool::Pool;
 use super::stream::check_capture;
 
-/// The kernels in a CUDA context. Cheap to clone.
+/// The kernels in a CUDA context. A clone shares them and is cheap.
 ///
-/// There is a module of kernels for each [variant](Variant). The driver compiles it when a list or
-/// a flat step first needs it, or when [`prepare`](Self::prepare) asks for it, which takes a
-/// moment. A module stays loaded until the context ends, so that a CUDA graph may outlive the
-/// kernels that it captured.
+/// Each [variant](Variant) has a module of kernels. The driver compiles the module when a list or a
+/// flat step first needs it, or in [`prepare`](Self::prepare); that takes a moment. A module stays
+/// loaded until the context ends, so that a CUDA graph may outlive the `Kernels`.
 ///
-/// Keep a clone for as long as you need kernels, or a graph with steps. After the last clone is
-/// dropped, new kernels in the same context are compiled again, and memory that a graph still uses
-/// stays allocated until the context ends. That last drop may wait for the device; on a device
-/// without memory pools it waits for the last steps. No other drop waits.
+/// Keep a clone for as long as steps are made, or graphs with steps are launched. Dropping the last
+/// clone has these effects:
 ///
-/// Every call leaves the calling thread's current context as it found it.
+/// - New `Kernels` in the same context compile the modules again.
+/// - Memory that a graph still uses stays allocated until the context ends.
+/// - The drop may wait for the device. On a device without memory pools it waits for the last
+///   steps. No other drop in this module waits.
 ///
-/// # Example
+/// Every call leaves the calling thread's current context as it was.
 ///
-/// ```no_run
+/// # Examples
+///
+/// ```
 /// use dualadam::cuda::Kernels;
 ///
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
 /// let same = kernels.clone();
+/// assert_eq!(same.context().cu_ctx(), kernels.context().cu_ctx());
 /// # Ok::<(), dualadam::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -46,12 +50,12 @@ pub struct Kernels {
 struct Inner {
     functions: [OnceLock<Functions>; Variant::COUNT],
     prepare_sets: OnceLock<Function>,
-    /// Held while a module is loaded, so that no other thread loads it as well.
+    /// Held while a module is loaded, so that two threads do not load the same one.
     loading: Mutex<()>,
     pool: Arc<Pool>,
 }
 
-/// What is made in which context, by the address of its handle, so that no context has it twice.
+/// What exists for each context, by the address of the context's handle, so that a context has one.
 static MADE: Mutex<Made> = Mutex::new(Vec::new());
 
 type Made = Vec<(usize, Weak<Inner>)>;
@@ -61,15 +65,30 @@ fn made() -> MutexGuard<'static, Made> {
 }
 
 impl Kernels {
-    /// The kernels in the primary context of a device, which the CUDA runtime, PyTorch and most
-    /// other programs use as well.
+    /// The kernels in the primary context of the device with this ordinal, counted from 0. The CUDA
+    /// runtime, PyTorch and most other programs use that context.
     ///
     /// # Errors
     ///
-    /// - [`CudaError::NoDriver`] where libcuda is missing.
-    /// - [`CudaError::StubDriver`] or [`CudaError::OldDriver`] for a driver that cannot do it.
+    /// - [`CudaError::NoDriver`] if libcuda cannot be opened.
+    /// - [`CudaError::StubDriver`] if libcuda is a toolkit's stub.
+    /// - [`CudaError::OldDriver`] for a driver older than CUDA 11.4.
     /// - [`ListError::Position`] if there is no such device.
     /// - [`CudaError::Driver`] for anything else that the driver reports.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::cuda::{CudaError, Kernels};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// match Kernels::new(0) {
+    ///     Ok(kernels) => println!("device {}", kernels.context().ordinal()),
+    ///     Err(CudaError::NoDriver) => println!("no CUDA here"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         driver::start()?;
         let len = driver::device_count()?;
@@ -82,17 +101,19 @@ impl Kernels {
         })
     }
 
-    /// The kernels in a context of the caller's.
+    /// The kernels in a context that the caller made with cudarc.
     ///
     /// # Errors
     ///
-    /// - [`CudaError::OldDriver`] and [`CudaError::Driver`], as for [`new`](Self::new).
+    /// - [`CudaError::OldDriver`] for a driver older than CUDA 11.4.
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use dualadam::cuda::{Kernels, cudarc::driver::CudaContext};
     ///
+    /// # let _gpu = testkit::stand_in_or_return!();
     /// let context = CudaContext::new(0)?;
     /// let kernels = Kernels::in_context(&context)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -102,30 +123,35 @@ impl Kernels {
         Self::share(Held::new(context.clone()))
     }
 
-    /// The kernels in the context that is current in the calling thread, whoever made it. The
-    /// context stays its owner's.
+    /// The kernels in the context that is current in the calling thread. Any library may have made
+    /// it, and its owner keeps it.
     ///
-    /// A current context that is the primary one of its device is retained, as by
-    /// [`new`](Self::new). Of any other the kernels keep only the handle.
+    /// If the context is the primary one of its device, the kernels retain it, as
+    /// [`new`](Self::new) does. Of any other context, they keep only the handle.
     ///
     /// # Errors
     ///
-    /// - As [`new`](Self::new).
-    /// - [`CudaError::Driver`] with `CUDA_ERROR_INVALID_CONTEXT` where no context is current.
+    /// - [`CudaError::NoDriver`], [`CudaError::StubDriver`] and [`CudaError::OldDriver`] as
+    ///   [`new`](Self::new).
+    /// - [`CudaError::Driver`] with `CUDA_ERROR_INVALID_CONTEXT` if no context is current, and for
+    ///   anything else that the driver reports.
     ///
     /// # Safety
     ///
-    /// - A current context that is not a primary one must not be destroyed before all clones of
-    ///   these kernels, and all that was made from them, are dropped.
+    /// - A current context that is not a primary one outlives all clones of these kernels and
+    ///   everything that is made from them.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// use dualadam::cuda::Kernels;
+    /// ```
+    /// use dualadam::cuda::{Kernels, cudarc::driver::CudaContext};
     ///
-    /// // SAFETY: the program around this one made its context current, and keeps it to its end.
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let framework = CudaContext::new(0)?; // makes the primary context current
+    /// // SAFETY: the current context is a primary one.
     /// let kernels = unsafe { Kernels::in_current_context()? };
-    /// # Ok::<(), dualadam::Error>(())
+    /// assert_eq!(kernels.context().cu_ctx(), framework.cu_ctx());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn in_current_context() -> Result<Self, CudaError> {
         driver::start()?;
@@ -142,16 +168,16 @@ impl Kernels {
             {
                 return Self::share(primary);
             }
-            // SAFETY: the context is valid, since it is current, and of this device. The caller
-            // keeps it while it is in use (this function's requirement). cudarc never destroys it,
-            // since one reference is never dropped.
+            // SAFETY: `current` is the current context, so it is valid and of this device. It
+            // outlives what is made here (this function's requirement). cudarc never destroys it,
+            // since one reference is leaked.
             let context = unsafe { CudaContext::from_raw_context(device as usize, device, current) }.map_err(failed)?;
             std::mem::forget(context.clone());
             Self::share(Held::new(context))
         })
     }
 
-    /// Those of a context that are there already, or new ones.
+    /// The kernels of a context: those that exist, or new ones.
     fn share(context: Held<CudaContext>) -> Result<Self, CudaError> {
         let mut made = made();
         if let Some(kernels) = Self::find(context.cu_ctx(), &mut made) {
@@ -164,18 +190,17 @@ impl Kernels {
         Ok(Self { inner })
     }
 
-    /// Those of a context that are there already.
+    /// The kernels of a context, if they exist.
     fn find(context: CUcontext, made: &mut Made) -> Option<Self> {
         made.retain(|(_, inner)| inner.strong_count() > 0);
         let (_, inner) = made.iter().find(|(made_in, _)| *made_in == context.addr())?;
         inner.upgrade().map(|inner| Self { inner })
     }
 
-    /// Loads ahead the kernels of the variant with these formats: all that flat steps and lists of
-    /// it need.
+    /// Loads the kernels of one variant now: those of flat steps and of lists.
     ///
-    /// A flat step that is captured in a CUDA graph needs that, unless a step or a list of the
-    /// variant came before.
+    /// Call it before a flat step is captured in a CUDA graph, unless a step or a list of the
+    /// variant was made before. Elsewhere it only moves the time of compilation.
     ///
     /// # Errors
     ///
@@ -184,14 +209,15 @@ impl Kernels {
     ///   compute capability 7.5.
     /// - [`CudaError::Driver`] for anything else that the driver reports.
     ///
-    /// The next call tries again then.
+    /// After an error, the next call tries again.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use dualadam::cuda::Kernels;
     /// use dualadam::{Dtype, Formats};
     ///
+    /// # let _gpu = testkit::stand_in_or_return!();
     /// let kernels = Kernels::new(0)?;
     /// kernels.prepare(Formats::new(Dtype::Bf16, Dtype::Bf16).with_master(Dtype::F32))?;
     /// # Ok::<(), dualadam::Error>(())
@@ -202,25 +228,39 @@ impl Kernels {
         self.functions(variant).map(|_| ())
     }
 
-    /// Whether what is enqueued on `stream`, which is null or a `CUstream`, goes into a CUDA graph.
+    /// Whether `stream`, a `CUstream` or null, is being captured, so that work on it goes into a
+    /// CUDA graph.
     ///
     /// # Errors
     ///
-    /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Driver`] for what the driver reports: a capture that has failed, or for the
-    ///   null stream, that a stream which waits for it is being captured.
+    /// - [`CudaError::Context`] if `stream` belongs to another context.
+    /// - [`CudaError::Driver`] if the capture of `stream` has failed, if `stream` is null while a
+    ///   stream that waits for the null stream is being captured, and for anything else that the
+    ///   driver reports.
     ///
     /// # Safety
     ///
     /// - `stream` is null or a live stream.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::cuda::Kernels;
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let kernels = Kernels::new(0)?;
+    /// // SAFETY: the null stream lives as long as the context.
+    /// assert!(!unsafe { kernels.is_captured(std::ptr::null_mut())? });
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub unsafe fn is_captured(&self, stream: *mut c_void) -> Result<bool, CudaError> {
         let _current = self.enter()?;
         // SAFETY: the stream is live (this function's requirement), and the context is current.
         unsafe { check_capture(self.context(), stream) }
     }
 
-    /// The context of the kernels: the `CudaContext` value that they were first made with, where
-    /// there are several for one context.
+    /// The context of the kernels. If the program has several `CudaContext` values for one context,
+    /// this is the one with which its kernels were first made.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         self.inner.pool.context()
@@ -231,18 +271,17 @@ impl Kernels {
         self.inner.functions[variant.index()].get()
     }
 
-    /// The kernels of a variant, which are loaded if they are not yet.
+    /// The kernels of a variant, loaded now if they were not.
     pub(super) fn functions(&self, variant: Variant) -> Result<&Functions, CudaError> {
         self.load(&self.inner.functions[variant.index()], || Functions::load(variant))
     }
 
-    /// The kernel that prepares the coefficients of controlled steps, which is loaded if it is not
-    /// yet.
+    /// The kernel that prepares the coefficients of controlled steps, loaded now if it was not.
     pub(super) fn prepare_sets(&self) -> Result<Function, CudaError> {
         self.load(&self.inner.prepare_sets, load_prepare_sets).copied()
     }
 
-    /// What `load` makes, which is loaded once.
+    /// Calls `load` unless an earlier call has succeeded.
     fn load<'a, T>(
         &self,
         loaded: &'a OnceLock<T>,
@@ -265,8 +304,8 @@ impl Kernels {
         &self.inner.pool
     }
 
-    /// Makes the kernels' context current, and the thread's calls harmless to captures, for as long
-    /// as the result lives.
+    /// Makes the kernels' context current and keeps this thread's calls from invalidating captures,
+    /// until the result is dropped.
     pub(super) fn enter(&self) -> Result<Current, CudaError> {
         self.inner.pool.enter()
     }

@@ -13,33 +13,33 @@ use super::driver::check;
 use super::error::CudaError;
 use super::module::{Function, Functions};
 
-// These mirror the constants of the same names in `kernels/`, where it stands what they were tuned
-// on.
+// These mirror the constants of the same names in `kernels/`, which say how they were chosen. A
+// test below compares them.
 
-/// Threads of a block.
+/// Threads in a block.
 const BLOCK: u32 = 256;
-/// Elements of a group, which is one access.
+/// Elements in a group, which is one access.
 const VEC: u32 = 4;
-/// Groups that a thread of a flat step takes.
+/// Groups that one thread of a flat step serves.
 const FLAT_GROUPS: u32 = 2;
-/// Elements of a list that one block serves.
+/// Elements in a chunk, which one block of a list's step serves.
 pub(super) const CHUNK: u64 = 4096;
-/// Chunks that share an entry of a list's table.
+/// Chunks that share an entry in a list's table.
 pub(super) const SPAN: u32 = 1;
-/// The coefficients that fit beside the other arguments.
+/// The most coefficients that fit into a launch's arguments.
 pub(super) const MAX_COEFFS: usize = 96;
-/// Threads of a block that prepares the coefficients of controlled steps.
+/// Threads in a block of the kernel that prepares coefficients.
 const CONTROL_BLOCK: u32 = 256;
 
 /// The most blocks that a launch can have.
 pub(super) const MAX_BLOCKS: u64 = i32::MAX as u64;
 
-/// Coefficients as an argument.
+/// Coefficients as a kernel argument.
 #[repr(C)]
 struct StepCoeffsArray([StepCoeffs; MAX_COEFFS]);
 
-/// The blocks of a flat launch: a thread for so many groups of elements, and one block for what a
-/// head and a tail add.
+/// The number of blocks of a flat launch: a thread for each [`FLAT_GROUPS`] groups, and one more
+/// block for the elements before the first and after the last aligned group.
 pub(super) fn flat_blocks(len: u64) -> Result<u32, ListError> {
     let per_block = u64::from(BLOCK * VEC * FLAT_GROUPS);
     let limit = (MAX_BLOCKS - 1) * per_block;
@@ -49,7 +49,7 @@ pub(super) fn flat_blocks(len: u64) -> Result<u32, ListError> {
     Ok((len.div_ceil(per_block) + 1) as u32)
 }
 
-/// Launches the flat kernel for these coefficients.
+/// Launches the flat kernel: plain Adam's if the coefficients allow it, else DualAdam's.
 ///
 /// # Safety
 ///
@@ -68,25 +68,27 @@ pub(super) unsafe fn launch_flat(
     let [param, grad, exp_avg, exp_avg_sq, master] = addresses.each_mut().map(argument);
     let mut arguments = [param, grad, exp_avg, exp_avg_sq, master, argument(&mut len), argument(&mut coeffs)];
     // SAFETY: the context is current and the stream live (this function's first two requirements).
-    // The arguments are those of a flat kernel, which may use the buffers (its third requirement).
+    // The arguments have the types of a flat kernel's, and the buffers have the tensor's length and
+    // formats (this function's third requirement).
     unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
 }
 
-/// The address of a table and how many tensors it has.
+/// The address of a table, and the number of its tensors.
 pub(super) type TableArguments = (u64, u32);
 
-/// Where a list's launches find their coefficients.
+/// Where the launches of a list find their coefficients.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CoeffsArguments<'a> {
-    /// The coefficients in device memory; with 0 they travel as an argument, and may be no more
-    /// than [`MAX_COEFFS`].
+    /// The address of the coefficients in device memory, or 0 if they are passed by value; these
+    /// are at most [`MAX_COEFFS`].
     pub(super) on_device: u64,
     pub(super) by_value: &'a [StepCoeffs],
-    /// The words that say which coefficients' tensors to skip, in device memory; 0 for none.
+    /// The address of a `u32` for each coefficient set, which says whether to skip its tensors, or
+    /// 0 to skip none.
     pub(super) skips: u64,
 }
 
-/// Launches the list kernel: a block for each chunk of the table.
+/// Launches the list kernel: a block for each chunk in the table.
 ///
 /// # Safety
 ///
@@ -94,8 +96,8 @@ pub(super) struct CoeffsArguments<'a> {
 ///   table's tensors.
 /// - `stream` is null or a live stream of that context.
 /// - `table` and the buffers that it names are as the kernel expects them when it runs.
-/// - The addresses of the coefficients, where they are not 0, are those of the coefficients and of
-///   a word for each.
+/// - The addresses in `coeffs` that are not 0 are those of the coefficients, and of a `u32` for
+///   each.
 pub(super) unsafe fn launch_list(
     function: Function,
     chunks: u32,
@@ -115,20 +117,20 @@ pub(super) unsafe fn launch_list(
         argument(&mut by_value),
     ];
     // SAFETY: the context is current and the stream live (this function's first two requirements).
-    // The arguments are those of a list kernel, and the memory is as it expects it (its other
-    // requirements).
+    // The arguments have the types of a list kernel's, and the memory is as it expects it (this
+    // function's other requirements).
     unsafe { launch(function, chunks, BLOCK, &mut arguments, stream) }
 }
 
-/// Launches the kernel that prepares the coefficients of a controlled step: a thread for each set.
+/// Launches the kernel that prepares the coefficients of a controlled step: a thread for each of
+/// `count` sets.
 ///
-/// `memory` is in the order of the kernel's arguments: the groups, the sets, their states, their
-/// coefficients, their skip words. So is `scalars`: loss scale, clip factor and found-inf, 0 for
-/// none.
+/// `memory` has the addresses of the groups, the sets, and the sets' states, coefficients and skip
+/// words. `scalars` has those of the loss scale, the clip factor and the found-inf flag, or 0.
 ///
 /// # Safety
 ///
-/// - The kernels' context is current, and `function` is that kernel.
+/// - The kernels' context is current, and `function` is the kernel `prepare_sets`.
 /// - `stream` is null or a live stream of that context.
 /// - The memory is as the kernel expects it when it runs.
 pub(super) unsafe fn launch_prepare_sets(
@@ -143,8 +145,8 @@ pub(super) unsafe fn launch_prepare_sets(
     let blocks = count.div_ceil(CONTROL_BLOCK);
     let mut arguments = [groups, sets, states, coeffs, skips, argument(&mut count), loss_scale, clip_factor, found_inf];
     // SAFETY: the context is current and the stream live (this function's first two requirements).
-    // The arguments are those of the kernel, and the memory is as it expects it (its third
-    // requirement).
+    // The arguments have the types of the kernel's, and the memory is as it expects it (this
+    // function's third requirement).
     unsafe { launch(function, blocks, CONTROL_BLOCK, &mut arguments, stream) }
 }
 
@@ -152,6 +154,8 @@ fn argument<T>(value: &mut T) -> *mut c_void {
     ptr::from_mut(value).cast()
 }
 
+/// Launches a one-dimensional grid.
+///
 /// # Safety
 ///
 /// - The function's context is current, and `stream` is null or a live stream of it.
@@ -164,9 +168,9 @@ unsafe fn launch(
     arguments: &mut [*mut c_void],
     stream: *mut c_void,
 ) -> Result<(), CudaError> {
-    // SAFETY: the function is loaded in the current context (this function's first requirement),
-    // and safe to run with these arguments (its second). The driver copies the arguments during the
-    // call.
+    // SAFETY: `function` is loaded in the current context, and `stream` is of it (this function's
+    // first requirement). The kernel is safe to run with these arguments (its second requirement).
+    // The driver copies the arguments during the call.
     let answer = unsafe {
         let (arguments, no_extra) = (arguments.as_mut_ptr(), ptr::null_mut());
         sys::cuLaunchKernel(function.handle(), blocks, 1, 1, threads, 1, 1, 0, stream.cast(), arguments, no_extra)
@@ -178,7 +182,7 @@ unsafe fn launch(
 mod tests {
     use super::*;
 
-    /// The kernels and the host must agree on these numbers; nothing else would notice but a GPU.
+    /// The kernels and the host must agree on these numbers.
     #[test]
     fn constants_are_those_of_the_kernels() {
         let sources = concat!(
@@ -193,7 +197,7 @@ mod tests {
             let mut found =
                 values.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok());
             let first = found.next().unwrap();
-            assert_eq!(found.next(), None, "{name} stands twice");
+            assert_eq!(found.next(), None, "{name} is defined twice");
             first
         };
         assert_eq!(value("BLOCK"), u64::from(BLOCK));

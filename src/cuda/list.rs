@@ -1,4 +1,4 @@
-//! Lists of tensors: their descriptors in device memory, and the launches that serve them all.
+//! Lists of tensors: their descriptors in device memory, and the launches that step them.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -16,42 +16,54 @@ use super::staging::Staging;
 use super::stream::check_capture;
 use super::table::Tables;
 
-/// A list of tensors by address that are stepped together, of any sizes and formats, each with its
+/// Tensors, given by address, that one call steps together: any sizes and formats, each with its
 /// own coefficients.
 ///
-/// The tensors' descriptors lie in device memory. They are built once; when addresses or
-/// coefficient indices change, only the changed part travels, in the order of the step's stream and
-/// without waiting for it. A step is one launch per variant in the list. Tensors may be empty. One
-/// whose gradient has address 0 is skipped, and its other addresses are not looked at.
+/// A step is one launch for each [variant](crate::Variant) in the list. The list keeps descriptors
+/// of the tensors in device memory: 64 bytes for a tensor, and 4 bytes for each 4,096 elements.
+/// [`new`](Self::new) builds them. After [`update`](Self::update), the next step sends the changed
+/// part, in the order of its stream and without waiting for it.
 ///
-/// A step that is captured in a CUDA graph gets descriptors of its own: the graph steps the tensors
-/// as they were at the capture, whatever later steps, other captures or [`update`](Self::update)
-/// change. So gradients may be at new addresses in each capture, as PyTorch's are. The graph may
-/// outlive the list: its descriptors, 64 bytes a tensor and 4 for 4,096 elements, stay until it is
-/// destroyed. A later call that allocates then frees them.
+/// A tensor may be empty. A tensor whose gradient has address 0 is skipped, and its other addresses
+/// are not looked at.
 ///
-/// Dropping the list never waits for the device, and leaves captures valid. Its device memory is
-/// freed after the last step, and after the last graph that captured a step.
+/// # Captures
 ///
-/// # Example
+/// A step that is captured in a CUDA graph gets descriptors of its own. The graph steps the tensors
+/// as they were at the capture, whatever later steps, captures and calls of
+/// [`update`](Self::update) change. So the gradients may be at new addresses in each capture, as in
+/// PyTorch. These descriptors stay until the graph is destroyed, and a later call that allocates
+/// then frees them. The graph may outlive the list.
 ///
-/// ```no_run
-/// use dualadam::cuda::{Kernels, TensorList};
+/// # Dropping
+///
+/// Dropping the list waits for nothing and invalidates no capture. The device memory is freed after
+/// the last step and after the last graph that captured one.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::{Kernels, TensorList, cudarc::driver::DevicePtr};
 /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor};
 ///
-/// # let stream = std::ptr::null_mut();
-/// # let (weight, bias) = ([256, 512, 768, 1024], [1280, 1536, 1792, 2048]);
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
-/// let tensor = |len, addresses: [u64; 4]| {
-///     let [param, grad, exp_avg, exp_avg_sq] = addresses.map(RawBuffer::f32);
+/// let stream = kernels.context().default_stream();
+/// // Parameters, gradients and both moments of two tensors.
+/// let buffers = (stream.clone_htod(&[0.5_f32; 4 * 16])?, stream.clone_htod(&[0.5_f32; 4 * 3])?);
+/// let tensor = |len: u64, start: u64| {
+///     let [param, grad, exp_avg, exp_avg_sq] = [0, 1, 2, 3].map(|part| RawBuffer::f32(start + 4 * len * part));
 ///     RawTensor::new(len, param, grad, exp_avg, exp_avg_sq)
 /// };
-/// let tensors = [tensor(16, weight), tensor(3, bias).with_coeffs_index(1)];
-/// let mut list = TensorList::new(&kernels, &tensors)?;
+/// let weight = tensor(16, buffers.0.device_ptr(&stream).0);
+/// let bias = tensor(3, buffers.1.device_ptr(&stream).0).with_coeffs_index(1);
+///
+/// let mut list = TensorList::new(&kernels, &[weight, bias])?;
 /// let coeffs = [DualAdamConfig::adamw(0.1).coeffs(1)?, DualAdamConfig::adam().coeffs(1)?];
-/// // SAFETY: the addresses are those of live buffers of 16 and 3 f32, which nothing else uses now.
-/// unsafe { list.step_raw(&coeffs, stream)? };
-/// # Ok::<(), dualadam::Error>(())
+/// // SAFETY: the addresses are those of live buffers of 16 and 3 f32, and all of their uses are on
+/// // this stream.
+/// unsafe { list.step_raw(&coeffs, stream.cu_stream().cast())? };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct TensorList {
@@ -60,7 +72,7 @@ pub struct TensorList {
     tables: Tables,
     /// The kernel of each table.
     functions: Vec<Function>,
-    /// The tables and, if there can be more than fit in an argument, the coefficients after them.
+    /// The tables. Then room for the coefficients, if a step can have more than fit in an argument.
     memory: DeviceMemory,
     most_coeffs: usize,
     staging: Staging,
@@ -68,19 +80,22 @@ pub struct TensorList {
 }
 
 impl TensorList {
-    /// Loads the kernels of these tensors, builds the tensors' descriptors and puts them into
-    /// device memory. Waits until they are there.
+    /// Loads the kernels that these tensors need, builds the descriptors and copies them to the
+    /// device. Waits for the copy.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Empty`] for no tensor at all.
+    /// - [`ListError::Empty`] for an empty list.
     /// - [`TensorProblem::Formats`] for formats without a kernel.
     /// - [`TensorProblem::Null`], [`TensorProblem::Misaligned`], [`TensorProblem::Extent`] or
-    ///   [`TensorProblem::Overlap`] for buffers that cannot be right. Two gradients may share
-    ///   memory.
-    /// - [`ListError::TooMany`] for more than a launch can serve.
+    ///   [`TensorProblem::Overlap`] for a buffer that is null, misaligned, ends beyond 2⁶⁴ bytes,
+    ///   or overlaps another one. Two gradients may overlap. Tensors that are empty or have no
+    ///   gradient are not checked for these.
+    /// - [`ListError::TooMany`] for more than 2³¹ - 1 pieces of 4,096 elements of one variant, or
+    ///   more than 2³² - 1 tensors.
     /// - [`CudaError::Ptx`] if the driver refuses the kernels.
-    /// - [`CudaError::Driver`] for what the driver reports.
+    /// - [`CudaError::Driver`] for anything else that the driver reports, such as too little
+    ///   memory.
     ///
     /// [`TensorProblem::Formats`]: crate::TensorProblem::Formats
     /// [`TensorProblem::Null`]: crate::TensorProblem::Null
@@ -95,7 +110,7 @@ impl TensorList {
         Self::with_last_use(kernels, tensors, &last_use)
     }
 
-    /// [`new`](Self::new) of a list whose steps are among the uses whose last one is `last_use`.
+    /// [`new`](Self::new) for a list that notes its steps in this `last_use`.
     pub(super) fn with_last_use(
         kernels: &Kernels,
         tensors: &[RawTensor],
@@ -117,53 +132,70 @@ impl TensorList {
         Ok(Self { kernels, list, tables, functions, memory, most_coeffs, staging, last_use })
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.list.tensors().len()
     }
 
-    /// Whether there is no tensor, which [`new`](Self::new) refuses.
+    /// Whether there is no tensor. Always false, since [`new`](Self::new) refuses an empty list.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.tensors().is_empty()
     }
 
-    /// The most coefficients that a step can have: one per tensor, and 96 in any case.
+    /// The most coefficients that a step can have: 96, or the number of tensors if that is larger.
     #[must_use]
     pub fn most_coeffs(&self) -> usize {
         self.most_coeffs
     }
 
-    /// The tensors as they were taken over last.
+    /// The tensors as [`new`](Self::new) or the last [`update`](Self::update) got them.
     #[must_use]
     pub fn tensors(&self) -> &[RawTensor] {
         self.list.tensors()
     }
 
-    /// Takes over new addresses and coefficient indices of the same tensors. The device gets what
-    /// has changed in the next step.
+    /// Replaces addresses and coefficient indices of the same tensors. The next step sends the
+    /// changes to the device.
     ///
-    /// The call does not allocate. Where nothing changed it only compares; new gradients are
-    /// checked one by one against what the list writes, and any other new address makes it check
-    /// the whole list.
+    /// The call does not allocate. It compares all tensors, checks each new gradient against what
+    /// the list writes, and checks the whole list if another address changed.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`] for another number of tensors.
     /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
-    ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for other lengths or
-    ///   formats.
-    /// - What [`new`](Self::new) refuses of addresses.
+    ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for another length or
+    ///   other formats of a tensor.
+    /// - The errors of [`new`](Self::new) for buffers.
     ///
-    /// The list stays as it was then.
+    /// After an error the list is as it was.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::RawBuffer;
+    /// # use dualadam::cuda::{Kernels, TensorList};
+    /// # use dualadam::RawTensor;
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let buffers = [0x1000, 0x2000, 0x3000, 0x4000].map(RawBuffer::f32);
+    /// # let [param, grad, exp_avg, exp_avg_sq] = buffers;
+    /// # let tensor = RawTensor::new(16, param, grad, exp_avg, exp_avg_sq);
+    /// # let mut list = TensorList::new(&Kernels::new(0)?, &[tensor])?;
+    /// // The next backward pass left the gradients elsewhere.
+    /// list.update(&[tensor.with_grad(RawBuffer::f32(0x5000))])?;
+    /// // A tensor without gradients.
+    /// list.update(&[tensor.with_grad(RawBuffer::f32(0))])?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), ArgumentError> {
         let tables = &mut self.tables;
         self.list.update(tensors, |index| tables.mark_changed(index))
     }
 
-    /// Says whether the next step sets a tensor's masters from its parameters, before it updates
-    /// them.
+    /// Sets whether the next step copies a tensor's parameters to its masters before the update.
     pub(super) fn set_sets_master(&mut self, tensor: usize, sets_master: bool) {
         self.tables.set_sets_master(tensor, sets_master);
     }
@@ -176,34 +208,37 @@ impl TensorList {
         &self.kernels
     }
 
-    /// The end of the last work that uses the list's memory.
+    /// The last use of the list's memory.
     pub(super) fn last_use(&self) -> &Arc<LastUse> {
         &self.last_use
     }
 
-    /// One DualAdam step of every tensor that has a gradient, with the coefficients
-    /// `coeffs[tensor.coeffs_index]`, enqueued on `stream`.
+    /// Enqueues one DualAdam step of every tensor that has a gradient on `stream`, with the
+    /// coefficients `coeffs[tensor.coeffs_index]`.
     ///
-    /// The call does not allocate or log. It blocks only when the changes of all four steps before
-    /// are still in flight.
+    /// `stream` is a `CUstream`, which is the same as a `cudaStream_t`; null is the default stream.
+    /// The call does not allocate. If it has changes to send, it blocks only when all four staging
+    /// slots are in flight. More than 96 coefficients count as a change in every step.
     ///
     /// On a stream that is being captured, the step goes into the CUDA graph with the addresses and
-    /// coefficients of now, which takes new device memory. The call waits then until the
-    /// descriptors are there.
+    /// coefficients of now. The call then allocates device memory for the graph's descriptors and
+    /// waits until they have been copied there.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose
-    ///   coefficients are not there.
-    /// - [`ListError::TooMany`] for more coefficients than [`most_coeffs`](Self::most_coeffs).
-    /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Driver`] for a stream whose capture has failed, and for the null stream while
-    ///   a stream that waits for it is being captured.
+    /// These launch nothing:
     ///
-    /// Nothing is launched then.
+    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose index
+    ///   is not below the length of `coeffs`.
+    /// - [`ListError::TooMany`] for more coefficients than [`most_coeffs`](Self::most_coeffs).
+    /// - [`CudaError::Context`] if `stream` belongs to another context.
+    /// - [`CudaError::Driver`] if the capture of `stream` has failed, or if `stream` is null while
+    ///   a stream that waits for the null stream is being captured.
+    ///
+    /// This may leave some of the list's variants stepped:
     ///
     /// - [`CudaError::Driver`] if the driver refuses a copy, memory or a launch, or if earlier work
-    ///   on the device failed. The launches of some of the list's variants may have been made.
+    ///   on the device failed.
     ///
     /// # Safety
     ///
@@ -211,21 +246,20 @@ impl TensorList {
     /// - From now until the work has run, each buffer of each tensor that has a gradient is device
     ///   memory of the kernels' context, of the tensor's length and of its format.
     /// - The caller orders this work against other uses of that memory, on any stream. Steps of
-    ///   this list on different streams are such uses.
-    /// - A graph that captured this step is launched only while that holds of the buffers that it
-    ///   captured.
+    ///   this list on other streams are such uses.
+    /// - A graph that captured the step is launched only while the two requirements above hold for
+    ///   the buffers that it captured.
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs], stream: *mut c_void) -> Result<(), CudaError> {
-        // SAFETY: stream, buffers and order are as `step_launches` requires (this function's
-        // requirements).
+        // SAFETY: `step_launches` has the requirements of this function.
         unsafe { self.step_launches(coeffs, stream, |_| ()) }
     }
 
-    /// [`step_raw`](Self::step_raw) that reports the positions of the tensors of each launch that
-    /// was made.
+    /// [`step_raw`](Self::step_raw) that calls `launched` after each launch, with the positions of
+    /// its tensors.
     ///
     /// # Safety
     ///
-    /// As for [`step_raw`](Self::step_raw).
+    /// - The requirements of [`step_raw`](Self::step_raw) hold.
     pub(super) unsafe fn step_launches(
         &mut self,
         coeffs: &[StepCoeffs],
@@ -251,8 +285,9 @@ impl TensorList {
             (self.memory.address(), unsafe { self.send_changes(coeffs, stream) }?)
         };
         let arguments = CoeffsArguments { on_device, by_value: coeffs, skips: 0 };
-        // SAFETY: the tables lie there once the copies before have run, and so do the coefficients.
-        // The buffers are as `step_raw` requires.
+        // SAFETY: the context is current and `stream` is live. The tables and the coefficients lie
+        // there once the copies that were enqueued before have run. The buffers are as `step_raw`
+        // requires.
         let stepped = unsafe { self.launch(memory, arguments, stream, launched) };
         if !is_captured {
             // SAFETY: `stream` is live, and the list's earlier steps are ordered before this one
@@ -262,8 +297,8 @@ impl TensorList {
         stepped
     }
 
-    /// Launches the kernels of all tables, which lie in `memory`, and reports the tensors of each
-    /// launch.
+    /// Launches the kernels of all tables, which lie at `memory`, and calls `launched` after each
+    /// launch with the positions of its tensors.
     ///
     /// # Safety
     ///
@@ -290,11 +325,11 @@ impl TensorList {
         Ok(())
     }
 
-    /// The tables as they are now, and then these bytes, in memory that the graph into which
-    /// `stream` is being captured has for itself. Returns the addresses of both.
+    /// Copies the tables as they are now, followed by these bytes, to memory that only the graph
+    /// into which `stream` is being captured uses. Returns the addresses of both.
     ///
-    /// Notes also that this graph uses what shares the list's last use: the moments of the
-    /// optimizer whose list this is.
+    /// The graph also becomes a user of all memory with the list's `last_use`, such as the moments
+    /// of the optimizer that owns the list.
     ///
     /// # Safety
     ///
@@ -309,16 +344,16 @@ impl TensorList {
             last_use.note_in_graph(stream);
             self.last_use.note_in_graph(stream);
         }
-        // The memory is dropped here, and freed when the graph is gone.
+        // The memory is dropped here; the pool frees it when the graph has been destroyed.
         Ok((memory.address(), memory.address() + self.tables.bytes as u64))
     }
 
-    /// The address of the tables that are not a graph's.
+    /// The address of the tables for steps that are not captured.
     pub(super) fn memory(&self) -> u64 {
         self.memory.address()
     }
 
-    /// Sends what the device does not have yet. Returns the address of the coefficients, or 0 if
+    /// Sends what has changed since the last call. Returns the address of the coefficients, or 0 if
     /// they fit in an argument.
     ///
     /// # Safety
@@ -333,7 +368,7 @@ impl TensorList {
         let (tables, tensors, at) = (&self.tables, self.list.tensors(), self.memory.address());
         let copy = |from: &[u8], to: usize| {
             // SAFETY: the stream is live (this function's first requirement). The memory has room
-            // there, and the slot is kept as it is until the copy has ended.
+            // there, and `staging` does not rewrite the slot before the copy has ended.
             unsafe { memory::copy(at + to as u64, from, stream.cast()) }
         };
         let fill = |slot: &mut [u8]| {
@@ -349,7 +384,7 @@ impl TensorList {
         // (this function's requirements). The copies go to this stream.
         let sent = unsafe { self.staging.send(stream, fill) };
         if sent.is_err() {
-            // Some copies may have been enqueued.
+            // Some copies may be in flight.
             // SAFETY: `stream` is live and not captured, and earlier steps are ordered before (this
             // function's requirements).
             unsafe { self.last_use.note(stream) };

@@ -1,4 +1,4 @@
-//! Memory that the library owns: on the device, and pinned on the host.
+//! Memory that the library owns: device memory, and pinned memory on the host.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use super::error::CudaError;
 use super::event::LastUse;
 use super::pool::{Block, Pool};
 
-/// Memory on the device, freed after its last use when dropped. Of size 0 it has the address 0.
+/// Device memory. Dropping it frees it after its last use. Memory of size 0 has the address 0.
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     pool: Arc<Pool>,
     address: u64,
     last_use: Arc<LastUse>,
-    /// Whether something may still write there of which nothing tells the end.
+    /// Whether a copy to the memory may be in flight whose end cannot be known. It is then leaked.
     is_kept: bool,
 }
 
 impl DeviceMemory {
-    /// Memory of so many bytes that begins with this content; the rest is undefined. The content
-    /// has arrived.
+    /// Allocates `bytes` bytes, or as many as `content` has if that is more, and copies `content`
+    /// to their beginning. The rest is uninitialised. Waits for the copy.
     pub(super) fn with_content(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -31,21 +31,21 @@ impl DeviceMemory {
         bytes: usize,
     ) -> Result<Self, CudaError> {
         Self::new(pool, last_use, bytes.max(content.len()), |to, stream| {
-            // SAFETY: the stream lives, and its context is current. The memory has room for the
-            // content, which stays as it is until the copy has ended.
+            // SAFETY: the stream is live, and its context is current. The memory has room for
+            // `content`, which is borrowed until `new` has waited for the copy.
             unsafe { copy(to, content, stream) }
         })
     }
 
-    /// Memory of zeros.
+    /// Allocates memory of zeros. Waits until they are written.
     pub(super) fn zeros(pool: &Arc<Pool>, last_use: &Arc<LastUse>, bytes: usize) -> Result<Self, CudaError> {
         Self::new(pool, last_use, bytes, |to, stream| {
-            // SAFETY: the memory has these bytes, and the stream lives.
+            // SAFETY: the memory has `bytes` bytes, and the stream is live.
             check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(to, 0, bytes, stream) })
         })
     }
 
-    /// Allocates, lets `fill` enqueue what fills the memory, and waits for that.
+    /// Allocates, lets `fill` enqueue work that fills the memory, and waits for it.
     fn new(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -57,7 +57,7 @@ impl DeviceMemory {
             let _current = pool.enter()?;
             address = pool.allocate(bytes)?;
             let filled = fill(address, pool.uploads());
-            // Also after a failure: something may have been enqueued.
+            // Waits after a failure too: a copy may be in flight.
             let arrived = pool.wait_for_uploads();
             if let Err(error) = filled.and(arrived) {
                 pool.give_back(address);
@@ -67,15 +67,14 @@ impl DeviceMemory {
         Ok(Self { pool: pool.clone(), address, last_use: last_use.clone(), is_kept: false })
     }
 
-    /// Writes values to a place, in bytes after the start, that no enqueued work uses. They have
-    /// arrived when the call returns.
+    /// Copies values to the offset `at`, in bytes, which no enqueued work uses. Waits for the copy.
     pub(super) fn upload<T: Pod>(&mut self, at: u64, values: &[T]) -> Result<(), CudaError> {
         if values.is_empty() {
             return Ok(());
         }
         let _current = self.pool.enter()?;
-        // SAFETY: the stream lives, and its context is current. The place has room for the values,
-        // which stay as they are until the copy has ended.
+        // SAFETY: the stream is live, and its context is current. The memory has room for `values`,
+        // which are borrowed until the copy has ended.
         let enqueued = unsafe { copy(self.address + at, values, self.pool.uploads()) };
         let arrived = self.pool.wait_for_uploads();
         self.is_kept |= arrived.is_err();
@@ -95,11 +94,11 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// The least that is allocated: a page.
+/// The smallest allocation, in bytes: a page.
 const SMALLEST_PINNED: usize = 4096;
 
-/// Memory on the host that the device copies from while the host goes on. When it is dropped, later
-/// memory takes it over after its last use.
+/// Pinned host memory, from which the device copies while the host goes on. After it is dropped,
+/// the pool gives it to a later allocation of the same size, once its last use has ended.
 #[derive(Debug)]
 pub(super) struct PinnedMemory {
     pool: Arc<Pool>,
@@ -108,27 +107,27 @@ pub(super) struct PinnedMemory {
     last_use: Arc<LastUse>,
 }
 
-// SAFETY: the memory is reached through the value only, and any thread may use it.
+// SAFETY: only this value gives access to the memory, and any thread may use it.
 unsafe impl Send for PinnedMemory {}
-// SAFETY: shared references give no access to the content.
+// SAFETY: a shared reference gives no access to the content.
 unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
-    /// Memory of zeros. Its size is rounded up to a power of two: later memory needs that very size
-    /// to take it over.
+    /// Allocates memory of zeros. The size is rounded up to a power of two, so that a later
+    /// allocation is likely to have the same size and to reuse it.
     pub(super) fn new(pool: &Arc<Pool>, last_use: &Arc<LastUse>, bytes: usize) -> Result<Self, CudaError> {
         let bytes = bytes.max(SMALLEST_PINNED).checked_next_power_of_two().unwrap_or(bytes);
         let _current = pool.enter()?;
         let start = pool.allocate_pinned(bytes)?;
-        // SAFETY: the driver has given that many bytes there, and nothing uses them.
+        // SAFETY: `start` is the address of `bytes` bytes that nothing else uses.
         unsafe { start.write_bytes(0, bytes) };
         Ok(Self { pool: pool.clone(), start, bytes, last_use: last_use.clone() })
     }
 
-    /// The content. The device must not be copying the part that is then written.
+    /// The content. The caller must not write a part that the device is copying.
     pub(super) fn content(&mut self) -> &mut [u8] {
-        // SAFETY: all bytes were written when they were allocated, and this is the only reference.
-        // The device only reads them.
+        // SAFETY: all bytes were initialised in `new`, and `&mut self` makes this the only
+        // reference. The device only reads them.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }
@@ -141,49 +140,50 @@ impl Drop for PinnedMemory {
     }
 }
 
-/// Copies to the device, in the order of `stream`, and waits for the stream: the values may go
-/// then.
+/// Copies values to the device on `stream` and waits for the stream.
 ///
 /// # Safety
 ///
-/// As for [`copy`], except that the values may go when the call returns.
+/// - The requirements of [`copy`] hold, except that the values may change when the call has
+///   returned.
 pub(super) unsafe fn upload<T: Pod>(to: u64, values: &[T], stream: *mut c_void) -> Result<(), CudaError> {
     if values.is_empty() {
         return Ok(());
     }
-    // SAFETY: stream and place are as `copy` requires (this function's requirements). The values
-    // live until the next call has waited for the copy, or the device is lost.
+    // SAFETY: `stream` and `to` are as `copy` requires (this function's requirements). The values
+    // are borrowed until the next call has waited for the copy or the device is lost.
     unsafe { copy(to, values, stream.cast()) }?;
     // SAFETY: the stream is live (this function's first requirement).
     check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.cast()) })
 }
 
-/// Enqueues a copy to the device.
+/// Enqueues a copy of values to the device on `stream`.
 ///
 /// # Safety
 ///
 /// - `stream` is a live stream of the current context.
-/// - `to` is the address of room for the values, which stay as they are until the copy has ended.
+/// - `to` is the address of room for the values.
+/// - The values do not change until the copy has ended.
 pub(super) unsafe fn copy<T: Pod>(to: u64, values: &[T], stream: CUstream) -> Result<(), CudaError> {
-    // SAFETY: the stream is live, there is room at `to`, and the values stay (this function's
+    // SAFETY: `stream` is live, `to` has room, and the values do not change (this function's
     // requirements).
     let answer = unsafe { sys::cuMemcpyHtoDAsync_v2(to, values.as_ptr().cast(), size_of_val(values), stream) };
     check("cuMemcpyHtoDAsync", answer)
 }
 
-/// Reads from the device what the work before in `stream` has left there, and waits for it.
+/// Reads `len` values from the device after the work that is enqueued on `stream`. Waits for it.
 ///
 /// # Safety
 ///
 /// - `stream` is a live stream of the current context.
-/// - `from` is the address of that many values.
+/// - `from` is the address of `len` values.
 pub(super) unsafe fn download<T: Pod>(from: u64, len: usize, stream: *mut c_void) -> Result<Vec<T>, CudaError> {
     let mut values = vec![T::zeroed(); len];
     if len > 0 {
         let bytes = size_of_val(values.as_slice());
-        // SAFETY: `from` has as many bytes as the values (this function's second requirement). The
-        // values live until the copy has ended: the next call waits for it, and if that fails, they
-        // are never freed.
+        // SAFETY: `from` is the address of `bytes` bytes (this function's second requirement). The
+        // next call waits for the copy; if that fails, `values` is leaked, so that the copy never
+        // writes to freed memory.
         let answer = unsafe { sys::cuMemcpyDtoHAsync_v2(values.as_mut_ptr().cast(), from, bytes, stream.cast()) };
         check("cuMemcpyDtoHAsync", answer)?;
         // SAFETY: the stream is live (this function's first requirement).

@@ -1,61 +1,133 @@
-//! The CUDA backend: hand-written kernels on buffers in device memory that the caller owns.
+//! The CUDA backend: kernels that step tensors in device memory.
 //!
-//! - [`step`] takes one tensor's flat buffers as cudarc's views, [`Kernels::step_raw`] as plain
-//!   addresses.
-//! - [`TensorList`] takes any number of tensors of mixed formats, each with its own coefficients,
-//!   in one launch per [variant](crate::Variant).
-//! - [`DualAdam`] owns the moments and counts the steps.
-//! - [`Control`] keeps learning rates and step counters in device memory, for steps that the device
-//!   steers, and [`CapturableDualAdam`] is the optimizer with such steps: see below.
+//! A step is enqueued on a stream, and the call returns without waiting for the device. Except for
+//! NaN payloads, the step has the bits of the [`cpu`](crate::cpu) backend, whatever the alignment,
+//! the launch and the grouping into lists. [`StepCoeffs`](crate::StepCoeffs) states the arithmetic.
 //!
-//! A step is enqueued on a stream of the caller's and returns at once: nothing waits for the
-//! device. The result has the bits of the [`cpu`](crate::cpu) backend (NaNs as a class), whatever
-//! the grouping into lists, the alignment or the launch.
+//! No GPU has run these kernels yet. So far the tests, and the examples on these pages, run the
+//! shipped PTX in an interpreter behind a stand-in for the driver.
 //!
-//! # Control on the device
+//! # Which function when
 //!
-//! With mixed precision, or in a CUDA graph, the host does not know what the step will be. The loss
-//! scale, the clip factor and whether the gradients are finite are computed on the device, and a
-//! graph is launched many times with the arguments of its capture. So
-//! [`TensorList::step_controlled`] and [`CapturableDualAdam`] let the device form the coefficients.
+//! | what you have | call |
+//! | --- | --- |
+//! | parameters and gradients as cudarc's slices, no optimizer state | [`DualAdam`], which owns the moments and counts the steps |
+//! | the same, with CUDA graphs, or with found-inf flags on the device | [`CapturableDualAdam`], from [`DualAdam::into_capturable`] |
+//! | all buffers of one tensor as cudarc's slices | [`step`] |
+//! | all buffers of one tensor as addresses | [`Kernels::step_raw`] |
+//! | the addresses of many tensors | [`TensorList`]: one launch for each [variant](crate::Variant) |
+//! | the same, with CUDA graphs, or with scalars on the device | [`TensorList::step_controlled`] with a [`Control`] |
 //!
-//! A kernel with one thread for each coefficient set reads the set's counter, its group's
-//! hyperparameters and lr, and the caller's scalars. It does in f64 what
-//! [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) does, checks included,
-//! with the same operations in the same order, so that the bits are the same. It writes the
-//! coefficients that the list kernels read, and advances the counter; or it writes that the set is
-//! skipped, and leaves the counter. Nothing is read back, and nothing waits. [`Control::report`],
-//! or [`CapturableDualAdam::report`], tells afterwards what was skipped, and why.
+//! All of them start from [`Kernels`], the kernels in a CUDA context.
 //!
-//! - The caller gives the scalars, such as torch's `grad_scale` and `found_inf`; any may be
-//!   missing. The caller may also keep counters (u64) and learning rates (f32 or f64). The library
-//!   does not look for infinities itself.
-//! - A graph keeps addresses, not values: [`Control::set_lr`] or the caller writes new values into
-//!   device memory between its launches.
-//! - A step that is captured gets tensor descriptors of its own. So the gradients may be at new
-//!   addresses in each capture, as they are where PyTorch captures a whole iteration, and nothing
-//!   that comes later changes what a graph reads.
-//! - A graph may outlive the list, the control or the optimizer: memory that it may use stays until
-//!   the graph, and what was made of it, is destroyed. A later allocation of the library then frees
-//!   it, if the [`Kernels`] are still there.
+//! # Examples
+//!
+//! ```
+//! use dualadam::DualAdamConfig;
+//! use dualadam::cuda::{DualAdam, Kernels};
+//!
+//! # let _gpu = testkit::stand_in_or_return!();
+//! let kernels = Kernels::new(0)?;
+//! let stream = kernels.context().default_stream();
+//! let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[1024])?;
+//! let mut w = stream.clone_htod(&[1.0_f32; 1024])?;
+//! for _ in 0..10 {
+//!     let grad = stream.clone_htod(&[0.5_f32; 1024])?; // from a backward pass
+//!     optimizer.step([(&mut w).into()], [Some((&grad).into())])?;
+//! }
+//! assert_eq!(optimizer.state()?.ledger.step(0)?, 10);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Ownership
+//!
+//! - The caller owns the context, the streams, the parameters and the gradients. [`DualAdam`] owns
+//!   moments and masters; with the other calls the caller owns these, too.
+//! - Calls that take cudarc's types borrow them until the work is enqueued, and are safe. Calls
+//!   that take addresses are `unsafe`: the memory must live until the work has run.
+//! - Dropping a list, a control or an optimizer waits for nothing. Its memory is freed after its
+//!   last use: in the order of a stream, or by a later allocation of the library where a graph used
+//!   the memory or the device has no memory pools. Pinned memory is kept and reused.
+//! - Dropping the last clone of [`Kernels`] may wait for the device.
+//!
+//! # Ordering
+//!
+//! - Work is ordered as CUDA orders it: by the stream. An optimizer uses one stream for everything.
+//! - cudarc orders uses of its slices on its own streams. The caller must order uses of plain
+//!   addresses, and uses of one list or one control on several streams.
 //! - No call waits for the whole context by itself. The driver may wait where it loads a module, or
 //!   allocates or frees pinned memory: in the calls that make kernels, lists, controls and
 //!   optimizers, and where the last clone of [`Kernels`] is dropped.
-//! - Dropping a list, a control or an optimizer waits for nothing. Device memory is freed after its
-//!   last use, in the order of a stream; on a device without memory pools, a later allocation of
-//!   the library frees it. What is made later takes over pinned memory.
-//! - All of it can be done while another thread captures, in any capture mode.
+//! - A step that has changes to send, such as new addresses of gradients, blocks only when all four
+//!   staging slots are in flight. Calls that read from the device wait for the stream.
 //!
-//! # The driver
+//! # Coefficients on the device
 //!
-//! Building this needs nothing but Rust. libcuda is looked for when [`Kernels`] are made, and its
-//! absence is [`CudaError::NoDriver`]. A toolkit's stub that is found before it is
-//! [`CudaError::StubDriver`]. Every failure of the driver is a [`CudaError`] with its code. After
-//! one that says that the device is lost, such as an illegal address, every later call fails in the
-//! same way, as the driver documents.
+//! With mixed precision or CUDA graphs, the host does not know all of a step when it enqueues it.
+//! The loss scale, the clip factor and the found-inf flag are computed on the device, and a graph
+//! repeats the arguments of its capture. [`TensorList::step_controlled`] and [`CapturableDualAdam`]
+//! form the coefficients on the device:
+//!
+//! 1. A kernel with one thread for each coefficient set reads the set's step counter, the
+//!    hyperparameters and learning rate of its group, and the caller's scalars.
+//! 2. It computes in f64 what
+//!    [`DualAdamConfig::coeffs_scaled`](crate::DualAdamConfig::coeffs_scaled) computes, with the
+//!    same checks and the same operations in the same order. So the bits are the same.
+//! 3. It writes the coefficients and advances the counter. If the step cannot be made, it writes
+//!    that the set is skipped, and leaves the counter.
+//! 4. The list kernels read the coefficients.
+//!
+//! [`Control::report`] and [`CapturableDualAdam::report`] tell afterwards which steps were skipped
+//! and why. The caller provides the scalars, such as torch's `grad_scale` and `found_inf`; each may
+//! be missing. The library does not look for infinities in the gradients. Step counters (u64) and
+//! learning rates (f32 or f64) may also lie in the caller's memory.
+//!
+//! # Captures
+//!
+//! CUDA graphs can capture steps. A graph keeps addresses and arguments, so what it repeats depends
+//! on the call:
+//!
+//! | call | before the capture | each launch of the graph |
+//! | --- | --- | --- |
+//! | [`step`], [`Kernels::step_raw`] | [`Kernels::prepare`], or a step | repeats the coefficients |
+//! | [`TensorList::step_raw`] | nothing | repeats the coefficients |
+//! | [`DualAdam::step`] | a step | repeats the coefficients; only the capture counts as a step |
+//! | [`TensorList::step_controlled`] | nothing | forms new coefficients and counts |
+//! | [`CapturableDualAdam::step`] | [`CapturableDualAdam::prepare`], or a step | forms new coefficients and counts |
+//!
+//! - [`Control::set_lr`], or a write of the caller to device memory, changes the learning rate
+//!   between launches.
+//! - Each captured step of a list has descriptors of its own. So the gradients may be at new
+//!   addresses in each capture, as in PyTorch, and later steps change nothing that a graph reads.
+//! - A graph may outlive the list, the control or the optimizer. The memory that it uses stays
+//!   until the graph and everything instantiated from it are destroyed. A later allocation of the
+//!   library frees it, if the [`Kernels`] still exist.
+//! - Calls of the library in one thread do not invalidate captures in other threads, in any capture
+//!   mode.
+//!
+//! # Limits
+//!
+//! | | |
+//! | --- | --- |
+//! | formats | those of the [variants](crate::Variant), the same on all backends |
+//! | alignment | that of the element type |
+//! | elements of a flat step | (2³¹ - 2) · 2048 |
+//! | a list, for each variant | 2³¹ - 1 pieces of 4,096 elements |
+//! | tensors of a list, sets of a control | 2³² - 1 |
+//! | coefficients of a step | 96, or one for each tensor |
+//! | device | compute capability 7.5 or newer |
+//! | driver | CUDA 11.4 or newer; libcuda is opened when [`Kernels`] are made |
+//!
+//! # Errors
+//!
+//! Every failure is a [`CudaError`] that names the argument, or the driver's function and its code.
+//! A call that fails has launched nothing, except after [`CudaError::Driver`], where its
+//! documentation says what holds. A missing libcuda is [`CudaError::NoDriver`], and a toolkit's
+//! stub in its place is [`CudaError::StubDriver`]. After an error that means that the device is
+//! lost, such as an illegal address, all later calls in the context fail in the same way.
 
-// error, driver, event, pool, memory, staging, stream, module, kernels, launch, buffer, flat,
-// table, list, control, optimizer: each uses only those before it.
+// In the order error, driver, event, pool, memory, staging, stream, module, kernels, launch,
+// buffer, flat, table, list, control, optimizer, each module uses only those before it.
 mod buffer;
 mod control;
 mod driver;

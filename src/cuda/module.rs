@@ -1,4 +1,4 @@
-//! Modules of kernels: the texts that the build embedded, and what the driver makes of them.
+//! Modules of kernels: the PTX that the build embedded, loaded into a context.
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
@@ -10,21 +10,21 @@ use crate::tensor::Variant;
 use super::driver::{self, check};
 use super::error::{CudaError, PtxError};
 
-// `MODULES` and `CONTROL`, the texts that the build embedded. The driver compiles them for the
+// `MODULES`, in the order of the variants, and `CONTROL`: PTX, which the driver compiles for the
 // device.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 const PTX_ORIGIN: &str = env!("DUALADAM_PTX_ORIGIN");
 
-/// Bytes for what the driver's compiler has to say.
+/// Bytes for the log of the driver's compiler.
 const LOG_BYTES: usize = 16 << 10;
 
-/// A kernel that is loaded.
+/// A loaded kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Function(CUfunction);
 
-// SAFETY: a function is a handle, which any thread may use once its context is current there.
+// SAFETY: a function is a handle, and any thread may use it once its context is current there.
 unsafe impl Send for Function {}
-// SAFETY: a function is a handle; nothing changes it after it was loaded.
+// SAFETY: a function is a handle, and nothing changes it after it is loaded.
 unsafe impl Sync for Function {}
 
 impl Function {
@@ -55,21 +55,21 @@ pub(super) fn load_prepare_sets() -> Result<Function, CudaError> {
     Module::load("control", CONTROL)?.function("prepare_sets")
 }
 
-/// A module in the current context. It is never unloaded, which could block until the device is
-/// idle.
+/// A module in the current context. It is never unloaded, since unloading may block until the
+/// device is idle.
 #[derive(Debug)]
 struct Module(CUmodule);
 
 impl Module {
-    /// Loads one of the texts that the build embedded. A context must be current.
+    /// Loads PTX that the build embedded. A context must be current.
     fn load(kernels: &'static str, ptx: &'static str) -> Result<Self, CudaError> {
         let mut log = vec![0_u8; LOG_BYTES];
         let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
         let mut handle = ptr::null_mut();
-        // SAFETY: each embedded text ends in a zero byte. Each option has its value, of the type
-        // that the driver asks for (an address, and a number in place of an address). All of it
-        // outlives the call.
+        // SAFETY: the PTX ends in a zero byte (tested below). `values` has a value for each option,
+        // of the type that the driver asks for: an address, and a number in place of an address.
+        // All of it outlives the call.
         let answer = unsafe {
             let (count, options, values) = (options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr());
             sys::cuModuleLoadDataEx(&mut handle, ptx.as_ptr().cast(), count, options, values)
@@ -87,9 +87,9 @@ impl Module {
 
     fn function(&self, name: &str) -> Result<Function, CudaError> {
         let mut function = ptr::null_mut();
-        // No name has a zero byte; an empty one would not be found.
+        // The names have no zero byte; an empty name would not be found.
         let name = CString::new(name).unwrap_or_default();
-        // SAFETY: the module is loaded and the name is a C string.
+        // SAFETY: the module is loaded, and `name` is a C string.
         let answer = unsafe { sys::cuModuleGetFunction(&mut function, self.0, name.as_ptr()) };
         check("cuModuleGetFunction", answer)?;
         Ok(Function(function))

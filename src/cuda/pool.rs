@@ -1,4 +1,4 @@
-//! Where the memory of a context comes from, and how it is freed without waiting for anything.
+//! The memory pool of a context: allocation, and freeing without a wait.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,28 +11,30 @@ use super::driver::{Current, Held, check};
 use super::error::CudaError;
 use super::event::LastUse;
 
-/// What the memory of one context needs: two streams of the library's own, and a list of what is
-/// still to be freed.
+/// Allocates and frees the library's memory in one context, with two streams of its own and a list
+/// of what is still to be freed.
 ///
-/// Nothing here waits for the whole context. That would block for the work of everybody in the
-/// process, and CUDA ends every capture in a context that is waited for.
+/// Nothing here waits for the whole context. Such a wait would block for all work of the process in
+/// the context, and CUDA invalidates every capture in a context that is waited for.
 #[derive(Debug)]
 pub(super) struct Pool {
     context: Held<CudaContext>,
-    /// Brings new memory its content. Whoever makes memory waits for this stream alone.
+    /// Carries the copies that fill new memory. An allocation waits for this stream only.
     uploads: CUstream,
-    /// Frees memory, each piece after its last use. Nobody waits for it.
+    /// Frees each block after its last use. Nothing waits for this stream.
     frees: CUstream,
-    /// Whether the device has memory that streams allocate and free.
+    /// Whether the device has memory pools, so that streams can allocate and free.
     is_stream_ordered: bool,
-    /// What no stream can free, and what a graph may still use: a later allocation frees it or
-    /// takes it over, once its last use has ended.
+    /// Dropped blocks that a stream cannot free: pinned memory, memory that a graph may still use,
+    /// and all memory on a device without memory pools. Later allocations free or reuse them, once
+    /// their last use has ended.
     left: Mutex<Vec<Left>>,
 }
 
-// SAFETY: streams are handles, which any thread may use.
+// SAFETY: streams are handles, and any thread may use them.
 unsafe impl Send for Pool {}
-// SAFETY: streams are handles, which any thread may use; the list is behind a lock.
+// SAFETY: streams are handles, and several threads may use them at a time; the list is behind a
+// lock.
 unsafe impl Sync for Pool {}
 
 #[derive(Debug)]
@@ -48,8 +50,7 @@ pub(super) enum Block {
     Pinned { start: *mut u8, bytes: usize },
 }
 
-// SAFETY: the block is the only one who knows the allocation, which any thread may use: device
-// memory through the driver, pinned memory also on the host.
+// SAFETY: a block owns its allocation, and any thread may use and free the driver's memory.
 unsafe impl Send for Block {}
 
 impl Pool {
@@ -62,7 +63,7 @@ impl Pool {
             is_stream_ordered: context.has_async_alloc(),
             left: Mutex::default(),
         };
-        // The null stream's rule must not order them with the caller's work.
+        // Non-blocking, since the null stream would otherwise order them with the caller's work.
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         for stream in [&mut pool.uploads, &mut pool.frees] {
             // SAFETY: `stream` is where the driver may write the handle.
@@ -75,25 +76,25 @@ impl Pool {
         &self.context
     }
 
-    /// Makes the context current, and the thread's calls harmless to captures, for as long as the
-    /// result lives.
+    /// Makes the context current and keeps this thread's calls from invalidating captures, until
+    /// the result is dropped.
     pub(super) fn enter(&self) -> Result<Current, CudaError> {
         Current::enter(&self.context)
     }
 
-    /// The stream that brings new memory its content.
+    /// The stream for the copies that fill new memory.
     pub(super) fn uploads(&self) -> CUstream {
         self.uploads
     }
 
-    /// Device memory of undefined content, in the order of the stream `uploads`. The context must
-    /// be current.
+    /// Allocates uninitialised device memory, usable after the work on the stream `uploads`. The
+    /// context must be current.
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.free_device_memory();
         let mut address = 0;
         if self.is_stream_ordered {
-            // SAFETY: `address` is where the driver may write the address, and the stream lives as
-            // long as `self`.
+            // SAFETY: `address` is where the driver may write the address, and the stream is live
+            // as long as `self`.
             check("cuMemAllocAsync", unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.uploads) })?;
         } else {
             // SAFETY: `address` is where the driver may write the address.
@@ -102,26 +103,28 @@ impl Pool {
         Ok(address)
     }
 
-    /// Blocks the host until the stream `uploads` has done what it has. The context must be
+    /// Blocks the host until the work on the stream `uploads` has ended. The context must be
     /// current.
     pub(super) fn wait_for_uploads(&self) -> Result<(), CudaError> {
-        // SAFETY: the stream lives as long as `self`.
+        // SAFETY: the stream is live as long as `self`.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.uploads) })
     }
 
     /// Frees memory that only work on the stream `uploads` uses. The context must be current.
     pub(super) fn give_back(&self, address: u64) {
         if self.is_stream_ordered {
-            // SAFETY: the memory was allocated on this stream, which alone has work that uses it.
+            // SAFETY: the memory was allocated on this stream, and only work on this stream uses
+            // it.
             let _ = unsafe { sys::cuMemFreeAsync(address, self.uploads) };
         } else if self.wait_for_uploads().is_ok() {
-            // SAFETY: the driver allocated the memory in this context, and the work that uses it
-            // has ended.
+            // SAFETY: the memory was allocated in this context, and the work that uses it has
+            // ended.
             let _ = unsafe { sys::cuMemFree_v2(address) };
         }
     }
 
-    /// Pinned memory of exactly so many bytes, of undefined content. The context must be current.
+    /// Allocates exactly `bytes` bytes of pinned memory, uninitialised or reused. The context must
+    /// be current.
     pub(super) fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8, CudaError> {
         if let Some(start) = self.take_over_pinned(bytes) {
             return Ok(start);
@@ -132,14 +135,14 @@ impl Pool {
         Ok(start.cast())
     }
 
-    /// Frees memory after its last use, without waiting for that. If the driver refuses, the memory
-    /// stays allocated.
+    /// Frees memory after its last use, without a wait. If the driver refuses, the memory stays
+    /// allocated.
     pub(super) fn free(&self, block: Block, last_use: &Arc<LastUse>) {
         let Ok(_current) = self.enter() else { return };
         match block {
             Block::Device(address) if self.is_stream_ordered && !last_use.is_in_graph() => {
-                // SAFETY: the stream lives as long as `self`. The memory was allocated in stream
-                // order, and what is enqueued on this stream now comes after its last use.
+                // SAFETY: the stream is live as long as `self`. The memory was allocated in stream
+                // order, and the stream waits for its last use before the free.
                 unsafe {
                     if last_use.hold_up(self.frees.cast()).is_ok() {
                         let _ = sys::cuMemFreeAsync(address, self.frees);
@@ -153,14 +156,13 @@ impl Pool {
         }
     }
 
-    /// Frees the device memory that was dropped before and is not used any more. The context must
-    /// be current.
+    /// Frees the device memory in the list whose last use has ended. The context must be current.
     fn free_device_memory(&self) {
         self.take(|left| matches!(left.block, Block::Device(_))).iter().for_each(|left| self.free_now(left));
     }
 
-    /// Pinned memory of exactly so many bytes that was dropped before and is not used any more. To
-    /// free it and to allocate again could wait for the device.
+    /// Takes pinned memory of exactly `bytes` bytes from the list, if the last use of a block has
+    /// ended. Reusing it avoids a free and an allocation, which may both wait for the device.
     fn take_over_pinned(&self, bytes: usize) -> Option<*mut u8> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let mut of_this_size = left.iter().enumerate().filter_map(|(index, left)| match left.block {
@@ -174,17 +176,18 @@ impl Pool {
         Some(start)
     }
 
-    /// Takes what is left and is not used any more out of the list. So nobody who drops memory
-    /// waits while it is freed.
+    /// Takes wanted blocks whose last use has ended out of the list. They are freed after the lock
+    /// is released, so that a drop in another thread does not wait.
     fn take(&self, mut is_wanted: impl FnMut(&Left) -> bool) -> Vec<Left> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.extract_if(.., |left| is_wanted(left) && left.last_use.has_ended()).collect()
     }
 
-    /// Frees what is not used any more, which may wait for the device. The context must be current.
+    /// Frees a block whose last use has ended. This may wait for the device. The context must be
+    /// current.
     fn free_now(&self, left: &Left) {
-        // SAFETY: the driver allocated the memory in this context, and its last use has ended. The
-        // stream lives as long as `self`.
+        // SAFETY: the memory was allocated in this context by the matching call, and its last use
+        // has ended. The stream is live as long as `self`.
         let _ = unsafe {
             match left.block {
                 Block::Device(address) if self.is_stream_ordered => sys::cuMemFreeAsync(address, self.frees),
@@ -196,12 +199,12 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Pinned memory that is in use then, and what a graph uses, stays allocated until the context
-    /// ends.
+    /// Frees all memory that is not in use. Pinned memory in use, and memory that a graph uses,
+    /// stays allocated until the context ends.
     fn drop(&mut self) {
         if let Ok(_current) = self.enter() {
             if !self.is_stream_ordered {
-                // Nobody else would free device memory, which may be much. An error leaves it
+                // Nothing else would free the device memory, which may be large. An error leaves it
                 // allocated.
                 let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let is_device = |left: &&mut Left| matches!(left.block, Block::Device(_));
@@ -209,7 +212,8 @@ impl Drop for Pool {
             }
             self.take(|_| true).iter().for_each(|left| self.free_now(left));
             for stream in [self.uploads, self.frees].into_iter().filter(|stream| !stream.is_null()) {
-                // SAFETY: the stream lives, and this is its end. The driver lets its work finish.
+                // SAFETY: the stream is live and not used afterwards. The driver lets its work
+                // finish.
                 let _ = unsafe { sys::cuStreamDestroy_v2(stream) };
             }
         }

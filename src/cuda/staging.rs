@@ -1,5 +1,4 @@
-//! Pinned memory that small changes travel from, in turns, so that the host need not wait for the
-//! device.
+//! Staging for small changes: a ring of pinned slots, so that the host rarely waits for the device.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -9,11 +8,11 @@ use super::event::{Event, LastUse};
 use super::memory::PinnedMemory;
 use super::pool::Pool;
 
-/// How many batches of changes can be in flight. Only the one after these waits, for the oldest of
-/// them. No GPU has confirmed the number.
+/// The number of batches of changes that can be in flight. The next one waits for the oldest of
+/// them. The number is a guess; no GPU has confirmed it.
 const SLOTS: usize = 4;
 
-/// A ring of pinned slots of one size. A slot is not written again before the copies from it have
+/// A ring of pinned slots of one size. A slot is rewritten only after the copies from it have
 /// ended.
 #[derive(Debug)]
 pub(super) struct Staging {
@@ -25,7 +24,7 @@ pub(super) struct Staging {
 
 #[derive(Debug)]
 struct Slot {
-    /// What stands after the last copies from the slot.
+    /// Recorded after the last copies from the slot.
     copied: Event,
     state: SlotState,
 }
@@ -33,14 +32,14 @@ struct Slot {
 #[derive(Debug, Clone, Copy)]
 enum SlotState {
     Free,
-    /// Copies from it may be in flight; the event says when they have ended.
+    /// Copies may be in flight; the event tells when they have ended.
     Recorded,
-    /// Copies from it may be in flight, and there is no event for them, since something failed.
+    /// Copies may be in flight without an event, since a call failed.
     Unknown,
 }
 
 impl Staging {
-    /// The copies from the slots are among the uses whose last one is `last_use`.
+    /// The caller notes the copies from the slots in `last_use`.
     pub(super) fn new(pool: &Arc<Pool>, last_use: &Arc<LastUse>, slot_bytes: usize) -> Result<Self, CudaError> {
         let memory = PinnedMemory::new(pool, last_use, slot_bytes * SLOTS)?;
         let _current = pool.enter()?;
@@ -48,14 +47,14 @@ impl Staging {
         Ok(Self { memory, slot_bytes, slots: [slot()?, slot()?, slot()?, slot()?], next: 0 })
     }
 
-    /// Takes the next slot, lets `fill` write it and enqueue copies from it, and marks when these
-    /// have ended.
+    /// Lets `fill` write the next slot and enqueue copies from it, and records their end. Blocks
+    /// only if copies from that slot are in flight, which means that all slots are.
     ///
     /// # Safety
     ///
     /// - The pool's context is current.
-    /// - `stream` is a live stream of it, and `fill` enqueues copies on no other.
-    /// - What was enqueued by earlier calls, on other streams, is ordered before what is enqueued
+    /// - `stream` is a live stream of that context, and `fill` enqueues copies on no other stream.
+    /// - Work that earlier calls enqueued, on any stream, is ordered before work that is enqueued
     ///   on `stream` now.
     pub(super) unsafe fn send(
         &mut self,

@@ -1,4 +1,4 @@
-//! What must hold of streams before anything is enqueued on them.
+//! Checks of streams, and of buffers, before work is enqueued.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,22 +10,22 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::driver::check;
 use super::error::{CudaArgument, CudaError};
 
-/// The handle of one of cudarc's streams.
+/// The handle of a stream of cudarc.
 pub(super) fn raw(stream: &CudaStream) -> *mut c_void {
     stream.cu_stream().cast()
 }
 
-/// Fails unless a stream of cudarc's belongs to a context.
+/// Fails unless a stream of cudarc belongs to the context.
 pub(super) fn check_context(context: &CudaContext, stream: &CudaStream) -> Result<(), CudaError> {
     let is_of_it = stream.context().cu_ctx() == context.cu_ctx();
     if is_of_it { Ok(()) } else { Err(CudaError::Context { argument: CudaArgument::Stream }) }
 }
 
-/// Fails unless a buffer of cudarc's is memory of a context that cudarc orders with the work of
-/// `stream`.
+/// Fails unless a buffer of cudarc is memory of the context and cudarc orders its uses with the
+/// work of `stream`.
 ///
-/// `own` is the stream that the buffer belongs to. cudarc notes for each `CudaContext` value by
-/// itself whether there are streams to order, and there may be several values for one context.
+/// `own` is the stream on which the buffer was allocated. Each `CudaContext` value keeps its own
+/// note of whether there are streams to order, and there may be several values for one context.
 pub(super) fn check_buffer(
     context: &CudaContext,
     stream: &CudaStream,
@@ -38,7 +38,7 @@ pub(super) fn check_buffer(
     if Arc::ptr_eq(own.context(), stream.context()) { Ok(()) } else { Err(CudaError::Unordered { argument }) }
 }
 
-/// Fails unless a stream belongs to a context. The null stream belongs to the current one.
+/// Fails unless a stream belongs to the context. The null stream belongs to the current context.
 ///
 /// # Safety
 ///
@@ -52,8 +52,7 @@ pub(super) unsafe fn check_stream(context: &CudaContext, stream: *mut c_void) ->
     if found == context.cu_ctx() { Ok(()) } else { Err(CudaError::Context { argument: CudaArgument::Stream }) }
 }
 
-/// Whether what is enqueued on a stream goes into a graph. Fails if the stream's capture has
-/// failed.
+/// Whether a stream is being captured. Fails if its capture has failed.
 ///
 /// # Safety
 ///
@@ -68,13 +67,13 @@ unsafe fn is_captured(stream: *mut c_void) -> Result<bool, CudaError> {
     match status {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Ok(true),
-        // The driver would refuse the launch.
+        // The capture was invalidated, so the driver would refuse the launch.
         _ => check(CALL, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED).map(|()| true),
     }
 }
 
-/// Fails unless a stream belongs to a context. Returns whether what is enqueued on it goes into a
-/// graph.
+/// Whether a stream is being captured. Fails unless the stream belongs to the context, and if its
+/// capture has failed.
 ///
 /// # Safety
 ///
@@ -88,7 +87,7 @@ pub(super) unsafe fn check_capture(context: &CudaContext, stream: *mut c_void) -
     }
 }
 
-/// Fails if what is enqueued on a stream would go into a graph.
+/// Fails if a stream is being captured. `what` names what cannot be captured, for the error.
 ///
 /// # Safety
 ///

@@ -1,5 +1,5 @@
-//! The descriptors of tensors as the list kernels read them, and which of them the device does not
-//! have yet.
+//! The descriptors of tensors as the list kernels read them, and which of them have changed since
+//! the device got them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::tensor::{ListError, RawTensor, Role, Variant};
 
 use super::launch::{CHUNK, MAX_BLOCKS, SPAN};
 
-/// What a list knows of a tensor, as `kernels/step.cuh` says.
+/// The descriptor of a tensor, laid out as in `kernels/step.cuh`.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Record {
@@ -24,27 +24,27 @@ struct Record {
 
 const RECORD_BYTES: usize = size_of::<Record>();
 
-/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] a tensor,
-/// and then, as `u32`, the tensor of every [`SPAN`]-th chunk. That is 64 bytes a tensor and 4 for
-/// 4,096 elements.
+/// The descriptors of the tensors of one variant, which one launch serves: a [`Record`] for each
+/// tensor, and then, as `u32`, the tensor of every [`SPAN`]-th chunk. That is 64 bytes for a tensor
+/// and 4 bytes for 4,096 elements.
 ///
-/// A block finds its tensor by one load, and all about the tensor by loads that wait for that one
-/// only. With [`SPAN`] 8 the table would have an eighth of the 4 bytes, and each block one latency
-/// of the memory more before its data.
+/// A block finds its tensor with one load. All loads about the tensor depend on that load only. A
+/// [`SPAN`] of 8 would make the second part eight times smaller, but would put one more memory
+/// latency before each block's data.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) variant: Variant,
-    /// The tensors' positions in the list, the empty ones last. So each span has the chunks of
-    /// [`SPAN`] tensors at most.
+    /// The tensors' positions in the list. Empty tensors come last, so that a span has chunks of at
+    /// most [`SPAN`] tensors.
     pub(super) members: Vec<usize>,
-    /// The first chunk of each of them.
+    /// The first chunk of each tensor.
     first_chunks: Vec<u32>,
     pub(super) chunks: u32,
-    /// Where the table begins, in bytes after the first one.
+    /// The offset of the table, in bytes from the first table.
     pub(super) start: usize,
-    /// Where its records begin in a staging slot.
+    /// The offset of its records in a staging slot, in bytes.
     staged: usize,
-    /// The records that the device does not have yet.
+    /// The records that have changed since the device got them.
     changed: Range<usize>,
 }
 
@@ -52,18 +52,18 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) tables: Vec<Table>,
-    /// Each tensor's table and its position there.
+    /// The table of each tensor, and the tensor's position in it.
     places: Vec<(u32, u32)>,
-    /// Which tensors' masters the next step sets from their parameters.
+    /// For each tensor, whether the next step sets its masters from its parameters.
     sets_master: Vec<bool>,
-    /// The bytes of all tables.
+    /// The size of all tables, in bytes.
     pub(super) bytes: usize,
-    /// The bytes of a staging slot for them.
+    /// The size of a staging slot for all records, in bytes.
     pub(super) staged_bytes: usize,
 }
 
 impl Tables {
-    /// The tables of these tensors, each with its variant. The device has none of them yet.
+    /// The tables of these tensors; `variants` has the variant of each.
     pub(super) fn new(tensors: &[RawTensor], variants: &[Variant]) -> Result<Self, ListError> {
         let limit = u64::from(u32::MAX);
         if tensors.len() as u64 > limit {
@@ -96,7 +96,7 @@ impl Tables {
         Ok(made)
     }
 
-    /// All tables as the device has them, [`bytes`](Self::bytes) in all.
+    /// The content of all tables, [`bytes`](Self::bytes) long.
     pub(super) fn build(&self, tensors: &[RawTensor]) -> Vec<u8> {
         let mut bytes = vec![0; self.bytes];
         for table in &self.tables {
@@ -107,7 +107,7 @@ impl Tables {
         bytes
     }
 
-    /// Whether the device lacks anything.
+    /// Whether any record has changed since the device got it.
     pub(super) fn have_changes(&self) -> bool {
         self.tables.iter().any(|table| !table.changed.is_empty())
     }
@@ -116,7 +116,7 @@ impl Tables {
         self.tables.iter_mut().for_each(|table| table.changed = 0..0);
     }
 
-    /// Notes that a tensor's record differs from what the device has.
+    /// Notes that the record of a tensor has changed.
     pub(super) fn mark_changed(&mut self, index: usize) {
         let (table, position) = self.places[index];
         let (changed, position) = (&mut self.tables[table as usize].changed, position as usize);
@@ -127,7 +127,7 @@ impl Tables {
         };
     }
 
-    /// Says whether the next step sets a tensor's masters from its parameters.
+    /// Sets whether the next step sets a tensor's masters from its parameters.
     pub(super) fn set_sets_master(&mut self, index: usize, sets_master: bool) {
         if self.sets_master[index] != sets_master {
             self.sets_master[index] = sets_master;
@@ -135,8 +135,8 @@ impl Tables {
         }
     }
 
-    /// Writes what the device lacks into a staging slot, and hands on each part with the place that
-    /// it belongs to, in bytes after the start of the first table.
+    /// Writes the changed records into a staging slot and calls `send` for each contiguous part,
+    /// with its offset in bytes from the first table.
     pub(super) fn stage<E>(
         &self,
         tensors: &[RawTensor],
@@ -154,7 +154,7 @@ impl Tables {
 }
 
 impl Table {
-    /// Writes the records of some of the members.
+    /// Writes the records of a range of the members.
     fn write(&self, entries: Range<usize>, tensors: &[RawTensor], sets_master: &[bool], bytes: &mut [u8]) {
         let first_chunks = &self.first_chunks[entries.clone()];
         for ((&member, &first_chunk), bytes) in
@@ -165,7 +165,7 @@ impl Table {
                 addresses: tensor.addresses(),
                 len: tensor.len,
                 first_chunk,
-                // The step checks that it is below the number of coefficients.
+                // Fits, since the step checks that it is below the number of coefficients.
                 coeffs_index: tensor.coeffs_index as u32,
                 sets_master: sets_master[member].into(),
             };
@@ -241,8 +241,8 @@ mod tests {
         assert_eq!((made.tables.len(), bytes.len()), (2, made.bytes));
         let [first, second] = &made.tables[..] else { panic!("two tables") };
         assert_eq!((first.members.as_slice(), first.chunks), ([0, 3, 2].as_slice(), 3));
-        // In words of eight bytes the first chunk is the low half, the coefficients' index the high
-        // one.
+        // In words of eight bytes, the first chunk is the low half and the index of the
+        // coefficients the high half.
         let records = [
             [100, 101, 102, 103, 0, 4097, 7 << 32, 0],
             [400, 401, 402, 403, 0, 4096, (1 << 32) + 2, 0],

@@ -1,4 +1,4 @@
-//! The device memory of an optimizer: arrays of f32, several in a buffer.
+//! The device memory of an optimizer: arrays of f32, with several in one buffer.
 
 use bytemuck::cast_slice;
 
@@ -9,20 +9,20 @@ use super::error::{BindingProblem, WebGpuError};
 use super::limits::DeviceLimits;
 use super::tensor::Binding;
 
-/// The bytes of a buffer that holds several arrays, at most: a larger array has a buffer of its
-/// own. Every device allows as much, and no allocator need find more in one piece.
+/// The largest size of a buffer with several arrays, in bytes. A larger array gets its own buffer.
+/// Every device allows this size, and an allocator does not have to find more in one block.
 const ARENA: u64 = 256 << 20;
-/// The bytes of staging memory on the way to the device or back, at most.
+/// The most staging memory in use on the way to the device or back, in bytes.
 pub(super) const STAGING: u64 = 64 << 20;
 
-/// Where an array of f32 begins.
+/// The arena and the offset, in bytes, of an array of f32.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     arena: usize,
     offset: u64,
 }
 
-/// The sizes of the arenas that the arrays placed so far need.
+/// The sizes of the arenas for the arrays that are placed so far.
 #[derive(Debug)]
 pub(super) struct Plan {
     limit: u64,
@@ -42,7 +42,7 @@ impl Plan {
         Self { limit: limits.buffer_size, align: limits.storage_alignment, sizes: vec![] }
     }
 
-    /// A place for an array of a tensor.
+    /// Places an array of a tensor.
     pub(super) fn place(&mut self, tensor: usize, role: Role, len: usize) -> Result<Place, WebGpuError> {
         let bytes = (len as u64).checked_mul(size_of::<f32>() as u64).filter(|&bytes| bytes <= self.limit);
         let problem = BindingProblem::ArraySize { limit: self.limit, len };
@@ -59,7 +59,7 @@ impl Plan {
         Ok(Place { arena: self.sizes.len() - 1, offset: 0 })
     }
 
-    /// The arenas, full of zeros.
+    /// Allocates the arenas, filled with zeros.
     pub(super) fn allocate(&self, device: &wgpu::Device) -> Result<Arenas, WebGpuError> {
         check_not_lost(device)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -73,18 +73,18 @@ impl Plan {
 }
 
 impl Arenas {
-    /// The array as a tensor of a list has it.
+    /// The binding of an array.
     pub(super) fn binding(&self, place: Place) -> Binding<'_> {
         Binding::new(&self.buffers[place.arena], Dtype::F32).with_offset(place.offset)
     }
 }
 
-/// Writes arrays through a queue, in the order of its submits.
+/// Writes arrays through a queue. They arrive before the queue's next submit.
 pub(super) struct Upload<'a> {
     device: &'a wgpu::Device,
     queue: &'a wgpu::Queue,
     arenas: &'a Arenas,
-    /// Bytes in staging memory.
+    /// Bytes in staging memory that are not yet known to be on the device.
     staged: u64,
 }
 
@@ -93,7 +93,7 @@ impl<'a> Upload<'a> {
         Self { device, queue, arenas, staged: 0 }
     }
 
-    /// Fills the array of a tensor at a place.
+    /// Writes the array of a tensor.
     pub(super) fn write(&mut self, tensor: usize, place: Place, values: &[f32]) -> Result<(), WebGpuError> {
         let Binding { buffer, mut offset, .. } = self.arenas.binding(place);
         for piece in cast_slice::<f32, u8>(values).chunks(STAGING as usize) {
@@ -108,13 +108,13 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// Fails if the device was lost meanwhile, which wgpu does not tell.
+    /// Fails if the device was lost meanwhile. wgpu does not report that for writes.
     pub(super) fn finish(self) -> Result<(), WebGpuError> {
         check_not_lost(self.device)
     }
 
-    /// Waits until what is staged is on the device. In a browser nobody can wait, and it sees to
-    /// its memory itself.
+    /// Waits until the staged bytes are on the device. A browser cannot block, and manages its
+    /// staging memory itself.
     fn flush(&mut self) -> Result<(), WebGpuError> {
         let submission = capture(self.device, "submit", None, || self.queue.submit([]))?;
         wait(self.device, submission)?;

@@ -1,4 +1,4 @@
-//! What must hold of buffers before they are bound.
+//! Checks of buffers before they are bound.
 
 use crate::tensor::{Role, Span, check_overlap};
 
@@ -6,7 +6,7 @@ use super::error::{BindingProblem, WebGpuError};
 use super::limits::DeviceLimits;
 use super::tensor::{Binding, Tensor};
 
-/// What a binding's size must be a multiple of.
+/// The size of a binding must be a multiple of this, in bytes.
 const WORD: u64 = 4;
 
 /// Checks every buffer of a list and every pair of buffers. O(n log n).
@@ -28,7 +28,7 @@ pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result
     Ok(check_overlap(&mut spans)?)
 }
 
-/// The bytes of a tensor's buffer, if it can be bound.
+/// The bytes of a tensor in its buffer. Fails if the buffer cannot be bound.
 fn span_of<'a>(
     limits: &DeviceLimits,
     tensor: usize,
@@ -49,7 +49,7 @@ fn span_of<'a>(
     if required > memory.size().into() {
         return Err(BindingProblem::BufferSize { len, dtype, offset, required, actual: memory.size() });
     }
-    // The buffer is as large, so that these fit.
+    // Neither overflows, since the buffer has this size.
     let end = offset + bytes as u64;
     match slice.filter(|&(slice_start, slice_end)| offset < slice_start || end > slice_end) {
         Some((start, end)) => Err(BindingProblem::Slice { len, dtype, offset, start, end }),
@@ -57,7 +57,7 @@ fn span_of<'a>(
     }
 }
 
-/// The bytes of a window's binding: whole words.
+/// The size of a window's binding in bytes, rounded up to whole words.
 pub(super) fn bound_bytes(elements: u64, size: usize) -> u64 {
     (elements * size as u64).next_multiple_of(WORD)
 }

@@ -1,4 +1,4 @@
-//! How the coefficients of a step reach the shaders.
+//! The way of a step's coefficients to the shaders.
 
 use bytemuck::bytes_of;
 
@@ -13,7 +13,7 @@ use super::limits::DeviceLimits;
 /// Where the shaders read the coefficients.
 #[derive(Debug)]
 pub(super) enum CoeffsSource {
-    /// Among the commands.
+    /// In immediates, among the commands.
     Immediate,
     /// In a uniform buffer, bound with this layout.
     Uniform(wgpu::BindGroupLayout),
@@ -45,10 +45,10 @@ impl CoeffsSource {
         matches!(self, Self::Immediate)
     }
 
-    /// The coefficients of one call, ready to be used in its pass.
+    /// Prepares the coefficients of one call for its pass.
     ///
-    /// A uniform buffer is a new one each time: a write to an older one would take effect before
-    /// the next submit, for all steps in it.
+    /// A uniform buffer is a new one each time. A write to an older one would take effect before
+    /// the next submit, for all steps in that submit.
     pub(super) fn prepare<'a>(
         &self,
         device: &wgpu::Device,
@@ -58,7 +58,7 @@ impl CoeffsSource {
         let Self::Uniform(layout) = self else { return Ok(PreparedCoeffs::Immediate(coeffs)) };
         let stride = u64::from(COEFFS_BYTES).next_multiple_of(limits.uniform_alignment);
         let actual = coeffs.len() as u64;
-        // The dynamic offset is a u32.
+        // A dynamic offset is a u32.
         let limit = limits.buffer_size.min(u32::MAX.into()) / stride;
         if actual > limit {
             return Err(ListError::TooMany { list: "coeffs", limit, actual }.into());
@@ -90,7 +90,8 @@ pub(super) enum PreparedCoeffs<'a> {
 }
 
 impl PreparedCoeffs<'_> {
-    /// Lets the dispatches that follow read these coefficients. A pipeline must have been set.
+    /// Makes the dispatches that follow read the coefficients with this index. A pipeline must be
+    /// set.
     pub(super) fn bind(&self, pass: &mut wgpu::ComputePass<'_>, index: usize) {
         match self {
             Self::Immediate(coeffs) => pass.set_immediates(0, bytes_of(&coeffs[index])),

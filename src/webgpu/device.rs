@@ -1,15 +1,15 @@
-//! A device's errors as results. Without this they go to the device's handler, which panics unless
-//! the caller has set another.
+//! Errors of a device as results. Without an error scope they go to the device's error handler,
+//! which panics unless the caller has set another one.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use super::error::{WebGpuError, WgpuProblem};
 
-/// What `make` gives, or what wgpu had to say of it.
+/// Calls `make` and returns its result, or the error that wgpu reported about it.
 ///
-/// In a browser errors come later, when nobody here can wait for them; there they go to the
-/// device's handler.
+/// In a browser, errors come later, and this code cannot wait for them. There they go to the
+/// device's error handler.
 pub(super) fn capture<T>(
     device: &wgpu::Device,
     call: &'static str,
@@ -23,7 +23,7 @@ pub(super) fn capture<T>(
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
     let made = make();
-    // In the reverse order, all of them.
+    // Scopes are popped in reverse order, and all of them must be.
     let errors = [now(internal.pop()), now(memory.pop()), now(validation.pop())];
     match errors.into_iter().flatten().next() {
         Some(error) => Err(WebGpuError::of_call(call, tensor, problem(error))),
@@ -31,7 +31,7 @@ pub(super) fn capture<T>(
     }
 }
 
-/// The result of a future that is ready at once, as those of wgpu's native error scopes are.
+/// The result of a future that is ready at once, as wgpu's native error scopes are.
 fn now<T>(future: impl Future<Output = Option<T>>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => result,
@@ -52,8 +52,8 @@ pub(super) fn lost(call: &'static str) -> WebGpuError {
     WebGpuError::of_call(call, None, WgpuProblem::DeviceLost)
 }
 
-/// Fails if the device is lost, as far as can be seen: wgpu makes things on a lost device in
-/// silence, but maps none of its buffers.
+/// Fails if the device is known to be lost. wgpu reports nothing when it creates objects on a lost
+/// device, but it does not map a buffer there.
 pub(super) fn check_not_lost(device: &wgpu::Device) -> Result<(), WebGpuError> {
     let buffer = mapped_buffer(device, "dualadam probe", 4)?;
     map(&buffer, "create_buffer").map(|_| ())
@@ -75,7 +75,7 @@ pub(super) fn map(buffer: &wgpu::Buffer, call: &'static str) -> Result<wgpu::Buf
 /// Waits for a submission, and for nothing that was submitted later.
 pub(super) fn wait(device: &wgpu::Device, submission: wgpu::SubmissionIndex) -> Result<(), WebGpuError> {
     let waited = device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
-    // There is no time to run out, and the submission is known unless the device was lost before
-    // it.
+    // Without a timeout, this fails only for an unknown submission, and the submission is known
+    // unless the device was lost before it.
     waited.map(|_| ()).map_err(|_| lost("poll"))
 }

@@ -1,4 +1,4 @@
-//! What wgpu reports, and what must hold of the buffers and the device that it is given.
+//! The errors of the WebGPU backend.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use crate::checkpoint::StateError;
 use crate::ledger::Ledger;
 use crate::tensor::{ArgumentError, Dtype, Place, Role};
 
-/// What can be wrong with a call of the WebGPU backend.
+/// Why a call of the WebGPU backend failed.
 ///
-/// A call that returns an error has encoded nothing, and the caller's buffers are as they were.
+/// A call that returns an error has encoded nothing and has not changed the caller's buffers.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::Role;
@@ -28,32 +28,32 @@ use crate::tensor::{ArgumentError, Dtype, Place, Role};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WebGpuError {
-    /// An argument is not valid, whatever the backend.
+    /// An argument is not valid, for a reason that all backends share.
     #[error(transparent)]
     Argument(ArgumentError),
-    /// A state could not be saved or resumed.
+    /// A state could not be saved or loaded.
     #[error(transparent)]
     State(Box<StateError>),
-    /// The device was made with too small a limit.
+    /// The device was made with a limit that is too small.
     #[error("{needed_by} needs a device with {limit} of at least {required}, it has {actual}")]
     Limit {
-        /// What needs it.
+        /// What needs the limit.
         needed_by: &'static str,
         /// The field of [`wgpu::Limits`].
         limit: &'static str,
-        /// The least value.
+        /// The smallest value that is enough.
         required: u64,
         /// The device's value.
         actual: u64,
     },
-    /// One of a tensor's buffers cannot be bound.
+    /// A buffer of a tensor cannot be bound.
     #[error("{} {problem}", Place { tensor: *tensor, name, buffer: Some(*buffer) })]
     Binding {
         /// The position of the tensor in the call's list.
         tensor: usize,
-        /// The tensor's name, where the caller gave one.
+        /// The tensor's name, if the caller gave one.
         name: Option<Arc<str>>,
-        /// The buffer.
+        /// The role of the buffer.
         buffer: Role,
         /// What is wrong.
         problem: Box<BindingProblem>,
@@ -64,15 +64,25 @@ pub enum WebGpuError {
 }
 
 /// A call of wgpu that failed.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::{WebGpuError, WgpuProblem};
+///
+/// fn is_lost(error: &WebGpuError) -> bool {
+///     matches!(error, WebGpuError::Wgpu(error) if error.problem == WgpuProblem::DeviceLost)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{call} of wgpu failed{}: {problem}", self.for_tensor())]
 #[non_exhaustive]
 pub struct WgpuError {
-    /// wgpu's function.
+    /// The function of wgpu.
     pub call: &'static str,
-    /// The position of the tensor that it was about, if it was about one.
+    /// The position of the tensor that the call was about, if it was about one.
     pub tensor: Option<usize>,
-    /// The tensor's name, where the caller gave one.
+    /// The tensor's name, if the caller gave one.
     pub name: Option<Arc<str>>,
     /// What wgpu reported.
     pub problem: WgpuProblem,
@@ -86,41 +96,50 @@ impl WgpuError {
 }
 
 /// Why a buffer cannot be bound.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::{BindingProblem, wgpu::BufferUsages};
+///
+/// let problem = BindingProblem::Usage { actual: BufferUsages::UNIFORM };
+/// assert!(problem.to_string().starts_with("must be in a buffer with the usage STORAGE"));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindingProblem {
-    /// The wgpu buffer was made without the usage that a step needs.
+    /// The wgpu buffer was created without the usage `STORAGE`.
     #[error("must be in a buffer with the usage STORAGE, it has {actual:?}")]
     Usage {
-        /// The usages that it has.
+        /// The usages of the buffer.
         actual: wgpu::BufferUsages,
     },
-    /// The elements do not begin where a buffer can be bound.
+    /// The offset is not aligned for a storage buffer.
     #[error(
         "must begin at a multiple of {align} bytes (the device's min_storage_buffer_offset_alignment), \
          got offset {offset}"
     )]
     Offset {
-        /// The device's alignment.
+        /// The device's alignment, in bytes.
         align: u64,
         /// The offset, in bytes.
         offset: u64,
     },
-    /// The wgpu buffer ends before its tensor does.
+    /// The wgpu buffer ends before the tensor does.
     #[error(
         "must be in a buffer of at least {required} bytes \
          ({len} elements of {dtype} from byte {offset} on, up to a multiple of 4 bytes), it has {actual}"
     )]
     BufferSize {
-        /// The tensor's elements.
+        /// The number of elements.
         len: u64,
-        /// Their format.
+        /// The type of the elements.
         dtype: Dtype,
-        /// Where they begin, in bytes.
+        /// The offset of the first element, in bytes.
         offset: u64,
-        /// Bytes required of the whole buffer.
+        /// The size that the buffer must have, in bytes.
         required: u128,
-        /// Bytes of the whole buffer.
+        /// The size that the buffer has, in bytes.
         actual: u64,
     },
     /// The elements do not lie within the slice of a wgpu buffer.
@@ -129,52 +148,61 @@ pub enum BindingProblem {
          got {len} elements of {dtype} from byte {offset} on"
     )]
     Slice {
-        /// The tensor's elements.
+        /// The number of elements.
         len: u64,
-        /// Their format.
+        /// The type of the elements.
         dtype: Dtype,
-        /// Where they begin, in bytes from the beginning of the buffer.
+        /// The offset of the first element in the buffer, in bytes.
         offset: u64,
-        /// Where the slice begins, in bytes from the beginning of the buffer.
+        /// The offset of the slice in the buffer, in bytes.
         start: u64,
-        /// Where it ends.
+        /// The end of the slice in the buffer, in bytes.
         end: u64,
     },
-    /// No buffer of the device is large enough for an optimizer's array.
+    /// A moment or master of an optimizer is larger than the largest buffer of the device.
     #[error("must fit in a buffer of {limit} bytes (max_buffer_size), got {len} elements of f32")]
     ArraySize {
-        /// The device's limit, in bytes.
+        /// The device's `max_buffer_size`, in bytes.
         limit: u64,
-        /// The tensor's elements.
+        /// The number of elements.
         len: usize,
     },
 }
 
-/// What wgpu reports.
+/// What wgpu reported about a call that failed.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::webgpu::WgpuProblem;
+///
+/// assert_eq!(WgpuProblem::OutOfMemory.to_string(), "the device is out of memory");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WgpuProblem {
-    /// The device has no memory left for it.
+    /// The device is out of memory.
     #[error("the device is out of memory")]
     OutOfMemory,
-    /// The device is lost, or was destroyed.
+    /// The device is lost or was destroyed.
     #[error("the device is lost")]
     DeviceLost,
-    /// The arguments do not fit, such as a buffer that was destroyed or is another device's.
+    /// wgpu refused the arguments, such as a buffer that was destroyed or belongs to another
+    /// device. The text is wgpu's.
     #[error("{0}")]
     Validation(String),
-    /// The driver failed, such as by refusing a shader.
+    /// The driver failed, for instance to compile a shader. The text is wgpu's.
     #[error("{0}")]
     Internal(String),
 }
 
 impl WebGpuError {
-    /// A buffer of a tensor whose name is not known here.
+    /// An error about a buffer of a tensor, without the tensor's name.
     pub(super) fn of_buffer(tensor: usize, buffer: Role, problem: BindingProblem) -> Self {
         Self::Binding { tensor, name: None, buffer, problem: problem.into() }
     }
 
-    /// The error with the tensor's name, if it has one.
+    /// Adds the tensor's name, if the error is about a tensor and the tensor has a name.
     pub(super) fn named(mut self, ledger: &Ledger) -> Self {
         match &mut self {
             Self::Argument(error) => ledger.name(error),
@@ -185,7 +213,7 @@ impl WebGpuError {
         self
     }
 
-    /// A call of wgpu that failed, about a tensor whose name is not known here, or about none.
+    /// An error about a call of wgpu for this tensor, without the tensor's name, or for none.
     pub(super) fn of_call(call: &'static str, tensor: Option<usize>, problem: WgpuProblem) -> Self {
         Self::Wgpu(WgpuError { call, tensor, name: None, problem }.into())
     }
@@ -210,7 +238,7 @@ impl<E: Into<ArgumentError>> From<E> for WebGpuError {
 mod tests {
     use super::*;
 
-    /// So that the error of the whole library has at most 64 bytes.
+    /// Keeps the error of the whole library within 64 bytes.
     #[test]
     fn errors_are_small() {
         assert!(size_of::<WebGpuError>() <= 56, "{}", size_of::<WebGpuError>());

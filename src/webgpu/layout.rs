@@ -1,17 +1,17 @@
-//! What the shaders and the host must agree on. The build script reads this too, and fails where a
-//! shader differs.
+//! The layout that the shaders and the host share. The build script includes this file and fails if
+//! a shader differs.
 
-/// Invocations of a workgroup. Each serves four elements.
+/// Invocations in a workgroup. Each serves four elements.
 pub(crate) const WORKGROUP: u32 = 256;
 
 /// The bind group of a tensor's buffers.
 pub(crate) const TENSOR_GROUP: u32 = 0;
-/// A tensor's buffers, by role, in the order of their bindings.
+/// The roles of a tensor's buffers, in the order of their bindings.
 pub(crate) const ROLES: [&str; 5] = ["param", "grad", "exp_avg", "exp_avg_sq", "master"];
 
-/// The bind group of the coefficients, where they are in a uniform buffer.
+/// The bind group of the coefficients, if they are in a uniform buffer.
 pub(crate) const COEFFS_GROUP: u32 = 1;
-/// The fields of `StepCoeffs`, an f32 each.
+/// The fields of `StepCoeffs`, each an f32.
 pub(crate) const COEFFS: [&str; 10] = [
     "one_minus_beta1",
     "one_minus_beta2",
@@ -24,13 +24,13 @@ pub(crate) const COEFFS: [&str; 10] = [
     "l2",
     "grad_scale",
 ];
-/// The bytes of `StepCoeffs`.
+/// The size of `StepCoeffs`, in bytes.
 pub(crate) const COEFFS_BYTES: u32 = 4 * COEFFS.len() as u32;
 
 /// The entry points for whole quads of elements.
 pub(crate) const QUADS: [&str; 2] = ["dual_adam", "adam"];
-/// The entry points for what is left of a tensor, in the same order.
+/// The entry points for the last one to three elements, in the same order.
 pub(crate) const TAILS: [&str; 2] = ["dual_adam_tail", "adam_tail"];
-/// The entry points that set masters from their parameters: whole quads, and what is left. Only
-/// where there are masters.
+/// The entry points that set masters from parameters, for variants with masters: whole quads, and
+/// the last one to three elements.
 pub(crate) const SET_MASTERS: [&str; 2] = ["set_masters", "set_masters_tail"];

@@ -1,28 +1,29 @@
-//! What the shaders need of a device, and how a tensor is divided where a device's limits are
-//! small.
+//! The limits that a device needs, and the division of tensors that exceed a device's limits.
 
 use super::error::WebGpuError;
 use super::layout::{COEFFS_BYTES, WORKGROUP};
 
-/// Elements that an invocation serves.
+/// Elements that one invocation serves.
 const QUAD: u64 = 4;
-/// Where a window may begin, in elements, if the device's alignment allows it.
+/// A window begins at a multiple of this many elements, or of more if the device's alignment is
+/// larger.
 const WINDOW_UNIT: u64 = 128;
-/// The most elements of a window, so that every index in a shader fits in 32 bits.
+/// The most elements in a window, so that every index in a shader fits in 32 bits.
 const MOST_ELEMENTS: u64 = 1 << 31;
 
-/// The limits that a device must have at least for [`Pipelines`](super::Pipelines).
+/// Limits with which a device is enough for [`Pipelines`](super::Pipelines).
 ///
-/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers a shader stage. A step
-/// with masters needs five.
+/// They are [`wgpu::Limits::downlevel_defaults`], with four storage buffers in a shader stage. A
+/// step with masters needs five. [`Pipelines::new`](super::Pipelines::new) checks only the limits
+/// that the shaders need.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::webgpu::{required_limits, wgpu};
 ///
 /// let required_limits = required_limits();
-/// assert!(required_limits.check_limits(&wgpu::Limits::default())); // a default device has them
+/// assert!(required_limits.check_limits(&wgpu::Limits::default())); // a default device is enough
 /// let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
 /// ```
 #[must_use]
@@ -30,28 +31,27 @@ pub fn required_limits() -> wgpu::Limits {
     wgpu::Limits::downlevel_defaults()
 }
 
-/// Storage buffers of a shader stage, without and with masters.
+/// Storage buffers in a shader stage, without and with masters.
 const STORAGE_BUFFERS: [u32; 2] = [4, 5];
 
-/// The limits of a device that matter here.
+/// The limits of a device that the backend uses.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DeviceLimits {
     storage_buffers: u32,
     workgroups: u32,
-    /// The most elements of a window.
+    /// The most elements in a window.
     pub(super) window: u64,
-    /// What the offset of a binding must be a multiple of.
+    /// The alignment of a binding's offset, in bytes.
     pub(super) storage_alignment: u64,
     pub(super) uniform_alignment: u64,
     pub(super) buffer_size: u64,
 }
 
 impl DeviceLimits {
-    /// Fails if a device's limits are too small for any step.
+    /// Fails if a limit of the device is too small for every step.
     pub(super) fn of(limits: &wgpu::Limits) -> Result<Self, WebGpuError> {
         let storage_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // 16-bit elements have the least bytes: where their window begins aligned, that of f32 does
-        // too.
+        // 16-bit elements are the smallest. If a window of these is aligned, one of f32 is too.
         let unit = WINDOW_UNIT.max(storage_alignment / 2);
         for (limit, required, actual) in [
             ("max_bind_groups", 2, limits.max_bind_groups.into()),
@@ -95,7 +95,7 @@ impl DeviceLimits {
         })
     }
 
-    /// Fails if the device cannot bind masters.
+    /// Fails if the device cannot bind the five buffers of a tensor with masters.
     pub(super) fn check_masters(&self) -> Result<(), WebGpuError> {
         let [_, required] = STORAGE_BUFFERS;
         if self.storage_buffers >= required {
@@ -109,22 +109,22 @@ impl DeviceLimits {
         })
     }
 
-    /// The windows of so many elements: where each begins, and how many elements it has.
+    /// The windows of a tensor of `len` elements: the first element and the length of each.
     pub(super) fn windows(&self, len: u64) -> impl Iterator<Item = (u64, u64)> {
         let window = self.window;
         (0..len.div_ceil(window)).map(move |index| (index * window, window.min(len - index * window)))
     }
 
-    /// The grid for the whole quads of a window: rows of equal length, as few as there can be. None
-    /// if there is no whole quad.
+    /// The grid for the whole quads of a window: the fewest rows, of equal length. `None` if there
+    /// is no whole quad.
     pub(super) fn grid(&self, elements: u64) -> Option<[u32; 2]> {
         let workgroups = (elements / QUAD).div_ceil(u64::from(WORKGROUP));
         let rows = workgroups.div_ceil(u64::from(self.workgroups));
-        // A window has no more than 2^21 workgroups.
+        // Fits in a u32, since a window has at most 2^21 workgroups.
         (rows > 0).then(|| [workgroups.div_ceil(rows) as u32, rows as u32])
     }
 
-    /// Whether elements are left behind the last whole quad.
+    /// Whether there are elements after the last whole quad.
     pub(super) fn has_tail(elements: u64) -> bool {
         !elements.is_multiple_of(QUAD)
     }

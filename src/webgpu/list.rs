@@ -1,4 +1,4 @@
-//! Lists of tensors: bound once, stepped in the caller's pass.
+//! Lists of tensors: bound once, and stepped in passes of the caller.
 
 use std::ptr;
 
@@ -14,28 +14,25 @@ use super::limits::DeviceLimits;
 use super::pipelines::{Kind, Pipelines, Stage};
 use super::tensor::{Binding, Tensor};
 
-/// A list of tensors that are stepped together, of any sizes and formats, each with its own
+/// Tensors in wgpu buffers that one call steps together: any sizes and formats, each with its own
 /// coefficients.
 ///
-/// The buffers are bound once; when some change, only their tensors are bound again. The list keeps
-/// its buffers alive. Tensors may be empty, and so may the list. A tensor without a gradient is
-/// skipped, and its other buffers are not looked at.
+/// [`new`](Self::new) binds the buffers, and the list keeps them alive. A list may be empty, and so
+/// may a tensor. A tensor without a gradient is skipped, and its other buffers are not looked at.
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
-/// use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList, wgpu};
+/// ```
+/// use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList};
 /// use dualadam::{DualAdamConfig, Dtype};
 ///
-/// # fn example(
-/// #     device: &wgpu::Device,
-/// #     queue: &wgpu::Queue,
-/// #     buffers: [wgpu::Buffer; 4],
-/// # ) -> Result<(), dualadam::Error> {
+/// # let (device, queue) = testkit::webgpu_or_return!();
+/// # let buffers = [1.0_f32, 0.5, 0.0, 0.0].map(|value| testkit::webgpu_buffer!(device, [value; 1000]));
+/// // `buffers` has the parameters, the gradients and both moments.
 /// let bindings = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
 /// let [param, grad, exp_avg, exp_avg_sq] = bindings;
 /// let tensor = Tensor::new(1000, param, Some(grad), exp_avg, exp_avg_sq);
-/// let list = TensorList::new(&Pipelines::new(device)?, &[tensor])?;
+/// let list = TensorList::new(&Pipelines::new(&device)?, &[tensor])?;
 ///
 /// let mut encoder = device.create_command_encoder(&Default::default());
 /// let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -45,8 +42,7 @@ use super::tensor::{Binding, Tensor};
 /// }
 /// drop(pass);
 /// queue.submit([encoder.finish()]);
-/// # Ok(())
-/// # }
+/// # Ok::<(), dualadam::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct TensorList {
@@ -58,12 +54,12 @@ pub struct TensorList {
 /// A tensor with its bind groups.
 #[derive(Debug)]
 struct Bound {
-    /// None if nothing is done.
+    /// `None` if a step skips the tensor or the tensor is empty.
     variant: Option<Variant>,
     formats: Formats,
     len: u64,
     coeffs_index: usize,
-    /// What is bound, in the order of [`Role::ALL`].
+    /// The bound buffers, in the order of [`Role::ALL`].
     places: [Option<Place>; Role::COUNT],
     windows: Vec<wgpu::BindGroup>,
 }
@@ -88,7 +84,7 @@ impl Place {
     }
 }
 
-/// The dispatches of a step, ordered so that the pipeline changes rarely.
+/// The dispatches of a step, in an order in which the pipeline changes rarely.
 #[derive(Debug)]
 struct Plan {
     stages: Vec<Stage>,
@@ -104,18 +100,19 @@ struct Dispatch {
 }
 
 impl TensorList {
-    /// Checks and binds these tensors, and compiles the shaders for their formats if that was not
-    /// done before.
+    /// Checks and binds these tensors. Compiles the shaders for their formats, unless a list has
+    /// done so before.
     ///
     /// # Errors
     ///
     /// - [`TensorProblem::Formats`](crate::TensorProblem::Formats) for formats without a shader.
-    /// - [`WebGpuError::Binding`] for a buffer that cannot be bound.
-    /// - [`TensorProblem::Overlap`](crate::TensorProblem::Overlap) for two that share bytes, unless
-    ///   both are gradients.
+    /// - [`WebGpuError::Binding`] for a buffer that cannot be bound, with a
+    ///   [`BindingProblem`](super::BindingProblem).
+    /// - [`TensorProblem::Overlap`](crate::TensorProblem::Overlap) for two bindings that overlap,
+    ///   unless both are gradients.
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a buffer that was destroyed or is
-    ///   another device's.
+    /// - [`WebGpuError::Wgpu`] for anything else that wgpu reports, such as a buffer that was
+    ///   destroyed or belongs to another device.
     pub fn new(pipelines: &Pipelines, tensors: &[Tensor<'_>]) -> Result<Self, WebGpuError> {
         check_all(pipelines.limits(), tensors)?;
         check_not_lost(pipelines.device())?;
@@ -125,46 +122,48 @@ impl TensorList {
         Ok(Self { pipelines: pipelines.clone(), tensors, plan })
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tensors.len()
     }
 
-    /// Whether there is no tensor.
+    /// Whether the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
 
-    /// Takes over other buffers, offsets and coefficient indices of the same tensors.
+    /// Replaces buffers, offsets and coefficient indices of the same tensors.
     ///
-    /// Only tensors of which a buffer or an offset changed are bound again; where none did, the
-    /// call only compares. A gradient may come, go, or change its format. What was encoded before
-    /// is not touched.
+    /// Only tensors with a changed buffer or offset are bound again; if there are none, the call
+    /// only compares. A gradient may come, go, or change its format. Steps that are encoded already
+    /// do not change.
     ///
     /// # Errors
     ///
     /// - [`ListError::Count`](crate::ListError::Count) for another number of tensors.
     /// - [`TensorProblem::FixedLength`](crate::TensorProblem::FixedLength) or
     ///   [`TensorProblem::FixedFormats`](crate::TensorProblem::FixedFormats) for another length, or
-    ///   other formats of any role but the gradients.
-    /// - What [`new`](Self::new) refuses.
+    ///   other formats of a role that is not the gradient.
+    /// - The errors of [`new`](Self::new).
     ///
-    /// The list stays as it was then.
+    /// After an error the list is as it was.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// # use dualadam::webgpu::{Binding, Tensor, TensorList, WebGpuError};
-    /// # fn example(
-    /// #     list: &mut TensorList,
-    /// #     tensor: Tensor<'_>,
-    /// #     grad: Binding<'_>,
-    /// # ) -> Result<(), WebGpuError> {
-    /// list.update(&[tensor.with_grad(Some(grad))])?; // the next backward pass wrote elsewhere
-    /// # Ok(())
-    /// # }
+    /// ```
+    /// # use dualadam::Dtype;
+    /// # use dualadam::webgpu::{Binding, Pipelines, Tensor, TensorList};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let buffers = [0.0_f32; 5].map(|value| testkit::webgpu_buffer!(device, [value; 8]));
+    /// # let bindings = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
+    /// # let [param, grad, exp_avg, exp_avg_sq, other] = bindings;
+    /// # let tensor = Tensor::new(8, param, Some(grad), exp_avg, exp_avg_sq);
+    /// # let mut list = TensorList::new(&Pipelines::new(&device)?, &[tensor])?;
+    /// list.update(&[tensor.with_grad(Some(other))])?; // the next backward pass wrote elsewhere
+    /// list.update(&[tensor.with_grad(None)])?; // and then there was no gradient
+    /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn update(&mut self, tensors: &[Tensor<'_>]) -> Result<(), WebGpuError> {
         check_count("tensors", self.tensors.len(), tensors.len())?;
@@ -197,40 +196,41 @@ impl TensorList {
         Ok(())
     }
 
-    /// Whether these are tensors that [`update`](Self::update) can take over, but for their
-    /// buffers.
+    /// Whether [`update`](Self::update) accepts the lengths and formats of these tensors.
     pub(super) fn has_formats_of(&self, tensors: &[Tensor<'_>]) -> bool {
         let same = |(index, (old, new)): (usize, (&Bound, _))| old.check_fixed(index, new).is_ok();
         self.tensors.len() == tensors.len() && self.tensors.iter().zip(tensors).enumerate().all(same)
     }
 
-    /// Encodes one DualAdam step of every tensor that has a gradient, with the coefficients
-    /// `coeffs[tensor.coeffs_index]`, into `pass`.
+    /// Encodes one DualAdam step of every tensor that has a gradient into `pass`, with the
+    /// coefficients `coeffs[tensor.coeffs_index]`.
     ///
-    /// The coefficients are kept as they are now, so that many steps can share a pass or a submit.
-    /// Where [`StepCoeffs::is_adam`] holds, the specialised pipeline runs. Nothing is submitted or
-    /// waited for. Where the device has no immediates, a uniform buffer for the coefficients is
-    /// made; nothing else is. The pass is left with another pipeline and other bind groups 0 and 1,
-    /// or immediates.
+    /// - Nothing is submitted or waited for.
+    /// - The coefficients are copied, so many steps can share a pass or a submit. On a device
+    ///   without immediates the call creates a uniform buffer for them.
+    /// - Where [`StepCoeffs::is_adam`] holds, the specialised pipeline for plain Adam runs.
+    /// - The call changes the pass's pipeline, its bind group 0, and its bind group 1 or
+    ///   immediates.
     ///
-    /// wgpu reports what it finds only later, to the caller: a pass of another device when the pass
-    /// ends; a buffer that is mapped, or has been destroyed since it was bound, with the submit.
+    /// wgpu reports some errors only later, to the device's error scope or handler: a pass of
+    /// another device when the pass ends, and a buffer that is mapped or was destroyed at the
+    /// submit.
     ///
     /// # Errors
     ///
-    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose
-    ///   coefficients are not there.
-    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than fit in a
-    ///   buffer.
-    /// - [`WebGpuError::Wgpu`] if the uniform buffer cannot be made, such as on a lost device.
+    /// - [`TensorProblem::CoeffsIndex`](crate::TensorProblem::CoeffsIndex) for a tensor whose index
+    ///   is not below the length of `coeffs`.
+    /// - [`ListError::TooMany`](crate::ListError::TooMany) for more coefficients than a uniform
+    ///   buffer can hold.
+    /// - [`WebGpuError::Wgpu`] if the uniform buffer cannot be created, such as on a lost device.
     ///
     /// Nothing is encoded then.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, coeffs: &[StepCoeffs]) -> Result<(), WebGpuError> {
         self.encode_setting_masters(pass, coeffs, &[])
     }
 
-    /// [`encode`](Self::encode), after the masters of the tensors `unset`, in rising order, are set
-    /// from their parameters.
+    /// [`encode`](Self::encode) that first sets the masters of the tensors `unset` from their
+    /// parameters. `unset` is in rising order.
     pub(super) fn encode_setting_masters(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -263,7 +263,7 @@ impl TensorList {
     }
 }
 
-/// A pass, and what is set in it.
+/// A pass, with the pipeline and coefficients that are set in it.
 struct Encoder<'a, 'b> {
     list: &'a TensorList,
     pass: &'a mut wgpu::ComputePass<'b>,
@@ -278,7 +278,7 @@ impl<'a> Encoder<'a, '_> {
         let Bound { coeffs_index, windows, .. } = &self.list.tensors[tensor];
         if !self.pipeline.is_some_and(|current| ptr::eq(current, pipeline)) {
             self.pass.set_pipeline(pipeline);
-            // With another layout a driver may forget the immediates.
+            // Another layout may invalidate the immediates.
             (self.pipeline, self.coeffs_index) = (Some(pipeline), None);
         }
         if self.coeffs_index != Some(*coeffs_index) {
@@ -305,12 +305,13 @@ impl Bound {
         Ok(Self { variant, formats, len, coeffs_index, places, windows })
     }
 
-    /// Whether these are the buffers that are bound.
+    /// Whether the tensor's buffers are the bound ones.
     fn binds(&self, tensor: &Tensor<'_>) -> bool {
         self.places.each_ref().map(|place| place.as_ref().map(Place::binding)) == tensor.bindings()
     }
 
-    /// Fails if a tensor has another length than this one, or other formats but for the gradients.
+    /// Fails if a tensor has another length than this one, or another format in a role that is not
+    /// the gradient.
     fn check_fixed(&self, index: usize, new: &Tensor<'_>) -> Result<(), TensorError> {
         let formats = new.formats();
         let kept = Formats { grad: formats.grad, ..self.formats };
@@ -318,7 +319,7 @@ impl Bound {
     }
 }
 
-/// Binds a window, from an element on so many, of a tensor's buffers.
+/// Binds a window of a tensor's buffers: `elements` elements from `start` on.
 fn bind<'a>(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,

@@ -1,4 +1,4 @@
-//! The shaders on a device: compiled when first needed, shared by all lists.
+//! The shaders on a device: compiled at their first use, and shared by all lists.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,21 +11,28 @@ use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
-/// The pipelines on a device of the caller's. Cheap to clone.
+/// The pipelines on a device of the caller. A clone shares them and is cheap.
 ///
-/// Making them compiles nothing. A [`TensorList`](super::TensorList) compiles what its tensors'
-/// formats need when it is made, once for all clones. Encoding compiles nothing.
+/// [`new`](Self::new) compiles nothing. A new [`TensorList`](super::TensorList) compiles the
+/// shaders for its formats, once for all clones. Encoding compiles nothing.
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
-/// use dualadam::webgpu::{Pipelines, wgpu};
+/// ```
+/// use dualadam::webgpu::{Pipelines, required_limits, wgpu};
 ///
-/// # fn example(device: wgpu::Device) -> Result<(), dualadam::Error> {
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+/// let adapter = instance.request_adapter(&Default::default()).await?;
+/// let required_limits = required_limits();
+/// let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+/// let (device, queue) = adapter.request_device(&descriptor).await?;
 /// let pipelines = Pipelines::new(&device)?;
-/// let same = pipelines.clone();
 /// # Ok(())
 /// # }
+/// # let _found = testkit::webgpu_or_return!();
+/// # pollster::block_on(example())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Pipelines {
@@ -37,7 +44,7 @@ struct Inner {
     device: wgpu::Device,
     limits: DeviceLimits,
     coeffs: CoeffsSource,
-    /// Without masters, and with them where the device allows it.
+    /// The layout without masters, and the one with masters if the device can bind them.
     layouts: Vec<Layout>,
     compiled: [Compiled; Variant::COUNT],
 }
@@ -60,27 +67,27 @@ struct Compiled {
 pub(super) enum Kind {
     /// The whole quads.
     Quads,
-    /// What is left.
+    /// The last one to three elements.
     Tail,
 }
 
-/// The pipelines that serve the same elements.
+/// The pipelines for one kind of elements.
 #[derive(Debug, Clone)]
 pub(super) struct Stage {
     pub(super) dual_adam: wgpu::ComputePipeline,
     pub(super) adam: wgpu::ComputePipeline,
-    /// Sets masters from the parameters, where there are masters.
+    /// Sets masters from the parameters, for variants with masters.
     pub(super) set_masters: Option<wgpu::ComputePipeline>,
 }
 
 impl Pipelines {
-    /// The pipelines on this device.
+    /// The pipelines on this device. Compiles nothing.
     ///
     /// # Errors
     ///
-    /// - [`WebGpuError::Limit`] for a device whose limits are below
-    ///   [`required_limits`](super::required_limits).
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device.
+    /// - [`WebGpuError::Limit`] for a device with a limit that is too small for every step. The
+    ///   limits in [`required_limits`](super::required_limits) are enough.
+    /// - [`WebGpuError::Wgpu`] for anything else that wgpu reports, such as a lost device.
     pub fn new(device: &wgpu::Device) -> Result<Self, WebGpuError> {
         let limits = DeviceLimits::of(&device.limits())?;
         check_not_lost(device)?;
@@ -94,7 +101,7 @@ impl Pipelines {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The device that the pipelines are on.
+    /// The device of the pipelines.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
         &self.inner.device
@@ -108,7 +115,7 @@ impl Pipelines {
         &self.inner.coeffs
     }
 
-    /// The layout of the bind group of a variant's tensors.
+    /// The layout of the bind group for tensors of a variant.
     pub(super) fn tensor_layout(&self, variant: Variant) -> Result<&wgpu::BindGroupLayout, WebGpuError> {
         Ok(&self.layout(variant)?.tensor)
     }
@@ -121,13 +128,13 @@ impl Pipelines {
         Ok(&self.inner.layouts[usize::from(masters)])
     }
 
-    /// The pipelines of a variant, compiled now if they never were.
+    /// The pipelines of a variant, compiled now if they were not.
     pub(super) fn stage(&self, variant: Variant, kind: Kind) -> Result<&Stage, WebGpuError> {
         let compiled = &self.inner.compiled[variant.index()];
         let stage = &compiled.kinds[kind as usize];
         match stage.get() {
             Some(stage) => Ok(stage),
-            // Two threads may compile the same; the first to end is kept.
+            // Two threads may compile the same pipelines; the first ones are kept.
             None => {
                 let made = self.compile(variant, kind)?;
                 Ok(stage.get_or_init(|| made))

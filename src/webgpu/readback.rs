@@ -1,4 +1,4 @@
-//! Arrays read back from the device, piece by piece through one staging buffer.
+//! Reads arrays from the device, in pieces, through one staging buffer.
 
 use bytemuck::cast_slice_mut;
 use futures_channel::oneshot;
@@ -19,22 +19,22 @@ pub(super) struct Readback<'a> {
     queue: &'a wgpu::Queue,
     arenas: &'a Arenas,
     arrays: Vec<Array>,
-    /// None if there is nothing to read.
+    /// `None` if there is nothing to read.
     staging: Option<wgpu::Buffer>,
-    /// The bytes of a piece.
+    /// The size of the staging buffer, in bytes.
     room: u64,
 }
 
 struct Array {
     place: Place,
     len: usize,
-    /// What has arrived.
+    /// The elements that have arrived.
     values: Vec<f32>,
 }
 
-/// A piece that the device was told to copy.
+/// A piece whose copies were submitted.
 pub(super) struct Piece {
-    /// The array, and how many of its next elements.
+    /// Arrays, and the number of their next elements.
     parts: Vec<(usize, usize)>,
     #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "nobody can wait in a browser"))]
     pub(super) submission: wgpu::SubmissionIndex,
@@ -42,7 +42,7 @@ pub(super) struct Piece {
 }
 
 impl<'a> Readback<'a> {
-    /// Of arrays at these places, of these lengths and tensors.
+    /// Reads these arrays: the tensor, the place and the length of each.
     pub(super) fn new(
         device: &'a wgpu::Device,
         queue: &'a wgpu::Queue,
@@ -68,7 +68,7 @@ impl<'a> Readback<'a> {
         Ok(Self { device, queue, arenas, arrays, staging, room })
     }
 
-    /// Submits the copies of the next piece. None if everything was read.
+    /// Submits the copies of the next piece. `None` if everything was read.
     pub(super) fn submit(&self) -> Result<Option<Piece>, WebGpuError> {
         let parts = self.next_parts();
         let (Some(staging), false) = (&self.staging, parts.is_empty()) else { return Ok(None) };
@@ -85,14 +85,14 @@ impl<'a> Readback<'a> {
                 filled += bytes;
             }
             let submission = self.queue.submit([encoder.finish()]);
-            // Nobody listens any more where the reading was given up.
+            // The receiver is gone if the caller dropped the future.
             staging.map_async(wgpu::MapMode::Read, ..filled, |result| drop(sender.send(result)));
             submission
         })?;
         Ok(Some(Piece { parts, submission, mapped }))
     }
 
-    /// What comes next, and fits in the staging buffer.
+    /// The next parts that fit in the staging buffer.
     fn next_parts(&self) -> Vec<(usize, usize)> {
         let mut room = (self.room / SIZE) as usize;
         let mut parts = vec![];
@@ -106,10 +106,10 @@ impl<'a> Readback<'a> {
         parts
     }
 
-    /// Takes over a piece once it is there.
+    /// Waits for a piece and copies it out of the staging buffer.
     pub(super) async fn take(&mut self, piece: Piece) -> Result<(), WebGpuError> {
         let Some(staging) = &self.staging else { return Ok(()) };
-        // The buffer and its bounds are valid, so that this fails only without a device.
+        // The buffer and its bounds are valid, so that this fails only on a lost device.
         let mapped = piece.mapped.await.is_ok_and(|result| result.is_ok());
         if !mapped {
             return Err(lost("map_async"));

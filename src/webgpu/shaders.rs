@@ -1,4 +1,4 @@
-//! The shaders' text, which the build has joined and checked.
+//! The text of the shaders, which the build script joined and checked.
 
 use crate::tensor::Variant;
 
@@ -20,7 +20,7 @@ mod tests {
     use crate::tensor::Role;
     use crate::webgpu::layout;
 
-    /// The build has compared the shaders with `layout`; this compares `layout` with the host.
+    /// The build script compares the shaders with `layout`; this compares `layout` with the host.
     #[test]
     fn the_layout_is_that_of_the_host() {
         macro_rules! offsets {

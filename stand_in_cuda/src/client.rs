@@ -69,7 +69,8 @@ struct Control {
 pub const LIBRARY: &str = "STAND_IN_CUDA_LIBRARY";
 
 /// Where cargo puts the cdylib of a package that a test depends on: beside the test, or one folder
-/// up or across.
+/// up or across. rustdoc puts a documentation test elsewhere, but cargo then names the folder of
+/// the dependencies in the linker's search path.
 fn places() -> Vec<PathBuf> {
     if let Some(given) = std::env::var_os(LIBRARY) {
         return vec![given.into()];
@@ -78,7 +79,9 @@ fn places() -> Vec<PathBuf> {
     let test = std::env::current_exe().unwrap_or_default();
     let folder = test.parent().unwrap_or(Path::new("."));
     let up = folder.parent().unwrap_or(Path::new("."));
-    [folder.to_owned(), up.join("deps"), up.to_owned()].map(|folder| folder.join(name)).to_vec()
+    let search_path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let of_cargo = [folder.to_owned(), up.join("deps"), up.to_owned()].into_iter();
+    of_cargo.chain(std::env::split_paths(&search_path)).map(|folder| folder.join(name)).collect()
 }
 
 fn find() -> Result<PathBuf, ClientError> {

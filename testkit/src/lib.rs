@@ -8,6 +8,7 @@ pub mod bound;
 pub mod contract;
 pub mod data;
 pub mod device;
+pub mod examples;
 pub mod golden;
 pub mod laws;
 pub mod model;

@@ -1,17 +1,26 @@
-//! What the caller says of a control: groups, sets, and addresses of scalars.
+//! The arguments of a control and of controlled steps: groups, sets, and addresses of scalars.
 
 use crate::cuda::error::{AddressProblem, ControlAddress, CudaError};
 use crate::ledger::check_groups;
 use crate::rule::DualAdamConfig;
 use crate::tensor::ListError;
 
-/// A learning rate in the caller's device memory, by address.
+/// The address of a learning rate in the caller's device memory.
 ///
-/// It is read in each step, and never written. Its value must be finite, at least 0 and small
-/// enough, as [`DualAdamConfig::validate`] says; else the step is skipped.
+/// Each step reads the value, and the library never writes it. A value that
+/// [`DualAdamConfig::validate`] refuses, such as NaN or a negative one, skips the step.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::RawLr;
+///
+/// let of_torch = RawLr::F32(0x1000);
+/// assert_ne!(of_torch, RawLr::F64(0x1000));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RawLr {
-    /// The address of an f32, as torch has it.
+    /// The address of an f32, the type of torch's tensor learning rates.
     F32(u64),
     /// The address of an f64.
     F64(u64),
@@ -19,7 +28,7 @@ pub enum RawLr {
 
 /// A parameter group of a [`Control`](super::Control).
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::DualAdamConfig;
@@ -31,32 +40,32 @@ pub enum RawLr {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ControlGroup {
-    /// The hyperparameters. Where `lr` gives an address, the config's own lr is not used, but must
-    /// be valid.
+    /// The hyperparameters. If `lr` is an address, the config's own lr must be valid but is not
+    /// used.
     pub config: DualAdamConfig,
-    /// The learning rate in the caller's memory; if `None`, the control keeps the config's in its
-    /// own.
+    /// The address of the learning rate in the caller's memory. If `None`, the control keeps the
+    /// learning rate, which begins as that of `config`.
     pub lr: Option<RawLr>,
 }
 
 impl ControlGroup {
-    /// A group whose learning rate the control keeps.
+    /// A group with a learning rate that the control keeps.
     #[must_use]
     pub const fn new(config: DualAdamConfig) -> Self {
         Self { config, lr: None }
     }
 
-    /// With a learning rate in the caller's memory.
+    /// Takes the learning rate from the caller's memory.
     #[must_use]
     pub const fn with_lr(self, lr: RawLr) -> Self {
         Self { lr: Some(lr), ..self }
     }
 }
 
-/// A coefficient set of a [`Control`](super::Control): tensors of one group that are updated
-/// together.
+/// A coefficient set of a [`Control`](super::Control): tensors of one group that always step
+/// together, and so share a step counter.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::cuda::ControlSet;
@@ -67,33 +76,34 @@ impl ControlGroup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ControlSet {
-    /// The index of the group.
+    /// The position of the group.
     pub group: usize,
-    /// The address of the step counter, a u64, in the caller's memory, read and written; if `None`,
-    /// the control keeps one that begins at 0.
+    /// The address of the step counter in the caller's memory: a u64, read and written. If `None`,
+    /// the control keeps a counter, which begins at 0.
     pub step: Option<u64>,
 }
 
 impl ControlSet {
-    /// A set of tensors of a group, whose step counter the control keeps.
+    /// A set in a group, with a step counter that the control keeps.
     #[must_use]
     pub const fn new(group: usize) -> Self {
         Self { group, step: None }
     }
 
-    /// With a step counter in the caller's memory, by address.
+    /// Takes the step counter at this address in the caller's memory.
     #[must_use]
     pub const fn with_step(self, address: u64) -> Self {
         Self { step: Some(address), ..self }
     }
 }
 
-/// Scalars in device memory that steer one step, by address: each an f32, and 0 for none.
+/// The addresses of scalars in device memory that steer one step: each an f32, or 0 for none.
 ///
-/// They mean what those of [`Steering`](crate::Steering) mean: the multiplier of the gradients is
-/// clip factor / loss scale, formed in f64 and rounded once.
+/// The scalars have the meaning of those in [`Steering`](crate::Steering). The gradients are
+/// multiplied by clip factor / loss scale, formed in f64 and rounded once to f32. A missing scalar
+/// counts as 1, or as 0 for `found_inf`.
 ///
-/// # Example
+/// # Examples
 ///
 /// ```
 /// use dualadam::cuda::RawScalars;
@@ -104,34 +114,34 @@ impl ControlSet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RawScalars {
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
+    /// The factor by which the loss was multiplied, a divisor of the gradients: finite, above 0.
     pub loss_scale: u64,
-    /// What the gradients are multiplied by after that: finite, at least 0.
+    /// The factor by which the gradients are then multiplied: finite, at least 0.
     pub clip_factor: u64,
-    /// Anything but 0, NaN too, skips the step.
+    /// A flag: any value other than 0, NaN too, skips the step.
     pub found_inf: u64,
 }
 
 impl RawScalars {
-    /// With a loss scale at this address.
+    /// Takes the loss scale at this address.
     #[must_use]
     pub const fn with_loss_scale(self, address: u64) -> Self {
         Self { loss_scale: address, ..self }
     }
 
-    /// With a clip factor at this address.
+    /// Takes the clip factor at this address.
     #[must_use]
     pub const fn with_clip_factor(self, address: u64) -> Self {
         Self { clip_factor: address, ..self }
     }
 
-    /// With a found-inf at this address.
+    /// Takes the found-inf flag at this address.
     #[must_use]
     pub const fn with_found_inf(self, address: u64) -> Self {
         Self { found_inf: address, ..self }
     }
 
-    /// Fails for an address that cannot be that of an f32.
+    /// Fails if an address is not aligned for an f32.
     pub(in crate::cuda) fn check(&self) -> Result<(), CudaError> {
         check_aligned(ControlAddress::LossScale, self.loss_scale, 4)?;
         check_aligned(ControlAddress::ClipFactor, self.clip_factor, 4)?;
@@ -146,8 +156,8 @@ fn check_aligned(argument: ControlAddress, address: u64, align: usize) -> Result
     Err(CudaError::Address { argument, problem: AddressProblem::Misaligned { align }, address })
 }
 
-/// Checks what a control is made of: configs that are valid, groups that are there, and what the
-/// caller keeps.
+/// Fails if a config is not valid, a set's group does not exist, or an address of the caller's
+/// memory cannot be right.
 pub(super) fn check(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), CudaError> {
     let limit = u64::from(u32::MAX);
     if sets.len() as u64 > limit {
@@ -161,8 +171,8 @@ pub(super) fn check(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), 
     check_addresses(groups, sets)
 }
 
-/// Checks what the caller keeps: no address null or misaligned, and no counter where something else
-/// is.
+/// Fails if an address is null or misaligned, or if a step counter overlaps another counter or a
+/// learning rate.
 fn check_addresses(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), CudaError> {
     let lr = |(group, lr): (usize, &ControlGroup)| {
         let (address, bytes) = match lr.lr? {
@@ -180,8 +190,8 @@ fn check_addresses(groups: &[ControlGroup], sets: &[ControlSet]) -> Result<(), C
         }
         check_aligned(argument, address, bytes)?;
     }
-    // All is aligned and no longer than 8 bytes, so that what overlaps lies in the same 8 bytes.
-    // Counters come first there.
+    // Everything is aligned and at most 8 bytes long, so that what overlaps lies in the same
+    // aligned 8 bytes. Sorting puts counters first there.
     let is_step = |argument: ControlAddress| matches!(argument, ControlAddress::Step { .. });
     all.sort_by_key(|&(argument, address, _)| (address / 8, !is_step(argument)));
     for pair in all.windows(2) {

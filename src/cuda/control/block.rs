@@ -14,14 +14,14 @@ use crate::rule::StepCoeffs;
 use super::args::{ControlGroup, ControlSet, RawLr};
 use super::layout::{DeviceGroup, DeviceSet, DeviceState, Places};
 
-/// How a set begins. The step counts only where the control keeps the counter.
+/// The initial state of a set. `step` is used only if the control keeps the counter.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cuda) struct SetStart {
     pub(in crate::cuda) step: u64,
     pub(in crate::cuda) masters_are_set: bool,
 }
 
-/// The device memory of a control, and where its parts lie.
+/// The device memory of a control, and the places of its parts.
 #[derive(Debug)]
 pub(super) struct Block {
     memory: DeviceMemory,
@@ -30,8 +30,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The memory for these groups and sets, which are there when the call returns; and the sets as
-    /// the device has them.
+    /// Allocates memory of zeros for these groups and sets. Also returns the sets as the device
+    /// reads them; [`fill`](Self::fill) copies them there.
     pub(super) fn new(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -50,7 +50,7 @@ impl Block {
         Ok((Self { memory, places, sets: sets.len() }, device_sets))
     }
 
-    /// Brings new memory its content.
+    /// Copies the initial content to new memory. Waits for the copies.
     pub(super) fn fill(
         &mut self,
         groups: &[ControlGroup],
@@ -68,7 +68,7 @@ impl Block {
         self.memory.upload(self.places.states, &states)
     }
 
-    /// A group as the device has it.
+    /// A group as the device reads it.
     pub(super) fn device_group(&self, index: usize, group: &ControlGroup) -> DeviceGroup {
         DeviceGroup::new(&group.config, group.lr.unwrap_or(RawLr::F64(self.own_lr(index))))
     }
@@ -78,7 +78,7 @@ impl Block {
         self.groups() + (size_of::<DeviceGroup>() * group) as u64
     }
 
-    /// The address of a group's own lr.
+    /// The address of the lr that the control keeps for a group.
     pub(super) fn own_lr(&self, group: usize) -> u64 {
         self.group(group) + offset_of!(DeviceGroup, own_lr) as u64
     }
@@ -111,75 +111,75 @@ impl Block {
         (self.at(0)..self.at(self.places.bytes as u64)).contains(&set.step)
     }
 
-    /// Reads the step counters.
+    /// Reads the step counters of all sets. Waits for `stream`.
     ///
     /// # Safety
     ///
     /// - `stream` is a live stream of the current context, and earlier uses of the control are
-    ///   ordered before.
-    /// - The caller's own counters are live memory.
+    ///   ordered before work that is enqueued on it now.
+    /// - The counters in the caller's memory are live.
     pub(super) unsafe fn read_steps(&self, sets: &[DeviceSet], stream: *mut c_void) -> Result<Vec<u64>, CudaError> {
-        // SAFETY: the stream is live (this function's first requirement), and the counters lie
-        // there.
+        // SAFETY: the stream is live (this function's first requirement), and the control's
+        // counters lie at that place.
         let mut steps: Vec<u64> = unsafe { download(self.at(self.places.steps), self.sets, stream) }?;
         for (set, step) in sets.iter().zip(&mut steps).filter(|(set, _)| !self.is_own(set)) {
-            // SAFETY: the stream is live, and so is the caller's counter (this function's
-            // requirements).
+            // SAFETY: the stream and the caller's counter are live (this function's requirements).
             let read: Vec<u64> = unsafe { download(set.step, 1, stream) }?;
             read.into_iter().for_each(|read| *step = read);
         }
         Ok(steps)
     }
 
-    /// Writes the step counters.
+    /// Writes the step counters of all sets. Waits for `stream`.
     ///
     /// # Safety
     ///
-    /// As for [`read_steps`](Self::read_steps).
+    /// - The requirements of [`read_steps`](Self::read_steps) hold.
     pub(super) unsafe fn write_steps(
         &self,
         sets: &[DeviceSet],
         steps: &[u64],
         stream: *mut c_void,
     ) -> Result<(), CudaError> {
-        // SAFETY: the stream is live (this function's first requirement), and the counters lie
-        // there.
+        // SAFETY: the stream is live (`read_steps`' first requirement), and the control's counters
+        // lie at that place.
         unsafe { upload(self.at(self.places.steps), steps, stream) }?;
         let mut callers = sets.iter().zip(steps).filter(|(set, _)| !self.is_own(set));
-        // SAFETY: the stream is live, and so are the caller's counters (this function's
-        // requirements).
+        // SAFETY: the stream and the caller's counters are live (`read_steps`' requirements).
         callers.try_for_each(|(set, step)| unsafe { upload(set.step, &[*step], stream) })
     }
 
-    /// Reads what the device notes of the sets.
+    /// Reads the states of all sets. Waits for `stream`.
     ///
     /// # Safety
     ///
     /// - `stream` is a live stream of the current context, and earlier uses of the control are
-    ///   ordered before.
+    ///   ordered before work that is enqueued on it now.
     pub(super) unsafe fn read_states(&self, stream: *mut c_void) -> Result<Vec<DeviceState>, CudaError> {
-        // SAFETY: the stream is live (this function's requirement), and the states lie there.
+        // SAFETY: the stream is live (this function's requirement), and the states lie at that
+        // place.
         unsafe { download(self.states(), self.sets, stream) }
     }
 
-    /// Reads the sets' coefficients.
+    /// Reads the coefficients of all sets. Waits for `stream`.
     ///
     /// # Safety
     ///
-    /// As for [`read_states`](Self::read_states).
+    /// - The requirements of [`read_states`](Self::read_states) hold.
     pub(super) unsafe fn read_coeffs(&self, stream: *mut c_void) -> Result<Vec<StepCoeffs>, CudaError> {
-        // SAFETY: the stream is live (this function's requirement), and the coefficients lie there.
+        // SAFETY: the stream is live (`read_states`' requirement), and the coefficients lie at that
+        // place.
         unsafe { download(self.coeffs(), self.sets, stream) }
     }
 }
 
-/// Copies bytes to the device, in the order of `stream` and from pinned memory.
+/// Enqueues a copy of bytes to the device on `stream`, from pinned memory.
 ///
 /// # Safety
 ///
 /// - `stream` is a live stream of the current context that is not being captured.
-/// - The bytes' place is at `to`, and its earlier uses are ordered before what is enqueued on
-///   `stream` now.
+/// - `to` is the address of room for the bytes, and its earlier uses are ordered before work that
+///   is enqueued on `stream` now.
 pub(super) unsafe fn send(
     staging: &mut Staging,
     last_use: &LastUse,
@@ -190,15 +190,15 @@ pub(super) unsafe fn send(
     let fill = |slot: &mut [u8]| {
         let slot = &mut slot[..bytes.len()];
         slot.copy_from_slice(bytes);
-        // SAFETY: the stream is live, and the place is at `to` (this function's requirements). The
-        // slot is kept as it is until the copy has ended.
+        // SAFETY: the stream is live, and `to` has room (this function's requirements). `staging`
+        // does not rewrite the slot before the copy has ended.
         unsafe { memory::copy(to, slot, stream.cast()) }
     };
-    // SAFETY: the context is current, and `stream` is live and ordered after earlier uses (this
-    // function's requirements). The copy goes to this stream.
+    // SAFETY: the context is current, `stream` is live, and earlier uses are ordered before (this
+    // function's requirements). `fill` enqueues on this stream only.
     unsafe {
         let sent = staging.send(stream, fill);
-        // Also after a failure: the copy may have been enqueued.
+        // Also after a failure, since the copy may be in flight.
         last_use.note(stream);
         sent
     }

@@ -1,4 +1,4 @@
-//! The layout of a control in device memory, as `kernels/control.cuh` has it.
+//! The layout of a control in device memory. `kernels/control.cuh` has the same.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -75,7 +75,7 @@ pub(super) struct DeviceSet {
     pub(super) active: u32,
 }
 
-/// What `kernels/control.cuh` notes of a set.
+/// What `kernels/control.cuh` records about a set.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub(super) struct DeviceState {
@@ -84,7 +84,7 @@ pub(super) struct DeviceState {
     masters: u32,
 }
 
-/// Masters that are to be set from the parameters before their next update. Other numbers mean that
+/// The masters must be set from the parameters before their next update. Other numbers mean that
 /// they are set.
 const MASTERS_UNSET: u32 = 1;
 
@@ -99,7 +99,7 @@ impl DeviceState {
     }
 }
 
-/// Where the parts of a control lie, in bytes after the start of its memory.
+/// The offsets of the parts of a control, in bytes from the start of its memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Places {
     pub(super) steps: u64,

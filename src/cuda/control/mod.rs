@@ -1,8 +1,9 @@
-//! Steps controlled on the device: hyperparameters, learning rates and step counters in device
-//! memory, from which a kernel forms the coefficients.
+//! Controls: hyperparameters, learning rates and step counters in device memory, from which a
+//! kernel forms the coefficients of a step.
 
 mod args;
 mod block;
+mod counters;
 mod layout;
 mod report;
 mod step;
@@ -16,86 +17,89 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::rule::DualAdamConfig;
-use crate::tensor::{ListError, check_count};
+use crate::tensor::ListError;
 
-use super::driver::Current;
 use super::error::CudaError;
 use super::event::LastUse;
 use super::kernels::Kernels;
-use super::memory::upload;
 use super::module::Function;
 use super::staging::Staging;
 use super::stream::{check_stream, refuse_capture};
 use block::{Block, send};
 use layout::{DeviceGroup, DeviceSet};
 
-/// The control block of a list in device memory: coefficient sets whose hyperparameters, learning
-/// rates and step counters live on the device. So a CUDA graph can be launched again and again and
-/// goes on counting.
+/// Hyperparameters, learning rates and step counters in device memory, for the steps of one list.
 ///
-/// A set belongs to a group, which has a config and a learning rate, and counts its own steps.
-/// [`TensorList::step_controlled`] takes its coefficients from here. A control serves one list.
+/// A control has groups and sets. A [group](ControlGroup) has a config and a learning rate. A
+/// [set](ControlSet) belongs to a group and counts its own steps. [`TensorList::step_controlled`]
+/// forms the coefficients of each set on the device and advances its counter there. So a CUDA graph
+/// with steps can be launched many times, and each launch counts.
 ///
-/// Learning rates and counters may lie in the caller's memory; the control keeps the others. A
-/// graph that captured steps may outlive the control, whose memory stays until the graph is
-/// destroyed. Otherwise dropping the control frees it after the last step. That never waits for the
-/// device, and leaves captures valid.
+/// Learning rates and counters may lie in the caller's memory; the control keeps the others.
 ///
 /// Streams are given as `CUstream`, which is the same as a `cudaStream_t`; null is the default
 /// stream.
 ///
+/// Dropping a control waits for nothing and invalidates no capture. Its memory is freed after the
+/// last step, and after the last graph that captured one.
+///
 /// [`TensorList::step_controlled`]: super::TensorList::step_controlled
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
+/// ```
 /// use dualadam::DualAdamConfig;
-/// use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels, RawLr};
+/// use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels, RawLr, cudarc::driver::DevicePtr};
 ///
-/// # let lr_address = 256;
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
+/// let stream = kernels.context().default_stream();
+/// let scheduled = stream.clone_htod(&[1e-3_f32])?; // a scheduler on the device writes it
+///
 /// let config = DualAdamConfig::default();
 /// let groups = [
 ///     ControlGroup::new(config.with_lr(3e-4)),
-///     ControlGroup::new(config).with_lr(RawLr::F32(lr_address)),
+///     ControlGroup::new(config).with_lr(RawLr::F32(scheduled.device_ptr(&stream).0)),
 /// ];
 /// let mut control = Control::new(&kernels, &groups, &[0, 0, 1].map(ControlSet::new))?;
-/// // SAFETY: the null stream lives as long as the context.
+/// // SAFETY: the null stream lives as long as the context, and no step uses the control.
 /// unsafe { control.set_lr(0, 1e-4, std::ptr::null_mut())? };
-/// # Ok::<(), dualadam::Error>(())
+/// assert_eq!(control.config(0)?.lr, 1e-4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Control {
     kernels: Kernels,
     prepare_sets: Function,
     groups: Vec<ControlGroup>,
-    /// The sets as the next step needs them.
+    /// The sets as the next step needs them on the device.
     sets: Vec<DeviceSet>,
-    /// Those of them that the device does not have yet.
+    /// Those that have changed since the device got them.
     changed: Range<usize>,
-    /// Which are active in the step under way.
+    /// Which sets the current step updates.
     active: Vec<bool>,
     block: Block,
     staging: Staging,
     last_use: Arc<LastUse>,
+    /// Whether a step failed after its counters had advanced.
     is_interrupted: bool,
 }
 
 impl Control {
-    /// A control with these groups and sets, in device memory. Waits until it is there.
+    /// A control with these groups and sets. Copies them to the device and waits for the copy.
     ///
-    /// All sets whose counters the control keeps are before their first step.
+    /// The counters that the control keeps begin at 0.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Empty`] for no set at all.
+    /// - [`ListError::Empty`] if there are no sets.
+    /// - [`ListError::TooMany`] for more than 2³² - 1 sets.
     /// - [`ArgumentError::Group`](crate::ArgumentError::Group) if a config is not valid.
-    /// - [`CudaError::SetGroup`] if a set's group is not there.
-    /// - [`CudaError::Address`] for a counter or lr in the caller's memory that is null or
-    ///   misaligned, or a counter that overlaps another counter or an lr.
-    /// - [`ListError::TooMany`] for more sets than 32 bits count.
+    /// - [`CudaError::SetGroup`] if a set names a group that does not exist.
+    /// - [`CudaError::Address`] if the address of a counter or lr in the caller's memory is null or
+    ///   misaligned, or if a counter overlaps another counter or an lr.
     /// - [`CudaError::Ptx`] if the driver refuses the kernel that prepares coefficients.
-    /// - [`CudaError::Driver`] for what the driver reports.
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
     pub fn new(kernels: &Kernels, groups: &[ControlGroup], sets: &[ControlSet]) -> Result<Self, CudaError> {
         if sets.is_empty() {
             return Err(ListError::Empty { list: "sets" }.into());
@@ -107,8 +111,8 @@ impl Control {
         Self::starting_at(kernels, groups, sets, &last_use, |_| SetStart { step: 0, masters_are_set: true })
     }
 
-    /// [`new`](Self::new), which may have no sets, whose own counters begin elsewhere, and whose
-    /// steps are among the uses whose last one is `last_use`.
+    /// [`new`](Self::new) with these initial states of the sets, of which there may be none. The
+    /// control notes its uses in `last_use`.
     pub(super) fn starting_at(
         kernels: &Kernels,
         groups: &[ControlGroup],
@@ -136,19 +140,19 @@ impl Control {
         })
     }
 
-    /// How many sets there are.
+    /// The number of sets.
     #[must_use]
     pub fn len(&self) -> usize {
         self.sets.len()
     }
 
-    /// Whether there is no set, which [`new`](Self::new) refuses.
+    /// Whether there are no sets. Always false, since [`new`](Self::new) refuses that.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sets.is_empty()
     }
 
-    /// The config of a group, with the lr that it was last given here.
+    /// The config of a group, with the learning rate that [`set_lr`](Self::set_lr) set last.
     ///
     /// # Errors
     ///
@@ -161,10 +165,10 @@ impl Control {
         self.groups.get(group).ok_or(ListError::Position { list: "group", len: self.groups.len(), value: group })
     }
 
-    /// Sets the learning rate of a group for the steps that come later on `stream`, also for those
-    /// of graphs.
+    /// Sets the learning rate of a group for later steps on `stream`, including those of graphs
+    /// that are launched there later.
     ///
-    /// The call blocks only when the four changes before are all still in flight.
+    /// The call blocks only when all four staging slots are in flight.
     ///
     /// # Errors
     ///
@@ -173,14 +177,29 @@ impl Control {
     /// - [`CudaError::CallersLr`] if the lr lies in the caller's memory.
     /// - [`CudaError::Context`] for a stream of another context.
     /// - [`CudaError::Captured`] if the stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports; the device may have the old or the new
-    ///   lr then.
+    /// - [`CudaError::Driver`] for anything else that the driver reports. The device may then have
+    ///   the old or the new learning rate.
     ///
     /// # Safety
     ///
     /// - `stream` is null or a live stream.
-    /// - The caller orders this work against steps with this control on other streams, or of graphs
-    ///   there.
+    /// - The caller orders this work against steps with this control on other streams, and against
+    ///   graphs with such steps that are launched on other streams.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let group = ControlGroup::new(DualAdamConfig::default());
+    /// # let mut control = Control::new(&kernels, &[group], &[ControlSet::new(0)])?;
+    /// let stream = std::ptr::null_mut();
+    /// // SAFETY: the null stream lives as long as the context, and all steps are on it.
+    /// unsafe { control.set_lr(0, 1e-4, stream)? };
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub unsafe fn set_lr(&mut self, group: usize, lr: f64, stream: *mut c_void) -> Result<(), CudaError> {
         let ControlGroup { config, lr: callers } = *self.group(group)?;
         let config = config.with_lr(lr);
@@ -188,25 +207,42 @@ impl Control {
         if callers.is_some() {
             return Err(CudaError::CallersLr { group });
         }
-        // SAFETY: `stream` is live, and other uses are ordered (this function's requirements). The
-        // lr lies there.
+        // SAFETY: `stream` is live, and other uses are ordered (this function's requirements).
+        // `own_lr` is the address of the lr.
         unsafe { self.send("a new lr", bytemuck::bytes_of(&lr), self.block.own_lr(group), stream) }?;
         self.groups[group].config = config;
         Ok(())
     }
 
-    /// Sets the whole config of a group for the steps that come later on `stream`, also for those
-    /// of graphs.
+    /// Sets the config of a group for later steps on `stream`, including those of graphs that are
+    /// launched there later.
     ///
-    /// As [`set_lr`](Self::set_lr), except that an lr in the caller's memory stays.
+    /// A learning rate in the caller's memory stays in use. The call blocks as
+    /// [`set_lr`](Self::set_lr) does.
     ///
     /// # Errors
     ///
-    /// As [`set_lr`](Self::set_lr), without [`CudaError::CallersLr`].
+    /// - The errors of [`set_lr`](Self::set_lr), except [`CudaError::CallersLr`].
     ///
     /// # Safety
     ///
-    /// As for [`set_lr`](Self::set_lr).
+    /// - The requirements of [`set_lr`](Self::set_lr) hold.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{Control, ControlGroup, ControlSet, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let group = ControlGroup::new(DualAdamConfig::default());
+    /// # let mut control = Control::new(&kernels, &[group], &[ControlSet::new(0)])?;
+    /// let stream = std::ptr::null_mut();
+    /// // SAFETY: the null stream lives as long as the context, and all steps are on it.
+    /// unsafe { control.set_config(0, DualAdamConfig::adamw(0.1), stream)? };
+    /// assert_eq!(control.config(0)?, DualAdamConfig::adamw(0.1));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub unsafe fn set_config(
         &mut self,
         group: usize,
@@ -216,153 +252,29 @@ impl Control {
         config.validate()?;
         let changed = ControlGroup { config, ..*self.group(group)? };
         let on_device = self.block.device_group(group, &changed);
-        // SAFETY: `stream` is live, and other uses are ordered (`set_lr`'s requirements). The group
-        // lies there.
+        // SAFETY: `stream` is live, and other uses are ordered (`set_lr`'s requirements). `group`
+        // is the address of the group.
         unsafe { self.send("a new config", bytemuck::bytes_of(&on_device), self.block.group(group), stream) }?;
         self.groups[group] = changed;
         Ok(())
     }
 
-    /// Sends bytes to the device, in the order of `stream` and from pinned memory.
+    /// Enqueues a copy of bytes to the control's memory on `stream`, from pinned memory.
     ///
     /// # Safety
     ///
-    /// - `stream` is null or a live stream, and other uses of the control are ordered before or
-    ///   after.
-    /// - `to` is the bytes' place in the control's memory.
+    /// - `stream` is null or a live stream.
+    /// - Other uses of the control are ordered against this work.
+    /// - `to` is the address of room for the bytes in the control's memory.
     unsafe fn send(&mut self, what: &'static str, bytes: &[u8], to: u64, stream: *mut c_void) -> Result<(), CudaError> {
         let _current = self.kernels.enter()?;
-        // SAFETY: `stream` is live, other uses are ordered, and the place is right (this function's
-        // requirements). The context is current, and the stream is of it and not captured by then.
+        // SAFETY: `stream` is live, other uses are ordered, and `to` has room (this function's
+        // requirements). The context is current, and the two checks have passed before `send`.
         unsafe {
             check_stream(self.kernels.context(), stream)?;
             refuse_capture(stream, what)?;
             send(&mut self.staging, &self.last_use, bytes, to, stream)
         }
-    }
-
-    /// The step counters of all sets. Waits for the work before on `stream` and reads them from the
-    /// device.
-    ///
-    /// # Errors
-    ///
-    /// - [`CudaError::Context`] for a stream of another context.
-    /// - [`CudaError::Captured`] if the stream is being captured.
-    /// - [`CudaError::Interrupted`] as for a step.
-    /// - [`CudaError::Driver`] for what the driver reports.
-    ///
-    /// # Safety
-    ///
-    /// - `stream` is null or a live stream.
-    /// - The caller orders this work against steps with this control on other streams.
-    /// - The counters in the caller's memory are live.
-    pub unsafe fn steps(&self, stream: *mut c_void) -> Result<Vec<u64>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (this function's
-        // requirements). The context is current by then.
-        unsafe {
-            let _current = self.begin_read(stream)?;
-            self.block.read_steps(&self.sets, stream)
-        }
-    }
-
-    /// Sets the step counters of all sets, those in the caller's memory too, for the steps that
-    /// come later on `stream`. Waits for the work before on it.
-    ///
-    /// After an interrupted step this makes the control usable again. The caller must then restore
-    /// the tensors that the step was not made of.
-    ///
-    /// # Errors
-    ///
-    /// - [`ListError::Count`] for another number of sets.
-    /// - [`CudaError::Context`], [`CudaError::Captured`] and [`CudaError::Driver`] as for
-    ///   [`steps`](Self::steps).
-    ///
-    /// # Safety
-    ///
-    /// As for [`steps`](Self::steps).
-    pub unsafe fn set_steps(&mut self, steps: &[u64], stream: *mut c_void) -> Result<(), CudaError> {
-        check_count("steps", self.sets.len(), steps.len())?;
-        let _current = self.kernels.enter()?;
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
-        // requirements). The context is current, and the stream is of it and not captured by then.
-        unsafe {
-            check_stream(self.kernels.context(), stream)?;
-            refuse_capture(stream, "new steps")?;
-            let uploaded = self.block.write_steps(&self.sets, steps, stream);
-            self.last_use.note(stream);
-            uploaded?;
-        }
-        self.is_interrupted = false;
-        Ok(())
-    }
-
-    /// What became of each set's steps. Waits for the work before on `stream` and reads it from the
-    /// device.
-    ///
-    /// # Errors
-    ///
-    /// As for [`steps`](Self::steps).
-    ///
-    /// # Safety
-    ///
-    /// As for [`steps`](Self::steps).
-    pub unsafe fn report(&self, stream: *mut c_void) -> Result<Vec<SetReport>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
-        // requirements). The context is current by then.
-        let (states, coeffs, steps) = unsafe {
-            let _current = self.begin_read(stream)?;
-            let states = self.block.read_states(stream)?;
-            (states, self.block.read_coeffs(stream)?, self.block.read_steps(&self.sets, stream)?)
-        };
-        let sets = steps.into_iter().zip(states).zip(coeffs);
-        Ok(sets.map(|((step, state), coeffs)| SetReport::new(step, &state, coeffs)).collect())
-    }
-
-    /// The step counters, and whether each set's masters are set.
-    ///
-    /// # Safety
-    ///
-    /// As for [`steps`](Self::steps).
-    pub(super) unsafe fn steps_and_masters(&self, stream: *mut c_void) -> Result<Vec<(u64, bool)>, CudaError> {
-        // SAFETY: `stream` and counters are live, and other uses are ordered (`steps`'
-        // requirements). The context is current by then.
-        let (steps, states) = unsafe {
-            let _current = self.begin_read(stream)?;
-            (self.block.read_steps(&self.sets, stream)?, self.block.read_states(stream)?)
-        };
-        Ok(steps.into_iter().zip(states).map(|(step, state)| (step, state.masters_are_set())).collect())
-    }
-
-    /// Sets one counter, in the order of `stream`.
-    ///
-    /// # Safety
-    ///
-    /// As for [`steps`](Self::steps), and `stream` is not being captured.
-    pub(super) unsafe fn set_step(&mut self, set: usize, step: u64, stream: *mut c_void) -> Result<(), CudaError> {
-        let _current = self.kernels.enter()?;
-        // SAFETY: `stream` is live and not captured, the counter is live, and other uses are
-        // ordered (this function's requirements).
-        unsafe {
-            let uploaded = upload(self.sets[set].step, &[step], stream);
-            self.last_use.note(stream);
-            uploaded
-        }
-    }
-
-    /// Makes the context current for reading, unless nothing can be read in the order of `stream`.
-    ///
-    /// # Safety
-    ///
-    /// - `stream` is null or a live stream.
-    unsafe fn begin_read(&self, stream: *mut c_void) -> Result<Current, CudaError> {
-        self.check_interrupted()?;
-        let current = self.kernels.enter()?;
-        // SAFETY: `stream` is live (this function's requirement), and the context is current.
-        unsafe {
-            check_stream(self.kernels.context(), stream)?;
-            refuse_capture(stream, "reading from the device")?;
-        }
-        Ok(current)
     }
 
     pub(super) fn check_interrupted(&self) -> Result<(), CudaError> {

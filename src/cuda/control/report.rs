@@ -1,21 +1,36 @@
-//! What became of steps whose counters are on the device.
+//! Reports of controlled steps.
 
 use crate::rule::StepCoeffs;
 use crate::steering::SkipReason;
 
 use super::layout::DeviceState;
 
-/// What became of a set's steps, as the device has it.
+/// What the device recorded about the steps of a coefficient set.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::SkipReason;
+/// use dualadam::cuda::SetReport;
+///
+/// fn explain(report: &SetReport) -> String {
+///     match report.last_skip {
+///         None => format!("{} steps", report.step),
+///         Some(SkipReason::FoundInf) => format!("{} steps, {} skipped for infinities", report.step, report.skipped),
+///         Some(reason) => format!("{} steps, {} skipped: {reason:?}", report.step, report.skipped),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct SetReport {
-    /// Updates that the set's tensors have had: the step counter.
+    /// The step counter: the updates that the set's tensors have had.
     pub step: u64,
-    /// Steps that were skipped.
+    /// The number of steps that were skipped.
     pub skipped: u64,
-    /// Why the last of them was.
+    /// Why the last skipped step was skipped.
     pub last_skip: Option<SkipReason>,
-    /// The coefficients of the last step that was not skipped; all 0 before it.
+    /// The coefficients of the last step that was not skipped; all 0 before the first one.
     pub coeffs: StepCoeffs,
 }
 
@@ -25,7 +40,7 @@ impl SetReport {
     }
 }
 
-/// The reason of a number that the kernel writes, which counts from 1.
+/// The reason for a number that the kernel writes. The numbers count from 1.
 fn reason_of(number: u32) -> Option<SkipReason> {
     SkipReason::ALL.get((number as usize).wrapping_sub(1)).copied()
 }

@@ -1,21 +1,19 @@
-//! The optimizers that own their moments, in device memory, and count their tensors' steps.
+//! The optimizers that own their moments, in device memory, and count the steps of their tensors.
 
 mod capturable;
 mod moments;
 mod scalars;
 mod shared;
+mod state;
 mod views;
 
 pub use capturable::CapturableDualAdam;
 pub use scalars::Scalars;
 
-#[cfg(feature = "files")]
-use std::path::Path;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use crate::checkpoint::State;
 use crate::ledger::{CoeffsTable, Ledger, TensorSpec};
 use crate::rule::{DualAdamConfig, check_grad_multiplier};
 use crate::tensor::{ArgumentError, ListError, RawBuffer};
@@ -26,24 +24,26 @@ use super::kernels::Kernels;
 use super::stream::refuse_capture;
 use shared::Shared;
 
-/// DualAdam over a model's tensors in device memory: owns the moments, steps and masters, also
-/// there, and borrows parameters and gradients for each step.
+/// DualAdam for the tensors of a model in device memory. It owns moments and masters, in device
+/// memory too, counts the steps, and borrows parameters and gradients for each step.
 ///
-/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A
-/// step is enqueued on the optimizer's stream and returns at once. A tensor's first update sets its
-/// masters from the parameters, on the device. Methods, results and files are those of
-/// [`cpu::DualAdam`](crate::cpu::DualAdam), to the bit.
+/// The optimizer has the methods, the results to the bit, and the files of
+/// [`cpu::DualAdam`](crate::cpu::DualAdam).
 ///
-/// Dropping the optimizer never waits for the device. Its device memory is freed after the last
-/// step, and after the last graph that captured a step; see [the module's page](super). Any thread
-/// may drop it, also while another thread captures.
+/// - A step is enqueued on the optimizer's stream and returns at once.
+/// - Each tensor counts its own updates. A step skips a tensor without a gradient: parameters,
+///   moments and step stay as they are.
+/// - The first update of a tensor with masters sets them from the parameters, on the device.
+/// - Dropping the optimizer waits for nothing and invalidates no capture, in any thread. Its memory
+///   is freed after the last step, and after the last graph that captured one.
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
+/// ```
 /// use dualadam::DualAdamConfig;
 /// use dualadam::cuda::{DualAdam, Kernels};
 ///
+/// # let _gpu = testkit::stand_in_or_return!();
 /// let kernels = Kernels::new(0)?;
 /// let stream = kernels.context().default_stream();
 /// let config = DualAdamConfig::default().with_lr(0.1);
@@ -53,23 +53,24 @@ use shared::Shared;
 ///     let grad = stream.clone_dtod(&w)?; // of (w0² + w1²)/2
 ///     optimizer.step([(&mut w).into(), (&mut b).into()], [Some((&grad).into()), None])?;
 /// }
-/// let state = optimizer.state()?; // resumes on the CPU, too
+/// assert!(stream.clone_dtoh(&w)?.iter().all(|w| w.abs() < 0.1));
+/// assert_eq!((optimizer.step_of(0)?, optimizer.step_of(1)?), (200, 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct DualAdam {
     shared: Shared,
-    /// What the step under way needs, kept for the next one's memory.
+    /// The coefficients of the current step. Kept so that its memory is reused.
     table: CoeffsTable,
 }
 
 impl DualAdam {
-    /// An optimizer with one parameter group, for tensors of these lengths, whose work goes to
-    /// `stream`.
+    /// An optimizer with one parameter group, for tensors of these lengths in elements. Its work
+    /// goes to `stream`.
     ///
     /// # Errors
     ///
-    /// As [`with_groups`](Self::with_groups).
+    /// - The errors of [`with_groups`](Self::with_groups).
     pub fn new(
         kernels: &Kernels,
         stream: &Arc<CudaStream>,
@@ -80,18 +81,35 @@ impl DualAdam {
         Self::with_groups(kernels, stream, &[config], &specs)
     }
 
-    /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors,
-    /// whose work goes to `stream`.
+    /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors.
+    /// Its work goes to `stream`.
+    ///
+    /// The moments take 8 bytes an element of device memory, and masters 4 more. The call waits
+    /// until they are zero.
     ///
     /// # Errors
     ///
-    /// - What [`Ledger::new`] refuses.
+    /// - The errors of [`Ledger::new`].
     /// - [`CudaError::Context`] if the stream belongs to another context than the kernels.
-    /// - [`CudaError::PerThreadStream`] for a stream that is another one in each thread.
-    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) for more elements than there can be
-    ///   memory for.
-    /// - [`CudaError::Driver`] if there is not enough memory, and for whatever else the driver
+    /// - [`CudaError::PerThreadStream`] for the per-thread default stream.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) for a size that overflows 64 bits.
+    /// - [`CudaError::Driver`] if there is too little memory, and for anything else that the driver
     ///   reports.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::cuda::{DualAdam, Kernels};
+    /// use dualadam::{DualAdamConfig, TensorSpec};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let kernels = Kernels::new(0)?;
+    /// let groups = [DualAdamConfig::adamw(0.1), DualAdamConfig::default()];
+    /// let specs = [TensorSpec::new(1024).with_master().with_name("weight"), TensorSpec::new(32).in_group(1)];
+    /// let stream = kernels.context().default_stream();
+    /// let optimizer = DualAdam::with_groups(&kernels, &stream, &groups, &specs)?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn with_groups(
         kernels: &Kernels,
         stream: &Arc<CudaStream>,
@@ -102,58 +120,64 @@ impl DualAdam {
         Ok(Self { shared, table: CoeffsTable::default() })
     }
 
-    /// An optimizer that goes on from a state, wherever it is from.
-    ///
-    /// Needs no more device memory than the optimizer itself, unlike `load`.
-    ///
-    /// # Errors
-    ///
-    /// As [`State::validate`] and [`with_groups`](Self::with_groups).
-    pub fn from_state(kernels: &Kernels, stream: &Arc<CudaStream>, state: &State) -> Result<Self, CudaError> {
-        Ok(Self { shared: Shared::from_state(kernels, stream, state)?, table: CoeffsTable::default() })
-    }
-
-    /// Moves step counters and learning rates to the device, so that steps can be captured in a
-    /// CUDA graph that goes on counting, and be skipped by the device. The bits stay the same.
+    /// Moves step counters and learning rates to the device. A CUDA graph can then capture steps
+    /// and count in each launch, and the device can skip steps. The bits stay the same.
     ///
     /// # Errors
     ///
     /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
     /// - [`CudaError::Ptx`] if the driver refuses the kernel that prepares coefficients.
-    /// - [`CudaError::Driver`] for what the driver reports.
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
     ///
-    /// The optimizer is lost then.
+    /// An error drops the optimizer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// let optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// let mut optimizer = optimizer.into_capturable()?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn into_capturable(self) -> Result<CapturableDualAdam, CudaError> {
         CapturableDualAdam::of(self.shared)
     }
 
-    /// One step of every tensor that has a gradient; the others stay as they are.
+    /// Enqueues one step of every tensor that has a gradient. The others stay as they are.
     ///
-    /// `params` and `grads` are in the order of the optimizer's tensors. A tensor with masters
-    /// takes 16-bit parameters; its masters are set from them before its first update and rule from
-    /// then on.
+    /// `params` and `grads` have an entry for each tensor, in the optimizer's order and of the
+    /// tensors' lengths. A tensor with masters takes 16-bit parameters. If a tensor has no
+    /// gradient, only the format of its parameters is looked at.
     ///
-    /// A CUDA graph that captured the step keeps its coefficients and addresses. The capture counts
-    /// as a step, and the graph's launches count as none: use
-    /// [`into_capturable`](Self::into_capturable) for graphs. The graph may be launched only while
-    /// the buffers live, which cudarc does not check. The optimizer's first step cannot be
-    /// captured.
+    /// # Captures
+    ///
+    /// A CUDA graph keeps the addresses and coefficients of a captured step. The capture counts as
+    /// a step, and the graph's launches do not: use [`into_capturable`](Self::into_capturable) for
+    /// graphs. The optimizer's first step cannot be captured. The buffers must live for as long as
+    /// the graph is launched, which cudarc does not check.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
-    /// - [`TensorProblem::Length`], [`TensorProblem::Formats`] or [`TensorProblem::Overlap`] for
-    ///   buffers that don't fit.
-    /// - [`TensorProblem::StepOverflow`] for a tensor whose step cannot grow further.
-    /// - [`CudaError::Context`] for buffers of another context.
-    /// - [`CudaError::Unordered`] for buffers of another `CudaContext` value than the stream's.
-    /// - [`CudaError::Captured`] for what cannot be captured.
-    /// - [`CudaError::Ptx`] if the driver refuses the kernels, which the first step loads.
+    /// These launch nothing and count no step:
     ///
-    /// Nothing is launched then, and no step is counted.
+    /// - [`ListError::Count`] if `params` or `grads` does not have an entry for each tensor.
+    /// - [`TensorProblem::Length`] for a buffer of another length than its tensor.
+    /// - [`TensorProblem::Formats`] for formats without a kernel.
+    /// - [`TensorProblem::Overlap`] for two buffers that overlap, unless both are gradients.
+    /// - [`TensorProblem::StepOverflow`] for a tensor with 2⁶⁴ - 1 updates.
+    /// - [`CudaError::Context`] for a buffer of another context.
+    /// - [`CudaError::Unordered`] for a buffer of another `CudaContext` value than the stream's.
+    /// - [`CudaError::Captured`] in a capture, for the first step, for new formats, and for the
+    ///   first update of a tensor with masters.
+    /// - [`CudaError::Ptx`] if the driver refuses the kernels.
     ///
-    /// - [`CudaError::Driver`] for what the driver reports. The steps of those tensors are counted
-    ///   whose launch was made.
+    /// This may leave some tensors stepped; the steps of these are counted:
+    ///
+    /// - [`CudaError::Driver`] for anything else that the driver reports.
     ///
     /// [`TensorProblem::Length`]: crate::TensorProblem::Length
     /// [`TensorProblem::Formats`]: crate::TensorProblem::Formats
@@ -167,15 +191,29 @@ impl DualAdam {
         self.step_scaled(params, grads, 1.0)
     }
 
-    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip
-    /// factor, the inverse of a loss scale, or their product, as [`Steering`](crate::Steering)
-    /// forms it.
+    /// [`step`](Self::step) with gradients that are first multiplied by `grad_multiplier`: a clip
+    /// factor, the inverse of a loss scale, or their product, as in [`Steering`](crate::Steering).
     ///
     /// # Errors
     ///
-    /// - As [`step`](Self::step).
+    /// - The errors of [`step`](Self::step).
     /// - [`ConfigError::Value`](crate::ConfigError::Value) for a multiplier that
     ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::adam(), &[1])?;
+    /// let mut w = stream.clone_htod(&[1.0_f32])?;
+    /// let grad = stream.clone_htod(&[512.0_f32])?; // of 1024 times the loss
+    /// optimizer.step_scaled([(&mut w).into()], [Some((&grad).into())], 1.0 / 1024.0)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn step_scaled<'a>(
         &mut self,
         params: impl IntoIterator<Item = BufferMut<'a>>,
@@ -186,19 +224,18 @@ impl DualAdam {
         let _current = self.shared.kernels.enter()?;
         let stream = self.shared.stream.clone();
         let used = views.addresses(&stream)?;
-        // SAFETY: the views are buffers of their formats and of the tensors' lengths in the
-        // kernels' context. They are borrowed now, and cudarc orders later uses after this work,
-        // and their end as well.
+        // SAFETY: the views are device memory of the kernels' context, of their formats and of the
+        // tensors' lengths (checked by `views`). cudarc orders other uses of them against this
+        // work, and frees them only after it.
         unsafe { self.step_raw(&used.params, &used.grads, grad_multiplier) }
     }
 
-    /// [`step_scaled`](Self::step_scaled) over addresses, on the optimizer's stream. Only the
-    /// format of `params` is looked at where there is no gradient.
+    /// [`step_scaled`](Self::step_scaled) with addresses, on the optimizer's stream.
     ///
     /// # Errors
     ///
-    /// - As [`step_scaled`](Self::step_scaled).
-    /// - What [`TensorList`](super::TensorList) refuses of addresses.
+    /// - The errors of [`step_scaled`](Self::step_scaled).
+    /// - The errors of [`TensorList::new`](super::TensorList::new) for addresses.
     ///
     /// # Safety
     ///
@@ -206,6 +243,26 @@ impl DualAdam {
     ///   gradient are device memory of the kernels' context, of the tensor's length and of their
     ///   formats.
     /// - The caller orders this work against other uses of that memory, on any stream.
+    /// - A graph that captured the step is launched only while the requirements above hold.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::cuda::{DualAdam, Kernels, cudarc::driver::DevicePtr};
+    /// use dualadam::{DualAdamConfig, RawBuffer};
+    ///
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// let kernels = Kernels::new(0)?;
+    /// let stream = kernels.context().default_stream();
+    /// let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::adam(), &[16])?;
+    /// let (w, grad) = (stream.clone_htod(&[0.5_f32; 16])?, stream.clone_htod(&[0.1_f32; 16])?);
+    /// let [param, grad] = [&w, &grad].map(|buffer| RawBuffer::f32(buffer.device_ptr(&stream).0));
+    /// // SAFETY: the addresses are those of live buffers of 16 f32 each, and all of their uses are on
+    /// // this stream.
+    /// unsafe { optimizer.step_raw(&[param], &[Some(grad)], 1.0)? };
+    /// assert_eq!(stream.clone_dtoh(&w)?, [0.499; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn step_raw(
         &mut self,
         params: &[RawBuffer],
@@ -220,21 +277,21 @@ impl DualAdam {
         if self.mark_masters(grads) {
             let _current = self.shared.kernels.enter()?;
             let what = "the first update of a tensor with masters, unless a CapturableDualAdam makes it,";
-            // The graph would set them in each launch.
-            // SAFETY: the stream lives as long as the optimizer, and its context is current.
+            // A graph would set the masters in each launch.
+            // SAFETY: the stream is live as long as the optimizer, and its context is current.
             unsafe { refuse_capture(stream, what) }?;
         }
         let Shared { list: Some(list), ledger, .. } = &mut self.shared else { return Ok(()) };
         let count = |members: &[usize]| {
             members.iter().filter(|&&member| grads[member].is_some()).for_each(|&member| ledger.count(member));
         };
-        // SAFETY: the stream lives as long as the optimizer. Parameters and gradients are as this
-        // function requires; moments and masters are this optimizer's, whose work is all on one
-        // stream.
+        // SAFETY: the stream is live as long as the optimizer. Parameters and gradients are as
+        // `step_launches` requires (this function's requirements). Moments and masters are the
+        // optimizer's own, and all of their uses are on this stream.
         unsafe { list.step_launches(self.table.coeffs(), stream, count) }
     }
 
-    /// Checks everything and brings the list up to date. Nothing is launched or counted.
+    /// Checks the arguments and updates the list. Launches and counts nothing.
     fn prepare_step(
         &mut self,
         params: &[RawBuffer],
@@ -252,8 +309,8 @@ impl DualAdam {
         if table.coeffs().is_empty() { Ok(()) } else { shared.update_list() }
     }
 
-    /// Lets the list's next step set the masters of these tensors that were never set. Returns
-    /// whether there are any.
+    /// Makes the list's next step set the masters that were never set, of tensors with a gradient.
+    /// Returns whether there are any.
     fn mark_masters(&mut self, grads: &[Option<RawBuffer>]) -> bool {
         let Shared { list: Some(list), ledger, .. } = &mut self.shared else { return false };
         let mut any = false;
@@ -265,16 +322,30 @@ impl DualAdam {
         any
     }
 
-    /// Sets the learning rate of a group, from its next step on.
+    /// Sets the learning rate of a group for later steps.
     ///
     /// # Errors
     ///
-    /// As [`set_config`](Self::set_config).
+    /// - The errors of [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::cuda::{DualAdam, Kernels};
+    /// # let _gpu = testkit::stand_in_or_return!();
+    /// # let kernels = Kernels::new(0)?;
+    /// # let stream = kernels.context().default_stream();
+    /// # let mut optimizer = DualAdam::new(&kernels, &stream, DualAdamConfig::default(), &[2])?;
+    /// optimizer.set_lr(0, 3e-4)?;
+    /// assert_eq!(optimizer.config(0)?.lr, 3e-4);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.shared.ledger.set_lr(group, lr)
     }
 
-    /// Sets the whole config of a group, from its next step on.
+    /// Sets the config of a group for later steps.
     ///
     /// # Errors
     ///
@@ -293,86 +364,12 @@ impl DualAdam {
         self.shared.ledger.config(group)
     }
 
-    /// The updates that a tensor has had.
+    /// The number of updates that a tensor has had.
     ///
     /// # Errors
     ///
     /// - [`ListError::Position`] if there is no such tensor.
     pub fn step_of(&self, tensor: usize) -> Result<u64, ListError> {
         self.shared.ledger.step(tensor)
-    }
-
-    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`,
-    /// `exp_avg_sq` and `step` of torch's Adam or AdamW, which mean the same. The moments are given
-    /// on the host.
-    ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the
-    /// parameters. The call waits for the work before on the optimizer's stream.
-    ///
-    /// # Errors
-    ///
-    /// - [`ListError::Position`] if there is no such tensor.
-    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from
-    ///   it.
-    /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative
-    ///   element.
-    /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports. The tensor's moments may be the old or
-    ///   the new ones then, and its step is the old one.
-    pub fn set_moments(
-        &mut self,
-        tensor: usize,
-        step: u64,
-        exp_avg: &[f32],
-        exp_avg_sq: &[f32],
-    ) -> Result<(), CudaError> {
-        self.shared.set_moments(tensor, exp_avg, exp_avg_sq)?;
-        Ok(self.shared.ledger.set_step(tensor, step)?)
-    }
-
-    /// The whole state: configs, steps, moments and masters. Waits for the steps so far and reads
-    /// it from the device.
-    ///
-    /// # Errors
-    ///
-    /// - [`CudaError::Captured`] if the optimizer's stream is being captured.
-    /// - [`CudaError::Driver`] for what the driver reports, also of the steps before.
-    pub fn state(&self) -> Result<State, CudaError> {
-        let current = self.shared.begin_read()?;
-        Ok(State { ledger: self.shared.ledger.clone(), arrays: self.shared.read_arrays(&current)? })
-    }
-
-    /// Saves the state with [`State::save`]; the file is the same as the CPU backend's, and resumes
-    /// there too.
-    ///
-    /// # Errors
-    ///
-    /// As [`state`](Self::state) and [`State::save`].
-    #[cfg(feature = "files")]
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CudaError> {
-        Ok(self.state()?.save(path)?)
-    }
-
-    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the
-    /// file.
-    ///
-    /// A resumed run goes on bit for bit as the one that was saved would have. The caller must
-    /// restore the parameters. The new moments are allocated before the old ones are freed;
-    /// [`State::load`] and [`from_state`](Self::from_state) avoid that.
-    ///
-    /// # Errors
-    ///
-    /// - As [`State::load`].
-    /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
-    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both
-    ///   have them.
-    /// - [`CudaError::Driver`] for what the driver reports.
-    ///
-    /// The optimizer stays as it was then.
-    #[cfg(feature = "files")]
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), CudaError> {
-        let state = State::load_for(&self.shared.ledger, path.as_ref())?;
-        *self = Self::from_state(&self.shared.kernels, &self.shared.stream, &state)?;
-        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The device memory of an optimizer: moments and masters of all its tensors.
+//! The device memory of an optimizer: the moments and masters of all tensors.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -11,11 +11,10 @@ use crate::cuda::pool::Pool;
 use crate::ledger::TensorSpec;
 use crate::tensor::{Dtype, RawBuffer, RawTensor, Role, TensorError, TensorProblem};
 
-/// Each tensor's part of the moments begins at a multiple of this many elements: 256 bytes, as an
-/// allocation does.
+/// The alignment of each tensor's part, in elements: 256 bytes, the alignment of an allocation.
 const ALIGN: usize = 64;
 
-/// The device memory of all tensors' arrays.
+/// The device memory of the arrays of all tensors.
 #[derive(Debug)]
 pub(super) struct Moments {
     exp_avg: DeviceMemory,
@@ -24,7 +23,7 @@ pub(super) struct Moments {
     places: Vec<Place>,
 }
 
-/// Where a tensor's arrays begin, in bytes after the start of the moments and of the masters.
+/// The offsets of a tensor's arrays, in bytes from the start of the moments and of the masters.
 #[derive(Debug)]
 struct Place {
     len: usize,
@@ -33,7 +32,7 @@ struct Place {
 }
 
 impl Moments {
-    /// Moments and masters of 0.
+    /// Allocates moments and masters of 0.
     pub(super) fn new<'a>(
         pool: &Arc<Pool>,
         last_use: &Arc<LastUse>,
@@ -56,7 +55,7 @@ impl Moments {
         Ok(Self { exp_avg, exp_avg_sq, masters: zeros(masters.bytes)?, places })
     }
 
-    /// Fills the arrays of new memory.
+    /// Fills new memory with these arrays. Waits for the copies.
     pub(super) fn fill(&mut self, arrays: &[Arrays]) -> Result<(), CudaError> {
         for (place, from) in self.places.iter().zip(arrays) {
             self.exp_avg.upload(place.moments, &from.exp_avg)?;
@@ -68,8 +67,8 @@ impl Moments {
         Ok(())
     }
 
-    /// A tensor with its moments and masters. Its formats are those of a variant, and its gradients
-    /// are there; else nothing is checked.
+    /// A tensor with its moments and masters. Fails if its formats are not those of a variant or
+    /// its gradient is null. Checks nothing else.
     pub(super) fn describe(&self, tensor: usize, param: RawBuffer, grad: RawBuffer) -> Result<RawTensor, TensorError> {
         let place = &self.places[tensor];
         if place.len > 0 && grad.address == 0 {
@@ -83,26 +82,25 @@ impl Moments {
         Ok(described)
     }
 
-    /// A place in a list for a tensor that never had a gradient. Its gradient's format can only be
-    /// guessed.
+    /// The entry in a list for a tensor that has had no gradient yet. The format of its gradients
+    /// is guessed to be that of its parameters.
     pub(super) fn describe_skipped(&self, tensor: usize, param: Dtype) -> RawTensor {
         let place = &self.places[tensor];
         let (param_at, null) = (RawBuffer::new(0, param), RawBuffer::f32(0));
         let described = RawTensor::new(place.len as u64, param_at, param_at, null, null);
-        // Masters beside f32 parameters are refused once there is a gradient.
+        // Masters beside f32 parameters are refused when the first gradient comes.
         RawTensor { master: place.master.filter(|_| param != Dtype::F32).map(|_| null), ..described }
     }
 
-    /// Reads the arrays of all tensors, after the work before on `stream`.
+    /// Reads the arrays of all tensors. Waits for the work on `stream`.
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, on which all work is that uses the
-    ///   moments.
+    /// - `stream` is a live stream of the current context and has all work that uses the moments.
     pub(super) unsafe fn read(&self, stream: *mut c_void) -> Result<Vec<Arrays>, CudaError> {
         let read = |memory: &DeviceMemory, at: u64, len: usize| {
-            // SAFETY: the stream is live (this function's requirement), and the array has that
-            // place and length.
+            // SAFETY: the stream is live (this function's requirement), and the array has this
+            // address and length.
             unsafe { download::<f32>(memory.address() + at, len, stream) }
         };
         let arrays = |place: &Place| {
@@ -113,12 +111,11 @@ impl Moments {
         self.places.iter().map(arrays).collect()
     }
 
-    /// Writes a tensor's moments, in the order of the stream, and waits for it.
+    /// Writes a tensor's moments on `stream`. Waits for it.
     ///
     /// # Safety
     ///
-    /// - `stream` is a live stream of the current context, on which all work is that uses the
-    ///   moments.
+    /// - `stream` is a live stream of the current context and has all work that uses the moments.
     /// - The moments have the tensor's length.
     pub(super) unsafe fn write(
         &self,
@@ -128,8 +125,8 @@ impl Moments {
         stream: *mut c_void,
     ) -> Result<(), CudaError> {
         let at = self.places[tensor].moments;
-        // SAFETY: the stream is live, and the tensor's moments have these places and lengths (this
-        // function's requirements).
+        // SAFETY: the stream is live, and the moments have the tensor's length (this function's
+        // requirements).
         unsafe {
             upload(self.exp_avg.address() + at, exp_avg, stream)?;
             upload(self.exp_avg_sq.address() + at, exp_avg_sq, stream)
@@ -137,14 +134,14 @@ impl Moments {
     }
 }
 
-/// The places of arrays of f32 in one piece of memory.
+/// The layout of arrays of f32 in one block of memory.
 #[derive(Debug, Default)]
 struct Arena {
     bytes: usize,
 }
 
 impl Arena {
-    /// Where the next array begins, unless no address space has room for it.
+    /// The offset of the next array, in bytes. `None` if the size overflows.
     fn add(&mut self, len: usize) -> Option<u64> {
         let at = self.bytes as u64;
         let bytes = len.checked_next_multiple_of(ALIGN)?.checked_mul(size_of::<f32>())?;

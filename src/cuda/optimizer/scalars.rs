@@ -1,4 +1,4 @@
-//! What steers a step of the capturable optimizer, as cudarc's views.
+//! The scalars that steer a step of the capturable optimizer, as cudarc's views.
 
 use cudarc::driver::{CudaContext, CudaStream, CudaView, DevicePtr, DeviceSlice, SyncOnDrop};
 
@@ -7,43 +7,48 @@ use crate::cuda::error::{CudaArgument, CudaError};
 use crate::cuda::stream::check_buffer;
 use crate::tensor::check_count;
 
-/// Scalars in device memory that steer one step, each a view of one f32, or `None`; see
-/// [`RawScalars`].
+/// Scalars in device memory that steer one step: each a view of one f32, or `None`.
 ///
-/// # Example
+/// The gradients are multiplied by clip factor / loss scale, formed in f64 and rounded once to f32.
+/// A missing scalar counts as 1, or as 0 for `found_inf`.
 ///
-/// ```no_run
-/// # use dualadam::cuda::{Scalars, cudarc::driver::CudaSlice};
-/// # fn example(loss_scale: &CudaSlice<f32>, found_inf: &CudaSlice<f32>) {
+/// # Examples
+///
+/// ```
+/// use dualadam::cuda::{Kernels, Scalars};
+///
+/// # let _gpu = testkit::stand_in_or_return!();
+/// let stream = Kernels::new(0)?.context().default_stream();
+/// let (loss_scale, found_inf) = (stream.clone_htod(&[1024.0_f32])?, stream.alloc_zeros::<f32>(1)?);
 /// let scalars = Scalars::default().with_loss_scale(loss_scale.as_view());
 /// let scalars = scalars.with_found_inf(found_inf.as_view());
-/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Scalars<'a> {
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0.
+    /// The factor by which the loss was multiplied, a divisor of the gradients: finite, above 0.
     pub loss_scale: Option<CudaView<'a, f32>>,
-    /// What the gradients are multiplied by after that: finite, at least 0.
+    /// The factor by which the gradients are then multiplied: finite, at least 0.
     pub clip_factor: Option<CudaView<'a, f32>>,
-    /// Anything but 0, NaN too, skips the step.
+    /// A flag: any value other than 0, NaN too, skips the step.
     pub found_inf: Option<CudaView<'a, f32>>,
 }
 
 impl<'a> Scalars<'a> {
-    /// With a loss scale.
+    /// Sets the loss scale.
     #[must_use]
     pub fn with_loss_scale(self, loss_scale: CudaView<'a, f32>) -> Self {
         Self { loss_scale: Some(loss_scale), ..self }
     }
 
-    /// With a clip factor.
+    /// Sets the clip factor.
     #[must_use]
     pub fn with_clip_factor(self, clip_factor: CudaView<'a, f32>) -> Self {
         Self { clip_factor: Some(clip_factor), ..self }
     }
 
-    /// With a found-inf.
+    /// Sets the found-inf flag.
     #[must_use]
     pub fn with_found_inf(self, found_inf: CudaView<'a, f32>) -> Self {
         Self { found_inf: Some(found_inf), ..self }
@@ -54,8 +59,8 @@ impl<'a> Scalars<'a> {
         [("loss_scale", loss_scale.as_ref()), ("clip_factor", clip_factor.as_ref()), ("found_inf", found_inf.as_ref())]
     }
 
-    /// Fails unless each is one element of memory of a context that cudarc orders with the work of
-    /// `stream`.
+    /// Fails unless each view is one element of memory in the context, of which cudarc orders the
+    /// uses with the work of `stream`.
     pub(super) fn check(&self, context: &CudaContext, stream: &CudaStream) -> Result<(), CudaError> {
         for (name, view) in self.each() {
             if let Some(view) = view {
@@ -66,8 +71,8 @@ impl<'a> Scalars<'a> {
         Ok(())
     }
 
-    /// The addresses for work on `stream`, ordered after earlier uses. Until the guards are
-    /// dropped, after the launch, cudarc knows that the work is to come.
+    /// The addresses for work on `stream`, ordered after earlier uses. Drop the guards after the
+    /// launch: cudarc then records what later uses must wait for.
     pub(super) fn addresses<'s>(&'s self, stream: &'s CudaStream) -> (RawScalars, [Option<SyncOnDrop<'s>>; 3]) {
         let used = self.each().map(|(_, view)| view.map(|view| view.device_ptr(stream)).unzip());
         let [(loss_scale, a), (clip_factor, b), (found_inf, c)] = used;

@@ -1,4 +1,4 @@
-//! What both optimizers have: the ledger, the moments, and the list that steps the tensors.
+//! The part that both optimizers share: the ledger, the moments, and the list of tensors.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -22,23 +22,24 @@ use super::views::Views;
 /// The handle of the per-thread default stream, `CU_STREAM_PER_THREAD`.
 const PER_THREAD: usize = 2;
 
-/// What an optimizer has beside the counting of its steps. All its work is on one stream.
+/// An optimizer without the counting of its steps. All of its work is on one stream.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// The tensors as their last step had them. Dropped before the memory that it names.
+    /// The tensors as of the last step. The first field, so that it is dropped before the memory
+    /// that it names.
     pub(super) list: Option<TensorList>,
-    /// The same tensors as the step under way has them.
+    /// The tensors as of the current step.
     pub(super) next: Vec<RawTensor>,
     pub(super) ledger: Ledger,
     moments: Moments,
     pub(super) kernels: Kernels,
     pub(super) stream: Held<CudaStream>,
-    /// That of all the memory above.
+    /// The last use of all memory above.
     pub(super) last_use: Arc<LastUse>,
 }
 
 impl Shared {
-    /// Moments and masters of 0.
+    /// A new optimizer, with moments and masters of 0.
     pub(super) fn new(kernels: &Kernels, stream: &Arc<CudaStream>, ledger: Ledger) -> Result<Self, CudaError> {
         let stream = Held::new(stream.clone());
         check_context(kernels.context(), &stream)?;
@@ -53,7 +54,7 @@ impl Shared {
         Ok(Self { list: None, next: vec![], ledger, moments, kernels: kernels.clone(), stream, last_use })
     }
 
-    /// What goes on from a state.
+    /// An optimizer that continues from a state.
     pub(super) fn from_state(kernels: &Kernels, stream: &Arc<CudaStream>, state: &State) -> Result<Self, CudaError> {
         state.validate()?;
         let mut made = Self::new(kernels, stream, state.ledger.clone())?;
@@ -65,7 +66,7 @@ impl Shared {
         raw(&self.stream)
     }
 
-    /// Checks what a step was given.
+    /// Checks the buffers that a step was given.
     pub(super) fn views<'a>(
         &self,
         params: impl IntoIterator<Item = BufferMut<'a>>,
@@ -74,8 +75,7 @@ impl Shared {
         Views::new(params, grads, &self.ledger, &self.kernels, &self.stream)
     }
 
-    /// Describes the tensors as the step under way has them, except for the `coeffs_index` of those
-    /// that have a gradient.
+    /// Fills `next` for the current step, except for the `coeffs_index` of tensors with a gradient.
     pub(super) fn describe(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), TensorError> {
         if self.next.is_empty() {
             let skipped = |(index, param): (usize, &RawBuffer)| self.moments.describe_skipped(index, param.dtype);
@@ -87,8 +87,8 @@ impl Shared {
                     let described = self.moments.describe(index, params[index], grad);
                     *next = described.map_err(|error| self.ledger.named(error))?;
                 }
-                // What is skipped keeps the list's formats, so that the list need not be rebuilt.
-                // `next` may have those of a step that was refused.
+                // A skipped tensor keeps the formats that it has in the list, so that the list is
+                // not rebuilt. `next` may have formats of a step that was refused.
                 None => {
                     *next = self.list.as_ref().map_or(*next, |list| list.checked().tensors()[index]);
                     (next.grad.address, next.coeffs_index) = (0, 0);
@@ -98,7 +98,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the list that of the tensors as they are described.
+    /// Updates the list to the tensors in `next`, or builds it anew if formats have changed.
     pub(super) fn update_list(&mut self) -> Result<(), CudaError> {
         match &mut self.list {
             Some(list) if list.checked().has_formats_of(&self.next) => {
@@ -107,7 +107,7 @@ impl Shared {
             list => {
                 let _current = self.kernels.enter()?;
                 let what = "an optimizer's first step, or one with new formats,";
-                // SAFETY: the stream lives as long as the optimizer, and its context is current.
+                // SAFETY: the stream is live as long as the optimizer, and its context is current.
                 unsafe { refuse_capture(raw(&self.stream), what) }?;
                 let made = TensorList::with_last_use(&self.kernels, &self.next, &self.last_use);
                 *list = Some(made.map_err(|error| error.named(&self.ledger))?);
@@ -116,29 +116,29 @@ impl Shared {
         }
     }
 
-    /// Makes the context current for reading the state. Fails if the stream is being captured.
+    /// Makes the context current for a read of the state. Fails if the stream is being captured.
     pub(super) fn begin_read(&self) -> Result<Current, CudaError> {
         let current = self.kernels.enter()?;
-        // SAFETY: the stream lives as long as the optimizer, and its context is current.
+        // SAFETY: the stream is live as long as the optimizer, and its context is current.
         unsafe { refuse_capture(self.raw_stream(), "reading the state") }?;
         Ok(current)
     }
 
     /// Reads the moments and masters, after [`begin_read`](Self::begin_read).
     pub(super) fn read_arrays(&self, _current: &Current) -> Result<Vec<Arrays>, CudaError> {
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there. Its context
-        // is current for as long as `_current` lives.
+        // SAFETY: the stream is live as long as the optimizer and has all of its work. Its context
+        // is current as long as `_current` is borrowed.
         unsafe { self.moments.read(self.raw_stream()) }
     }
 
-    /// Takes over a tensor's moments, but not its step.
+    /// Replaces a tensor's moments, but not its step.
     pub(super) fn set_moments(&self, tensor: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) -> Result<(), CudaError> {
         let len = self.ledger.spec(tensor)?.len;
         check_moments(tensor, len, exp_avg, exp_avg_sq).map_err(|error| self.ledger.named(error))?;
         let _current = self.kernels.enter()?;
         let stream = self.raw_stream();
-        // SAFETY: the stream lives as long as the optimizer, whose work is all there, and its
-        // context is current. The moments have the tensor's length.
+        // SAFETY: the stream is live as long as the optimizer and has all of its work, and its
+        // context is current. The moments have the tensor's length (checked above).
         unsafe {
             refuse_capture(stream, "new moments")?;
             let written = self.moments.write(tensor, exp_avg, exp_avg_sq, stream);

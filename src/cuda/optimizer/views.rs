@@ -1,4 +1,4 @@
-//! What a step is given for each tensor, as cudarc's views.
+//! The parameters and gradients that a step is given, as cudarc's views.
 
 use cudarc::driver::{CudaStream, SyncOnDrop};
 
@@ -10,15 +10,15 @@ use crate::cuda::stream::check_buffer;
 use crate::ledger::Ledger;
 use crate::tensor::{RawBuffer, Role};
 
-/// Parameters and gradients of a step, one of each per tensor.
+/// The parameters and gradients of a step, one of each for a tensor.
 #[derive(Debug)]
 pub(super) struct Views<'a> {
     params: Vec<BufferMut<'a>>,
     grads: Vec<Option<Buffer<'a>>>,
 }
 
-/// The same by address, for the work of one stream. Dropped after the work has been enqueued:
-/// cudarc notes then what later uses of the buffers must wait for.
+/// The same by address, for work on one stream. Drop it after the work is enqueued: cudarc then
+/// records what later uses of the buffers must wait for.
 pub(super) struct Addresses<'a> {
     pub(super) params: Vec<RawBuffer>,
     pub(super) grads: Vec<Option<RawBuffer>>,
@@ -26,8 +26,8 @@ pub(super) struct Addresses<'a> {
 }
 
 impl<'a> Views<'a> {
-    /// Takes them, if their numbers and lengths are those of the ledger's tensors, and they are
-    /// memory that cudarc orders with the work of `stream`.
+    /// Fails unless numbers and lengths are those of the ledger's tensors, and cudarc orders uses
+    /// of the buffers with the work of `stream`.
     pub(super) fn new(
         params: impl IntoIterator<Item = BufferMut<'a>>,
         grads: impl IntoIterator<Item = Option<Buffer<'a>>>,
@@ -60,7 +60,7 @@ impl<'a> Views<'a> {
         let mut guards = Vec::with_capacity(2 * count);
         for (param, grad) in self.params.iter_mut().zip(&self.grads) {
             let Some(grad) = grad else {
-                // Skipped, so that nothing need wait for it.
+                // The step skips the tensor, so there is nothing to order.
                 params.push(RawBuffer::new(0, param.dtype()));
                 grads.push(None);
                 continue;
@@ -72,7 +72,8 @@ impl<'a> Views<'a> {
             params.push(param);
             grads.push(Some(grad));
         }
-        // What could not be ordered is only noted there.
+        // cudarc returns no error from the calls above if it cannot order the work; it keeps the
+        // error.
         stream.context().check_err().map_err(|error| driver::failed("cuStreamWaitEvent", error))?;
         Ok(Addresses { params, grads, _guards: guards })
     }

@@ -1,4 +1,4 @@
-//! The optimizer that owns its moments, in buffers of its own, and counts its tensors' steps.
+//! The optimizer that owns its moments and counts the steps of its tensors.
 
 mod state;
 
@@ -12,63 +12,63 @@ use super::list::TensorList;
 use super::pipelines::Pipelines;
 use super::tensor::{Binding, Tensor};
 
-/// DualAdam over a model's tensors in wgpu buffers: owns the moments, steps and masters, in buffers
-/// of its own, and borrows parameters and gradients for each step.
+/// DualAdam for the tensors of a model in wgpu buffers. It owns moments and masters, in buffers of
+/// its own, counts the steps, and borrows parameters and gradients for each step.
 ///
-/// Each tensor counts its own updates: one without a gradient is skipped, moments, step and all. A
-/// step is encoded into a pass of the caller's, and **counted when it is encoded**: submit every
-/// pass once, in the order of encoding. Methods and files are those of
-/// [`cpu::DualAdam`](crate::cpu::DualAdam); results are within the [backend's bound](super) of its
-/// results.
+/// The optimizer has the methods and the files of [`cpu::DualAdam`](crate::cpu::DualAdam). Its
+/// results are within the [backend's bound](super#accuracy).
+///
+/// - A step is encoded into a pass of the caller and **counted when it is encoded**. Submit every
+///   pass once, in the order of encoding.
+/// - Each tensor counts its own updates. A step skips a tensor without a gradient: parameters,
+///   moments and step stay as they are.
+/// - The first update of a tensor with masters sets them from the parameters, on the device.
 ///
 /// # Queues
 ///
-/// A `queue` that a method takes must be that of the pipelines' device, which wgpu does not let the
-/// library check. wgpu reports another device's queue to the handler of that device's errors, which
-/// panics unless the program has set one. If the handler returns, what was to be written is lost,
-/// and what is read is zeros.
+/// A `queue` that a method takes must be that of the pipelines' device. The library cannot check
+/// this. wgpu reports another device's queue to the error handler of that device, which panics
+/// unless the program has set another handler. If the handler returns, writes are lost and reads
+/// give zeros.
 ///
-/// # Example
+/// # Examples
 ///
-/// ```no_run
-/// use dualadam::webgpu::{Binding, DualAdam, Pipelines, wgpu};
+/// ```
+/// use dualadam::webgpu::{Binding, DualAdam, Pipelines};
 /// use dualadam::{Dtype, DualAdamConfig};
 ///
-/// # fn example(
-/// #     device: wgpu::Device,
-/// #     queue: wgpu::Queue,
-/// #     w: wgpu::Buffer,
-/// #     w_grad: wgpu::Buffer,
-/// # ) -> Result<(), dualadam::Error> {
+/// # let (device, queue) = testkit::webgpu_or_return!();
+/// # let w = testkit::webgpu_buffer!(device, [1.0_f32; 1000]);
+/// # let w_grad = testkit::webgpu_buffer!(device, [0.5_f32; 1000]);
 /// let pipelines = Pipelines::new(&device)?;
 /// let mut optimizer = DualAdam::new(&pipelines, DualAdamConfig::default(), &[1000])?;
 /// let (w, w_grad) = (Binding::new(&w, Dtype::F32), Binding::new(&w_grad, Dtype::F32));
-/// for _ in 0..200 {
+/// for _ in 0..20 {
 ///     let mut encoder = device.create_command_encoder(&Default::default());
-///     // … the backward pass, and then:
+///     // The backward pass would be encoded here.
 ///     let mut pass = encoder.begin_compute_pass(&Default::default());
 ///     optimizer.step(&mut pass, [w], [Some(w_grad)])?;
 ///     drop(pass);
 ///     queue.submit([encoder.finish()]);
 /// }
-/// # Ok(())
-/// # }
+/// assert_eq!(optimizer.step_of(0)?, 20);
+/// # Ok::<(), dualadam::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct DualAdam {
     ledger: Ledger,
-    /// The memory of each tensor.
+    /// The places of each tensor's arrays.
     places: Vec<Places>,
     arenas: Arenas,
-    /// The tensors as their last step had them.
+    /// The tensors as of the last step.
     list: Option<TensorList>,
     table: CoeffsTable,
-    /// The tensors whose masters the step under way sets.
+    /// The tensors with masters that the current step sets.
     unset: Vec<usize>,
     pipelines: Pipelines,
 }
 
-/// Where a tensor's arrays are.
+/// The places of a tensor's arrays.
 #[derive(Debug)]
 struct Places {
     exp_avg: Place,
@@ -77,11 +77,11 @@ struct Places {
 }
 
 impl DualAdam {
-    /// An optimizer with one parameter group, for tensors of these lengths.
+    /// An optimizer with one parameter group, for tensors of these lengths in elements.
     ///
     /// # Errors
     ///
-    /// As [`with_groups`](Self::with_groups).
+    /// - The errors of [`with_groups`](Self::with_groups).
     pub fn new(pipelines: &Pipelines, config: DualAdamConfig, lens: &[usize]) -> Result<Self, WebGpuError> {
         let specs: Vec<_> = lens.iter().map(|&len| TensorSpec::new(len)).collect();
         Self::with_groups(pipelines, &[config], &specs)
@@ -89,16 +89,30 @@ impl DualAdam {
 
     /// An optimizer with several parameter groups, with f32 masters, or with names for its tensors.
     ///
-    /// Moments and masters of several tensors share a buffer of up to 256 MiB. A larger array has a
-    /// buffer of its own, up to the device's `max_buffer_size`.
+    /// The moments take 8 bytes an element of device memory, and masters 4 more. Arrays share
+    /// buffers of up to 256 MiB. A larger array has a buffer of its own, up to the device's
+    /// `max_buffer_size`.
     ///
     /// # Errors
     ///
-    /// - What [`Ledger::new`] refuses.
+    /// - The errors of [`Ledger::new`].
     /// - [`WebGpuError::Limit`] for masters on a device that cannot bind five buffers.
-    /// - [`BindingProblem::ArraySize`](super::BindingProblem::ArraySize) for a tensor whose moments
-    ///   fit in no buffer of the device.
-    /// - [`WebGpuError::Wgpu`] if the device lacks the memory, or is lost.
+    /// - [`BindingProblem::ArraySize`](super::BindingProblem::ArraySize) for a moment or master
+    ///   that is larger than a buffer of the device can be.
+    /// - [`WebGpuError::Wgpu`] if the device is out of memory or lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::webgpu::{DualAdam, Pipelines};
+    /// use dualadam::{DualAdamConfig, TensorSpec};
+    ///
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// let groups = [DualAdamConfig::adamw(0.1), DualAdamConfig::default()];
+    /// let specs = [TensorSpec::new(1024).with_master().with_name("weight"), TensorSpec::new(32).in_group(1)];
+    /// let optimizer = DualAdam::with_groups(&Pipelines::new(&device)?, &groups, &specs)?;
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn with_groups(
         pipelines: &Pipelines,
         groups: &[DualAdamConfig],
@@ -128,24 +142,22 @@ impl DualAdam {
         Ok(Self { ledger, places, arenas, list: None, table, unset: vec![], pipelines })
     }
 
-    /// Encodes one step of every tensor that has a gradient into `pass`; the others stay as they
-    /// are.
+    /// Encodes one step of every tensor that has a gradient into `pass`, and counts it. The others
+    /// stay as they are.
     ///
-    /// Nothing is submitted or waited for, and the step is counted now. The pass is left as
-    /// [`TensorList::encode`] leaves it.
+    /// `params` and `grads` have an entry for each tensor, in the optimizer's order and of the
+    /// tensors' lengths. A tensor with masters takes 16-bit parameters. If a tensor has no
+    /// gradient, only the format of its parameters is looked at. Tensors with other buffers than in
+    /// the last step are bound again.
     ///
-    /// `params` and `grads` are in the order of the optimizer's tensors, and of their lengths. Only
-    /// the format of a parameter is looked at where there is no gradient. A tensor with masters
-    /// takes 16-bit parameters; its masters are set from them, in the same pass, before its first
-    /// update and rule from then on. Buffers are bound again where they are others than in the step
-    /// before.
+    /// Nothing is submitted or waited for. The pass is left as [`TensorList::encode`] leaves it.
     ///
     /// # Errors
     ///
-    /// - [`ListError::Count`] for another number of parameters or gradients than tensors.
-    /// - What [`TensorList::new`] refuses of buffers.
-    /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor whose
-    ///   step cannot grow further.
+    /// - [`ListError::Count`] if `params` or `grads` does not have an entry for each tensor.
+    /// - The errors of [`TensorList::new`].
+    /// - [`TensorProblem::StepOverflow`](crate::TensorProblem::StepOverflow) for a tensor with
+    ///   2⁶⁴ - 1 updates.
     ///
     /// Nothing is encoded then, and no step is counted.
     pub fn step<'a>(
@@ -157,15 +169,32 @@ impl DualAdam {
         self.step_scaled(pass, params, grads, 1.0)
     }
 
-    /// [`step`](Self::step) with every gradient first multiplied by `grad_multiplier`: a clip
-    /// factor, the inverse of a loss scale, or their product, as [`Steering`](crate::Steering)
-    /// forms it.
+    /// [`step`](Self::step) with gradients that are first multiplied by `grad_multiplier`: a clip
+    /// factor, the inverse of a loss scale, or their product, as in [`Steering`](crate::Steering).
     ///
     /// # Errors
     ///
-    /// - As [`step`](Self::step).
+    /// - The errors of [`step`](Self::step).
     /// - [`ConfigError::Value`](crate::ConfigError::Value) for a multiplier that
     ///   [`coeffs_scaled`](DualAdamConfig::coeffs_scaled) refuses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::webgpu::{Binding, DualAdam, Pipelines};
+    /// # use dualadam::{Dtype, DualAdamConfig};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let buffers = [1.0_f32, 512.0].map(|value| testkit::webgpu_buffer!(device, [value; 4]));
+    /// # let [w, scaled] = buffers.each_ref().map(|buffer| Binding::new(buffer, Dtype::F32));
+    /// # let mut optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::adam(), &[4])?;
+    /// # let mut encoder = device.create_command_encoder(&Default::default());
+    /// let mut pass = encoder.begin_compute_pass(&Default::default());
+    /// // The gradients are those of 1024 times the loss.
+    /// optimizer.step_scaled(&mut pass, [w], [Some(scaled)], 1.0 / 1024.0)?;
+    /// # drop(pass);
+    /// # queue.submit([encoder.finish()]);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn step_scaled<'a>(
         &mut self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -185,7 +214,7 @@ impl DualAdam {
         Ok(())
     }
 
-    /// Checks everything, brings the list up to date and encodes the step, without counting it.
+    /// Checks the arguments, updates the list and encodes the step, but does not count it.
     fn encode(
         &mut self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -221,16 +250,28 @@ impl DualAdam {
         list.encode_setting_masters(pass, table.coeffs(), unset)
     }
 
-    /// Sets the learning rate of a group, from its next step on.
+    /// Sets the learning rate of a group for steps that are encoded later.
     ///
     /// # Errors
     ///
-    /// As [`set_config`](Self::set_config).
+    /// - The errors of [`set_config`](Self::set_config).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let mut optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::adam(), &[2])?;
+    /// optimizer.set_lr(0, 3e-4)?;
+    /// assert_eq!(optimizer.config(0)?.lr, 3e-4);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, group: usize, lr: f64) -> Result<(), ArgumentError> {
         self.ledger.set_lr(group, lr)
     }
 
-    /// Sets the whole config of a group, from its next step on.
+    /// Sets the config of a group for steps that are encoded later.
     ///
     /// # Errors
     ///
@@ -249,7 +290,7 @@ impl DualAdam {
         self.ledger.config(group)
     }
 
-    /// The updates that a tensor has had, of steps that were encoded.
+    /// The number of updates of a tensor that were encoded.
     ///
     /// # Errors
     ///
@@ -260,14 +301,14 @@ impl DualAdam {
 }
 
 impl Places {
-    /// The tensor as a list has it, but for its coefficients.
+    /// The tensor for a list, without the index of its coefficients.
     fn tensor<'a>(&self, arenas: &'a Arenas, len: u64, param: Binding<'a>, grad: Option<Binding<'a>>) -> Tensor<'a> {
         let (exp_avg, exp_avg_sq) = (arenas.binding(self.exp_avg), arenas.binding(self.exp_avg_sq));
         let master = self.master.map(|master| arenas.binding(master));
         Tensor { master, ..Tensor::new(len, param, grad, exp_avg, exp_avg_sq) }
     }
 
-    /// The arrays that there are.
+    /// The places of the arrays that exist.
     fn all(&self) -> impl Iterator<Item = Place> {
         [Some(self.exp_avg), Some(self.exp_avg_sq), self.master].into_iter().flatten()
     }

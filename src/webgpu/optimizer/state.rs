@@ -1,4 +1,4 @@
-//! The optimizer's state on its way to and from the device.
+//! The optimizer's state, to and from the device.
 
 #[cfg(all(feature = "files", not(target_family = "wasm")))]
 use std::path::Path;
@@ -14,15 +14,32 @@ use crate::webgpu::pipelines::Pipelines;
 use crate::webgpu::readback::{Piece, Readback};
 
 impl DualAdam {
-    /// An optimizer that goes on from a state, wherever it is from.
+    /// An optimizer that continues from a state of any backend.
     ///
     /// The state reaches the device with the next submit at the latest. It goes through 64 MiB of
-    /// staging memory; a larger one is submitted and waited for in pieces. Needs no more device
-    /// memory than the optimizer itself, unlike `load`.
+    /// staging memory; a larger state is submitted and waited for in pieces. Unlike `load`, this
+    /// needs no more device memory than the optimizer itself.
     ///
     /// # Errors
     ///
-    /// As [`State::validate`] and [`with_groups`](Self::with_groups).
+    /// - The errors of [`State::validate`].
+    /// - The errors of [`with_groups`](Self::with_groups).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dualadam::webgpu::{DualAdam, Pipelines};
+    /// use dualadam::{DualAdamConfig, cpu};
+    ///
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// let mut on_cpu = cpu::DualAdam::new(DualAdamConfig::default(), &[2])?;
+    /// let (mut w, grad) = ([3.0_f32, -4.0], [1.0_f32, 1.0]);
+    /// on_cpu.step([(&mut w).into()], [Some((&grad).into())])?;
+    ///
+    /// let optimizer = DualAdam::from_state(&Pipelines::new(&device)?, &queue, on_cpu.state())?;
+    /// assert_eq!(&optimizer.state(&queue)?, on_cpu.state());
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn from_state(pipelines: &Pipelines, queue: &wgpu::Queue, state: &State) -> Result<Self, WebGpuError> {
         state.validate()?;
         let made = Self::with_ledger(pipelines, state.ledger.clone())?;
@@ -36,23 +53,35 @@ impl DualAdam {
         Ok(made)
     }
 
-    /// Takes over a tensor's moments and step from another optimizer, such as `exp_avg`,
-    /// `exp_avg_sq` and `step` of torch's Adam or AdamW, which mean the same. The moments are given
-    /// on the host, and reach the device with the next submit at the latest: submit first what was
-    /// encoded before.
+    /// Replaces a tensor's moments and step, such as with `exp_avg`, `exp_avg_sq` and `step` of
+    /// torch's Adam or AdamW, which have the same meaning.
     ///
-    /// Masters stay as they are; if there was no update yet, the next one sets them from the
-    /// parameters.
+    /// The moments are on the host, and as long as the tensor. They reach the device with the next
+    /// submit at the latest: submit first what was encoded before. Masters stay as they are; if the
+    /// tensor has had no update, the next one sets them from the parameters.
     ///
     /// # Errors
     ///
     /// - [`ListError::Position`](crate::ListError::Position) if there is no such tensor.
-    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a moment's length differs from
-    ///   it.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) for a moment of another length
+    ///   than the tensor.
     /// - [`TensorProblem::Negative`](crate::TensorProblem::Negative) if `exp_avg_sq` has a negative
     ///   element.
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device. The tensor's moments
-    ///   may be those of before or the new ones then, and its step is that of before.
+    /// - [`WebGpuError::Wgpu`] for anything else that wgpu reports, such as a lost device. Each
+    ///   moment may then be the old or the new one; the step is the old one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let mut optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::adam(), &[2])?;
+    /// let (step, exp_avg, exp_avg_sq) = (1000, [0.1, -0.2], [0.01, 0.04]);
+    /// optimizer.set_moments(&queue, 0, step, &exp_avg, &exp_avg_sq)?;
+    /// assert_eq!(optimizer.state(&queue)?.arrays[0].exp_avg, exp_avg);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     pub fn set_moments(
         &mut self,
         queue: &wgpu::Queue,
@@ -71,17 +100,30 @@ impl DualAdam {
         Ok(self.ledger.set_step(tensor, step)?)
     }
 
-    /// The whole state: configs, steps, moments and masters. Waits until it is read, and for
-    /// nothing that is submitted later.
+    /// Reads the state from the device: configs, steps, moments and masters. Waits for the copies,
+    /// but for nothing that is submitted later.
     ///
-    /// Submit first what was encoded: its steps are counted, and would be missing from the moments.
-    /// Not in browsers, where nobody can wait; await [`read_state`](Self::read_state) there.
+    /// Submit first what was encoded: its steps are counted, but are not in the moments before the
+    /// submit. Browsers cannot block and do not have this method; await
+    /// [`read_state`](Self::read_state) there.
     ///
     /// # Errors
     ///
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a lost device.
-    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory
-    ///   for it.
+    /// - [`WebGpuError::Wgpu`] for anything that wgpu reports, such as a lost device.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the host is out of memory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// use dualadam::cpu;
+    ///
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::default(), &[2])?;
+    /// let on_cpu = cpu::DualAdam::try_from(optimizer.state(&queue)?)?; // the run continues on the CPU
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
     #[cfg(not(target_family = "wasm"))]
     pub fn state(&self, queue: &wgpu::Queue) -> Result<State, WebGpuError> {
         let device = self.pipelines.device();
@@ -89,53 +131,53 @@ impl DualAdam {
         pollster::block_on(self.finish_reading(started, |piece| wait(device, piece.submission.clone())))
     }
 
-    /// The whole state, to be awaited: configs, steps, moments and masters.
+    /// Reads the state without blocking: the future gives configs, steps, moments and masters.
     ///
-    /// The call submits the first copies to `queue` and returns at once. They go through at most 64
-    /// MiB of staging memory: a larger state is read in pieces, each submitted once the one before
-    /// has arrived. The optimizer is borrowed meanwhile, so that no step is encoded between two
-    /// pieces. Submit first what was encoded: its steps are counted, and would be missing from the
-    /// moments. Everything else on the queue goes on.
+    /// The call submits the first copies to `queue` and returns. They go through at most 64 MiB of
+    /// staging memory. A larger state is read in pieces; each is submitted when the piece before
+    /// has arrived. The future borrows the optimizer, so that no step is encoded between two
+    /// pieces. Other work on the queue goes on.
     ///
-    /// Any executor will do, **as long as the device is polled** ([`wgpu::Device::poll`]; a submit
-    /// does it too, and a browser by itself): that is when wgpu notices that a copy has arrived. A
-    /// future that is dropped leaves nothing behind.
+    /// - Submit first what was encoded: its steps are counted, but are not in the moments before
+    ///   the submit.
+    /// - Any executor will do, **as long as the device is polled**: only then does wgpu notice that
+    ///   a copy has arrived. [`wgpu::Device::poll`] polls it, and so does a submit. A browser polls
+    ///   by itself.
+    /// - Dropping the future gives the read up.
     ///
     /// # Errors
     ///
-    /// The future's are:
+    /// The future returns:
     ///
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports, such as a device that is lost meanwhile.
-    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the machine lacks the memory
-    ///   for the state.
+    /// - [`WebGpuError::Wgpu`] for anything that wgpu reports, such as a device that is lost
+    ///   meanwhile.
+    /// - [`TensorProblem::Memory`](crate::TensorProblem::Memory) if the host is out of memory.
     ///
-    /// # Example
+    /// # Examples
     ///
     /// In a program that goes on with other work:
     ///
-    /// ```no_run
+    /// ```
     /// use std::pin::pin;
     /// use std::task::{Context, Poll, Waker};
     ///
-    /// use dualadam::webgpu::{DualAdam, wgpu};
+    /// use dualadam::webgpu::wgpu;
     ///
-    /// # fn example(
-    /// #     optimizer: DualAdam,
-    /// #     device: wgpu::Device,
-    /// #     queue: wgpu::Queue,
-    /// # ) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let optimizer = DualAdam::new(&Pipelines::new(&device)?, DualAdamConfig::default(), &[1000])?;
     /// let mut read = pin!(optimizer.read_state(&queue));
     /// let state = loop {
-    ///     // … other work on the queue, such as an evaluation
+    ///     // Other work on the queue goes here, such as an evaluation.
     ///     device.poll(wgpu::PollType::Poll)?;
     ///     let mut context = Context::from_waker(Waker::noop());
     ///     if let Poll::Ready(state) = read.as_mut().poll(&mut context) {
     ///         break state?;
     ///     }
     /// };
-    /// println!("{} tensors", state.ledger.len());
-    /// # Ok(())
-    /// # }
+    /// assert_eq!(state.arrays[0].exp_avg, [0.0; 1000]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn read_state<'a>(&'a self, queue: &'a wgpu::Queue) -> impl Future<Output = Result<State, WebGpuError>> + 'a {
         let started = self.start_reading(queue);
@@ -166,7 +208,7 @@ impl DualAdam {
             next = readback.submit()?;
         }
         let mut arrays = readback.finish();
-        // As many as there were places.
+        // There are as many arrays as places.
         let mut array = || arrays.next().unwrap_or_default();
         let arrays = self.places.iter().map(|places| Arrays {
             exp_avg: array(),
@@ -176,50 +218,53 @@ impl DualAdam {
         Ok(State { arrays: arrays.collect(), ledger: self.ledger.clone() })
     }
 
-    /// Saves the state with [`State::save`]. The file is the same as the CPU backend's, and resumes
-    /// there too.
+    /// Saves the state to a file with [`State::save`]. Every backend can load the file.
     ///
     /// Waits as [`state`](Self::state) does; submit first what was encoded. In browsers, await
-    /// [`read_state`](Self::read_state) and keep [`State::to_bytes`].
+    /// [`read_state`](Self::read_state) and keep the bytes of [`State::to_bytes`].
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state) and [`State::save`].
+    /// - The errors of [`state`](Self::state).
+    /// - The errors of [`State::save`].
     #[cfg(all(feature = "files", not(target_family = "wasm")))]
     pub fn save(&self, queue: &wgpu::Queue, path: impl AsRef<Path>) -> Result<(), WebGpuError> {
         Ok(self.state(queue)?.save(path)?)
     }
 
-    /// Resumes from a file of any backend: configs, steps, moments and masters become those of the
+    /// Loads a state file of any backend: configs, steps, moments and masters become those of the
     /// file.
     ///
-    /// On the same device a resumed run goes on bit for bit as the one that was saved would have,
-    /// if the caller restores the parameters as well. The new moments are allocated before the old
-    /// ones are freed; [`State::load`] and [`from_state`](Self::from_state) avoid that.
+    /// The caller must restore the parameters. On the same device, a resumed run then has the bits
+    /// of one that was never interrupted. The new moments are allocated before the old ones are
+    /// freed; [`State::load`] and [`from_state`](Self::from_state) avoid that.
     ///
     /// # Errors
     ///
-    /// - As [`State::load`].
+    /// - The errors of [`State::load`].
     /// - [`StateProblem::Layout`](crate::StateProblem::Layout) if the file's tensors are not this
-    ///   optimizer's: their number, lengths, groups and masters must agree, and names where both
+    ///   optimizer's: their number, lengths, groups and masters must agree, and their names if both
     ///   have them.
-    /// - [`WebGpuError::Wgpu`] for what wgpu reports.
+    /// - [`WebGpuError::Wgpu`] for anything else that wgpu reports.
     ///
-    /// The optimizer stays as it was then.
+    /// After an error the optimizer is as it was.
     ///
-    /// # Example
+    /// # Examples
     ///
-    /// ```no_run
-    /// # use dualadam::webgpu::{DualAdam, WebGpuError, wgpu};
-    /// # fn example(
-    /// #     optimizer: DualAdam,
-    /// #     mut resumed: DualAdam,
-    /// #     queue: wgpu::Queue,
-    /// # ) -> Result<(), WebGpuError> {
-    /// optimizer.save(&queue, "optimizer.safetensors")?; // resumes on the CPU, too
-    /// resumed.load(&queue, "optimizer.safetensors")?;
-    /// # Ok(())
-    /// # }
+    /// ```
+    /// # use dualadam::DualAdamConfig;
+    /// # use dualadam::webgpu::{DualAdam, Pipelines};
+    /// # let (device, queue) = testkit::webgpu_or_return!();
+    /// # let pipelines = Pipelines::new(&device)?;
+    /// # let optimizer = DualAdam::new(&pipelines, DualAdamConfig::default(), &[2])?;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("optimizer.safetensors");
+    /// optimizer.save(&queue, &path)?;
+    ///
+    /// let mut resumed = DualAdam::new(&pipelines, DualAdamConfig::adam(), &[2])?;
+    /// resumed.load(&queue, &path)?;
+    /// assert_eq!(resumed.config(0)?, DualAdamConfig::default());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[cfg(all(feature = "files", not(target_family = "wasm")))]
     pub fn load(&mut self, queue: &wgpu::Queue, path: impl AsRef<Path>) -> Result<(), WebGpuError> {
