@@ -1,6 +1,7 @@
 //! The structs have the layout that they were published with, and C and C++ see the same.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use dualadam_capi::*;
@@ -98,13 +99,64 @@ fn c_sees_the_layout_of_rust() {
         }
         let source = folder.path().join("layout.c");
         std::fs::write(&source, format!("#include \"dualadam.h\"\n{macros}{assertions}")).unwrap();
-        let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
         let compiler = if language == "c" { "cc" } else { "c++" };
-        let output = Command::new(compiler)
-            .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include, "-x", language])
-            .arg(&source)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        compile(compiler, &[standard, "-x", language], &source);
     }
+}
+
+/// Fails if the compiler has an error or a warning.
+fn compile(compiler: &str, more: &[&str], source: &Path) {
+    let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
+    let output = Command::new(compiler)
+        .args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include])
+        .args(more)
+        .arg(source)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the examples in the header use and do not declare.
+const GIVEN: &str = "
+    void *param, void *grad, void *exp_avg, void *exp_avg_sq, void *master, uint64_t len, uint64_t step,
+    const dualadam_config *config, const dualadam_config *configs, const dualadam_coeffs *coeffs,
+    dualadam_tensor *tensor, dualadam_tensor *tensors, size_t count, dualadam_cuda_kernels kernels,
+    dualadam_cuda_list list, dualadam_cuda_control control, const float *lr, const float *found_inf, void *stream";
+
+/// The examples in the documentation of the functions and structs compile without a warning.
+#[test]
+fn the_examples_of_the_header_compile() {
+    let mut program = "#include \"dualadam.h\"\n#include <stdio.h>\n".to_owned();
+    let mut count = 0;
+    let folders =
+        ["", "types", "status", "cuda"].map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder));
+    for entry in folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
+        let mut is_example = false;
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let Some(text) = line.strip_prefix("///").or(line.strip_prefix("//!")) else { continue };
+            match text.trim() {
+                // The introduction's is a whole program.
+                "```c" if path.ends_with("lib.rs") => (is_example, count) = (true, count + 1),
+                "```c" => {
+                    writeln!(program, "void example_{count}({GIVEN});\nvoid example_{count}({GIVEN})\n{{ {{").unwrap();
+                    (is_example, count) = (true, count + 1);
+                }
+                "```" if is_example => {
+                    program += if path.ends_with("lib.rs") { "\n" } else { "} }\n" };
+                    is_example = false;
+                }
+                _ if is_example => program += &format!("{text}\n"),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(count, 15);
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("examples.c");
+    std::fs::write(&source, program).unwrap();
+    compile("cc", &["-std=c11", "-Wno-unused-parameter", "-Wno-unused-but-set-variable"], &source);
 }
