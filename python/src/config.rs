@@ -344,8 +344,8 @@ impl Config {
     ///     >>> adam = dualadam.Schedule.fixed(0)
     ///     >>> config = dualadam.Config(0.5, (0.5, 0.75), 2**-10, 0.25, adam)
     ///     >>> coeffs = config.coeffs(1, grad_multiplier=0.125)
-    ///     >>> {name: coeffs[name] for name in ("adam_scale", "inverse_scale", "decay", "grad_scale")}
-    ///     {'adam_scale': 1.0, 'inverse_scale': 0.0, 'decay': 0.125, 'grad_scale': 0.125}
+    ///     >>> coeffs["adam_scale"], coeffs["inverse_scale"], coeffs["grad_scale"]
+    ///     (1.0, 0.0, 0.125)
     #[pyo3(signature = (step, grad_multiplier = 1.0))]
     fn coeffs<'py>(&self, py: Python<'py>, step: u64, grad_multiplier: f64) -> PyResult<Bound<'py, PyDict>> {
         let coeffs = self.inner.coeffs_scaled(step, grad_multiplier).map_err(plain)?;

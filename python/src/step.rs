@@ -23,8 +23,9 @@ const LEGACY_STREAM: i64 = 1;
 ///     m̂ = m/(1-β1^t),  v̂ = v/(1-β2^t),  α = schedule.alpha(t)
 ///     p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) (- lr·weight_decay·p if decoupled)
 ///
-/// Each array is an object with `__dlpack__`, such as one of NumPy, PyTorch, JAX or CuPy. All arrays
-/// have the same shape and strides, without gaps, and are on the same device: the CPU or CUDA.
+/// Each array is an object with `__dlpack__`, such as one of NumPy, PyTorch, JAX or CuPy. All
+/// arrays have the same shape and strides, without gaps, and are on the same device: the CPU or
+/// CUDA.
 ///
 /// Args:
 ///     param (array): p; float32, bfloat16 or float16. Written.
@@ -39,7 +40,7 @@ const LEGACY_STREAM: i64 = 1;
 ///         fills it from `param` before step 1. Written. Default None.
 ///     grad_multiplier (float): what the gradient is multiplied by first, such as a clip factor or
 ///         the inverse of a loss scale; finite, at least 0. Default 1.
-///     stream (int or None): for CUDA, the handle of the stream; None is the legacy default stream.
+///     stream (int or None): for CUDA, the handle of a live stream; None is the legacy default one.
 ///         For the CPU, it must be None. Default None.
 ///
 /// On the CPU, the step is done when the call returns. On CUDA, the call enqueues it on `stream`,
