@@ -21,7 +21,7 @@ fn a_step_allocates_nothing() {
     (tensor.exp_avg, tensor.exp_avg_sq) = (m.as_mut_ptr().cast(), v.as_mut_ptr().cast());
     tensor.len = 1000;
     let mut step = |step| {
-        // SAFETY: the structs and the buffers are there.
+        // SAFETY: the structs and the buffers live through the call.
         unsafe {
             let size = size_of::<dualadam_coeffs>();
             assert_eq!(dualadam_config_coeffs(&config, step, 1.0, &mut coeffs, size), DUALADAM_STATUS_OK);

@@ -9,7 +9,7 @@ use dualadam_capi::*;
 /// The text of this thread's last error.
 pub(crate) fn last_error() -> String {
     let mut needed = 0;
-    // SAFETY: only the length is asked for.
+    // SAFETY: with no buffer, the call writes only the length.
     assert_eq!(unsafe { dualadam_last_error(ptr::null_mut(), 0, &mut needed) }, DUALADAM_STATUS_OK);
     let mut buffer = vec![0_u8; needed];
     // SAFETY: the buffer has that length.
@@ -19,11 +19,11 @@ pub(crate) fn last_error() -> String {
 }
 
 pub(crate) fn name(status: dualadam_status) -> &'static str {
-    // SAFETY: a C string that stays.
+    // SAFETY: the name is a C string that stays valid.
     unsafe { CStr::from_ptr(dualadam_status_name(status)) }.to_str().unwrap()
 }
 
-/// Fails with the library's text unless all went well.
+/// Fails with the text of the library's error unless the call succeeded.
 #[track_caller]
 pub(crate) fn ok(status: dualadam_status) {
     assert!(status == DUALADAM_STATUS_OK, "{}: {}", name(status), last_error());
@@ -74,7 +74,7 @@ pub(crate) fn fields(coeffs: &dualadam_coeffs) -> [f32; 10] {
 /// A state with one group and one tensor.
 pub(crate) fn state(len: u64) -> dualadam_state {
     let mut state = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the structs and the result live through the call.
     ok(unsafe { dualadam_state_new(&config(), 1, &spec(len), 1, &mut state) });
     state
 }

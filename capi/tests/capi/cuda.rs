@@ -16,7 +16,7 @@ pub(crate) fn start() -> StandIn {
 
 pub(crate) fn kernels() -> dualadam_cuda_kernels {
     let mut kernels = 0;
-    // SAFETY: a place for the handle.
+    // SAFETY: the handle is a variable.
     ok(unsafe { dualadam_cuda_kernels_new(0, &mut kernels) });
     kernels
 }
@@ -32,9 +32,9 @@ impl Memory {
         made
     }
 
-    /// Waits for everything before.
+    /// Waits for all earlier work.
     pub(crate) fn write<T: bytemuck::Pod>(&self, content: &[T]) {
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current, and the memory has that length.
         unsafe {
             sys::cuCtxSynchronize().result().unwrap();
             result::memcpy_htod_sync(self.0, content).unwrap();
@@ -42,10 +42,10 @@ impl Memory {
         }
     }
 
-    /// Waits for everything and reads.
+    /// Waits for all earlier work and reads.
     pub(crate) fn read<T: bytemuck::Pod>(&self, len: usize) -> Vec<T> {
         let mut content = vec![T::zeroed(); len];
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current, and the memory has that length.
         unsafe {
             sys::cuCtxSynchronize().result().unwrap();
             result::memcpy_dtoh_sync(&mut content, self.0).unwrap();
@@ -103,7 +103,7 @@ fn steps_have_the_bits_of_the_cpu() {
     let mut host_tensors = world.host.each_mut().map(Buffers::tensor);
     host_tensors[1].coeffs_index = 1;
     let mut list = 0;
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         ok(dualadam_cuda_list_new(kernels, tensors.as_ptr(), 2, &mut list));
         ok(dualadam_cuda_kernels_free(kernels)); // the list keeps them
@@ -204,7 +204,7 @@ fn bad_input_is_refused() {
     ok(dualadam_cuda_kernels_free(kernels));
     assert_eq!(dualadam_cuda_list_free(list), DUALADAM_STATUS_STALE_HANDLE);
     assert_eq!(dualadam_cuda_kernels_free(kernels), DUALADAM_STATUS_STALE_HANDLE);
-    // SAFETY: the structs are there; both handles are stale.
+    // SAFETY: the structs live through the call; both handles are stale.
     unsafe {
         assert_eq!(dualadam_cuda_step(kernels, &good, &set, raw), DUALADAM_STATUS_STALE_HANDLE);
         assert_eq!(dualadam_cuda_list_new(kernels, &good, 1, &mut list), DUALADAM_STATUS_STALE_HANDLE);
@@ -218,7 +218,7 @@ fn drivers_and_devices_that_do_not_do() {
     let stand_in = start();
     stand_in.set("devices", 1);
     let mut handle = 9;
-    // SAFETY: a place for the handle.
+    // SAFETY: the handle is a variable.
     let mut new = |device| unsafe { dualadam_cuda_kernels_new(device, &mut handle) };
     fails(new(7), DUALADAM_STATUS_POSITION, "device must be below 1, got 7");
     stand_in.set_driver_version(11_030);
@@ -227,7 +227,7 @@ fn drivers_and_devices_that_do_not_do() {
     ok(new(0));
     let tensor = Buffers::new(0, 100).tensor();
     stand_in.fail("cuModuleLoadDataEx", 1, 218);
-    // SAFETY: the struct is there.
+    // SAFETY: the struct lives through the call.
     let prepare = || unsafe { dualadam_cuda_kernels_prepare(handle, &tensor) };
     assert_eq!(prepare(), DUALADAM_STATUS_CUDA_PTX);
     assert!(last_error().contains("CUDA_ERROR_INVALID_PTX (218)"), "{}", last_error());
@@ -251,7 +251,7 @@ fn kernels_in_the_current_context() {
     let set = coeffs(&config(), 1, 1.0);
     let mut kernels = 9;
     let mut none = ptr::null_mut();
-    // SAFETY: places for the handles; a null context is none.
+    // SAFETY: the handles are variables; a null context means that none is current.
     unsafe {
         sys::cuInit(0).result().unwrap();
         sys::cuCtxSetCurrent(ptr::null_mut()).result().unwrap();
@@ -276,7 +276,7 @@ fn kernels_in_the_current_context() {
         let mut host = Buffers::new(0, 100);
         let device = OnDevice::new(&host);
         let mut current = ptr::null_mut();
-        // SAFETY: the structs and the buffers are there.
+        // SAFETY: the structs and the buffers live through the call.
         unsafe {
             ok(dualadam_cuda_kernels_in_current_context(&mut kernels));
             ok(dualadam_cuda_step(kernels, &device.tensor(), &set, ptr::null_mut()));

@@ -116,7 +116,7 @@ fn compile(compiler: &str, more: &[&str], source: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What the examples in the header use and do not declare.
+/// The variables that the examples in the header use without declaring them.
 const GIVEN: &str = "
     void *param, void *grad, void *exp_avg, void *exp_avg_sq, void *master, uint64_t len, uint64_t step,
     const dualadam_config *config, const dualadam_config *configs, const dualadam_coeffs *coeffs,
@@ -139,7 +139,7 @@ fn the_examples_of_the_header_compile() {
         for line in std::fs::read_to_string(&path).unwrap().lines() {
             let Some(text) = line.strip_prefix("///").or(line.strip_prefix("//!")) else { continue };
             match text.trim() {
-                // The introduction's is a whole program.
+                // The introduction has a whole program.
                 "```c" if path.ends_with("lib.rs") => (is_example, count) = (true, count + 1),
                 "```c" => {
                     writeln!(program, "void example_{count}({GIVEN});\nvoid example_{count}({GIVEN})\n{{ {{").unwrap();

@@ -48,7 +48,7 @@ fn step_one(buffers: &mut Buffers, step: u64) {
 fn threads_share_a_state() {
     let specs = [spec(1000); THREADS];
     let mut state = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the structs and the result live through the call.
     ok(unsafe { dualadam_state_new(&config(), 1, specs.as_ptr(), THREADS, &mut state) });
     thread::scope(|scope| {
         for number in 0..THREADS {

@@ -1,4 +1,4 @@
-//! What the functions do is what the Rust functions do.
+//! The functions have the results of the Rust functions.
 
 use std::ffi::{CStr, CString};
 use std::ptr;
@@ -12,7 +12,7 @@ use testkit::tensor::Tensor;
 
 use crate::calls::*;
 
-/// The config as C has it.
+/// The config as a C struct.
 fn in_c(config: &DualAdamConfig) -> dualadam_config {
     let mut c = config_of(config.schedule);
     (c.lr, c.beta1, c.beta2, c.eps) = (config.lr, config.beta1, config.beta2, config.eps);
@@ -53,7 +53,7 @@ fn in_rust(c: &dualadam_coeffs) -> StepCoeffs {
 
 #[test]
 fn defaults_coefficients_and_schedules_are_those_of_rust() {
-    // SAFETY: a C string that stays.
+    // SAFETY: the name is a C string that stays valid.
     let version = unsafe { CStr::from_ptr(dualadam_version()) };
     assert_eq!(version.to_str().unwrap(), env!("CARGO_PKG_VERSION"));
     assert_eq!(in_rust(&coeffs(&config(), 3, 0.5)), DualAdamConfig::default().coeffs_scaled(3, 0.5).unwrap());
@@ -73,7 +73,7 @@ fn defaults_coefficients_and_schedules_are_those_of_rust() {
     ] {
         let c = config_of(schedule);
         let (mut step, mut exists, mut alpha) = (7, 7, 7.0);
-        // SAFETY: the struct and the places are there.
+        // SAFETY: the struct and the results live through the call.
         unsafe {
             ok(dualadam_config_validate(&c));
             ok(dualadam_config_first_adam_step(&c, &mut step, &mut exists));
@@ -94,7 +94,7 @@ fn a_step_has_the_bits_of_rusts() {
         cpu::step(&mut rust.p, &rust.g, &mut rust.m, &mut rust.v, &in_rust(&set)).unwrap();
     }
     assert_eq!(c, rust);
-    // SAFETY: the structs are there; an empty tensor has no buffers.
+    // SAFETY: the structs live through the call; an empty tensor has no buffers.
     ok(unsafe { dualadam_cpu_step(&tensor(), &coeffs(&config(), 1, 1.0)) });
 }
 
@@ -121,7 +121,7 @@ fn a_list_has_the_bits_of_rusts() {
     let start = alone.clone();
     tensors.push(dualadam_tensor { grad: ptr::null(), ..alone.tensor() });
     tensors.push(tensor());
-    // SAFETY: the structs and the buffers are there.
+    // SAFETY: the structs and the buffers live through the call.
     ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), tensors.len(), both.as_ptr(), both.len()) });
     assert_eq!(alone, start);
     let sets = both.map(|coeffs| in_rust(&coeffs));
@@ -130,11 +130,11 @@ fn a_list_has_the_bits_of_rusts() {
         found.assert_same(expected, "in a list");
         assert_ne!(found.exp_avg, before.exp_avg, "{}", found.types());
     }
-    // SAFETY: nothing is looked at.
+    // SAFETY: the arrays are empty, so the call reads nothing.
     ok(unsafe { dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 0) });
 }
 
-/// The tensor as C has it.
+/// The tensor as a C struct.
 fn tensor_in_c(tensor: &mut Tensor) -> dualadam_tensor {
     let raw = tensor.raw();
     let at = |buffer: RawBuffer| ptr::with_exposed_provenance_mut(buffer.address as usize);
@@ -161,7 +161,7 @@ fn states_are_those_of_rust() {
     let groups = [config(), in_c(&DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5)))];
     let specs = [spec(3), dualadam_tensor_spec { group: 1, has_master: 1, ..spec(2) }, spec(0)];
     let mut handle = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the structs and the result live through the call.
     ok(unsafe { dualadam_state_new(groups.as_ptr(), 2, specs.as_ptr(), 3, &mut handle) });
     let mut expected = State::new(
         &[DualAdamConfig::default(), DualAdamConfig::authors_code().with_weight_decay(WeightDecay::L2(0.5))],
@@ -190,7 +190,7 @@ fn states_are_those_of_rust() {
     let config =
         in_c(&DualAdamConfig::default().with_lr(0.5).with_schedule(SwitchSchedule::Fixed { switching_step: 9 }));
     let (mut loaded, mut groups, mut tensors, mut back) = (0, 0, 0, config_of(SwitchSchedule::linear_until(1)));
-    // SAFETY: the path, the structs and the places are there.
+    // SAFETY: the path, the structs and the results live through the call.
     unsafe {
         ok(dualadam_state_load(file.as_ptr(), &mut loaded));
         ok(dualadam_state_counts(loaded, &mut groups, &mut tensors));
@@ -233,7 +233,7 @@ fn a_state_that_resumes_keeps_its_names() {
         .map(|spec| State::new(&[DualAdamConfig::default()], &[spec]).unwrap());
     named.save(&path).unwrap();
     let mut handle = 0;
-    // SAFETY: the path and the place are there.
+    // SAFETY: the path and the result live through the call.
     ok(unsafe { dualadam_state_load(file.as_ptr(), &mut handle) });
     plain.save(&path).unwrap();
     // SAFETY: the path is a C string.
@@ -273,7 +273,7 @@ fn larger_structs_with_zeros_are_fine() {
     let mut tensors = buffers.each_mut().map(|buffers| Later { known: buffers.tensor(), more: [0; 2] });
     tensors.iter_mut().for_each(|tensor| tensor.known.size = size);
     let set = coeffs(&config(), 1, 1.0);
-    // SAFETY: the structs and the buffers are there.
+    // SAFETY: the structs and the buffers live through the call.
     ok(unsafe { dualadam_cpu_step_list((&raw const tensors).cast(), 2, &set, 1) });
     for buffers in &mut before {
         cpu::step(&mut buffers.p, &buffers.g, &mut buffers.m, &mut buffers.v, &in_rust(&set)).unwrap();
@@ -286,7 +286,7 @@ fn the_last_error_is_copied_out_and_cut_at_a_character() {
     let folder = tempfile::tempdir().unwrap();
     let file = CString::new(folder.path().join("ä").to_str().unwrap()).unwrap();
     let mut state = 0;
-    // SAFETY: the path and the place are there.
+    // SAFETY: the path and the result live through the call.
     assert_eq!(unsafe { dualadam_state_load(file.as_ptr(), &mut state) }, DUALADAM_STATUS_IO);
     let text = last_error();
     assert!(text.starts_with("cannot read /") && text.contains("ä: No such file"), "{text}");

@@ -6,7 +6,7 @@ use dualadam_capi::*;
 
 use crate::calls::*;
 
-/// A pointer that is not null and not aligned for anything but bytes.
+/// A pointer that is not null and is aligned for bytes only.
 fn odd<T>(pointer: *mut T) -> *mut T {
     pointer.wrapping_byte_add(1)
 }
@@ -22,7 +22,7 @@ fn pointers_to_structs_and_results() {
     let odd_text = |name: &str, align: usize, address: usize| {
         format!("{name} must be aligned to {align} bytes, got address {:#x}", address + 1)
     };
-    // SAFETY: refused before anything is read or written.
+    // SAFETY: the call is refused before it reads or writes anything.
     unsafe {
         let size = size_of::<dualadam_config>();
         fails(dualadam_config_init(ptr::null_mut(), size), null, "config must not be null");
@@ -65,7 +65,7 @@ fn configs() {
         let (mut handle, mut step, mut exists) = (9, 6, 7);
         let mut out = coeffs(&crate::calls::config(), 1, 1.0);
         let before = out;
-        // SAFETY: the structs and the places are there.
+        // SAFETY: the structs and the results live through the call.
         unsafe {
             fails(dualadam_config_validate(&config), status, text);
             fails(dualadam_config_alpha(&config, 1, &mut alpha), status, text);
@@ -96,7 +96,7 @@ fn configs() {
     refused(|c| c.maximize = 2, unknown, "maximize of config must be 0 or 1, got 2");
 
     let mut out = coeffs(&config(), 1, 1.0);
-    // SAFETY: the structs are there.
+    // SAFETY: the structs live through the call.
     let mut status = |step, multiplier| unsafe { dualadam_config_coeffs(&config(), step, multiplier, &mut out, 48) };
     fails(status(0, 1.0), DUALADAM_STATUS_STEP_ZERO, "step must be at least 1, got 0");
     fails(status(1, f64::NAN), value, "grad_multiplier must be finite and at least 0, got NaN");

@@ -1,4 +1,4 @@
-//! What must not be is refused with a status and a text that names argument and value, and nothing
+//! Bad input is refused with a status and a text that names the argument and the value, and nothing
 //! is written.
 
 mod arguments;

@@ -11,7 +11,7 @@ use crate::calls::*;
 fn states() {
     let mut handle = 9;
     let mut status = |spec: dualadam_tensor_spec| {
-        // SAFETY: the structs and the place are there.
+        // SAFETY: the structs and the result live through the call.
         let status = unsafe { dualadam_state_new(&config(), 1, &spec, 1, &mut handle) };
         assert_eq!(handle, 9);
         status
@@ -31,7 +31,7 @@ fn states() {
     let (mut count, mut values) = (9, state_tensor(state, 0));
     let position = DUALADAM_STATUS_POSITION;
     let mut read = config;
-    // SAFETY: the structs and the places are there.
+    // SAFETY: the structs and the results live through the call.
     unsafe {
         fails(dualadam_state_config(state, 1, &mut read, 104), position, "group must be below 1, got 1");
         fails(dualadam_state_tensor(state, 7, &mut values, 56), position, "tensor must be below 1, got 7");
@@ -74,7 +74,7 @@ fn handles() {
         fails(dualadam_state_free(handle), stale, &text(handle));
     }
     let (mut count, mut config, mut values) = (0, config(), state_tensor(live[0], 0));
-    // SAFETY: the structs and the places are there.
+    // SAFETY: the structs and the results live through the call.
     unsafe {
         assert_eq!(dualadam_state_counts(first, &mut count, &mut count), stale);
         assert_eq!(dualadam_state_config(first, 0, &mut config, 104), stale);
@@ -94,7 +94,7 @@ fn paths_and_files() {
     };
     let load = |path: *const c_char| {
         let mut state = 9;
-        // SAFETY: null or a C string, and a place.
+        // SAFETY: the path is null or a C string, and the result is a variable.
         let status = unsafe { dualadam_state_load(path, &mut state) };
         assert!(status == DUALADAM_STATUS_OK || state == 9);
         status
@@ -103,7 +103,7 @@ fn paths_and_files() {
     fails(load(ptr::null()), DUALADAM_STATUS_NULL, "file must not be null");
     let latin1 = c"gr\xfc\xdfe".as_ptr();
     fails(load(latin1), DUALADAM_STATUS_UTF8, "file must be UTF-8, got byte 0xfc at position 2");
-    // SAFETY: null or C strings.
+    // SAFETY: the paths are null or C strings.
     unsafe {
         fails(dualadam_state_save(state, ptr::null()), DUALADAM_STATUS_NULL, "file must not be null");
         let text = "file must be UTF-8, got byte 0xfc at position 2";
@@ -117,7 +117,7 @@ fn paths_and_files() {
     assert_eq!(load(file("empty", &[0; 4]).as_ptr()), DUALADAM_STATUS_STATE_MALFORMED);
 
     let whole = file("whole", b"");
-    // SAFETY: a C string.
+    // SAFETY: the path is a C string.
     ok(unsafe { dualadam_state_save(state, whole.as_ptr()) });
     let bytes = std::fs::read(folder.path().join("whole")).unwrap();
     let at = bytes.windows(11).position(|bytes| bytes == b"version\\\":1").unwrap() + 10;
@@ -131,7 +131,7 @@ fn paths_and_files() {
 
     // Into a state that is there, of the same tensors only.
     let resume = |state, path: *const c_char| {
-        // SAFETY: null or a C string.
+        // SAFETY: the path is null or a C string.
         unsafe { dualadam_state_resume(state, path) }
     };
     ok(resume(state, whole.as_ptr()));
@@ -147,7 +147,7 @@ fn paths_and_files() {
 
     // SAFETY: the state's array has two elements.
     unsafe { state_tensor(state, 0).exp_avg_sq.write(-1.0) };
-    // SAFETY: a C string.
+    // SAFETY: the path is a C string.
     let status = unsafe { dualadam_state_save(state, whole.as_ptr()) };
     fails(status, DUALADAM_STATUS_VALUE, "exp_avg_sq of tensor 0 must be at least 0 everywhere, got -1.0");
     assert_eq!(std::fs::read(folder.path().join("whole")).unwrap(), bytes);

@@ -36,7 +36,7 @@ fn step_fails(change: impl Fn(&mut dualadam_tensor), status: dualadam_status, te
         let tensors = [first.tensor(), tensor];
         let text = text.replace("tensor 0", "tensor 1").replace("of tensor must", "of tensors[1] must");
         let text = text.replace("size of tensor must be 72", "size of tensors[1] must be 72");
-        // SAFETY: refused before any buffer is looked at.
+        // SAFETY: the call is refused before it reads or writes a buffer.
         fails(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) }, status, &text);
         assert_eq!(first, before);
     }
@@ -102,7 +102,7 @@ fn overlaps() {
         assert_eq!(step(&tensor), status);
         let text = last_error();
         assert!(names.iter().all(|name| text.contains(&format!("{name} of tensor 0"))), "{text}");
-        // SAFETY: the memory is there, and only read.
+        // SAFETY: the memory is live, and only read.
         assert!((0..80).all(|at| unsafe { start.add(at).read() } == 0.5));
     }
     // Two tensors of a list.
@@ -111,7 +111,7 @@ fn overlaps() {
     let mut tensors = buffers.each_mut().map(Buffers::tensor);
     tensors[1].exp_avg = tensors[0].exp_avg_sq.wrapping_byte_add(28);
     let set = coeffs(&config(), 1, 1.0);
-    // SAFETY: refused before any buffer is looked at.
+    // SAFETY: the call is refused before it reads or writes a buffer.
     assert_eq!(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) }, status);
     let text = format!(
         "exp_avg of tensor 1 must not overlap exp_avg_sq of tensor 0, both have address {:#x}",
@@ -123,7 +123,7 @@ fn overlaps() {
     let mut memory = [0.5_f32; 32];
     let start = memory.as_mut_ptr();
     let tensors = [tensor_at(start, [0, 4, 8, 12], 4), tensor_at(start, [16, 4, 20, 24], 4)];
-    // SAFETY: the structs and the buffers are there.
+    // SAFETY: the structs and the buffers live through the call.
     ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, &set, 1) });
 }
 
@@ -155,7 +155,7 @@ fn types_sizes_and_indices() {
     step_fails(half_master, DUALADAM_STATUS_TYPES, &text);
     step_fails(|t| t.coeffs_index = 1, DUALADAM_STATUS_INDEX, "tensor 0 must have a coeffs_index below 1, got 1");
 
-    // A step of nothing tells whether there is a kernel.
+    // A step of an empty tensor checks the types.
     let nothing = |param_dtype, grad_dtype| step(&dualadam_tensor { param_dtype, grad_dtype, ..tensor() });
     ok(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_F32));
     assert_eq!(nothing(DUALADAM_DTYPE_F16, DUALADAM_DTYPE_BF16), DUALADAM_STATUS_TYPES);
@@ -168,7 +168,7 @@ fn types_sizes_and_indices() {
     // The structs of an array have one size.
     let mut three = [coeffs(&config(), 1, 1.0); 3];
     three[2].size = 56;
-    // SAFETY: refused before anything else is read.
+    // SAFETY: the call is refused before it reads anything else.
     let status = unsafe { dualadam_cpu_step_list(ptr::null(), 0, three.as_ptr(), 3) };
     fails(status, DUALADAM_STATUS_SIZE, "the size of coeffs[2] must be that of coeffs[0], 48, got 56");
 }

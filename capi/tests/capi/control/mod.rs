@@ -39,7 +39,7 @@ fn control(
     sets: &[dualadam_cuda_control_set],
 ) -> dualadam_cuda_control {
     let mut control = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the structs and the result live through the call.
     ok(unsafe {
         dualadam_cuda_control_new(kernels, groups.as_ptr(), groups.len(), sets.as_ptr(), sets.len(), &mut control)
     });
@@ -48,7 +48,7 @@ fn control(
 
 fn list(kernels: dualadam_cuda_kernels, tensors: &[dualadam_tensor]) -> dualadam_cuda_list {
     let mut list = 0;
-    // SAFETY: the structs and the place are there.
+    // SAFETY: the structs and the result live through the call.
     ok(unsafe { dualadam_cuda_list_new(kernels, tensors.as_ptr(), tensors.len(), &mut list) });
     list
 }
@@ -61,7 +61,7 @@ const NO_REPORT: dualadam_cuda_set_report =
 fn report(control: dualadam_cuda_control, count: usize, stream: *mut c_void) -> Vec<(u64, u64, u32)> {
     let mut reports = vec![NO_REPORT; count];
     let size = size_of::<dualadam_cuda_set_report>();
-    // SAFETY: there is room.
+    // SAFETY: the array has an entry for each set.
     ok(unsafe { dualadam_cuda_control_report(control, reports.as_mut_ptr(), size, count, stream) });
     assert!(reports.iter().all(|report| report.size == size && report.reserved == 0));
     reports.iter().map(|report| (report.step, report.skipped, report.last_skip)).collect()
@@ -70,7 +70,7 @@ fn report(control: dualadam_cuda_control, count: usize, stream: *mut c_void) -> 
 /// The coefficients of each set, without their sizes, as bits.
 fn read_coeffs(control: dualadam_cuda_control, count: usize, stream: *mut c_void) -> Vec<[u32; 10]> {
     let mut found = vec![coeffs(&config(), 1, 1.0); count];
-    // SAFETY: there is room.
+    // SAFETY: the array has an entry for each set.
     ok(unsafe { dualadam_cuda_control_coeffs(control, found.as_mut_ptr(), 48, count, stream) });
     assert!(found.iter().all(|found| found.size == 48));
     found.iter().map(bits).collect()
@@ -84,8 +84,8 @@ pub(crate) fn assert_clean(stand_in: &StandIn) {
     assert!(stand_in.violations().is_empty(), "{:#?}", stand_in.violations());
 }
 
-/// What a test is about: a device, a stream, kernels, two tensors of two sets there and on the
-/// host.
+/// What tests use: a device, a stream, kernels, and two tensors of two sets on the device and on
+/// the host.
 pub(crate) struct World {
     pub(crate) host: [Buffers; 2],
     pub(crate) device: [OnDevice; 2],
@@ -141,7 +141,7 @@ impl World {
     fn expect(&mut self, sets: [dualadam_coeffs; 2]) {
         let mut tensors = self.host.each_mut().map(Buffers::tensor);
         tensors[1].coeffs_index = 1;
-        // SAFETY: the structs and the buffers are there.
+        // SAFETY: the structs and the buffers live through the call.
         ok(unsafe { dualadam_cpu_step_list(tensors.as_ptr(), 2, sets.as_ptr(), 2) });
     }
 

@@ -153,7 +153,7 @@ fn what_cannot_be_right_is_refused() {
     assert_eq!(report(control, 2, world.raw()), [(0, 0, 0); 2]);
     world.assert_same();
     world.free(control, list);
-    // SAFETY: the structs are there; all handles are stale.
+    // SAFETY: the structs live through the call; all handles are stale.
     unsafe {
         let (stale, raw) = (DUALADAM_STATUS_STALE_HANDLE, world.raw());
         assert_eq!(dualadam_cuda_control_free(control), stale);

@@ -24,7 +24,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     assert_eq!(report(control, 2, raw), [(0, 0, 0), (4, 0, 0)]);
     assert_eq!(read_coeffs(control, 2, raw), [[0; 10]; 2]);
 
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     let step = |scalars| unsafe { dualadam_cuda_list_step_controlled(list, control, scalars, raw) };
     for t in 1..=6 {
         let multiplier = if t == 3 { 1.0 } else { 0.0625 };
@@ -54,7 +54,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     }
     lr.write(&[f32::INFINITY]);
     let full = [u64::MAX, 10];
-    // SAFETY: the numbers are there.
+    // SAFETY: the numbers live through the call.
     ok(unsafe { dualadam_cuda_control_set_steps(control, full.as_ptr(), 2, raw) });
     ok(step(&scalars));
     assert_eq!(report(control, 2, raw), [(u64::MAX, 5, DUALADAM_SKIP_STEP), (10, 5, DUALADAM_SKIP_LR)]);
@@ -64,7 +64,7 @@ fn controlled_steps_have_the_bits_of_the_cpu() {
     let third = dualadam_config { beta1: 0.5, lr: 0.125, ..world.configs[0] };
     let mut found = config();
     let mut steps = [9; 2];
-    // SAFETY: the structs and the numbers are there.
+    // SAFETY: the structs and the numbers live through the call.
     unsafe {
         ok(dualadam_cuda_control_set_steps(control, [6, 10].as_ptr(), 2, raw));
         ok(dualadam_cuda_control_set_config(control, 1, &third, raw));
@@ -94,7 +94,7 @@ fn the_lr_may_be_a_double() {
     let mut groups = world.groups();
     groups[1].lr_f64 = lr.pointer();
     let (control, list) = world.control_and_list(&groups, &[set(0), set(1)]);
-    // SAFETY: the buffers and the stream are there until all has run.
+    // SAFETY: the buffers and the stream live until all work has run.
     ok(unsafe { dualadam_cuda_list_step_controlled(list, control, ptr::null(), world.raw()) });
     let second = dualadam_config { lr: 0.1, ..world.configs[1] };
     world.expect([coeffs(&world.configs[0], 1, 1.0), coeffs(&second, 1, 1.0)]);
@@ -117,7 +117,7 @@ fn a_graph_outlives_what_it_captured() {
     missing[1].grad = ptr::null();
     let list = list(world.kernels, &missing);
     let scalars = dualadam_cuda_scalars { found_inf: found_inf.pointer(), ..scalars() };
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         let step = || dualadam_cuda_list_step_controlled(list, control, &scalars, raw);
         // A gradient that the list did not have when it was made.
@@ -166,7 +166,7 @@ fn an_interrupted_control_says_so_until_its_steps_are_set() {
     let raw = world.raw();
     let (control, list) = world.control_and_list(&world.groups(), &[set(0), set(1)]);
     let mut steps = [9; 2];
-    // SAFETY: the structs, the buffers and the stream are there until all has run.
+    // SAFETY: the structs, the buffers and the stream live until all work has run.
     unsafe {
         let step = || dualadam_cuda_list_step_controlled(list, control, ptr::null(), raw);
         world.stand_in.fail("cuLaunchKernel", 2, 719);

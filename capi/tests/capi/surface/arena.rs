@@ -1,4 +1,4 @@
-//! The memory that calls are given pointers into.
+//! The memory that the pointers of calls point into.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr;
@@ -10,11 +10,10 @@ use super::{MOST, MOST_BYTES};
 pub(super) const SLACK: usize = (MOST + 1) * MOST_BYTES;
 const ARENA: usize = 16 * 1024 + SLACK;
 
-/// Memory whose every part may be read and written by anyone: it is only touched through raw
-/// pointers.
+/// Memory that every call may read and write anywhere. It is accessed only through raw pointers.
 pub(super) struct Arena {
     start: *mut u8,
-    /// What the arena must hold if the call fails.
+    /// What the arena must contain if the call fails.
     before: Vec<u8>,
 }
 
@@ -35,13 +34,13 @@ impl Arena {
     }
 
     pub(super) fn clear(&mut self) {
-        // SAFETY: the arena has as many bytes.
+        // SAFETY: the arena has that many bytes.
         unsafe { self.start.write_bytes(0, ARENA) };
     }
 
     /// To be called before a call's structs are put.
     pub(super) fn remember(&mut self) {
-        // SAFETY: both have as many bytes.
+        // SAFETY: both have that many bytes.
         unsafe { self.before.as_mut_ptr().copy_from_nonoverlapping(self.start, ARENA) };
     }
 
@@ -67,7 +66,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
+        // SAFETY: the memory was allocated with this layout.
         unsafe { dealloc(self.start, Self::LAYOUT) };
     }
 }

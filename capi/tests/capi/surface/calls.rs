@@ -1,4 +1,4 @@
-//! One call of one function, with what the bytes say.
+//! One call of one function, as the bytes decide.
 
 use std::array;
 

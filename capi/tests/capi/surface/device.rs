@@ -32,7 +32,7 @@ impl Device {
         let foreign = CudaContext::new(1).unwrap().new_stream().unwrap();
         let kernels = Kernels::new(0).unwrap();
         let context = CudaContext::new(0).unwrap();
-        // SAFETY: a context is current; the memory is as long.
+        // SAFETY: a context is current, and the memory has that length.
         let address = unsafe {
             let address = result::malloc_sync(MEMORY).unwrap();
             result::memset_d8_sync(address, 0, MEMORY).unwrap();

@@ -1,8 +1,8 @@
-//! The bytes that say what is called, and what the numbers in a call are.
+//! The bytes that decide which function is called, and with which numbers.
 
 use super::{MOST, MOST_BYTES};
 
-/// The bytes that decide; zeros when they have run out.
+/// The bytes that decide. After the last one, zeros.
 pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl Input<'_> {

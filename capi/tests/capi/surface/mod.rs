@@ -1,9 +1,10 @@
 //! The whole C surface, called with what bytes say: random handles, sizes, numbers and pointers
 //! into an arena. The fuzzer makes the bytes; here they are random.
 //!
-//! What is promised of pointers is kept: structs can be read for as many bytes as they say, buffers
-//! that pass every check are there. All else is open. After each call: no panic, a known status, a
-//! text where it failed, and nothing written in the arena then.
+//! The calls keep the requirements on pointers: structs can be read for as many bytes as their size
+//! says, and buffers that pass every check are live. All else is arbitrary. Each call must return a
+//! known status other than a panic. If it fails, it must leave a text and write nothing in the
+//! arena.
 
 mod arena;
 mod calls;
@@ -82,7 +83,7 @@ impl Surface {
         }
     }
 
-    /// Makes the calls that the bytes say, from a fresh start.
+    /// Makes the calls that the bytes decide, from a fresh start.
     pub(crate) fn run(&mut self, bytes: &[u8]) {
         let mut input = Input(bytes);
         while !input.is_empty() {
@@ -129,7 +130,7 @@ impl Surface {
     /// Notes a handle that a call has written into the arena, if it was not refused.
     fn given_out(&mut self, kind: Kind, place: *const u64, status: dualadam_status) -> dualadam_status {
         if status == DUALADAM_STATUS_OK {
-            // SAFETY: the call has written there.
+            // SAFETY: the call wrote a handle there.
             let handle = unsafe { place.read() };
             self.handles.push(handle);
             self.live.push((handle, kind));
@@ -164,7 +165,7 @@ impl Surface {
         assert_eq!(told, DUALADAM_STATUS_OK);
         let text = String::from_utf8_lossy(&text);
         assert!(status != DUALADAM_STATUS_PANIC, "call {which}: {text}");
-        // SAFETY: a C string that stays.
+        // SAFETY: the name is a C string that stays valid.
         let name = unsafe { CStr::from_ptr(dualadam_status_name(status)) };
         assert!(name != c"unknown status", "call {which}: {status}");
         assert!(self.arena.is_untouched(), "call {which} failed with {name:?} and has written: {text}");

@@ -1,4 +1,4 @@
-//! Structs in the arena, filled with what the bytes say.
+//! Structs in the arena, filled as the bytes decide.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -56,7 +56,7 @@ impl Surface {
 
     /// One that is valid, as far as its lr is.
     fn usual_config(input: &mut Input<'_>) -> dualadam_config {
-        // SAFETY: all fields are numbers.
+        // SAFETY: all fields are numbers, so any bits are a value.
         let zero: dualadam_config = unsafe { std::mem::zeroed() };
         let (size, lr) = (size_of::<dualadam_config>(), input.real(&[1e-3, 0.0, 0.1]));
         dualadam_config { size, lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, switching_rate: 0.01, ..zero }
@@ -176,7 +176,7 @@ impl Surface {
         )
     }
 
-    /// To be put after all else: the groups' pointers are believed.
+    /// Must be put after all else, since calls follow the pointers of groups.
     pub(super) fn put_control_groups(&mut self, input: &mut Input<'_>) -> (*const dualadam_cuda_control_group, usize) {
         let count = input.control_count();
         let mut configs = [ptr::null(); MOST];
