@@ -18,13 +18,13 @@ use super::tensors::Tensors;
 #[pyclass(frozen, module = "dualadam._dualadam")]
 pub(crate) struct Stepper {
     steps: Mutex<Steps>,
-    /// The next step must forget first what is known of the tensors.
+    /// The next step must first forget what is known of the tensors.
     must_forget: AtomicBool,
     /// Something was stepped since the last call of `step` began.
     has_begun: AtomicBool,
 }
 
-/// The part of a [`Stepper`] that one thread has at a time.
+/// The part of a [`Stepper`] that one thread uses at a time.
 pub(super) struct Steps {
     pub(super) tensors: Tensors,
     pub(super) names: Names,
