@@ -729,7 +729,7 @@ const char *dualadam_version(void);
  * Fills in a config with the defaults that its fields state. size is sizeof(dualadam_config).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  *
  * Example:
  *     dualadam_config config;
@@ -746,7 +746,7 @@ dualadam_status dualadam_config_init(struct dualadam_config *config, size_t size
  * coefficient set 0. size is sizeof(dualadam_tensor).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_tensor_init(struct dualadam_tensor *tensor, size_t size);
 
@@ -754,7 +754,7 @@ dualadam_status dualadam_tensor_init(struct dualadam_tensor *tensor, size_t size
  * Fills in a spec with 0 elements, group 0 and no masters. size is sizeof(dualadam_tensor_spec).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_tensor_spec_init(struct dualadam_tensor_spec *spec, size_t size);
 
@@ -763,7 +763,7 @@ dualadam_status dualadam_tensor_spec_init(struct dualadam_tensor_spec *spec, siz
  * sizeof(dualadam_cuda_control_group).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_control_group_init(struct dualadam_cuda_control_group *group,
                                                  size_t size);
@@ -773,7 +773,7 @@ dualadam_status dualadam_cuda_control_group_init(struct dualadam_cuda_control_gr
  * sizeof(dualadam_cuda_control_set).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_control_set_init(struct dualadam_cuda_control_set *set, size_t size);
 
@@ -781,7 +781,7 @@ dualadam_status dualadam_cuda_control_set_init(struct dualadam_cuda_control_set 
  * Fills in scalars with nulls. size is sizeof(dualadam_cuda_scalars).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars, size_t size);
 
@@ -790,7 +790,7 @@ dualadam_status dualadam_cuda_scalars_init(struct dualadam_cuda_scalars *scalars
  * that take a config do the same check.
  *
  * Errors:
- * - Those of a pointer to a struct.
+ * - Argument errors of a struct (see the head of this file).
  * - DUALADAM_STATUS_ENUM for an unknown weight_decay_kind, inverse_term or schedule, or a
  *   maximize that is not 0 or 1.
  * - DUALADAM_STATUS_VALUE for the first field that is NaN or out of the range that the struct
@@ -805,7 +805,7 @@ dualadam_status dualadam_config_validate(const struct dualadam_config *config);
  * schedule of the config gives it. Step 0 stands for the time before the first update.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_config_alpha(const struct dualadam_config *config,
                                       uint64_t step,
@@ -816,7 +816,7 @@ dualadam_status dualadam_config_alpha(const struct dualadam_config *config,
  * gets 1, or 0 if there is no such step; step gets 0 in that case.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_config_first_adam_step(const struct dualadam_config *config,
                                                 uint64_t *step,
@@ -830,7 +830,7 @@ dualadam_status dualadam_config_first_adam_step(const struct dualadam_config *co
  * loss scale, or their product.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_STEP_ZERO for step 0.
  * - DUALADAM_STATUS_VALUE for a grad_multiplier that is NaN, infinite or negative, or that is
  *   above 0 and rounds to 0 or to infinity as a float.
@@ -856,7 +856,7 @@ dualadam_status dualadam_config_coeffs(const struct dualadam_config *config,
  * has the same bits for any number of threads and on any processor.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_ENUM for an element type that is no DUALADAM_DTYPE_ number.
  * - DUALADAM_STATUS_TYPES for a combination of element types without a kernel.
  * - DUALADAM_STATUS_INDEX for a coeffs_index that is not 0.
@@ -926,7 +926,7 @@ dualadam_status dualadam_cpu_step_list(const struct dualadam_tensor *tensors,
  * from a GPU, and save them.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_ENUM for a has_master that is not 0 or 1.
  * - DUALADAM_STATUS_INDEX for a group that is not below group_count.
  * - DUALADAM_STATUS_MEMORY for a tensor whose arrays do not fit in memory.
@@ -962,7 +962,7 @@ dualadam_status dualadam_state_new(const struct dualadam_config *groups,
  * dualadam_state_tensor. dualadam_state_resume does that comparison itself.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_IO if the file cannot be read.
  * - DUALADAM_STATUS_STATE_TOO_SHORT or DUALADAM_STATUS_STATE_CHECKSUM for a file that is cut
  *   or damaged.
@@ -1002,7 +1002,7 @@ dualadam_status dualadam_state_resume(dualadam_state state, const char *file);
  * symbolic link is replaced, not followed.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_VALUE for a second moment with a negative element.
  * - DUALADAM_STATUS_IO if the file cannot be written. An older file is then unchanged, unless
  *   only the sync of the folder failed after the replacement.
@@ -1013,10 +1013,10 @@ dualadam_status dualadam_state_resume(dualadam_state state, const char *file);
 dualadam_status dualadam_state_save(dualadam_state state, const char *file);
 
 /**
- * Frees a state and its arrays.
+ * Frees a state and its arrays. The caller must not use the arrays afterwards.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_state_free(dualadam_state state);
 
@@ -1024,7 +1024,7 @@ dualadam_status dualadam_state_free(dualadam_state state);
  * Writes the number of parameter groups and the number of tensors of a state.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_state_counts(dualadam_state state, size_t *groups, size_t *tensors);
 
@@ -1032,7 +1032,7 @@ dualadam_status dualadam_state_counts(dualadam_state state, size_t *groups, size
  * Writes the config of a parameter group of a state. size is sizeof(dualadam_config).
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_state_config(dualadam_state state,
                                       size_t group,
@@ -1043,7 +1043,7 @@ dualadam_status dualadam_state_config(dualadam_state state,
  * Replaces the config of a parameter group of a state, such as to change its learning rate.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_state_set_config(dualadam_state state,
                                           size_t group,
@@ -1055,7 +1055,7 @@ dualadam_status dualadam_state_set_config(dualadam_state state,
  * is freed. Two threads must not use the same arrays at the same time.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_state_tensor(dualadam_state state,
                                       size_t tensor,
@@ -1068,7 +1068,7 @@ dualadam_status dualadam_state_tensor(dualadam_state state,
  * still be filled from the parameters, or if the tensor has no masters.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_ENUM for a master_is_set that is not 0 or 1.
  * - DUALADAM_STATUS_VALUE for a master_is_set of 1 where the tensor has no masters.
  */
@@ -1085,7 +1085,7 @@ dualadam_status dualadam_state_set_step(dualadam_state state,
  * needs them, or when dualadam_cuda_kernels_prepare asks for them. That takes some time.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_CUDA_NO_DRIVER where libcuda is missing.
  * - DUALADAM_STATUS_CUDA_STUB_DRIVER or DUALADAM_STATUS_CUDA_OLD_DRIVER for a libcuda that
  *   cannot run the kernels.
@@ -1118,7 +1118,7 @@ dualadam_status dualadam_cuda_kernels_in_current_context(dualadam_cuda_kernels *
  * with these types was made before.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_ENUM for an element type that is no DUALADAM_DTYPE_ number.
  * - DUALADAM_STATUS_TYPES for a combination of element types without a kernel.
  */
@@ -1133,7 +1133,7 @@ dualadam_status dualadam_cuda_kernels_prepare(dualadam_cuda_kernels kernels,
  * for the device. Memory that a CUDA graph still uses then stays allocated until the context ends.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_kernels_free(dualadam_cuda_kernels kernels);
 
@@ -1224,7 +1224,7 @@ dualadam_status dualadam_cuda_list_update(dualadam_cuda_list list,
  * call allocates.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_INDEX for a tensor whose coeffs_index is not below coeffs_count.
  * - DUALADAM_STATUS_TOO_MANY for more coefficients than the list takes.
  * - DUALADAM_STATUS_CUDA_DRIVER. The tensors of some combinations of element types may have been
@@ -1261,7 +1261,7 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  * Each launch of the graph reads learning rates, configs and counters anew, and counts on.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_INDEX for a tensor whose coeffs_index is not below the number of sets.
  * - DUALADAM_STATUS_CUDA_CONTEXT for a control of another context.
  * - DUALADAM_STATUS_CUDA_ADDRESS for a scalar that is not aligned to 4 bytes.
@@ -1296,7 +1296,7 @@ dualadam_status dualadam_cuda_list_step_controlled(dualadam_cuda_list list,
  * step, and after the last CUDA graph that captured a step.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
 
@@ -1314,7 +1314,7 @@ dualadam_status dualadam_cuda_list_free(dualadam_cuda_list list);
  * Capture: the call is allowed while a stream is being captured.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  * - DUALADAM_STATUS_EMPTY for no set.
  * - DUALADAM_STATUS_POSITION for a set whose group is not below group_count.
  * - DUALADAM_STATUS_CUDA_ADDRESS for a counter or learning rate that is misaligned, a counter
@@ -1346,7 +1346,7 @@ dualadam_status dualadam_cuda_control_new(dualadam_cuda_kernels kernels,
  * last step, and after the last CUDA graph that captured a step.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
 
@@ -1356,7 +1356,7 @@ dualadam_status dualadam_cuda_control_free(dualadam_cuda_control control);
  * sizeof(dualadam_config). The call reads nothing from the device.
  *
  * Errors:
- * - Argument errors.
+ * - Argument errors (see the head of this file).
  */
 dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
                                              size_t group,
@@ -1369,7 +1369,7 @@ dualadam_status dualadam_cuda_control_config(dualadam_cuda_control control,
  * flight, each with an earlier change.
  *
  * Errors:
- * - Argument errors, and those that dualadam_cuda_control lists.
+ * - Argument errors (see the head of this file), and those that dualadam_cuda_control lists.
  * - DUALADAM_STATUS_VALUE for an lr that is not valid with the rest of the config.
  * - DUALADAM_STATUS_CUDA_CALLERS_LR if the group's learning rate lies in the caller's memory.
  * - DUALADAM_STATUS_CUDA_DRIVER. The device may have the old or the new learning rate.
@@ -1403,7 +1403,7 @@ dualadam_status dualadam_cuda_control_set_config(dualadam_cuda_control control,
  * is an array of count numbers, one for each set. The call waits for earlier work on stream.
  *
  * Errors:
- * - Argument errors, and those that dualadam_cuda_control lists.
+ * - Argument errors (see the head of this file), and those that dualadam_cuda_control lists.
  * - DUALADAM_STATUS_CUDA_INTERRUPTED if the driver failed in the middle of an earlier step.
  *
  * Required:
@@ -1422,7 +1422,7 @@ dualadam_status dualadam_cuda_control_steps(dualadam_cuda_control control,
  * work on stream.
  *
  * Errors:
- * - Argument errors, and those that dualadam_cuda_control lists.
+ * - Argument errors (see the head of this file), and those that dualadam_cuda_control lists.
  * - DUALADAM_STATUS_CUDA_DRIVER. Some counters may have been set.
  *
  * Required:
@@ -1439,7 +1439,7 @@ dualadam_status dualadam_cuda_control_set_steps(dualadam_cuda_control control,
  * sizeof(dualadam_cuda_set_report). The call waits for earlier work on stream.
  *
  * Errors:
- * - Argument errors, and those that dualadam_cuda_control lists.
+ * - Argument errors (see the head of this file), and those that dualadam_cuda_control lists.
  * - DUALADAM_STATUS_CUDA_INTERRUPTED if the driver failed in the middle of an earlier step.
  *
  * Required:
@@ -1463,7 +1463,7 @@ dualadam_status dualadam_cuda_control_report(dualadam_cuda_control control,
  * is sizeof(dualadam_coeffs). The call waits for earlier work on stream.
  *
  * Errors:
- * - Argument errors, and those that dualadam_cuda_control lists.
+ * - Argument errors (see the head of this file), and those that dualadam_cuda_control lists.
  * - DUALADAM_STATUS_CUDA_INTERRUPTED if the driver failed in the middle of an earlier step.
  *
  * Required:

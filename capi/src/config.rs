@@ -10,7 +10,7 @@ use crate::types::{dualadam_coeffs, dualadam_config};
 ///
 /// # Errors
 ///
-/// - Those of a pointer to a struct.
+/// - Argument errors of a struct (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for an unknown `weight_decay_kind`, `inverse_term` or `schedule`, or a
 ///   `maximize` that is not 0 or 1.
 /// - `DUALADAM_STATUS_VALUE` for the first field that is NaN or out of the range that the struct
@@ -31,7 +31,7 @@ pub unsafe extern "C" fn dualadam_config_validate(config: *const dualadam_config
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_alpha(
     config: *const dualadam_config,
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn dualadam_config_alpha(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_first_adam_step(
     config: *const dualadam_config,
@@ -83,7 +83,7 @@ pub unsafe extern "C" fn dualadam_config_first_adam_step(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_STEP_ZERO` for step 0.
 /// - `DUALADAM_STATUS_VALUE` for a `grad_multiplier` that is NaN, infinite or negative, or that is
 ///   above 0 and rounds to 0 or to infinity as a float.

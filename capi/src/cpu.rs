@@ -16,7 +16,7 @@ use crate::types::{dualadam_coeffs, dualadam_tensor};
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for an element type that is no DUALADAM_DTYPE_ number.
 /// - `DUALADAM_STATUS_TYPES` for a combination of element types without a kernel.
 /// - `DUALADAM_STATUS_INDEX` for a `coeffs_index` that is not 0.

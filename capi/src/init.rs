@@ -11,7 +11,7 @@ use crate::types::*;
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 ///
 /// # Example
 ///
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn dualadam_config_init(config: *mut dualadam_config, size
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_tensor_init(tensor: *mut dualadam_tensor, size: usize) -> dualadam_status {
     let (param_dtype, grad_dtype) = (DUALADAM_DTYPE_F32, DUALADAM_DTYPE_F32);
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn dualadam_tensor_init(tensor: *mut dualadam_tensor, size
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_tensor_spec_init(spec: *mut dualadam_tensor_spec, size: usize) -> dualadam_status {
     // SAFETY: `spec` can be written for `size` bytes (required of every call).
@@ -59,7 +59,7 @@ pub unsafe extern "C" fn dualadam_tensor_spec_init(spec: *mut dualadam_tensor_sp
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_group_init(
     group: *mut dualadam_cuda_control_group,
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_group_init(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_set_init(
     set: *mut dualadam_cuda_control_set,
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_init(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_scalars_init(
     scalars: *mut dualadam_cuda_scalars,

@@ -21,7 +21,7 @@ use crate::types::{dualadam_config, dualadam_tensor_spec, dualadam_tensor_state,
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for a `has_master` that is not 0 or 1.
 /// - `DUALADAM_STATUS_INDEX` for a `group` that is not below `group_count`.
 /// - `DUALADAM_STATUS_MEMORY` for a tensor whose arrays do not fit in memory.
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn dualadam_state_new(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_IO` if the file cannot be read.
 /// - `DUALADAM_STATUS_STATE_TOO_SHORT` or `DUALADAM_STATUS_STATE_CHECKSUM` for a file that is cut
 ///   or damaged.
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *con
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_VALUE` for a second moment with a negative element.
 /// - `DUALADAM_STATUS_IO` if the file cannot be written. An older file is then unchanged, unless
 ///   only the sync of the folder failed after the replacement.
@@ -159,11 +159,11 @@ pub unsafe extern "C" fn dualadam_state_save(state: dualadam_state, file: *const
     })
 }
 
-/// Frees a state and its arrays.
+/// Frees a state and its arrays. The caller must not use the arrays afterwards.
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_state_free(state: dualadam_state) -> dualadam_status {
     border(|| remove::<Locked<State>>(state))
@@ -173,7 +173,7 @@ pub extern "C" fn dualadam_state_free(state: dualadam_state) -> dualadam_status 
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_counts(
     state: dualadam_state,
@@ -198,7 +198,7 @@ pub unsafe extern "C" fn dualadam_state_counts(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_config(
     state: dualadam_state,
@@ -218,7 +218,7 @@ pub unsafe extern "C" fn dualadam_state_config(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_set_config(
     state: dualadam_state,
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn dualadam_state_set_config(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_tensor(
     state: dualadam_state,
@@ -276,7 +276,7 @@ pub unsafe extern "C" fn dualadam_state_tensor(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for a `master_is_set` that is not 0 or 1.
 /// - `DUALADAM_STATUS_VALUE` for a `master_is_set` of 1 where the tensor has no masters.
 #[unsafe(no_mangle)]

@@ -24,7 +24,7 @@ use crate::types::{dualadam_config, dualadam_cuda_control_group, dualadam_cuda_c
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_EMPTY` for no set.
 /// - `DUALADAM_STATUS_POSITION` for a set whose `group` is not below `group_count`.
 /// - `DUALADAM_STATUS_CUDA_ADDRESS` for a counter or learning rate that is misaligned, a counter
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_control_free(control: dualadam_cuda_control) -> dualadam_status {
     border(|| remove::<Locked<Control>>(control))
@@ -85,7 +85,7 @@ pub extern "C" fn dualadam_cuda_control_free(control: dualadam_cuda_control) -> 
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_config(
     control: dualadam_cuda_control,
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
 ///
 /// # Errors
 ///
-/// - Argument errors, and those that `dualadam_cuda_control` lists.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
 /// - `DUALADAM_STATUS_VALUE` for an `lr` that is not valid with the rest of the config.
 /// - `DUALADAM_STATUS_CUDA_CALLERS_LR` if the group's learning rate lies in the caller's memory.
 /// - `DUALADAM_STATUS_CUDA_DRIVER`. The device may have the old or the new learning rate.

@@ -18,7 +18,7 @@ use crate::types::{dualadam_coeffs, dualadam_tensor};
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_CUDA_NO_DRIVER` where libcuda is missing.
 /// - `DUALADAM_STATUS_CUDA_STUB_DRIVER` or `DUALADAM_STATUS_CUDA_OLD_DRIVER` for a libcuda that
 ///   cannot run the kernels.
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for an element type that is no DUALADAM_DTYPE_ number.
 /// - `DUALADAM_STATUS_TYPES` for a combination of element types without a kernel.
 #[unsafe(no_mangle)]
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> dualadam_status {
     border(|| remove::<Kernels>(kernels))

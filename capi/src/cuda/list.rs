@@ -108,7 +108,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_update(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_INDEX` for a tensor whose `coeffs_index` is not below `coeffs_count`.
 /// - `DUALADAM_STATUS_TOO_MANY` for more coefficients than the list takes.
 /// - `DUALADAM_STATUS_CUDA_DRIVER`. The tensors of some combinations of element types may have been
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_INDEX` for a tensor whose `coeffs_index` is not below the number of sets.
 /// - `DUALADAM_STATUS_CUDA_CONTEXT` for a control of another context.
 /// - `DUALADAM_STATUS_CUDA_ADDRESS` for a scalar that is not aligned to 4 bytes.
@@ -218,7 +218,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step_controlled(
 ///
 /// # Errors
 ///
-/// - Argument errors.
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_list_free(list: dualadam_cuda_list) -> dualadam_status {
     border(|| remove::<Locked<List>>(list))

@@ -23,7 +23,7 @@ fn check_count(list: &'static str, control: &Control, actual: usize) -> Result<(
 ///
 /// # Errors
 ///
-/// - Argument errors, and those that `dualadam_cuda_control` lists.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
 /// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
 ///
 /// # Safety
@@ -59,7 +59,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_steps(
 ///
 /// # Errors
 ///
-/// - Argument errors, and those that `dualadam_cuda_control` lists.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
 /// - `DUALADAM_STATUS_CUDA_DRIVER`. Some counters may have been set.
 ///
 /// # Safety
@@ -119,7 +119,7 @@ unsafe fn write_reports<T: Answer<SetReport>>(
 ///
 /// # Errors
 ///
-/// - Argument errors, and those that `dualadam_cuda_control` lists.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
 /// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
 ///
 /// # Safety
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn dualadam_cuda_control_report(
 ///
 /// # Errors
 ///
-/// - Argument errors, and those that `dualadam_cuda_control` lists.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
 /// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
 ///
 /// # Safety
