@@ -1,10 +1,13 @@
-//! DualAdam in another program's compute pass: `cargo run --release --features webgpu-native
-//! --example external_wgpu`.
+//! DualAdam in the compute pass of a program that owns its wgpu device.
 //!
-//! The program owns the device, made with default limits, its buffers, its pass and its submit.
-//! Here it fits a line of 4,096 weights to targets: a shader of its own computes the gradients of
-//! the loss, the library encodes the step right behind it, and so on, a hundred times in one
-//! submit. Only the losses come back.
+//! ```sh
+//! cargo run --release --features webgpu-native --example external_wgpu
+//! ```
+//!
+//! The program makes the device, with default limits, and the buffers. It begins the pass and
+//! submits it. It fits 4,096 weights to targets: a shader of the program computes the gradients of
+//! the loss, and the library encodes the step after it, a hundred times in each submit. The program
+//! reads the weights after each submit, to print the loss.
 
 use std::process::ExitCode;
 
@@ -20,7 +23,7 @@ const BYTES: u64 = 4 * WEIGHTS;
 const SUBMITS: u64 = 5;
 const STEPS_OF_A_SUBMIT: u64 = 100;
 
-/// Gradients of the sum of half the squared differences from the targets.
+/// The gradients of half the sum of the squared differences from the targets.
 const GRADIENTS: &str = "
 @group(0) @binding(0) var<storage, read> weights: array<f32>;
 @group(0) @binding(1) var<storage, read> targets: array<f32>;
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    // What the program has anyway.
+    // The part that such a program has without this library.
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapter = block_on(instance.request_adapter(&Default::default()))?;
     println!("{} ({})", adapter.get_info().name, adapter.get_info().backend);
@@ -59,8 +62,8 @@ fn run() -> Result<(), Error> {
     queue.write_buffer(&targets, 0, bytemuck::cast_slice(&wanted));
     let backward = Backward::new(&device, [&weights, &targets, &grads]);
 
-    // What the library adds: two moments, which begin at zero as all buffers do, and a list of what
-    // is stepped.
+    // The part that the library needs: two moments, which begin at zero as all buffers do, and a
+    // list of the tensors to step.
     let (exp_avg, exp_avg_sq) = (buffer(BufferUsages::empty()), buffer(BufferUsages::empty()));
     let f32_in = |buffer| Binding::new(buffer, Dtype::F32);
     let (param, grad) = (f32_in(&weights), Some(f32_in(&grads)));
@@ -90,7 +93,7 @@ fn run() -> Result<(), Error> {
     Ok(())
 }
 
-/// The program's own shader, bound to its buffers.
+/// The program's own shader with its bind group.
 struct Backward {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
@@ -117,7 +120,7 @@ impl Backward {
         Self { pipeline, group }
     }
 
-    /// Sets its pipeline and bind group each time, since the library's step leaves its own behind.
+    /// Sets the pipeline and the bind group each time, since the library's step sets its own.
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.group, &[]);
@@ -134,7 +137,7 @@ fn read(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer) -> Re
     queue.submit([encoder.finish()]);
     let (sender, receiver) = std::sync::mpsc::channel();
     staging.map_async(wgpu::MapMode::Read, .., move |mapped| {
-        // The receiver is there until the answer is.
+        // Fails only if the receiver was dropped, after an error of `poll`.
         let _ = sender.send(mapped);
     });
     device.poll(wgpu::PollType::wait_indefinitely())?;
@@ -142,7 +145,7 @@ fn read(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer) -> Re
     Ok(bytemuck::pod_collect_to_vec(&staging.get_mapped_range(..)?))
 }
 
-/// The mean of half the squared differences.
+/// Half the mean of the squared differences.
 fn loss(weights: &[f32], targets: &[f32]) -> f32 {
     let squares: f32 = weights.iter().zip(targets).map(|(weight, target)| (weight - target).powi(2)).sum();
     0.5 * squares / WEIGHTS as f32

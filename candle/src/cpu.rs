@@ -1,9 +1,9 @@
 //! Steps of variables on the CPU.
 //!
-//! candle lends a tensor's memory for writing only inside an operation, such as [`InplaceOp2`] with
-//! the gradient as the other operand. So the operation of each variable runs inside that of the one
-//! before. The innermost operation has the memory of all of them, which candle has locked. None of
-//! this takes unsafe code.
+//! candle lends a tensor's memory for writing only inside an operation: here [`InplaceOp2`], with
+//! the gradient as the other operand. So the operation of each variable runs inside the operation
+//! of the variable before it. The innermost operation has borrowed the memory of all variables, and
+//! steps them. This needs no unsafe code.
 
 use std::cell::Cell;
 use std::vec;
@@ -34,7 +34,7 @@ struct Step<'a> {
     coeffs: &'a [StepCoeffs],
 }
 
-/// One step of the variables that have an update, which have been checked.
+/// Steps the variables that have an update. The caller has checked them.
 pub(crate) fn step(updates: &[Option<Update<'_>>], moments: &mut [Moments], coeffs: &[StepCoeffs]) -> Result<()> {
     let left = updates.iter().zip(moments).filter_map(|(&update, moments)| Some((update?, moments)));
     let left: Vec<_> = left.collect();
@@ -44,7 +44,7 @@ pub(crate) fn step(updates: &[Option<Update<'_>>], moments: &mut [Moments], coef
 
 type Updates<'a> = vec::IntoIter<(Update<'a>, &'a mut Moments)>;
 
-/// Borrows the memory of the next variable, or steps all where there is none left.
+/// Borrows the memory of the next variable, or steps all if none is left.
 fn borrow_next<'a>(step: Step<'a>, mut left: Updates<'a>, mut tensors: Vec<Tensor<'a>>) -> Result<()> {
     let Some((update, moments)) = left.next() else {
         let stepped = |tensor| step.updates.iter().flatten().nth(tensor).copied();
@@ -54,10 +54,10 @@ fn borrow_next<'a>(step: Step<'a>, mut left: Updates<'a>, mut tensors: Vec<Tenso
     update.var.inplace_op2(update.grad, &borrow)
 }
 
-/// The operation that borrows one variable, and then the next ones.
+/// The operation that borrows one variable, and runs the operation of the next one.
 struct Borrow<'a> {
     update: Update<'a>,
-    /// Taken when the operation runs, which is once.
+    /// Taken by the operation, which runs once.
     rest: Cell<Option<Rest<'a>>>,
 }
 

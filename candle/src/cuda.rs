@@ -1,9 +1,9 @@
 //! Steps of variables on a CUDA device, in its context and on its stream.
 //!
-//! The memory is borrowed as on the CPU, each variable's operation inside that of the one before,
-//! so that the whole list is locked while its work is enqueued. What goes to the library is
-//! addresses and candle's stream, as plain numbers and a pointer: candle's cudarc may be another
-//! version than the library's.
+//! The memory is borrowed as on the CPU: the operation of each variable runs inside the operation
+//! of the variable before it, so that all variables are locked while the work is enqueued. The
+//! library gets addresses as numbers and candle's stream as a pointer, since candle may use another
+//! version of cudarc than the library.
 
 use std::cell::Cell;
 use std::vec;
@@ -23,9 +23,9 @@ pub(crate) struct Moments {
     kernels: Kernels,
     /// `exp_avg` and `exp_avg_sq` of each variable, in memory of candle's stream.
     slices: Vec<[CudaSlice<f32>; 2]>,
-    /// What the list was last told; a gradient at address 0 is one that is missing.
+    /// The tensors as the list has them. A gradient at address 0 is missing.
     tensors: Vec<RawTensor>,
-    /// Made by the first step, which knows the addresses.
+    /// Made by the first step, when the addresses are known.
     list: Option<TensorList>,
 }
 
@@ -33,15 +33,15 @@ impl Moments {
     pub(crate) fn zeros(device: &CudaDevice, vars: &[Var]) -> Result<Self> {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread().w()?;
-        // SAFETY: the context that is current now is candle's, the primary one of its device, which
-        // the kernels retain.
+        // SAFETY: the current context is candle's. It is the primary one of its device, which the
+        // kernels retain (so the function's requirement on other contexts does not apply).
         let kernels = unsafe { Kernels::in_current_context() }.map_err(candle_core::Error::wrap)?;
         let mut moments = Self { device: device.clone(), kernels, slices: Vec::new(), tensors: Vec::new(), list: None };
         for (index, var) in vars.iter().enumerate() {
             let Some(dtype) = dtype_of(var.dtype()) else { return wrong_dtype(name(index, var), var.dtype()) };
             let slices = [device.alloc_zeros::<f32>(var.elem_count())?, device.alloc_zeros::<f32>(var.elem_count())?];
             let absent = RawBuffer::new(0, dtype);
-            // Work on the stream alone uses the moments, so that cudarc has nothing to order.
+            // Only work on this stream uses the moments, so cudarc has nothing to order.
             let [exp_avg, exp_avg_sq] = slices.each_ref().map(|slice| RawBuffer::f32(slice.device_ptr(&stream).0));
             let len = var.elem_count() as u64;
             moments.tensors.push(RawTensor::new(len, absent, absent, exp_avg, exp_avg_sq));
@@ -50,15 +50,15 @@ impl Moments {
         Ok(moments)
     }
 
-    /// One step of the variables that have an update, which have been checked, enqueued on candle's
-    /// stream.
+    /// Enqueues a step of the variables that have an update on candle's stream. The caller has
+    /// checked them.
     pub(crate) fn step(&mut self, updates: &[Option<Update<'_>>], coeffs: &[StepCoeffs]) -> Result<()> {
         let left: Vec<_> = updates.iter().copied().flatten().collect();
         if left.is_empty() {
             return Ok(());
         }
         for tensor in &mut self.tensors {
-            // The coefficients too, since those that it had may not be there now.
+            // The index too: the table of this step may be shorter than the last one.
             (tensor.grad.address, tensor.coeffs_index) = (0, 0);
         }
         let stream = self.device.cuda_stream();
@@ -66,11 +66,11 @@ impl Moments {
         borrow_next(Step { updates, coeffs, stream: &stream }, self, left.into_iter(), uses)
     }
 
-    /// Enqueues the step of the tensors, whose memory is locked.
+    /// Enqueues the step of the tensors. Their memory is locked.
     fn enqueue(&mut self, Step { updates, coeffs, stream }: Step<'_>) -> Result<()> {
-        // What cudarc could not order is only noted there.
+        // cudarc records failures of its ordering here, and returns them nowhere else.
         stream.context().check_err().w()?;
-        // The list has all variables.
+        // Positions in the list are positions of variables.
         let update = |tensor| updates.get(tensor).copied().flatten();
         let list = match &mut self.list {
             Some(list) => {
@@ -79,12 +79,14 @@ impl Moments {
             }
             none => none.insert(TensorList::new(&self.kernels, &self.tensors).map_err(|error| named(error, update))?),
         };
-        // SAFETY: the stream is live. The tensors with a gradient have addresses in memory of the
-        // kernels' context, which is the stream's, with at least their lengths: the windows of the
-        // slices that `Borrow` was lent in this step, and the moments' slices, which live as long
-        // as `self`. The caller holds what tells cudarc of the use, so that work on other streams
-        // and the end of the slices come after it; all of candle's work on this device, and the
-        // moments' end, is on this stream.
+        // SAFETY:
+        // - The stream is live: candle's device has it.
+        // - The tensors with a gradient have memory of the kernels' context, which is the stream's,
+        //   of at least their lengths: the windows of the slices that `Borrow` was lent in this
+        //   step, and the slices of the moments, which live as long as `self`.
+        // - The caller holds cudarc's guards of these slices, so that cudarc orders work on other
+        //   streams, and the freeing of the slices, after this work. All of candle's work on this
+        //   device, and the freeing of the moments, is on this stream.
         unsafe { list.step_raw(coeffs, stream.cu_stream().cast()) }.map_err(|error| named(error, update))
     }
 }
@@ -99,8 +101,8 @@ struct Step<'a> {
 
 type Updates<'a> = vec::IntoIter<Update<'a>>;
 
-/// Borrows the memory of the next variable, or steps all where there is none left. When `uses` is
-/// dropped, cudarc records that the work has been enqueued.
+/// Borrows the memory of the next variable, or steps all if none is left. When `uses` is dropped,
+/// cudarc records that the work was enqueued.
 fn borrow_next<'a>(
     step: Step<'a>,
     moments: &'a mut Moments,
@@ -115,10 +117,10 @@ fn borrow_next<'a>(
     update.var.inplace_op2(update.grad, &borrow)
 }
 
-/// The operation that borrows one variable, and then the next ones.
+/// The operation that borrows one variable, and runs the operation of the next one.
 struct Borrow<'a> {
     update: Update<'a>,
-    /// Taken when the operation runs, which is once.
+    /// Taken by the operation, which runs once.
     rest: Cell<Option<Rest<'a>>>,
 }
 
@@ -161,8 +163,8 @@ fn dtype_of(dtype: DType) -> Option<Dtype> {
     }
 }
 
-/// The window of a storage that a layout has as an address, and what tells cudarc when it is
-/// dropped that the work has been enqueued.
+/// The window of a storage that a layout has, by address, and cudarc's guard of the use. When the
+/// guard is dropped, cudarc records that the work was enqueued.
 macro_rules! window {
     ($storage:expr, $slice:expr, $pointer:ident, $layout:expr, $stream:expr, $name:expr) => {{
         let (dtype, start) = ($storage.dtype(), elements($layout, &$name)?.start);

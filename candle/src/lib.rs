@@ -24,17 +24,30 @@ use candle_core::{DType, Device, Layout, Result, Storage, Tensor, Var, bail};
 use candle_nn::Optimizer;
 use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorProblem, TensorSpec};
 
-/// DualAdam over a model's variables: owns the moments, counts the steps, and writes the variables
-/// where they are.
+/// The DualAdam optimizer over the variables of a model. It owns the moments, counts the steps, and
+/// updates the variables in place.
 ///
-/// All variables are on one device, the CPU or a CUDA device, and are f32, bf16 or f16; their
-/// moments are f32. A step is one call of the library for all of them. A variable without a
-/// gradient is skipped: its moments and its step stay as they are. Variables of integers are not
-/// stepped, as by candle's own optimizers.
+/// In step `t` of a variable `θ`, with `m̂` and `v̂` the corrected moments and α the weight that
+/// the schedule gives (Algorithm 1 of arXiv 2603.07122):
 ///
-/// A step locks all variables that it writes, until it has returned or, on a CUDA device, until it
-/// is enqueued. Meanwhile another thread may only use them in operations that take one of them. An
-/// operation that takes two can deadlock with the step.
+/// ```text
+/// θ = θ - lr·(α·m̂·√v̂ + (1-α)·m̂/(√v̂ + ε))
+/// ```
+///
+/// [`StepCoeffs`](dualadam::StepCoeffs) states the operations and their roundings.
+///
+/// - All variables are on one device: the CPU or, with the feature `cuda`, a CUDA device.
+/// - They are contiguous, and f32, bf16 or f16. Gradients have their variable's type and shape. The
+///   moments are f32.
+/// - One call of the library steps all variables.
+/// - A variable without a gradient is skipped: its moments and its step count stay as they are.
+/// - Variables of integers are left out, as by candle's own optimizers.
+///
+/// # Locks
+///
+/// A step locks all variables that it writes until it returns; on a CUDA device, until its work is
+/// enqueued. Meanwhile, another thread may use them only in operations that take one of them. An
+/// operation that takes two of them can deadlock with the step.
 ///
 /// # Example
 ///
@@ -54,12 +67,12 @@ use dualadam::{CoeffsTable, DualAdamConfig, Ledger, TensorProblem, TensorSpec};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub struct DualAdam {
-    /// What the next step sets in the ledger: candle's setter cannot fail, and the ledger's can.
+    /// The next step sets this in the ledger: candle's setter cannot fail, and the ledger's can.
     lr: f64,
     ledger: Ledger,
     table: CoeffsTable,
     vars: Vec<Var>,
-    /// The variable that each storage is of.
+    /// The position of the variable that has each storage.
     owners: HashMap<usize, usize>,
     moments: Moments,
 }
@@ -71,7 +84,7 @@ enum Moments {
     Cuda(Box<cuda::Moments>),
 }
 
-/// What a step does to one variable.
+/// The update of one variable in a step.
 #[derive(Clone, Copy)]
 struct Update<'a> {
     /// The variable's position.
@@ -83,12 +96,12 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// What an error calls the variable.
+    /// The variable's name in errors.
     fn name(&self) -> String {
         name(self.index, self.var)
     }
 
-    /// What an error calls the gradient.
+    /// The gradient's name in errors.
     fn grad_name(&self) -> String {
         grad_name(self.index, self.var)
     }
@@ -97,19 +110,20 @@ impl Update<'_> {
 impl Optimizer for DualAdam {
     type Config = DualAdamConfig;
 
-    /// An optimizer for these variables, at their first step.
+    /// Makes an optimizer for these variables, with moments of 0, before their first step.
     ///
     /// # Errors
     ///
-    /// All but the first and the last name the variable:
+    /// Errors about a variable name it by its position among the variables that are not of
+    /// integers:
     ///
-    /// - A config that is not valid.
-    /// - A type other than f32, bf16 and f16.
-    /// - A layout that is not contiguous.
-    /// - A device that is not the first variable's, or is neither the CPU nor, with the feature
-    ///   `cuda`, a CUDA device.
-    /// - Memory that is another variable's.
-    /// - What the CUDA driver reports.
+    /// - The config is not valid, as [`DualAdamConfig::validate`] says.
+    /// - A variable has a type other than f32, bf16 and f16.
+    /// - A variable is not contiguous.
+    /// - A variable is on another device than the first one.
+    /// - The device is not supported.
+    /// - A variable shares memory with another.
+    /// - The CUDA driver fails.
     fn new(vars: Vec<Var>, config: DualAdamConfig) -> Result<Self> {
         let vars: Vec<_> = vars.into_iter().filter(|var| !var.dtype().is_int()).collect();
         let spec = |(index, var): (usize, &Var)| TensorSpec::new(var.elem_count()).with_name(name(index, var));
@@ -137,18 +151,18 @@ impl Optimizer for DualAdam {
         Ok(Self { lr: config.lr, ledger, table: CoeffsTable::default(), vars, owners, moments })
     }
 
-    /// One step of every variable that has a gradient.
+    /// Makes one step of every variable that has a gradient.
     ///
     /// # Errors
     ///
-    /// Nothing is written and no step is counted, unless the CUDA driver failed:
+    /// Errors about a gradient name its variable. Nothing was written and no step was counted,
+    /// unless the CUDA driver failed:
     ///
-    /// - A learning rate that is not valid.
-    /// - A gradient of another type or shape than its variable's, or on another device. The error
-    ///   names the variable, here and below.
-    /// - A gradient that is not contiguous.
-    /// - A gradient in a variable's memory.
-    /// - What the CUDA driver reports. Part of the variables may have been written then.
+    /// - The learning rate is not valid.
+    /// - A gradient has another type or shape than its variable, or is on another device.
+    /// - A gradient is not contiguous.
+    /// - A gradient has the memory of a variable.
+    /// - The CUDA driver fails. Some variables may have been written then.
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         let grads: Vec<_> = self.vars.iter().map(|var| grads.get(var)).collect();
         self.check_grads(&grads)?;
@@ -165,11 +179,13 @@ impl Optimizer for DualAdam {
         Ok(())
     }
 
+    /// The learning rate of the next step.
     fn learning_rate(&self) -> f64 {
         self.lr
     }
 
-    /// Sets the learning rate from the next step on. That step fails if the rate is not valid.
+    /// Sets the learning rate for the next step and those after it. A step fails if the rate is not
+    /// valid.
     fn set_learning_rate(&mut self, lr: f64) {
         self.lr = lr;
     }
@@ -196,7 +212,7 @@ impl DualAdam {
     }
 }
 
-/// What is to be done to each variable, with its coefficients in the table.
+/// The update of each variable that has a gradient. Its coefficients go into the table.
 fn updates<'a>(
     ledger: &Ledger,
     table: &mut CoeffsTable,
@@ -223,8 +239,8 @@ fn check_var(index: usize, var: &Var, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// What an error calls a variable, which has no name: its position among those that are not
-/// integers, its type and its shape.
+/// A variable's name in errors: its position among the variables that are not of integers, its type
+/// and its shape.
 fn name(index: usize, var: &Var) -> String {
     format!("variable {index} ({:?} {:?})", var.dtype(), var.shape())
 }
@@ -237,8 +253,8 @@ fn wrong_dtype<T>(what: String, dtype: DType) -> Result<T> {
     bail!("{what} must be f32, bf16 or f16, and is {dtype:?}")
 }
 
-/// An error of a step's call of the library, with the variable that it is about. `update` finds
-/// that by the position among the call's tensors.
+/// An error of the library's step, with the variable that it is about. `update` finds the variable
+/// by the position among the call's tensors.
 fn named<'a>(error: impl Into<dualadam::Error>, update: impl Fn(usize) -> Option<Update<'a>>) -> candle_core::Error {
     let mut error = error.into();
     if let dualadam::Error::Tensor(error) = &mut error {
@@ -254,14 +270,14 @@ fn named<'a>(error: impl Into<dualadam::Error>, update: impl Fn(usize) -> Option
     candle_core::Error::wrap(error)
 }
 
-/// The address of a tensor's storage on the host, which tensors over the same memory share.
+/// The address of a tensor's storage object, which tensors over the same memory share.
 fn storage_of(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
-/// The elements of the storage that a tensor has, which must be contiguous. An error calls the
-/// tensor `name`.
+/// The range of a tensor's elements in its storage. Fails if they are not contiguous, with `name`
+/// as the tensor's name.
 fn elements(layout: &Layout, name: impl FnOnce() -> String) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{} must be contiguous, and has strides {:?}", name(), layout.stride());

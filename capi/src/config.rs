@@ -1,20 +1,22 @@
-//! Configurations, the weight of the inverse branch, and coefficients.
+//! Configs, the weight alpha of the inverse update, and coefficients.
 
 use crate::arguments::{check_pointer, read};
 use crate::results::{give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_config};
 
-/// Checks every field, also as the float that the kernels will see, for every step at once. The
-/// functions that take a config check it too.
+/// Checks every field of a config, also after rounding to float, for all steps at once. Functions
+/// that take a config do the same check.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_ENUM` for an unknown number of a decay, an inverse term or a schedule, or a
+/// - Argument errors of a struct (see the head of this file).
+/// - `DUALADAM_STATUS_ENUM` for an unknown `weight_decay_kind`, `inverse_term` or `schedule`, or a
 ///   `maximize` that is not 0 or 1.
-/// - `DUALADAM_STATUS_VALUE` for the first field that is NaN, infinite, negative or out of range,
-///   an eps that rounds to 0, an lr with which lr / (1 - beta1) / eps overflows, or a weight_decay
-///   that is not 0 without a kind.
+/// - `DUALADAM_STATUS_VALUE` for the first field that is NaN or out of the range that the struct
+///   states.
+/// - `DUALADAM_STATUS_VALUE` for an lr so large that lr / (1 - beta1) * (1 / eps + eps) or
+///   lr * weight_decay overflows as a float.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_validate(config: *const dualadam_config) -> dualadam_status {
     border(|| {
@@ -24,8 +26,12 @@ pub unsafe extern "C" fn dualadam_config_validate(config: *const dualadam_config
     })
 }
 
-/// Writes alpha, the weight of the inverse branch in a tensor's `step`-th update, in 0..1. Step 0
-/// gives the value before the first.
+/// Writes alpha, the weight of the inverse update in a tensor's `step`-th update, from 0 to 1. The
+/// schedule of the config gives it. Step 0 stands for the time before the first update.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_alpha(
     config: *const dualadam_config,
@@ -41,8 +47,12 @@ pub unsafe extern "C" fn dualadam_config_alpha(
     })
 }
 
-/// Writes the first step whose alpha is 0, from which on the update is plain Adam. `exists` gets 1,
-/// or 0 if there is no such step; `step` is 0 then.
+/// Writes the first step whose alpha is 0. From that step on, the update is plain Adam. `exists`
+/// gets 1, or 0 if there is no such step; `step` gets 0 in that case.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_first_adam_step(
     config: *const dualadam_config,
@@ -65,14 +75,26 @@ pub unsafe extern "C" fn dualadam_config_first_adam_step(
     })
 }
 
-/// Writes the coefficients of a tensor's `step`-th update, for gradients that are first multiplied
-/// by `grad_multiplier`: 1, a clip factor, the inverse of a loss scale, or their product.
+/// Writes the coefficients of a tensor's `step`-th update. `step` counts the updates of that tensor
+/// and begins at 1. `size` is sizeof(dualadam_coeffs).
+///
+/// The step multiplies the gradients by `grad_multiplier` first: 1, a clip factor, the inverse of a
+/// loss scale, or their product.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_STEP_ZERO` for step 0: steps count from 1.
-/// - `DUALADAM_STATUS_VALUE` for a multiplier that is NaN, infinite or negative, or above 0 and 0
-///   or infinite as a float.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_STEP_ZERO` for step 0.
+/// - `DUALADAM_STATUS_VALUE` for a `grad_multiplier` that is NaN, infinite or negative, or that is
+///   above 0 and rounds to 0 or to infinity as a float.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_coeffs coeffs;
+/// double multiplier = 1.0 / 1024; // of a loss that was multiplied by 1,024
+/// dualadam_config_coeffs(config, step, multiplier, &coeffs, sizeof coeffs);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_config_coeffs(
     config: *const dualadam_config,

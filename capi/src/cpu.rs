@@ -1,4 +1,4 @@
-//! Steps over buffers in the host's memory.
+//! Steps of tensors in the host's memory.
 
 use dualadam::cpu;
 
@@ -6,23 +6,44 @@ use crate::arguments::{read, read_all};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_tensor};
 
-/// One DualAdam step over one tensor, in one pass over its buffers, with the given coefficients.
+/// Makes one DualAdam step of one tensor, in one pass over its buffers. `dualadam_coeffs` states
+/// the arithmetic.
 ///
-/// The call allocates nothing. A tensor of more than some 32,000 elements is split over the threads
-/// of the process's pool: as many as there are processors, or as the environment variable
-/// RAYON_NUM_THREADS says when the first such tensor is stepped. The result has the same bits for
-/// any number of threads and any processor.
+/// The call does not allocate. It splits a tensor of more than some 32,000 elements over the
+/// threads of the process's pool. The pool has as many threads as there are processors, or as the
+/// environment variable RAYON_NUM_THREADS says when the library first needs the pool. The result
+/// has the same bits for any number of threads and on any processor.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_ENUM` for an element type that is no DUALADAM_DTYPE_ number.
+/// - `DUALADAM_STATUS_TYPES` for a combination of element types without a kernel.
 /// - `DUALADAM_STATUS_INDEX` for a `coeffs_index` that is not 0.
-/// - `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED`, `DUALADAM_STATUS_EXTENT`,
-///   `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_OVERLAP` for the buffers.
+/// - `DUALADAM_STATUS_NULL` or `DUALADAM_STATUS_MISALIGNED` for a buffer.
+/// - `DUALADAM_STATUS_EXTENT` or `DUALADAM_STATUS_TOO_MANY` for a buffer that is longer than memory
+///   has room for.
+/// - `DUALADAM_STATUS_OVERLAP` for two buffers that share memory.
 ///
 /// # Safety
 ///
-/// - Each buffer is memory of `len` elements of its type, which nothing else uses meanwhile.
+/// - Each buffer is memory of `len` elements of its type.
+/// - Nothing else uses that memory during the call.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_tensor tensor;
+/// dualadam_coeffs coeffs;
+/// dualadam_tensor_init(&tensor, sizeof tensor);
+/// tensor.param = param;
+/// tensor.grad = grad;
+/// tensor.exp_avg = exp_avg;
+/// tensor.exp_avg_sq = exp_avg_sq;
+/// tensor.len = len;
+/// dualadam_config_coeffs(config, step, 1.0, &coeffs, sizeof coeffs);
+/// dualadam_cpu_step(&tensor, &coeffs);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cpu_step(
     tensor: *const dualadam_tensor,
@@ -36,22 +57,36 @@ pub unsafe extern "C" fn dualadam_cpu_step(
     })
 }
 
-/// One DualAdam step over a list of tensors of any sizes and types, each with the coefficients
-/// `coeffs[tensor.coeffs_index]`. Tensors without gradients are skipped. The result has the bits of
-/// a `dualadam_cpu_step` for each tensor.
+/// Makes one DualAdam step of each tensor of a list that has a gradient, with the coefficients
+/// `coeffs[tensor.coeffs_index]`. The tensors may differ in length and types.
 ///
-/// `tensors` and `coeffs` are arrays of `tensor_count` and `coeffs_count` structs. The call
-/// allocates some 630 bytes for each tensor.
+/// `tensors` and `coeffs` are arrays of `tensor_count` and `coeffs_count` structs. The list skips a
+/// tensor whose `grad` is null. The result has the bits of a `dualadam_cpu_step` of each tensor.
+/// The call allocates some 630 bytes for each tensor.
 ///
 /// # Errors
 ///
-/// - As `dualadam_cpu_step`, for each tensor.
-/// - `DUALADAM_STATUS_INDEX` for coefficients that are not there.
+/// - As `dualadam_cpu_step`, for each tensor; but two gradients may share memory.
+/// - `DUALADAM_STATUS_INDEX` for a `coeffs_index` that is not below `coeffs_count`.
 ///
 /// # Safety
 ///
-/// - Each buffer of each tensor with gradients is memory of the tensor's `len` elements of its
-///   type, which nothing else uses meanwhile.
+/// - Each buffer of each tensor with a gradient is memory of the tensor's `len` elements of its
+///   type.
+/// - Nothing else uses that memory during the call.
+///
+/// # Example
+///
+/// Two tensors of parameter groups with different configs:
+///
+/// ```c
+/// dualadam_coeffs coeffs[2];
+/// tensors[0].coeffs_index = 0;
+/// tensors[1].coeffs_index = 1;
+/// dualadam_config_coeffs(&configs[0], step, 1.0, &coeffs[0], sizeof coeffs[0]);
+/// dualadam_config_coeffs(&configs[1], step, 1.0, &coeffs[1], sizeof coeffs[1]);
+/// dualadam_cpu_step_list(tensors, 2, coeffs, 2);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cpu_step_list(
     tensors: *const dualadam_tensor,

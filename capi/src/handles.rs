@@ -1,5 +1,5 @@
-//! Handles: numbers for the objects that the library keeps, each with a generation. So a stale one
-//! is known until its place has been given out some 2^31 times more.
+//! Handles: numbers of the objects that the library keeps. Each number has a generation, so that a
+//! stale handle is recognised until its slot has been used some 2^31 times more.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -10,35 +10,40 @@ use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 use crate::cuda::List;
 use crate::status::Failure;
 
-/// A handle of a state: `dualadam_state_new` and `dualadam_state_load` give one out,
-/// `dualadam_state_free` takes it back. Never 0.
+/// The handle of a state: configs of parameter groups, and the step count, moments and masters of
+/// each tensor. `dualadam_state_new` and `dualadam_state_load` make it, `dualadam_state_free` frees
+/// it. Never 0.
 pub type dualadam_state = u64;
-/// A handle of the CUDA kernels in one context: `dualadam_cuda_kernels_new` and
-/// `dualadam_cuda_kernels_in_current_context` give one out, `dualadam_cuda_kernels_free` takes it
-/// back. Never 0.
+/// The handle of the kernels in one CUDA context. `dualadam_cuda_kernels_new` and
+/// `dualadam_cuda_kernels_in_current_context` make it, `dualadam_cuda_kernels_free` frees it. Never
+/// 0.
 pub type dualadam_cuda_kernels = u64;
-/// A handle of a list of tensors: `dualadam_cuda_list_new` gives one out, `dualadam_cuda_list_free`
-/// takes it back. Never 0.
+/// The handle of a list of tensors in device memory. `dualadam_cuda_list_new` makes it,
+/// `dualadam_cuda_list_free` frees it. Never 0.
 pub type dualadam_cuda_list = u64;
-/// A handle of a control: `dualadam_cuda_control_new` gives one out, `dualadam_cuda_control_free`
-/// takes it back. Never 0.
+/// The handle of a control: learning rates, hyperparameters and step counters in device memory.
+/// `dualadam_cuda_control_new` makes it, `dualadam_cuda_control_free` frees it. Never 0.
 ///
-/// For the calls that take a control and a stream, other than steps:
+/// Functions with a control and a stream, other than steps, share these errors:
 ///
-/// - The stream must not be under capture (`DUALADAM_STATUS_CUDA_CAPTURED`): change a control
-///   between the launches of a graph.
-/// - An array has an entry for each set of the control (`DUALADAM_STATUS_COUNT`).
-/// - Required: steps with the control on other streams, or of graphs there, are ordered before or
-///   after, and the caller's own counters are live memory of the kernels' context.
+/// - `DUALADAM_STATUS_CUDA_CAPTURED` for a stream under capture. Change a control between the
+///   launches of a graph.
+/// - `DUALADAM_STATUS_COUNT` for an array whose count is not the control's number of sets.
+///
+/// They require this of the caller:
+///
+/// - Steps with the control on other streams, also in launched graphs, are ordered before or after
+///   the call's work.
+/// - The caller's own counters are live memory of the kernels' context.
 pub type dualadam_cuda_control = u64;
 
 /// An object whose calls wait for each other.
 pub(crate) type Locked<T> = Arc<Mutex<T>>;
 
-/// What calls ask for by handle. A call holds a share of the object: what is freed meanwhile lives
-/// until the call ends.
+/// What calls ask for by handle. A call has a share of the object, so that an object which another
+/// thread frees lives until the call ends.
 pub(crate) trait Shared: Clone {
-    /// What arguments that are its handles are called.
+    /// The name of arguments that are its handles.
     const NAME: &'static str;
     const KIND: &'static str;
 
@@ -85,7 +90,7 @@ type Objects = SlotMap<DefaultKey, Object>;
 
 static OBJECTS: LazyLock<RwLock<Objects>> = LazyLock::new(RwLock::default);
 
-/// Keeps an object and gives out its handle.
+/// Keeps an object and returns its handle.
 pub(crate) fn insert(object: impl Shared) -> u64 {
     let mut objects = OBJECTS.write().unwrap_or_else(PoisonError::into_inner);
     objects.insert(object.into_object()).data().as_ffi()
@@ -105,12 +110,12 @@ pub(crate) fn get<T: Shared>(handle: u64) -> Result<T, Failure> {
     find::<T>(&objects, handle).map(|(_, shared)| shared.clone())
 }
 
-/// Takes a handle back.
+/// Makes a handle stale, and drops its share of the object.
 pub(crate) fn remove<T: Shared>(handle: u64) -> Result<(), Failure> {
     let mut objects = OBJECTS.write().unwrap_or_else(PoisonError::into_inner);
     let (key, _) = find::<T>(&objects, handle)?;
     let object = objects.remove(key);
-    // Other calls go on while the driver takes its time to free something.
+    // Other calls can go on while the driver frees memory.
     drop(objects);
     drop(object);
     Ok(())
@@ -119,7 +124,7 @@ pub(crate) fn remove<T: Shared>(handle: u64) -> Result<(), Failure> {
 fn find<T: Shared>(objects: &Objects, handle: u64) -> Result<(DefaultKey, &T), Failure> {
     let place = T::NAME.into();
     let key = DefaultKey::from(KeyData::from_ffi(handle));
-    // slotmap changes numbers that are no keys into keys.
+    // slotmap makes a key of any number, also of one that it never gave out.
     let object = objects.get(key).filter(|_| key.data().as_ffi() == handle);
     let object = object.ok_or(Failure::StaleHandle { place, handle })?;
     let (expected, actual) = (T::KIND, object.kind());
@@ -127,8 +132,8 @@ fn find<T: Shared>(objects: &Objects, handle: u64) -> Result<(DefaultKey, &T), F
     Ok((key, shared))
 }
 
-/// Waits for the other calls with the same handle. After a panic of one of them, which is a bug,
-/// the object is still there to be read and freed.
+/// Waits for the other calls with the same handle. After one of them panicked, which is a bug, the
+/// object can still be read and freed.
 pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,58 +1,136 @@
-//! dualadam: the DualAdam optimizer's step, on the CPU and on CUDA.
+//! dualadam: the fused step of the DualAdam optimizer, on the CPU and on CUDA devices.
 //!
-//! Status. Every function that can fail returns a `dualadam_status`, 0 for success.
-//! `dualadam_last_error` copies out what was wrong. A call that fails has written, changed and
-//! enqueued nothing, unless the description of the error says otherwise.
+//! DualAdam blends Adam's update with an inverse update. The weight alpha of the inverse update
+//! falls from 1 to 0 during training; from then on the update is Adam's. The source is Algorithm 1
+//! of T. Shi, L. Chen, L. Jin and M. Zhou, "Combining Adam and its Inverse Counterpart to Enhance
+//! Generalization of Deep Learning Optimizers", arXiv 2603.07122 (2026). `dualadam_coeffs` states
+//! the arithmetic, operation by operation.
 //!
-//! Errors. A function may return these for each argument of such a kind. The functions' own lists
-//! leave them out:
+//! # Contents
+//!
+//! - `dualadam_config_...`: hyperparameters, and the coefficients of one step.
+//! - `dualadam_cpu_...`: steps of tensors in the host's memory.
+//! - `dualadam_cuda_...`: steps of tensors in device memory, on a stream of the caller's.
+//! - `dualadam_state_...`: moments, masters and step counts in the host's memory, saved to a file
+//!   and resumed from it.
+//! - `dualadam_status_name` and `dualadam_last_error`: what went wrong.
+//!
+//! # Example
+//!
+//! A program that trains two parameters on the CPU:
+//!
+//! ```c
+//! #include <dualadam.h>
+//! #include <stdio.h>
+//!
+//! int main(void)
+//! {
+//!     float param[2] = {1.0f, -2.0f}, grad[2], exp_avg[2] = {0}, exp_avg_sq[2] = {0};
+//!     dualadam_config config;
+//!     dualadam_tensor tensor;
+//!     dualadam_coeffs coeffs;
+//!     char text[512];
+//!
+//!     dualadam_config_init(&config, sizeof config);
+//!     config.switching_rate = 1.0 / 160; // plain Adam from step 160 of 1,000 on
+//!     dualadam_tensor_init(&tensor, sizeof tensor);
+//!     tensor.param = param;
+//!     tensor.grad = grad;
+//!     tensor.exp_avg = exp_avg;
+//!     tensor.exp_avg_sq = exp_avg_sq;
+//!     tensor.len = 2;
+//!     for (uint64_t step = 1; step <= 1000; step++) {
+//!         for (int i = 0; i < 2; i++)
+//!             grad[i] = 2.0f * param[i]; // of the loss param[0]^2 + param[1]^2
+//!         if (dualadam_config_coeffs(&config, step, 1.0, &coeffs, sizeof coeffs) != 0 ||
+//!             dualadam_cpu_step(&tensor, &coeffs) != 0) {
+//!             dualadam_last_error(text, sizeof text, NULL);
+//!             fprintf(stderr, "%s\n", text);
+//!             return 1;
+//!         }
+//!     }
+//!     return 0;
+//! }
+//! ```
+//!
+//! # Versioned structs
+//!
+//! Each struct begins with its size in bytes, and grows only at its end. So a program that was
+//! compiled with this header works with later libraries. Let the `_init` function of a struct fill
+//! it in before you set fields: `dualadam_config_init(&config, sizeof config)`.
+//!
+//! A field that an older program's struct lacks counts as 0, and 0 means what earlier versions did.
+//! If a struct is larger than the library knows, its further bytes must be 0.
+//!
+//! # Statuses and the last error
+//!
+//! Every function that can fail returns a `dualadam_status`: 0 for success, otherwise one of the
+//! `DUALADAM_STATUS_` numbers. `dualadam_last_error` copies out the text of the thread's last
+//! error. It names the argument, the requirement and the value. A call that fails has written,
+//! changed and enqueued nothing, unless the description of the error says otherwise.
+//!
+//! Argument errors. A function may return these for each argument of the kind:
 //!
 //! - A pointer: `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_MISALIGNED`.
-//! - A struct: also `DUALADAM_STATUS_SIZE`.
-//! - An array: also `DUALADAM_STATUS_TOO_MANY` and `DUALADAM_STATUS_MEMORY` for one beyond all
-//!   memory. An empty array may be null. The structs of an array have one size.
-//! - A config: also what `dualadam_config_validate` returns.
+//! - A struct: those of a pointer, and `DUALADAM_STATUS_SIZE`.
+//! - An array of structs: those of a struct; `DUALADAM_STATUS_TOO_MANY` for more structs than the
+//!   address space has room for; `DUALADAM_STATUS_MEMORY`. An empty array may be null. All structs
+//!   of an array have the same size.
+//! - A config: those of a struct, and what `dualadam_config_validate` returns.
 //! - A handle: `DUALADAM_STATUS_STALE_HANDLE`, `DUALADAM_STATUS_HANDLE_KIND`.
-//! - A path, which is in UTF-8: `DUALADAM_STATUS_UTF8`.
+//! - A path, which is in UTF-8 on every system: `DUALADAM_STATUS_NULL`, `DUALADAM_STATUS_UTF8`.
 //! - The number of a device, a group or a tensor, from 0: `DUALADAM_STATUS_POSITION`.
-//! - A stream: `DUALADAM_STATUS_CUDA_CONTEXT` for one of another context than the kernels'.
+//! - A stream: `DUALADAM_STATUS_CUDA_CONTEXT` for a stream of another context than the kernels'.
 //!
 //! Any function that uses the CUDA driver may return `DUALADAM_STATUS_CUDA_DRIVER`, also for
-//! earlier work on the device that failed, and `DUALADAM_STATUS_CUDA_PTX` where it loads kernels.
-//! `DUALADAM_STATUS_PANIC` may come from any function. It is a bug of the library.
+//! earlier work on the device that failed. One that loads kernels may return
+//! `DUALADAM_STATUS_CUDA_PTX`. Any function may return `DUALADAM_STATUS_PANIC`, which is a bug of
+//! the library. The lists of the functions leave all of these out.
 //!
-//! Required of every call. The functions' own lists say what is required beyond that:
+//! # Requirements
 //!
-//! - A struct can be read for as many bytes as its size says. So can each struct of an array, and
-//!   each struct that one points to. An array of numbers has as many as its count says.
-//! - A place for a result can be written: one for structs for `size` bytes each, which is their
-//!   sizeof, one for numbers for as many as its count says.
+//! The library checks what it can of a pointer: null, alignment, overlap, and that no buffer ends
+//! beyond the last address. The caller must see to the rest. Every call requires this; functions
+//! that require more list it under "Required":
+//!
+//! - A struct that is read can be read for as many bytes as its size says. The same holds for each
+//!   struct of an array and for each struct that a struct points to.
+//! - An array of numbers that is read has as many numbers as its count says.
+//! - A place for results can be written: a place for structs for `size` bytes each, which is their
+//!   sizeof; a place for numbers for as many numbers as its count says.
 //! - A path is null or a C string.
-//! - `stream` is a live CUstream or cudaStream_t, or null for the default stream.
+//! - `stream` is a live CUstream or cudaStream_t, or null for the legacy default stream.
 //!
-//! Structs begin with their size, so that they can grow: a program works with a later library. The
-//! library fills them in first, with the size that the program's header knows, as in
-//! `dualadam_config_init(&config, sizeof config)`. A struct whose size is larger than the library
-//! knows must have zeros beyond that.
+//! After a call returns, the library refers to none of the caller's host memory. It keeps addresses
+//! of device memory: in lists, in controls and in enqueued work.
 //!
-//! Handles are numbers. One that was freed is refused with `DUALADAM_STATUS_STALE_HANDLE`, whatever
-//! was made since. A call that is under way in another thread when its handle is freed goes on to
-//! its end.
+//! # Handles
 //!
-//! CUDA graphs. Steps can be captured. A graph may outlive the list, the control and the kernels of
-//! its steps: the device memory that it uses stays until it is destroyed, and the library must stay
-//! loaded until then. Lists and controls may be freed while any stream is being captured: that
-//! waits for nothing, and their memory is freed after their last step, in the order of a stream.
+//! A handle is a number that stands for an object of the library. It is never 0. The library
+//! refuses a handle that was freed with `DUALADAM_STATUS_STALE_HANDLE`, whatever was made since. If
+//! a thread frees a handle while another thread's call uses it, that call goes on to its end.
 //!
-//! Pointers. The library keeps nothing that a pointer leads to after a call, except addresses of
-//! device memory. It checks what can be checked of a pointer: null, alignment, overlap, buffers
-//! beyond the last address. The caller must give memory of the stated length.
+//! # Threads
 //!
-//! Threads. All functions may be called from any thread. Calls with the same state, list or control
-//! wait for each other. Structs that a call only reads may be read by other calls at the same time.
+//! - Any thread may call any function.
+//! - Calls with the same state, list or control wait for each other.
+//! - Several calls may read the same structs at the same time.
+//! - Each thread has its own last error.
+//!
+//! # Streams and CUDA graphs
+//!
+//! A function with a `stream` enqueues its work there. It waits for the device only where its
+//! description says so. It leaves the thread's current context as it was. The caller must order the
+//! work against other uses of the same device memory.
+//!
+//! Steps can be captured in a CUDA graph. The graph may outlive the list, the control and the
+//! kernels of its steps: the library keeps the device memory that the graph uses until the graph is
+//! destroyed. The library must stay loaded until then. Lists and controls may be freed while a
+//! stream is being captured. Freeing them does not wait: the driver frees their memory after their
+//! last step, in the order of a stream.
 
-// Checks and status codes, no logic: that is the library's. A panic ends at the border, as a
-// status.
+// This package checks arguments and maps errors to statuses. The logic is the library's. A panic
+// becomes a status before it reaches the caller.
 
 #![cfg_attr(
     not(test),
@@ -67,7 +145,7 @@
     )
 )]
 #![expect(non_camel_case_types, reason = "the names are those of C")]
-#![expect(clippy::missing_safety_doc, reason = "what every call requires is said once, above")]
+#![expect(clippy::missing_safety_doc, reason = "the introduction states once what every call requires")]
 
 mod arguments;
 mod config;

@@ -1,4 +1,4 @@
-//! States: what an optimizer remembers between steps, saved to files and resumed from them.
+//! States: what an optimizer keeps between steps, saved to files and resumed from them.
 
 use std::ffi::c_char;
 use std::ptr;
@@ -11,15 +11,40 @@ use crate::results::{Answer as _, give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_tensor_spec, dualadam_tensor_state, flag};
 
-/// Makes a state for a model: moments and masters of 0 and steps of 0, in the host's memory, which
-/// the state owns. Its arrays may be stepped in place. Or they may be filled with moments from
-/// elsewhere, such as from a GPU, to be saved.
+/// Makes a state for a model, with moments and masters of 0 and step counts of 0. The state owns
+/// its arrays, which lie in the host's memory.
+///
+/// `groups` is an array of `group_count` configs, one for each parameter group. `tensors` is an
+/// array of `tensor_count` specs. `dualadam_state_tensor` gives the addresses of the arrays.
+/// `dualadam_cpu_step` can step them in place; or the caller can fill them, such as with moments
+/// from a GPU, and save them.
 ///
 /// # Errors
 ///
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for a `has_master` that is not 0 or 1.
-/// - `DUALADAM_STATUS_INDEX` for a tensor's group that is not there.
-/// - `DUALADAM_STATUS_MEMORY` for a tensor that the machine has no memory for.
+/// - `DUALADAM_STATUS_INDEX` for a `group` that is not below `group_count`.
+/// - `DUALADAM_STATUS_MEMORY` for a tensor whose arrays do not fit in memory.
+///
+/// # Example
+///
+/// A tensor of `len` elements that is stepped on the CPU and saved:
+///
+/// ```c
+/// dualadam_tensor_spec spec;
+/// dualadam_tensor_state values;
+/// dualadam_state state;
+/// dualadam_tensor_spec_init(&spec, sizeof spec);
+/// spec.len = len;
+/// dualadam_state_new(config, 1, &spec, 1, &state);
+/// dualadam_state_tensor(state, 0, &values, sizeof values);
+/// tensor->exp_avg = values.exp_avg; // the step updates the state's own arrays
+/// tensor->exp_avg_sq = values.exp_avg_sq;
+/// dualadam_cpu_step(tensor, coeffs);
+/// dualadam_state_set_step(state, 0, values.step + 1, 0);
+/// dualadam_state_save(state, "optimizer.safetensors");
+/// dualadam_state_free(state);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_new(
     groups: *const dualadam_config,
@@ -38,18 +63,32 @@ pub unsafe extern "C" fn dualadam_state_new(
     })
 }
 
-/// Reads a state from a file that any backend or language of this library has saved. The checksum
-/// over the whole file is tested first.
+/// Makes a state from a file that any backend or language of this library saved. `file` is its
+/// path. The call tests the checksum of the whole file before it uses anything of it.
 ///
-/// Compare what the state holds with your model before you use it: `dualadam_state_counts` and
-/// `dualadam_state_tensor` tell. Or let `dualadam_state_resume` do that.
+/// The caller must compare the state with its model, with `dualadam_state_counts` and
+/// `dualadam_state_tensor`. `dualadam_state_resume` does that comparison itself.
 ///
 /// # Errors
 ///
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_IO` if the file cannot be read.
-/// - `DUALADAM_STATUS_STATE_TOO_SHORT`, `DUALADAM_STATUS_STATE_CHECKSUM`,
-///   `DUALADAM_STATUS_STATE_VERSION` or `DUALADAM_STATUS_STATE_MALFORMED` if it is not a whole
-///   state of this version.
+/// - `DUALADAM_STATUS_STATE_TOO_SHORT` or `DUALADAM_STATUS_STATE_CHECKSUM` for a file that is cut
+///   or damaged.
+/// - `DUALADAM_STATUS_STATE_VERSION` for another version of the format.
+/// - `DUALADAM_STATUS_STATE_MALFORMED` for a file that is not a state.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_state state;
+/// dualadam_tensor_state values;
+/// dualadam_state_load("optimizer.safetensors", &state);
+/// dualadam_state_tensor(state, 0, &values, sizeof values);
+/// tensor->exp_avg = values.exp_avg;
+/// tensor->exp_avg_sq = values.exp_avg_sq;
+/// // go on with step values.step + 1
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut dualadam_state) -> dualadam_status {
     border(|| {
@@ -60,18 +99,20 @@ pub unsafe extern "C" fn dualadam_state_load(file: *const c_char, state: *mut du
     })
 }
 
-/// Reads a file into a state, if the file is of a model with the same groups and tensors. Configs,
-/// steps, moments and masters become those of the file. The arrays keep their addresses.
+/// Reads a file into a state. The file must be of a model with the same groups and tensors. The
+/// state gets the configs, step counts, moments and masters of the file. Its arrays keep their
+/// addresses.
 ///
 /// # Errors
 ///
 /// - As `dualadam_state_load`.
-/// - `DUALADAM_STATUS_STATE_LAYOUT` if the number of groups or tensors, or a tensor's length, group
-///   or masters differ, or its name where both have one, as Rust programs give them.
+/// - `DUALADAM_STATUS_STATE_LAYOUT` for another number of groups or tensors, or a tensor with
+///   another length, another group, or masters in only one of the two. Also for another name of a
+///   tensor, where both have names: Rust programs can give them.
 ///
 /// # Safety
 ///
-/// - Nothing uses the state's arrays meanwhile.
+/// - Nothing uses the state's arrays during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
@@ -94,17 +135,20 @@ pub unsafe extern "C" fn dualadam_state_resume(state: dualadam_state, file: *con
     })
 }
 
-/// Writes a state to a file, and replaces what is there at once: after a crash the old or the new
-/// file is there, whole.
+/// Saves a state to a file in the safetensors format, with a checksum. The call replaces an older
+/// file in one operation: after a crash, the folder has the whole old file or the whole new one. A
+/// symbolic link is replaced, not followed.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_VALUE` for a second moment that is negative somewhere.
-/// - `DUALADAM_STATUS_IO` if the file cannot be written. An old file is still there then.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_VALUE` for a second moment with a negative element.
+/// - `DUALADAM_STATUS_IO` if the file cannot be written. An older file is then unchanged, unless
+///   only the sync of the folder failed after the replacement.
 ///
 /// # Safety
 ///
-/// - Nothing writes the state's arrays meanwhile.
+/// - Nothing writes the state's arrays during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_save(state: dualadam_state, file: *const c_char) -> dualadam_status {
     border(|| {
@@ -115,13 +159,21 @@ pub unsafe extern "C" fn dualadam_state_save(state: dualadam_state, file: *const
     })
 }
 
-/// Frees a state and its arrays.
+/// Frees a state and its arrays. The caller must not use the arrays afterwards.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_state_free(state: dualadam_state) -> dualadam_status {
     border(|| remove::<Locked<State>>(state))
 }
 
-/// Writes how many parameter groups and tensors a state has.
+/// Writes the number of parameter groups and the number of tensors of a state.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_counts(
     state: dualadam_state,
@@ -142,7 +194,11 @@ pub unsafe extern "C" fn dualadam_state_counts(
     })
 }
 
-/// Writes the config of a parameter group.
+/// Writes the config of a parameter group of a state. `size` is sizeof(dualadam_config).
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_config(
     state: dualadam_state,
@@ -158,7 +214,11 @@ pub unsafe extern "C" fn dualadam_state_config(
     })
 }
 
-/// Replaces the config of a parameter group, such as for another learning rate.
+/// Replaces the config of a parameter group of a state, such as to change its learning rate.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_set_config(
     state: dualadam_state,
@@ -173,9 +233,13 @@ pub unsafe extern "C" fn dualadam_state_set_config(
     })
 }
 
-/// Writes what a state has of a tensor: its length, group and step, and where its arrays are. The
-/// arrays keep their addresses until the state is freed. Two threads must not use the same arrays
-/// at the same time.
+/// Writes a tensor's part of a state: its length, group and step count, and the addresses of its
+/// arrays. `size` is sizeof(dualadam_tensor_state). The arrays keep their addresses until the state
+/// is freed. Two threads must not use the same arrays at the same time.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_state_tensor(
     state: dualadam_state,
@@ -188,7 +252,7 @@ pub unsafe extern "C" fn dualadam_state_tensor(
         let make = || {
             let State { ledger, arrays, .. } = &mut *lock(&state);
             let spec = ledger.spec(tensor)?;
-            // The ledger has the tensor, so its arrays are there.
+            // The ledger has `tensor`, so `arrays` has it too.
             let arrays = &mut arrays[tensor];
             Ok(dualadam_tensor_state {
                 size,
@@ -206,13 +270,15 @@ pub unsafe extern "C" fn dualadam_state_tensor(
     })
 }
 
-/// Sets the number of updates that a tensor has had, and whether its masters hold the parameters:
-/// 1, or 0 if they are still to be set from the 16-bit ones, or if the tensor has none.
+/// Sets the number of updates that a tensor has had, and whether its masters are set.
+/// `master_is_set` is 1 if the masters have the values of the parameters. It is 0 if they must
+/// still be filled from the parameters, or if the tensor has no masters.
 ///
 /// # Errors
 ///
+/// - Argument errors (see the head of this file).
 /// - `DUALADAM_STATUS_ENUM` for a `master_is_set` that is not 0 or 1.
-/// - `DUALADAM_STATUS_VALUE` for 1 where the tensor has no masters.
+/// - `DUALADAM_STATUS_VALUE` for a `master_is_set` of 1 where the tensor has no masters.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_state_set_step(
     state: dualadam_state,

@@ -4,7 +4,8 @@ use std::ffi::c_char;
 
 use crate::status::c_str;
 
-/// The version of the library, such as "0.1.0". The text stays valid.
+/// Returns the version of the library, such as "0.1.0". The library owns the text, which stays
+/// valid. Never fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_version() -> *const c_char {
     c_str!(env!("CARGO_PKG_VERSION")).as_ptr()

@@ -1,6 +1,12 @@
-/* Steps memory on a CUDA device that the program owns, on a stream of its own, and compares the result with the CPU's, bit for bit: first
- * with coefficients from the host, then with steps that the device counts, whose learning rate and found-inf flag lie on the device.
- * Link it with -lcuda. A CUDA program includes cuda.h in place of the declarations here. */
+/* Steps tensors in device memory that the program owns, on its own stream, and compares the result
+ * with that of the CPU, bit for bit. The first steps have coefficients from the host. Then the device
+ * counts the steps, and reads the learning rate and the found-inf flag from its own memory.
+ *
+ * Build it with:
+ *
+ *     cc -std=c11 step_cuda.c $(pkg-config --cflags --libs dualadam) -lcuda -o step_cuda
+ *
+ * A CUDA program includes cuda.h instead of the declarations below. */
 
 #include <dualadam.h>
 
@@ -53,7 +59,7 @@ static void check_driver(int code, const char *call)
 }
 #define CHECK_DRIVER(call) check_driver((call), #call)
 
-/* Parameters, gradients, first and second moments: on the device and, to compare, in the host's memory. */
+/* Parameters, gradients, first and second moments, in device memory and in the host's memory. */
 struct buffers {
     CUdeviceptr device[BUFFERS];
     float *host[BUFFERS];
@@ -66,7 +72,7 @@ static void make_buffers(struct buffers *buffers, size_t len, CUstream stream)
         buffers->host[b] = (float *)calloc(len, sizeof(float));
         if (buffers->host[b] == NULL)
             exit(1);
-        for (size_t i = 0; b < 2 && i < len; i++) /* the moments start as zeros */
+        for (size_t i = 0; b < 2 && i < len; i++) /* the moments begin at zero */
             buffers->host[b][i] = (float)((i * 37 + (size_t)b * 11) % 101) / 50.0f - 1.0f;
         CHECK_DRIVER(cuMemAlloc_v2(&buffers->device[b], bytes));
         CHECK_DRIVER(cuMemcpyHtoDAsync_v2(buffers->device[b], buffers->host[b], bytes, stream));
@@ -102,8 +108,9 @@ static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32
     return describe(addresses, len, coeffs_index);
 }
 
-/* More steps of the list. The device counts them, from what `steps` says, and is told there what the learning rate of the second tensor is
- * and whether to skip the step. A CUDA graph could be captured of such a step, and launched again and again. */
+/* Makes more steps of the list, which the device counts on from `steps`. The learning rate of the
+ * second tensor and the flag that skips a step are in device memory. A CUDA graph could capture such
+ * a step, and its launches would count on. */
 static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list list, const dualadam_tensor *host_tensors,
                             dualadam_config *configs, uint64_t *steps, CUstream stream)
 {
@@ -131,7 +138,7 @@ static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list li
 
     for (int round = 0; round < CONTROLLED; round++) {
         float rate = 0.01f / (float)(round + 1);
-        float flag = round == SKIPPED ? 1.0f : 0.0f; /* a program finds out on the device */
+        float flag = round == SKIPPED ? 1.0f : 0.0f; /* a training program computes it on the device */
         CHECK_DRIVER(cuMemcpyHtoDAsync_v2(lr, &rate, sizeof rate, stream));
         CHECK_DRIVER(cuMemcpyHtoDAsync_v2(found_inf, &flag, sizeof flag, stream));
         CHECK(dualadam_cuda_list_step_controlled(list, control, &scalars, stream));
@@ -183,7 +190,7 @@ int main(void)
     configs[1].weight_decay_kind = DUALADAM_DECAY_DECOUPLED;
     configs[1].weight_decay = 0.1;
 
-    /* Both tensors in one launch. */
+    /* Step both tensors in one launch. */
     CHECK(dualadam_cuda_kernels_in_current_context(&kernels));
     CHECK(dualadam_cuda_list_new(kernels, device_tensors, TENSORS, &list));
     for (uint64_t step = 1; step < STEPS; step++) {
@@ -193,7 +200,7 @@ int main(void)
         CHECK(dualadam_cpu_step_list(host_tensors, TENSORS, coeffs, TENSORS));
     }
 
-    /* And one alone, with no list. */
+    /* Step one tensor alone, without a list. */
     single = on_device(&buffers[0], LENS[0], 0);
     CHECK(dualadam_config_coeffs(&configs[0], STEPS, 1.0, &coeffs[0], sizeof coeffs[0]));
     CHECK(dualadam_cuda_step(kernels, &single, &coeffs[0], stream));

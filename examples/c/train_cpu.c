@@ -1,5 +1,11 @@
-/* Fits a line to points, on the CPU: the first half of the steps blends inverse Adam in, the second half is plain Adam. In the middle the
- * state is saved; a run that resumes from there must end with the same bits. */
+/* Fits a line to points on the CPU. The first half of the steps blends inverse Adam with Adam, the
+ * second half is plain Adam. The program saves the state in the middle, and checks that a run which
+ * resumes from there ends with the same bits.
+ *
+ * Build it with:
+ *
+ *     cc -std=c11 train_cpu.c $(pkg-config --cflags --libs dualadam) -o train_cpu
+ */
 
 #include <dualadam.h>
 
@@ -11,7 +17,7 @@
 enum { POINTS = 64, STEPS = 2000, SAVED = STEPS / 2 };
 static const char *const FILE_NAME = "train_cpu.safetensors";
 
-/* Stops with the text of the error, if there is one. */
+/* Prints the last error and exits, if the call failed. */
 static void check(dualadam_status status, const char *call)
 {
     char text[512];
@@ -23,7 +29,8 @@ static void check(dualadam_status status, const char *call)
 }
 #define CHECK(call) check((call), #call)
 
-/* The loss (1/2) mean((slope x + offset - y)^2) over points of the line y = 2 x - 1, and its gradients. */
+/* The loss (1/2) mean((slope x + offset - y)^2) over points of the line y = 2 x - 1, and its
+ * gradients with respect to slope and offset. */
 static double loss_and_grads(const float line[2], float grads[2])
 {
     double loss = 0.0, slope = 0.0, offset = 0.0;
@@ -39,7 +46,7 @@ static double loss_and_grads(const float line[2], float grads[2])
     return loss;
 }
 
-/* Steps `line` up to and including step `last`; returns the loss before the last one. */
+/* Steps `line` up to and including step `last`. Returns the loss before that step. */
 static double train(dualadam_state state, float line[2], uint64_t last)
 {
     dualadam_config config;
@@ -54,7 +61,7 @@ static double train(dualadam_state state, float line[2], uint64_t last)
     CHECK(dualadam_tensor_init(&tensor, sizeof tensor));
     tensor.param = line;
     tensor.grad = grads;
-    tensor.exp_avg = values.exp_avg; /* the state's own arrays are stepped in place */
+    tensor.exp_avg = values.exp_avg; /* the step updates the arrays of the state */
     tensor.exp_avg_sq = values.exp_avg_sq;
     tensor.len = values.len;
     for (uint64_t step = values.step + 1; step <= last; step++) {

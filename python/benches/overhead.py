@@ -1,4 +1,4 @@
-"""What a step of `dualadam.torch.DualAdam` costs beside its arithmetic.
+"""The time that a step of `dualadam.torch.DualAdam` takes beside its arithmetic.
 
 It steps 160 parameters of one element on the CPU. It prints the smallest and the middle of 600
 means of 10 steps each, in microseconds. They include the arithmetic of the 160 elements. "torch's

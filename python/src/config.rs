@@ -1,4 +1,4 @@
-//! Schedules and hyperparameters: the library's, with its checks.
+//! `Schedule` and `Config`: the library's schedules and hyperparameters, with its checks.
 
 use dualadam::{DualAdamConfig, InverseTerm, SwitchSchedule, WeightDecay};
 use pyo3::exceptions::PyValueError;
@@ -7,11 +7,29 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::errors::plain;
 
-/// How the weight α of the inverse branch falls from 1 to 0 as a tensor is updated.
+/// When DualAdam becomes Adam: how α, the weight of the inverse update, falls from 1 to 0.
 ///
-/// t is the tensor's own step and counts from 1. The arithmetic is float64. `Schedule.linear` is
-/// line 8 of Algorithm 1 in arXiv 2603.07122. A schedule is an immutable value: it compares,
-/// hashes, copies and pickles.
+/// A schedule gives α for each step t of a tensor. t counts the updates of that tensor, from 1.
+/// With α = 0, the update is plain Adam. The arithmetic is float64. Five static methods make
+/// schedules:
+///
+/// - `linear_until(step)`: linear, and 0 from step `step` on. The paper takes 16% of the run.
+/// - `linear(switching_rate)`: the same, by its rate ξ. Line 8 of Algorithm 1 in arXiv 2603.07122.
+/// - `linear_early_drop(switching_rate)`: as in the authors' published code.
+/// - `exponential(base, period, cutoff)`: a factor per period.
+/// - `fixed(switching_step)`: 1, then 0.
+///
+/// A schedule is immutable. It can be compared, hashed, copied and pickled.
+///
+/// Example:
+///     >>> import dualadam
+///     >>> schedule = dualadam.Schedule.linear_until(160)  # of a run of 1,000 steps
+///     >>> schedule
+///     Schedule.linear(0.00625)
+///     >>> schedule.alpha(40)
+///     0.75
+///     >>> schedule.first_adam_step()
+///     160
 #[pyclass(frozen, eq, module = "dualadam")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Schedule {
@@ -27,15 +45,37 @@ impl Schedule {
 
 #[pymethods]
 impl Schedule {
-    /// α = max(0, 1 - t·ξ): the paper's schedule. `switching_rate` is ξ, from 0 to 1. With 0, the
-    /// optimizer stays inverse Adam. With 1, it is Adam from the first step.
+    /// α = max(0, 1 - t·ξ), and 0 below 1e-12: line 8 of Algorithm 1 in arXiv 2603.07122.
+    ///
+    /// Args:
+    ///     switching_rate (float): ξ per step, from 0 to 1. With 1/n, step n is the first step of
+    ///         plain Adam. With 1, every step is. With 0, α stays 1. The paper's is 8e-5.
+    ///
+    /// Raises:
+    ///     ValueError: `switching_rate` is NaN or out of range.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.linear(8e-5).first_adam_step()
+    ///     12500
     #[staticmethod]
     fn linear(switching_rate: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Linear { switching_rate })
     }
 
-    /// The linear schedule whose α reaches 0 at step `step`, which is at least 1: ξ = 1/step. The
-    /// paper takes about 16% of the run.
+    /// The linear schedule whose α is 0 from step `step` on: ξ = 1/step.
+    ///
+    /// Args:
+    ///     step (int): the first step of plain Adam, at least 1. The paper takes 16% of the run.
+    ///
+    /// Raises:
+    ///     ValueError: `step` is 0.
+    ///     OverflowError: `step` is negative or above 2^64 - 1.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.linear_until(100).alpha(25)
+    ///     0.75
     #[staticmethod]
     fn linear_until(step: u64) -> PyResult<Self> {
         if step == 0 {
@@ -44,26 +84,73 @@ impl Schedule {
         Self::checked(SwitchSchedule::linear_until(step))
     }
 
-    /// α = 1 - t·ξ as long as that is at least ξ, then 0: what the authors' published code does.
+    /// α = 1 - t·ξ while that is at least ξ, then 0: as in the authors' published code.
+    ///
+    /// Args:
+    ///     switching_rate (float): ξ per step, from 0 to 1.
+    ///
+    /// Raises:
+    ///     ValueError: `switching_rate` is NaN or out of range.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.linear_early_drop(0.1).first_adam_step()
+    ///     9
     #[staticmethod]
     fn linear_early_drop(switching_rate: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::LinearEarlyDrop { switching_rate })
     }
 
-    /// α = base^⌊(t-1)/period⌋, and 0 once that is below `cutoff`. `base` and `cutoff` are from 0
-    /// to 1, and `period` is at least 1.
+    /// α = base^⌊(t-1)/period⌋ while that is at least `cutoff`, then 0.
+    ///
+    /// Args:
+    ///     base (float): the factor per period, from 0 to 1.
+    ///     period (int): steps per period, at least 1.
+    ///     cutoff (float): the smallest α that is used, from 0 to 1.
+    ///
+    /// Raises:
+    ///     ValueError: an argument is NaN or out of range.
+    ///     OverflowError: `period` is negative or above 2^64 - 1.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> schedule = dualadam.Schedule.exponential(0.5, 10, 0.25)
+    ///     >>> [schedule.alpha(t) for t in (1, 11, 21, 31)]
+    ///     [1.0, 0.5, 0.25, 0.0]
     #[staticmethod]
     fn exponential(base: f64, period: u64, cutoff: f64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Exponential { base, period, cutoff })
     }
 
-    /// α = 1 up to and including `switching_step`, then 0. With 0, it is Adam from the first step.
+    /// α = 1 up to and including step `switching_step`, then 0.
+    ///
+    /// Args:
+    ///     switching_step (int): the last step with α = 1. With 0, every step is plain Adam.
+    ///
+    /// Raises:
+    ///     OverflowError: `switching_step` is negative or above 2^64 - 1.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.fixed(20).first_adam_step()
+    ///     21
     #[staticmethod]
     fn fixed(switching_step: u64) -> PyResult<Self> {
         Self::checked(SwitchSchedule::Fixed { switching_step })
     }
 
-    /// The schedule whose `as_tuple` is `parts`, a tuple or a list.
+    /// The schedule of plain values, as `as_tuple` gives them.
+    ///
+    /// Args:
+    ///     parts (tuple or list): a name and numbers, such as ("linear", 0.00625).
+    ///
+    /// Raises:
+    ///     ValueError: `parts` is not of a schedule, or a number is out of range.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.from_tuple(["fixed", 20])
+    ///     Schedule.fixed(20)
     #[staticmethod]
     fn from_tuple(parts: &Bound<'_, PyAny>) -> PyResult<Self> {
         let inner = schedule_of(parts).ok_or_else(|| {
@@ -73,7 +160,15 @@ impl Schedule {
         Self::checked(inner)
     }
 
-    /// The schedule as plain values: its kind, then its numbers.
+    /// The schedule as plain values, which every kind of checkpoint can store.
+    ///
+    /// Returns:
+    ///     tuple[str | float, ...]: the name of the static method, then its arguments.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.linear_until(160).as_tuple()
+    ///     ('linear', 0.00625)
     fn as_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self.inner {
             SwitchSchedule::Linear { switching_rate } => ("linear", switching_rate).into_pyobject(py),
@@ -90,12 +185,31 @@ impl Schedule {
         }
     }
 
-    /// α at a tensor's `step`-th update.
+    /// α in the `step`-th update of a tensor.
+    ///
+    /// Args:
+    ///     step (int): the number of the update, from 1. 0 stands for the time before the first.
+    ///
+    /// Returns:
+    ///     float: α, from 0 to 1.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.fixed(20).alpha(20)
+    ///     1.0
     fn alpha(&self, step: u64) -> f64 {
         self.inner.alpha(step)
     }
 
-    /// The first step whose α is 0, or None. From that step on, the update is plain Adam.
+    /// The first step whose α is 0. From that step on, the update is plain Adam.
+    ///
+    /// Returns:
+    ///     int | None: the step, or None if α never becomes 0.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> dualadam.Schedule.linear(0.01).first_adam_step()
+    ///     100
     fn first_adam_step(&self) -> Option<u64> {
         self.inner.first_adam_step()
     }
@@ -116,7 +230,7 @@ impl Schedule {
     }
 }
 
-/// The schedule that has these plain values, if there is one.
+/// The schedule of these plain values, or None if they are not those of a schedule.
 fn schedule_of(parts: &Bound<'_, PyAny>) -> Option<SwitchSchedule> {
     let part = |index: usize| parts.get_item(index).ok();
     let number = |index: usize| part(index)?.extract::<f64>().ok();
@@ -131,10 +245,33 @@ fn schedule_of(parts: &Bound<'_, PyAny>) -> Option<SwitchSchedule> {
     })
 }
 
-/// Checked hyperparameters of one parameter group.
+/// The hyperparameters of `dualadam.step`, checked. Immutable; can be compared.
 ///
-/// `decoupled` chooses AdamW's weight decay instead of L2's. `inverse_term` is "paper" (line 10 of
-/// Algorithm 1) or "with_eps" (the authors' published code, which multiplies by √v̂ + ε).
+/// Args:
+///     lr (float): the learning rate; finite, at least 0.
+///     betas (tuple[float, float]): β1 and β2, the decays of the two moments; each at least 0 and
+///         below 1.
+///     eps (float): ε; finite and above 0, also after rounding to float32.
+///     weight_decay (float): λ; finite, at least 0.
+///     schedule (Schedule): α, the weight of the inverse update, for each step.
+///     decoupled (bool): True for AdamW's decoupled weight decay, False for Adam's (L2).
+///         Default True.
+///     inverse_term (str): "paper" for an inverse update of m̂·√v̂ (line 10 of Algorithm 1 in
+///         arXiv 2603.07122), "with_eps" for m̂·(√v̂ + ε), as in the authors' published code.
+///         Default "paper".
+///     maximize (bool): True to maximise. Default False.
+///
+/// Raises:
+///     ValueError: a number is out of range, or `inverse_term` is unknown. Also if
+///         lr/(1-β1)·(1/ε + ε) or lr·λ overflows as a float32.
+///     TypeError: an argument has the wrong type.
+///
+/// Example:
+///     >>> import dualadam
+///     >>> schedule = dualadam.Schedule.linear_until(160)
+///     >>> config = dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.01, schedule)
+///     >>> config == dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.01, schedule, decoupled=False)
+///     False
 #[pyclass(frozen, eq, module = "dualadam")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Config {
@@ -177,8 +314,38 @@ impl Config {
         Ok(Self { inner })
     }
 
-    /// The scalars of a tensor's `step`-th update by name, formed in float64 and rounded once to
-    /// float32.
+    /// The coefficients of the `step`-th update of a tensor, as the kernels take them.
+    ///
+    /// With bc1 = 1-β1^t, bc2 = 1-β2^t and t = `step`, they are formed in float64 and rounded once
+    /// to float32:
+    ///
+    /// - one_minus_beta1 = 1-β1, one_minus_beta2 = 1-β2, inv_sqrt_bc2 = 1/√bc2, eps = ε
+    /// - inverse_scale = lr·α/bc1, adam_scale = lr·(1-α)/bc1
+    /// - inverse_eps = ε for "with_eps", else 0
+    /// - decay = lr·λ for decoupled weight decay, else 0
+    /// - l2 = λ for L2, else 0
+    /// - grad_scale = `grad_multiplier`, negative if `maximize` is True
+    ///
+    /// Args:
+    ///     step (int): t, from 1.
+    ///     grad_multiplier (float): what the gradients are multiplied by first, such as a clip
+    ///         factor or the inverse of a loss scale; finite, at least 0. Default 1.
+    ///
+    /// Returns:
+    ///     dict[str, float]: the coefficients by name.
+    ///
+    /// Raises:
+    ///     ValueError: `step` is 0, or `grad_multiplier` is NaN, infinite or negative, or is above
+    ///         0 and rounds to 0 or infinity as a float32.
+    ///     OverflowError: `step` is negative or above 2^64 - 1.
+    ///
+    /// Example:
+    ///     >>> import dualadam
+    ///     >>> adam = dualadam.Schedule.fixed(0)
+    ///     >>> config = dualadam.Config(0.5, (0.5, 0.75), 2**-10, 0.25, adam)
+    ///     >>> coeffs = config.coeffs(1, grad_multiplier=0.125)
+    ///     >>> coeffs["adam_scale"], coeffs["inverse_scale"], coeffs["grad_scale"]
+    ///     (1.0, 0.0, 0.125)
     #[pyo3(signature = (step, grad_multiplier = 1.0))]
     fn coeffs<'py>(&self, py: Python<'py>, step: u64, grad_multiplier: f64) -> PyResult<Bound<'py, PyDict>> {
         let coeffs = self.inner.coeffs_scaled(step, grad_multiplier).map_err(plain)?;

@@ -26,13 +26,13 @@ pub(crate) fn kernels(device: i32) -> PyResult<Kernels> {
     Ok(kernels)
 }
 
-/// The stream that Python knows by this integer; 0 is the legacy default stream.
+/// The stream whose handle is this integer in Python. 0 is the legacy default stream.
 pub(crate) fn stream(handle: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(handle)
 }
 
 /// Fails if a graph is being captured on `handle`, torch's current stream: the graph would repeat
-/// what `what` enqueues there.
+/// the work `what` in each launch.
 pub(crate) fn refuse_capture(kernels: &Kernels, handle: usize, what: &'static str) -> PyResult<()> {
     // SAFETY: `handle` is torch's current stream, so it is live.
     let is_captured = unsafe { kernels.is_captured(stream(handle)) }.map_err(plain)?;

@@ -1,4 +1,4 @@
-//! DLPack: the layout of its structs, and tensors seen through them.
+//! DLPack: its structs, and looks at tensors through them.
 //!
 //! The crates for DLPack wrap whole exchanges, with owners on both sides. This module only looks at
 //! tensors. Mostly it does so through the table of functions that a type may have
@@ -18,10 +18,10 @@ const MAJOR: u32 = 1;
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
 const READ_ONLY: u64 = 1;
 
-/// No system gives memory to programs below this address.
+/// No system gives programs memory below this address.
 const NO_MEMORY_BELOW: usize = 1 << 16;
 
-/// `DLDeviceType`: the two kinds of memory that there are kernels for.
+/// `DLDeviceType`: the two kinds of memory that the library has kernels for.
 pub(crate) const CPU: i32 = 1;
 pub(crate) const CUDA: i32 = 2;
 
@@ -97,7 +97,7 @@ impl Tensor {
         }
     }
 
-    /// The element type, if there are kernels for it.
+    /// The element type, if the library has kernels for it.
     #[inline]
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match (self.dtype.code, self.dtype.bits, self.dtype.lanes) {
@@ -271,8 +271,8 @@ impl Exchange {
         })
     }
 
-    /// What a tensor object is at this moment. None if it cannot be seen in this way, such as a
-    /// sparse tensor; the reason is dropped.
+    /// A tensor object as it is at this moment. None if DLPack cannot describe it, such as a sparse
+    /// tensor. The reason is dropped.
     ///
     /// # Safety
     ///
@@ -338,11 +338,11 @@ pub(crate) struct Imported<'py> {
     /// Keeps the tensor alive.
     _capsule: Bound<'py, PyCapsule>,
     pub(crate) tensor: Tensor,
-    /// Capsules without a version do not say it: then it is false.
+    /// False for capsules without a version, which do not say it.
     pub(crate) is_read_only: bool,
 }
 
-/// What `object` is, through `object.__dlpack__()`. Errors call it `what`.
+/// The tensor that `object.__dlpack__()` gives. `what` is the object's name in errors.
 ///
 /// `stream` is the stream on which the consumer will work, by DLPack's number. The producer orders
 /// its own work before that stream's.
@@ -359,7 +359,7 @@ pub(crate) fn import<'py>(object: &Bound<'py, PyAny>, what: &str, stream: Option
     newest.set_item("max_version", (MAJOR, 0))?;
     newest.set_item("copy", false)?;
     let capsule = match method.call((), Some(&newest)) {
-        // A producer from before versions does not know these keywords.
+        // A producer from before DLPack had versions does not know these keywords.
         Err(error) if error.is_instance_of::<PyTypeError>(py) => method.call((), Some(&keywords))?,
         answer => answer?,
     };

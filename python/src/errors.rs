@@ -17,7 +17,7 @@ pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
     }
 }
 
-/// Whether the caller can give other arguments in place of those that the error is about.
+/// Whether the error is about arguments of the caller.
 fn is_about_arguments(error: &CudaError) -> bool {
     matches!(
         error,
@@ -30,7 +30,7 @@ fn is_about_arguments(error: &CudaError) -> bool {
     )
 }
 
-/// The exception for an error that is about no tensor.
+/// The exception for an error that is not about a tensor.
 pub(crate) fn plain(error: impl Into<Error>) -> PyErr {
     exception(&error.into(), "")
 }

@@ -2,7 +2,7 @@
 
 use crate::dlpack::Tensor;
 
-/// The most dimensions that a tensor can have: torch's limit.
+/// The most dimensions that a tensor can have. It is torch's limit.
 const MOST: usize = 64;
 
 /// Whether every element has an address of its own, with no gaps between them.
@@ -37,7 +37,7 @@ fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     })
 }
 
-/// The most dimensions that a [`Layout`] has. Tensors with more are looked at wholly in each step.
+/// The most dimensions that a [`Layout`] has. Each step looks at tensors with more as at new ones.
 const REMEMBERED: usize = 5;
 
 /// A shape and its strides.
@@ -67,13 +67,13 @@ impl Layout {
     }
 }
 
-/// Whether two short slices are equal. A call of memcmp would cost more.
+/// Whether two short slices are equal. A call of memcmp would take longer.
 #[inline]
 fn is_equal(a: &[i64], b: &[i64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b)
 }
 
-/// Whether two tensors have the same shape and place each element at the same offset.
+/// Whether two tensors have the same shape, and each element at the same offset.
 #[inline]
 pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     if !is_equal(a.shape(), b.shape()) {
@@ -83,7 +83,7 @@ pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
         (Some(a_strides), Some(b_strides)) if is_equal(a_strides, b_strides) => true,
         (None, None) => true,
         (a_strides, b_strides) => {
-            // The stride of a dimension with one element places nothing, and a tensor in row-major
+            // The stride of a dimension with one element does not matter, and a tensor in row-major
             // order may have no strides.
             let (mut row_major, mut same) = (1, true);
             for (index, &extent) in a.shape().iter().enumerate().rev() {

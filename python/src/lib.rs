@@ -21,10 +21,10 @@ mod step;
 mod threads;
 mod torch;
 
-/// What the Python files of the package import.
+/// The module that the Python files of the package import.
 ///
-/// A step takes references to what dicts lend it. Between the look into a dict and that, only the
-/// interpreter's lock keeps other threads from changing the dict.
+/// It uses the interpreter's lock: a step borrows objects from dicts before it takes references to
+/// them, and meanwhile only the lock keeps other threads from changing the dicts.
 #[pyo3::pymodule(gil_used = true)]
 mod _dualadam {
     #[pymodule_export]

@@ -1,4 +1,4 @@
-//! One step of one tensor that came through DLPack.
+//! `step`: one step of one tensor whose arrays come through DLPack.
 
 use dualadam::{Dtype, RawBuffer, RawTensor, cpu};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -13,38 +13,65 @@ use crate::layout::{is_dense, is_same};
 /// DLPack's number for CUDA's legacy default stream, whose handle is null.
 const LEGACY_STREAM: i64 = 1;
 
-/// One DualAdam step of one tensor, in place, in one pass over its memory.
+/// Make one DualAdam step of one tensor, in place, in one pass through memory.
 ///
-/// Each array is an object with `__dlpack__`, such as one of NumPy, PyTorch, JAX or CuPy. The
-/// caller counts `step` from 1. With `t` = `step`, the step is Algorithm 1 of arXiv 2603.07122:
+/// With t = `step`, the step is Algorithm 1 of arXiv 2603.07122:
 ///
 ///     g = ±grad_multiplier·grad (+ weight_decay·p for L2)
 ///     m = β1·m + (1-β1)·g
 ///     v = β2·v + (1-β2)·g²
-///     m̂ = m/(1-β1^t),  v̂ = v/(1-β2^t),  α = schedule(t)
-///     p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) (- lr·weight_decay·p)
+///     m̂ = m/(1-β1^t),  v̂ = v/(1-β2^t),  α = schedule.alpha(t)
+///     p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) (- lr·weight_decay·p if decoupled)
 ///
-/// `param` is float32, bfloat16 or float16. `grad` is float32 or of `param`'s type; beside a
-/// float32 `param`, it is of any of the three types. `exp_avg` (m) and `exp_avg_sq` (v) are
-/// float32.
+/// Each array is an object with `__dlpack__`, such as one of NumPy, PyTorch, JAX or CuPy. All
+/// arrays have the same shape and strides, without gaps, and are on the same device: the CPU or
+/// CUDA.
 ///
-/// `master` is a float32 array of which a bfloat16 or float16 `param` is a copy. With it, the step
-/// updates `master`, and `param` gets the new values, rounded.
+/// Args:
+///     param (array): p; float32, bfloat16 or float16. Written.
+///     grad (array): the gradient; float32, or of `param`'s type. Beside a float32 `param` also
+///         bfloat16 or float16.
+///     exp_avg (array): m, the first moment; float32, zeros before step 1. Written.
+///     exp_avg_sq (array): v, the second moment; float32, zeros before step 1. Written.
+///     config (Config): the hyperparameters.
+///     step (int): t, the number of this update of the tensor, from 1.
+///     master (array or None): the float32 master of a bfloat16 or float16 `param`. The step
+///         updates the master, and `param` gets its values, rounded to nearest even. The caller
+///         fills it from `param` before step 1. Written. Default None.
+///     grad_multiplier (float): what the gradient is multiplied by first, such as a clip factor or
+///         the inverse of a loss scale; finite, at least 0. Default 1.
+///     stream (int or None): for CUDA, the handle of a live stream; None is the legacy default one.
+///         For the CPU, it must be None. Default None.
 ///
-/// All arrays have one shape, one device and the same strides, without gaps.
+/// On the CPU, the step is done when the call returns. On CUDA, the call enqueues it on `stream`,
+/// after the work of the arrays' producers that DLPack orders before it.
 ///
-/// On the CPU, the step is done when the call returns. On a CUDA device, the call enqueues the step
-/// on `stream`, a CUDA stream's handle as an integer; None is the legacy default stream. The
-/// producers of the arrays order their own work before it.
+/// Until the step is done, the arrays must keep their memory, and no other thread or stream may use
+/// them.
 ///
-/// The arrays must keep their memory until the step is done, and no other thread or stream may use
-/// them until then.
+/// Raises:
+///     TypeError: an object has no `__dlpack__`, or has a type that does not fit.
+///     ValueError: an array has another shape, other strides or another device than `param`, has
+///         gaps, is read-only or overlaps another; or `step` is 0, or `grad_multiplier` is out of
+///         range, or `stream` is given for the CPU.
+///     OverflowError: `step` is negative or above 2^64 - 1.
+///     BufferError: an array cannot be exported.
+///     RuntimeError: the CUDA driver is missing or failed.
 ///
-/// Raises, before anything is written:
+/// If an exception is raised, nothing was written.
 ///
-/// - TypeError or ValueError for arrays that do not fit, are read-only or overlap;
-/// - BufferError for arrays that cannot be exported;
-/// - RuntimeError for failures of the CUDA driver.
+/// Example:
+///     >>> import numpy as np
+///     >>> import dualadam
+///     >>> schedule = dualadam.Schedule.linear_until(160)
+///     >>> config = dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.01, schedule)
+///     >>> param = np.ones(3, np.float32)
+///     >>> exp_avg, exp_avg_sq = np.zeros_like(param), np.zeros_like(param)
+///     >>> for step in range(1, 11):
+///     ...     grad = 2 * param
+///     ...     dualadam.step(param, grad, exp_avg, exp_avg_sq, config=config, step=step)
+///     >>> bool((param < 1).all())
+///     True
 #[pyfunction]
 #[pyo3(signature = (param, grad, exp_avg, exp_avg_sq, *, config, step, master = None, grad_multiplier = 1.0, stream = None))]
 #[expect(clippy::too_many_arguments, reason = "they are the caller's keywords")]
@@ -96,17 +123,17 @@ pub(crate) fn step(
     let mut tensor = RawTensor::new(len, buffer(&param)?, buffer(&grad)?, moments.0, moments.1);
     tensor.master = master.as_ref().map(buffer).transpose()?;
     if device.kind == CPU {
-        // SAFETY: the imported capsules keep the arrays alive. They have these types and lengths,
-        // and those that are written are writable. The caller sees to it that they keep their
-        // memory and that nothing else uses it meanwhile (this function's documentation).
+        // SAFETY: the imported capsules keep the arrays alive. The arrays have these types and
+        // lengths, and those that are written are writable. Until the step is done, they keep their
+        // memory and nothing else uses it (required in this function's documentation).
         return py.detach(|| unsafe { cpu::step_raw(&tensor, &coeffs) }).map_err(plain);
     }
     let kernels = device::kernels(device.id)?;
     py.detach(|| {
         let stream = device::stream(stream.unwrap_or(0));
         // SAFETY: the producers say that this is memory of the device, of these types and lengths.
-        // The caller gives a live stream, and sees to it that the arrays keep their memory and that
-        // nothing else uses it until the step has run (this function's documentation).
+        // `stream` is the handle of a live stream. Until the step is done, the arrays keep their
+        // memory and nothing else uses it (required in this function's documentation).
         unsafe { kernels.step_raw(&tensor, &coeffs, stream) }
     })
     .map_err(plain)

@@ -1,4 +1,4 @@
-//! Controls: learning rates, step counters and what skips a step lie in device memory.
+//! Controls: learning rates, hyperparameters and step counters in device memory.
 
 use std::ffi::c_void;
 
@@ -10,24 +10,42 @@ use crate::results::{Answer as _, give, give_struct};
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_config, dualadam_cuda_control_group, dualadam_cuda_control_set};
 
-/// Makes a control: coefficient sets whose hyperparameters, learning rates and step counters lie in
-/// device memory. Steps that it controls need nothing of the host, can be skipped by the device,
-/// and go on counting when a CUDA graph that captured them is launched again. Waits until all is
-/// there.
+/// Makes a control: parameter groups and coefficient sets whose hyperparameters, learning rates and
+/// step counters lie in device memory. `dualadam_cuda_list_step_controlled` makes steps with it.
+/// The host does not take part in such a step, the device can skip it, and a CUDA graph that
+/// captured it counts on in each launch. The call waits until all is in device memory.
 ///
-/// `groups` is an array of the parameter groups, `sets` one of the coefficient sets, of which each
-/// tensor of a list names one by its `coeffs_index`. All counters that are not the caller's are 0.
-/// The control keeps the kernels. It serves one list.
+/// `groups` is an array of `group_count` structs, `sets` an array of `set_count` structs. Each
+/// tensor of a list names a set by its `coeffs_index`. A control serves one list. Counters in the
+/// control's own memory begin at 0. The control keeps what it needs of `kernels`, which may be
+/// freed before it.
 ///
-/// Capture: allowed while any stream is being captured.
+/// Capture: the call is allowed while a stream is being captured.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_EMPTY` for no set at all.
-/// - `DUALADAM_STATUS_POSITION` for a set's group that is not there.
-/// - `DUALADAM_STATUS_CUDA_ADDRESS` for a counter or lr that is misaligned, a counter that overlaps
-///   another or an lr, or a group with both an lr of type float and one of type double.
-/// - `DUALADAM_STATUS_TOO_MANY` or `DUALADAM_STATUS_MEMORY` for more than can be.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_EMPTY` for no set.
+/// - `DUALADAM_STATUS_POSITION` for a set whose `group` is not below `group_count`.
+/// - `DUALADAM_STATUS_CUDA_ADDRESS` for a counter or learning rate that is misaligned, a counter
+///   that overlaps another counter or a learning rate, or a group with both `lr_f32` and `lr_f64`.
+/// - `DUALADAM_STATUS_TOO_MANY` for more than 2^32 - 1 sets.
+///
+/// # Example
+///
+/// One group whose learning rate the caller's own kernels write, `lr` being its device address:
+///
+/// ```c
+/// dualadam_cuda_control_group group;
+/// dualadam_cuda_control_set set;
+/// dualadam_cuda_control control;
+/// dualadam_cuda_control_group_init(&group, sizeof group);
+/// dualadam_cuda_control_set_init(&set, sizeof set);
+/// group.config = config;
+/// group.lr_f32 = lr;
+/// dualadam_cuda_control_new(kernels, &group, 1, &set, 1, &control);
+/// dualadam_cuda_list_step_controlled(list, control, NULL, stream);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_new(
     kernels: dualadam_cuda_kernels,
@@ -50,15 +68,24 @@ pub unsafe extern "C" fn dualadam_cuda_control_new(
     })
 }
 
-/// Frees a control.
+/// Frees a control. The call does not wait for the device: the control's memory is freed after its
+/// last step, and after the last CUDA graph that captured a step.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_control_free(control: dualadam_cuda_control) -> dualadam_status {
     border(|| remove::<Locked<Control>>(control))
 }
 
 /// Writes the config of a control's group as the host knows it: with the lr that
-/// `dualadam_cuda_control_set_lr` or `dualadam_cuda_control_set_config` last gave it. Nothing is
-/// read from the device.
+/// `dualadam_cuda_control_set_lr` or `dualadam_cuda_control_set_config` set last. `size` is
+/// sizeof(dualadam_config). The call reads nothing from the device.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_config(
     control: dualadam_cuda_control,
@@ -74,15 +101,20 @@ pub unsafe extern "C" fn dualadam_cuda_control_config(
     })
 }
 
-/// Sets the learning rate of a group for the steps that come later on `stream`, also for those of
-/// CUDA graphs. The call does not allocate. It blocks only when all four changes before are still
-/// in flight.
+/// Sets the learning rate of a group, for later steps on `stream` and for later launches of CUDA
+/// graphs there. The call does not allocate. It blocks only when all four staging slots are in
+/// flight, each with an earlier change.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_VALUE` for an lr that is not valid with the rest of the config.
-/// - `DUALADAM_STATUS_CUDA_CALLERS_LR` if the lr lies in the caller's memory.
-/// - `DUALADAM_STATUS_CUDA_DRIVER`: the device may have the old or the new lr.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
+/// - `DUALADAM_STATUS_VALUE` for an `lr` that is not valid with the rest of the config.
+/// - `DUALADAM_STATUS_CUDA_CALLERS_LR` if the group's learning rate lies in the caller's memory.
+/// - `DUALADAM_STATUS_CUDA_DRIVER`. The device may have the old or the new learning rate.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_set_lr(
     control: dualadam_cuda_control,
@@ -98,12 +130,17 @@ pub unsafe extern "C" fn dualadam_cuda_control_set_lr(
     })
 }
 
-/// Sets the whole config of a group for the steps that come later on `stream`, also for those of
-/// CUDA graphs. An lr in the caller's memory stays the one that is read.
+/// Sets the whole config of a group, for later steps on `stream` and for later launches of CUDA
+/// graphs there. If the group's learning rate lies in the caller's memory, steps go on reading it
+/// there.
 ///
 /// # Errors
 ///
-/// - As `dualadam_cuda_control_set_lr`, other than `DUALADAM_STATUS_CUDA_CALLERS_LR`.
+/// - As `dualadam_cuda_control_set_lr`, without `DUALADAM_STATUS_CUDA_CALLERS_LR`.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_set_config(
     control: dualadam_cuda_control,

@@ -10,15 +10,27 @@ use crate::results::give;
 use crate::status::{border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_tensor};
 
-/// Makes the kernels for the primary context of a device: the context that the CUDA runtime,
-/// PyTorch and most other programs use. The driver compiles the kernels of a combination of types
-/// when a list or a step first needs them, which takes a moment. The first call opens libcuda.
-/// This and every other call leaves the thread's current context as it found it.
+/// Makes the kernels for the primary context of a device, the one that the CUDA runtime and PyTorch
+/// use. `device` is the number of the device, from 0. The first call of the process opens libcuda.
+///
+/// The driver compiles the kernels of a combination of element types when a list or a step first
+/// needs them, or when `dualadam_cuda_kernels_prepare` asks for them. That takes some time.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_CUDA_NO_DRIVER`, `DUALADAM_STATUS_CUDA_STUB_DRIVER` or
-///   `DUALADAM_STATUS_CUDA_OLD_DRIVER`.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_CUDA_NO_DRIVER` where libcuda is missing.
+/// - `DUALADAM_STATUS_CUDA_STUB_DRIVER` or `DUALADAM_STATUS_CUDA_OLD_DRIVER` for a libcuda that
+///   cannot run the kernels.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_cuda_kernels kernels;
+/// dualadam_cuda_kernels_new(0, &kernels);
+/// // lists, controls and steps
+/// dualadam_cuda_kernels_free(kernels);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_kernels_new(
     device: usize,
@@ -30,8 +42,8 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
     })
 }
 
-/// Makes the kernels for the context that is current in the calling thread. The caller still owns
-/// the context.
+/// Makes the kernels for the context that is current in the calling thread. The caller keeps
+/// ownership of the context. In all else it is as `dualadam_cuda_kernels_new`.
 ///
 /// # Errors
 ///
@@ -40,8 +52,8 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_new(
 ///
 /// # Safety
 ///
-/// - A context that is not a device's primary one is not destroyed before the kernels, and all
-///   lists and controls made from them, are freed.
+/// - A context that is not the primary one of its device is destroyed only after the kernels are
+///   freed, and all lists and controls made from them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     kernels: *mut dualadam_cuda_kernels,
@@ -54,13 +66,15 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_in_current_context(
     })
 }
 
-/// Loads ahead what `dualadam_cuda_step` needs for tensors of the types of `tensor`, of which
-/// nothing else is used. A step that is captured in a CUDA graph needs it, unless a step or a list
-/// with these types came before.
+/// Loads the kernels that steps of tensors with the element types of `tensor` need. The call uses
+/// nothing else of `tensor`. A `dualadam_cuda_step` under capture needs it, unless a step or a list
+/// with these types was made before.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_ENUM` or `DUALADAM_STATUS_TYPES` for the types.
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_ENUM` for an element type that is no DUALADAM_DTYPE_ number.
+/// - `DUALADAM_STATUS_TYPES` for a combination of element types without a kernel.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
     kernels: dualadam_cuda_kernels,
@@ -74,33 +88,47 @@ pub unsafe extern "C" fn dualadam_cuda_kernels_prepare(
     })
 }
 
-/// Frees the kernels. What the driver has loaded stays loaded until the context ends. Where these
-/// are the last kernels of a context, and nothing made from them is left, the driver may wait for
-/// the device, and memory that a CUDA graph still uses stays allocated until the context ends.
+/// Frees kernels. Lists and controls made from them keep what they need. The driver keeps loaded
+/// code until the context ends.
+///
+/// If these are the last kernels of a context, and no list or control is left, the driver may wait
+/// for the device. Memory that a CUDA graph still uses then stays allocated until the context ends.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
 #[unsafe(no_mangle)]
 pub extern "C" fn dualadam_cuda_kernels_free(kernels: dualadam_cuda_kernels) -> dualadam_status {
     border(|| remove::<Kernels>(kernels))
 }
 
-/// One DualAdam step over one tensor in device memory, enqueued on `stream`; returns at once. The
-/// bits are those of `dualadam_cpu_step`. The call does not allocate or wait, except the first one
-/// with a combination of types, which loads its kernels.
+/// Enqueues one DualAdam step of one tensor in device memory on `stream`. The result has the bits
+/// of `dualadam_cpu_step`. The pointers in `tensor` are device addresses, such as a CUdeviceptr
+/// cast to a pointer.
 ///
-/// The pointers in `tensor` are device addresses; a CUdeviceptr is one as well.
+/// The call neither allocates nor waits, except that the first call with a combination of element
+/// types loads its kernels.
 ///
-/// Capture: the graph keeps the coefficients as they are now. `dualadam_cuda_kernels_prepare` loads
-/// the kernels ahead.
+/// Capture: the graph keeps the addresses and coefficients of this call.
 ///
 /// # Errors
 ///
 /// - As `dualadam_cpu_step`.
-/// - `DUALADAM_STATUS_CUDA_CAPTURED` in a capture where the kernels are not loaded.
+/// - `DUALADAM_STATUS_CUDA_CAPTURED` under capture, if the kernels are not loaded yet.
 ///
 /// # Safety
 ///
-/// - From now until the work has run, each buffer is device memory of the kernels' context, of
-///   `len` elements of its type.
-/// - What else uses that memory is ordered before or after this work.
+/// - Until the work has run, also in each launch of a graph, each buffer is device memory of the
+///   kernels' context, of `len` elements of its type.
+/// - The caller orders the work before or after other uses of that memory.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_coeffs coeffs;
+/// dualadam_config_coeffs(config, step, 1.0, &coeffs, sizeof coeffs);
+/// dualadam_cuda_step(kernels, tensor, &coeffs, stream);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_step(
     kernels: dualadam_cuda_kernels,

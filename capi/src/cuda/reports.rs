@@ -1,4 +1,4 @@
-//! What a control's sets count and report: read from the device, and set again.
+//! The step counters and reports of a control's sets.
 
 use std::ffi::c_void;
 use std::slice;
@@ -12,18 +12,23 @@ use crate::results::{Answer, give_structs};
 use crate::status::{Failure, border, dualadam_status};
 use crate::types::{dualadam_coeffs, dualadam_cuda_set_report};
 
-/// Fails unless an array has an entry for each of a control's sets.
+/// Fails unless an array has one entry for each set of a control.
 fn check_count(list: &'static str, control: &Control, actual: usize) -> Result<(), Failure> {
     let expected = control.len();
     if actual == expected { Ok(()) } else { Err(ListError::Count { list, expected, actual }.into()) }
 }
 
-/// Reads the step counters of all sets, the caller's own ones too, after the work before on
-/// `stream`, for which it waits.
+/// Reads the step counters of all sets from the device, also those in the caller's memory. `steps`
+/// is an array of `count` numbers, one for each set. The call waits for earlier work on `stream`.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_CUDA_INTERRUPTED`.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
+/// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_steps(
     control: dualadam_cuda_control,
@@ -46,14 +51,20 @@ pub unsafe extern "C" fn dualadam_cuda_control_steps(
     })
 }
 
-/// Sets the step counters of all sets, the caller's own ones too, for the steps that come later on
-/// `stream`: to resume, or to make a control usable again after `DUALADAM_STATUS_CUDA_INTERRUPTED`.
-/// The caller must restore the tensors of an interrupted step. May wait for the work before on
-/// `stream`.
+/// Sets the step counters of all sets, also those in the caller's memory, for later steps on
+/// `stream`: to resume a run, or to make a control usable again after
+/// `DUALADAM_STATUS_CUDA_INTERRUPTED`. The caller must also restore the tensors of an interrupted
+/// step. `steps` is an array of `count` numbers, one for each set. The call may wait for earlier
+/// work on `stream`.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_CUDA_DRIVER`: some counters may be set.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
+/// - `DUALADAM_STATUS_CUDA_DRIVER`. Some counters may have been set.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_set_steps(
     control: dualadam_cuda_control,
@@ -102,12 +113,27 @@ unsafe fn write_reports<T: Answer<SetReport>>(
     })
 }
 
-/// Reads what became of each set's steps, after the work before on `stream`, for which it waits:
-/// how many were made and skipped, and why the last one was skipped.
+/// Reads from the device how many steps of each set were made and skipped, and why the last one was
+/// skipped. `reports` is an array of `count` structs, one for each set. `size` is
+/// sizeof(dualadam_cuda_set_report). The call waits for earlier work on `stream`.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_CUDA_INTERRUPTED`.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
+/// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_cuda_set_report report;
+/// dualadam_cuda_control_report(control, &report, sizeof report, 1, stream);
+/// if (report.last_skip == DUALADAM_SKIP_FOUND_INF)
+///     printf("%llu steps were skipped\n", (unsigned long long)report.skipped);
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_report(
     control: dualadam_cuda_control,
@@ -121,12 +147,18 @@ pub unsafe extern "C" fn dualadam_cuda_control_report(
     unsafe { write_reports(control, ("reports", reports), (size, count), stream) }
 }
 
-/// Reads the coefficients of each set's last step that was not skipped, after the work before on
-/// `stream`, for which it waits. All are 0 before the first.
+/// Reads from the device the coefficients of the last step of each set that was not skipped. All
+/// are 0 before the first step. `coeffs` is an array of `count` structs, one for each set. `size`
+/// is sizeof(dualadam_coeffs). The call waits for earlier work on `stream`.
 ///
 /// # Errors
 ///
-/// - `DUALADAM_STATUS_CUDA_INTERRUPTED`.
+/// - Argument errors (see the head of this file), and those that `dualadam_cuda_control` lists.
+/// - `DUALADAM_STATUS_CUDA_INTERRUPTED` if the driver failed in the middle of an earlier step.
+///
+/// # Safety
+///
+/// - As `dualadam_cuda_control` lists.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_cuda_control_coeffs(
     control: dualadam_cuda_control,

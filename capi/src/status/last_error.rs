@@ -1,4 +1,4 @@
-//! The border that no panic crosses, and the text of each thread's last error.
+//! The border that no panic crosses, and the text of the last error of each thread.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -17,7 +17,7 @@ thread_local! {
 pub(crate) fn border(work: impl FnOnce() -> Result<(), Failure>) -> dualadam_status {
     let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Failure::Panic(text_of(&*panic))));
     let Err(failure) = outcome else { return DUALADAM_STATUS_OK };
-    // A thread that ends has no place for it any more.
+    // While a thread ends, its text may be gone already.
     let _ = LAST_ERROR.try_with(|text| *text.borrow_mut() = failure.text());
     failure.status()
 }
@@ -27,20 +27,31 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("it gave no reason").to_owned()
 }
 
-/// Copies out the text of this thread's last call that failed, in UTF-8 and with a zero byte at its
-/// end: which argument was wrong, what is required of it, and what it was. Calls that succeed leave
-/// the text as it is. Before the first failure it is "".
+/// Copies out the text of the last call of this thread that failed. The text names the argument,
+/// the requirement and the value. It is UTF-8 and ends with a zero byte.
 ///
-/// `buffer` has `len` bytes. A text that does not fit is cut, at a whole character. `needed`,
-/// unless it is null, gets the bytes that the whole text takes, with its zero byte. With `len` 0,
-/// `buffer` may be null, and only `needed` is written.
+/// - `buffer` has `len` bytes. A text that does not fit is cut after a whole character.
+/// - `needed` gets the bytes that the whole text takes, with its zero byte. It may be null.
+/// - With `len` 0, `buffer` may be null. The call then writes only `needed`.
+///
+/// Calls that succeed keep the text. Before the first failure, it is empty. This function keeps it
+/// too, also when it fails.
 ///
 /// # Errors
 ///
-/// These leave the text as it is.
-///
 /// - `DUALADAM_STATUS_NULL` for a null `buffer` with a `len` above 0.
 /// - `DUALADAM_STATUS_MISALIGNED` for `needed`.
+///
+/// # Example
+///
+/// ```c
+/// char text[512];
+/// dualadam_status status = dualadam_cpu_step(tensor, coeffs);
+/// if (status != DUALADAM_STATUS_OK) {
+///     dualadam_last_error(text, sizeof text, NULL);
+///     fprintf(stderr, "%s: %s\n", dualadam_status_name(status), text);
+/// }
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dualadam_last_error(buffer: *mut c_char, len: usize, needed: *mut usize) -> dualadam_status {
     if len > 0 && buffer.is_null() {
@@ -65,7 +76,7 @@ pub unsafe extern "C" fn dualadam_last_error(buffer: *mut c_char, len: usize, ne
             unsafe { needed.write(text.len() + 1) };
         }
     };
-    // A thread that ends has lost its text already.
+    // While a thread ends, its text may be gone already.
     if LAST_ERROR.try_with(copy).is_err() {
         copy(&RefCell::default());
     }

@@ -8,8 +8,15 @@ use crate::arguments::Versioned;
 
 /// The hyperparameters of one parameter group. `dualadam_config_init` fills in the defaults.
 ///
-/// The schedule is how the weight alpha of the inverse branch falls from 1 to 0 with a tensor's
-/// step t. The library reads only those of its fields that its kind names.
+/// With t the number of a tensor's update, from 1, m^ = m / (1 - beta1^t) and
+/// v^ = v / (1 - beta2^t), one step without decay is (Algorithm 1 of arXiv 2603.07122):
+///
+/// ```text
+/// p = p - lr * (alpha * m^ * sqrt(v^) + (1 - alpha) * m^ / (sqrt(v^) + eps))
+/// ```
+///
+/// The schedule gives alpha, the weight of the inverse update, for each t. The library reads only
+/// the schedule fields that belong to the number in `schedule`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_config {
@@ -21,35 +28,39 @@ pub struct dualadam_config {
     pub beta1: f64,
     /// Decay of the second moment, at least 0 and below 1. Default 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment; above 0 also as a float. Default 1e-8.
+    /// Added to the root of the second moment; above 0, also after rounding to float. Default 1e-8.
     pub eps: f64,
-    /// Weight decay; finite, at least 0. Default 0.
+    /// Weight decay; finite, at least 0; 0 where `weight_decay_kind` is DUALADAM_DECAY_NONE.
+    /// Default 0.
     pub weight_decay: f64,
-    /// How weights decay: a DUALADAM_DECAY_ number. Default none.
+    /// How weights decay: a DUALADAM_DECAY_ number. Default DUALADAM_DECAY_NONE.
     pub weight_decay_kind: u32,
-    /// The form of the inverse branch: a DUALADAM_INVERSE_TERM_ number. Default the paper's.
+    /// The form of the inverse update: a DUALADAM_INVERSE_TERM_ number. Default
+    /// DUALADAM_INVERSE_TERM_PAPER.
     pub inverse_term: u32,
-    /// 1 to ascend, 0 to descend. Default 0.
+    /// 1 to maximise the loss, 0 to minimise it. Default 0.
     pub maximize: u32,
-    /// The kind of schedule: a DUALADAM_SCHEDULE_ number. Default linear.
+    /// How alpha falls: a DUALADAM_SCHEDULE_ number. Default DUALADAM_SCHEDULE_LINEAR.
     pub schedule: u32,
-    /// Per step, in 0..1. Default 8e-5, the paper's: 12,500 steps.
+    /// Of both linear schedules: what alpha loses per step, from 0 to 1. Default 8e-5, the paper's,
+    /// with which alpha is 0 from step 12,500 on.
     pub switching_rate: f64,
-    /// Factor per period, in 0..1. Default 0.
+    /// Of the exponential schedule: the factor per period, from 0 to 1. Default 0.
     pub base: f64,
-    /// Steps per period, at least 1. Default 0, which an exponential schedule refuses.
+    /// Of the exponential schedule: steps per period, at least 1. Default 0, which that schedule
+    /// does not allow.
     pub period: u64,
-    /// The smallest alpha that is used, in 0..1. Default 0.
+    /// Of the exponential schedule: the smallest alpha that is used, from 0 to 1. Default 0.
     pub cutoff: f64,
-    /// The last step of inverse Adam. Default 0.
+    /// Of the fixed schedule: the last step with alpha 1. Default 0.
     pub switching_step: u64,
 }
 
-/// The scalars of one update of one tensor, as the kernels use them. `dualadam_config_coeffs` makes
-/// valid ones; values that were set by hand are used as they are.
+/// The coefficients of one update of one tensor. `dualadam_config_coeffs` forms them in double and
+/// rounds each once to float. The kernels use values that the caller sets as they are.
 ///
-/// With bc1 = 1 - beta1^t and bc2 = 1 - beta2^t, each element is stepped in this order, each fma
-/// fused and everything else rounded to nearest even:
+/// With bc1 = 1 - beta1^t and bc2 = 1 - beta2^t, a step does this for each element, in this order.
+/// Each fma is fused. Every other operation rounds to nearest even.
 ///
 /// ```text
 /// g = grad_scale * grad
@@ -63,8 +74,10 @@ pub struct dualadam_config {
 /// p = p - u
 /// ```
 ///
-/// saturate(x) is FLT_MAX where x is above that, and NaN where x is NaN. A term whose coefficient
-/// is 0 is absent, not multiplied by 0.
+/// The gradient and the parameter p (the master, where there is one) are first widened to float,
+/// which is exact. The new parameter is rounded once to its own type, to nearest even.
+/// saturate(x) is FLT_MAX where x is above FLT_MAX, and NaN where x is NaN. A term whose
+/// coefficient is 0 is absent, not multiplied by 0.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_coeffs {
@@ -78,57 +91,79 @@ pub struct dualadam_coeffs {
     pub inv_sqrt_bc2: f32,
     /// eps
     pub eps: f32,
-    /// The eps of the inverse branch: 0 or eps.
+    /// The eps of the inverse update: 0 for DUALADAM_INVERSE_TERM_PAPER, else eps.
     pub inverse_eps: f32,
-    /// lr * alpha / bc1; 0 makes the update plain Adam.
+    /// lr * alpha / bc1. With 0, the update is plain Adam.
     pub inverse_scale: f32,
     /// lr * (1 - alpha) / bc1
     pub adam_scale: f32,
-    /// lr * weight_decay for decoupled decay, else 0.
+    /// lr * weight_decay for DUALADAM_DECAY_DECOUPLED, else 0.
     pub decay: f32,
-    /// weight_decay for L2 decay, else 0.
+    /// weight_decay for DUALADAM_DECAY_L2, else 0.
     pub l2: f32,
-    /// The multiplier of the gradient, negative when maximising.
+    /// The multiplier of the gradient; negative where `maximize` is 1.
     pub grad_scale: f32,
 }
 
-/// One tensor's buffers, contiguous and all of `len` elements: in the host's memory for
-/// `dualadam_cpu_` functions, in the device's for `dualadam_cuda_` functions. The caller owns them.
-/// `dualadam_tensor_init` fills in zeros and `float` types.
+/// The buffers of one tensor. `dualadam_tensor_init` fills in zeros and float types.
 ///
-/// F32 parameters take gradients of any type; BF16 and F16 parameters take gradients of their own
-/// type or F32, and may have masters. A step of 0 elements tells whether there is a kernel, and
-/// does nothing. Each buffer is aligned to its elements. No buffer overlaps another, of this or
-/// another tensor; only gradients may share memory.
+/// - The caller owns the buffers. They lie in the host's memory for `dualadam_cpu_` functions, and
+///   in the device's memory for `dualadam_cuda_` functions.
+/// - Each buffer is contiguous, has `len` elements, and is aligned to its element type.
+/// - No buffer overlaps another, of this or of another tensor of a list. But gradients may share
+///   memory with other gradients.
+/// - F32 parameters take gradients of any type. BF16 and F16 parameters take gradients of their own
+///   type or F32, and may have F32 masters.
+///
+/// A step of a tensor with 0 elements checks the types and does nothing.
+///
+/// BF16 parameters and gradients with F32 masters:
+///
+/// ```c
+/// dualadam_tensor tensor;
+/// dualadam_tensor_init(&tensor, sizeof tensor);
+/// tensor.param = param;
+/// tensor.grad = grad;
+/// tensor.exp_avg = exp_avg;
+/// tensor.exp_avg_sq = exp_avg_sq;
+/// tensor.master = master;
+/// tensor.len = len;
+/// tensor.param_dtype = DUALADAM_DTYPE_BF16;
+/// tensor.grad_dtype = DUALADAM_DTYPE_BF16;
+/// tensor.master_dtype = DUALADAM_DTYPE_F32;
+/// ```
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor {
     /// sizeof(dualadam_tensor)
     pub size: usize,
-    /// The parameters, as the model has them. Written; read where there is no master.
+    /// The model's parameters. Written; read only where `master` is null.
     pub param: *mut c_void,
-    /// The gradients, only read. A list skips a tensor whose gradients are null.
+    /// The gradients. Read. A list skips a tensor whose `grad` is null; a step of one tensor does
+    /// not allow null.
     pub grad: *const c_void,
-    /// The first moment, of type F32, read and written. It starts as zeros.
+    /// The first moment, F32. Read and written. Zeros before the first step.
     pub exp_avg: *mut c_void,
-    /// The second moment, of type F32, read and written. It starts as zeros.
+    /// The second moment, F32. Read and written. Zeros before the first step.
     pub exp_avg_sq: *mut c_void,
-    /// Null, or the masters of BF16 or F16 parameters, read and written: they are what is updated,
-    /// and `param` gets their rounding. The caller fills them from `param` before the first step.
+    /// The F32 masters of BF16 or F16 parameters, or null. Read and written: the step updates the
+    /// masters, and writes their values, rounded, to `param`. The caller fills them from `param`
+    /// before the first step.
     pub master: *mut c_void,
-    /// Elements. With 0, nothing is read of the buffers' pointers.
+    /// Elements of each buffer. With 0, the pointers are not looked at.
     pub len: u64,
-    /// A DUALADAM_DTYPE_ number.
+    /// The type of `param`: a DUALADAM_DTYPE_ number.
     pub param_dtype: u32,
-    /// A DUALADAM_DTYPE_ number.
+    /// The type of `grad`: a DUALADAM_DTYPE_ number.
     pub grad_dtype: u32,
     /// DUALADAM_DTYPE_F32, or DUALADAM_DTYPE_NONE where `master` is null.
     pub master_dtype: u32,
-    /// Index of the tensor's coefficients in those of a list; 0 for a step of one tensor.
+    /// The coefficient set of the tensor: an index into the `coeffs` of a list's step, or into the
+    /// sets of a control. 0 for a step of one tensor.
     pub coeffs_index: u32,
 }
 
-/// What a state must know of a tensor beforehand. `dualadam_tensor_spec_init` fills in zeros.
+/// What `dualadam_state_new` needs to know of a tensor. `dualadam_tensor_spec_init` fills in zeros.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor_spec {
@@ -138,14 +173,14 @@ pub struct dualadam_tensor_spec {
     pub len: u64,
     /// Number of the tensor's parameter group, from 0.
     pub group: u32,
-    /// 1 if the state has F32 masters of the tensor's 16-bit parameters, else 0.
+    /// 1 if the state is to have F32 masters of the tensor's BF16 or F16 parameters, else 0.
     pub has_master: u32,
 }
 
 /// A tensor's part of a state. `dualadam_state_tensor` fills it in.
 ///
-/// The arrays have `len` elements each. The state owns them. The caller may read and write them
-/// until the state is freed, but not while another thread uses the tensor or saves the state.
+/// The state owns the arrays, which have `len` elements each. The caller may read and write them
+/// until the state is freed, but not while another thread uses them, or saves or resumes the state.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_tensor_state {
@@ -157,87 +192,90 @@ pub struct dualadam_tensor_state {
     pub step: u64,
     /// The first moment.
     pub exp_avg: *mut f32,
-    /// The second moment; nowhere negative when the state is saved.
+    /// The second moment. No element may be negative when the state is saved.
     pub exp_avg_sq: *mut f32,
-    /// The masters, or null.
+    /// The masters, or null for a tensor without masters.
     pub master: *mut f32,
-    /// Number of the tensor's parameter group.
+    /// Number of the tensor's parameter group, from 0.
     pub group: u32,
-    /// 1 if the masters hold the parameters, 0 if they are still to be set from the 16-bit ones.
+    /// 1 if the masters are set. 0 if they must still be filled from the parameters, or if the
+    /// tensor has no masters.
     pub master_is_set: u32,
 }
 
 /// A parameter group of a control. `dualadam_cuda_control_group_init` fills in nulls.
 ///
-/// With both pointers to an lr null, the control keeps the config's lr in its own device memory.
-/// Otherwise each step reads the lr in the caller's memory, and is skipped if that is not valid.
-/// The config's lr is not used then, but must be valid.
+/// If `lr_f32` and `lr_f64` are null, the control keeps the config's lr in its own device memory.
+/// If one of them is set, each step reads the learning rate there, and is skipped if the rate is
+/// not valid. The config's own lr is then not used, but must still be valid.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_control_group {
     /// sizeof(dualadam_cuda_control_group)
     pub size: usize,
-    /// The hyperparameters, in the host's memory; they are copied. Never null.
+    /// The hyperparameters, in the host's memory. The library copies them. Never null.
     pub config: *const dualadam_config,
-    /// Null, or the address of the learning rate in the caller's device memory, as a float.
+    /// The address of the learning rate, a float in the caller's device memory, or null.
     pub lr_f32: *const f32,
-    /// Null, or the address of the learning rate in the caller's device memory, as a double.
+    /// The address of the learning rate, a double in the caller's device memory, or null.
     pub lr_f64: *const f64,
 }
 
-/// A coefficient set of a control: tensors of one group that are updated together.
-/// `dualadam_cuda_control_set_init` fills in group 0 and null.
+/// A coefficient set of a control: tensors of one group that are always updated together, and so
+/// have one step counter. `dualadam_cuda_control_set_init` fills in group 0 and null.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_control_set {
     /// sizeof(dualadam_cuda_control_set)
     pub size: usize,
-    /// Number of the group, from 0.
+    /// Number of the set's group, from 0.
     pub group: usize,
-    /// The address of the step counter in the caller's device memory, read and written. Null for a
-    /// counter in the control's memory, which begins at 0.
+    /// The address of the step counter, in the caller's device memory. Read and written. If null,
+    /// the control has the counter in its own device memory, and it begins at 0.
     pub step: *mut u64,
 }
 
-/// Scalars in the caller's device memory that steer one step: addresses, null for what is not
-/// there. `dualadam_cuda_scalars_init` fills in nulls.
+/// Addresses of floats in the caller's device memory that steer one controlled step.
+/// `dualadam_cuda_scalars_init` fills in nulls.
 ///
-/// Gradients are multiplied by clip_factor / loss_scale, formed in double and rounded once.
+/// The step multiplies the gradients by clip_factor / loss_scale, which the device forms in double
+/// and rounds once to float.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_scalars {
     /// sizeof(dualadam_cuda_scalars)
     pub size: usize,
-    /// What the loss was multiplied by, a divisor of the gradients: finite and above 0. PyTorch
-    /// calls it grad_scale.
+    /// The factor that the loss was multiplied by; finite and above 0. PyTorch calls it grad_scale.
+    /// Null means 1.
     pub loss_scale: *const f32,
-    /// What the gradients are multiplied by after that: finite, at least 0.
+    /// The factor of gradient clipping; finite, at least 0. Null means 1.
     pub clip_factor: *const f32,
-    /// Anything but 0, NaN too, skips the step.
+    /// If this is not 0 (NaN is not 0), the step is skipped. Null means 0.
     pub found_inf: *const f32,
 }
 
-/// What became of a set's steps. `dualadam_cuda_control_report` fills it in.
+/// How many steps of a control's set were made and skipped. `dualadam_cuda_control_report` fills it
+/// in.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable)]
 pub struct dualadam_cuda_set_report {
     /// sizeof(dualadam_cuda_set_report)
     pub size: usize,
-    /// Updates that the set's tensors have had: the step counter.
+    /// The step counter: updates that the set's tensors have had.
     pub step: u64,
-    /// Steps that were skipped.
+    /// Steps that the device skipped.
     pub skipped: u64,
-    /// Why the last of them was skipped: a DUALADAM_SKIP_ number, the smallest where there were
-    /// several reasons. DUALADAM_SKIP_NONE if none was skipped.
+    /// Why the last skipped step was skipped: a DUALADAM_SKIP_ number, the smallest of several.
+    /// DUALADAM_SKIP_NONE if no step was skipped.
     pub last_skip: u32,
-    /// 0
+    /// Always 0.
     pub reserved: u32,
 }
 
 macro_rules! versioned {
     ($($name:ident)+) => {
-        // SAFETY: these are repr(C), and have only numbers and pointers. There are no older
-        // versions.
+        // SAFETY: the struct is repr(C), begins with its size, and has only numbers and pointers,
+        // which any bits are values of. It has no older version.
         $(unsafe impl Versioned for $name {})+
     };
 }

@@ -1,4 +1,4 @@
-"""DualAdam as an optimizer of PyTorch."""
+"""DualAdam as an optimizer for PyTorch: `dualadam.torch.DualAdam`."""
 
 from dualadam.torch.optimizer import DualAdam
 

@@ -1,4 +1,4 @@
-"""Parameter groups: their options, the checks of these, and their way through state dicts."""
+"""Parameter groups: their options, the checks of the options, and groups in state dicts."""
 
 import operator
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ REFUSED = {
     "foreach": "all tensors are stepped in one call as it is",
     "differentiable": "the step is made in place, by a kernel without a gradient",
 }
-# The keys of each group beside its parameters, in state dicts too.
+# The keys of each group besides its parameters, also in state dicts.
 _OPTIONS = (
     "lr",
     "betas",
@@ -37,20 +37,20 @@ _OPTIONS = (
     "capturable",
     "master_weights",
 )
-# Other keys that a group may have. torch's schedulers add the last.
+# Other keys that a group may have. Schedulers of torch add the last.
 _OTHER_KEYS = ("params", "param_names", "initial_lr")
-# Keys of saved groups, Adam's among them, that are not taken over. A set amsgrad is refused.
+# Keys of saved groups, also of Adam, that are not taken over. amsgrad is refused if it is set.
 _IGNORED = ("params", "amsgrad", "foreach", "differentiable", "fused")
 
 
 def name_of(group: dict[str, Any], index: int, position: int) -> str:
-    """What error messages call the parameter at `position` of a group, the `index`-th."""
+    """The name that error messages give the parameter at `position` of the `index`-th group."""
     names = group.get("param_names")
     return _place(names[position] if names else None, index, position)
 
 
 def _place(name: str | None, index: int, position: int) -> str:
-    """What error messages call the parameter at `position` of the `index`-th group."""
+    """As `name_of`, for a parameter whose own name may be None."""
     return f"parameter {position} of group {index}" if name is None else f"parameter '{name}'"
 
 
@@ -62,13 +62,13 @@ def refuse(options: dict[str, Any]) -> None:
 
 
 def has_schedule(group: dict[str, Any]) -> bool:
-    """Whether a group, as the user gave it, says when DualAdam becomes Adam."""
+    """Whether a group, as the user gave it, has an option that says when DualAdam becomes Adam."""
     given = ("switching_rate", "switching_steps", "schedule")
     return any(group.get(name) is not None for name in given)
 
 
 def number(name: str, value: Any) -> float:
-    """The value of an option that must be a number, or a tensor with one."""
+    """The value of an option that must be a number, or a tensor with one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, it has {value.numel()}")
@@ -81,7 +81,7 @@ def number(name: str, value: Any) -> float:
 def schedule_of(
     rate: float | None, steps: int | None, schedule: Any | None
 ) -> tuple[str | float, ...] | None:
-    """The schedule as a group keeps it: plain values, which every kind of checkpoint can store."""
+    """The schedule as groups keep it: plain values, which every kind of checkpoint can store."""
     all_three = {"switching_rate": rate, "switching_steps": steps, "schedule": schedule}
     given = [name for name, value in all_three.items() if value is not None]
     if len(given) > 1:
@@ -107,7 +107,7 @@ def _as_schedule(schedule: Any) -> Schedule:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Puts `what` before the text of an error of a wrong argument."""
+    """Puts `what` before the text of a TypeError or ValueError."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -125,7 +125,7 @@ def config_of(group: dict[str, Any], index: int) -> Config:
             raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
         lr = number("lr", group["lr"])
         return Config(
-            # The step's kernel reads an lr on a device there.
+            # The kernel reads an lr that is on a device. 0 stands for it on the host.
             0.0 if isinstance(group["lr"], Tensor) and group["lr"].is_cuda else lr,
             (number("beta1", group["betas"][0]), number("beta2", group["betas"][1])),
             number("eps", group["eps"]),
@@ -138,7 +138,7 @@ def config_of(group: dict[str, Any], index: int) -> Config:
 
 
 def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> dict[str, Any]:
-    """A group that is to be added as the `index`-th, checked wholly."""
+    """The group to add as the `index`-th, with all its options and parameters checked."""
     if not isinstance(given, dict):
         raise TypeError(f"group {index} must be a dict, got {type(given)}")
     group = dict(given)
@@ -159,7 +159,7 @@ def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> di
 
 
 def _check_params(group: dict[str, Any], index: int) -> None:
-    """Checks the parameters of a new group, and makes a list of them if they are an iterator."""
+    """Checks the parameters of a new group, and puts them into a list if they are an iterator."""
     params: Any = group["params"]
     if isinstance(params, Tensor):
         params = [params]
@@ -181,9 +181,9 @@ def _check_params(group: dict[str, Any], index: int) -> None:
 def loaded_groups(
     groups: list[dict[str, Any]], saved: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups as a state dict changes them.
+    """The optimizer's groups after a state dict is loaded.
 
-    Saved options replace those of `groups`; options that were not saved stay.
+    Saved options replace those of `groups`. Options that were not saved stay.
     """
     if len(saved) != len(groups):
         text = f"the state dict must have {len(groups)} parameter groups, it has {len(saved)}"

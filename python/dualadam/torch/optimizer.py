@@ -1,4 +1,4 @@
-"""The optimizer: torch's interface, and the calls of the native module."""
+"""`DualAdam`: torch's interface of an optimizer, which calls the native module."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,84 +28,93 @@ from dualadam.torch.groups import (
     refuse,
     schedule_of,
 )
-from dualadam.torch.plain import check_grad, check_param, plain, plain_grad, same_strides
+from dualadam.torch.plain import plain, plain_grad, same_strides
 from dualadam.torch.scaling import Scalars, scaling
 from dualadam.torch.state import (
     MASTER,
     check_loaded,
-    check_state,
-    is_incomplete,
+    check_repairable,
+    is_capturing,
     is_on_device,
     repaired,
 )
 
 _Loss = TypeVar("_Loss")
 
-# A group as the native module takes it: the parameters, their names if they have any, the
-# hyperparameters, whether there are masters, and the lr if it is on a device.
+# A group as the native module takes it: the parameters, their names or None, the hyperparameters,
+# whether there are masters, and the lr if it is a tensor on a CUDA device.
 _Group = tuple[list[Any], list[str] | None, Config, bool, Any | None]
-# The arguments of the native module's step that a second try takes over.
+# The arguments of the native module's step that its second call repeats.
 _Arguments = tuple[float, bool, Scalars]
 
 
 class DualAdam(Optimizer):
-    r"""DualAdam: Adam that begins as a blend with inverse Adam.
+    """DualAdam for PyTorch: Adam that begins as a blend with inverse Adam.
 
-    Per tensor, with t its own count of updates:
+    For a parameter p with gradient g, with t the number of its update, from 1:
 
-    .. math::
-        \begin{aligned}
-        m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, &
-        v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \\
-        \hat m_t &= m_t / (1-\beta_1^t), &
-        \hat v_t &= v_t / (1-\beta_2^t), \\
-        \alpha_t &= \max(0, 1 - t\,\xi), &
-        \theta_t &= \theta_{t-1} - \eta \lambda \theta_{t-1}
-            - \eta \Bigl( (1-\alpha_t) \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
-            + \alpha_t\, \hat m_t \sqrt{\hat v_t} \Bigr)
-        \end{aligned}
+        m = β1·m + (1-β1)·g       m̂ = m/(1-β1^t)
+        v = β2·v + (1-β2)·g²      v̂ = v/(1-β2^t)
+        α = max(0, 1 - t·ξ)
+        p = p - lr·((1-α)·m̂/(√v̂ + ε) + α·m̂·√v̂) - lr·λ·p
 
-    This is Algorithm 1 of T. Shi, L. Chen, L. Jin, M. Zhou, "Combining Adam and its Inverse
-    Counterpart to Enhance Generalization of Deep Learning Optimizers", arXiv 2603.07122 (2026).
+    Once α is 0, this is AdamW. The source is Algorithm 1 of T. Shi, L. Chen, L. Jin, M. Zhou,
+    "Combining Adam and its Inverse Counterpart to Enhance Generalization of Deep Learning
+    Optimizers", arXiv 2603.07122 (2026).
 
-    One call steps all tensors of a device, in one pass through memory, on the CPU or on CUDA. The
-    moments are float32. Parameters are float32, bfloat16 or float16, of any layout without gaps.
+    One call steps all tensors of a device in one pass through memory, on the CPU or on CUDA.
+    Parameters are float32, bfloat16 or float16, of any shape, in any dense layout. A gradient has
+    its parameter's shape, and is float32 or of its parameter's type. A float32 parameter takes
+    gradients of all three types.
 
     Args:
-        params: parameters, named parameters or groups of them, as for any optimizer. The options
-            below may differ from group to group.
-        lr: η, a number or a tensor with one.
-        betas: β1 and β2.
-        eps: ε.
-        weight_decay: λ.
-        switching_rate: ξ of the formula, per step.
-        switching_steps: the step by which α is 0: ξ = 1/switching_steps.
-        schedule: any other course of α, a `dualadam.Schedule`. One of these three must be given.
-        decoupled_weight_decay: False adds λθ to the gradient instead, as Adam does (L2).
-        inverse_term: "paper" is the formula; "with_eps" multiplies by √v̂ + ε, as the authors'
-            published code does.
-        maximize: go up, not down.
-        capturable: the CUDA device counts the steps, so that a CUDA graph can capture them. A
-            replay sees a changed learning rate only if lr is a tensor on the device.
-        master_weights: bfloat16 and float16 parameters have a float32 master in the state
-            (`master_param`). The step updates the master, and the parameter is its rounding.
-            Without masters, most small updates of a bfloat16 parameter are lost. The first step
-            makes the master from the parameter. From then on, each step overwrites what other
-            code writes into the parameter.
-        fused: None or True: there is no other kind.
-        amsgrad, foreach, differentiable: not supported. They are arguments so that their use is
-            refused by name.
+        params (iterable): parameters, pairs of name and parameter, or dicts of parameter groups.
+            A group may set any option up to master_weights for itself.
+        lr (float or Tensor): learning rate, at least 0. A tensor has one element. Default 1e-3.
+        betas (tuple[float, float]): β1 and β2, each at least 0 and below 1. Default (0.9, 0.999).
+        eps (float): ε, above 0. Default 1e-8.
+        weight_decay (float): λ, at least 0. Default 0.
+        switching_rate (float): ξ per step, from 0 to 1. 1 is AdamW. The paper's is 8e-5.
+        switching_steps (int): the step from which on α is 0, at least 1: ξ = 1/switching_steps.
+            The paper takes 16% of the run.
+        schedule (dualadam.Schedule): any course of α. One of the last three must be given.
+        decoupled_weight_decay (bool): False adds λ·p to the gradient, as Adam does (L2). Default
+            True.
+        inverse_term (str): "paper" is the formula above. "with_eps" has √v̂ + ε in place of the
+            last √v̂, as the authors' published code. Default "paper".
+        maximize (bool): True to maximise. Default False.
+        capturable (bool): CUDA devices count the steps, so that a CUDA graph can capture them.
+            Replays see a changed learning rate only if lr is a tensor on the device. Default False.
+        master_weights (bool): bfloat16 and float16 parameters have a float32 master in the state.
+            The first step makes it from the parameter. Each step updates the master, and writes
+            its values, rounded, over the parameter. Default False.
+        fused (bool or None): None or True. There is no other kind of step.
+        amsgrad, foreach, differentiable: refused if set.
 
-    The state of each parameter is that of torch's Adam: `step`, `exp_avg`, `exp_avg_sq`. Each of
-    the two optimizers loads the other's state dicts. With `torch.amp.GradScaler` on CUDA, the
-    device unscales the gradients and skips steps, and the host does not wait for it. The CUDA
-    devices count all steps of their parameters, as int64, if one group is capturable, or has its
-    lr on a device, or if gradients are scaled.
+    Raises:
+        ValueError: an option is out of range, refused or unknown; none or several of
+            switching_rate, switching_steps and schedule are given; or a parameter is sparse, or
+            has gaps or overlaps.
+        TypeError: an option or a parameter has the wrong type.
 
-    On the CPU, the first optimizer of the process sets the number of threads at its first step,
-    to what torch has then. As with torch's own fused optimizers on the CPU, autograd does not
-    count a step as a change in place: it does not refuse a second backward pass through a graph
-    from before the step.
+    The state of a parameter has `step`, `exp_avg` and `exp_avg_sq`, as torch's Adam, and
+    `master_param` if it has a master. The moments are float32. The CUDA devices count the steps,
+    as int64, if a group is capturable or has its lr on a device, or if `torch.amp.GradScaler`
+    scales the gradients. They also unscale the gradients and skip steps, without the host.
+
+    On the CPU, the first step of the process starts as many threads as torch has then, unless
+    RAYON_NUM_THREADS is set. Autograd does not count a step as a change in place, so it does not
+    refuse a second backward pass through a graph from before the step.
+
+    Example:
+        >>> import torch
+        >>> from dualadam.torch import DualAdam
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = DualAdam(model.parameters(), lr=1e-2, switching_steps=160)
+        >>> model(torch.ones(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[model.weight])
+        ['step', 'exp_avg', 'exp_avg_sq']
     """
 
     # Where users import it from, and the name that pickles have.
@@ -161,17 +170,17 @@ class DualAdam(Optimizer):
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
-        """Drops what is only kept for speed."""
+        """Drops what is kept only for speed."""
         self._stepper: Stepper | None = None
         self._configs: dict[int, tuple[tuple[Any, ...], Config]] = {}
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The state of each parameter that was updated.
+        """The state of each parameter that was updated: a dict by parameter.
 
-        Its keys are `step`, `exp_avg`, `exp_avg_sq` and, with masters, `master_param`. Callers may
-        replace its tensors, for example to keep them elsewhere between steps: from this call to
-        the next step, the optimizer refers to them only through this dict.
+        Its keys are `step`, `exp_avg`, `exp_avg_sq` and, with a master, `master_param`. Callers may
+        replace the tensors: from this call to the next step, the optimizer refers to them only
+        through this dict.
         """
         stepper = self.__dict__.get("_stepper")
         if stepper is not None:
@@ -188,7 +197,14 @@ class DualAdam(Optimizer):
         self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters. A group with an error in it is not added."""
+        """Add a parameter group.
+
+        Args:
+            param_group (dict): "params" and options. The constructor's values are the defaults.
+
+        Raises:
+            ValueError, TypeError: as for the constructor. The group is not added then.
+        """
         group = new_group(param_group, self.defaults, len(self.param_groups))
         super().add_param_group(group)
 
@@ -197,19 +213,29 @@ class DualAdam(Optimizer):
     @overload
     def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step of every parameter that has a gradient.
+        """Make one step of every parameter that has a gradient.
 
-        A parameter without a gradient stays as it is, and so does its count of steps. If an
-        exception is raised, nothing was stepped, unless a driver failed: then the devices before
-        that one were.
+        A parameter without a gradient is skipped: it keeps its values and its count of steps.
 
         During the step, no other thread may use the parameters, gradients and states. Python code
-        that the step runs, such as a property of a parameter's subclass, must not free their memory
-        or give them other memory. On CUDA, the caller orders this work against other streams' uses
-        of the tensors, as for any optimizer of torch's.
+        that the step runs, such as a property of a parameter's subclass, must not free or replace
+        their memory. On CUDA, the step runs on torch's current stream of each device. The caller
+        must order it against other streams' uses of the tensors, as for any optimizer.
 
         Args:
-            closure: evaluates the model again and returns the loss, which `step` returns.
+            closure (callable or None): evaluates the model again and returns the loss.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            ValueError, TypeError: a gradient, a state or an option does not fit. The message names
+                the parameter or the group.
+            RuntimeError: a CUDA graph cannot capture the step, another thread is in a step of this
+                optimizer, or the CUDA driver failed.
+
+        If an exception is raised, nothing was stepped, unless a driver failed: then the devices
+        before that one were stepped.
         """
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _is_profiling():
@@ -217,8 +243,8 @@ class DualAdam(Optimizer):
         return self._step(closure)
 
     # torch wraps the step of every optimizer for hooks and the profiler, unless it has this
-    # attribute. The wrapper costs more than the step of a small model, so `step` calls it only if
-    # there is a hook or the profiler runs.
+    # attribute. The wrapper takes longer than the step of a small model, so `step` calls it only
+    # if there is a hook or the profiler runs.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -233,7 +259,7 @@ class DualAdam(Optimizer):
             lr, device_lr = group["lr"], None
             if isinstance(lr, Tensor):
                 device_lr = lr if lr.is_cuda else None
-                # The step's kernel reads an lr on a device there.
+                # The kernel reads an lr that is on a device. 0 stands for it on the host.
                 lr = 0.0 if lr.is_cuda else number(f"group {index}: lr", lr)
             options = (
                 lr,
@@ -261,7 +287,7 @@ class DualAdam(Optimizer):
                 return loss
             multiplier, scalars = scaled
             is_controlled = is_controlled or bool(scalars)
-        if not is_controlled and _is_capturing():
+        if not is_controlled and is_capturing():
             text = "capturable must be True for a DualAdam whose step is captured in a CUDA graph"
             raise RuntimeError(text)
 
@@ -282,15 +308,15 @@ class DualAdam(Optimizer):
     def _step_with_repairs(
         self, odd: list[tuple[int, int]], groups: list[_Group], arguments: _Arguments
     ) -> None:
-        """Repairs or refuses the parameters at the places `odd`, and makes the step.
+        """Repairs or refuses the parameters at the places `odd`, then makes the step.
 
-        A parameter is odd if it is new, has another layout than before, or is wrong.
+        A parameter is odd if it is new, has another layout than before, or does not fit.
         """
         states = self.__dict__["state"]
         _, is_controlled, _ = arguments
         params = [(self.param_groups[index], groups[index][0][position]) for index, position in odd]
         for place, (group, param) in zip(odd, params):
-            _check(self._name(*place), group, param, states.get(param, {}))
+            check_repairable(self._name(*place), group, param, states.get(param, {}))
         before = {param: dict(states[param]) if param in states else None for _, param in params}
         grads: dict[int, Tensor] = {}
         counted = [param for param, state in states.items() if is_on_device(state.get("step"))]
@@ -325,10 +351,16 @@ class DualAdam(Optimizer):
         return name_of(self.param_groups[index], index, position)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Loads a state dict of a DualAdam or of torch's Adam or AdamW.
+        """Load a state dict of a DualAdam, or of torch's Adam or AdamW.
 
-        The whole dict is checked first: if an exception is raised, the optimizer is as before.
-        Options that a dict of Adam's lacks, such as the schedule, stay as they are.
+        Options that the dict lacks, such as the schedule in one of Adam's, stay as they are.
+
+        Args:
+            state_dict (dict): as `state_dict()` of the optimizer returns it.
+
+        Raises:
+            ValueError, TypeError: the dict does not fit the optimizer, or is of an Adam with
+                amsgrad. The whole dict is checked first, so the optimizer is unchanged then.
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -363,24 +395,5 @@ class DualAdam(Optimizer):
                 yield index, position
 
 
-def _check(name: str, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
-    """Fails if a parameter, its gradient or its state cannot be repaired."""
-    check_param(name, param)
-    check_grad(name, param, param.grad)
-    check_state(name, param, state)
-    if group["capturable"] and not param.is_cuda:
-        raise ValueError(f"capturable must be False for {name}, which is on {param.device}")
-    would_be_made = param.is_cuda and is_incomplete(state, param, group["master_weights"])
-    if would_be_made and _is_capturing():
-        # Each replay of the graph would set the moments to zero again.
-        text = "must have had a step before its step is captured in a CUDA graph"
-        raise RuntimeError(f"{name} {text}")
-
-
 def _is_profiling() -> bool:
     return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", True))
-
-
-def _is_capturing() -> bool:
-    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return initialized and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""The plain tensor behind a parameter or a gradient: its memory, its strides, and their checks."""
+"""The plain tensor behind a parameter or a gradient, and checks of its memory and strides."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def plain(tensor: Any) -> Tensor | None:
-    """The tensor whose memory an object stands for: of a DTensor, the part on this process.
+    """The tensor whose memory an object stands for. Of a DTensor, the part of this process.
 
     None if there is no such tensor.
     """
@@ -20,10 +20,10 @@ def plain(tensor: Any) -> Tensor | None:
     local = getattr(tensor, "_local_tensor", None)
     if local is not None:
         return plain(local)
-    # The result of a collective operation that may still be in flight.
+    # The result of a collective operation, which may still be in flight.
     if hasattr(tensor, "trigger_wait"):
         return plain(tensor.trigger_wait())
-    # A subclass that overrides no operation is a tensor with its own memory.
+    # A subclass that overrides no operations has memory of its own.
     has_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     return tensor if has_memory else None
 
@@ -44,9 +44,9 @@ def plain_grad(param: Any, grad: Any) -> Tensor | None:
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape place each element at the same offset.
+    """Whether two tensors of the same shape have each element at the same offset.
 
-    The stride of a dimension with at most one element places nothing and is not compared.
+    The stride of a dimension with one element does not matter and is not compared.
     """
     if a.numel() == 0:
         return True
@@ -54,7 +54,7 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
 
 
 def kind(value: Any) -> str:
-    """What error messages call a value of the wrong kind."""
+    """The description of a value in an error message."""
     return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else torch.typename(value)
 
 
@@ -104,7 +104,7 @@ def _check_dense(what: str, tensor: Tensor) -> None:
 
 
 def check_memory(what: str, tensor: Tensor | None) -> None:
-    """Fails if the storage of a tensor ends before its last element."""
+    """Fails if the storage of a tensor ends before the tensor's last element."""
     if tensor is None or tensor.numel() == 0 or tensor.device.type == "meta":
         return
     dimensions = zip(tensor.shape, tensor.stride())

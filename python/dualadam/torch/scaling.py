@@ -1,4 +1,4 @@
-"""What `torch.amp.GradScaler` gives to a step: the loss scale and found-inf."""
+"""The loss scale and found-inf that `torch.amp.GradScaler` gives to a step."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ Scalars = list[tuple[int, Tensor | None, Tensor | None]]
 def scaling(
     groups: list[dict[str, Any]], grad_scale: Any | None, found_inf: Any | None
 ) -> tuple[float, Scalars] | None:
-    """The multiplier of the gradients on the CPU, and what the CUDA devices read for themselves.
+    """The multiplier of the gradients on the CPU, and the scalars that CUDA devices read.
 
-    None if the step must be skipped: with parameters on the CPU, the host reads found-inf.
+    None if the step must be skipped. Only with parameters on the CPU does the host read found-inf.
     """
     devices = {param.device for group in groups for param in group["params"]}
     multiplier = 1.0

@@ -1,4 +1,4 @@
-"""A parameter's state: its check, and its repair into the form that the kernels take."""
+"""The state of a parameter: its checks, and its repair into the form that the kernels take."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,20 @@ import torch
 from torch import Tensor
 
 from dualadam.torch.groups import REFUSED
-from dualadam.torch.plain import check_memory, kind, plain, same_strides
+from dualadam.torch.plain import (
+    check_grad,
+    check_memory,
+    check_param,
+    kind,
+    plain,
+    same_strides,
+)
 
 MASTER = "master_param"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-# Float32 has every whole number below this; counters from here on are float64.
+# Float32 represents every whole number up to here. Counters from here on are float64.
 _FLOAT32_END = 2**24 - 1
-# Above every count of steps, and within float64's whole numbers.
+# Above every count of steps, and below where float64 skips whole numbers.
 _STEPS_END = 9e15
 
 
@@ -38,8 +45,8 @@ def is_on_device(step: Any) -> bool:
 def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
     """Fails if this cannot be the state of a parameter, which `name` names.
 
-    An empty state passes, and so does one whose tensors have another type or layout: `repaired`
-    brings it into order.
+    An empty state passes. So does a state whose tensors have another type or layout than the
+    kernels take: `repaired` converts them.
     """
     if not state:
         return
@@ -82,6 +89,28 @@ def _check_step(what: str, step: Any) -> None:
             )
 
 
+def check_repairable(
+    name: str, group: dict[str, Any], param: Tensor, state: dict[str, Any]
+) -> None:
+    """Fails if a parameter, its gradient or its state cannot be repaired."""
+    check_param(name, param)
+    check_grad(name, param, param.grad)
+    check_state(name, param, state)
+    if group["capturable"] and not param.is_cuda:
+        raise ValueError(f"capturable must be False for {name}, which is on {param.device}")
+    would_be_made = param.is_cuda and is_incomplete(state, param, group["master_weights"])
+    if would_be_made and is_capturing():
+        # Each replay of the graph would set the moments to zero again.
+        text = "must have had a step before its step is captured in a CUDA graph"
+        raise RuntimeError(f"{name} {text}")
+
+
+def is_capturing() -> bool:
+    """Whether work on the current CUDA stream goes into a CUDA graph."""
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()
+
+
 def check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
     """Fails if this, from a state dict, cannot be the state of a parameter, which `name` names."""
     if not isinstance(state, dict):
@@ -116,7 +145,7 @@ def repaired(
             return start()
         return value if not copies and _fits(value, param) else copy_of(value)
 
-    # Entries that are not this optimizer's stay as they are.
+    # Entries of other code stay as they are.
     own = ("step", *_MOMENTS, MASTER)
     result: dict[str, Any] = {key: value for key, value in state.items() if key not in own}
     result["step"] = _counter(state.get("step", 0), param.device, on_device, copies)
@@ -139,8 +168,8 @@ def _fits(value: Tensor, param: Tensor) -> bool:
 def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> Tensor:
     """A step counter as the kernels take it.
 
-    On the device it is int64. On the CPU it is float32, as torch's is, and float64 where float32
-    does not have every whole number.
+    On the device it is int64. On the CPU it is float32, as torch's, and float64 where float32 skips
+    whole numbers.
     """
     if on_device or (is_on_device(step) and not copies):
         if isinstance(step, Tensor):

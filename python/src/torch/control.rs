@@ -50,8 +50,8 @@ pub(super) fn control_for(
             for (index, (old_group, group)) in old.groups.iter_mut().zip(&groups).enumerate() {
                 if old_group.config != group.config {
                     // SAFETY: `stream` is torch's current stream in this step, so it is live. All
-                    // steps with this control are on torch's current streams, and the caller of
-                    // `DualAdam.step` orders these (that method's documentation).
+                    // steps with this control are on torch's current streams, which are ordered
+                    // (required by the documentation of `DualAdam.step`).
                     unsafe { old.control.set_config(index, group.config, device::stream(stream)) }.map_err(plain)?;
                     *old_group = *group;
                 }

@@ -7,19 +7,19 @@ use dualadam::Dtype;
 
 use crate::dlpack::{CPU, CUDA, Device, Tensor};
 
-/// Counters from here on are f64: f32 has every whole number below.
+/// Counters from here on are f64. f32 represents every smaller whole number.
 const F32_COUNTER_END: f32 = 16_777_215.0;
 
 /// A step counter: a scalar tensor in the parameter's state.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Counter {
-    /// In the host's memory, with the steps that it had when it was looked at.
+    /// In the host's memory, with the value that it had when `of` read it.
     F32(*mut f32, u64),
     F64(*mut f64, u64),
     I64(*mut i64, u64),
-    /// A u64 in the memory of the parameter's device.
+    /// A u64 in device memory, on the parameter's device.
     Device(u64),
-    /// Not looked at: the parameter has no gradient.
+    /// Not read, since the parameter has no gradient.
     Unused,
 }
 
@@ -33,7 +33,7 @@ impl Counter {
     /// # Safety
     ///
     /// - No code that could free or replace the memory of `tensor` has run since it was looked at.
-    /// - If it is in the host's memory, its storage has all its elements.
+    /// - If it is in the host's memory, its storage is at least as large as the tensor.
     #[inline]
     pub(super) unsafe fn of(tensor: &Tensor, device: Device) -> Option<Self> {
         let address = tensor.address();
@@ -47,12 +47,13 @@ impl Counter {
             return None;
         }
         let place: *mut c_void = ptr::with_exposed_provenance_mut(address as usize);
-        // No type that is read below has a stricter alignment than its size.
+        // For the types that are read below, the alignment is at most the size.
         if !address.is_multiple_of(if tensor.is_of(Dtype::F32) { 4 } else { 8 }) {
             return None;
         }
         // SAFETY: `tensor` has one element of the type that is read, in the host's memory, aligned
-        // to its size. The memory is still there, and it is whole (this function's requirements).
+        // to its size. Its memory is neither freed nor replaced (first requirement), and large
+        // enough (second requirement).
         unsafe {
             if tensor.is_of(Dtype::F32) {
                 let value = *place.cast::<f32>();
@@ -80,11 +81,11 @@ impl Counter {
     ///
     /// # Safety
     ///
-    /// - The tensor that the counter was made from still has its memory, and no one else uses it
-    ///   during the call.
+    /// - The tensor that the counter was made from still has its memory, and nothing else uses the
+    ///   memory during the call.
     pub(super) unsafe fn advance(&self) {
-        // SAFETY: `place` is that tensor's memory, of this type (`of`). It is still there, and no
-        // one else uses it (this function's requirement).
+        // SAFETY: `place` is that tensor's memory, of this type (`of`). The tensor still has it,
+        // and nothing else uses it (this function's requirement).
         unsafe {
             match *self {
                 Self::F32(place, steps) => *place = (steps + 1) as f32,

@@ -1,4 +1,4 @@
-//! The first half of a step: each parameter is looked at and goes into its device's list.
+//! The first half of a step: it looks at each parameter and puts it into the list of its device.
 
 use dualadam::{Dtype, RawBuffer, RawTensor};
 use pyo3::exceptions::PyRuntimeError;
@@ -17,7 +17,7 @@ use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States, addresses
 use super::stepper::Steps;
 use super::tensors::Plain;
 
-/// One parameter in the course of a step.
+/// One parameter during a step.
 #[derive(Clone, Copy)]
 struct At {
     place: Place,
@@ -44,10 +44,10 @@ struct Parts<'py> {
 }
 
 impl Steps {
-    /// Looks at all parameters. Returns the places of those that are not in order.
+    /// Looks at all parameters. Returns the places of those that the step cannot take as they are.
     ///
-    /// Python code can run here: properties of parameters that are no plain tensors, and whatever
-    /// else the interpreter runs when an object is made or freed. It may change lists, dicts and
+    /// Python code can run here: properties of parameters that are not plain tensors, and code that
+    /// the interpreter runs when an object is made or freed. It may change lists, dicts and
     /// attributes.
     pub(super) fn gather(
         &mut self,
@@ -89,8 +89,8 @@ impl Steps {
         Ok(odd)
     }
 
-    /// Puts a parameter into its device's list if it is as it was in the step before, and has a
-    /// gradient like it. Returns whether it did.
+    /// Puts a parameter into its device's list if it is as in the step before and its gradient is
+    /// like it. Returns whether it did.
     #[inline]
     fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
@@ -120,7 +120,7 @@ impl Steps {
             self.skip(at, param)?;
             return Ok(true);
         }
-        // What may run Python code comes first. What the tensors are is seen after that.
+        // First what may run Python code. The tensors are looked at after that.
         let Some((parts, entries)) = self.parts(at, param, &grad, state)? else { return Ok(false) };
         let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
         let (device, tensor) = (seen.device, seen.tensor);
@@ -182,7 +182,7 @@ impl Steps {
             return None;
         }
         // SAFETY: `parts` has a reference to the counter, and no other code has run since it was
-        // looked at. No one makes a storage smaller than its tensor (the README's limits).
+        // looked at. No storage is smaller than its tensor (required by the README's limits).
         let counter = unsafe { Counter::of(&step, param.device) }?;
         let moments = [&exp_avg, &exp_avg_sq].map(|moment| RawBuffer::f32(moment.address()));
         let mut tensor = RawTensor::new(param.len(), param_buffer, grad_buffer, moments[0], moments[1]);

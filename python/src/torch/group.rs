@@ -28,7 +28,7 @@ impl<'py> FromPyObject<'_, 'py> for Group<'py> {
     }
 }
 
-/// What steers the steps on one CUDA device. Python gives it as a tuple.
+/// The scalars that steer the steps on one CUDA device. Python gives it as a tuple.
 pub(super) struct Scalars<'py> {
     /// The device's number.
     pub(super) device: i32,
@@ -45,7 +45,7 @@ impl<'py> FromPyObject<'_, 'py> for Scalars<'py> {
     }
 }
 
-/// What error messages call the parameter at a place.
+/// The name that error messages give the parameter at a place.
 pub(super) fn name_of(groups: &[Group<'_>], (group, position): Place) -> String {
     let name = groups.get(group).and_then(|group| group.names.as_ref()?.get_item(position).ok());
     match name {

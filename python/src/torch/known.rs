@@ -1,4 +1,4 @@
-//! Parameters that the next step knows again.
+//! Parameters that the next step recognises.
 
 use std::ptr;
 
@@ -15,10 +15,10 @@ use super::tensors::Tensors;
 /// A parameter that was in order. The next step compares identities and addresses to see that it
 /// still is.
 ///
-/// Its tensors are held through DLPack too. While they are held, torch's looks at them do not
-/// change their ownership, which halves the cost. [`Stepper::forget`] lets go of them before anyone
-/// can take them out of the state to free their memory. Their memory is not held: it can be
-/// replaced, and every step asks for its address.
+/// It also holds its tensors through DLPack. While a tensor is held, torch's look at it does not
+/// change its ownership, which halves the time. [`Stepper::forget`] releases the tensors before
+/// other code can take them out of the state to free their memory. The memory itself is not held:
+/// it can be replaced, and every step asks for its address.
 ///
 /// [`Stepper::forget`]: super::Stepper
 pub(super) struct Known {
@@ -59,7 +59,7 @@ impl Known {
         seen.layout.is_some().then_some(Self { seen, ..self })
     }
 
-    /// Whether it is about this parameter.
+    /// Whether this is the parameter that `self` remembers.
     #[inline]
     pub(super) fn is_of(&self, param: &Bound<'_, PyAny>, has_masters: bool) -> bool {
         self.param.as_ptr() == param.as_ptr() && self.has_masters == has_masters
@@ -75,9 +75,9 @@ impl Known {
     /// The parameter as a list has it, if it and its state are as they were, and the gradient is
     /// like it. No Python code runs.
     ///
-    /// The shapes of the parameter and the gradient are compared, those of the other tensors are
-    /// not: a tensor that keeps its address can have another shape only if someone gave it one by
-    /// hand, through `.data` or in place.
+    /// Compares the shapes of the parameter and of the gradient, but not of the other tensors: a
+    /// tensor with the same address has another shape only if code changed it through `.data` or in
+    /// place.
     #[inline]
     pub(super) fn recognise(
         &self,
@@ -111,7 +111,7 @@ impl Known {
         }
         look(entry(STEP)?, &mut now)?;
         // SAFETY: `self` has a reference to the counter, and no other code has run since it was
-        // looked at. No one makes a storage smaller than its tensor (the README's limits).
+        // looked at. No storage is smaller than its tensor (required by the README's limits).
         let counter = unsafe { Counter::of(&now, *device) }?;
         tensors.look_at_plain(grad, &mut now)?;
         let grad = now.buffer()?;

@@ -10,7 +10,7 @@ use super::Place;
 use super::control::DeviceControl;
 use super::counter::Counter;
 
-/// What a list's kind of memory needs for its steps.
+/// The library's list, by kind of memory.
 pub(super) enum Backend {
     Cpu(cpu::TensorList),
     Cuda(Box<OnDevice>),
@@ -22,7 +22,7 @@ pub(super) struct OnDevice {
     pub(super) control: Option<DeviceControl>,
 }
 
-/// The parameters of one device, as the step under way found them, and the list that the last step
+/// The parameters of one device as the current step found them, and the list that the last step
 /// made of them.
 pub(super) struct List {
     pub(super) device: Device,
@@ -72,7 +72,8 @@ impl List {
         self.tensors.iter().any(|tensor| tensor.grad.address != 0)
     }
 
-    /// Whether the device forms the coefficients: if the step asks for it, or the device counts.
+    /// Whether the device forms the coefficients: because the step asks for it, or because a
+    /// counter is on the device.
     pub(super) fn is_controlled(&self, is_asked_for: bool) -> bool {
         let is_counted_there = || self.counters.iter().any(|counter| matches!(counter, Counter::Device(_)));
         self.device.kind == CUDA && (is_asked_for || is_counted_there())
@@ -99,8 +100,8 @@ impl List {
         self.tensors.iter_mut().enumerate().for_each(|(index, tensor)| tensor.coeffs_index = index);
     }
 
-    /// Takes the tensors over into the list, or into a new one, for steps on `stream` if they are
-    /// on a device. This checks them all, and steps nothing.
+    /// Gives the tensors to the list, or makes a new list of them. Checks all of them and steps
+    /// nothing. On a device, the steps will be on `stream`.
     pub(super) fn take_over(&mut self, stream: usize) -> PyResult<Result<(), Error>> {
         let updated = match &mut self.backend {
             Some(Backend::Cpu(list)) => list.update(&self.tensors).map_err(Error::from),
@@ -129,7 +130,7 @@ impl List {
     }
 }
 
-/// Whether the tensors are not those that the list was made of.
+/// Whether the tensors differ from those that the list was made of.
 fn is_another_list(error: &Error) -> bool {
     match error {
         Error::List(error) => matches!(error, ListError::Count { .. }),

@@ -1,7 +1,6 @@
 //! The steps of one torch optimizer.
 //!
-//! Each step looks at the optimizer's tensors again, so that nothing that is known of them can be
-//! out of date.
+//! Each step looks at all tensors of the optimizer, so that nothing remembered can be out of date.
 
 mod control;
 mod counter;
@@ -16,5 +15,5 @@ mod tensors;
 
 pub(crate) use stepper::Stepper;
 
-/// Where a parameter stands: its group, and its position there.
+/// The place of a parameter: its group, and its position in the group.
 type Place = (usize, usize);

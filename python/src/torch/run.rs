@@ -1,4 +1,4 @@
-//! The second half of a step: each list is checked and prepared, then all are stepped.
+//! The second half of a step: it checks and prepares each list, then steps all lists.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use super::group::{Group, Scalars, name_of};
 use super::list::{Backend, List, OnDevice};
 use super::stepper::Steps;
 
-/// How a list's step is made.
+/// How the step of a list is made.
 enum Prepared {
     /// On the CPU, with coefficients from the host.
     OnHost,
@@ -61,8 +61,8 @@ impl Steps {
         outcome
     }
 
-    /// Checks a list's step, and makes all that it needs. `scalars` is for a step whose
-    /// coefficients the device forms.
+    /// Checks the step of a list, and makes all that it needs. `scalars` is given if the device
+    /// forms the coefficients.
     fn prepare(
         &mut self,
         py: Python<'_>,
@@ -107,7 +107,7 @@ impl Steps {
         Ok(Prepared::Controlled(stream, scalars))
     }
 
-    /// What steers the steps on a device, by address.
+    /// The addresses of the scalars that steer the steps on a device.
     fn raw_scalars(&mut self, device: Device, all: &[Scalars<'_>]) -> PyResult<RawScalars> {
         let Some(scalars) = all.iter().find(|scalars| scalars.device == device.id) else {
             return Ok(RawScalars::default());
@@ -123,7 +123,7 @@ impl Steps {
         Ok(RawScalars::default().with_loss_scale(loss_scale).with_found_inf(address("found_inf", &scalars.found_inf)?))
     }
 
-    /// A scalar tensor on a CUDA device, by address. It is kept until the step is done.
+    /// The address of a scalar tensor on a CUDA device. Keeps the tensor until the step is done.
     fn scalar(&mut self, what: fmt::Arguments<'_>, object: &Bound<'_, PyAny>, device: Device) -> PyResult<RawLr> {
         let plain = self.tensors.plain(object)?;
         let tensor = plain.and_then(|plain| self.tensors.look(&plain));
@@ -153,16 +153,16 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
     match (&mut list.backend, prepared) {
         // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
         // `known` and `Tensors::keep` have references to them until the step is done, so that they
-        // live, whatever lists and dicts were changed since. The caller of `DualAdam.step` sees to
-        // it that no other thread uses their memory, and that neither another thread nor Python
-        // code that runs in the step replaces or frees it (that method's documentation). No one
-        // makes a storage smaller than its tensor (the README's limits).
+        // live, whatever lists and dicts were changed since. No other thread uses their memory, and
+        // neither another thread nor Python code that runs in the step frees or replaces it
+        // (required by the documentation of `DualAdam.step`). No storage is smaller than its tensor
+        // (required by the README's limits).
         (Some(Backend::Cpu(own)), Prepared::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
-            // the tensors in this step, in the memory of this device, and the memory is still there
-            // when the work is enqueued, as on the CPU. After that, torch works on the same stream,
-            // and its allocator reuses freed memory only for later work on that stream.
+            // the tensors in this step, in the memory of this device, and they still have it when
+            // the work is enqueued, as on the CPU. After that, torch works on the same stream, and
+            // its allocator reuses freed memory only for later work on that stream.
             py.detach(|| unsafe { own.list.step_raw(coeffs, device::stream(*stream)) }).map_err(plain)?;
         }
         (Some(Backend::Cuda(own)), Prepared::Controlled(stream, scalars)) => {
@@ -180,8 +180,8 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
             return Err(PyRuntimeError::new_err(text));
         }
     }
-    // SAFETY: `gather` saw the counters in this step. They and their memory are still there, and no
-    // one else uses it, for the same reasons as the tensors' memory.
+    // SAFETY: `gather` saw the counters in this step. They still have their memory, and nothing
+    // else uses it, for the same reasons as the tensors' memory.
     list.counters.iter().for_each(|counter| unsafe { counter.advance() });
     Ok(())
 }

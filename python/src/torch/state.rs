@@ -1,4 +1,4 @@
-//! The optimizer's states, as Python keeps them.
+//! The states of the optimizer: dicts of Python.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -34,10 +34,10 @@ type ByAddress<T> = HashMap<usize, T, BuildHasherDefault<AddressHasher>>;
 /// Python code that runs between two calls of [`of`](Self::of) may change the dict.
 pub(super) struct States<'a, 'py> {
     dict: &'a Bound<'py, PyDict>,
-    /// Where the dict is read next. Mostly it has the order of the parameters.
+    /// Where the dict is read next. Usually the dict has the order of the parameters.
     position: ffi::Py_ssize_t,
-    /// All parameters and states by the parameters' addresses, once the order turned out to be
-    /// another. They are alive, so that no other object has such an address.
+    /// All parameters and states by the parameters' addresses, made once the dict has another
+    /// order. References keep them alive, so that no other object gets such an address.
     others: Option<ByAddress<[Bound<'py, PyAny>; 2]>>,
 }
 
@@ -51,8 +51,8 @@ impl<'a, 'py> States<'a, 'py> {
     pub(super) fn of(&mut self, param: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
         let (mut position, mut key, mut state) = (self.position, ptr::null_mut(), ptr::null_mut());
         // SAFETY: `dict` is a live dict, and the other arguments are places for the answers. A
-        // position in a dict that was changed since is a wrong one at worst: `PyDict_Next` compares
-        // it with the dict's size.
+        // position in a dict that was changed since is at worst a wrong one, since `PyDict_Next`
+        // compares it with the dict's size.
         let found = unsafe { ffi::PyDict_Next(self.dict.as_ptr(), &mut position, &mut key, &mut state) };
         if found != 0 && key == param.as_ptr() {
             self.position = position;
@@ -94,9 +94,8 @@ impl Names {
         Self(NAMES.map(|name| PyString::intern(py, name).unbind()))
     }
 
-    /// What the state of a parameter has under keys that are the same objects as here. Those are
-    /// the keys that this package writes. Nothing is found in a state that is no dict. No Python
-    /// code runs.
+    /// The entries of a parameter's state whose keys are the same objects as here, as are the keys
+    /// that this package writes. None of them if the state is not a dict. No Python code runs.
     #[inline]
     pub(super) fn addresses(&self, state: &Bound<'_, PyAny>) -> Addresses {
         let mut entries: Addresses = [ptr::null_mut(); ENTRIES];
@@ -114,7 +113,7 @@ impl Names {
         entries
     }
 
-    /// What a parameter's state has. None if it is no dict, or has too few entries.
+    /// The entries of a parameter's state. None if it is not a dict or lacks entries.
     pub(super) fn entries<'py>(&self, state: &Bound<'py, PyAny>) -> PyResult<Option<Entries<'py>>> {
         let py = state.py();
         let Ok(dict) = state.cast::<PyDict>() else { return Ok(None) };
@@ -123,7 +122,7 @@ impl Names {
         let lent = |address| unsafe { Bound::from_borrowed_ptr_or_opt(py, address) };
         let mut entries = self.addresses(state).map(lent);
         if entries.iter().flatten().count() < dict.len() {
-            // There are other keys, or strings that are equal but other objects.
+            // The state has other keys, or keys that are equal but not the same objects.
             for (name, entry) in self.0.iter().zip(&mut entries).filter(|(_, entry)| entry.is_none()) {
                 *entry = dict.get_item(name.bind(py))?;
             }

@@ -1,4 +1,4 @@
-//! `Stepper`: what the Python optimizer calls.
+//! `Stepper`: the class that the Python optimizer calls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -14,17 +14,17 @@ use super::list::List;
 use super::state::Names;
 use super::tensors::Tensors;
 
-/// The steps of one torch optimizer, as its `step` calls them: see `dualadam.torch`.
+/// The steps of one `dualadam.torch.DualAdam`, which calls this.
 #[pyclass(frozen, module = "dualadam._dualadam")]
 pub(crate) struct Stepper {
     steps: Mutex<Steps>,
-    /// The next step must forget first what is known of the tensors.
+    /// The next step must first forget what is known of the tensors.
     must_forget: AtomicBool,
     /// Something was stepped since the last call of `step` began.
     has_begun: AtomicBool,
 }
 
-/// The part of a [`Stepper`] that one thread has at a time.
+/// The part of a [`Stepper`] that one thread uses at a time.
 pub(super) struct Steps {
     pub(super) tensors: Tensors,
     pub(super) names: Names,
@@ -42,14 +42,21 @@ impl Stepper {
         Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 
-    /// One step of every parameter that has a gradient.
+    /// Make one step of every parameter that has a gradient.
     ///
-    /// `state` is the optimizer's. `grads` has gradients that replace those of parameters, by the
-    /// parameter's id. `scalars` has (device number, loss scale, found-inf), each tensor a float32
-    /// on that device.
+    /// Args:
+    ///     state: the optimizer's state.
+    ///     groups: per group: the parameters, their names or None, the config, whether there are
+    ///         masters, and the lr if it is a tensor on a CUDA device.
+    ///     grads: gradients that replace those of parameters, by the parameter's id, or None.
+    ///     multiplier: what the gradients on the CPU are multiplied by.
+    ///     is_controlled: whether the CUDA devices form the coefficients and count the steps.
+    ///     scalars: per CUDA device: its number, the loss scale and found-inf, each a float32
+    ///         tensor on that device or None.
     ///
-    /// Returns None if the step was made. If parameters are not in order, it returns their places
-    /// and changes nothing.
+    /// Returns:
+    ///     None if the step was made. Otherwise the places (group, position) of parameters whose
+    ///     tensors the step cannot take as they are. Nothing was changed then.
     #[pyo3(signature = (state, groups, grads, multiplier, is_controlled, scalars))]
     #[expect(clippy::too_many_arguments, reason = "one call per step, and each is looked at once")]
     fn step(
@@ -81,12 +88,12 @@ impl Stepper {
         outcome
     }
 
-    /// Whether the last call of `step` had stepped something when it ended, even by an exception.
+    /// Whether the last call of `step` stepped something, also if it ended by an exception.
     fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Relaxed)
     }
 
-    /// Lets go of all tensors. If a thread is in a step, the next step does this first.
+    /// Drop all references to tensors. If another thread is in a step, the next step does it first.
     fn forget(&self) {
         self.must_forget.store(true, Ordering::Relaxed);
         if let Some(mut steps) = self.try_lock() {

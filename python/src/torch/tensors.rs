@@ -1,4 +1,4 @@
-//! Looks at torch's tensor objects, at the cost of a call in C each.
+//! Looks at torch's tensor objects. A look is one call in C.
 
 use std::ffi::c_void;
 
@@ -15,16 +15,16 @@ pub(super) struct Tensors {
     /// The types of plain tensors: the type of `exchange`, and others below it. Any other subclass
     /// may give its objects another meaning.
     plain: Vec<Py<PyType>>,
-    /// Gives the plain tensor behind any other object, or None.
+    /// Returns the plain tensor behind any other object, or None.
     unwrap: Py<PyAny>,
-    /// Gives the plain tensor behind a parameter's gradient, with the parameter's placements, or
+    /// Returns the plain tensor behind a parameter's gradient, with the parameter's placements, or
     /// None.
     unwrap_grad: Py<PyAny>,
     /// The descriptor of the attribute `grad` of plain tensors, and its getter.
     grad: Py<PyAny>,
     grad_getter: Option<ffi::descrgetfunc>,
     grad_name: Py<PyString>,
-    /// What stays alive until the step is done.
+    /// Objects that stay alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
 
@@ -104,7 +104,7 @@ impl Tensors {
         self.checked("unwrap_grad", plain)
     }
 
-    /// What `what` returned, kept until the step is done.
+    /// The result of `what`, which is kept until the step is done.
     fn checked<'py>(&mut self, what: &str, plain: Bound<'py, PyAny>) -> PyResult<Option<Plain<'py>>> {
         if plain.is_none() {
             return Ok(None);
@@ -146,13 +146,13 @@ impl Tensors {
         self.kept.push(object);
     }
 
-    /// Lets go of what was kept for the step.
+    /// Drops the objects that were kept for the step.
     pub(super) fn release(&mut self) {
         self.kept.clear();
     }
 }
 
-/// Whether a type is another, or one below it by inheritance, whatever Python code says of it.
+/// Whether a type is another type or inherits from it. No Python code can change the answer.
 fn is_below(kind: &Bound<'_, PyType>, above: &Bound<'_, PyType>) -> bool {
     // SAFETY: both are live types.
     unsafe { ffi::PyType_IsSubtype(kind.as_type_ptr(), above.as_type_ptr()) != 0 }

@@ -1,4 +1,4 @@
-"""`dualadam.step` on arrays of NumPy, and on objects that have only what DLPack asks for."""
+"""`dualadam.step` on arrays of NumPy, and on objects that have only what DLPack requires."""
 
 from typing import Any
 
@@ -213,7 +213,7 @@ class Old:
 
 
 class Gives:
-    """A producer that gives anything."""
+    """A producer that returns any object."""
 
     def __init__(self, device: Any, capsule: Any) -> None:
         self.device, self.capsule = device, capsule

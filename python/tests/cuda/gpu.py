@@ -1,7 +1,7 @@
-"""The stand-in for the CUDA driver: its memory as arrays, and as what poses as torch's tensors.
+"""The stand-in for the CUDA driver: its memory as arrays, and as objects that act as torch tensors.
 
-The stand-in must be opened before anything looks for libcuda, so that the dynamic linker answers
-with it. torch is not imported beside it.
+The stand-in must be opened before anything looks for libcuda, so that the dynamic linker finds it.
+These tests do not import torch.
 """
 
 import ctypes

@@ -88,7 +88,7 @@ def test_bad_arrays() -> None:
 
 
 class Optimizer:
-    """What `dualadam.torch.DualAdam` hands to the native module, and the same run on the CPU."""
+    """The calls of `dualadam.torch.DualAdam` to the native module, and the same run on the CPU."""
 
     def __init__(self, shapes: list[tuple[int, ...]], on_device: bool = False) -> None:
         self.stepper = Stepper([Posing], lambda tensor: None, lambda param, grad: None)

@@ -19,7 +19,7 @@ HALF = STEPS // 2
 def run(
     ranks: int, kind: str, result: Path, *arguments: object
 ) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """What each rank has in the end."""
+    """The results of all ranks."""
     launcher = [
         sys.executable,
         "-m",

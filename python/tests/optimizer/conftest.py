@@ -10,7 +10,7 @@ from helpers import assert_same, everything
 
 @pytest.fixture
 def unchanged() -> Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]:
-    """A call raises, its text matches, and the optimizer is as it was."""
+    """Checks that a call raises, that the text matches, and that the optimizer is unchanged."""
 
     def check(
         optimizer: DualAdam, call: Callable[[], object], kind: type[BaseException], text: str

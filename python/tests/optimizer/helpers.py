@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Functions that several tests use."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def variants() -> list[Any]:
-    """The combinations of types that the repository's `variants.txt` lists, to try each.
+    """The variants of the repository's `variants.txt` that the optimizer has.
 
-    Of each the type of the parameter, the type of the gradient, and whether there is a master.
-    Those with moments or a master of another type than float32 are left out: the optimizer does not
-    keep them.
+    Each is the type of the parameter, the type of the gradient, and whether there is a master. In
+    the other variants, moments or masters are not float32.
     """
     lines = (Path(__file__).parents[3] / "variants.txt").read_text().splitlines()
     found = []
@@ -39,7 +38,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def everything(optimizer: DualAdam) -> list[Any]:
-    """All that a step or a load can change, by its bits."""
+    """All that a step or a load can change, as bits."""
     seen: list[Any] = []
     for group in optimizer.param_groups:
         seen.append({key: value for key, value in group.items() if key != "params"})

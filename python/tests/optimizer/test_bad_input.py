@@ -1,4 +1,4 @@
-"""Each wrong input raises a clear exception and leaves optimizer and parameters as they were."""
+"""Each wrong input raises a clear exception, and leaves optimizer and parameters unchanged."""
 
 from collections.abc import Callable
 from typing import Any

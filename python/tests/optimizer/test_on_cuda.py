@@ -1,4 +1,4 @@
-"""The optimizer on a CUDA device that torch finds has its own bits on the CPU."""
+"""On a CUDA device that torch finds, the optimizer has the bits that it has on the CPU."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Each thing that an optimizer of torch's can do."""
+"""The features of torch's optimizers."""
 
 import copy
 import io
@@ -358,7 +358,7 @@ def test_moments_may_be_replaced() -> None:
 
 
 def test_replaced_moments_are_freed_at_once() -> None:
-    """Callers who keep the state elsewhere between steps do it to free memory."""
+    """Callers who keep the state elsewhere between steps want to free its memory."""
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = DualAdam([p], switching_steps=4)
     p.grad = torch.ones(3)
