@@ -8,13 +8,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    StateDict,
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Config, Schedule, Stepper, use_threads
 from dualadam.torch.groups import (
@@ -28,6 +22,7 @@ from dualadam.torch.groups import (
     refuse,
     schedule_of,
 )
+from dualadam.torch.hooks import is_observed
 from dualadam.torch.plain import plain, plain_grad, same_strides
 from dualadam.torch.scaling import Scalars, scaling
 from dualadam.torch.state import (
@@ -237,8 +232,7 @@ class DualAdam(Optimizer):
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
         """
-        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or _is_profiling():
+        if is_observed(self):
             return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
 
@@ -361,6 +355,15 @@ class DualAdam(Optimizer):
         Raises:
             ValueError, TypeError: the dict does not fit the optimizer, or is of an Adam with
                 amsgrad. The whole dict is checked first, so the optimizer is unchanged then.
+
+        Example:
+            >>> import torch
+            >>> from dualadam.torch import DualAdam
+            >>> params = [torch.nn.Parameter(torch.ones(3))]
+            >>> optimizer = DualAdam(params, lr=1e-2, switching_steps=160)
+            >>> optimizer.load_state_dict(torch.optim.AdamW(params, lr=1e-3).state_dict())
+            >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["schedule"]
+            (0.001, ('linear', 0.00625))
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -393,7 +396,3 @@ class DualAdam(Optimizer):
         for index, group in enumerate(self.param_groups):
             for position in range(len(group["params"])):
                 yield index, position
-
-
-def _is_profiling() -> bool:
-    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", True))

@@ -40,4 +40,4 @@ def test_each_public_name_has_an_example() -> None:
     methods = ("linear", "linear_until", "linear_early_drop", "exponential", "fixed")
     more = ("from_tuple", "as_tuple", "alpha", "first_adam_step")
     assert {f"dualadam.Schedule.{name}" for name in (*methods, *more)} <= set(names)
-    assert "dualadam.Config.coeffs" in names
+    assert {"dualadam.Config.coeffs", "dualadam.torch.DualAdam.load_state_dict"} <= set(names)
