@@ -1258,7 +1258,7 @@ dualadam_status dualadam_cuda_list_step(dualadam_cuda_list list,
  *
  * Capture: also of the first step, and with new addresses. The graph keeps the tensors, which of
  * them have gradients, and the addresses in scalars, in device memory that the call allocates.
- * Each launch of the graph reads learning rates, configs and counters anew, and counts on.
+ * Each launch of the graph reads learning rates, configs and counters again, and counts on.
  *
  * Errors:
  * - Argument errors (see the head of this file).

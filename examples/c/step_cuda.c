@@ -1,6 +1,6 @@
 /* Steps tensors in device memory that the program owns, on its own stream, and compares the result
- * with that of the CPU, bit for bit. The first steps have coefficients from the host. Then the device
- * counts the steps, and reads the learning rate and the found-inf flag from its own memory.
+ * with that of the CPU, bit for bit. The first steps have coefficients from the host. Then the
+ * device counts the steps, and reads the learning rate and the found-inf flag from its own memory.
  *
  * Build it with:
  *

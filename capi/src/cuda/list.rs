@@ -158,7 +158,7 @@ pub unsafe extern "C" fn dualadam_cuda_list_step(
 ///
 /// Capture: also of the first step, and with new addresses. The graph keeps the tensors, which of
 /// them have gradients, and the addresses in `scalars`, in device memory that the call allocates.
-/// Each launch of the graph reads learning rates, configs and counters anew, and counts on.
+/// Each launch of the graph reads learning rates, configs and counters again, and counts on.
 ///
 /// # Errors
 ///

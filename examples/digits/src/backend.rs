@@ -23,7 +23,7 @@ pub(crate) enum Backend {
     Cpu,
     /// The first CUDA device
     Cuda,
-    /// The best WebGPU adapter, be it one that runs on the CPU
+    /// The best WebGPU adapter, also one that runs on the CPU
     Webgpu,
 }
 

@@ -98,7 +98,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Updates the list to the tensors in `next`, or builds it anew if formats have changed.
+    /// Updates the list to the tensors in `next`, or builds a new one if formats have changed.
     pub(super) fn update_list(&mut self) -> Result<(), CudaError> {
         match &mut self.list {
             Some(list) if list.checked().has_formats_of(&self.next) => {

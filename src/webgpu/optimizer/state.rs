@@ -101,7 +101,7 @@ impl DualAdam {
     }
 
     /// Reads the state from the device: configs, steps, moments and masters. Waits for the copies,
-    /// but for nothing that is submitted later.
+    /// not for what is submitted later.
     ///
     /// Submit first what was encoded: its steps are counted, but are not in the moments before the
     /// submit. Browsers cannot block and do not have this method; await
