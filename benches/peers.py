@@ -53,6 +53,8 @@ CORE = ["2^28", "gpt2", "10,000 x 1,000", "resnet50"]
 KEY_VARIANTS = {"dual": "dual", "captured fused adam": "captured"}
 NO_TIME_LEFT = "no time left"
 FEW_LATE = 0.25  # A row is host-bound if the host was late in more of its rounds.
+# Okabe and Ito's, which the colour-blind can tell apart.
+COLOURS = ["#56B4E9", "#D55E00", "#009E73", "#999999", "#E69F00"]
 SHAPES_OF_THE_CPU = ["2^16", "2^20", "2^24", "2^26", "2,000 x 1,000", "resnet50", "gpt2"]
 
 
@@ -403,23 +405,27 @@ def draw(results, file):
     import matplotlib
 
     matplotlib.use("Agg")
+    # The same numbers make the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "speed"
     from matplotlib import pyplot
 
-    rows = [r for r in results["rows"] if r["types"] == "f32_f32" and r["variant"] != results["limit"]]
+    limit = results["limit"]
+    rows = [r for r in results["rows"] if r["types"] == "f32_f32" and r["variant"] != limit]
     shapes, variants = list(dict.fromkeys(r["shape"] for r in rows)), list(dict.fromkeys(r["variant"] for r in rows))
-    limit = f"of_{results['limit']}"
-    figure, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
     width = 0.8 / len(variants)
     for i, variant in enumerate(variants):
-        of = {r["shape"]: r[limit] for r in rows if r["variant"] == variant}
+        of = {r["shape"]: r[f"of_{limit}"] for r in rows if r["variant"] == variant}
         label = "DualAdam (this library)" if variant == "dual" else f"torch, {variant}"
-        axes.bar([x + (i - len(variants) / 2 + 0.5) * width for x in range(len(shapes))], [of.get(s) or 0 for s in shapes], width, label=label)
-    axes.axhline(1, color="black", linewidth=0.8)
+        at = [x + (i - len(variants) / 2 + 0.5) * width for x in range(len(shapes))]
+        axes.bar(at, [of.get(s) or 0 for s in shapes], width, label=label, color=COLOURS[i % len(COLOURS)])
+    axes.axhline(1, color="black", linewidth=0.8, label=f"{limit}, the limit")
     axes.set_xticks(range(len(shapes)), shapes)
-    axes.set_ylabel(f"bandwidth, as a fraction of the {results['limit']}'s")
-    axes.set_title(f"f32, {results['device']}")
-    axes.legend()
-    figure.savefig(file, dpi=120)
+    axes.set_ylabel(f"speed, as a fraction of the {limit}'s")
+    programs = results["programs"]
+    axes.set_title(f"f32, {results['device']}, torch {programs['torch'].split('+')[0]}")
+    figure.legend(loc="outside lower center", ncols=len(variants) + 1)
+    figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
