@@ -109,8 +109,8 @@ static dualadam_tensor on_host(const struct buffers *buffers, size_t len, uint32
 }
 
 /* Makes more steps of the list, which the device counts on from `steps`. The learning rate of the
- * second tensor and the flag that skips a step are in device memory. A CUDA graph could capture such
- * a step, and its launches would count on. */
+ * second tensor and the flag that skips a step are in device memory. A CUDA graph could capture
+ * such a step, and its launches would count on. */
 static void step_controlled(dualadam_cuda_kernels kernels, dualadam_cuda_list list, const dualadam_tensor *host_tensors,
                             dualadam_config *configs, uint64_t *steps, CUstream stream)
 {
