@@ -13,7 +13,7 @@
  *
  * - dualadam_config_...: hyperparameters, and the coefficients of one step.
  * - dualadam_cpu_...: steps of tensors in the host's memory.
- * - dualadam_cuda_...: steps of tensors in device memory, on a stream of the caller's.
+ * - dualadam_cuda_...: steps of tensors in device memory, on the caller's stream.
  * - dualadam_state_...: moments, masters and step counts in the host's memory, saved to a file
  *   and resumed from it.
  * - dualadam_status_name and dualadam_last_error: what went wrong.
