@@ -190,7 +190,7 @@ pub enum TensorProblem {
         value: f32,
     },
     /// The masters are said to be set, and the tensor has none.
-    #[error("cannot be set, the tensor has no master")]
+    #[error("must exist to be set, the tensor has no master")]
     NoMaster,
     /// Out of memory: an array of the tensor's state could not be allocated.
     #[error("must fit in memory, each of its arrays needs {bytes} bytes")]

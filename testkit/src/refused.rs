@@ -137,7 +137,7 @@ fn requirement(problem: TensorProblem) -> String {
         Problem::Group { len, value } => format!("have a group below {len}, got {value}"),
         Problem::StepOverflow => format!("be at a step below {0} to be updated, got {0}", u64::MAX),
         Problem::Negative { value } => format!("be at least 0 everywhere, got {value:?}"),
-        Problem::NoMaster => "be there to be set, the tensor has none".to_owned(),
+        Problem::NoMaster => "exist to be set, the tensor has no master".to_owned(),
         Problem::Memory { bytes } => format!("fit in memory, each of its arrays needs {bytes} bytes"),
         other => panic!("no text of {other:?} is known"),
     }

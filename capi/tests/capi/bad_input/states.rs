@@ -50,7 +50,7 @@ fn states() {
     fails(dualadam_state_set_step(state, 1, 5, 0), position, "tensor must be below 1, got 1");
     let text = "master_is_set of the arguments must be 0 or 1, got 2";
     fails(dualadam_state_set_step(state, 0, 5, 2), DUALADAM_STATUS_ENUM, text);
-    let text = "master of tensor 0 cannot be set, the tensor has no master";
+    let text = "master of tensor 0 must exist to be set, the tensor has no master";
     fails(dualadam_state_set_step(state, 0, 5, 1), DUALADAM_STATUS_VALUE, text);
     assert_eq!(state_tensor(state, 0).step, 0);
     ok(dualadam_state_free(state));
