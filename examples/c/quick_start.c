@@ -11,7 +11,8 @@ int main(void)
     dualadam_tensor tensor;
     dualadam_coeffs coeffs;
 
-    dualadam_config_init(&config, sizeof config); /* the defaults; each call returns a status */
+    dualadam_config_init(&config, sizeof config); /* each call returns a status */
+    config.switching_rate = 1.0 / 160; /* plain Adam from step 160 of 1,000 on */
     dualadam_tensor_init(&tensor, sizeof tensor);
     tensor.len = 2, tensor.param = weights, tensor.grad = grads;
     tensor.exp_avg = exp_avg, tensor.exp_avg_sq = exp_avg_sq;

@@ -40,7 +40,7 @@ impl QuickStart {
 /// the programs.
 pub(crate) fn run(what: QuickStart) -> Result<()> {
     let program = what.program();
-    ensure_programs_are_shown()?;
+    ensure_shown("rust", &QuickStart::value_variants().iter().map(|what| what.program()).collect::<Vec<_>>())?;
     let block = commands_with(program)?;
     let lines: Vec<_> = block.lines().collect();
     let last = lines.iter().position(|line| line.contains(program)).context("a line")?;
@@ -81,15 +81,16 @@ impl Folder {
     }
 }
 
-/// Asserts that each of the README's blocks of Rust is a part of one of the programs, or all of it.
-fn ensure_programs_are_shown() -> Result<()> {
+/// Asserts that each of the README's blocks of a language is one of the programs, or a part of one.
+///
+/// # Errors
+///
+/// Shows the block that is not.
+pub(crate) fn ensure_shown(language: &str, programs: &[&str]) -> Result<()> {
     let lines = |text: &str| -> Vec<String> { text.lines().map(|line| line.trim().to_owned()).collect() };
-    let program = |what: &QuickStart| {
-        let path = root().join(what.program());
-        fs::read_to_string(&path).map(|text| lines(&text)).with_context(|| path.display().to_string())
-    };
-    let programs: Vec<_> = QuickStart::value_variants().iter().map(program).collect::<Result<_>>()?;
-    for block in blocks(&readme()?, "rust").map(lines) {
+    let read = |path: &&str| fs::read_to_string(root().join(path)).with_context(|| (*path).to_owned());
+    let programs: Vec<_> = programs.iter().map(|path| read(path).map(|text| lines(&text))).collect::<Result<_>>()?;
+    for block in blocks(&readme()?, language).map(lines) {
         let is_shown = programs.iter().any(|program| program.windows(block.len().max(1)).any(|part| part == block));
         ensure!(is_shown, "the README shows what no program has:\n{}", block.join("\n"));
     }

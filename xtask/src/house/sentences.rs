@@ -49,7 +49,7 @@ fn sentences(text: &str) -> Vec<&str> {
     let mut found = vec![];
     let mut start = 0;
     for (end, _) in text.match_indices([' ', '\n']) {
-        if text[start..end].ends_with(['.', '!', '?']) {
+        if text[start..end].trim_end_matches([')', '"']).ends_with(['.', '!', '?']) {
             found.push(text[start..end].trim());
             start = end;
         }
