@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 /// The multiplier of the gradients on the CPU, 1/grad_scale, or None if the step must be skipped.
 ///
-/// CUDA devices read the same scalars themselves and decide the same.
+/// CUDA devices read the same scalars themselves. They skip the step where this function raises.
 ///
 /// Args:
 ///     grad_scale (float): the loss scale; finite and above 0.
