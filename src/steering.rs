@@ -22,8 +22,8 @@ use crate::rule::{check_grad_multiplier, in_standard_env};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Steering {
-    /// The factor that the loss was multiplied by. The gradients are divided by it. It is finite and
-    /// above 0. Default 1.
+    /// The factor that the loss was multiplied by. The gradients are divided by it. It is finite
+    /// and above 0. Default 1.
     pub loss_scale: f32,
     /// The factor of gradient clipping. The gradients are multiplied by it. Finite and at least 0.
     /// Default 1.
