@@ -6,6 +6,7 @@ mod comments;
 mod links;
 mod phrases;
 mod prose;
+mod samples;
 mod sentences;
 
 use std::fs;
@@ -94,6 +95,7 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
         sentences::count(&sources),
         links::count(&sources),
     ]);
+    counts.extend(samples::counts(&sources));
 
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["what", "found", "limit", ""]);
