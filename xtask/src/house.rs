@@ -28,6 +28,8 @@ const LIBRARY: [&str; 2] = ["src/", "capi/src/"];
 const TESTS: [&str; 2] = ["tests/", "capi/tests/"];
 const STAND_IN: [&str; 1] = ["stand_in_cuda/"];
 const CODE: [&str; 9] = ["rs", "cu", "cuh", "wgsl", "py", "pyi", "c", "cpp", "h"];
+/// Documents, and files whose comments are looked at.
+const TEXTS: [&str; 5] = ["md", "toml", "yml", "cff", "txt"];
 
 /// A file of the repository that is written by hand.
 struct Source {
@@ -124,7 +126,9 @@ fn sources() -> Result<Vec<Source>> {
     let paths = String::from_utf8(git.stdout)?;
     let wanted = |path: &&str| {
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
-        extension.is_some_and(|extension| extension == "md" || CODE.contains(&extension))
+        // The manifests of compiled kernels are not written by hand.
+        !path.ends_with("MANIFEST.toml")
+            && extension.is_some_and(|extension| CODE.contains(&extension) || TEXTS.contains(&extension))
     };
     // Git also lists a file whose deletion is not yet committed.
     let paths = paths.lines().filter(wanted).filter(|path| root().join(path).is_file());

@@ -86,8 +86,9 @@ impl Folder {
 /// and that a whole program is shown.
 fn ensure_programs_are_shown(readme: &str, programs: &[String]) -> Result<()> {
     let lines = |text: &str| -> Vec<String> { text.lines().map(|line| line.trim().to_owned()).collect() };
-    // Without the comment at the head.
-    let programs: Vec<_> = programs.iter().map(|text| lines(&text[text.find("use ").unwrap_or(0)..])).collect();
+    let is_head = |line: &&String| line.is_empty() || line.starts_with("//!");
+    let without_head = |text: &String| lines(text).iter().skip_while(is_head).cloned().collect::<Vec<_>>();
+    let programs: Vec<_> = programs.iter().map(without_head).collect();
     let mut is_whole_shown = false;
     for block in blocks(readme, "rust").map(lines) {
         let is_shown = programs.iter().any(|program| program.windows(block.len().max(1)).any(|part| part == block));
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_the_readme_shows_is_a_program() {
-        let program = "//! Head.\n\nuse a::b;\n\nfn main() {\n    b();\n    c();\n}\n";
+        let program = "//! To use b.\n\nuse a::b;\n\nfn main() {\n    b();\n    c();\n}\n";
         let is_fine = |readme: &str| ensure_programs_are_shown(readme, &[program.to_owned()]).is_ok();
         let whole = "```rust\nuse a::b;\n\nfn main() {\n    b();\n    c();\n}\n```\n";
         assert!(is_fine(whole));

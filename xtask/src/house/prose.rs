@@ -20,6 +20,7 @@ pub(super) fn lines(source: &Source) -> Vec<Line<'_>> {
         let whole = match source.extension() {
             "md" => Some(line),
             "py" | "pyi" => python(line, &mut docstring),
+            "toml" | "yml" | "cff" | "txt" => line.trim_start().starts_with('#').then_some(line),
             "rs" | "cu" | "cuh" | "wgsl" | "c" | "cpp" | "h" => c(line, &mut in_comment),
             _ => None,
         };
@@ -29,7 +30,7 @@ pub(super) fn lines(source: &Source) -> Vec<Line<'_>> {
         };
         let prose = match source.extension() {
             "md" => whole,
-            "py" | "pyi" => without_prefix(whole.trim_start()).trim_start_matches('#'),
+            "py" | "pyi" | "toml" | "yml" | "cff" | "txt" => without_prefix(whole.trim_start()).trim_start_matches('#'),
             _ => whole.trim_start().trim_start_matches(['/', '*', '!']).trim_end_matches("*/"),
         };
         let prose = prose.trim_start();
@@ -130,6 +131,7 @@ mod tests {
     fn code_is_left_out() {
         check("a.rs", "//! One\nlet x = 1; // two\n/// ```\n/// code\n/// ```\n    // Three", &[1, 2, 6]);
         check("a.py", "def f():\n    \"\"\"It\n    is.\n    \"\"\"\n    x = 'no'\n    # it", &[2, 3, 4, 6]);
+        check("a.toml", "# One\nx = 1\n  # two", &[1, 3]);
         check("a.md", "One\n```\ncode\n```\nTwo", &[1, 5]);
         check("a.h", "/** One */\nint x;\n/*\n * two\n */\nint y; /* three */", &[1, 3, 4, 5, 6]);
     }
