@@ -118,11 +118,12 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
 /// The source files that git tracks or would add.
 fn sources() -> Result<Vec<Source>> {
     let git = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate"])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"])
         .current_dir(root())
         .output()
         .context("git")?;
     ensure!(git.status.success(), "git cannot list the files: {}", String::from_utf8_lossy(&git.stderr));
+    // By `-z` they are as they are, also those that git would quote.
     let paths = String::from_utf8(git.stdout)?;
     let wanted = |path: &&str| {
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
@@ -131,7 +132,7 @@ fn sources() -> Result<Vec<Source>> {
             && extension.is_some_and(|extension| CODE.contains(&extension) || TEXTS.contains(&extension))
     };
     // Git also lists a file whose deletion is not yet committed.
-    let paths = paths.lines().filter(wanted).filter(|path| root().join(path).is_file());
+    let paths = paths.split_terminator('\0').filter(wanted).filter(|path| root().join(path).is_file());
     let text = |path: &str| fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
     paths.map(|path| Ok(Source { path: path.to_owned(), text: text(path)? })).collect()
 }
