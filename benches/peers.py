@@ -79,6 +79,8 @@ def main():
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(f"torch's Adam did not run: torch {torch.__version__} finds no CUDA device")
         return
+    if arguments.chart:
+        ensure_drawable(arguments.chart)
     on_cuda = torch.cuda.is_available() and arguments.device != "cpu"
     machine = peers_on_cuda.Machine(torch) if on_cuda else peers_on_cpu.Machine(torch, arguments.threads)
     shapes = shapes_for(machine, arguments.shapes)
@@ -401,6 +403,18 @@ def key_number(r, fused):
     return f"{text} ({ours}, {theirs} bytes){mark.get(is_host_bound, '')}"
 
 
+def ensure_drawable(file):
+    """Ends the program before it has measured for minutes, if it could not draw then."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        sys.exit(f"--chart needs matplotlib: {error}")
+    if not file.parent.is_dir():
+        sys.exit(f"--chart: {file.parent} is not a folder")
+    if file.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        sys.exit(f"--chart: matplotlib cannot draw {file.name}; .svg and .png work")
+
+
 def draw(results, file):
     import matplotlib
 
@@ -411,6 +425,9 @@ def draw(results, file):
 
     limit = results["limit"]
     rows = [r for r in results["rows"] if r["types"] == "f32_f32" and r["variant"] != limit]
+    if not rows:
+        print("no chart: no step in f32 was timed")
+        return
     shapes, variants = list(dict.fromkeys(r["shape"] for r in rows)), list(dict.fromkeys(r["variant"] for r in rows))
     figure, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
     width = 0.8 / len(variants)

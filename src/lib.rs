@@ -193,8 +193,3 @@ pub use tensor::{
     ArgumentError, Dtype, Element, Formats, GradOf, HalfElement, ListError, RawBuffer, RawTensor, Role, TensorError,
     TensorProblem, Variant,
 };
-
-/// Runs the Rust samples of the README as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

@@ -6,6 +6,7 @@ mod comments;
 mod links;
 mod phrases;
 mod prose;
+mod samples;
 mod sentences;
 
 use std::fs;
@@ -27,6 +28,8 @@ const LIBRARY: [&str; 2] = ["src/", "capi/src/"];
 const TESTS: [&str; 2] = ["tests/", "capi/tests/"];
 const STAND_IN: [&str; 1] = ["stand_in_cuda/"];
 const CODE: [&str; 9] = ["rs", "cu", "cuh", "wgsl", "py", "pyi", "c", "cpp", "h"];
+/// Documents, and files whose comments are looked at.
+const TEXTS: [&str; 5] = ["md", "toml", "yml", "cff", "txt"];
 
 /// A file of the repository that is written by hand.
 struct Source {
@@ -94,6 +97,7 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
         sentences::count(&sources),
         links::count(&sources),
     ]);
+    counts.extend(samples::counts(&sources));
 
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["what", "found", "limit", ""]);
@@ -114,18 +118,21 @@ pub(crate) fn run(only_report: bool) -> Result<()> {
 /// The source files that git tracks or would add.
 fn sources() -> Result<Vec<Source>> {
     let git = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate"])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"])
         .current_dir(root())
         .output()
         .context("git")?;
     ensure!(git.status.success(), "git cannot list the files: {}", String::from_utf8_lossy(&git.stderr));
+    // By `-z` they are as they are, also those that git would quote.
     let paths = String::from_utf8(git.stdout)?;
     let wanted = |path: &&str| {
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
-        extension.is_some_and(|extension| extension == "md" || CODE.contains(&extension))
+        // The manifests of compiled kernels are not written by hand.
+        !path.ends_with("MANIFEST.toml")
+            && extension.is_some_and(|extension| CODE.contains(&extension) || TEXTS.contains(&extension))
     };
     // Git also lists a file whose deletion is not yet committed.
-    let paths = paths.lines().filter(wanted).filter(|path| root().join(path).is_file());
+    let paths = paths.split_terminator('\0').filter(wanted).filter(|path| root().join(path).is_file());
     let text = |path: &str| fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
     paths.map(|path| Ok(Source { path: path.to_owned(), text: text(path)? })).collect()
 }

@@ -81,7 +81,7 @@ enum Task {
     /// Build the library for the browser, with rustup's target or with Debian's compiler.
     Wasm,
     /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide
-    /// comments, phrases to avoid, long sentences.
+    /// comments, phrases to avoid, long sentences, dead links, samples that no test runs.
     House {
         /// Print the places that break a limit, but do not fail.
         #[arg(long)]

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{BrokenLink, Event, LinkType, Options, Parser, Tag, TagEnd};
 
 use super::{Count, Source};
 use crate::root;
@@ -44,8 +44,14 @@ pub(super) fn count(sources: &[Source]) -> Count {
 fn read(text: &str) -> Document {
     let mut document = Document { links: vec![], anchors: HashSet::new() };
     let mut heading: Option<String> = None;
-    for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
+    // `[text][name]` without a definition of the name is a link to it, which leads nowhere.
+    let undefined = |link: BrokenLink<'_>| {
+        let is_link = matches!(link.link_type, LinkType::Reference | LinkType::Collapsed);
+        is_link.then(|| (link.reference.to_string().into(), "".into()))
+    };
+    for event in Parser::new_with_broken_link_callback(text, Options::ENABLE_TABLES, Some(undefined)) {
         match event {
+            Event::Html(html) | Event::InlineHtml(html) => document.links.extend(addresses(&html)),
             Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
                 document.links.push(dest_url.into_string());
             }
@@ -68,6 +74,16 @@ fn read(text: &str) -> Document {
     document
 }
 
+/// Where HTML leads to, and the pictures that it shows.
+fn addresses(html: &str) -> Vec<String> {
+    let values = ["href=", "src="].into_iter().flat_map(|name| html.split(name).skip(1));
+    let unquoted = values.filter_map(|value| {
+        let quote = value.chars().next().filter(|quote| ['"', '\''].contains(quote))?;
+        value[1..].split(quote).next()
+    });
+    unquoted.map(str::to_owned).collect()
+}
+
 /// As mdBook and GitHub form it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
@@ -79,7 +95,7 @@ fn leads_somewhere(from: &str, link: &str, documents: &HashMap<&str, Document>) 
         return true;
     }
     let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
-    let path = if path.is_empty() { from.to_owned() } else { resolve(from, path) };
+    let Some(path) = (if path.is_empty() { Some(from.to_owned()) } else { resolve(from, path) }) else { return false };
     match (documents.get(path.as_str()), anchor) {
         (Some(document), Some(anchor)) => document.anchors.contains(anchor),
         (Some(_), None) => true,
@@ -87,22 +103,24 @@ fn leads_somewhere(from: &str, link: &str, documents: &HashMap<&str, Document>) 
     }
 }
 
-/// The path from the root of what a link of a document names.
-fn resolve(from: &str, link: &str) -> String {
+/// The path from the root of what a link of a document names, unless it is outside of the root.
+fn resolve(from: &str, link: &str) -> Option<String> {
     let folder = Path::new(from).parent().unwrap_or(Path::new(""));
     let mut resolved = PathBuf::new();
     for part in folder.join(link).components() {
         match part {
-            Component::ParentDir => drop(resolved.pop()),
+            Component::ParentDir => resolved.pop().then_some(())?,
+            Component::RootDir | Component::Prefix(_) => return None,
             part => resolved.push(part),
         }
     }
-    resolved.to_string_lossy().replace('\\', "/")
+    Some(resolved.to_string_lossy().replace('\\', "/"))
 }
 
 fn pages_without_a_link(documents: &HashMap<&str, Document>) -> Vec<String> {
     let named = documents.get(CONTENTS).map_or(&[][..], |contents| &contents.links);
-    let is_named = |path: &str| path == CONTENTS || named.iter().any(|link| resolve(CONTENTS, link) == path);
+    let is_named =
+        |path: &str| path == CONTENTS || named.iter().any(|link| resolve(CONTENTS, link).as_deref() == Some(path));
     let pages = documents.keys().filter(|path| path.starts_with(PAGES) && !is_named(path));
     pages.map(|path| format!("{path}: it is not in {CONTENTS}")).collect()
 }
@@ -125,11 +143,19 @@ mod tests {
             ("b/c.md#e", false),
             ("b/d.md", false),
             ("../../Cargo.toml", true),
+            ("../../../Cargo.toml", false),
+            ("/etc", false),
             ("https://example.org/", true),
         ] {
             assert_eq!(leads_somewhere("docs/src/a.md", link, &documents), expected, "{link}");
         }
         assert!(leads_somewhere("docs/src/b/c.md", "../a.md", &documents));
         assert_eq!(pages_without_a_link(&documents).len(), 2);
+    }
+
+    #[test]
+    fn links_of_every_form_are_read() {
+        let text = "[a][b] [c][] [d] [e][f]\n\n<a href=\"g.md\">g</a> <img src='h.png'>\n\n<p>\n<a href=\"i\">\n</p>\n\n[f]: j.md 'A title'";
+        assert_eq!(read(text).links, ["b", "c", "j.md", "g.md", "h.png", "i"]);
     }
 }

@@ -33,8 +33,10 @@ fn phrases() -> Result<Vec<Phrase>> {
 
 /// In lower case, without the punctuation around them.
 fn words_of(text: &str) -> Vec<String> {
-    let words = text.split_whitespace();
-    words.map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()).collect()
+    let words = text.split(|c: char| c.is_whitespace() || ['—', '–', '/'].contains(&c));
+    let words = words.map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase().replace('’', "'"));
+    // Marks of lists and quotes are no words.
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 /// Where a source has one of the phrases, also across the end of a line.
@@ -67,5 +69,13 @@ mod tests {
         let starts = ["a.rs:1: \"lest\"", "a.rs:2: \"in order to\"", "a.rs:5: \"of course\""];
         assert_eq!(found.len(), starts.len(), "{found:?}");
         assert!(found.iter().zip(starts).all(|(found, start)| found.starts_with(start)), "{found:?}");
+    }
+
+    #[test]
+    fn phrases_are_found_around_other_punctuation() {
+        let phrases = phrases().unwrap();
+        let text = "> In\n> order to, the caller’s to—of course—do, easily/simply.".to_owned();
+        let found = found_in(&Source { path: "a.md".to_owned(), text }, &phrases);
+        assert_eq!(found.len(), 5, "{found:?}");
     }
 }

@@ -5,6 +5,8 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use super::{Count, Source};
 
 const WORDS: usize = 30;
+/// Their points end no sentence.
+const ABBREVIATIONS: [&str; 6] = ["e.g.", "i.e.", "etc.", "cf.", "vs.", "approx."];
 /// What newcomers read.
 const READ_FIRST: [&str; 4] = ["README.md", "python/README.md", "docs/src/introduction.md", "docs/src/guide/"];
 
@@ -28,11 +30,17 @@ fn long_sentences(source: &Source) -> Vec<String> {
         match event {
             Event::Start(Tag::CodeBlock(_)) => in_code = true,
             Event::Text(part) if !in_code => text.push_str(&part),
+            Event::Html(html) => text.push_str(&without_tags(&html)),
             Event::Code(_) => text.push_str("code"),
             Event::SoftBreak | Event::HardBreak => text.push(' '),
             Event::Start(Tag::Paragraph | Tag::Item)
             | Event::End(
-                TagEnd::Paragraph | TagEnd::Item | TagEnd::Heading(_) | TagEnd::TableCell | TagEnd::CodeBlock,
+                TagEnd::Paragraph
+                | TagEnd::Item
+                | TagEnd::Heading(_)
+                | TagEnd::TableCell
+                | TagEnd::CodeBlock
+                | TagEnd::HtmlBlock,
             ) => {
                 in_code = false;
                 let text = std::mem::take(&mut text);
@@ -45,12 +53,21 @@ fn long_sentences(source: &Source) -> Vec<String> {
     long
 }
 
+fn without_tags(html: &str) -> String {
+    // Within a line: a tag or a comment that spans lines counts as text.
+    let (first, rest) = html.split_once('<').unwrap_or((html, ""));
+    let rest = rest.split('<').map(|part| part.split_once('>').map_or(part, |(_, text)| text));
+    std::iter::once(first).chain(rest).collect()
+}
+
 fn sentences(text: &str) -> Vec<&str> {
     let mut found = vec![];
     let mut start = 0;
     for (end, _) in text.match_indices([' ', '\n']) {
-        if text[start..end].trim_end_matches([')', '"']).ends_with(['.', '!', '?']) {
-            found.push(text[start..end].trim());
+        let sentence = text[start..end].trim_end_matches([')', '"']);
+        let last = sentence.rsplit([' ', '\n', '(']).next().unwrap_or_default().to_lowercase();
+        if sentence.ends_with(['.', '!', '?']) && !ABBREVIATIONS.contains(&last.as_str()) {
+            found.push(sentence.trim());
             start = end;
         }
     }
@@ -59,7 +76,7 @@ fn sentences(text: &str) -> Vec<&str> {
 }
 
 fn words(sentence: &str) -> usize {
-    sentence.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count()
+    sentence.split(|c: char| c.is_whitespace() || c == '—').filter(|word| word.contains(char::is_alphanumeric)).count()
 }
 
 #[cfg(test)]
@@ -83,5 +100,15 @@ mod tests {
         let long = long_sentences(&Source { path: "README.md".to_owned(), text });
         assert_eq!(long.len(), 2, "{long:?}");
         assert!(long[0].ends_with("code") && long[1].contains("31 words"), "{long:?}");
+    }
+
+    #[test]
+    fn sentences_do_not_end_at_abbreviations_or_within_html() {
+        let of = |words: usize| vec!["word"; words].join(" ");
+        let text =
+            format!("{} (e.g. {}).\n\n<p>{}\n{}\n</p>\n\n{}—{}.\n", of(15), of(15), of(16), of(15), of(15), of(16));
+        let long = long_sentences(&Source { path: "README.md".to_owned(), text });
+        assert_eq!(long.len(), 3, "{long:?}");
+        assert!(long.iter().all(|long| long.contains("31 words")), "{long:?}");
     }
 }
