@@ -13,6 +13,6 @@ fn main() -> Result<()> {
         let loss = weights.sqr()?.mean_all()?;
         optimizer.backward_step(&loss)?;
     }
-    println!("the loss: {}", weights.sqr()?.mean_all()?);
+    println!("the loss: {:.4}", weights.sqr()?.mean_all()?.to_scalar::<f32>()?);
     Ok(())
 }
