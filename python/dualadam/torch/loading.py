@@ -142,6 +142,8 @@ def loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dict
         # Names belong to the parameters, which stay.
         names = own if "param_names" in own else options
         group = {**own, **options, "params": own["params"]}
+        # A state dict without masters does not switch them off: the next step makes them.
+        group["master_weights"] = own["master_weights"] or group["master_weights"]
         if "param_names" in names:
             group["param_names"] = names["param_names"]
         config_of(group)

@@ -300,21 +300,26 @@ class DualAdam(Optimizer):
         return loss
 
     _hooked_step = Optimizer.profile_hook_step(_step)
-    _step_outside_of_graphs = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
+    _step_outside_of_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        step, reason="the kernels of DualAdam are not operations of torch"
+    )
 
     def _config(self, index: int, group: dict[str, Any]) -> Config:
         """The hyperparameters of a group, checked again if an option changed."""
+        values = None
         try:
             values = values_of(group)
+            known = self._configs.get(index)
+            if known is not None and known[0] == values:
+                return known[1]
         except (TypeError, ValueError):
-            values = None
-        known = self._configs.get(index)
-        if known is None or known[0] != values:
-            with naming(f"group {index}"):
-                config = config_of(group)
-            assert values is not None
-            known = self._configs[index] = (values, config)
-        return known[1]
+            # Something that is no value. The check below says what is wrong with it.
+            pass
+        with naming(f"group {index}"):
+            config = config_of(group)
+        if values is not None:
+            self._configs[index] = (values, config)
+        return config
 
     def load_state_dict(self, state_dict: StateDict, strict: bool = True) -> None:
         """Load a state dict of a DualAdam, or of torch's Adam or AdamW.

@@ -141,6 +141,14 @@ def is_on_device(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_cuda
 
 
+def _is_flag(value: Any) -> bool:
+    """Whether a value is equal to True or False, as 0 and NumPy's booleans are."""
+    try:
+        return not isinstance(value, Tensor) and bool(value in (True, False))
+    except ValueError:
+        return False
+
+
 def config_of(group: dict[str, Any]) -> Config:
     """The hyperparameters of a group, checked by the library."""
     refuse(group)
@@ -149,12 +157,15 @@ def config_of(group: dict[str, Any]) -> Config:
             text = f"{name} must be given when the group is added, got {group[name]!r} later"
             raise ValueError(f"{text}: set the group's schedule")
     for name in _FLAGS:
-        if isinstance(group[name], Tensor) or group[name] not in (True, False):
+        if not _is_flag(group[name]):
             raise TypeError(f"{name} must be True or False, got {group[name]!r}")
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
         raise ValueError(f"betas must be two numbers, got {group['betas']!r}") from None
+    if not isinstance(group["inverse_term"], str):
+        text = f"inverse_term must be 'paper' or 'with_eps', got {group['inverse_term']!r}"
+        raise TypeError(text)
     lr = group["lr"]
     if is_on_device(lr):
         check_size("lr", lr.numel())

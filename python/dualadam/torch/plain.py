@@ -122,13 +122,17 @@ def check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
     if own.device != like.device:
         raise ValueError(f"{what} must be on {like.device}, it is on {own.device}")
     for which, tensor in ((name, like), (what, own)):
-        if tensor.device.type not in ("cpu", "cuda"):
-            text = f"{which} must be on the CPU or on CUDA, it is on {tensor.device}"
-            raise ValueError(text)
-        if tensor.is_cuda and torch.version.hip is not None:
-            text = f"{which} must be on the CPU or on a GPU of NVIDIA, this torch is for ROCm"
-            raise ValueError(text)
+        check_device(which, tensor)
         check_memory(which, tensor)
+
+
+def check_device(what: str, tensor: Tensor) -> None:
+    """Fails unless there are kernels for the device of a tensor."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{what} must be on the CPU or on CUDA, it is on {tensor.device}")
+    if tensor.is_cuda and torch.version.hip is not None:
+        text = "must be on the CPU or on a GPU of NVIDIA, and this torch is built for ROCm"
+        raise ValueError(f"{what} {text}")
 
 
 def _check_dense(what: str, tensor: Tensor) -> None:
