@@ -49,12 +49,12 @@ class DualAdam(Optimizer):
     One call steps all tensors of a device in one pass through memory, on the CPU or on CUDA.
     Parameters are float32, bfloat16 or float16, of any shape, in any dense layout. A gradient has
     its parameter's shape, and is float32 or of its parameter's type. A float32 parameter takes
-    gradients of all three types.
+    gradients of all three types. A parameter is checked when it has a gradient.
 
     Args:
         params (iterable): parameters, pairs of name and parameter, or dicts of parameter groups.
-            A group may set any option up to master_weights for itself.
-        lr (float or Tensor): learning rate, at least 0. A tensor has one element. Default 1e-3.
+            A group may set any option up to master_weights for itself, and keeps other keys.
+        lr (float or Tensor): learning rate, at least 0. Default 1e-3.
         betas (tuple[float, float]): β1 and β2, each at least 0 and below 1. Default (0.9, 0.999).
         eps (float): ε, above 0. Default 1e-8.
         weight_decay (float): λ, at least 0. Default 0.
@@ -68,18 +68,21 @@ class DualAdam(Optimizer):
             last √v̂, as the authors' published code. Default "paper".
         maximize (bool): True to maximise. Default False.
         capturable (bool): CUDA devices count the steps, so that a CUDA graph can capture them.
-            Replays see a changed learning rate only if lr is a tensor on the device. Default False.
+            Replays see a changed learning rate only if lr is a tensor on the device. It has no
+            effect on the CPU. Default False.
         master_weights (bool): bfloat16 and float16 parameters have a float32 master in the state.
             The first step makes it from the parameter. Each step updates the master, and writes
             its values, rounded, over the parameter. Default False.
         fused (bool or None): has no effect, since every step is fused.
         amsgrad, foreach, differentiable: refused if set.
 
+    A number may be a Python number, a tensor or an array with one element. Each step reads the
+    options of the groups again, so that they may be changed, in place too.
+
     Raises:
-        ValueError: an option is out of range, refused or unknown; none or several of
-            switching_rate, switching_steps and schedule are given; or a parameter is sparse, or
-            has gaps or overlaps.
-        TypeError: an option or a parameter has the wrong type.
+        ValueError: an option is out of range or refused; none or several of switching_rate,
+            switching_steps and schedule are given; or a parameter appears twice.
+        TypeError: an option has the wrong type.
 
     The state of a parameter has `step`, `exp_avg` and `exp_avg_sq`, as torch's Adam, and
     `master_param` if it has a master. The moments are float32. The CUDA devices count the steps,
