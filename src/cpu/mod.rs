@@ -9,6 +9,9 @@
 //! | [`step_raw`] | the caller's | one | addresses |
 //! | [`TensorList`], [`step_list_raw`] | the caller's | many | addresses |
 //!
+//! [`sync_master`] and [`sync_master_raw`] take over into f32 masters what other code wrote into
+//! their 16-bit parameters; [`DualAdam::sync_masters`] does so for all tensors.
+//!
 //! # Bits
 //!
 //! A step makes the operations that [`StepCoeffs`] states. The result is the same to the bit (NaNs
@@ -27,8 +30,8 @@
 //!
 //! # Allocations
 //!
-//! - [`step`], [`step_with_master`], [`step_list`], [`step_raw`], [`TensorList::step_raw`] and
-//!   [`TensorList::update`] do not allocate.
+//! - [`step`], [`step_with_master`], [`step_list`], [`step_raw`], [`TensorList::step_raw`],
+//!   [`TensorList::update`], [`sync_master`] and [`sync_master_raw`] do not allocate.
 //! - [`TensorList::new`] allocates some 520 bytes for each tensor, as does each call of
 //!   [`step_list_raw`], which makes a list.
 //! - [`DualAdam::step`] allocates in its first call. A later call does so only if its tensors are
@@ -41,12 +44,14 @@ mod kernels;
 mod list;
 mod loops;
 mod optimizer;
+mod sync;
 mod threads;
 mod update;
 
 pub use buffer::{Buffer, BufferMut, Tensor};
 pub use list::{TensorList, step_list, step_list_raw, step_raw};
 pub use optimizer::DualAdam;
+pub use sync::{sync_master, sync_master_raw};
 
 use crate::rule::StepCoeffs;
 use crate::tensor::{Element, GradOf, HalfElement, RawTensor, TensorError};
