@@ -24,9 +24,13 @@
 //!
 //! # Threads
 //!
-//! A call with more than 32,768 elements in all runs on the current rayon pool. To choose the
-//! threads, call it inside `rayon::ThreadPool::install`. A smaller call, and every call without the
-//! feature `rayon`, runs on the calling thread.
+//! A call with more than 32,768 elements in all ([`MAX_SEQUENTIAL`]) runs on the current rayon
+//! pool. To choose the threads, call it inside `rayon::ThreadPool::install`. A smaller call, a call
+//! in [`sequential`], and every call without the feature `rayon` run on the calling thread.
+//!
+//! A process made by `fork` has only the thread that called it. The pools of its parent have no
+//! threads there, and a call that runs on one of them never returns. In such a process, make larger
+//! calls in [`sequential`], or inside a pool that the process itself has made.
 //!
 //! # Allocations
 //!
@@ -52,6 +56,7 @@ pub use buffer::{Buffer, BufferMut, Tensor};
 pub use list::{TensorList, step_list, step_list_raw, step_raw};
 pub use optimizer::DualAdam;
 pub use sync::{sync_master, sync_master_raw};
+pub use threads::{MAX_SEQUENTIAL, sequential};
 
 use crate::rule::StepCoeffs;
 use crate::tensor::{Element, GradOf, HalfElement, RawTensor, TensorError};

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from dualadam._dualadam import Config, Schedule, Stepper, use_threads
+from dualadam._dualadam import Config, Schedule, Stepper
 from dualadam.torch.groups import name_of, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import check_parts, loaded_group, match
@@ -91,9 +91,9 @@ class DualAdam(Optimizer):
     as int64, if a group is capturable or has its lr on a device, or if `torch.amp.GradScaler`
     leaves it to them to unscale the gradients and to skip steps.
 
-    On the CPU, the first step of the process starts as many threads as torch has then, unless
-    RAYON_NUM_THREADS is set. Autograd does not count a step as a change in place, so it does not
-    refuse a second backward pass through a graph from before the step.
+    On the CPU, a step of more than 32,768 elements uses as many threads as torch, unless
+    RAYON_NUM_THREADS is set. They are the optimizer's own. Autograd does not count a step as a
+    change in place, so it does not refuse a second backward pass through a graph from before it.
 
     Example:
         >>> import torch
@@ -244,7 +244,7 @@ class DualAdam(Optimizer):
             ValueError, TypeError: a gradient, a state or an option does not fit. The message names
                 the parameter or the group.
             RuntimeError: a CUDA graph cannot capture the step, another thread is in a step of this
-                optimizer, or the CUDA driver failed.
+                optimizer, threads cannot be started, or the CUDA driver failed.
 
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
@@ -294,8 +294,8 @@ class DualAdam(Optimizer):
             raise RuntimeError(text)
 
         if self._stepper is None:
-            use_threads(torch.get_num_threads())
-            self._stepper = Stepper([Tensor, torch.nn.Parameter], plain, plain_grad)
+            kinds = [Tensor, torch.nn.Parameter]
+            self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
         state = self.__dict__["state"]
         arguments = (multiplier, is_controlled, scalars)
         odd = self._stepper.step(state, groups, None, *arguments)
