@@ -5,6 +5,7 @@ use crate::tensor::{ArgumentError, CheckedList, RawTensor, TensorError, TensorPr
 
 use super::buffer::Tensor;
 use super::kernels::Job;
+use super::parts::{PART, Parts};
 use super::threads::{for_each, for_each_mut};
 
 /// The largest number of elements that a buffer of any format can have in an address space.
@@ -52,7 +53,7 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
         check_coeffs_index(index, tensor.coeffs_index, coeffs.len())?;
         elements = elements.saturating_add(tensor.param.len() as u64);
     }
-    for_each_mut(tensors, elements, |tensor| {
+    for_each_mut(tensors, elements > PART, |tensor| {
         // The check has passed above, so it passes again.
         if let Ok(job) = tensor.job(0) {
             // SAFETY: `job` has the variant of the tensor's formats. The buffers are slices of its
@@ -186,8 +187,7 @@ fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
 pub struct TensorList {
     list: CheckedList,
     jobs: Vec<Job>,
-    /// The number of elements of all tensors.
-    elements: u64,
+    parts: Parts,
 }
 
 impl TensorList {
@@ -204,11 +204,12 @@ impl TensorList {
     ///   gradients may overlap.
     pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
         tensors.iter().enumerate().try_for_each(|(index, tensor)| check_len(index, tensor))?;
-        let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
         let list = CheckedList::new(tensors)?;
         let job = |(&tensor, &variant)| Job { tensor, variant, sets_master: false };
         let jobs = tensors.iter().zip(list.variants()).map(job).collect();
-        Ok(Self { list, jobs, elements })
+        let mut parts = Parts::default();
+        parts.set(tensors.iter().map(|tensor| tensor.len));
+        Ok(Self { list, jobs, parts })
     }
 
     /// The number of tensors.
@@ -284,12 +285,16 @@ impl TensorList {
     ///   ([`expose_provenance`](pointer#method.expose_provenance)).
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
-        for_each(&self.jobs, self.elements, |job| {
-            if !job.tensor.is_skipped() {
-                // SAFETY: `job` has the variant of the tensor's formats. Addresses, lengths and
-                // overlap were checked. The buffers are initialised, valid, exposed memory that
-                // nothing else uses (this function's three requirements).
-                unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
+        for_each(self.parts.count(), |part| {
+            for (index, range) in self.parts.tensors_of(part) {
+                let job = &self.jobs[index];
+                if !job.tensor.is_skipped() {
+                    // SAFETY: `job` has the variant of the tensor's formats. Addresses, lengths and
+                    // overlap were checked. The buffers are initialised, valid, exposed memory that
+                    // nothing else uses (this function's three requirements). No two parts share an
+                    // element.
+                    unsafe { job.run_range(range, &coeffs[job.tensor.coeffs_index]) };
+                }
             }
         });
         Ok(())

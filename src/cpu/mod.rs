@@ -41,6 +41,7 @@ mod kernels;
 mod list;
 mod loops;
 mod optimizer;
+mod parts;
 mod threads;
 mod update;
 
