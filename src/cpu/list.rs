@@ -5,6 +5,7 @@ use crate::tensor::{ArgumentError, CheckedList, RawTensor, TensorError, TensorPr
 
 use super::buffer::Tensor;
 use super::kernels::Job;
+use super::parts::Parts;
 use super::threads::{for_each, for_each_mut};
 
 /// The largest number of elements that a buffer of any format can have in an address space.
@@ -161,6 +162,11 @@ pub(super) fn check_total(index: usize, len: u64) -> Result<(), TensorError> {
     Err(TensorError::of_tensor(index, problem))
 }
 
+/// The number of elements that a step of a tensor updates.
+fn stepped_len(tensor: &RawTensor) -> u64 {
+    if tensor.is_skipped() { 0 } else { tensor.len }
+}
+
 /// A list of tensors by address, of any lengths and formats, that are stepped together.
 ///
 /// [`new`](Self::new) checks formats, addresses and overlap once, and [`update`](Self::update)
@@ -187,8 +193,7 @@ pub(super) fn check_total(index: usize, len: u64) -> Result<(), TensorError> {
 pub struct TensorList {
     list: CheckedList,
     jobs: Vec<Job>,
-    /// The number of elements of all tensors.
-    elements: u64,
+    parts: Parts,
 }
 
 impl TensorList {
@@ -205,11 +210,12 @@ impl TensorList {
     ///   gradients may overlap.
     pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
         tensors.iter().enumerate().try_for_each(|(index, tensor)| check_total(index, tensor.len))?;
-        let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
         let list = CheckedList::new(tensors)?;
         let job = |(&tensor, &variant)| Job { tensor, variant, sets_master: false };
         let jobs = tensors.iter().zip(list.variants()).map(job).collect();
-        Ok(Self { list, jobs, elements })
+        let mut parts = Parts::default();
+        parts.set(tensors.iter().map(stepped_len));
+        Ok(Self { list, jobs, parts })
     }
 
     /// The number of tensors.
@@ -259,8 +265,15 @@ impl TensorList {
     /// # Ok::<(), dualadam::Error>(())
     /// ```
     pub fn update(&mut self, tensors: &[RawTensor]) -> Result<(), ArgumentError> {
-        let jobs = &mut self.jobs;
-        self.list.update(tensors, |index| jobs[index].tensor = tensors[index])
+        let (jobs, mut is_divided_anew) = (&mut self.jobs, false);
+        self.list.update(tensors, |index| {
+            is_divided_anew |= jobs[index].tensor.is_skipped() != tensors[index].is_skipped();
+            jobs[index].tensor = tensors[index];
+        })?;
+        if is_divided_anew {
+            self.parts.set(tensors.iter().map(stepped_len));
+        }
+        Ok(())
     }
 
     /// One DualAdam step of each tensor that has a gradient, with the coefficients
@@ -285,12 +298,15 @@ impl TensorList {
     ///   ([`expose_provenance`](pointer#method.expose_provenance)).
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
-        for_each(&self.jobs, self.elements, |job| {
-            if !job.tensor.is_skipped() {
+        for_each(self.parts.count(), |part| {
+            for (index, range) in self.parts.tensors_of(part) {
+                let job = &self.jobs[index];
                 // SAFETY: `job` has the variant of the tensor's formats. Addresses, lengths and
-                // overlap were checked. The buffers are initialised, valid, exposed memory that
-                // nothing else uses (this function's three requirements).
-                unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
+                // overlap were checked. The tensor has a gradient, since parts have elements of
+                // such tensors only. So the buffers are initialised, valid, exposed memory that
+                // nothing else uses (this function's three requirements). No two parts share an
+                // element.
+                unsafe { job.run_range(range, &coeffs[job.tensor.coeffs_index]) };
             }
         });
         Ok(())

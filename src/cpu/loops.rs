@@ -3,7 +3,7 @@
 use crate::rule::{FloatEnv, StepCoeffs};
 use crate::tensor::{Dtype, Element};
 
-use super::threads::{CHUNK, join};
+use super::parts::ALIGNMENT;
 use super::update::update;
 
 /// The number of elements whose new parameters are kept as f32, to be narrowed in a second loop.
@@ -12,9 +12,6 @@ use super::update::update;
 /// processor's queue, so that the next division starts late. In bf16 on a Zen 3 core, an element
 /// took 1.13 ns in a single loop, 0.74 ns with blocks of 512 and 0.87 ns with blocks of 64.
 const BLOCK: usize = 512;
-
-/// The alignment of the body of a step, in bytes: a cache line.
-const ALIGNMENT: usize = 64;
 
 /// The buffers of one tensor, all of one length. Without masters, `master` is a slice of `()`.
 pub(super) struct Streams<'a, P, G, M, V, W> {
@@ -63,29 +60,16 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
         self.master.iter_mut().zip(&*self.param).for_each(|(master, param)| *master = W::of(param.widen()));
     }
 
-    /// One step of all elements, on the current rayon pool.
+    /// One step of all elements, on this thread.
     pub(super) fn run(self, coeffs: &StepCoeffs) {
         let level = Level::detect();
-        // Vectors that straddle cache lines are slower. The allocator places large buffers 16 bytes
-        // after a cache line, all in the same way, so that one head aligns all f32 buffers, which
-        // are most of the traffic.
         let head = self.exp_avg.as_ptr().align_offset(ALIGNMENT).min(self.param.len());
         if head == 0 {
-            return self.run_parallel(coeffs, level);
+            return self.run_chunk(coeffs, level);
         }
         let (head, body) = self.split_at(head);
         head.run_chunk(coeffs, level);
-        body.run_parallel(coeffs, level);
-    }
-
-    fn run_parallel(self, coeffs: &StepCoeffs, level: Level) {
-        if self.param.len() <= CHUNK {
-            return self.run_chunk(coeffs, level);
-        }
-        // A multiple of 64 elements, so that both halves start aligned and share no cache line.
-        let middle = (self.param.len() / 2).next_multiple_of(64);
-        let (left, right) = self.split_at(middle);
-        join(|| left.run_parallel(coeffs, level), || right.run_parallel(coeffs, level));
+        body.run_chunk(coeffs, level);
     }
 
     fn split_at(self, middle: usize) -> (Self, Self) {
@@ -106,7 +90,7 @@ impl<P: Element, G: Element, M: Element, V: Element, W: Master> Streams<'_, P, G
         )
     }
 
-    /// One step on this thread, under the standard control word. Tests which terms are present once
+    /// One step under the standard control word. Tests which terms are present once
     /// for all elements, so that the loop has no tests.
     fn run_chunk(self, coeffs: &StepCoeffs, level: Level) {
         let _standard = FloatEnv::standard();

@@ -48,6 +48,7 @@ mod kernels;
 mod list;
 mod loops;
 mod optimizer;
+mod parts;
 mod sync;
 mod threads;
 mod update;

@@ -1,5 +1,6 @@
 //! Bringing masters up to date with parameters that other code has written.
 
+use std::ops::Range;
 use std::slice;
 
 use half::{bf16, f16};
@@ -12,7 +13,8 @@ use crate::tensor::{
 use super::buffer::{raw, raw_mut};
 use super::list::check_total;
 use super::loops::{Level, Master};
-use super::threads::{CHUNK, join};
+use super::parts::{count_of, range_of};
+use super::threads::for_each;
 
 /// The number of elements that are compared before any of them is written. Where nothing changed,
 /// nothing is written; elsewhere a block is written as a whole.
@@ -132,29 +134,42 @@ impl SyncJob {
         self.pair.len
     }
 
-    /// Brings the masters up to date. Does nothing if the tensor is empty.
+    /// Brings the masters up to date, on the current rayon pool. Does nothing if the tensor is
+    /// empty.
     ///
     /// # Safety
     ///
     /// - Unless the tensor is empty, its buffers are as [`sync_master_raw`] requires.
     pub(super) unsafe fn run(&self) {
-        if self.pair.len > 0 {
-            // SAFETY: the kernel is that of the formats. The tensor is not empty, and its buffers
-            // were checked and are as `Kernel` requires (this function's requirement).
-            unsafe { KERNELS[self.variant.index()](&self.pair) };
-        }
+        for_each(count_of(self.pair.len), |part| {
+            // SAFETY: as this function's requirement. Ranges of different parts do not overlap.
+            unsafe { self.run_range(range_of(part, self.pair.len)) };
+        });
+    }
+
+    /// Brings a range of the masters up to date, on this thread.
+    ///
+    /// # Safety
+    ///
+    /// - The range is not empty, and within the tensor's length. The buffers are as
+    ///   [`sync_master_raw`] requires, for this range.
+    pub(super) unsafe fn run_range(&self, range: Range<u64>) {
+        // SAFETY: the kernel is that of the formats. The buffers were checked and are as `Kernel`
+        // requires (this function's requirement).
+        unsafe { KERNELS[self.variant.index()](&self.pair, range.start as usize..range.end as usize) };
     }
 }
 
-/// Brings masters up to date, by address.
+/// Brings a range of masters up to date, by address.
 ///
 /// # Safety
 ///
-/// - The pair has the formats that the function is for, and is not empty.
+/// - The pair has the formats that the function is for. The range is within its length.
 /// - Each buffer is initialised memory of the pair's length and its format, aligned, of at most
 ///   `isize::MAX` bytes, with exposed provenance, valid for reads and, for `master`, for writes.
-/// - The buffers do not overlap. Nothing else writes them, or uses `master`, during the call.
-type Kernel = unsafe fn(&MasterPair);
+/// - The buffers do not overlap. Nothing else writes the range of them, or uses that of `master`,
+///   during the call.
+type Kernel = unsafe fn(&MasterPair, Range<usize>);
 
 /// In the order of the variants. Those of variants without masters do nothing.
 static KERNELS: [Kernel; Variant::COUNT] = for_each_variant!(sync_streams);
@@ -165,29 +180,22 @@ static KERNELS: [Kernel; Variant::COUNT] = for_each_variant!(sync_streams);
 ///
 /// - As for [`Kernel`].
 #[expect(clippy::extra_unused_type_parameters, reason = "`for_each_variant!` names the types of all roles")]
-unsafe fn sync_streams<P: Element, G: Element, M: Element, V: Element, W: Master>(pair: &MasterPair) {
-    let len = pair.len as usize;
+unsafe fn sync_streams<P: Element, G: Element, M: Element, V: Element, W: Master>(
+    pair: &MasterPair,
+    range: Range<usize>,
+) {
     // SAFETY: the buffers are initialised, aligned, exposed memory of this length and these types,
     // they do not overlap, and nothing else writes them (the requirements of `Kernel`).
     let (param, master) = unsafe {
         let param = std::ptr::with_exposed_provenance::<P>(pair.param.address as usize);
         let master = std::ptr::with_exposed_provenance_mut::<W>(pair.master.address as usize);
-        (slice::from_raw_parts(param, len), slice::from_raw_parts_mut(master, len))
+        let param = slice::from_raw_parts(param.add(range.start), range.len());
+        (param, slice::from_raw_parts_mut(master.add(range.start), range.len()))
     };
-    sync_parallel(param, master, Level::detect());
+    sync_chunk(param, master, Level::detect());
 }
 
-fn sync_parallel<P: Element, W: Master>(param: &[P], master: &mut [W], level: Level) {
-    if param.len() <= CHUNK {
-        return sync_chunk(param, master, level);
-    }
-    let middle = (param.len() / 2).next_multiple_of(BLOCK);
-    let (param, param_right) = param.split_at(middle);
-    let (master, master_right) = master.split_at_mut(middle);
-    join(|| sync_parallel(param, master, level), || sync_parallel(param_right, master_right, level));
-}
-
-/// On this thread, under the standard control word.
+/// Under the standard control word.
 fn sync_chunk<P: Element, W: Master>(param: &[P], master: &mut [W], level: Level) {
     let _standard = FloatEnv::standard();
     match level {

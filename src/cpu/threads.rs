@@ -9,10 +9,6 @@ use std::cell::Cell;
 /// rayon pool, apart from those in [`sequential`].
 pub const MAX_SEQUENTIAL: u64 = 1 << 15;
 
-/// The largest number of elements of a task: large enough that stealing a task costs little beside
-/// it, small enough to balance the threads.
-pub(super) const CHUNK: usize = MAX_SEQUENTIAL as usize;
-
 #[cfg(feature = "rayon")]
 thread_local! {
     static IS_SEQUENTIAL: Cell<bool> = const { Cell::new(false) };
@@ -53,52 +49,30 @@ pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Runs both, at the same time if a thread is free.
+/// Calls `work` with each number below `count`, at the same time if threads are free.
 #[cfg(feature = "rayon")]
-pub(super) fn join(left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
-    if IS_SEQUENTIAL.get() {
-        left();
-        right();
-    } else {
-        rayon::join(left, right);
-    }
-}
-
-#[cfg(not(feature = "rayon"))]
-pub(super) fn join(left: impl FnOnce(), right: impl FnOnce()) {
-    left();
-    right();
-}
-
-/// Whether a call with this many elements stays on this thread.
-#[cfg(feature = "rayon")]
-fn is_sequential(elements: u64) -> bool {
-    elements <= MAX_SEQUENTIAL || IS_SEQUENTIAL.get()
-}
-
-/// Calls `work` with each item. The items have `elements` elements in all.
-#[cfg(feature = "rayon")]
-pub(super) fn for_each<T: Sync>(items: &[T], elements: u64, work: impl Fn(&T) + Send + Sync) {
+pub(super) fn for_each(count: usize, work: impl Fn(usize) + Send + Sync) {
     use rayon::prelude::*;
 
-    if is_sequential(elements) {
-        items.iter().for_each(work);
+    if count <= 1 || IS_SEQUENTIAL.get() {
+        (0..count).for_each(work);
     } else {
-        items.par_iter().for_each(work);
+        (0..count).into_par_iter().with_max_len(1).for_each(work);
     }
 }
 
 #[cfg(not(feature = "rayon"))]
-pub(super) fn for_each<T>(items: &[T], _: u64, work: impl Fn(&T)) {
-    items.iter().for_each(work);
+pub(super) fn for_each(count: usize, work: impl Fn(usize)) {
+    (0..count).for_each(work);
 }
 
-/// [`for_each`] for items that `work` changes.
+/// Calls `work` with each item, at the same time if threads are free. The items have
+/// `elements` elements in all.
 #[cfg(feature = "rayon")]
 pub(super) fn for_each_mut<T: Send>(items: &mut [T], elements: u64, work: impl Fn(&mut T) + Send + Sync) {
     use rayon::prelude::*;
 
-    if is_sequential(elements) {
+    if elements <= MAX_SEQUENTIAL || IS_SEQUENTIAL.get() {
         items.iter_mut().for_each(work);
     } else {
         items.par_iter_mut().for_each(work);

@@ -9,6 +9,7 @@ use crate::tensor::{ArgumentError, ListError, MasterPair, RawBuffer, RawTensor, 
 
 use super::buffer::{Buffer, BufferMut, raw_mut};
 use super::kernels::Job;
+use super::parts::Parts;
 use super::sync::SyncJob;
 use super::threads::for_each;
 
@@ -42,6 +43,7 @@ pub struct DualAdam {
     params: Vec<Borrowed>,
     grads: Vec<Option<Borrowed>>,
     jobs: Vec<Job>,
+    parts: Parts,
 }
 
 /// A buffer that a step was given, with its number of elements.
@@ -175,13 +177,16 @@ impl DualAdam {
         ledger.collect("grads", grads.into_iter().map(|grad| grad.map(borrowed)), &mut self.grads)?;
         check_grad_multiplier(grad_multiplier)?;
         self.prepare(grad_multiplier)?;
-        let elements = self.jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.tensor.len));
         let coeffs = self.table.coeffs();
-        for_each(&self.jobs, elements, |job| {
-            // SAFETY: `prepare` took the variant of the tensor's formats. Parameters and gradients
-            // are slices of the tensor's length and formats, which this call borrows. The other
-            // buffers are the optimizer's own, of the same length, and no other job has them.
-            unsafe { job.run(&coeffs[job.tensor.coeffs_index]) };
+        for_each(self.parts.count(), |part| {
+            for (index, range) in self.parts.tensors_of(part) {
+                let job = &self.jobs[index];
+                // SAFETY: `prepare` took the variant of the tensor's formats. Parameters and
+                // gradients are slices of the tensor's length and formats, which this call borrows.
+                // The other buffers are the optimizer's own, of the same length, and no other job
+                // has them. No two parts share an element.
+                unsafe { job.run_range(range, &coeffs[job.tensor.coeffs_index]) };
+            }
         });
         for (tensor, _) in self.grads.iter().enumerate().filter(|(_, grad)| grad.is_some()) {
             self.state.ledger.count(tensor);
@@ -237,19 +242,21 @@ impl DualAdam {
                 jobs.push(SyncJob::new(index, pair).map_err(|error| ledger.named(error))?);
             }
         }
-        let elements = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.len()));
-        for_each(&jobs, elements, |job| {
-            // SAFETY: the parameters are a slice of the tensor's length and their format, which
-            // this call borrows. The masters are the optimizer's own, of the same length, and no
-            // other job has them.
-            unsafe { job.run() };
+        self.parts.set(jobs.iter().map(SyncJob::len));
+        for_each(self.parts.count(), |part| {
+            for (index, range) in self.parts.tensors_of(part) {
+                // SAFETY: the parameters are a slice of the tensor's length and their format, which
+                // this call borrows. The masters are the optimizer's own, of the same length, and
+                // no other job has them. No two parts share an element.
+                unsafe { jobs[index].run_range(range) };
+            }
         });
         Ok(())
     }
 
     /// Checks all arguments and forms the jobs of the step.
     fn prepare(&mut self, grad_multiplier: f64) -> Result<(), ArgumentError> {
-        let Self { state: State { ledger, arrays }, table, params, grads, jobs } = self;
+        let Self { state: State { ledger, arrays }, table, params, grads, jobs, parts } = self;
         table.clear();
         jobs.clear();
         let given = params.iter().zip(grads.iter());
@@ -264,6 +271,7 @@ impl DualAdam {
             tensor.coeffs_index = ledger.coeffs_index(table, index, grad_multiplier)?;
             jobs.push(Job { tensor, variant, sets_master: ledger.sets_master(index) });
         }
+        parts.set(jobs.iter().map(|job| job.tensor.len));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::checkpoint::{State, check_moments};
 use crate::ledger::CoeffsTable;
 use crate::tensor::ArgumentError;
 
-use super::DualAdam;
+use super::{DualAdam, Parts};
 
 impl DualAdam {
     /// Sets a tensor's moments and step to those of another optimizer.
@@ -133,6 +133,13 @@ impl TryFrom<State> for DualAdam {
         for (spec, arrays) in state.ledger.specs().zip(&mut state.arrays) {
             arrays.master = spec.has_master.then(|| arrays.master.take().unwrap_or_default());
         }
-        Ok(Self { state, table: CoeffsTable::default(), params: vec![], grads: vec![], jobs: vec![] })
+        Ok(Self {
+            state,
+            table: CoeffsTable::default(),
+            params: vec![],
+            grads: vec![],
+            jobs: vec![],
+            parts: Parts::default(),
+        })
     }
 }
