@@ -919,6 +919,42 @@ dualadam_status dualadam_cpu_step_list(const struct dualadam_tensor *tensors,
                                        size_t coeffs_count);
 
 /**
+ * Takes over into the masters of one tensor what other code wrote into its BF16 or F16 parameters.
+ *
+ * A step with masters overwrites the parameters. So a parameter that was changed since the last
+ * step, such as by a clamp or by loaded weights, would get its old value back. Call this function
+ * between the change and the next step.
+ *
+ * A parameter with the bits of its rounded master was not changed; its master stays as it is. The
+ * rounding is that of a step: to nearest even. Otherwise the master becomes the parameter's value.
+ * Bits are compared, so -0 in place of 0 is a change. A NaN may count as changed where it was not;
+ * its master is a NaN before and after.
+ *
+ * The call uses param, master, their types and len of tensor; the parameters are only
+ * read. It does not allocate, and uses threads as dualadam_cpu_step does.
+ *
+ * Errors:
+ * - Argument errors (see the head of this file).
+ * - DUALADAM_STATUS_ENUM for an element type that is no DUALADAM_DTYPE_ number, and for a tensor
+ *   without masters.
+ * - DUALADAM_STATUS_TYPES unless the parameters are BF16 or F16 and the masters F32.
+ * - DUALADAM_STATUS_NULL or DUALADAM_STATUS_MISALIGNED for a buffer.
+ * - DUALADAM_STATUS_EXTENT or DUALADAM_STATUS_TOO_MANY for a buffer that is longer than memory
+ *   has room for.
+ * - DUALADAM_STATUS_OVERLAP if the buffers share memory.
+ *
+ * Required:
+ * - Each of the two buffers is memory of len elements of its type.
+ * - Nothing else writes that memory, or uses the masters, during the call.
+ *
+ * Example:
+ *     dualadam_cpu_step(&tensor, &coeffs);
+ *     clamp(param, len); // the program's own
+ *     dualadam_cpu_sync_master(&tensor);
+ */
+dualadam_status dualadam_cpu_sync_master(const struct dualadam_tensor *tensor);
+
+/**
  * Makes a state for a model, with moments and masters of 0 and step counts of 0. The state owns
  * its arrays, which lie in the host's memory.
  *
@@ -1167,6 +1203,29 @@ dualadam_status dualadam_cuda_step(dualadam_cuda_kernels kernels,
                                    const struct dualadam_tensor *tensor,
                                    const struct dualadam_coeffs *coeffs,
                                    void *stream);
+
+/**
+ * Enqueues on stream that the masters of one tensor in device memory take over what other code
+ * wrote into its parameters. dualadam_cpu_sync_master states the rule; the result has its bits,
+ * except for those of NaNs. The pointers in tensor are device addresses.
+ *
+ * The call neither allocates nor waits, except that the first use of the kernels loads them.
+ *
+ * Capture: the graph keeps the addresses, and compares again in each launch.
+ *
+ * Errors:
+ * - As dualadam_cpu_sync_master.
+ * - DUALADAM_STATUS_CUDA_CAPTURED under capture, if the kernels are not loaded yet. A step with
+ *   the same types of parameters and masters loads them, as does dualadam_cuda_kernels_prepare.
+ *
+ * Required:
+ * - Until the work has run, also in each launch of a graph, both buffers are device memory of the
+ *   kernels' context, of len elements of their types.
+ * - The caller orders the work before or after other uses of that memory.
+ */
+dualadam_status dualadam_cuda_sync_master(dualadam_cuda_kernels kernels,
+                                          const struct dualadam_tensor *tensor,
+                                          void *stream);
 
 /**
  * Makes a list of tensors in device memory that are stepped together, with one launch for each

@@ -47,6 +47,9 @@
 //! | addresses only | [`step_raw`](cpu::step_raw), [`TensorList`](cpu::TensorList) | [`step_raw`][cuda-raw], [`TensorList`][cuda-list] | |
 //! | scalars on the device, or a CUDA graph | | [`CapturableDualAdam`][cuda-capturable], [`Control`][cuda-control] | |
 //!
+//! - A step with masters overwrites the 16-bit parameters. `sync_masters` of the optimizers, and
+//!   `sync_master` of [`cpu`] and [`cuda`], first take over what other code wrote there:
+//!   [`cpu::sync_master`].
 //! - A program that keeps the moments also forms the coefficients of each step.
 //!   [`DualAdamConfig::coeffs`] forms them for a step number; a [`Ledger`] keeps groups and steps
 //!   of many tensors.

@@ -144,7 +144,7 @@ fn lines_are_those_of_their_files() {
         assert!(is_right, "{place}: {line}");
         seen.insert(place.file);
     }
-    let files = ["coeffs_uniform", "dual_adam", "master", "storage_bf16", "storage_f32", "tail", "update"];
+    let files = ["coeffs_uniform", "dual_adam", "master", "storage_bf16", "storage_f32", "sync", "tail", "update"];
     let roles = ["exp_avg", "exp_avg_sq", "grad", "master", "param"].map(|role| format!("shaders/role.wgsl ({role})"));
     let files = files.map(|file| format!("shaders/{file}.wgsl")).into_iter().chain(roles);
     assert_eq!(seen, files.collect());

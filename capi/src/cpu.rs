@@ -4,7 +4,7 @@ use dualadam::cpu;
 
 use crate::arguments::{read, read_all};
 use crate::status::{border, dualadam_status};
-use crate::types::{dualadam_coeffs, dualadam_tensor};
+use crate::types::{dualadam_coeffs, dualadam_tensor, param_and_master};
 
 /// Makes one DualAdam step of one tensor, in one pass over its buffers. `dualadam_coeffs` states
 /// the arithmetic.
@@ -100,5 +100,53 @@ pub unsafe extern "C" fn dualadam_cpu_step_list(
             unsafe { (read_all("tensors", tensors, tensor_count)?, read_all("coeffs", coeffs, coeffs_count)?) };
         // SAFETY: the buffers are memory that nothing else uses (this function's requirement).
         Ok(unsafe { cpu::step_list_raw(&tensors, &coeffs) }?)
+    })
+}
+
+/// Takes over into the masters of one tensor what other code wrote into its BF16 or F16 parameters.
+///
+/// A step with masters overwrites the parameters. So a parameter that was changed since the last
+/// step, such as by a clamp or by loaded weights, would get its old value back. Call this function
+/// between the change and the next step.
+///
+/// A parameter with the bits of its rounded master was not changed; its master stays as it is. The
+/// rounding is that of a step: to nearest even. Otherwise the master becomes the parameter's value.
+/// Bits are compared, so -0 in place of 0 is a change. A NaN may count as changed where it was not;
+/// its master is a NaN before and after.
+///
+/// The call uses `param`, `master`, their types and `len` of `tensor`; the parameters are only
+/// read. It does not allocate, and uses threads as `dualadam_cpu_step` does.
+///
+/// # Errors
+///
+/// - Argument errors (see the head of this file).
+/// - `DUALADAM_STATUS_ENUM` for an element type that is no DUALADAM_DTYPE_ number, and for a tensor
+///   without masters.
+/// - `DUALADAM_STATUS_TYPES` unless the parameters are BF16 or F16 and the masters F32.
+/// - `DUALADAM_STATUS_NULL` or `DUALADAM_STATUS_MISALIGNED` for a buffer.
+/// - `DUALADAM_STATUS_EXTENT` or `DUALADAM_STATUS_TOO_MANY` for a buffer that is longer than memory
+///   has room for.
+/// - `DUALADAM_STATUS_OVERLAP` if the buffers share memory.
+///
+/// # Safety
+///
+/// - Each of the two buffers is memory of `len` elements of its type.
+/// - Nothing else writes that memory, or uses the masters, during the call.
+///
+/// # Example
+///
+/// ```c
+/// dualadam_cpu_step(&tensor, &coeffs);
+/// clamp(param, len); // the program's own
+/// dualadam_cpu_sync_master(&tensor);
+/// ```
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cpu_sync_master(tensor: *const dualadam_tensor) -> dualadam_status {
+    border(|| {
+        // SAFETY: the struct can be read for its size (required of every call).
+        let tensor = unsafe { read("tensor", tensor) }?;
+        let (param, master) = param_and_master(&tensor)?;
+        // SAFETY: the buffers are memory that nothing else writes (this function's requirements).
+        Ok(unsafe { cpu::sync_master_raw(tensor.len, param, master) }?)
     })
 }

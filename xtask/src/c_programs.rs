@@ -100,7 +100,7 @@ impl Programs {
     /// Builds the examples against the shared library and runs them, under a checker if one is
     /// given.
     fn each(&self, compiler: Compiler, more: &[&str], checker: Option<&[&str]>) -> Result<()> {
-        for name in ["quick_start", "train_cpu", "step_cuda"] {
+        for name in ["quick_start", "train_cpu", "clamp_masters", "step_cuda"] {
             let program = self.folder.join(name);
             let mut build = self.compiler(compiler, name)?;
             build.args(more).args(self.pkg_config(&["--libs"])?).arg("-L").arg(&self.driver);

@@ -8,7 +8,7 @@ use crate::arguments::read;
 use crate::handles::{dualadam_cuda_kernels, get, insert, remove};
 use crate::results::give;
 use crate::status::{border, dualadam_status};
-use crate::types::{dualadam_coeffs, dualadam_tensor};
+use crate::types::{dualadam_coeffs, dualadam_tensor, param_and_master};
 
 /// Makes the kernels for the primary context of a device, the one that the CUDA runtime and PyTorch
 /// use. `device` is the number of the device, from 0. The first call of the process opens libcuda.
@@ -143,5 +143,41 @@ pub unsafe extern "C" fn dualadam_cuda_step(
         // SAFETY: `stream` is live (required of every call), and the buffers are there and ordered
         // (this function's requirements).
         Ok(unsafe { kernels.step_raw(&tensor, &coeffs, stream) }?)
+    })
+}
+
+/// Enqueues on `stream` that the masters of one tensor in device memory take over what other code
+/// wrote into its parameters. `dualadam_cpu_sync_master` states the rule; the result has its bits,
+/// except for those of NaNs. The pointers in `tensor` are device addresses.
+///
+/// The call neither allocates nor waits, except that the first use of the kernels loads them.
+///
+/// Capture: the graph keeps the addresses, and compares again in each launch.
+///
+/// # Errors
+///
+/// - As `dualadam_cpu_sync_master`.
+/// - `DUALADAM_STATUS_CUDA_CAPTURED` under capture, if the kernels are not loaded yet. A step with
+///   the same types of parameters and masters loads them, as does `dualadam_cuda_kernels_prepare`.
+///
+/// # Safety
+///
+/// - Until the work has run, also in each launch of a graph, both buffers are device memory of the
+///   kernels' context, of `len` elements of their types.
+/// - The caller orders the work before or after other uses of that memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dualadam_cuda_sync_master(
+    kernels: dualadam_cuda_kernels,
+    tensor: *const dualadam_tensor,
+    stream: *mut c_void,
+) -> dualadam_status {
+    border(|| {
+        let kernels: Kernels = get(kernels)?;
+        // SAFETY: the struct can be read for its size (required of every call).
+        let tensor = unsafe { read("tensor", tensor) }?;
+        let (param, master) = param_and_master(&tensor)?;
+        // SAFETY: `stream` is live (required of every call), and the buffers are there and ordered
+        // (this function's requirements).
+        Ok(unsafe { kernels.sync_master_raw(tensor.len, param, master, stream) }?)
     })
 }

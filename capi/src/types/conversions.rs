@@ -158,6 +158,13 @@ impl Argument for dualadam_tensor {
     }
 }
 
+/// The parameters and the masters of an argument `tensor`, which must have masters.
+pub(crate) fn param_and_master(tensor: &RawTensor) -> Result<(RawBuffer, RawBuffer), Failure> {
+    let (place, field, value) = ("tensor".into(), "master_dtype", DUALADAM_DTYPE_NONE);
+    let without = Failure::Enum { place, field, known: "DUALADAM_DTYPE_F32", value };
+    Ok((tensor.param, tensor.master.ok_or(without)?))
+}
+
 impl Argument for dualadam_tensor_spec {
     type Meaning = TensorSpec;
 

@@ -4,6 +4,6 @@ mod conversions;
 mod numbers;
 mod structs;
 
-pub(crate) use conversions::flag;
+pub(crate) use conversions::{flag, param_and_master};
 pub use numbers::*;
 pub use structs::*;

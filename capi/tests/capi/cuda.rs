@@ -131,6 +131,46 @@ fn steps_have_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn masters_are_brought_up_to_date_as_on_the_cpu() {
+    let world = World::new();
+    let (kernels, raw) = (world.kernels, world.raw());
+    let (mut param, mut master) = ([0x3f80_u16; 100], [1.001_f32; 100]);
+    (param[7], master[8]) = (0x4000, 3.0);
+    let (on_device, masters) = (Memory::new(&param), Memory::new(&master));
+    let host = dualadam_tensor {
+        param: param.as_mut_ptr().cast(),
+        param_dtype: DUALADAM_DTYPE_BF16,
+        master: master.as_mut_ptr().cast(),
+        master_dtype: DUALADAM_DTYPE_F32,
+        len: 100,
+        ..tensor()
+    };
+    let device = dualadam_tensor { param: on_device.pointer(), master: masters.pointer(), ..host };
+    let stream = world.stream.cu_stream();
+    let sync = |tensor: dualadam_tensor| {
+        // SAFETY: the struct, the buffers and the stream live until all work has run.
+        unsafe { dualadam_cuda_sync_master(kernels, &tensor, raw) }
+    };
+    let without = dualadam_tensor { master: ptr::null_mut(), master_dtype: DUALADAM_DTYPE_NONE, ..device };
+    assert_eq!(sync(without), DUALADAM_STATUS_ENUM);
+    assert_eq!(sync(dualadam_tensor { param: ptr::null_mut(), ..device }), DUALADAM_STATUS_NULL);
+    assert_eq!(sync(dualadam_tensor { param_dtype: DUALADAM_DTYPE_F32, ..device }), DUALADAM_STATUS_TYPES);
+    // SAFETY: the stream is live, and the structs and the buffers are too.
+    unsafe {
+        sys::cuStreamBeginCapture_v2(stream, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL);
+        assert_eq!(sync(device), DUALADAM_STATUS_CUDA_CAPTURED);
+        let mut graph = ptr::null_mut();
+        sys::cuStreamEndCapture(stream, &mut graph).result().unwrap();
+        sys::cuGraphDestroy(graph).result().unwrap();
+        ok(sync(device));
+        ok(dualadam_cpu_sync_master(&host));
+    }
+    assert_eq!((master[6], master[7], master[8]), (1.001, 2.0, 1.0));
+    assert_eq!(masters.read::<f32>(100), master);
+    ok(dualadam_cuda_kernels_free(kernels));
+}
+
+#[test]
 fn bad_input_is_refused() {
     let world = World::new();
     let World { tensors: [good, _], kernels, stream, context, stand_in, .. } = &world;

@@ -8,6 +8,7 @@ use dualadam::{WeightDecay, cpu};
 use dualadam_capi::*;
 use testkit::data::{Inputs, configs};
 use testkit::laws::by_cpu;
+use testkit::masters::{VARIANTS, by_contract, changed};
 use testkit::tensor::Tensor;
 
 use crate::calls::*;
@@ -132,6 +133,20 @@ fn a_list_has_the_bits_of_the_rust_list() {
     }
     // SAFETY: both arrays are empty.
     ok(unsafe { dualadam_cpu_step_list(ptr::null(), 0, ptr::null(), 0) });
+}
+
+/// Only parameters and masters are looked at.
+#[test]
+fn masters_are_brought_up_to_date_as_in_rust() {
+    for name in VARIANTS {
+        let (mut found, mut expected) = [(); 2].map(|()| changed(name, 100, [0; 5], |i| i % 3 == 0)).into();
+        let (grad, moment) = (ptr::null(), ptr::null_mut());
+        let tensor = dualadam_tensor { grad, exp_avg: moment, exp_avg_sq: moment, ..tensor_in_c(&mut found) };
+        // SAFETY: the struct and the buffers are live.
+        ok(unsafe { dualadam_cpu_sync_master(&tensor) });
+        by_contract(&mut expected);
+        found.assert_same(&expected, name);
+    }
 }
 
 /// The tensor as a C struct.

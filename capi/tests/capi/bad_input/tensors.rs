@@ -128,6 +128,45 @@ fn overlaps() {
 }
 
 #[test]
+fn masters() {
+    let (mut param, mut master) = ([0_u16; 16], [1.0_f32; 8]);
+    let good = dualadam_tensor {
+        param: param.as_mut_ptr().cast(),
+        param_dtype: DUALADAM_DTYPE_BF16,
+        master: master.as_mut_ptr().cast(),
+        master_dtype: DUALADAM_DTYPE_F32,
+        len: 8,
+        ..tensor()
+    };
+    // SAFETY: the struct is live; its buffers are not accessed if the call is refused.
+    let sync = |tensor: dualadam_tensor| unsafe { dualadam_cpu_sync_master(&tensor) };
+    let text = "master_dtype of tensor must be DUALADAM_DTYPE_F32, got 0";
+    let without = dualadam_tensor { master: ptr::null_mut(), master_dtype: DUALADAM_DTYPE_NONE, ..good };
+    fails(sync(without), DUALADAM_STATUS_ENUM, text);
+    let text = "param_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 9";
+    fails(sync(dualadam_tensor { param_dtype: 9, ..good }), DUALADAM_STATUS_ENUM, text);
+    for (param_dtype, master_dtype) in [(DUALADAM_DTYPE_F32, DUALADAM_DTYPE_F32), (2, DUALADAM_DTYPE_BF16)] {
+        assert_eq!(sync(dualadam_tensor { param_dtype, master_dtype, ..good }), DUALADAM_STATUS_TYPES);
+        assert_eq!(sync(dualadam_tensor { param_dtype, master_dtype, len: 0, ..good }), DUALADAM_STATUS_TYPES);
+    }
+    let text = "master of tensor 0 must not be null";
+    fails(sync(dualadam_tensor { master: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL, text);
+    let text = "param of tensor 0 must not be null";
+    fails(sync(dualadam_tensor { param: ptr::null_mut(), ..good }), DUALADAM_STATUS_NULL, text);
+    let odd = dualadam_tensor { param: good.param.wrapping_byte_add(1), ..good };
+    assert_eq!(sync(odd), DUALADAM_STATUS_MISALIGNED);
+    assert_eq!(sync(dualadam_tensor { param: good.master, ..good }), DUALADAM_STATUS_OVERLAP);
+    assert_eq!(sync(dualadam_tensor { len: u64::MAX, ..good }), DUALADAM_STATUS_TOO_MANY);
+    assert_eq!(sync(dualadam_tensor { size: 8, ..good }), DUALADAM_STATUS_SIZE);
+    // SAFETY: a null pointer is refused.
+    assert_eq!(unsafe { dualadam_cpu_sync_master(ptr::null()) }, DUALADAM_STATUS_NULL);
+    assert_eq!(master, [1.0; 8]);
+    ok(sync(dualadam_tensor { param: ptr::null_mut(), master: ptr::null_mut(), len: 0, ..good }));
+    ok(sync(good));
+    assert_eq!(master, [0.0; 8]);
+}
+
+#[test]
 fn types_sizes_and_indices() {
     let text = "param_dtype of tensor must be a DUALADAM_DTYPE_ number, 1 to 3, got 4";
     step_fails(|t| t.param_dtype = 4, DUALADAM_STATUS_ENUM, text);

@@ -176,6 +176,11 @@ impl Surface {
                     dualadam_cuda_kernels_prepare(handle, self.put_tensors(input, false, true).0)
                 }
                 91 => dualadam_state_resume(self.handle(input, Kind::State), self.path(input)),
+                92 => dualadam_cpu_sync_master(self.put_tensors(input, false, false).0),
+                93 => {
+                    let (handle, stream) = (self.handle(input, Kind::Kernels), self.device.stream(input));
+                    dualadam_cuda_sync_master(handle, self.put_tensors(input, false, true).0, stream)
+                }
                 _ => {
                     assert!(!dualadam_status_name(input.u32() as i32).is_null() && !dualadam_version().is_null());
                     DUALADAM_STATUS_OK
