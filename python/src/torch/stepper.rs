@@ -61,8 +61,8 @@ impl Stepper {
     ///
     /// Args:
     ///     state: the optimizer's state.
-    ///     groups: per group: the parameters, their names or None, the config, whether there are
-    ///         masters, and the lr if it is a tensor on a CUDA device.
+    ///     groups: per group: the parameters, a list of their names or anything else, the config,
+    ///         whether there are masters, and the lr if it is a tensor on a CUDA device.
     ///     grads: gradients that replace those of parameters, by the parameter's id, or None.
     ///     multiplier: what the gradients on the CPU are multiplied by.
     ///     is_controlled: whether the CUDA devices form the coefficients and count the steps.
