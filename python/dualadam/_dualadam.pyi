@@ -95,7 +95,7 @@ class Stepper:
     def step(
         self,
         state: dict[Any, Any],
-        groups: Sequence[tuple[list[Any], list[str] | None, Config, bool, Any | None]],
+        groups: Sequence[tuple[list[Any], object, Config, bool, Any | None]],
         grads: dict[int, Any] | None,
         multiplier: float,
         is_controlled: bool,

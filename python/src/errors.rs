@@ -1,19 +1,31 @@
 //! The library's errors as Python exceptions.
 
 use dualadam::cuda::CudaError;
-use dualadam::{Error, TensorProblem};
+use dualadam::{Error, TensorError, TensorProblem};
 use pyo3::PyErr;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 
 /// The exception for an error about the tensor that `place` names, or about none if that is empty.
 pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
-    let text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
+    let text = text_of(error);
+    let text = if place.is_empty() { text } else { format!("{place}: {text}") };
     let problem = if let Error::Tensor(error) = error { Some(error.problem) } else { None };
     match (error, problem) {
         (_, Some(TensorProblem::Formats { .. })) => PyTypeError::new_err(text),
         (_, Some(TensorProblem::Memory { .. })) => PyMemoryError::new_err(text),
         (Error::Cuda(error), _) if !is_about_arguments(error) => PyRuntimeError::new_err(text),
         _ => PyValueError::new_err(text),
+    }
+}
+
+/// What a user of Python is told. Python knows no addresses, so that one is null means that the
+/// tensor has lost its memory.
+fn text_of(error: &Error) -> String {
+    match error {
+        Error::Tensor(TensorError { buffer: Some(buffer), problem: TensorProblem::Null, .. }) => {
+            format!("{buffer} must have memory, it has none")
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -28,6 +28,19 @@ pub(crate) fn is_dense(tensor: &Tensor) -> bool {
     })
 }
 
+/// The strides, also those of a producer that leaves them out.
+pub(crate) fn strides_of(tensor: &Tensor) -> Vec<i64> {
+    let row_major = || {
+        let shape = tensor.shape();
+        let mut strides = vec![1_i64; shape.len()];
+        for index in (1..shape.len()).rev() {
+            strides[index - 1] = strides[index].saturating_mul(shape[index]);
+        }
+        strides
+    };
+    tensor.strides().map_or_else(row_major, <[i64]>::to_vec)
+}
+
 fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(&extent, &stride)| {

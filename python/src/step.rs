@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::device;
 use crate::dlpack::{self, CPU, CUDA, Device, Imported};
 use crate::errors::plain;
-use crate::layout::{is_dense, is_same};
+use crate::layout::{is_dense, is_same, strides_of};
 use crate::threads::Workers;
 
 /// DLPack's number for CUDA's legacy default stream, whose handle is null.
@@ -164,12 +164,12 @@ fn check_like((name, array): &Named<'_>, param: &Imported<'_>, device: Device) -
         return Err(PyValueError::new_err(text));
     }
     if !is_dense(array) {
-        let text =
-            format!("{name} must fill its memory without gaps or overlap, its strides are {:?}", array.strides());
+        let strides = strides_of(array);
+        let text = format!("{name} must fill its memory without gaps or overlap, its strides are {strides:?}");
         return Err(PyValueError::new_err(text));
     }
     if !is_same(array, param) {
-        let (expected, actual) = (param.strides(), array.strides());
+        let (expected, actual) = (strides_of(param), strides_of(array));
         let text = format!("{name} must have param's strides {expected:?}, it has {actual:?}");
         return Err(PyValueError::new_err(text));
     }

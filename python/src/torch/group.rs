@@ -1,7 +1,7 @@
 //! The arguments of a step that stand for many parameters.
 
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyString};
 
 use crate::config::Config;
 
@@ -10,8 +10,9 @@ use super::Place;
 /// A parameter group in one step. Python gives it as a tuple.
 pub(super) struct Group<'py> {
     pub(super) params: Bound<'py, PyList>,
-    /// The parameters' names, if they have any.
-    names: Option<Bound<'py, PyList>>,
+    /// The parameters' names: a list of strings, if they have any. Users may have put any object
+    /// here.
+    names: Bound<'py, PyAny>,
     pub(super) config: Bound<'py, Config>,
     /// Whether 16-bit parameters have f32 masters.
     pub(super) has_masters: bool,
@@ -47,9 +48,9 @@ impl<'py> FromPyObject<'_, 'py> for Scalars<'py> {
 
 /// The name that error messages give the parameter at a place.
 pub(super) fn name_of(groups: &[Group<'_>], (group, position): Place) -> String {
-    let name = groups.get(group).and_then(|group| group.names.as_ref()?.get_item(position).ok());
-    match name {
-        Some(name) => format!("parameter '{name}'"),
+    let own = groups.get(group).and_then(|group| group.names.cast::<PyList>().ok()?.get_item(position).ok());
+    match own.as_ref().and_then(|own| own.cast::<PyString>().ok()) {
+        Some(name) => format!("parameter '{}'", name.to_string_lossy()),
         None => format!("parameter {position} of group {group}"),
     }
 }

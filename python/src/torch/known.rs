@@ -15,10 +15,13 @@ use super::tensors::Tensors;
 /// A parameter that was in order. The next step compares identities and addresses to see that it
 /// still is.
 ///
-/// It also holds its tensors through DLPack. While a tensor is held, torch's look at it does not
-/// change its ownership, which halves the time. [`Stepper::forget`] releases the tensors before
-/// other code can take them out of the state to free their memory. The memory itself is not held:
-/// it can be replaced, and every step asks for its address.
+/// It also holds its tensors through DLPack, which halves the time of a look. A look of torch's
+/// makes and drops a C++ reference to the tensor. If only the Python object has another, torch also
+/// counts a reference to the object, for which it asks for the interpreter's lock twice.
+///
+/// [`Stepper::forget`] releases the tensors before other code can take them out of the state to
+/// free their memory, and before the garbage collector looks for cycles. The memory itself is not
+/// held: it can be replaced, and every step asks for its address.
 ///
 /// [`Stepper::forget`]: super::Stepper
 pub(super) struct Known {

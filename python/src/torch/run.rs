@@ -154,13 +154,13 @@ impl Steps {
 fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()> {
     let coeffs = list.table.coeffs();
     match (&mut list.backend, prepared) {
-        // SAFETY: `gather` saw the tensors in this step, with these types, lengths and addresses.
-        // `known` and `Tensors::keep` have references to them until the step is done, so that they
-        // live, whatever lists and dicts were changed since. No other thread uses their memory, and
-        // neither another thread nor Python code that runs in the step frees or replaces it
-        // (required by the documentation of `DualAdam.step`). No storage is smaller than its tensor
-        // (required by the README's limits).
         (Some(Backend::Cpu(own)), Prepared::OnHost(workers)) => {
+            // SAFETY: `gather` saw the tensors in this step, with these types, lengths and
+            // addresses. `known` and `Tensors::keep` have references to them until the step is
+            // done, so that they live, whatever lists and dicts were changed since. No other thread
+            // uses their memory, and neither another thread nor Python code that runs in the step
+            // frees or replaces it (required by the documentation of `DualAdam.step`). No storage
+            // is smaller than its tensor (required by the README's limits).
             workers.run(py, || unsafe { own.step_raw(coeffs) }).map_err(plain)?;
         }
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {

@@ -1,13 +1,14 @@
 //! `Stepper`: the class that the Python optimizer calls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
 use super::Place;
+use super::collector;
 use super::group::{Group, Scalars};
 use super::known::Known;
 use super::list::List;
@@ -16,7 +17,10 @@ use super::tensors::Tensors;
 
 /// The steps of one `dualadam.torch.DualAdam`, which calls this.
 #[pyclass(frozen, module = "dualadam._dualadam")]
-pub(crate) struct Stepper {
+pub(crate) struct Stepper(Arc<Shared>);
+
+/// What the collector's callback needs of a [`Stepper`].
+pub(super) struct Shared {
     steps: Mutex<Steps>,
     /// The next step must first forget what is known of the tensors.
     must_forget: AtomicBool,
@@ -47,15 +51,18 @@ impl Stepper {
     ) -> PyResult<Self> {
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
         let steps = Mutex::new(Steps { tensors, names, threads, lists: Vec::new(), known: Vec::new() });
-        Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
+        let (must_forget, has_begun) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { steps, must_forget, has_begun });
+        collector::enlist(py, &shared)?;
+        Ok(Self(shared))
     }
 
     /// Make one step of every parameter that has a gradient.
     ///
     /// Args:
     ///     state: the optimizer's state.
-    ///     groups: per group: the parameters, their names or None, the config, whether there are
-    ///         masters, and the lr if it is a tensor on a CUDA device.
+    ///     groups: per group: the parameters, a list of their names or anything else, the config,
+    ///         whether there are masters, and the lr if it is a tensor on a CUDA device.
     ///     grads: gradients that replace those of parameters, by the parameter's id, or None.
     ///     multiplier: what the gradients on the CPU are multiplied by.
     ///     is_controlled: whether the CUDA devices form the coefficients and count the steps.
@@ -77,17 +84,18 @@ impl Stepper {
         is_controlled: bool,
         scalars: Vec<Scalars<'_>>,
     ) -> PyResult<Option<Vec<Place>>> {
-        let Some(mut steps) = self.try_lock() else {
+        let Shared { must_forget, has_begun, .. } = &*self.0;
+        let Some(mut steps) = self.0.try_lock() else {
             let text = "a DualAdam must be stepped by one thread at a time, another call of step has not returned yet";
             return Err(PyRuntimeError::new_err(text));
         };
-        if self.must_forget.swap(false, Ordering::Relaxed) {
+        if must_forget.swap(false, Ordering::Relaxed) {
             steps.known.clear();
         }
-        self.has_begun.store(false, Ordering::Relaxed);
+        has_begun.store(false, Ordering::Relaxed);
         let outcome = steps.gather(state, &groups, grads, is_controlled).and_then(|odd| {
             if odd.is_empty() {
-                steps.run(py, &groups, multiplier, is_controlled, &scalars, &self.has_begun).map(|()| None)
+                steps.run(py, &groups, multiplier, is_controlled, &scalars, has_begun).map(|()| None)
             } else {
                 Ok(Some(odd))
             }
@@ -98,19 +106,24 @@ impl Stepper {
 
     /// Whether the last call of `step` stepped something, also if it ended by an exception.
     fn has_begun(&self) -> bool {
-        self.has_begun.load(Ordering::Relaxed)
+        self.0.has_begun.load(Ordering::Relaxed)
     }
 
-    /// Drop all references to tensors. If another thread is in a step, the next step does it first.
+    /// Drop all references to tensors. If a step is being made, the next one does it first.
     fn forget(&self) {
+        self.0.forget();
+    }
+}
+
+impl Shared {
+    /// Drops all references to tensors. If a step is being made, the next one does it first.
+    pub(super) fn forget(&self) {
         self.must_forget.store(true, Ordering::Relaxed);
         if let Some(mut steps) = self.try_lock() {
             steps.known.clear();
         }
     }
-}
 
-impl Stepper {
     /// None if another thread is in a step.
     fn try_lock(&self) -> Option<MutexGuard<'_, Steps>> {
         match self.steps.try_lock() {

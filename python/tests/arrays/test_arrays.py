@@ -148,7 +148,7 @@ READ_ONLY.setflags(write=False)
         (
             spoilt(grad=np.zeros(10, np.float32)[::2]),
             ValueError,
-            "grad must fill its memory without gaps",
+            r"grad must fill its memory without gaps or overlap, its strides are \[2\]$",
         ),
         (
             spoilt(grad=np.zeros(5, np.float32)[::-1]),
@@ -179,6 +179,20 @@ def test_bad_input(given: Arrays, kind: type[BaseException], text: str) -> None:
         dualadam.step(**{"config": CONFIG, "step": 1, **given})
     for name, value in before.items():
         assert np.array_equal(given[name], value)
+
+
+def test_other_strides() -> None:
+    given, text = arrays((2, 3)), r"must have param's strides \[3, 1\], it has \[1, 2\]$"
+    given["grad"] = np.asfortranarray(given["grad"])
+    with pytest.raises(ValueError, match=f"^grad {text}"):
+        dualadam.step(**given, config=CONFIG, step=1)
+    # The same parameter from a producer that leaves the strides out.
+    array = given["param"]
+    tensor = dlpack.tensor(array.ctypes.data, CPU, "float32", array.shape, None)
+    managed = Unversioned(tensor, None, None)
+    given["param"] = Gives((CPU, 0), capsule(managed, UNVERSIONED))
+    with pytest.raises(ValueError, match=f"^grad {text}"):
+        dualadam.step(**given, config=CONFIG, step=1)
 
 
 def test_a_read_only_gradient_is_fine() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-
-
 from dualadam.torch import DualAdam
+
+import dualadam
 
 Unchanged = Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]
 
@@ -273,11 +273,45 @@ def test_freed_memory(unchanged: Unchanged) -> None:
     with pytest.raises(ValueError, match="the gradient of parameter 'b' must have memory"):
         optimizer.step()
     q.grad = torch.ones(4)
-    optimizer.state[q]["exp_avg"].untyped_storage().resize_(0)
     kept = p.detach().clone()
-    with pytest.raises(ValueError, match="exp_avg of.* must not be null"):
+    for name in ("exp_avg", "exp_avg_sq"):
+        storage = optimizer.state[q][name].untyped_storage()
+        storage.resize_(0)
+        with pytest.raises(ValueError, match=f"parameter 'b': {name} must have memory, it has none"):
+            optimizer.step()
+        storage.resize_(16)
+    q.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="parameter 'b': param must have memory, it has none"):
         optimizer.step()
     assert torch.equal(kept, p) and optimizer.state[p]["step"] == 1
+
+
+def test_freed_memory_of_arrays() -> None:
+    schedule = dualadam.Schedule.linear_until(9)
+    config = dualadam.Config(0.1, (0.9, 0.999), 1e-8, 0.0, schedule)
+    names = ("param", "grad", "exp_avg", "exp_avg_sq", "master")
+    for freed in names:
+        given: dict[str, Any] = {name: torch.ones(4) for name in names}
+        given.update(param=given["param"].half(), grad=given["grad"].half())
+        given[freed].untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=f"^{freed} must have memory, it has none$"):
+            dualadam.step(**given, config=config, step=1)
+        assert all((tensor == 1).all() for name, tensor in given.items() if name != freed)
+
+
+@pytest.mark.parametrize(
+    "names", [["a"], [], "ab", ("a", "b"), [1, 2], [None, None], {"a": 1}, 7, ["a", b"b"], None]
+)
+def test_names_that_are_no_names(names: Any) -> None:
+    p, q = param(8), param(4)
+    optimizer = stepped(p, q)
+    q.data = p.data[2:6]
+    optimizer.param_groups[0]["param_names"] = names
+    with pytest.raises(ValueError, match="^parameter 1 of group 0 and parameter .* not overlap"):
+        optimizer.step()
+    optimizer.param_groups[0]["param_names"] = ["a", "\udc80"]
+    with pytest.raises(ValueError, match="^parameter '\ufffd+' and parameter 'a': "):
+        optimizer.step()
 
 
 def test_shared_memory(unchanged: Unchanged) -> None:
