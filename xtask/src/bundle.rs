@@ -169,7 +169,8 @@ fn add_vulkan_loader(root: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The paths of what is in a folder.
+pub(crate) fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     Ok(entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|entry| entry.path()).collect())
 }
@@ -177,9 +178,7 @@ fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Adds the Python package and its tests, with what they import, so that nothing must be installed.
 fn add_python(root: &Path, folder: &Path) -> Result<()> {
     let (pip, packages) = (python::venv(root, "target/python/pip")?.join("bin/pip"), folder.join("packages"));
-    let pinned =
-        |name: &str| python::PACKAGES.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned());
-    let pinned = PYTHON_PACKAGES.map(pinned).into_iter().collect::<Result<Vec<_>>>()?;
+    let pinned = python::pinned(&PYTHON_PACKAGES)?;
     // Wheels for all Pythons from 3.10 on, of the same glibc as the programs.
     let target = ["install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target"];
     output(Command::new(&pip).args(target).arg(&packages).args(pinned))?;

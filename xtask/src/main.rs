@@ -23,6 +23,7 @@ mod tune;
 #[path = "../../build/variants.rs"]
 mod variants;
 mod wasm;
+mod wheel;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,6 +79,9 @@ enum Task {
     },
     /// Install the Python package into an environment below `target/`, and run its tests.
     Python,
+    /// Build the Python package into `target/wheels`, as a manylinux wheel and an sdist, then
+    /// install and test both.
+    Wheel,
     /// Build the library for the browser, with rustup's target or with Debian's compiler.
     Wasm,
     /// Count what the rules of the source limit: lines, lists of types, circles of imports, wide
@@ -122,6 +126,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::QuickStart { what } => quick_start::run(what),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Python => python::run(),
+        Task::Wheel => wheel::run(),
         Task::Wasm => wasm::run(),
         Task::House { report } => house::run(report),
         Task::Header { check } => header::run(check),

@@ -17,7 +17,7 @@ const TESTS: [&str; 4] = ["optimizer", "arrays", "distributed", "cuda"];
 
 /// Installs the package into an environment below `target/`, checks its types and runs its tests.
 pub(crate) fn run() -> Result<()> {
-    let environment = environment()?;
+    let environment = environment(&root().join("target/python"), PACKAGES)?;
     let tool = |name: &str| environment.join("bin").join(name);
     // As a user installs from a clone: pip gets maturin, and maturin finds cargo.
     let pip = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall"];
@@ -26,14 +26,12 @@ pub(crate) fn run() -> Result<()> {
     let c_library = root().join("target/python/c");
     install::run(&c_library)?;
     for tests in TESTS {
-        println!("\n{tests}:");
-        let mut pytest = Command::new(tool("pytest"));
-        pytest.args(["-q", "-rs", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
+        let mut pytest = pytest(&environment, tests);
         match tests {
             "cuda" => pytest.env("STAND_IN_CUDA_LIBRARY", &driver),
             _ => pytest.env("DUALADAM_C_LIBRARY", c_library.join("lib/libdualadam.so")),
         };
-        succeed(pytest.current_dir(root().join("python")))?;
+        succeed(&mut pytest)?;
     }
     // The installed package: its stubs and py.typed are in the wheel.
     let mypy = Command::new(tool("mypy")).args(["--strict", "-p", "dualadam"]).current_dir(&environment).status()?;
@@ -41,36 +39,52 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// A virtual environment with the packages, kept until they change.
-fn environment() -> Result<PathBuf> {
-    let folder = root().join("target/python");
+/// The command that runs one folder of tests on the package that is installed in the environment.
+pub(crate) fn pytest(environment: &Path, tests: &str) -> Command {
+    println!("\n{tests}:");
+    let mut pytest = Command::new(environment.join("bin/pytest"));
+    pytest.args(["-q", "-rs", "-c", "pyproject.toml", "--rootdir", "."]).arg(format!("tests/{tests}"));
+    pytest.current_dir(root().join("python"));
+    pytest
+}
+
+/// The lines of [`PACKAGES`] that pin these packages.
+pub(crate) fn pinned(names: &[&str]) -> Result<Vec<&'static str>> {
+    let line = |name: &str| PACKAGES.lines().find(|line| line.split("==").next() == Some(name));
+    names.iter().map(|name| line(name).with_context(|| format!("no version of {name} is pinned"))).collect()
+}
+
+/// A virtual environment in `venv` of the folder with these packages, one a line, kept until they
+/// change.
+pub(crate) fn environment(folder: &Path, packages: &str) -> Result<PathBuf> {
     let (environment, mark) = (folder.join("venv"), folder.join("requirements.txt"));
-    if fs::read_to_string(&mark).is_ok_and(|kept| kept == PACKAGES) {
+    if fs::read_to_string(&mark).is_ok_and(|kept| kept == packages) {
         return Ok(environment);
     }
-    println!("installing torch and the other packages of the tests: some 3 GB, once");
+    let packages_in_line = packages.lines().collect::<Vec<_>>().join(", ");
+    println!("installing once, into {}: {packages_in_line}", environment.display());
     if environment.exists() {
         fs::remove_dir_all(&environment).with_context(|| environment.display().to_string())?;
     }
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    venv(&root(), "target/python/venv")?;
-    let requirements = root().join("python/tests/requirements.txt");
-    let pip = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
-    succeed(Command::new(environment.join("bin/pip")).args(pip).arg(&requirements))?;
-    fs::write(&mark, PACKAGES).with_context(|| mark.display().to_string())?;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    venv(folder, "venv")?;
+    let pip = ["install", "--quiet", "--disable-pip-version-check"];
+    succeed(Command::new(environment.join("bin/pip")).args(pip).args(packages.lines()))?;
+    fs::write(&mark, packages).with_context(|| mark.display().to_string())?;
     Ok(environment)
 }
 
-/// An empty virtual environment at this place below the root, made if there is none.
-pub(crate) fn venv(root: &Path, place: &str) -> Result<PathBuf> {
-    let environment = root.join(place);
+/// An empty virtual environment at this place below a folder, made if there is none.
+pub(crate) fn venv(folder: &Path, place: &str) -> Result<PathBuf> {
+    let environment = folder.join(place);
     if !environment.join("bin/pip").exists() {
         succeed(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     }
     Ok(environment)
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+/// Runs a program, whose output goes to the terminal.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let name = Path::new(command.get_program()).display().to_string();
     let status = command.status().with_context(|| name.clone())?;
     ensure!(status.success(), "{name} failed: {status}");
