@@ -1,8 +1,7 @@
 """`DualAdam`: torch's interface of an optimizer, which calls the native module."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import torch
@@ -11,36 +10,26 @@ from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Config, Schedule, Stepper, use_threads
-from dualadam.torch.groups import (
+from dualadam.torch.groups import name_of, new_group
+from dualadam.torch.hooks import is_observed
+from dualadam.torch.loading import check_parts, loaded_group, match
+from dualadam.torch.options import (
     HOW_TO_CHOOSE,
     config_of,
     has_schedule,
-    loaded_groups,
-    name_of,
-    new_group,
-    number,
+    is_on_device,
+    naming,
     refuse,
     schedule_of,
+    stored_betas,
+    values_of,
 )
-from dualadam.torch.hooks import is_observed
-from dualadam.torch.plain import plain, plain_grad, same_strides
-from dualadam.torch.scaling import Scalars, scaling
-from dualadam.torch.state import (
-    MASTER,
-    check_loaded,
-    check_repairable,
-    is_capturing,
-    is_on_device,
-    repaired,
-)
+from dualadam.torch.plain import plain, plain_grad
+from dualadam.torch.repair import NativeGroup, step_with_repairs
+from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
+from dualadam.torch.state import MASTER, check_loaded, is_capturing, repaired
 
 _Loss = TypeVar("_Loss")
-
-# A group as the native module takes it: the parameters, their names or None, the hyperparameters,
-# whether there are masters, and the lr if it is a tensor on a CUDA device.
-_Group = tuple[list[Any], list[str] | None, Config, bool, Any | None]
-# The arguments of the native module's step that its second call repeats.
-_Arguments = tuple[float, bool, Scalars]
 
 
 class DualAdam(Optimizer):
@@ -60,12 +49,12 @@ class DualAdam(Optimizer):
     One call steps all tensors of a device in one pass through memory, on the CPU or on CUDA.
     Parameters are float32, bfloat16 or float16, of any shape, in any dense layout. A gradient has
     its parameter's shape, and is float32 or of its parameter's type. A float32 parameter takes
-    gradients of all three types.
+    gradients of all three types. A parameter is checked when it has a gradient.
 
     Args:
         params (iterable): parameters, pairs of name and parameter, or dicts of parameter groups.
-            A group may set any option up to master_weights for itself.
-        lr (float or Tensor): learning rate, at least 0. A tensor has one element. Default 1e-3.
+            A group may set any option up to master_weights for itself, and keeps other keys.
+        lr (float or Tensor): learning rate, at least 0. Default 1e-3.
         betas (tuple[float, float]): β1 and β2, each at least 0 and below 1. Default (0.9, 0.999).
         eps (float): ε, above 0. Default 1e-8.
         weight_decay (float): λ, at least 0. Default 0.
@@ -79,18 +68,21 @@ class DualAdam(Optimizer):
             last √v̂, as the authors' published code. Default "paper".
         maximize (bool): True to maximise. Default False.
         capturable (bool): CUDA devices count the steps, so that a CUDA graph can capture them.
-            Replays see a changed learning rate only if lr is a tensor on the device. Default False.
+            Replays see a changed learning rate only if lr is a tensor on the device. It has no
+            effect on the CPU. Default False.
         master_weights (bool): bfloat16 and float16 parameters have a float32 master in the state.
             The first step makes it from the parameter. Each step updates the master, and writes
             its values, rounded, over the parameter. Default False.
-        fused (bool or None): None or True. There is no other kind of step.
+        fused (bool or None): has no effect, since every step is fused.
         amsgrad, foreach, differentiable: refused if set.
 
+    A number may be a Python number, a tensor or an array with one element. Each step reads the
+    options of the groups again, so that they may be changed, in place too.
+
     Raises:
-        ValueError: an option is out of range, refused or unknown; none or several of
-            switching_rate, switching_steps and schedule are given; or a parameter is sparse, or
-            has gaps or overlaps.
-        TypeError: an option or a parameter has the wrong type.
+        ValueError: an option is out of range or refused; none or several of switching_rate,
+            switching_steps and schedule are given; or a parameter appears twice.
+        TypeError: an option has the wrong type.
 
     The state of a parameter has `step`, `exp_avg` and `exp_avg_sq`, as torch's Adam, and
     `master_param` if it has a master. The moments are float32. The CUDA devices count the steps,
@@ -115,8 +107,6 @@ class DualAdam(Optimizer):
     # Where users import it from, and the name that pickles have.
     __module__ = "dualadam.torch"
 
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -124,6 +114,7 @@ class DualAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
         *,
         switching_rate: float | None = None,
         switching_steps: int | None = None,
@@ -134,17 +125,13 @@ class DualAdam(Optimizer):
         capturable: bool = False,
         master_weights: bool = False,
         fused: bool | None = None,
-        amsgrad: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
     ) -> None:
-        if fused is not None and not fused:
-            text = "fused must be None or True, got False: DualAdam has no other kind of step"
-            raise ValueError(text)
         refuse({"amsgrad": amsgrad, "foreach": foreach, "differentiable": differentiable})
         defaults: dict[str, Any] = {
             "lr": lr,
-            "betas": betas,
+            "betas": stored_betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "schedule": schedule_of(switching_rate, switching_steps, schedule),
@@ -180,7 +167,11 @@ class DualAdam(Optimizer):
         stepper = self.__dict__.get("_stepper")
         if stepper is not None:
             stepper.forget()
-        state: defaultdict[Tensor, Any] = self.__dict__["state"]
+        try:
+            state: defaultdict[Tensor, Any] = self.__dict__["state"]
+        except KeyError:
+            # Of an object that shares this class, but has another __init__, as some wrappers do.
+            raise AttributeError(f"{type(self).__name__} has no attribute 'state' yet") from None
         return state
 
     @state.setter
@@ -190,6 +181,24 @@ class DualAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` leaves it to the step to unscale and to skip.
+
+        On the CPU the scaler does it, since it need not wait for anything. So a skipped step is
+        not called, and its hooks are not either.
+        """
+        return any(device.type == "cuda" for device in devices_of(self.param_groups))
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of calls of `step` that changed nothing, since a gradient was not finite.
+
+        `torch.amp.GradScaler` leaves this decision to the step on CUDA only. On the CPU it does not
+        call `step` then. Reading the number waits for the device; counting does not.
+        """
+        return self.__dict__["_skips"].total() if "_skips" in self.__dict__ else 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group.
@@ -202,6 +211,10 @@ class DualAdam(Optimizer):
         """
         group = new_group(param_group, self.defaults, len(self.param_groups))
         super().add_param_group(group)
+        # The caller's dict becomes the group, as in torch, but only if nothing was raised.
+        param_group.clear()
+        param_group.update(group)
+        self.param_groups[-1] = param_group
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -232,6 +245,9 @@ class DualAdam(Optimizer):
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
         """
+        if torch.compiler.is_compiling():
+            # torch.compile must not trace into the step. It breaks the graph here.
+            return self._step_outside_of_graphs(closure)
         if is_observed(self):
             return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
@@ -247,36 +263,24 @@ class DualAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        groups: list[_Group] = []
+        groups: list[NativeGroup] = []
         is_controlled = False
         for index, group in enumerate(self.param_groups):
-            lr, device_lr = group["lr"], None
-            if isinstance(lr, Tensor):
-                device_lr = lr if lr.is_cuda else None
-                # The kernel reads an lr that is on a device. 0 stands for it on the host.
-                lr = 0.0 if lr.is_cuda else number(f"group {index}: lr", lr)
-            options = (
-                lr,
-                group["betas"],
-                group["eps"],
-                group["weight_decay"],
-                group["schedule"],
-                group["decoupled_weight_decay"],
-                group["inverse_term"],
-                group["maximize"],
-            )
-            known = self._configs.get(index)
-            if known is None or known[0] != options:
-                known = self._configs[index] = (options, config_of(group, index))
-            names, has_masters = group.get("param_names"), group["master_weights"]
-            groups.append((group["params"], names, known[1], has_masters, device_lr))
-            is_controlled = is_controlled or group["capturable"] or device_lr is not None
+            config = self._config(index, group)
+            params, lr = group["params"], group["lr"]
+            if type(params) is not list:
+                params = list(params)
+            device_lr = lr if is_on_device(lr) else None
+            has_masters = bool(group["master_weights"])
+            groups.append((params, group.get("param_names"), config, has_masters, device_lr))
+            is_controlled = is_controlled or bool(group["capturable"]) or device_lr is not None
 
         multiplier: float = 1.0
         scalars: Scalars = []
         grad_scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         if grad_scale is not None or found_inf is not None:
             scaled = scaling(self.param_groups, grad_scale, found_inf)
+            self.__dict__.setdefault("_skips", Skips()).add(scaled)
             if scaled is None:
                 return loss
             multiplier, scalars = scaled
@@ -289,68 +293,48 @@ class DualAdam(Optimizer):
             use_threads(torch.get_num_threads())
             self._stepper = Stepper([Tensor, torch.nn.Parameter], plain, plain_grad)
         state = self.__dict__["state"]
-        odd = self._stepper.step(state, groups, None, multiplier, is_controlled, scalars)
+        arguments = (multiplier, is_controlled, scalars)
+        odd = self._stepper.step(state, groups, None, *arguments)
         if odd:
-            self._step_with_repairs(odd, groups, (multiplier, is_controlled, scalars))
+            step_with_repairs(self._stepper, self.param_groups, state, odd, groups, arguments)
         if _may_swap():
             # torch cannot swap a parameter that the stepper refers to.
             self._stepper.forget()
         return loss
 
     _hooked_step = Optimizer.profile_hook_step(_step)
+    _step_outside_of_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        step, reason="the kernels of DualAdam are not operations of torch"
+    )
 
-    def _step_with_repairs(
-        self, odd: list[tuple[int, int]], groups: list[_Group], arguments: _Arguments
-    ) -> None:
-        """Repairs or refuses the parameters at the places `odd`, then makes the step.
-
-        A parameter is odd if it is new, has another layout than before, or does not fit.
-        """
-        states = self.__dict__["state"]
-        _, is_controlled, _ = arguments
-        params = [(self.param_groups[index], groups[index][0][position]) for index, position in odd]
-        for place, (group, param) in zip(odd, params):
-            check_repairable(self._name(*place), group, param, states.get(param, {}))
-        before = {param: dict(states[param]) if param in states else None for _, param in params}
-        grads: dict[int, Tensor] = {}
-        counted = [param for param, state in states.items() if is_on_device(state.get("step"))]
-        counting = {param.device for param in counted}
-        assert self._stepper is not None
+    def _config(self, index: int, group: dict[str, Any]) -> Config:
+        """The hyperparameters of a group, checked again if an option changed."""
+        values = None
         try:
-            with torch.no_grad():
-                for group, param in params:
-                    on_device = param.is_cuda and (is_controlled or param.device in counting)
-                    state, has_masters = states.get(param, {}), group["master_weights"]
-                    states[param] = repaired(param, state, has_masters, on_device)
-                    like, grad = plain(param), plain_grad(param, param.grad)
-                    assert like is not None and grad is not None
-                    if grad.is_neg() or not same_strides(grad, like):
-                        grads[id(param)] = torch.empty_like(like, dtype=grad.dtype).copy_(grad)
-            still_odd = self._stepper.step(states, groups, grads, *arguments)
-            if still_odd:
-                names = ", ".join(self._name(*place) for place in still_odd)
-                text = "the tensors of a step must stay as they are while it is prepared"
-                raise RuntimeError(f"{names}: {text}")
-        except BaseException:
-            # Parameters that were stepped need their new state.
-            if not self._stepper.has_begun():
-                for param, old_state in before.items():
-                    if old_state is None:
-                        states.pop(param, None)
-                    else:
-                        states[param] = old_state
-            raise
+            values = values_of(group)
+            known = self._configs.get(index)
+            if known is not None and known[0] == values:
+                return known[1]
+        except (TypeError, ValueError):
+            # Something that is no value. The check below says what is wrong with it.
+            pass
+        with naming(f"group {index}"):
+            config = config_of(group)
+        if values is not None:
+            self._configs[index] = (values, config)
+        return config
 
-    def _name(self, index: int, position: int) -> str:
-        return name_of(self.param_groups[index], index, position)
-
-    def load_state_dict(self, state_dict: StateDict) -> None:
+    def load_state_dict(self, state_dict: StateDict, strict: bool = True) -> None:
         """Load a state dict of a DualAdam, or of torch's Adam or AdamW.
 
-        Options that the dict lacks, such as the schedule in one of Adam's, stay as they are.
+        Options that the dict lacks, such as the schedule in one of Adam's, stay as they are. If the
+        optimizer and the dict have the parameters' names, states go to the parameters of the same
+        name. Otherwise the order counts. The next step makes masters that the dict lacks.
 
         Args:
             state_dict (dict): as `state_dict()` of the optimizer returns it.
+            strict (bool): False loads the states of the parameters that both sides have, by their
+                names. Other parameters of the optimizer keep their states. Default True.
 
         Raises:
             ValueError, TypeError: the dict does not fit the optimizer, or is of an Adam with
@@ -365,34 +349,36 @@ class DualAdam(Optimizer):
             >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["schedule"]
             (0.001, ('linear', 0.00625))
         """
-        state_dict = state_dict.copy()
+        if isinstance(state_dict, dict):
+            state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             hook_result = pre_hook(self, state_dict)
             if hook_result is not None:
                 state_dict = hook_result
-        groups = loaded_groups(self.param_groups, state_dict["param_groups"])
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        places = dict(zip(saved, self._places()))
+        check_parts(state_dict)
+        own, saved = self.param_groups, state_dict["param_groups"]
+        sources, places = match(own, saved, strict)
+        groups = [
+            dict(group) if source is None else loaded_group(group, saved[source], source)
+            for group, source in zip(own, sources)
+        ]
         state: defaultdict[Tensor, Any] = defaultdict(dict)
+        if not strict:
+            state.update(self.__dict__["state"])
         with torch.no_grad():
             for key, value in state_dict["state"].items():
                 if key not in places:
                     state[key] = value
                     continue
-                index, position = places[key]
-                group, param = groups[index], self.param_groups[index]["params"][position]
-                if value:
-                    check_loaded(self._name(index, position), param, value)
-                    on_device = param.is_cuda and group["capturable"]
-                    # The next step makes a missing master: the parameter may be loaded after this.
-                    has_master = group["master_weights"] and MASTER in value
-                    state[param] = repaired(param, value, has_master, on_device, copies=True)
+                place = places[key]
+                if place is None or not value:
+                    continue
+                group, param = groups[place[0]], own[place[0]]["params"][place[1]]
+                check_loaded(name_of(own[place[0]], *place), param, value)
+                on_device = param.is_cuda and bool(group["capturable"])
+                # The next step makes a missing master: the parameter may be loaded after this.
+                has_master = bool(group["master_weights"]) and MASTER in value
+                state[param] = repaired(param, value, has_master, on_device, copies=True)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _places(self) -> Iterator[tuple[int, int]]:
-        """The group and the position of each parameter, in order."""
-        for index, group in enumerate(self.param_groups):
-            for position in range(len(group["params"])):
-                yield index, position

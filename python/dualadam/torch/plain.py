@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor as _is_functorch_wrapped
+from torch._subclasses.fake_tensor import FakeTensor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -13,10 +15,10 @@ def plain(tensor: Any) -> Tensor | None:
 
     None if there is no such tensor.
     """
-    if type(tensor) in (Tensor, torch.nn.Parameter):
-        return tensor  # type: ignore[no-any-return]
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, Tensor) or _is_functorch_wrapped(tensor):
         return None
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor
     local = getattr(tensor, "_local_tensor", None)
     if local is not None:
         return plain(local)
@@ -58,20 +60,50 @@ def kind(value: Any) -> str:
     return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else torch.typename(value)
 
 
+def is_fake(tensor: Any) -> bool:
+    """Whether an object only stands for a tensor that is not there, as in FakeTensorMode."""
+    return isinstance(tensor, FakeTensor)
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor have addresses that their type may have."""
+    return tensor.data_ptr() % tensor.element_size() == 0
+
+
+def _fills_memory(tensor: Tensor) -> bool:
+    """Whether each element has a place of its own, with no gaps between them."""
+    dimensions = sorted(zip(tensor.stride(), tensor.shape))
+    expected = 1
+    for stride, size in dimensions:
+        if size != 1:
+            if stride != expected:
+                return tensor.numel() == 0
+            expected *= size
+    return True
+
+
 def check_param(name: str, param: Tensor) -> None:
     """Fails unless a parameter has memory of its own, without gaps or overlap."""
     _check_dense(name, param)
     own = plain(param)
     if own is None:
-        raise TypeError(f"{name} must be a tensor with memory, it is a {torch.typename(param)}")
+        raise TypeError(f"{name} must be a tensor with memory, it is a {_class_of(param)}")
     if own.is_neg():
         raise ValueError(f"{name} must have its own values in memory, it is a negated view")
-    # A copy has the same strides exactly if the tensor has neither gaps nor overlap.
-    if not same_strides(torch.empty_like(own, device="meta"), own):
+    if not _fills_memory(own):
         raise ValueError(
             f"{name} must fill its memory without gaps or overlap, "
             f"its shape is {tuple(own.shape)} and its strides are {own.stride()}"
         )
+
+
+def _class_of(value: Any) -> str:
+    """The class of an object without memory of its own, and what to do about it."""
+    if isinstance(value, Tensor) and _is_functorch_wrapped(value):
+        return "tensor of a torch.func transform: step outside of the transform"
+    name = torch.typename(value)
+    is_subclass = isinstance(value, Tensor) and type(value) is not Tensor
+    return f"{name}: step such tensors with torch.optim.AdamW" if is_subclass else name
 
 
 def check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
@@ -83,24 +115,33 @@ def check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
     if like is None or own is None:
         is_dtensor = hasattr(param, "placements")
         expected = "a DTensor on its mesh" if is_dtensor else "a tensor with memory"
-        raise TypeError(f"{what} must be {expected}, it is a {torch.typename(grad)}")
+        raise TypeError(f"{what} must be {expected}, it is a {_class_of(grad)}")
     if own.shape != like.shape:
         text = f"{what} must have the shape {tuple(like.shape)}, it has {tuple(own.shape)}"
         raise ValueError(text)
     if own.device != like.device:
         raise ValueError(f"{what} must be on {like.device}, it is on {own.device}")
     for which, tensor in ((name, like), (what, own)):
-        if tensor.device.type not in ("cpu", "cuda"):
-            text = f"{which} must be on the CPU or on CUDA, it is on {tensor.device}"
-            raise ValueError(text)
+        check_device(which, tensor)
         check_memory(which, tensor)
+
+
+def check_device(what: str, tensor: Tensor) -> None:
+    """Fails unless there are kernels for the device of a tensor."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{what} must be on the CPU or on CUDA, it is on {tensor.device}")
+    if tensor.is_cuda and torch.version.hip is not None:
+        text = "must be on the CPU or on a GPU of NVIDIA, and this torch is built for ROCm"
+        raise ValueError(f"{what} {text}")
 
 
 def _check_dense(what: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided:
-        raise ValueError(f"{what} must be dense, its layout is {tensor.layout}")
+        text = f"{what} must be dense, its layout is {tensor.layout}"
+        raise ValueError(f"{text}: torch.optim.SparseAdam steps sparse gradients")
     if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{what} must be float32, bfloat16 or float16, it is {tensor.dtype}")
+        text = f"{what} must be float32, bfloat16 or float16, it is {tensor.dtype}"
+        raise TypeError(f"{text}: convert the model, such as with model.float()")
 
 
 def check_memory(what: str, tensor: Tensor | None) -> None:

@@ -11,6 +11,11 @@ from dualadam._dualadam import multiplier as multiplier_of
 Scalars = list[tuple[int, Tensor | None, Tensor | None]]
 
 
+def devices_of(groups: list[dict[str, Any]]) -> set[torch.device]:
+    """The devices of the parameters."""
+    return {param.device for group in groups for param in group["params"]}
+
+
 def scaling(
     groups: list[dict[str, Any]], grad_scale: Any | None, found_inf: Any | None
 ) -> tuple[float, Scalars] | None:
@@ -18,7 +23,7 @@ def scaling(
 
     None if the step must be skipped. Only with parameters on the CPU does the host read found-inf.
     """
-    devices = {param.device for group in groups for param in group["params"]}
+    devices = devices_of(groups)
     multiplier = 1.0
     if any(device.type == "cpu" for device in devices):
         scale = 1.0 if grad_scale is None else float(grad_scale)
@@ -37,3 +42,29 @@ def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
     if scalar is None:
         return None
     return scalar.detach().to(device=device, dtype=torch.float32, non_blocking=True)
+
+
+class Skips:
+    """Counts the steps that found-inf skips, without waiting for a device."""
+
+    def __init__(self) -> None:
+        self._on_host = 0
+        self._on_device: Tensor | None = None
+
+    def add(self, scaled: tuple[float, Scalars] | None) -> None:
+        """Counts a step that `scaling` has looked at."""
+        if scaled is None:
+            self._on_host += 1
+            return
+        found = next((found_inf for _, _, found_inf in scaled[1] if found_inf is not None), None)
+        if found is None:
+            return
+        with torch.no_grad():
+            if self._on_device is None or self._on_device.device != found.device:
+                self._on_host = self.total()
+                self._on_device = torch.zeros((), dtype=torch.int64, device=found.device)
+            self._on_device.add_(found.reshape(()) != 0)
+
+    def total(self) -> int:
+        """The number of skipped steps. Waits for the device."""
+        return self._on_host + (0 if self._on_device is None else int(self._on_device))

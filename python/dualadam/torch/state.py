@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualadam.torch.groups import REFUSED
+from dualadam.torch.options import REFUSED, is_on_device
 from dualadam.torch.plain import (
     check_grad,
     check_memory,
     check_param,
+    is_aligned,
     kind,
     plain,
     same_strides,
@@ -35,11 +36,6 @@ def is_incomplete(state: dict[str, Any], param: Tensor, master_weights: bool) ->
     if needs_master(param, master_weights):
         needed.append(MASTER)
     return any(key not in state for key in needed)
-
-
-def is_on_device(step: Any) -> bool:
-    """Whether a step counter is in a device's memory."""
-    return isinstance(step, Tensor) and step.is_cuda
 
 
 def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
@@ -96,8 +92,6 @@ def check_repairable(
     check_param(name, param)
     check_grad(name, param, param.grad)
     check_state(name, param, state)
-    if group["capturable"] and not param.is_cuda:
-        raise ValueError(f"capturable must be False for {name}, which is on {param.device}")
     would_be_made = param.is_cuda and is_incomplete(state, param, group["master_weights"])
     if would_be_made and is_capturing():
         # Each replay of the graph would set the moments to zero again.
@@ -162,7 +156,7 @@ def _fits(value: Tensor, param: Tensor) -> bool:
     if own is None or like is None:
         return False
     is_alike = own.dtype == torch.float32 and own.device == like.device
-    return is_alike and same_strides(own, like)
+    return is_alike and same_strides(own, like) and is_aligned(own)
 
 
 def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> Tensor:
@@ -178,6 +172,6 @@ def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> 
     number = float(step)
     dtype = torch.float32 if number < _FLOAT32_END else torch.float64
     if isinstance(step, Tensor) and not copies:
-        if step.dtype == dtype and step.device.type == "cpu":
+        if step.dtype == dtype and step.device.type == "cpu" and is_aligned(step):
             return step
-    return torch.tensor(number, dtype=dtype)
+    return torch.tensor(number, dtype=dtype, device="cpu")

@@ -1,0 +1,150 @@
+"""State dicts: which of their groups and states belong to which of the optimizer's."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any, NamedTuple
+
+from dualadam.torch.groups import names_of
+from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored_betas
+
+# Keys of saved groups of other optimizers that are not taken over. amsgrad is refused if it is set.
+_NOT_TAKEN_OVER = ("params", "amsgrad", "foreach", "differentiable", "fused")
+
+_Groups = list[dict[str, Any]]
+# The place of a parameter: its group, and its position in the group.
+Place = tuple[int, int]
+
+
+def check_parts(state_dict: Any) -> None:
+    """Fails unless a state dict has groups with parameters, and states."""
+    if not isinstance(state_dict, dict):
+        raise TypeError(f"the state dict must be a dict, it is {type(state_dict)}")
+    for key, kind in (("state", dict), ("param_groups", list)):
+        if key not in state_dict:
+            found = ", ".join(map(str, state_dict)) or "nothing"
+            raise ValueError(f"the state dict must have {key}, it has {found}")
+        if not isinstance(state_dict[key], kind):
+            text = f"{key} of the state dict must be a {kind.__name__}"
+            raise TypeError(f"{text}, it is {type(state_dict[key])}")
+    for index, group in enumerate(state_dict["param_groups"]):
+        if not isinstance(group, dict) or "params" not in group:
+            raise ValueError(f"group {index} of the state dict must be a dict with params")
+
+
+class Match(NamedTuple):
+    """Which parts of a state dict belong to which parts of the optimizer."""
+
+    # For each group of the optimizer, the saved group that its options come from, if there is one.
+    groups: list[int | None]
+    # For each parameter of the saved groups, by its key, its place in the optimizer, if it has one.
+    places: dict[Any, Place | None]
+
+
+def match(groups: _Groups, saved: _Groups, strict: bool) -> Match:
+    """Matches the groups and parameters of a state dict with those of the optimizer.
+
+    Parameters are matched by name if both sides have names. If `strict` is set, both must have the
+    same parameters. Without names, or if all names differ, the order counts.
+    """
+    own, other = _by_name(groups), _by_name(saved)
+    if not strict:
+        if own is None or other is None:
+            where = "the optimizer" if own is None else "the state dict"
+            text = f"strict must be True where parameters have no names of their own, as in {where}"
+            raise ValueError(f"{text}: construct the optimizer from model.named_parameters()")
+        return _match_by_name(own, other, groups, saved)
+    _check_sizes(groups, saved)
+    if own is not None and other is not None:
+        in_same_group = all(name in own and own[name][0] == other[name][0] for name in other)
+        if in_same_group:
+            return _match_by_name(own, other, groups, saved)
+        moved = [name for name in other if name in own and own[name] != other[name]]
+        if moved:
+            raise ValueError(
+                f"the state dict must have the optimizer's parameters, but {_difference(own, other)}"
+                "; strict=False loads what both have"
+            )
+    places = dict(zip(_keys(saved), _places(groups)))
+    return Match(list(range(len(groups))), dict(places))
+
+
+def _match_by_name(
+    own: dict[str, Place], other: dict[str, Place], groups: _Groups, saved: _Groups
+) -> Match:
+    names = dict(zip(_keys(saved), other))
+    sources: list[int | None] = [None] * len(groups)
+    for name, (index, _) in own.items():
+        if sources[index] is None and name in other:
+            sources[index] = other[name][0]
+    return Match(sources, {key: own.get(name) for key, name in names.items()})
+
+
+def _check_sizes(groups: _Groups, saved: _Groups) -> None:
+    if len(saved) != len(groups):
+        text = f"the state dict must have {len(groups)} parameter groups, it has {len(saved)}"
+        raise ValueError(text)
+    for index, (own, other) in enumerate(zip(groups, saved)):
+        if len(own["params"]) != len(other["params"]):
+            expected, actual = len(own["params"]), len(other["params"])
+            text = f"group {index} of the state dict must have {expected} parameters"
+            raise ValueError(f"{text}, it has {actual}")
+
+
+def _difference(own: dict[str, Place], other: dict[str, Place]) -> str:
+    """What tells the parameters of two sides apart."""
+    missing, unexpected = [n for n in own if n not in other], [n for n in other if n not in own]
+    if missing or unexpected:
+        return f"it lacks {_shortened(missing)} and has {_shortened(unexpected)} besides"
+    return f"it has {_shortened([n for n in own if own[n][0] != other[n][0]])} in other groups"
+
+
+def _shortened(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3]) or "none"
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _by_name(groups: _Groups) -> dict[str, Place] | None:
+    """The place of each parameter by its name. None unless each has a name of its own."""
+    names = [names_of(group) for group in groups]
+    if not groups or None in names:
+        return None
+    named = dict(zip(chain.from_iterable(filter(None, names)), _places(groups)))
+    return named if len(named) == sum(len(group["params"]) for group in groups) else None
+
+
+def _places(groups: _Groups) -> Iterator[Place]:
+    for index, group in enumerate(groups):
+        for position in range(len(group["params"])):
+            yield index, position
+
+
+def _keys(saved: _Groups) -> Iterator[Any]:
+    return chain.from_iterable(group["params"] for group in saved)
+
+
+def loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dict[str, Any]:
+    """A group of the optimizer with the options of the `index`-th saved one, all checked.
+
+    Options that were not saved stay.
+    """
+    what = f"group {index} of the state dict"
+    missing = [key for key in ("lr", "betas", "eps", "weight_decay") if key not in saved]
+    if missing:
+        text = f"{what} must be that of a DualAdam or Adam, it has no {', '.join(missing)}"
+        raise ValueError(text)
+    with naming(what):
+        refuse({"amsgrad": saved.get("amsgrad")})
+        options = {k: deepcopy(value) for k, value in saved.items() if k not in _NOT_TAKEN_OVER}
+        options["betas"] = stored_betas(options["betas"])
+        if "schedule" in options:
+            options["schedule"] = as_schedule(options["schedule"]).as_tuple()
+        # Names belong to the parameters, which stay.
+        names = own if "param_names" in own else options
+        group = {**own, **options, "params": own["params"]}
+        # A state dict without masters does not switch them off: the next step makes them.
+        group["master_weights"] = own["master_weights"] or group["master_weights"]
+        if "param_names" in names:
+            group["param_names"] = names["param_names"]
+        config_of(group)
+    return group

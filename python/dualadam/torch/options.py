@@ -1,0 +1,181 @@
+"""The options of parameter groups: their values, and the library's checks of them."""
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from dualadam._dualadam import Config, Schedule
+
+HOW_TO_CHOOSE = (
+    "DualAdam must be told when it becomes Adam. Give one of: switching_steps, the step by which "
+    "it is Adam (the paper takes 16% of the run: 160 of 1,000 steps); switching_rate, "
+    "1/switching_steps (the paper's own 8e-5 suits runs of some 78,000 steps, and leaves a "
+    "short one in inverse Adam); schedule, a dualadam.Schedule for other shapes"
+)
+_FLAGS = ("decoupled_weight_decay", "maximize", "capturable", "master_weights")
+# Arguments that become a schedule when a group is added.
+_SWITCHING = ("switching_rate", "switching_steps")
+# Options of other optimizers that may be in a group, but must not be set.
+REFUSED = {
+    "amsgrad": "the rule has no maximum of second moments",
+    "foreach": "all tensors are stepped in one call as it is",
+    "differentiable": "the step is made in place, by a kernel without a gradient",
+}
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts `what` before the text of a TypeError or ValueError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from None
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Fails if an option is set that other optimizers have and DualAdam does not."""
+    for name, reason in REFUSED.items():
+        if options.get(name):
+            raise ValueError(f"{name} must not be set, got {options[name]!r}: {reason}")
+
+
+def has_schedule(group: dict[str, Any]) -> bool:
+    """Whether a group, as the user gave it, has an option that says when DualAdam becomes Adam."""
+    return any(group.get(name) is not None for name in (*_SWITCHING, "schedule"))
+
+
+def number(name: str, value: Any) -> float:
+    """The value of an option: a number, or a tensor or array with one element."""
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        check_size(name, value.numel())
+        return float(value)
+    if isinstance(getattr(value, "size", None), int):
+        check_size(name, value.size)
+        value = value.item()
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_size(name: str, size: int) -> None:
+    """Fails unless a tensor or array has one element."""
+    if size != 1:
+        raise ValueError(f"{name} must have one element, it has {size}")
+
+
+def stored_betas(betas: Any) -> Any:
+    """The betas as groups keep them: a tuple of what was given, or what cannot be one."""
+    try:
+        return tuple(betas)
+    except TypeError:
+        return betas
+
+
+def schedule_of(rate: Any | None, steps: Any | None, schedule: Any | None) -> tuple[Any, ...] | None:
+    """The schedule as groups keep it: plain values, which every kind of checkpoint can store."""
+    all_three = {"switching_rate": rate, "switching_steps": steps, "schedule": schedule}
+    given = [name for name, value in all_three.items() if value is not None]
+    if len(given) > 1:
+        text = "only one of switching_rate, switching_steps and schedule must be given, got"
+        raise ValueError(f"{text} {' and '.join(given)}")
+    if rate is not None:
+        return Schedule.linear(number("switching_rate", rate)).as_tuple()
+    if steps is not None:
+        try:
+            whole = 0 if isinstance(steps, bool) else operator.index(steps)
+        except TypeError:
+            whole = 0
+        if whole < 1:
+            text = f"switching_steps must be at least 1, and a whole number, got {steps!r}"
+            raise ValueError(text)
+        return Schedule.linear_until(whole).as_tuple()
+    return None if schedule is None else as_schedule(schedule).as_tuple()
+
+
+def as_schedule(schedule: Any) -> Schedule:
+    """The schedule that a group has, or that a user gave."""
+    return schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)
+
+
+def values_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    """The values of a group's options, to be compared with those of another step.
+
+    The host does not wait for a value on a device: its tensor and the tensor's version stand for
+    it. The other values are numbers, so that changes in place are seen.
+    """
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        beta1 = beta2 = None
+    schedule = group["schedule"]
+    lr = group["lr"]
+    return (
+        # The kernel reads an lr that is on a device. 0 stands for it on the host.
+        0.0 if is_on_device(lr) else number("lr", lr),
+        _value("beta1", beta1),
+        _value("beta2", beta2),
+        _value("eps", group["eps"]),
+        _value("weight_decay", group["weight_decay"]),
+        schedule if type(schedule) is tuple else repr(schedule),
+        group["inverse_term"],
+        *map(group.get, _FLAGS),
+        *map(group.get, REFUSED),
+        *map(group.get, _SWITCHING),
+    )
+
+
+def _value(name: str, value: Any) -> Any:
+    if type(value) is float or value is None:
+        return value
+    return (value, value._version) if is_on_device(value) else number(name, value)
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether an option or a step counter is in a device's memory."""
+    return isinstance(value, Tensor) and value.is_cuda
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether a value is equal to True or False, as 0 and NumPy's booleans are."""
+    try:
+        return not isinstance(value, Tensor) and bool(value in (True, False))
+    except ValueError:
+        return False
+
+
+def config_of(group: dict[str, Any]) -> Config:
+    """The hyperparameters of a group, checked by the library."""
+    refuse(group)
+    for name in _SWITCHING:
+        if group.get(name) is not None:
+            text = f"{name} must be given when the group is added, got {group[name]!r} later"
+            raise ValueError(f"{text}: set the group's schedule")
+    for name in _FLAGS:
+        if not _is_flag(group[name]):
+            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be two numbers, got {group['betas']!r}") from None
+    if not isinstance(group["inverse_term"], str):
+        text = f"inverse_term must be 'paper' or 'with_eps', got {group['inverse_term']!r}"
+        raise TypeError(text)
+    lr = group["lr"]
+    if is_on_device(lr):
+        check_size("lr", lr.numel())
+    return Config(
+        0.0 if is_on_device(lr) else number("lr", lr),
+        (number("beta1", beta1), number("beta2", beta2)),
+        number("eps", group["eps"]),
+        number("weight_decay", group["weight_decay"]),
+        as_schedule(group["schedule"]),
+        decoupled=bool(group["decoupled_weight_decay"]),
+        inverse_term=group["inverse_term"],
+        maximize=bool(group["maximize"]),
+    )

@@ -1,0 +1,296 @@
+"""Steps in the surroundings that other tools make: modes, wrappers, compilers, scalers."""
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from dualadam.torch import DualAdam
+from helpers import assert_same, bits, everything
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.testing._internal.two_tensor import TwoTensor
+
+AS_ADAMW = {"switching_rate": 1.0}
+
+
+def ones(*shape: int, kind: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    p = torch.nn.Parameter(torch.ones(shape, dtype=kind, device="cpu"))
+    p.grad = torch.ones_like(p)
+    return p
+
+
+def some_steps() -> list[Any]:
+    """What the first steps, a load and the end of float32's counters make."""
+    params = [ones(3), ones(2, kind=torch.bfloat16)]
+    optimizer = DualAdam(params, switching_steps=2**24, master_weights=True)
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["step"].fill_(2**24 - 2)
+    optimizer.step()
+    optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    kinds = [
+        (key, value.dtype, value.device, value.requires_grad)
+        for state in optimizer.state.values()
+        for key, value in state.items()
+    ]
+    return [*everything(optimizer), kinds]
+
+
+def test_defaults_of_torch_do_not_matter() -> None:
+    expected = some_steps()
+    for default in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            found = some_steps()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_same(expected, found)
+    with torch.device("meta"):
+        found = some_steps()
+    assert_same(expected, found)
+    torch.set_default_device("meta")
+    try:
+        found = some_steps()
+    finally:
+        torch.set_default_device(None)
+    assert_same(expected, found)
+
+
+class Wrapper:
+    """Takes the class of what it wraps, but not its `__init__`, as Lightning Fabric's does."""
+
+    def __init__(self, optimizer: DualAdam) -> None:
+        self._optimizer = optimizer
+        self.__class__ = type("Wrapped", (Wrapper, DualAdam), {})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+
+def test_a_wrapper_that_takes_the_class() -> None:
+    p = ones(3)
+    optimizer = DualAdam([p], **AS_ADAMW)
+    wrapper: Any = Wrapper(optimizer)
+    assert isinstance(wrapper, DualAdam)
+    assert wrapper.state is optimizer.state and len(wrapper.state) == 0
+    assert wrapper.skipped_steps == 0 and not wrapper._step_supports_amp_scaling
+    optimizer.step()
+    assert wrapper.state[p]["step"] == 1
+    assert wrapper.state_dict()["state"][0]["step"] == 1
+
+
+def test_missing_state_is_an_attribute_error() -> None:
+    empty = DualAdam.__new__(DualAdam)
+    assert not hasattr(empty, "state")
+    with pytest.raises(AttributeError, match="DualAdam has no attribute 'state' yet"):
+        empty.state
+
+
+def test_steps_of_fake_tensors_make_their_states() -> None:
+    p = ones(3)
+    with FakeTensorMode():
+        model = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+        optimizer = DualAdam(model.named_parameters(), master_weights=True, **AS_ADAMW)
+        for _ in range(2):
+            model(torch.ones(4, 3, dtype=torch.bfloat16)).sum().backward()
+            optimizer.step()
+        for param, state in optimizer.state.items():
+            assert list(state) == ["step", "exp_avg", "exp_avg_sq", "master_param"]
+            tensors = [state[key] for key in state if key != "step"]
+            assert all(t.shape == param.shape and t.dtype == torch.float32 for t in tensors)
+        optimizer.add_param_group({"params": [("real", p)]})
+        with pytest.raises(TypeError, match="'weight' must be a tensor with memory, as other"):
+            optimizer.step()
+    assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("is_fake", [False, True])
+def test_memory_trackers_see_what_they_see_of_adamw(is_fake: bool) -> None:
+    def peak(kind: Any, **options: Any) -> dict[str, int]:
+        model = torch.nn.Linear(100, 100)
+        optimizer = kind(model.parameters(), **options)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                tracker.reset_mod_stats()
+                model(torch.ones(4, 100)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+        return {str(key): value for key, value in snapshot.items()}
+
+    with FakeTensorMode() if is_fake else torch.enable_grad():
+        assert peak(DualAdam, **AS_ADAMW) == peak(torch.optim.AdamW, fused=True)
+
+
+def test_transforms_of_torch_func() -> None:
+    p, q = ones(3), ones(3)
+    optimizer, plain = DualAdam([("w", p)], **AS_ADAMW), DualAdam([q], **AS_ADAMW)
+    p.grad = torch.func.grad(lambda x: (x * x).sum())(p.detach())
+    q.grad = torch.full((3,), 2.0)
+    optimizer.step()
+    plain.step()
+    assert torch.equal(bits(p), bits(q))
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        x.grad = torch.ones_like(x)
+        DualAdam([("w", x)], **AS_ADAMW).step()  # type: ignore[list-item]
+        return x.sum()
+
+    text = "parameter 'w' must be a tensor with memory, it is a tensor of a torch.func transform"
+    with pytest.raises(TypeError, match=text):
+        torch.func.grad(inside)(torch.ones(3))
+
+
+def test_subclasses_with_operations_of_their_own() -> None:
+    p = ones(3)
+    q = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
+    q.grad = TwoTensor(torch.ones(3), torch.ones(3))
+    optimizer = DualAdam([("p", p), ("q", q)], **AS_ADAMW)
+    text = "'q' must be a tensor with memory, it is a .*: step such tensors with torch.optim.AdamW"
+    with pytest.raises(TypeError, match=text):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3)) and not optimizer.state
+
+
+def test_devices_of_rocm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dualadam.torch import plain
+
+    class OnDevice:
+        device = torch.device("cuda", 0)
+        is_cuda = True
+
+    plain.check_device("w", torch.ones(2))
+    plain.check_device("w", OnDevice())  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    plain.check_device("w", torch.ones(2))
+    with pytest.raises(ValueError, match="w must be on the CPU or on a GPU of NVIDIA.*ROCm"):
+        plain.check_device("w", OnDevice())  # type: ignore[arg-type]
+
+
+def at_odd_address(values: torch.Tensor, offset: int) -> torch.Tensor:
+    """The same values, at an address that no tensor of torch's own memory has."""
+    memory = bytearray(values.numel() * values.element_size() + offset)
+    tensor = torch.frombuffer(memory, dtype=values.dtype, offset=offset, count=values.numel())
+    return tensor.view(values.shape).copy_(values)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_storage_without_alignment(kind: torch.dtype) -> None:
+    def trained(place: Any) -> list[Any]:
+        torch.manual_seed(0)
+        values = [torch.randn(5, 3).to(kind), torch.randn(7).to(kind)]
+        params = [torch.nn.Parameter(place(values[0])), torch.nn.Parameter(values[1])]
+        optimizer = DualAdam(params, lr=0.1, switching_steps=4, master_weights=True)
+        for step in range(3):
+            for p in params:
+                grad = torch.randn(p.shape).to(kind)
+                p.grad = place(grad) if step != 1 else grad
+            optimizer.step()
+            if step == 1:
+                state = optimizer.state[params[1]]
+                state.update({k: place(v) for k, v in state.items() if k != "step"})
+        assert list(optimizer.state) == params
+        return everything(optimizer)
+
+    assert_same(trained(torch.clone), trained(lambda values: at_odd_address(values, 1)))
+
+
+def test_a_view_without_alignment_is_written() -> None:
+    memory = torch.zeros(13, dtype=torch.uint8)
+    view = torch.frombuffer(memory.numpy(), dtype=torch.float32, offset=1, count=3)
+    p = torch.nn.Parameter(view)
+    p.grad = torch.ones(3)
+    DualAdam([p], lr=0.5, **AS_ADAMW).step()
+    written = torch.frombuffer(bytearray(memory.numpy()[1:].tobytes()), dtype=torch.float32)
+    assert torch.equal(written, p) and bool((p != 0).all())
+
+
+def test_capturable_has_no_effect_on_the_cpu() -> None:
+    p, q = ones(3), ones(3)
+    ours, plain = DualAdam([p], capturable=True, **AS_ADAMW), DualAdam([q], **AS_ADAMW)
+    saved = None
+    for optimizer in (ours, plain):
+        optimizer.step()
+        saved = copy.deepcopy(optimizer.state_dict())
+    assert saved is not None
+    saved["param_groups"][0]["capturable"] = True
+    # A device counts in int64.
+    saved["state"][0]["step"] = saved["state"][0]["step"].to(torch.int64)
+    ours.load_state_dict(saved)
+    assert ours.state[p]["step"].dtype == torch.float32
+    ours.step()
+    plain.step()
+    assert torch.equal(bits(p), bits(q))
+
+
+def graph_breaks(kind: Any, **options: Any) -> tuple[list[str], list[str], torch.Tensor]:
+    """The graph breaks and warnings of compiled training, and a parameter after it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = kind(model.named_parameters(), lr=0.1, **options)
+    x = torch.randn(8, 4)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    @torch.compile(backend="eager")
+    def train() -> None:
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            train()
+            optimizer.zero_grad()
+    broken = torch._dynamo.utils.counters["graph_break"]
+    return list(broken), [str(each.message) for each in caught], bits(model.weight)
+
+
+def test_compiled_training_breaks_the_graph_once_and_does_not_warn() -> None:
+    breaks, caught, weight = graph_breaks(DualAdam, **AS_ADAMW)
+    _, caught_of_adamw, _ = graph_breaks(torch.optim.AdamW, fused=True)
+    steps = [text for text in breaks if "DualAdam" in text]
+    assert len(steps) == 1 and "torch.compiler.disable" in steps[0]
+    assert set(caught) <= set(caught_of_adamw)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = DualAdam(model.named_parameters(), lr=0.1, **AS_ADAMW)
+    x = torch.randn(8, 4)
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(weight, bits(model.weight))
+
+
+def test_a_scaler_on_the_cpu_does_not_call_a_skipped_step() -> None:
+    p = ones(3)
+    optimizer = DualAdam([p], **AS_ADAMW)
+    called: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+    for grad in (1.0, math.inf, 1.0):
+        scaler.scale(torch.ones(()))
+        p.grad = torch.full((3,), grad)
+        scaler.step(optimizer)
+        scaler.update()
+    assert len(called) == 2 and optimizer.state[p]["step"] == 2
+    assert optimizer.skipped_steps == 0
+
+
+def test_steps_that_found_inf_skips_are_counted() -> None:
+    p = ones(3)
+    optimizer: Any = DualAdam([p], **AS_ADAMW)
+    for found_inf in (0.0, 1.0, 1.0, 0.0):
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+    assert optimizer.skipped_steps == 2 and optimizer.state[p]["step"] == 2
+    assert copy.deepcopy(optimizer).skipped_steps == 0
