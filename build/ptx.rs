@@ -15,8 +15,8 @@ use super::variants::{ROLES, Variant};
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The kernels' sources, in the order of the source hash. Two are translation units.
-pub(crate) const SOURCES: [&str; 7] =
-    ["dual_adam.cu", "control.cu", "control.cuh", "pack.cuh", "step.cuh", "tuning.cuh", "update.cuh"];
+pub(crate) const SOURCES: [&str; 8] =
+    ["dual_adam.cu", "control.cu", "control.cuh", "pack.cuh", "step.cuh", "sync.cuh", "tuning.cuh", "update.cuh"];
 
 /// The oldest architecture that the current compilers support. Drivers compile its PTX to the same
 /// loop for newer ones.
@@ -48,6 +48,9 @@ impl Module {
         self.define("VARIANT", &variant.name);
         for role in ROLES {
             self.define(&role.to_uppercase(), type_of(variant.format(role)));
+        }
+        if variant.format("master").is_some() {
+            self.define("WITH_MASTER", "1");
         }
         self
     }

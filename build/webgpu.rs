@@ -94,7 +94,7 @@ impl Reflection<'_> {
         let mut found: Vec<_> = self.module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         let mut expected = [layout::QUADS, layout::TAILS].concat();
         if self.has_master() {
-            expected.extend(layout::SET_MASTERS);
+            expected.extend([layout::SET_MASTERS, layout::SYNC_MASTERS].as_flattened());
         }
         found.sort_unstable();
         expected.sort_unstable();
@@ -119,8 +119,9 @@ impl Reflection<'_> {
 
     fn check_entry_point(&self, index: usize) -> Result<(), String> {
         let entry = &self.module.entry_points[index];
-        let [masters, masters_tail] = layout::SET_MASTERS;
-        let quads = layout::QUADS.contains(&entry.name.as_str()) || entry.name == masters;
+        let of_masters = [layout::SET_MASTERS, layout::SYNC_MASTERS];
+        let has_name = |names: &[&str]| names.contains(&entry.name.as_str());
+        let quads = has_name(&layout::QUADS) || has_name(&of_masters.map(|[quads, _]| quads));
         let workgroup = if quads { layout::WORKGROUP } else { 1 };
         if entry.workgroup_size != [workgroup, 1, 1] {
             return Err(format!(
@@ -137,14 +138,14 @@ impl Reflection<'_> {
             }
         }
         bindings.sort_unstable();
-        let sets_masters = [masters, masters_tail].contains(&entry.name.as_str());
-        let buffers = match (sets_masters, self.has_master()) {
+        let is_of_masters = has_name(of_masters.as_flattened());
+        let buffers = match (is_of_masters, self.has_master()) {
             (true, _) => vec![0, 4],
             (false, true) => vec![0, 1, 2, 3, 4],
             (false, false) => vec![0, 1, 2, 3],
         };
         let mut expected: Vec<_> = buffers.into_iter().map(|binding| (layout::TENSOR_GROUP, binding)).collect();
-        if self.coeffs == "uniform" && !sets_masters {
+        if self.coeffs == "uniform" && !is_of_masters {
             expected.push((layout::COEFFS_GROUP, 0));
         }
         if bindings != expected {
@@ -180,7 +181,8 @@ impl Reflection<'_> {
         let Some(role) = layout::ROLES.get(binding.binding as usize) else {
             return fail(format!("the host has no buffer {}", binding.binding));
         };
-        if name.strip_suffix("_parts").unwrap_or(name) != *role {
+        let without = |name, suffix| str::strip_suffix(name, suffix).unwrap_or(name);
+        if without(without(name, "_parts"), "_bits") != *role {
             return fail(format!("the host binds {role} as {}", binding.binding));
         }
         let read_write = AddressSpace::Storage { access: StorageAccess::LOAD | StorageAccess::STORE };

@@ -51,6 +51,9 @@ pub(crate) fn join(shaders: &Path, variant: &Variant, coeffs: &str) -> Result<Jo
         }
     }
     joined.push_file(shaders, if has_master { "master.wgsl" } else { "no_master.wgsl" })?;
+    if let Some(format) = variant.format("param").filter(|_| has_master) {
+        joined.push("shaders/sync.wgsl".to_owned(), &of_format(&read(shaders, "sync.wgsl")?, format));
+    }
     let counted = counted_role(variant)?;
     for name in ["dual_adam.wgsl", "tail.wgsl"] {
         joined.push(format!("shaders/{name}"), &read(shaders, name)?.replace("$counted", counted));
@@ -70,15 +73,17 @@ fn counted_role(variant: &Variant) -> Result<&'static str, String> {
 
 /// The text of `role.wgsl` for one role.
 fn of_role(text: &str, role: &str, format: &str, binding: usize) -> String {
-    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
-    let camel = |words: &str| words.split('_').map(capital).collect::<String>();
-    text.replace("$ROLE", &role.to_uppercase())
-        .replace("$Role", &camel(role))
-        .replace("$role", role)
-        .replace("$FORMAT", &format.to_uppercase())
-        .replace("$Format", &camel(format))
-        .replace("$format", format)
-        .replace("$BINDING", &binding.to_string())
+    let text = text.replace("$ROLE", &role.to_uppercase()).replace("$Role", &camel(role)).replace("$role", role);
+    of_format(&text.replace("$BINDING", &binding.to_string()), format)
+}
+
+/// The text with the words for a format in place.
+fn of_format(text: &str, format: &str) -> String {
+    text.replace("$FORMAT", &format.to_uppercase()).replace("$Format", &camel(format)).replace("$format", format)
+}
+
+fn camel(words: &str) -> String {
+    words.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect()
 }
 
 fn read(shaders: &Path, name: &str) -> Result<String, String> {

@@ -123,6 +123,8 @@
  * - Calls with the same state, list or control wait for each other.
  * - Several calls may read the same structs at the same time.
  * - Each thread has its own last error.
+ * - A process made by fork has none of its parent's threads. There, a step on the CPU of more than
+ *   32,768 elements never returns if the parent made one before the fork.
  *
  * Streams and CUDA graphs
  * -----------------------
@@ -850,10 +852,10 @@ dualadam_status dualadam_config_coeffs(const struct dualadam_config *config,
  * Makes one DualAdam step of one tensor, in one pass over its buffers. dualadam_coeffs states
  * the arithmetic.
  *
- * The call does not allocate. It splits a tensor of more than some 32,000 elements over the
- * threads of the process's pool. The pool has as many threads as there are processors, or as the
- * environment variable RAYON_NUM_THREADS says when the library first needs the pool. The result
- * has the same bits for any number of threads and on any processor.
+ * The call does not allocate. It splits a tensor of more than 32,768 elements over the threads of
+ * the process's pool. The pool has as many threads as there are processors, or as the environment
+ * variable RAYON_NUM_THREADS says when the library first needs the pool. The result has the same
+ * bits for any number of threads and on any processor.
  *
  * Errors:
  * - Argument errors (see the head of this file).

@@ -1,14 +1,15 @@
-// The entry points of one variant: a flat DualAdam step, a flat plain-Adam step, and a DualAdam
-// step over a list of tensors. The build compiles this once for each line of variants.txt, with
-// these defines:
+// The entry points of one variant: a flat DualAdam step, a flat plain-Adam step, a DualAdam step
+// over a list of tensors, and, with masters, one that brings them up to date. The build compiles
+// this once for each line of variants.txt, with these defines:
 //
 //   VARIANT  its name
 //   PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MASTER  the format of each role: float, Bf16 or F16, and
 //   NoMaster where the variant has none
+//   WITH_MASTER  only where the variant has masters
 //
 // So a program loads only the variants that it steps, and the driver compiles only those.
 
-#include "step.cuh"
+#include "sync.cuh"
 
 #define JOIN_EXPANDED(kind, variant) kind##_##variant
 #define JOIN(kind, variant) JOIN_EXPANDED(kind, variant)
@@ -36,3 +37,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, LIST_BLOCKS_PER_SM)
                         const __grid_constant__ StepCoeffsArray coeffs_by_value) {
     step_list<Variant>(table, tensors, coeffs_on_device, skips, coeffs_by_value);
 }
+
+#ifdef WITH_MASTER
+// `masters` says whether the masters are set, one of the Masters; it is null where the host knows
+// that they are.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    JOIN(sync_master, VARIANT)(const PARAM *param, MASTER *master, u64 len, const u32 *masters) {
+    if (masters == nullptr || *masters != MASTERS_UNSET) sync_flat(param, master, len);
+}
+#endif

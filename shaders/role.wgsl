@@ -18,10 +18,15 @@ fn store_$role(at: u32, x: vec4<f32>) {
     $role[at] = narrow_$format(x);
 }
 
-fn load_$role_tail(at: u32, rest: u32) -> vec4<f32> {
+// The stored form of the last `rest` elements.
+fn quad_of_$role_tail(at: u32, rest: u32) -> Quad$Role {
     var quad = Quad$Role();
     for (var k = 0u; k * PART_$ROLE < rest; k++) { quad[k] = $role_parts[at * PARTS_$ROLE + k]; }
-    return widen_$format(quad);
+    return quad;
+}
+
+fn load_$role_tail(at: u32, rest: u32) -> vec4<f32> {
+    return widen_$format(quad_of_$role_tail(at, rest));
 }
 
 fn store_$role_tail(at: u32, rest: u32, x: vec4<f32>) {

@@ -9,14 +9,22 @@ alias PartBf16 = u32;
 const PART_BF16: u32 = 2;
 
 fn widen_bf16(quad: QuadBf16) -> vec4<f32> {
-    let low = quad << vec2(16u);
-    let high = quad & vec2(0xffff0000u);
-    return bitcast<vec4<f32>>(vec4(low.x, high.x, low.y, high.y));
+    return bitcast<vec4<f32>>(widen_bits_bf16(quad));
 }
 
-// To nearest even; a NaN becomes a quiet NaN.
 fn narrow_bf16(x: vec4<f32>) -> QuadBf16 {
-    let bits = bitcast<vec4<u32>>(x);
+    return narrow_bits_bf16(bitcast<vec4<u32>>(x));
+}
+
+// The bits of the f32.
+fn widen_bits_bf16(quad: QuadBf16) -> vec4<u32> {
+    let low = quad << vec2(16u);
+    let high = quad & vec2(0xffff0000u);
+    return vec4(low.x, high.x, low.y, high.y);
+}
+
+// From the bits of f32, to nearest even; a NaN becomes a quiet NaN.
+fn narrow_bits_bf16(bits: vec4<u32>) -> QuadBf16 {
     let nan = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);
     let odd = (bits >> vec4(16u)) & vec4(1u);
     let rounded = select(bits + 0x7fffu + odd, bits | vec4(0x400000u), nan);

@@ -10,6 +10,15 @@ alias PartF16 = u32;
 const PART_F16: u32 = 2;
 
 fn widen_f16(quad: QuadF16) -> vec4<f32> {
+    return bitcast<vec4<f32>>(widen_bits_f16(quad));
+}
+
+fn narrow_f16(x: vec4<f32>) -> QuadF16 {
+    return narrow_bits_f16(bitcast<vec4<u32>>(x));
+}
+
+// The bits of the f32.
+fn widen_bits_f16(quad: QuadF16) -> vec4<u32> {
     let h = vec4(quad.x, quad.x >> 16, quad.y, quad.y >> 16);
     let magnitude = h & vec4(0x7fffu);
     let sign = (h & vec4(0x8000u)) << vec4(16u);
@@ -18,12 +27,11 @@ fn widen_f16(quad: QuadF16) -> vec4<f32> {
     // Infinity and NaN go from the highest exponent to the highest exponent.
     let exponent = select(vec4(112u << 23), vec4(224u << 23), magnitude >= vec4(0x7c00u));
     let other = (magnitude << vec4(13u)) + exponent;
-    return bitcast<vec4<f32>>(sign | select(other, subnormal, magnitude < vec4(0x400u)));
+    return sign | select(other, subnormal, magnitude < vec4(0x400u));
 }
 
-// To nearest even; overflows to infinity; a NaN becomes a quiet NaN.
-fn narrow_f16(x: vec4<f32>) -> QuadF16 {
-    let bits = bitcast<vec4<u32>>(x);
+// From the bits of f32, to nearest even; overflows to infinity; a NaN becomes a quiet NaN.
+fn narrow_bits_f16(bits: vec4<u32>) -> QuadF16 {
     let magnitude = bits & vec4(0x7fffffffu);
     let sign = (bits >> vec4(16u)) & vec4(0x8000u);
     // A subnormal f16 is the whole fraction, shifted to units of 2^-24; a shift by 25 or more

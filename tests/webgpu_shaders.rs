@@ -56,7 +56,7 @@ fn for_each_entry_point(mut write: impl FnMut(&str, &Module, &ModuleInfo, &str))
         }
     }
     let masters = table().iter().filter(|variant| variant.format("master").is_some()).count();
-    assert_eq!(count, COEFFS.len() * (4 * table().len() + 2 * masters));
+    assert_eq!(count, COEFFS.len() * (4 * table().len() + 4 * masters));
 }
 
 #[test]

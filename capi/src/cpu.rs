@@ -9,10 +9,10 @@ use crate::types::{dualadam_coeffs, dualadam_tensor};
 /// Makes one DualAdam step of one tensor, in one pass over its buffers. `dualadam_coeffs` states
 /// the arithmetic.
 ///
-/// The call does not allocate. It splits a tensor of more than some 32,000 elements over the
-/// threads of the process's pool. The pool has as many threads as there are processors, or as the
-/// environment variable RAYON_NUM_THREADS says when the library first needs the pool. The result
-/// has the same bits for any number of threads and on any processor.
+/// The call does not allocate. It splits a tensor of more than 32,768 elements over the threads of
+/// the process's pool. The pool has as many threads as there are processors, or as the environment
+/// variable RAYON_NUM_THREADS says when the library first needs the pool. The result has the same
+/// bits for any number of threads and on any processor.
 ///
 /// # Errors
 ///

@@ -116,6 +116,8 @@
 //! - Calls with the same state, list or control wait for each other.
 //! - Several calls may read the same structs at the same time.
 //! - Each thread has its own last error.
+//! - A process made by fork has none of its parent's threads. There, a step on the CPU of more than
+//!   32,768 elements never returns if the parent made one before the fork.
 //!
 //! # Streams and CUDA graphs
 //!

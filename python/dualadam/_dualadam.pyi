@@ -81,9 +81,6 @@ def step(
 def multiplier(grad_scale: float, found_inf: float) -> float | None:
     """The multiplier of the gradients on the CPU, or None if the step must be skipped."""
 
-def use_threads(threads: int) -> None:
-    """Start the threads that all steps on the CPU in this process use."""
-
 @final
 class Stepper:
     """The steps of one `dualadam.torch.DualAdam`, which calls this."""
@@ -93,6 +90,7 @@ class Stepper:
         plain: Sequence[type],
         unwrap: Callable[[Any], Any | None],
         unwrap_grad: Callable[[Any, Any], Any | None],
+        threads: Callable[[], int],
     ) -> Stepper: ...
     def step(
         self,

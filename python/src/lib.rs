@@ -34,7 +34,5 @@ mod _dualadam {
     #[pymodule_export]
     use crate::step::step;
     #[pymodule_export]
-    use crate::threads::use_threads;
-    #[pymodule_export]
     use crate::torch::Stepper;
 }

@@ -9,6 +9,7 @@ use crate::device;
 use crate::dlpack::{self, CPU, CUDA, Device, Imported};
 use crate::errors::plain;
 use crate::layout::{is_dense, is_same};
+use crate::threads::Workers;
 
 /// DLPack's number for CUDA's legacy default stream, whose handle is null.
 const LEGACY_STREAM: i64 = 1;
@@ -43,8 +44,10 @@ const LEGACY_STREAM: i64 = 1;
 ///     stream (int or None): for CUDA, the handle of a live stream; None is the legacy default one.
 ///         For the CPU, it must be None. Default None.
 ///
-/// On the CPU, the step is done when the call returns. On CUDA, the call enqueues it on `stream`,
-/// after the work of the arrays' producers that DLPack orders before it.
+/// On the CPU, the step is done when the call returns. Above 32,768 elements it uses as many
+/// threads as the last step of a `dualadam.torch.DualAdam`, or else as there are processors, unless
+/// RAYON_NUM_THREADS is set. On CUDA, the call enqueues the step on `stream`, after the work of the
+/// arrays' producers that DLPack orders before it.
 ///
 /// Until the step is done, the arrays must keep their memory, and no other thread or stream may use
 /// them.
@@ -56,7 +59,7 @@ const LEGACY_STREAM: i64 = 1;
 ///         range, or `stream` is given for the CPU.
 ///     OverflowError: `step` is negative or above 2^64 - 1.
 ///     BufferError: an array cannot be exported.
-///     RuntimeError: the CUDA driver is missing or failed.
+///     RuntimeError: the CUDA driver is missing or failed, or no threads could be started.
 ///
 /// If an exception is raised, nothing was written.
 ///
@@ -123,10 +126,11 @@ pub(crate) fn step(
     let mut tensor = RawTensor::new(len, buffer(&param)?, buffer(&grad)?, moments.0, moments.1);
     tensor.master = master.as_ref().map(buffer).transpose()?;
     if device.kind == CPU {
+        let workers = Workers::of(py, len, || Ok(None))?;
         // SAFETY: the imported capsules keep the arrays alive. The arrays have these types and
         // lengths, and those that are written are writable. Until the step is done, they keep their
         // memory and nothing else uses it (required in this function's documentation).
-        return py.detach(|| unsafe { cpu::step_raw(&tensor, &coeffs) }).map_err(plain);
+        return workers.run(py, || unsafe { cpu::step_raw(&tensor, &coeffs) }).map_err(plain);
     }
     let kernels = device::kernels(device.id)?;
     py.detach(|| {

@@ -106,7 +106,7 @@ pub fn step_list(tensors: &mut [Tensor<'_>], coeffs: &[StepCoeffs]) -> Result<()
 /// # Ok::<(), dualadam::Error>(())
 /// ```
 pub unsafe fn step_raw(tensor: &RawTensor, coeffs: &StepCoeffs) -> Result<(), TensorError> {
-    check_len(0, tensor)?;
+    check_total(0, tensor.len)?;
     let variant = tensor.check_alone()?;
     // SAFETY: `variant` is that of the tensor's formats. Addresses, lengths and overlap were
     // checked. The buffers are initialised, valid, exposed memory that nothing else uses (this
@@ -152,11 +152,12 @@ pub unsafe fn step_list_raw(tensors: &[RawTensor], coeffs: &[StepCoeffs]) -> Res
     unsafe { list.step_raw(coeffs) }
 }
 
-fn check_len(index: usize, tensor: &RawTensor) -> Result<(), TensorError> {
-    if tensor.len <= MOST_ELEMENTS {
+/// Returns an error if a tensor is longer than a buffer can be.
+pub(super) fn check_total(index: usize, len: u64) -> Result<(), TensorError> {
+    if len <= MOST_ELEMENTS {
         return Ok(());
     }
-    let problem = TensorProblem::TooLong { limit: MOST_ELEMENTS, actual: tensor.len };
+    let problem = TensorProblem::TooLong { limit: MOST_ELEMENTS, actual: len };
     Err(TensorError::of_tensor(index, problem))
 }
 
@@ -203,7 +204,7 @@ impl TensorList {
     /// - [`TensorProblem::Overlap`] if a buffer that is written overlaps any other of the list. Two
     ///   gradients may overlap.
     pub fn new(tensors: &[RawTensor]) -> Result<Self, TensorError> {
-        tensors.iter().enumerate().try_for_each(|(index, tensor)| check_len(index, tensor))?;
+        tensors.iter().enumerate().try_for_each(|(index, tensor)| check_total(index, tensor.len))?;
         let elements = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
         let list = CheckedList::new(tensors)?;
         let job = |(&tensor, &variant)| Job { tensor, variant, sets_master: false };

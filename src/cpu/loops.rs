@@ -232,7 +232,7 @@ fn aside<const DUAL: bool, const L2: bool, const DECAY: bool, P, G, M, V, W>(
 
 /// An instruction set that the loops are compiled for. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub(super) enum Level {
     /// The instructions that every processor of the target has. On x86-64 these lack FMA, so each
     /// `mul_add` is a call.
     Portable,
@@ -242,7 +242,7 @@ enum Level {
 }
 
 impl Level {
-    fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return Self::Avx2Fma;

@@ -9,6 +9,9 @@
 //! | [`step_raw`] | the caller's | one | addresses |
 //! | [`TensorList`], [`step_list_raw`] | the caller's | many | addresses |
 //!
+//! [`sync_master`] and [`sync_master_raw`] take over into f32 masters what other code wrote into
+//! their 16-bit parameters; [`DualAdam::sync_masters`] does so for all tensors.
+//!
 //! # Bits
 //!
 //! A step makes the operations that [`StepCoeffs`] states. The result is the same to the bit (NaNs
@@ -21,14 +24,18 @@
 //!
 //! # Threads
 //!
-//! A call with more than 32,768 elements in all runs on the current rayon pool. To choose the
-//! threads, call it inside `rayon::ThreadPool::install`. A smaller call, and every call without the
-//! feature `rayon`, runs on the calling thread.
+//! A call with more than 32,768 elements in all ([`MAX_SEQUENTIAL`]) runs on the current rayon
+//! pool. To choose the threads, call it inside `rayon::ThreadPool::install`. A smaller call, a call
+//! in [`sequential`], and every call without the feature `rayon` run on the calling thread.
+//!
+//! A process made by `fork` has only the thread that called it. The pools of its parent have no
+//! threads there, and a call that runs on one of them never returns. In such a process, make larger
+//! calls in [`sequential`], or inside a pool that the process itself has made.
 //!
 //! # Allocations
 //!
-//! - [`step`], [`step_with_master`], [`step_list`], [`step_raw`], [`TensorList::step_raw`] and
-//!   [`TensorList::update`] do not allocate.
+//! - [`step`], [`step_with_master`], [`step_list`], [`step_raw`], [`TensorList::step_raw`],
+//!   [`TensorList::update`], [`sync_master`] and [`sync_master_raw`] do not allocate.
 //! - [`TensorList::new`] allocates some 520 bytes for each tensor, as does each call of
 //!   [`step_list_raw`], which makes a list.
 //! - [`DualAdam::step`] allocates in its first call. A later call does so only if its tensors are
@@ -41,12 +48,15 @@ mod kernels;
 mod list;
 mod loops;
 mod optimizer;
+mod sync;
 mod threads;
 mod update;
 
 pub use buffer::{Buffer, BufferMut, Tensor};
 pub use list::{TensorList, step_list, step_list_raw, step_raw};
 pub use optimizer::DualAdam;
+pub use sync::{sync_master, sync_master_raw};
+pub use threads::{MAX_SEQUENTIAL, sequential};
 
 use crate::rule::StepCoeffs;
 use crate::tensor::{Element, GradOf, HalfElement, RawTensor, TensorError};

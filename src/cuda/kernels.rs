@@ -197,7 +197,7 @@ impl Kernels {
         inner.upgrade().map(|inner| Self { inner })
     }
 
-    /// Loads the kernels of one variant now: those of flat steps and of lists.
+    /// Loads the kernels of one variant now: those of flat steps, of lists and of masters.
     ///
     /// Call it before a flat step is captured in a CUDA graph, unless a step or a list of the
     /// variant was made before. Elsewhere it only moves the time of compilation.

@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::sys;
 
 use crate::rule::StepCoeffs;
-use crate::tensor::{ListError, RawTensor};
+use crate::tensor::{ListError, MasterPair, RawTensor};
 
 use super::driver::check;
 use super::error::CudaError;
@@ -70,6 +70,32 @@ pub(super) unsafe fn launch_flat(
     // SAFETY: the context is current and the stream live (this function's first two requirements).
     // The arguments have the types of a flat kernel's, and the buffers have the tensor's length and
     // formats (this function's third requirement).
+    unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
+}
+
+/// Launches the kernel that brings the masters of one tensor up to date. `masters` is the address
+/// of a word of the control that says whether the masters are set, or 0 if they are.
+///
+/// # Safety
+///
+/// - The kernels' context is current, and `function` is the kernel `sync_master` of the pair's
+///   formats.
+/// - `stream` is null or a live stream of that context.
+/// - Each buffer of the pair is memory of its length and format when the kernel runs, and `masters`
+///   is 0 or the address of a `u32`.
+pub(super) unsafe fn launch_sync_master(
+    function: Function,
+    blocks: u32,
+    &MasterPair { mut len, param, master }: &MasterPair,
+    mut masters: u64,
+    stream: *mut c_void,
+) -> Result<(), CudaError> {
+    let mut addresses = [param.address, master.address];
+    let [param, master] = addresses.each_mut().map(argument);
+    let mut arguments = [param, master, argument(&mut len), argument(&mut masters)];
+    // SAFETY: the context is current and the stream live (this function's first two requirements).
+    // The arguments have the types of the kernel's, and the memory is there (this function's third
+    // requirement).
     unsafe { launch(function, blocks, BLOCK, &mut arguments, stream) }
 }
 

@@ -17,6 +17,7 @@
 //! | all buffers of one tensor as addresses | [`Kernels::step_raw`] |
 //! | the addresses of many tensors | [`TensorList`]: one launch for each [variant](crate::Variant) |
 //! | the same, with CUDA graphs, or with scalars on the device | [`TensorList::step_controlled`] with a [`Control`] |
+//! | masters, and 16-bit parameters that other code has written | [`DualAdam::sync_masters`], [`sync_master`], [`Kernels::sync_master_raw`] |
 //!
 //! All of them start from [`Kernels`], the kernels in a CUDA context.
 //!
@@ -90,6 +91,7 @@
 //! | call | before the capture | each launch of the graph |
 //! | --- | --- | --- |
 //! | [`step`], [`Kernels::step_raw`] | [`Kernels::prepare`], or a step | repeats the coefficients |
+//! | [`sync_master`], [`Kernels::sync_master_raw`] | [`Kernels::prepare`], or a step | compares again |
 //! | [`TensorList::step_raw`] | nothing | repeats the coefficients |
 //! | [`DualAdam::step`] | a step | repeats the coefficients; only the capture counts as a step |
 //! | [`TensorList::step_controlled`] | nothing | forms new coefficients and counts |
@@ -127,7 +129,7 @@
 //! lost, such as an illegal address, all later calls in the context fail in the same way.
 
 // In the order error, driver, event, pool, memory, staging, stream, module, kernels, launch,
-// buffer, flat, table, list, control, optimizer, each module uses only those before it.
+// buffer, flat, sync, table, list, control, optimizer, each module uses only those before it.
 mod buffer;
 mod control;
 mod driver;
@@ -143,6 +145,7 @@ mod optimizer;
 mod pool;
 mod staging;
 mod stream;
+mod sync;
 mod table;
 
 pub use buffer::{Buffer, BufferMut, Tensor};
@@ -153,3 +156,4 @@ pub use flat::step;
 pub use kernels::Kernels;
 pub use list::TensorList;
 pub use optimizer::{CapturableDualAdam, DualAdam, Scalars};
+pub use sync::sync_master;

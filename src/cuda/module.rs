@@ -39,6 +39,8 @@ pub(super) struct Functions {
     pub(super) dual_adam: Function,
     pub(super) adam: Function,
     pub(super) list: Function,
+    /// For variants with masters.
+    pub(super) sync_master: Option<Function>,
 }
 
 impl Functions {
@@ -46,7 +48,9 @@ impl Functions {
     pub(super) fn load(variant: Variant) -> Result<Self, CudaError> {
         let module = Module::load(variant.name(), MODULES[variant.index()])?;
         let function = |kind: &str| module.function(&format!("{kind}_{}", variant.name()));
-        Ok(Self { dual_adam: function("dual_adam")?, adam: function("adam")?, list: function("list")? })
+        let (dual_adam, adam, list) = (function("dual_adam")?, function("adam")?, function("list")?);
+        let sync_master = variant.formats().master.map(|_| function("sync_master")).transpose()?;
+        Ok(Self { dual_adam, adam, list, sync_master })
     }
 }
 
@@ -107,6 +111,8 @@ mod tests {
             for kind in ["dual_adam", "adam", "list"] {
                 assert!(ptx.contains(&format!(".entry {kind}_{name}(")), "{kind}_{name}");
             }
+            let has_master = variant.formats().master.is_some();
+            assert_eq!(ptx.contains(&format!(".entry sync_master_{name}(")), has_master, "sync_master_{name}");
             assert!(ptx.ends_with('\0'));
         }
         assert!(CONTROL.contains(".entry prepare_sets(") && CONTROL.ends_with('\0'));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::rule::ConfigError;
 
+use super::dtype::Dtype;
 use super::role::Role;
 use super::variant::{Formats, Variant};
 
@@ -112,10 +113,18 @@ pub enum TensorProblem {
         actual: u64,
     },
     /// No [variant](crate::Variant) has these formats.
-    #[error("must have the formats of a variant ({}), got {formats}", VariantNames)]
+    #[error("must have the formats of a variant ({}), got {formats}", names(Variant::all()))]
     Formats {
         /// The formats given.
         formats: Formats,
+    },
+    /// No [variant](crate::Variant) has parameters and masters of these formats.
+    #[error("must have the param and master of a variant ({}), got {param} param, {master} master", names(Variant::all().filter(|variant| variant.formats().master.is_some())))]
+    MasterFormats {
+        /// The format of the parameters.
+        param: Dtype,
+        /// The format of the masters.
+        master: Dtype,
     },
     /// The buffer's address is 0, and the tensor is not empty.
     #[error("must not be null")]
@@ -200,14 +209,9 @@ pub enum TensorProblem {
     },
 }
 
-/// Displays the names of all variants.
-struct VariantNames;
-
-impl fmt::Display for VariantNames {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = Variant::all().map(Variant::name).collect();
-        f.write_str(&names.join(", "))
-    }
+/// The names of variants.
+fn names(variants: impl Iterator<Item = Variant>) -> String {
+    variants.map(Variant::name).collect::<Vec<_>>().join(", ")
 }
 
 /// A list of arguments, or an index into one, is not valid.

@@ -3,6 +3,7 @@
 mod dtype;
 mod error;
 mod list;
+mod master;
 mod overlap;
 mod raw;
 mod role;
@@ -16,6 +17,7 @@ pub(crate) use error::{check_count, check_len};
 #[cfg(feature = "webgpu")]
 pub(crate) use list::check_fixed;
 pub(crate) use list::{CheckedList, check_coeffs_index};
+pub(crate) use master::MasterPair;
 #[cfg(feature = "webgpu")]
 pub(crate) use overlap::Span;
 #[cfg(feature = "webgpu")]

@@ -137,6 +137,14 @@ impl Variant {
         BY_CODE[formats.code()]
     }
 
+    /// The variants with parameters and masters of these formats, whatever their other formats.
+    pub(crate) fn with_master(param: Dtype, master: Dtype) -> impl Iterator<Item = Self> {
+        Self::all().filter(move |variant| {
+            let formats = variant.formats();
+            formats.param == param && formats.master == Some(master)
+        })
+    }
+
     /// The name, such as `bf16_bf16_master`: the formats of parameters and gradients, then
     /// `_master` with masters. The kernels' names end with it.
     #[must_use]

@@ -28,6 +28,17 @@ pub(super) fn check_all(limits: &DeviceLimits, tensors: &[Tensor<'_>]) -> Result
     Ok(check_overlap(&mut spans)?)
 }
 
+/// Fails if the parameters of a tensor of `len` elements cannot be bound.
+pub(super) fn check_param(
+    limits: &DeviceLimits,
+    tensor: usize,
+    param: Binding<'_>,
+    len: u64,
+) -> Result<(), WebGpuError> {
+    let checked = span_of(limits, tensor, Role::Param, param, len);
+    checked.map(|_| ()).map_err(|problem| WebGpuError::of_buffer(tensor, Role::Param, problem))
+}
+
 /// The bytes of a tensor in its buffer. Fails if the buffer cannot be bound.
 fn span_of<'a>(
     limits: &DeviceLimits,

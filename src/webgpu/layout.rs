@@ -34,3 +34,5 @@ pub(crate) const TAILS: [&str; 2] = ["dual_adam_tail", "adam_tail"];
 /// The entry points that set masters from parameters, for variants with masters: whole quads, and
 /// the last one to three elements.
 pub(crate) const SET_MASTERS: [&str; 2] = ["set_masters", "set_masters_tail"];
+/// The entry points that bring masters up to date with changed parameters, likewise.
+pub(crate) const SYNC_MASTERS: [&str; 2] = ["sync_masters", "sync_masters_tail"];

@@ -299,7 +299,7 @@ impl Bound {
             return Ok(Self { variant, formats, len, coeffs_index, places, windows: vec![] });
         };
         let layout = pipelines.tensor_layout(some)?;
-        let bind = |window| bind(pipelines.device(), layout, index, tensor, window);
+        let bind = |window| bind(pipelines.device(), layout, index, tensor.bindings(), window);
         let windows = pipelines.limits().windows(len).map(bind).collect::<Result<_, _>>()?;
         let places = tensor.bindings().map(|binding| binding.map(Place::of));
         Ok(Self { variant, formats, len, coeffs_index, places, windows })
@@ -320,11 +320,11 @@ impl Bound {
 }
 
 /// Binds a window of a tensor's buffers: `elements` elements from `start` on.
-fn bind<'a>(
+pub(super) fn bind<'a>(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
     index: usize,
-    tensor: &Tensor<'a>,
+    bindings: [Option<Binding<'a>>; Role::COUNT],
     (start, elements): (u64, u64),
 ) -> Result<wgpu::BindGroup, WebGpuError> {
     let entry = |(number, binding): (u32, Option<Binding<'a>>)| {
@@ -334,7 +334,7 @@ fn bind<'a>(
         let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
         Some(wgpu::BindGroupEntry { binding: number, resource })
     };
-    let entries: Vec<_> = (0..).zip(tensor.bindings()).filter_map(entry).collect();
+    let entries: Vec<_> = (0..).zip(bindings).filter_map(entry).collect();
     capture(device, "create_bind_group", Some(index), || {
         device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("dualadam"), layout, entries: &entries })
     })

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::tensor::Variant;
+use crate::tensor::{Role, Variant};
 
 use super::coeffs::CoeffsSource;
 use super::device::{capture, check_not_lost};
 use super::error::WebGpuError;
-use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, TAILS};
+use super::layout::{COEFFS_BYTES, QUADS, ROLES, SET_MASTERS, SYNC_MASTERS, TAILS};
 use super::limits::DeviceLimits;
 use super::shaders;
 
@@ -46,6 +46,8 @@ struct Inner {
     coeffs: CoeffsSource,
     /// The layout without masters, and the one with masters if the device can bind them.
     layouts: Vec<Layout>,
+    /// For parameters and masters alone.
+    sync_layout: Layout,
     compiled: [Compiled; Variant::COUNT],
 }
 
@@ -60,6 +62,8 @@ struct Layout {
 struct Compiled {
     module: OnceLock<wgpu::ShaderModule>,
     kinds: [OnceLock<Stage>; 2],
+    /// Bring masters up to date, for variants with masters.
+    syncs: [OnceLock<wgpu::ComputePipeline>; 2],
 }
 
 /// Which of a tensor's elements a pipeline serves.
@@ -91,13 +95,16 @@ impl Pipelines {
     pub fn new(device: &wgpu::Device) -> Result<Self, WebGpuError> {
         let limits = DeviceLimits::of(&device.limits())?;
         check_not_lost(device)?;
-        let (coeffs, layouts) = capture(device, "create_pipeline_layout", None, || {
+        let (coeffs, layouts, sync_layout) = capture(device, "create_pipeline_layout", None, || {
             let coeffs = CoeffsSource::new(device);
-            let of_masters = if limits.check_masters().is_ok() { &[false, true][..] } else { &[false] };
-            let layouts = of_masters.iter().map(|&masters| Layout::new(device, &coeffs, masters)).collect();
-            (coeffs, layouts)
+            let all = ROLES.len() as u32;
+            let counts = if limits.check_masters().is_ok() { &[all - 1, all][..] } else { &[all - 1] };
+            let layouts = counts.iter().map(|&count| Layout::new(device, 0..count, Some(&coeffs))).collect();
+            let sync_layout = Layout::new(device, [Role::Param, Role::Master].map(|role| role as u32), None);
+            (coeffs, layouts, sync_layout)
         })?;
-        let inner = Inner { device: device.clone(), limits, coeffs, layouts, compiled: Default::default() };
+        let inner =
+            Inner { device: device.clone(), limits, coeffs, layouts, sync_layout, compiled: Default::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -143,48 +150,79 @@ impl Pipelines {
     }
 
     fn compile(&self, variant: Variant, kind: Kind) -> Result<Stage, WebGpuError> {
-        let Inner { device, coeffs, compiled, .. } = &*self.inner;
-        let layout = &self.layout(variant)?.pipeline;
-        let text = shaders::text(variant, coeffs.is_immediate());
-        let module = &compiled[variant.index()].module;
-        let module = match module.get() {
-            Some(module) => module,
-            None => {
-                let made = capture(device, "create_shader_module", None, || {
-                    device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                        label: Some(variant.name()),
-                        source: wgpu::ShaderSource::Wgsl(text.into()),
-                    })
-                })?;
-                module.get_or_init(|| made)
-            }
-        };
-        let pipeline = |entry_point: &str| {
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(variant.name()),
-                layout: Some(layout),
-                module,
-                entry_point: Some(entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            })
-        };
+        let (layout, module) = (&self.layout(variant)?.pipeline, self.module(variant)?);
+        let pipeline = |entry_point: &str| self.pipeline(variant, layout, module, entry_point);
         let [dual_adam, adam] = match kind {
             Kind::Quads => QUADS,
             Kind::Tail => TAILS,
         };
-        capture(device, "create_compute_pipeline", None, || Stage {
+        capture(self.device(), "create_compute_pipeline", None, || Stage {
             dual_adam: pipeline(dual_adam),
             adam: pipeline(adam),
             set_masters: has_masters(variant).then(|| pipeline(SET_MASTERS[kind as usize])),
         })
     }
+
+    /// The layout of the bind group for parameters and masters alone.
+    pub(super) fn sync_layout(&self) -> &wgpu::BindGroupLayout {
+        &self.inner.sync_layout.tensor
+    }
+
+    /// The pipeline that brings masters up to date, of a variant with masters. Compiled now if it
+    /// was not.
+    pub(super) fn sync(&self, variant: Variant, kind: Kind) -> Result<&wgpu::ComputePipeline, WebGpuError> {
+        let sync = &self.inner.compiled[variant.index()].syncs[kind as usize];
+        if let Some(sync) = sync.get() {
+            return Ok(sync);
+        }
+        let (layout, module) = (&self.inner.sync_layout.pipeline, self.module(variant)?);
+        let made = capture(self.device(), "create_compute_pipeline", None, || {
+            self.pipeline(variant, layout, module, SYNC_MASTERS[kind as usize])
+        })?;
+        Ok(sync.get_or_init(|| made))
+    }
+
+    /// The shaders of a variant, compiled now if they were not.
+    fn module(&self, variant: Variant) -> Result<&wgpu::ShaderModule, WebGpuError> {
+        let Inner { device, coeffs, compiled, .. } = &*self.inner;
+        let module = &compiled[variant.index()].module;
+        if let Some(module) = module.get() {
+            return Ok(module);
+        }
+        let text = shaders::text(variant, coeffs.is_immediate());
+        let made = capture(device, "create_shader_module", None, || {
+            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(variant.name()),
+                source: wgpu::ShaderSource::Wgsl(text.into()),
+            })
+        })?;
+        Ok(module.get_or_init(|| made))
+    }
+
+    fn pipeline(
+        &self,
+        variant: Variant,
+        layout: &wgpu::PipelineLayout,
+        module: &wgpu::ShaderModule,
+        entry_point: &str,
+    ) -> wgpu::ComputePipeline {
+        self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(variant.name()),
+            layout: Some(layout),
+            module,
+            entry_point: Some(entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        })
+    }
 }
 
 impl Layout {
-    fn new(device: &wgpu::Device, coeffs: &CoeffsSource, masters: bool) -> Self {
+    /// For the buffers with these numbers and, in steps, coefficients.
+    fn new(device: &wgpu::Device, bindings: impl IntoIterator<Item = u32>, coeffs: Option<&CoeffsSource>) -> Self {
         let label = Some("dualadam");
-        let entries: Vec<_> = (0..ROLES.len() as u32 - u32::from(!masters))
+        let entries: Vec<_> = bindings
+            .into_iter()
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
@@ -198,8 +236,9 @@ impl Layout {
             .collect();
         let tensor = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
         let (groups, immediate_size) = match coeffs {
-            CoeffsSource::Immediate => (vec![Some(&tensor)], COEFFS_BYTES),
-            CoeffsSource::Uniform(coeffs) => (vec![Some(&tensor), Some(coeffs)], 0),
+            Some(CoeffsSource::Immediate) => (vec![Some(&tensor)], COEFFS_BYTES),
+            Some(CoeffsSource::Uniform(coeffs)) => (vec![Some(&tensor), Some(coeffs)], 0),
+            None => (vec![Some(&tensor)], 0),
         };
         let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,

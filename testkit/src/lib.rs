@@ -11,6 +11,7 @@ pub mod device;
 pub mod examples;
 pub mod golden;
 pub mod laws;
+pub mod masters;
 pub mod model;
 pub mod raw;
 pub mod refused;

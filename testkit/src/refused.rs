@@ -123,6 +123,11 @@ fn requirement(problem: TensorProblem) -> String {
             let names: Vec<_> = Variant::all().map(Variant::name).collect();
             format!("have the formats of a variant ({}), got {formats}", names.join(", "))
         }
+        Problem::MasterFormats { param, master } => {
+            let names = Variant::all().filter(|variant| variant.formats().master.is_some()).map(Variant::name);
+            let names = names.collect::<Vec<_>>().join(", ");
+            format!("have the param and master of a variant ({names}), got {param} param, {master} master")
+        }
         Problem::Null => "not be null".to_owned(),
         Problem::Misaligned { address, align } => format!("be aligned to {align} bytes, got address {address:#x}"),
         Problem::Extent { address, len, size } => {

@@ -149,6 +149,17 @@ impl Tensor {
         steps.iter().find_map(|step| step(self, coeffs)).expect("the types are those of a variant")
     }
 
+    /// Brings its masters up to date by the CPU backend's call for its types.
+    pub fn sync_master(&mut self) -> Result<(), TensorError> {
+        let [param, .., master] = self.ranges();
+        let masters = &mut self.master.as_mut().expect("the tensor has masters").floats()[master];
+        match &self.param {
+            Values::Bf16(params) => cpu::sync_master(&params[param], masters),
+            Values::F16(params) => cpu::sync_master(&params[param], masters),
+            Values::F32(_) => panic!("f32 has no masters"),
+        }
+    }
+
     /// Steps it exactly as the contract states.
     pub fn step_by_contract(&mut self, coeffs: &StepCoeffs) {
         let [param, grads, exp_avg, exp_avg_sq, master] = self.offsets;

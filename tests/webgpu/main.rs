@@ -7,6 +7,7 @@ mod bound;
 mod gpu;
 mod host;
 mod lists;
+mod masters;
 mod owner;
 mod refused;
 mod storage;
@@ -47,5 +48,5 @@ const TESTS: &[DeviceTest<Gpu>] = &[
 ];
 
 fn main() {
-    device::run("webgpu", Gpu::new(), &[TESTS, owner::TESTS].concat()).exit();
+    device::run("webgpu", Gpu::new(), &[TESTS, masters::TESTS, owner::TESTS].concat()).exit();
 }

@@ -95,7 +95,7 @@ fn status_of(error: &Error) -> Option<dualadam_status> {
         },
         Error::Tensor(TensorError { problem, .. }) => match problem {
             TensorProblem::TooLong { .. } => DUALADAM_STATUS_TOO_MANY,
-            TensorProblem::Formats { .. } => DUALADAM_STATUS_TYPES,
+            TensorProblem::Formats { .. } | TensorProblem::MasterFormats { .. } => DUALADAM_STATUS_TYPES,
             TensorProblem::Null => DUALADAM_STATUS_NULL,
             TensorProblem::Misaligned { .. } => DUALADAM_STATUS_MISALIGNED,
             TensorProblem::Extent { .. } => DUALADAM_STATUS_EXTENT,

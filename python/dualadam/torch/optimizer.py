@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from dualadam._dualadam import Config, Schedule, Stepper, use_threads
+from dualadam._dualadam import Config, Schedule, Stepper
 from dualadam.torch.groups import name_of, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import check_parts, loaded_group, match
@@ -73,7 +73,9 @@ class DualAdam(Optimizer):
         master_weights (bool): bfloat16 and float16 parameters have a float32 master in the state.
             The first step makes it from the parameter. Each step updates the master, and writes
             its values, rounded, over the parameter. Default False.
-        fused (bool or None): has no effect, since every step is fused.
+        fused (bool or None): every step is fused. True also lets the step on CUDA unscale the
+            gradients of `torch.amp.GradScaler` and skip, so that the host does not wait, as in
+            torch. Default None.
         amsgrad, foreach, differentiable: refused if set.
 
     A number may be a Python number, a tensor or an array with one element. Each step reads the
@@ -87,11 +89,11 @@ class DualAdam(Optimizer):
     The state of a parameter has `step`, `exp_avg` and `exp_avg_sq`, as torch's Adam, and
     `master_param` if it has a master. The moments are float32. The CUDA devices count the steps,
     as int64, if a group is capturable or has its lr on a device, or if `torch.amp.GradScaler`
-    scales the gradients. They also unscale the gradients and skip steps, without the host.
+    leaves it to them to unscale the gradients and to skip steps.
 
-    On the CPU, the first step of the process starts as many threads as torch has then, unless
-    RAYON_NUM_THREADS is set. Autograd does not count a step as a change in place, so it does not
-    refuse a second backward pass through a graph from before the step.
+    On the CPU, a step of more than 32,768 elements uses as many threads as torch, unless
+    RAYON_NUM_THREADS is set. They are the optimizer's own. Autograd does not count a step as a
+    change in place, so it does not refuse a second backward pass through a graph from before it.
 
     Example:
         >>> import torch
@@ -140,6 +142,7 @@ class DualAdam(Optimizer):
             "maximize": maximize,
             "capturable": capturable,
             "master_weights": master_weights,
+            "fused": fused,
         }
         if defaults["schedule"] is None:
             given: list[Any] = list(params)
@@ -186,17 +189,18 @@ class DualAdam(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves it to the step to unscale and to skip.
 
-        On the CPU the scaler does it, since it need not wait for anything. So a skipped step is
-        not called, and its hooks are not either.
+        Otherwise it does not call a step that it skips, which schedulers, hooks and tools rely on.
+        On the CPU it need not wait for anything, so that nothing is gained by the step's doing it.
         """
-        return any(device.type == "cuda" for device in devices_of(self.param_groups))
+        is_asked_for = any(group.get("fused") for group in self.param_groups)
+        return is_asked_for and any(d.type == "cuda" for d in devices_of(self.param_groups))
 
     @property
     def skipped_steps(self) -> int:
         """The number of calls of `step` that changed nothing, since a gradient was not finite.
 
-        `torch.amp.GradScaler` leaves this decision to the step on CUDA only. On the CPU it does not
-        call `step` then. Reading the number waits for the device; counting does not.
+        `torch.amp.GradScaler` leaves this decision to the step on CUDA if `fused=True`. Otherwise
+        it does not call `step` then. Reading the number waits for the device; counting does not.
         """
         return self.__dict__["_skips"].total() if "_skips" in self.__dict__ else 0
 
@@ -240,7 +244,7 @@ class DualAdam(Optimizer):
             ValueError, TypeError: a gradient, a state or an option does not fit. The message names
                 the parameter or the group.
             RuntimeError: a CUDA graph cannot capture the step, another thread is in a step of this
-                optimizer, or the CUDA driver failed.
+                optimizer, threads cannot be started, or the CUDA driver failed.
 
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
@@ -290,8 +294,8 @@ class DualAdam(Optimizer):
             raise RuntimeError(text)
 
         if self._stepper is None:
-            use_threads(torch.get_num_threads())
-            self._stepper = Stepper([Tensor, torch.nn.Parameter], plain, plain_grad)
+            kinds = [Tensor, torch.nn.Parameter]
+            self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
         state = self.__dict__["state"]
         arguments = (multiplier, is_controlled, scalars)
         odd = self._stepper.step(state, groups, None, *arguments)

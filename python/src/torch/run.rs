@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use crate::device;
 use crate::dlpack::{CUDA, Device, Tensor};
 use crate::errors::{exception, plain, tensors_of};
+use crate::threads::Workers;
 
 use super::control::control_for;
 use super::group::{Group, Scalars, name_of};
@@ -20,7 +21,7 @@ use super::stepper::Steps;
 /// How the step of a list is made.
 enum Prepared {
     /// On the CPU, with coefficients from the host.
-    OnHost,
+    OnHost(Workers),
     /// On this stream, with coefficients from the host.
     OnStream(usize),
     /// On this stream, with coefficients that the device forms.
@@ -87,7 +88,9 @@ impl Steps {
             if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
         list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
-            return Ok(Prepared::OnHost);
+            let elements = list.tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
+            let threads = || self.threads.bind(py).call0()?.extract().map(Some);
+            return Ok(Prepared::OnHost(Workers::of(py, elements, threads)?));
         }
         let Some(scalars) = scalars else { return Ok(Prepared::OnStream(stream)) };
         let lr = |(index, group): (usize, &Group<'_>)| {
@@ -157,7 +160,9 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
         // neither another thread nor Python code that runs in the step frees or replaces it
         // (required by the documentation of `DualAdam.step`). No storage is smaller than its tensor
         // (required by the README's limits).
-        (Some(Backend::Cpu(own)), Prepared::OnHost) => py.detach(|| unsafe { own.step_raw(coeffs) }).map_err(plain)?,
+        (Some(Backend::Cpu(own)), Prepared::OnHost(workers)) => {
+            workers.run(py, || unsafe { own.step_raw(coeffs) }).map_err(plain)?;
+        }
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
             // the tensors in this step, in the memory of this device, and they still have it when

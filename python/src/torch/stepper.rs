@@ -28,6 +28,8 @@ pub(crate) struct Stepper {
 pub(super) struct Steps {
     pub(super) tensors: Tensors,
     pub(super) names: Names,
+    /// Returns the number of threads of a step on the CPU.
+    pub(super) threads: Py<PyAny>,
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
@@ -36,9 +38,15 @@ pub(super) struct Steps {
 #[pymethods]
 impl Stepper {
     #[new]
-    fn new(plain: Vec<Py<PyType>>, unwrap: Py<PyAny>, unwrap_grad: Py<PyAny>, py: Python<'_>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        plain: Vec<Py<PyType>>,
+        unwrap: Py<PyAny>,
+        unwrap_grad: Py<PyAny>,
+        threads: Py<PyAny>,
+    ) -> PyResult<Self> {
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
-        let steps = Mutex::new(Steps { tensors, names, lists: Vec::new(), known: Vec::new() });
+        let steps = Mutex::new(Steps { tensors, names, threads, lists: Vec::new(), known: Vec::new() });
         Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 

@@ -5,10 +5,11 @@ mod state;
 use crate::checkpoint::State;
 use crate::ledger::{CoeffsTable, TensorSpec};
 use crate::rule::{DualAdamConfig, check_grad_multiplier};
-use crate::tensor::{ArgumentError, ListError, RawBuffer, RawTensor, Role};
+use crate::tensor::{ArgumentError, ListError, MasterPair, RawBuffer, RawTensor, Role};
 
 use super::buffer::{Buffer, BufferMut, raw_mut};
 use super::kernels::Job;
+use super::sync::SyncJob;
 use super::threads::for_each;
 
 /// The DualAdam optimizer of a model's tensors.
@@ -185,6 +186,64 @@ impl DualAdam {
         for (tensor, _) in self.grads.iter().enumerate().filter(|(_, grad)| grad.is_some()) {
             self.state.ledger.count(tensor);
         }
+        Ok(())
+    }
+
+    /// Takes over into the masters what other code wrote into their parameters since the last step.
+    ///
+    /// Without this call, the next step overwrites such changes: a clamp, a pruning mask, loaded
+    /// weights. [`sync_master`](super::sync_master) states what happens to each element.
+    ///
+    /// `params` are in the order of the optimizer's tensors, and are only read. Tensors without
+    /// masters are passed over. So are tensors before their first update, which sets the masters
+    /// from the parameters.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is written.
+    ///
+    /// - [`ListError::Count`] if there are not as many parameters as tensors.
+    /// - [`TensorProblem::Length`](crate::TensorProblem::Length) if a buffer has another length
+    ///   than its tensor.
+    /// - [`TensorProblem::MasterFormats`](crate::TensorProblem::MasterFormats) if the parameters of
+    ///   a tensor with masters are not bf16 or f16.
+    ///
+    /// # Examples
+    ///
+    /// A parameter is clamped after each step:
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, TensorSpec, cpu::DualAdam, half::bf16};
+    ///
+    /// let specs = [TensorSpec::new(1).with_master()];
+    /// let mut optimizer = DualAdam::with_groups(&[DualAdamConfig::adam().with_lr(0.125)], &specs)?;
+    /// let (mut w, grad) = ([bf16::ONE], [bf16::ONE]);
+    /// for _ in 0..3 {
+    ///     optimizer.step([(&mut w).into()], [Some((&grad).into())])?;
+    ///     w = w.map(|w| if w < bf16::ONE { bf16::ONE } else { w });
+    ///     optimizer.sync_masters([(&w).into()])?;
+    /// }
+    /// assert_eq!(optimizer.state().arrays[0].master, Some(vec![1.0]));
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub fn sync_masters<'a>(&mut self, params: impl IntoIterator<Item = Buffer<'a>>) -> Result<(), ArgumentError> {
+        let State { ledger, arrays } = &mut self.state;
+        ledger.collect("params", params.into_iter().map(|param| (param.raw(), param.len())), &mut self.params)?;
+        let mut jobs = vec![];
+        for (index, (arrays, &(param, len))) in arrays.iter_mut().zip(&self.params).enumerate() {
+            ledger.check_len(index, Role::Param, len)?;
+            if let Some(master) = arrays.master.as_mut().filter(|_| !ledger.sets_master(index)) {
+                let pair = MasterPair { len: len as u64, param, master: raw_mut(master) };
+                jobs.push(SyncJob::new(index, pair).map_err(|error| ledger.named(error))?);
+            }
+        }
+        let elements = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.len()));
+        for_each(&jobs, elements, |job| {
+            // SAFETY: the parameters are a slice of the tensor's length and their format, which
+            // this call borrows. The masters are the optimizer's own, of the same length, and no
+            // other job has them.
+            unsafe { job.run() };
+        });
         Ok(())
     }
 

@@ -95,6 +95,11 @@ impl Block {
         self.at(self.places.states)
     }
 
+    /// The address of the word that says whether a set's masters are set.
+    pub(super) fn masters(&self, set: usize) -> u64 {
+        self.states() + (size_of::<DeviceState>() * set + offset_of!(DeviceState, masters)) as u64
+    }
+
     pub(super) fn coeffs(&self) -> u64 {
         self.at(self.places.coeffs)
     }

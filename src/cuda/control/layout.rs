@@ -81,7 +81,7 @@ pub(super) struct DeviceSet {
 pub(super) struct DeviceState {
     pub(super) skipped: u64,
     pub(super) last_skip: u32,
-    masters: u32,
+    pub(super) masters: u32,
 }
 
 /// The masters must be set from the parameters before their next update. Other numbers mean that

@@ -277,6 +277,11 @@ impl Control {
         }
     }
 
+    /// The address of the word that tells a kernel whether a set's masters are set.
+    pub(super) fn masters(&self, set: usize) -> u64 {
+        self.block.masters(set)
+    }
+
     pub(super) fn check_interrupted(&self) -> Result<(), CudaError> {
         if self.is_interrupted { Err(CudaError::Interrupted) } else { Ok(()) }
     }

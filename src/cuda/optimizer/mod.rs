@@ -1,6 +1,7 @@
 //! The optimizers that own their moments, in device memory, and count the steps of their tensors.
 
 mod capturable;
+mod masters;
 mod moments;
 mod scalars;
 mod shared;

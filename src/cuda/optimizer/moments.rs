@@ -92,6 +92,12 @@ impl Moments {
         RawTensor { master: place.master.filter(|_| param != Dtype::F32).map(|_| null), ..described }
     }
 
+    /// The number of elements and the masters of a tensor, if it has any.
+    pub(super) fn master(&self, tensor: usize) -> Option<(u64, RawBuffer)> {
+        let Place { len, master, .. } = self.places[tensor];
+        master.map(|at| (len as u64, RawBuffer::f32(self.masters.address() + at)))
+    }
+
     /// Reads the arrays of all tensors. Waits for the work on `stream`.
     ///
     /// # Safety

@@ -31,7 +31,7 @@ pub(super) struct Shared {
     /// The tensors as of the current step.
     pub(super) next: Vec<RawTensor>,
     pub(super) ledger: Ledger,
-    moments: Moments,
+    pub(super) moments: Moments,
     pub(super) kernels: Kernels,
     pub(super) stream: Held<CudaStream>,
     /// The last use of all memory above.

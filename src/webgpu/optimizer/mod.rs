@@ -1,5 +1,6 @@
 //! The optimizer that owns its moments and counts the steps of its tensors.
 
+mod masters;
 mod state;
 
 use crate::ledger::{CoeffsTable, Ledger, TensorSpec};

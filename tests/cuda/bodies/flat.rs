@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Body] = bodies!["flat":
 /// Sizes at the edges of blocks, which are not among the sizes for all backends.
 const EDGES: [usize; 4] = [1023, 1024, 1025, 4096];
 /// The stand-in takes a second for a million elements.
-const MOST_ON_THE_STAND_IN: usize = 5000;
+pub(crate) const MOST_ON_THE_STAND_IN: usize = 5000;
 
 fn sizes(gpu: &Gpu) -> impl Iterator<Item = usize> {
     let most = if gpu.stand_in.is_some() { MOST_ON_THE_STAND_IN } else { usize::MAX };

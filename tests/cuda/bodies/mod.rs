@@ -24,6 +24,7 @@ pub(crate) mod gpu;
 pub(crate) mod graphs;
 pub(crate) mod large;
 mod lists;
+pub(crate) mod masters;
 pub(crate) mod owner;
 pub(crate) mod refused;
 mod streams;
@@ -46,6 +47,7 @@ pub(crate) fn all() -> Vec<Body> {
         flat::TESTS,
         lists::TESTS,
         owner::TESTS,
+        masters::TESTS,
         streams::TESTS,
         control::TESTS,
         graphs::TESTS,

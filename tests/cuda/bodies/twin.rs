@@ -97,6 +97,7 @@ pub(crate) trait Optimizer {
     unsafe fn step_plainly(&mut self, params: &[RawBuffer], grads: &[Option<RawBuffer>]) -> Result<(), CudaError>;
     /// A step with a multiplier, or with the scalars.
     fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError>;
+    fn sync_masters(&mut self, params: Vec<Buffer<'_>>) -> Result<(), CudaError>;
 }
 
 /// Parameters, gradients, and scalars that give the device the multiplier that the host gets as a
@@ -126,6 +127,10 @@ macro_rules! optimizer {
 
             fn step_lists(&mut self, lists: Lists<'_>, multiplier: f64) -> Result<(), CudaError> {
                 $step_lists(self, lists, multiplier)
+            }
+
+            fn sync_masters(&mut self, params: Vec<Buffer<'_>>) -> Result<(), CudaError> {
+                self.sync_masters(params)
             }
         }
     };
@@ -176,8 +181,19 @@ impl Slice {
         each!(self, slice => slice.slice_mut(..len).into())
     }
 
-    fn grads(&self, len: usize) -> Buffer<'_> {
+    fn read(&self, len: usize) -> Buffer<'_> {
         each!(self, slice => slice.slice(..len).into())
+    }
+
+    /// Replaces the first elements.
+    fn write(&mut self, stream: &Arc<CudaStream>, values: &Values) {
+        match (self, values) {
+            (Self::F32(slice), Values::F32(values)) => stream.memcpy_htod(values, slice).unwrap(),
+            (Self::Bf16(slice), Values::Bf16(values)) => stream.memcpy_htod(values, slice).unwrap(),
+            (Self::F16(slice), Values::F16(values)) => stream.memcpy_htod(values, slice).unwrap(),
+            _ => panic!("the values have another type"),
+        }
+        stream.synchronize().unwrap();
     }
 
     fn values(&self, stream: &Arc<CudaStream>) -> Values {
@@ -257,7 +273,7 @@ impl Models {
     pub(crate) fn lists(&mut self, missing: impl Fn(usize) -> bool) -> Lists<'_> {
         let lens = || self.host.specs.iter().map(|spec| spec.len);
         let grads = self.grads.iter().zip(lens()).enumerate();
-        let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.grads(len)));
+        let grads = grads.map(|(i, (slice, len))| (!missing(i)).then(|| slice.read(len)));
         let params = self.params.iter_mut().zip(lens()).map(|(slice, len)| slice.params(len));
         let scalars = Scalars::default().with_found_inf(self.found_inf.as_view());
         (params.collect(), grads.collect(), scalars.with_loss_scale(self.loss_scale.as_view()))
@@ -284,6 +300,26 @@ impl Models {
         let grads = self.host_grads.iter().enumerate();
         let grads: Vec<_> = grads.map(|(i, grads)| grads.clone().filter(|_| !missing(i))).collect();
         self.host.step(&mut self.cpu, &grads, self.multiplier).unwrap();
+    }
+
+    /// Clamps all parameters, on the device and on the host.
+    pub(crate) fn clamp(&mut self, limit: f32) {
+        for (slice, values) in self.params.iter_mut().zip(&mut self.host.params) {
+            values.map(|x| x.clamp(-limit, limit));
+            slice.write(&self.stream, values);
+        }
+    }
+
+    /// Brings the masters of the device's optimizer up to date.
+    pub(crate) fn sync_masters(&mut self, optimizer: &mut impl Optimizer) {
+        let params = self.params.iter().zip(&self.host.specs).map(|(slice, spec)| slice.read(spec.len));
+        optimizer.sync_masters(params.collect()).unwrap();
+    }
+
+    /// Brings the masters of the host's optimizer up to date.
+    pub(crate) fn expect_synced(&mut self) {
+        let params = self.host.params.iter().map(|values| values.buffer(0..values.len()));
+        self.cpu.sync_masters(params).unwrap();
     }
 
     /// Compares states and parameters.
