@@ -13,7 +13,7 @@ pub(crate) const PACKAGES: &str = include_str!("../../python/tests/requirements.
 
 /// Folders of tests that each run in a process of their own: torch must not see the stand-in
 /// driver.
-const TESTS: [&str; 4] = ["optimizer", "arrays", "distributed", "cuda"];
+const TESTS: [&str; 5] = ["optimizer", "arrays", "distributed", "recipes", "cuda"];
 
 /// Installs the package into an environment below `target/`, checks its types and runs its tests.
 pub(crate) fn run() -> Result<()> {

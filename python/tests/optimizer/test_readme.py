@@ -5,25 +5,21 @@ does not run.
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import ROOT, blocks, documents
 
-ROOT = Path(__file__).parents[3]
 # The loop of an example that leaves its last loss behind.
 TRAINING = re.compile(r"^for step in range\(steps\):", re.MULTILINE)
 
 
 def examples() -> list[Any]:
-    found = []
-    pages = sorted((ROOT / "docs" / "src").glob("**/*.md"))
-    for path in (ROOT / "README.md", ROOT / "python" / "README.md", *pages):
-        text = path.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            line = text[: match.start()].count("\n") + 1
-            found.append(pytest.param(match[1], id=f"{path.relative_to(ROOT)}:{line}"))
-    return found
+    return [
+        pytest.param(code, id=f"{path.relative_to(ROOT)}:{line}")
+        for path in documents()
+        for line, code in blocks(path)
+    ]
 
 
 @pytest.mark.parametrize("code", examples())

@@ -7,8 +7,9 @@ use super::{Count, Source};
 
 /// The marks of blocks that nothing runs.
 const TEXTS: [&str; 5] = ["text", "sh", "c", "diff", "json"];
-/// The marks of samples, and where they are tested: `book/`, `cargo xtask quick-start` and
-/// `python/tests/optimizer/test_readme.py`. candle's README is its crate's documentation.
+/// The marks of samples, and where they are tested: `book/`, `cargo xtask quick-start`,
+/// `python/tests/optimizer/test_readme.py` and `python/tests/recipes`. candle's README is its
+/// crate's documentation.
 const TESTED: [(&str, &[&str]); 3] = [
     ("rust", &["README.md", "candle/README.md", "docs/src/"]),
     ("rust,no_run", &["docs/src/"]),
