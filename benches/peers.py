@@ -239,7 +239,7 @@ class Group:
         # The most informative come first: the last may find no memory.
         contestants = {"fused adam": lambda: torch.optim.Adam(params, lr=LR, fused=True).step}
         if dual_adam:
-            contestants["dual"] = lambda: dual_adam(params, lr=LR, switching_steps=SWITCHING_STEPS).step
+            contestants["dual"] = lambda: dual_adam(params, lr=LR, weight_decay=0, switching_steps=SWITCHING_STEPS).step
         contestants |= {
             **machine.more_variants(params, LR),
             "foreach adam": lambda: torch.optim.Adam(params, lr=LR, foreach=True).step,

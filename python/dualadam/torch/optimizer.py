@@ -57,7 +57,7 @@ class DualAdam(Optimizer):
         lr (float or Tensor): learning rate, at least 0. Default 1e-3.
         betas (tuple[float, float]): β1 and β2, each at least 0 and below 1. Default (0.9, 0.999).
         eps (float): ε, above 0. Default 1e-8.
-        weight_decay (float): λ, at least 0. Default 0.
+        weight_decay (float): λ, at least 0. Default 0.01, as AdamW's.
         switching_rate (float): ξ per step, from 0 to 1. 1 is AdamW. The paper's is 8e-5.
         switching_steps (int): the step from which on α is 0, at least 1: ξ = 1/switching_steps.
             The paper takes 16% of the run.
@@ -115,7 +115,7 @@ class DualAdam(Optimizer):
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
         switching_rate: float | None = None,
