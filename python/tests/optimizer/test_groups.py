@@ -13,7 +13,7 @@ from dualadam.torch import DualAdam
 from helpers import bits
 from torch.testing._internal.two_tensor import TwoTensor
 
-AS_ADAMW = {"switching_rate": 1.0}
+AS_ADAMW = {"switching_rate": 1.0, "weight_decay": 0}
 
 
 def ones(*shape: int, kind: torch.dtype = torch.float32) -> torch.nn.Parameter:

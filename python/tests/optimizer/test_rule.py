@@ -38,6 +38,7 @@ RULES = {
 def test_each_step_is_within_the_bound_of_float64(name: str) -> None:
     rule, options = RULES[name]
     p = torch.nn.Parameter(torch.randn(1000))
+    options = {"weight_decay": 0, **options}
     optimizer = DualAdam([p], switching_rate=rule.rate, **options)
     m, v = np.zeros(1000), np.zeros(1000)
     for t in range(1, 31):
@@ -195,7 +196,8 @@ def test_a_float32_parameter_takes_16_bit_gradients() -> None:
 
 def test_masters_keep_what_bfloat16_loses() -> None:
     p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    optimizer = DualAdam([p], lr=1e-4, switching_rate=1.0, master_weights=True)
+    options = {"lr": 1e-4, "weight_decay": 0, "switching_rate": 1.0}
+    optimizer = DualAdam([p], **options, master_weights=True)
     for _ in range(50):
         p.grad = torch.ones_like(p)
         optimizer.step()
@@ -203,3 +205,11 @@ def test_masters_keep_what_bfloat16_loses() -> None:
         optimizer.state[p]["master_param"], torch.full((4,), 1 - 50e-4), rtol=0, atol=1e-6
     )
     assert torch.equal(p.detach(), optimizer.state[p]["master_param"].bfloat16())
+
+
+def test_the_defaults_are_those_of_adamw() -> None:
+    ours, theirs = DualAdam([torch.ones(1)], switching_rate=1), torch.optim.AdamW([torch.ones(1)])
+    shared = ours.defaults.keys() & theirs.defaults.keys()
+    assert len(shared) == 8
+    for key in shared:
+        assert ours.defaults[key] == theirs.defaults[key], key
