@@ -108,3 +108,6 @@ class Stepper:
 
     def forget(self) -> None:
         """Drop all references to tensors."""
+
+    def sync_masters(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        """Take over into masters, the second of each pair, what their parameters have."""

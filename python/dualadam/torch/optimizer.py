@@ -27,7 +27,7 @@ from dualadam.torch.options import (
 from dualadam.torch.plain import plain, plain_grad
 from dualadam.torch.repair import NativeGroup, step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
-from dualadam.torch.state import MASTER, check_loaded, is_capturing, repaired
+from dualadam.torch.state import MASTER, check_loaded, is_capturing, repaired, with_masters
 
 _Loss = TypeVar("_Loss")
 
@@ -293,23 +293,26 @@ class DualAdam(Optimizer):
             text = "capturable must be True for a DualAdam whose step is captured in a CUDA graph"
             raise RuntimeError(text)
 
-        if self._stepper is None:
-            kinds = [Tensor, torch.nn.Parameter]
-            self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
-        state = self.__dict__["state"]
+        stepper, state = self._native(), self.__dict__["state"]
         arguments = (multiplier, is_controlled, scalars)
-        odd = self._stepper.step(state, groups, None, *arguments)
+        odd = stepper.step(state, groups, None, *arguments)
         if odd:
-            step_with_repairs(self._stepper, self.param_groups, state, odd, groups, arguments)
+            step_with_repairs(stepper, self.param_groups, state, odd, groups, arguments)
         if _may_swap():
             # torch cannot swap a parameter that the stepper refers to.
-            self._stepper.forget()
+            stepper.forget()
         return loss
 
     _hooked_step = Optimizer.profile_hook_step(_step)
     _step_outside_of_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
         step, reason="the kernels of DualAdam are not operations of torch"
     )
+
+    def _native(self) -> Stepper:
+        if self._stepper is None:
+            kinds = [Tensor, torch.nn.Parameter]
+            self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
+        return self._stepper
 
     def _config(self, index: int, group: dict[str, Any]) -> Config:
         """The hyperparameters of a group, checked again if an option changed."""
@@ -327,6 +330,36 @@ class DualAdam(Optimizer):
         if values is not None:
             self._configs[index] = (values, config)
         return config
+
+    def sync_masters(self) -> None:
+        """Take over into the masters what other code wrote into their parameters.
+
+        An element whose rounded master is no longer the parameter takes the parameter's value. The
+        others keep their masters' low bits.
+
+        Each step does this by itself for a parameter that was changed by an operation of torch, or
+        has other memory than before. It does not see writes through `.data`, into inference
+        tensors, or by the replay of a CUDA graph. Call this after such a write, and before the next
+        step or `state_dict`. During the call, nothing else may use the parameters and masters.
+
+        Raises:
+            ValueError, TypeError: a master does not fit its parameter.
+            RuntimeError: another thread is in a step of this optimizer, or a driver failed.
+
+        Example:
+            >>> import torch
+            >>> from dualadam.torch import DualAdam
+            >>> param = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+            >>> optimizer = DualAdam([param], switching_steps=160, master_weights=True)
+            >>> param.grad = torch.ones_like(param)
+            >>> optimizer.step()
+            >>> param.data[0] = 0.5
+            >>> optimizer.sync_masters()
+            >>> float(optimizer.state[param]["master_param"][0])
+            0.5
+        """
+        pairs = with_masters(self.param_groups, self.__dict__["state"])
+        self._native().sync_masters(pairs)
 
     def load_state_dict(self, state_dict: StateDict, strict: bool = True) -> None:
         """Load a state dict of a DualAdam, or of torch's Adam or AdamW.

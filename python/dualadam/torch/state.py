@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualadam.torch.groups import name_of
 from dualadam.torch.options import REFUSED, is_on_device
 from dualadam.torch.plain import (
     check_grad,
@@ -103,6 +104,30 @@ def is_capturing() -> bool:
     """Whether work on the current CUDA stream goes into a CUDA graph."""
     initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return initialized and torch.cuda.is_current_stream_capturing()
+
+
+def with_masters(
+    groups: list[dict[str, Any]], states: dict[Tensor, Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """The parameters that have masters, with these. A master of another layout is replaced.
+
+    Fails if a master cannot be one, before anything is replaced.
+    """
+    found = []
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            state = states.get(param, {})
+            if MASTER in state and needs_master(param, group["master_weights"]):
+                name = name_of(group, index, position)
+                check_param(name, param)
+                check_state(name, param, state)
+                found.append((param, state))
+    with torch.no_grad():
+        for param, state in found:
+            if not _fits(state[MASTER], param):
+                fitting = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
+                state[MASTER] = fitting.copy_(state[MASTER])
+    return [(param, state[MASTER]) for param, state in found]
 
 
 def check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ use crate::layout::{Layout, is_dense, is_same};
 use super::Place;
 use super::counter::Counter;
 use super::group::Group;
-use super::known::{Known, Seen};
+use super::known::{Known, Seen, is_aligned};
 use super::list::List;
+use super::masters::{Changed, Written};
 use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States, addresses};
 use super::stepper::Steps;
 use super::tensors::Plain;
@@ -58,7 +59,9 @@ impl Steps {
     ) -> PyResult<Vec<Place>> {
         self.lists.iter_mut().for_each(List::clear);
         let counts: Vec<_> = groups.iter().map(|group| group.params.len()).collect();
+        self.changed.clear();
         self.known.resize_with(counts.iter().sum(), || None);
+        self.written.resize(counts.iter().sum(), None);
         let mut states = States::new(state);
         let (mut odd, mut flat) = (Vec::new(), 0);
         for (group_index, (group, &count)) in groups.iter().zip(&counts).enumerate() {
@@ -94,7 +97,7 @@ impl Steps {
     #[inline]
     fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
-        if !known.is_of(param, at.has_masters) {
+        if !known.is_of(param, at.has_masters) || known.written() != self.written[at.flat] {
             return Ok(false);
         }
         // `param` is a plain tensor: only such parameters become known.
@@ -123,7 +126,14 @@ impl Steps {
         // First what may run Python code. The tensors are looked at after that.
         let Some((parts, entries)) = self.parts(at, param, &grad, state)? else { return Ok(false) };
         let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
-        let (device, tensor) = (seen.device, seen.tensor);
+        let (device, tensor, written) = (seen.device, seen.tensor, seen.written);
+        match tensor.master.zip(written) {
+            Some((master, written)) if self.written[at.flat] != Some(written) => {
+                self.changed.push(Changed { flat: at.flat, device, tensor, master, written });
+            }
+            Some(_) => {}
+            None => self.written[at.flat] = None,
+        }
         let before = self.known[at.flat].take();
         let before =
             before.filter(|known| known.is_of(param, at.has_masters) && known.has_entries(&addresses(&entries)));
@@ -190,9 +200,16 @@ impl Steps {
             let master = parts.master.as_ref().and_then(look).filter(is_f32_like);
             tensor.master = Some(master.and_then(|master| master.buffer())?);
         }
+        let buffers = [Some(param_buffer), Some(grad_buffer), Some(moments[0]), Some(moments[1]), tensor.master];
         // A list takes a gradient at address 0 for a missing one.
-        let is_in_order = tensor.len == 0 || grad_buffer.address != 0;
-        is_in_order.then(|| (Seen { device: param.device, layout: Layout::of(&param), tensor }, counter))
+        let is_there = tensor.len == 0 || grad_buffer.address != 0;
+        if !is_there || !buffers.into_iter().flatten().all(is_aligned) {
+            return None;
+        }
+        let (device, layout) = (param.device, Layout::of(&param));
+        // The counter's look above has not run Python code, and neither does this.
+        let written = tensor.master.and_then(|_| Written::of(&param, self.tensors.version_of(parts.param.object())));
+        Some((Seen { device, layout, tensor, written }, counter))
     }
 
     #[inline]

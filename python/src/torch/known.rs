@@ -3,25 +3,31 @@
 use std::ptr;
 
 use dualadam::{RawBuffer, RawTensor};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use crate::dlpack::{Device, Held, Tensor};
 use crate::layout::Layout;
 
 use super::counter::Counter;
+use super::masters::Written;
 use super::state::{Addresses, ENTRIES, EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP};
 use super::tensors::Tensors;
 
 /// A parameter that was in order. The next step compares identities and addresses to see that it
 /// still is.
 ///
-/// It also holds its tensors through DLPack, which halves the time of a look. A look of torch's
-/// makes and drops a C++ reference to the tensor. If only the Python object has another, torch also
-/// counts a reference to the object, for which it asks for the interpreter's lock twice.
+/// It also holds the tensors of the state through DLPack, which halves the time of a look. A look of
+/// torch's makes and drops a C++ reference to the tensor. If only the Python object has another,
+/// torch also counts a reference to the object, for which it asks for the interpreter's lock twice.
+///
+/// The parameter itself is not held. While C++ code holds a tensor, torch does not show the garbage
+/// collector what the tensor refers to, such as hooks. A parameter may refer to its optimizer; the
+/// tensors of the state have no reason to.
 ///
 /// [`Stepper::forget`] releases the tensors before other code can take them out of the state to
-/// free their memory, and before the garbage collector looks for cycles. The memory itself is not
-/// held: it can be replaced, and every step asks for its address.
+/// free their memory. The memory itself is not held: it can be replaced, and every step asks for
+/// its address.
 ///
 /// [`Stepper::forget`]: super::Stepper
 pub(super) struct Known {
@@ -38,6 +44,8 @@ pub(super) struct Seen {
     /// None if the parameter has no strides or too many dimensions.
     pub(super) layout: Option<Layout>,
     pub(super) tensor: RawTensor,
+    /// The memory that the step will write, if the parameter has a master.
+    pub(super) written: Option<Written>,
 }
 
 impl Known {
@@ -50,11 +58,18 @@ impl Known {
         seen: Seen,
         has_masters: bool,
     ) -> Option<Self> {
-        seen.layout.as_ref()?;
-        let objects = entries.iter().flatten().chain([param]);
-        let held = objects.map(|object| tensors.hold(object)).collect::<Option<Vec<_>>>()?;
+        if seen.layout.is_none() || !tensors.is_plain(param) {
+            return None;
+        }
+        let held = entries.iter().flatten().map(|object| tensors.hold(object)).collect::<Option<Vec<_>>>()?;
         let entries = entries.map(|entry| entry.map(Bound::unbind));
         Some(Self { param: param.clone().unbind(), entries, _held: held, has_masters, seen })
+    }
+
+    /// Shows the garbage collector the references to tensors.
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.param)?;
+        self.entries.iter().flatten().try_for_each(|entry| visit.call(entry))
     }
 
     /// The same objects, in other memory or of another layout. None if it has too many dimensions.
@@ -91,11 +106,16 @@ impl Known {
         if !self.has_entries(entries) {
             return None;
         }
-        let Seen { device, layout: Some(layout), tensor: known } = &self.seen else { return None };
+        let Seen { device, layout: Some(layout), tensor: known, written } = &self.seen else { return None };
+        if let Some(written) = written
+            && !written.is_version(tensors.version_of(self.param.bind(grad.py())))
+        {
+            return None;
+        }
         let mut now = Tensor::EMPTY;
         let look = |object: &Py<PyAny>, now: &mut Tensor| {
             // SAFETY: `object` is `param` or one of `entries`, to which `self` has a reference, and
-            // a plain tensor: `new` could hold it. `now` is read before other code can run.
+            // a plain tensor, as `new` saw. `now` is read before other code can run.
             unsafe { tensors.exchange.look_into(object.as_ptr(), now) }.then_some(())
         };
         let is_at = |object: &Py<PyAny>, buffer: RawBuffer, now: &mut Tensor| {
@@ -118,7 +138,8 @@ impl Known {
         let counter = unsafe { Counter::of(&now, *device) }?;
         tensors.look_at_plain(grad, &mut now)?;
         let grad = now.buffer()?;
-        if now.device != *device || !layout.is_of(&now) || (grad.address == 0 && known.len > 0) {
+        let is_there = grad.address != 0 || known.len == 0;
+        if now.device != *device || !layout.is_of(&now) || !is_there || !is_aligned(grad) {
             return None;
         }
         Some((known.with_grad(grad), counter))
@@ -128,4 +149,15 @@ impl Known {
     pub(super) fn device(&self) -> Device {
         self.seen.device
     }
+
+    /// The memory that the last step wrote, if the parameter has a master.
+    pub(super) fn written(&self) -> Option<Written> {
+        self.seen.written
+    }
+}
+
+/// Whether elements of the buffer's type may have its address.
+#[inline]
+pub(super) fn is_aligned(buffer: RawBuffer) -> bool {
+    buffer.address.is_multiple_of(buffer.dtype.size() as u64)
 }

@@ -2,13 +2,13 @@
 //!
 //! Each step looks at all tensors of the optimizer, so that nothing remembered can be out of date.
 
-mod collector;
 mod control;
 mod counter;
 mod gather;
 mod group;
 mod known;
 mod list;
+mod masters;
 mod run;
 mod state;
 mod stepper;

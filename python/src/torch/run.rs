@@ -52,6 +52,7 @@ impl Steps {
         let mut stepped: Vec<_> = lists.iter_mut().filter(|list| list.has_gradients()).collect();
         let prepared = stepped.iter_mut().map(|list| prepare(list)).collect::<PyResult<Vec<_>>>();
         let outcome = prepared.and_then(|prepared| {
+            self.sync_changed(py)?;
             stepped.iter_mut().zip(&prepared).try_for_each(|(list, prepared)| {
                 run_one(py, list, prepared)?;
                 has_begun.store(true, Ordering::Relaxed);
@@ -60,6 +61,11 @@ impl Steps {
         });
         self.lists = lists;
         outcome
+    }
+
+    /// The number of threads of a step on the CPU.
+    pub(super) fn threads(&self, py: Python<'_>) -> PyResult<Option<usize>> {
+        self.threads.bind(py).call0()?.extract().map(Some)
     }
 
     /// Checks the step of a list, and makes all that it needs. `scalars` is given if the device
@@ -89,8 +95,7 @@ impl Steps {
         list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
             let elements = list.tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
-            let threads = || self.threads.bind(py).call0()?.extract().map(Some);
-            return Ok(Prepared::OnHost(Workers::of(py, elements, threads)?));
+            return Ok(Prepared::OnHost(Workers::of(py, elements, || self.threads(py))?));
         }
         let Some(scalars) = scalars else { return Ok(Prepared::OnStream(stream)) };
         let lr = |(index, group): (usize, &Group<'_>)| {

@@ -1,26 +1,24 @@
 //! `Stepper`: the class that the Python optimizer calls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
 use super::Place;
-use super::collector;
 use super::group::{Group, Scalars};
 use super::known::Known;
 use super::list::List;
+use super::masters::{Changed, Written};
 use super::state::Names;
 use super::tensors::Tensors;
 
 /// The steps of one `dualadam.torch.DualAdam`, which calls this.
 #[pyclass(frozen, module = "dualadam._dualadam")]
-pub(crate) struct Stepper(Arc<Shared>);
-
-/// What the collector's callback needs of a [`Stepper`].
-pub(super) struct Shared {
+pub(crate) struct Stepper {
     steps: Mutex<Steps>,
     /// The next step must first forget what is known of the tensors.
     must_forget: AtomicBool,
@@ -37,6 +35,10 @@ pub(super) struct Steps {
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
+    /// For each parameter with a master, the memory that the last step wrote.
+    pub(super) written: Vec<Option<Written>>,
+    /// The parameters with masters that other code has written since.
+    pub(super) changed: Vec<Changed>,
 }
 
 #[pymethods]
@@ -50,11 +52,9 @@ impl Stepper {
         threads: Py<PyAny>,
     ) -> PyResult<Self> {
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
-        let steps = Mutex::new(Steps { tensors, names, threads, lists: Vec::new(), known: Vec::new() });
-        let (must_forget, has_begun) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { steps, must_forget, has_begun });
-        collector::enlist(py, &shared)?;
-        Ok(Self(shared))
+        let (lists, known, written, changed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let steps = Mutex::new(Steps { tensors, names, threads, lists, known, written, changed });
+        Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 
     /// Make one step of every parameter that has a gradient.
@@ -84,18 +84,14 @@ impl Stepper {
         is_controlled: bool,
         scalars: Vec<Scalars<'_>>,
     ) -> PyResult<Option<Vec<Place>>> {
-        let Shared { must_forget, has_begun, .. } = &*self.0;
-        let Some(mut steps) = self.0.try_lock() else {
-            let text = "a DualAdam must be stepped by one thread at a time, another call of step has not returned yet";
-            return Err(PyRuntimeError::new_err(text));
-        };
-        if must_forget.swap(false, Ordering::Relaxed) {
+        let mut steps = self.lock()?;
+        if self.must_forget.swap(false, Ordering::Relaxed) {
             steps.known.clear();
         }
-        has_begun.store(false, Ordering::Relaxed);
+        self.has_begun.store(false, Ordering::Relaxed);
         let outcome = steps.gather(state, &groups, grads, is_controlled).and_then(|odd| {
             if odd.is_empty() {
-                steps.run(py, &groups, multiplier, is_controlled, &scalars, has_begun).map(|()| None)
+                steps.run(py, &groups, multiplier, is_controlled, &scalars, &self.has_begun).map(|()| None)
             } else {
                 Ok(Some(odd))
             }
@@ -106,22 +102,44 @@ impl Stepper {
 
     /// Whether the last call of `step` stepped something, also if it ended by an exception.
     fn has_begun(&self) -> bool {
-        self.0.has_begun.load(Ordering::Relaxed)
+        self.has_begun.load(Ordering::Relaxed)
     }
 
     /// Drop all references to tensors. If a step is being made, the next one does it first.
     fn forget(&self) {
-        self.0.forget();
-    }
-}
-
-impl Shared {
-    /// Drops all references to tensors. If a step is being made, the next one does it first.
-    pub(super) fn forget(&self) {
         self.must_forget.store(true, Ordering::Relaxed);
         if let Some(mut steps) = self.try_lock() {
             steps.known.clear();
         }
+    }
+
+    /// Take over into masters what other code wrote into their parameters.
+    ///
+    /// Args:
+    ///     pairs: parameters, and the masters that fit them.
+    fn sync_masters(&self, py: Python<'_>, pairs: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>) -> PyResult<()> {
+        let mut steps = self.lock()?;
+        let outcome = steps.sync_pairs(py, &pairs);
+        steps.tensors.release();
+        outcome
+    }
+
+    /// The garbage collector sees the references to tensors, unless a step is being made.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(steps) = self.try_lock() else { return Ok(()) };
+        steps.known.iter().flatten().try_for_each(|known| known.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        self.forget();
+    }
+}
+
+impl Stepper {
+    /// Fails if another thread is in a step.
+    fn lock(&self) -> PyResult<MutexGuard<'_, Steps>> {
+        let text = "a DualAdam must be stepped by one thread at a time, another call of step has not returned yet";
+        self.try_lock().ok_or_else(|| PyRuntimeError::new_err(text))
     }
 
     /// None if another thread is in a step.

@@ -24,12 +24,21 @@ pub(super) struct Tensors {
     grad: Py<PyAny>,
     grad_getter: Option<ffi::descrgetfunc>,
     grad_name: Py<PyString>,
+    /// The descriptor of the attribute `_version` of plain tensors, and its getter.
+    version: Py<PyAny>,
+    version_getter: Option<ffi::descrgetfunc>,
     /// Objects that stay alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
 
 /// A tensor with memory of its own, whose type is that of [`Tensors::exchange`] or below it.
 pub(super) struct Plain<'py>(Bound<'py, PyAny>);
+
+impl<'py> Plain<'py> {
+    pub(super) fn object(&self) -> &Bound<'py, PyAny> {
+        &self.0
+    }
+}
 
 impl Tensors {
     pub(super) fn new(
@@ -46,19 +55,15 @@ impl Tensors {
             return Err(PyTypeError::new_err(text));
         }
         let exchange = Exchange::of(first)?;
-        let grad = first.getattr("grad")?;
-        // SAFETY: the type of a live object is alive, and what its slot `tp_descr_get` has is null
-        // or a function of this type.
-        let grad_getter = unsafe {
-            let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(grad.as_ptr()), ffi::Py_tp_descr_get);
-            std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
-        };
-        let (grad, grad_name) = (grad.unbind(), PyString::intern(py, "grad").unbind());
-        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad, grad_getter, grad_name, kept: Vec::new() })
+        let (grad, version) = (first.getattr("grad")?, first.getattr("_version")?);
+        let (grad_getter, version_getter) = (getter_of(&grad), getter_of(&version));
+        let (grad, version) = (grad.unbind(), version.unbind());
+        let (grad_name, kept) = (PyString::intern(py, "grad").unbind(), Vec::new());
+        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad, grad_getter, grad_name, version, version_getter, kept })
     }
 
     /// Whether an object has one of the types of plain tensors.
-    fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
+    pub(super) fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
         let kind = object.get_type_ptr();
         self.plain.iter().any(|plain| plain.as_ptr() == kind.cast())
     }
@@ -67,13 +72,17 @@ impl Tensors {
     #[inline]
     pub(super) fn grad_of_plain<'py>(&self, param: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(getter) = self.grad_getter else { return Ok(None) };
-        // SAFETY: `getter` is that of the descriptor `self.grad`, which it is given, and `param` is
-        // alive. It returns a new reference, or null with an exception set.
-        let grad = unsafe {
-            let grad = getter(self.grad.as_ptr(), param.as_ptr(), param.get_type_ptr().cast());
-            Bound::from_owned_ptr_or_err(param.py(), grad)
-        }?;
+        // SAFETY: `getter` is that of the descriptor `self.grad`.
+        let grad = unsafe { get(getter, &self.grad, param) }?;
         Ok((!grad.is_none()).then_some(grad))
+    }
+
+    /// How often torch's operations have changed a tensor in place. None of an inference tensor,
+    /// for which torch does not count it. No Python code runs.
+    #[inline]
+    pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> Option<u64> {
+        // SAFETY: the getter is that of the descriptor `self.version`.
+        unsafe { get(self.version_getter?, &self.version, tensor) }.ok()?.extract().ok()
     }
 
     /// The gradient of a parameter, or Python's None.
@@ -149,6 +158,35 @@ impl Tensors {
     /// Drops the objects that were kept for the step.
     pub(super) fn release(&mut self) {
         self.kept.clear();
+    }
+}
+
+/// The function with which a descriptor gets an attribute.
+fn getter_of(descriptor: &Bound<'_, PyAny>) -> Option<ffi::descrgetfunc> {
+    // SAFETY: the type of a live object is alive, and what its slot `tp_descr_get` has is null or a
+    // function of this type.
+    unsafe {
+        let slot = ffi::PyType_GetSlot(ffi::Py_TYPE(descriptor.as_ptr()), ffi::Py_tp_descr_get);
+        std::mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot)
+    }
+}
+
+/// The attribute of an object that a descriptor stands for.
+///
+/// # Safety
+///
+/// - `getter` is that of the descriptor.
+#[inline]
+unsafe fn get<'py>(
+    getter: ffi::descrgetfunc,
+    descriptor: &Py<PyAny>,
+    object: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: `getter` is given its descriptor (this function's requirement) and a live object. It
+    // returns a new reference, or null with an exception set.
+    unsafe {
+        let value = getter(descriptor.as_ptr(), object.as_ptr(), object.get_type_ptr().cast());
+        Bound::from_owned_ptr_or_err(object.py(), value)
     }
 }
 

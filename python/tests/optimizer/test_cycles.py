@@ -51,10 +51,6 @@ def attribute_of_a_gradient(model: Any, optimizer: Any) -> None:
     model.weight.grad.optimizer = optimizer
 
 
-def attribute_of_a_moment(model: Any, optimizer: Any) -> None:
-    optimizer.state[model.weight]["exp_avg"].optimizer = optimizer
-
-
 def module(model: Any, optimizer: Any) -> None:
     model.optimizer = optimizer
     model.itself = [model]
@@ -69,7 +65,7 @@ def itself(model: Any, optimizer: Any) -> None:
     optimizer.itself = optimizer
 
 
-SHAPES = [hook, two_hooks, attribute, attribute_of_a_moment, module, closure, itself]
+SHAPES = [hook, two_hooks, attribute, module, closure, itself]
 # torch 2.15 does not show these cycles to the collector.
 OTHER_SHAPES = [hook_after_accumulation, attribute_of_a_gradient]
 
