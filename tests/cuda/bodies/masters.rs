@@ -221,7 +221,7 @@ impl<T: Optimizer> Steps for T {
     }
 
     fn sync(&mut self, models: &mut Models) {
-        models.sync_masters(self);
+        models.sync_masters(self).unwrap();
         models.expect_synced();
     }
 
@@ -236,7 +236,7 @@ fn a_graph_may_clamp_and_step(gpu: &Gpu) {
     let mut optimizer = models.optimizer(&gpu.kernels).into_capturable().unwrap();
     models.step(&mut optimizer, |_| false);
     let graph = capture(&gpu.stream, THREAD_LOCAL, || {
-        models.sync_masters(&mut optimizer);
+        models.sync_masters(&mut optimizer).unwrap();
         models.launch(&mut optimizer, |_| false).unwrap();
     });
     for round in 0..3 {
@@ -253,7 +253,7 @@ fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
     let mut models = models(gpu);
     let mut optimizer = models.optimizer(&gpu.kernels);
     models.step(&mut optimizer, |_| false);
-    let graph = capture(&gpu.stream, THREAD_LOCAL, || models.sync_masters(&mut optimizer));
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || models.sync_masters(&mut optimizer).unwrap());
     drop(optimizer);
     drop(models.optimizer(&gpu.kernels)); // an allocation, which frees what is no longer used
     graph.launch().unwrap();
@@ -266,7 +266,7 @@ fn masters_live_until_they_are_up_to_date(gpu: &Gpu) {
     let mut optimizer = models.optimizer(&gpu.kernels);
     models.step(&mut optimizer, |_| false);
     gpu.context.synchronize().unwrap();
-    models.sync_masters(&mut optimizer);
+    models.sync_masters(&mut optimizer).unwrap();
     drop(optimizer);
     drop(models.optimizer(&gpu.kernels));
     gpu.assert_clean();
