@@ -200,7 +200,7 @@ pub enum TensorProblem {
         bytes: u64,
     },
     /// No [variant](crate::Variant) has parameters and masters of these formats.
-    #[error("must have the param and master of a variant ({}), got {param} param, {master} master", names(Variant::all().filter(|variant| variant.formats().master.is_some())))]
+    #[error("must have the param and master of a variant ({}), got {param} param, {master} master", with_masters())]
     MasterFormats {
         /// The format of the parameters.
         param: Dtype,
@@ -212,6 +212,11 @@ pub enum TensorProblem {
 /// The names of variants.
 fn names(variants: impl Iterator<Item = Variant>) -> String {
     variants.map(Variant::name).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the variants with masters.
+fn with_masters() -> String {
+    names(Variant::all().filter(|variant| variant.formats().master.is_some()))
 }
 
 /// A list of arguments, or an index into one, is not valid.
