@@ -94,6 +94,9 @@ fn each_kind_of_step(elements: usize, measure: &mut dyn FnMut(&str, &mut (dyn Fn
         cpu::step_with_master(&mut model, grads, exp_avg, exp_avg_sq, params, &sets[0]).unwrap();
     });
 
+    flat.params.iter_mut().step_by(3).for_each(|master| *master = -*master);
+    measure("sync_master", &mut || cpu::sync_master(&model, &mut flat.params).unwrap());
+
     // One large tensor, small ones and an empty one.
     let lens = [elements / 2, elements / 4, 0, elements / 8, 1, elements / 8 - 1];
     let mut buffers = lens.map(Flat::new);

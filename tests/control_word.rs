@@ -5,7 +5,7 @@
 use std::arch::asm;
 
 use dualadam::{DualAdamConfig, SkipReason, State, Steering, StepCoeffs, SwitchSchedule, TensorSpec, WeightDecay, cpu};
-use testkit::{Formats, Inputs, Tensor, Variant, formats};
+use testkit::{Formats, Inputs, Tensor, Variant, formats, masters};
 
 /// MXCSR with its exceptions masked.
 const STANDARD: u32 = 0x1f80;
@@ -93,6 +93,15 @@ fn several_threads_may_each_have_their_own_word() {
             scope.spawn(move || assert!(&bits(tensor, coeffs, word) == expected, "{word:#x}"));
         }
     });
+}
+
+/// In each rounding mode, with subnormals flushed, on the calling thread.
+#[test]
+fn masters_follow_the_same_rule() {
+    for word in words().skip(3).step_by(4) {
+        let sync = |tensor: &mut Tensor| under(word, || tensor.sync_master()).unwrap();
+        masters::patterns(&sync, &masters::VARIANTS, 1 << 11);
+    }
 }
 
 /// The results are the same under each word.

@@ -11,7 +11,7 @@ pub(crate) fn exception(error: &Error, place: &str) -> PyErr {
     let text = if place.is_empty() { text } else { format!("{place}: {text}") };
     let problem = if let Error::Tensor(error) = error { Some(error.problem) } else { None };
     match (error, problem) {
-        (_, Some(TensorProblem::Formats { .. })) => PyTypeError::new_err(text),
+        (_, Some(TensorProblem::Formats { .. } | TensorProblem::MasterFormats { .. })) => PyTypeError::new_err(text),
         (_, Some(TensorProblem::Memory { .. })) => PyMemoryError::new_err(text),
         (Error::Cuda(error), _) if !is_about_arguments(error) => PyRuntimeError::new_err(text),
         _ => PyValueError::new_err(text),

@@ -232,3 +232,23 @@ fn difference<P: Element, W: Master>(param: P, master: W) -> u32 {
     let param = param.widen();
     P::narrow(master.current(param)).widen().to_bits() ^ param.to_bits()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bits of the masters at one level: changed ones and others, of all of f32.
+    fn bits<P: Element>(level: Level) -> Vec<u32> {
+        let pattern = |i: u32| f32::from_bits(i.wrapping_mul(4_282_663));
+        let mut master: Vec<_> = (0..1003).map(pattern).collect();
+        let param: Vec<_> = (0..1003).map(|i| P::narrow(pattern(i + i % 3 / 2))).collect();
+        sync_chunk(&param, &mut master, level);
+        master.into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits() {
+        assert_eq!(bits::<bf16>(Level::detect()), bits::<bf16>(Level::Portable));
+        assert_eq!(bits::<f16>(Level::detect()), bits::<f16>(Level::Portable));
+    }
+}

@@ -118,14 +118,6 @@ pub enum TensorProblem {
         /// The formats given.
         formats: Formats,
     },
-    /// No [variant](crate::Variant) has parameters and masters of these formats.
-    #[error("must have the param and master of a variant ({}), got {param} param, {master} master", names(Variant::all().filter(|variant| variant.formats().master.is_some())))]
-    MasterFormats {
-        /// The format of the parameters.
-        param: Dtype,
-        /// The format of the masters.
-        master: Dtype,
-    },
     /// The buffer's address is 0, and the tensor is not empty.
     #[error("must not be null")]
     Null,
@@ -207,11 +199,24 @@ pub enum TensorProblem {
         /// The size of the array, in bytes.
         bytes: u64,
     },
+    /// No [variant](crate::Variant) has parameters and masters of these formats.
+    #[error("must have the param and master of a variant ({}), got {param} param, {master} master", with_masters())]
+    MasterFormats {
+        /// The format of the parameters.
+        param: Dtype,
+        /// The format of the masters.
+        master: Dtype,
+    },
 }
 
 /// The names of variants.
 fn names(variants: impl Iterator<Item = Variant>) -> String {
     variants.map(Variant::name).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the variants with masters.
+fn with_masters() -> String {
+    names(Variant::all().filter(|variant| variant.formats().master.is_some()))
 }
 
 /// A list of arguments, or an index into one, is not valid.

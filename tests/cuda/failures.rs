@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[(&str, fn())] = bodies!["failures":
     flat_steps_fail_with_the_drivers_code_at_every_call,
     lists_fail_with_the_drivers_code_at_every_call_and_recover,
     the_owner_stays_consistent_at_every_failing_call,
+    masters_can_be_brought_up_to_date_again_after_a_failure,
     a_lost_device_stays_an_error,
     another_context_is_sound_where_the_primary_one_is_lost,
     unsuitable_drivers_are_refused,
@@ -278,6 +279,34 @@ fn steps_that_cannot_be_ordered_are_not_launched(gpu: &Gpu) {
     gpu.context.synchronize().unwrap();
     optimizer.step([(&mut p).into()], [Some((&g).into())]).unwrap();
     assert_eq!(gpu.stand_in().calls("cuLaunchKernel"), 1);
+}
+
+/// Each tensor's masters are up to date or as they were, so that the call can be repeated.
+fn masters_can_be_brought_up_to_date_again_after_a_failure() {
+    let prepare = || {
+        let gpu = gpu();
+        let mut models = Models::new(&gpu.stream, &[DualAdamConfig::default()], &MASTERS);
+        let mut optimizer = models.optimizer(&gpu.kernels);
+        models.step(&mut optimizer, |_| false);
+        models.clamp(0.5);
+        (optimizer, models, gpu)
+    };
+    let mut failures = 0;
+    let verify = |(mut optimizer, mut models, gpu): (DualAdam, Models, Gpu), result: Result<(), CudaError>| {
+        if result.is_err() {
+            failures += 1;
+            models.sync_masters(&mut optimizer).unwrap();
+        }
+        models.expect_synced();
+        models.assert_same(&optimizer, "after a failure");
+        drop((optimizer, models));
+        gpu.assert_clean();
+    };
+    let work = |(optimizer, models, _): &mut (DualAdam, Models, Gpu)| models.sync_masters(optimizer);
+    at_each_call("*", prepare, |(_, _, gpu)| gpu.stand_in(), work, verify);
+    // The capture mode and the current context, for the buffers and again for the launches; the
+    // stream's context, whether it is captured, two launches.
+    assert_eq!(failures, 8);
 }
 
 fn a_lost_device_stays_an_error() {

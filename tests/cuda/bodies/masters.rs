@@ -29,6 +29,8 @@ pub(crate) const TESTS: &[Body] = bodies!["masters":
     bad_input_launches_nothing,
     steps_go_on_from_clamped_parameters,
     a_graph_may_clamp_and_step,
+    a_graph_may_outlive_the_optimizer,
+    masters_live_until_they_are_up_to_date,
     an_optimizer_refuses_bad_input_as_a_whole,
 ];
 
@@ -219,7 +221,7 @@ impl<T: Optimizer> Steps for T {
     }
 
     fn sync(&mut self, models: &mut Models) {
-        models.sync_masters(self);
+        models.sync_masters(self).unwrap();
         models.expect_synced();
     }
 
@@ -234,7 +236,7 @@ fn a_graph_may_clamp_and_step(gpu: &Gpu) {
     let mut optimizer = models.optimizer(&gpu.kernels).into_capturable().unwrap();
     models.step(&mut optimizer, |_| false);
     let graph = capture(&gpu.stream, THREAD_LOCAL, || {
-        models.sync_masters(&mut optimizer);
+        models.sync_masters(&mut optimizer).unwrap();
         models.launch(&mut optimizer, |_| false).unwrap();
     });
     for round in 0..3 {
@@ -244,9 +246,29 @@ fn a_graph_may_clamp_and_step(gpu: &Gpu) {
         models.expect(|_| false);
         models.assert_same(&optimizer, &format!("launch {round}"));
     }
-    // The graph keeps the masters that it writes.
+}
+
+/// A graph keeps the masters that it writes, and an optimizer that is dropped leaves them.
+fn a_graph_may_outlive_the_optimizer(gpu: &Gpu) {
+    let mut models = models(gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    models.step(&mut optimizer, |_| false);
+    let graph = capture(&gpu.stream, THREAD_LOCAL, || models.sync_masters(&mut optimizer).unwrap());
     drop(optimizer);
+    drop(models.optimizer(&gpu.kernels)); // an allocation, which frees what is no longer used
     graph.launch().unwrap();
+    gpu.assert_clean();
+}
+
+/// Memory is freed after the last use, not after the last step.
+fn masters_live_until_they_are_up_to_date(gpu: &Gpu) {
+    let mut models = models(gpu);
+    let mut optimizer = models.optimizer(&gpu.kernels);
+    models.step(&mut optimizer, |_| false);
+    gpu.context.synchronize().unwrap();
+    models.sync_masters(&mut optimizer).unwrap();
+    drop(optimizer);
+    drop(models.optimizer(&gpu.kernels));
     gpu.assert_clean();
 }
 

@@ -311,9 +311,9 @@ impl Models {
     }
 
     /// Brings the masters of the device's optimizer up to date.
-    pub(crate) fn sync_masters(&mut self, optimizer: &mut impl Optimizer) {
+    pub(crate) fn sync_masters(&self, optimizer: &mut impl Optimizer) -> Result<(), CudaError> {
         let params = self.params.iter().zip(&self.host.specs).map(|(slice, spec)| slice.read(spec.len));
-        optimizer.sync_masters(params.collect()).unwrap();
+        optimizer.sync_masters(params.collect())
     }
 
     /// Brings the masters of the host's optimizer up to date.
