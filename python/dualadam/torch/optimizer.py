@@ -9,20 +9,18 @@ from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from dualadam._dualadam import Config, Schedule, Stepper
+from dualadam._dualadam import Schedule, Stepper
 from dualadam.torch.groups import name_of, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import check_parts, loaded_group, match
 from dualadam.torch.options import (
     HOW_TO_CHOOSE,
-    config_of,
+    Options,
     has_schedule,
-    is_on_device,
     naming,
     refuse,
     schedule_of,
     stored_betas,
-    values_of,
 )
 from dualadam.torch.plain import plain, plain_grad
 from dualadam.torch.repair import NativeGroup, step_with_repairs
@@ -157,7 +155,7 @@ class DualAdam(Optimizer):
     def _forget(self) -> None:
         """Drops what is kept only for speed."""
         self._stepper: Stepper | None = None
-        self._configs: dict[int, tuple[tuple[Any, ...], Config]] = {}
+        self._options: dict[int, Options] = {}
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
@@ -270,14 +268,13 @@ class DualAdam(Optimizer):
         groups: list[NativeGroup] = []
         is_controlled = False
         for index, group in enumerate(self.param_groups):
-            config = self._config(index, group)
-            params, lr = group["params"], group["lr"]
+            options = self._options_of(index, group)
+            params = group["params"]
             if type(params) is not list:
                 params = list(params)
-            device_lr = lr if is_on_device(lr) else None
-            has_masters = bool(group["master_weights"])
-            groups.append((params, group.get("param_names"), config, has_masters, device_lr))
-            is_controlled = is_controlled or bool(group["capturable"]) or device_lr is not None
+            device_lr, has_masters = options.device_lr, options.has_masters
+            groups.append((params, group.get("param_names"), options.config, has_masters, device_lr))
+            is_controlled = is_controlled or options.is_capturable or device_lr is not None
 
         multiplier: float = 1.0
         scalars: Scalars = []
@@ -314,22 +311,13 @@ class DualAdam(Optimizer):
             self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
         return self._stepper
 
-    def _config(self, index: int, group: dict[str, Any]) -> Config:
-        """The hyperparameters of a group, checked again if an option changed."""
-        values = None
-        try:
-            values = values_of(group)
-            known = self._configs.get(index)
-            if known is not None and known[0] == values:
-                return known[1]
-        except (TypeError, ValueError):
-            # Something that is no value. The check below says what is wrong with it.
-            pass
-        with naming(f"group {index}"):
-            config = config_of(group)
-        if values is not None:
-            self._configs[index] = (values, config)
-        return config
+    def _options_of(self, index: int, group: dict[str, Any]) -> Options:
+        """The options of a group, checked again if one of them changed."""
+        options = self._options.get(index)
+        if options is None or not options.are_of(group):
+            with naming(f"group {index}"):
+                options = self._options[index] = Options(group)
+        return options
 
     def sync_masters(self) -> None:
         """Take over into the masters what other code wrote into their parameters.

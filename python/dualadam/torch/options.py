@@ -15,6 +15,7 @@ HOW_TO_CHOOSE = (
     "1/switching_steps (the paper's own 8e-5 suits runs of some 78,000 steps, and leaves a "
     "short one in inverse Adam); schedule, a dualadam.Schedule for other shapes"
 )
+_NUMBERS = ("lr", "betas", "eps", "weight_decay")
 _FLAGS = ("decoupled_weight_decay", "maximize", "capturable", "master_weights")
 # Arguments that become a schedule when a group is added.
 _SWITCHING = ("switching_rate", "switching_steps")
@@ -24,6 +25,10 @@ REFUSED = {
     "foreach": "all tensors are stepped in one call as it is",
     "differentiable": "the step is made in place, by a kernel without a gradient",
 }
+
+
+# The keys of groups that a step reads. Not all groups have the last ones.
+_READ = (*_NUMBERS, "schedule", "inverse_term", *_FLAGS, *REFUSED, *_SWITCHING)
 
 
 @contextmanager
@@ -103,7 +108,39 @@ def as_schedule(schedule: Any) -> Schedule:
     return schedule if isinstance(schedule, Schedule) else Schedule.from_tuple(schedule)
 
 
-def values_of(group: dict[str, Any]) -> tuple[Any, ...]:
+class Options:
+    """A group's options when they were checked last, for steps that find them unchanged."""
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.config = config_of(group)
+        self.has_masters = bool(group["master_weights"])
+        self.is_capturable = bool(group["capturable"])
+        self.device_lr = group["lr"] if is_on_device(group["lr"]) else None
+        self._values = _values_of(group)
+        self._size, self._read = len(group), operator.itemgetter(*filter(group.__contains__, _READ))
+        # What the group has, if none of it can change in place: comparing that is fast.
+        read = self._read(group)
+        self._constants = read if all(map(_is_constant, read)) else None
+
+    def are_of(self, group: dict[str, Any]) -> bool:
+        """Whether the options of a group are these."""
+        try:
+            if self._constants is not None:
+                return self._size == len(group) and bool(self._constants == self._read(group))
+            is_same_lr = self.device_lr is None or self.device_lr is group["lr"]
+            return is_same_lr and self._values == _values_of(group)
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            # Something that is no value. The check says what is wrong with it.
+            return False
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (float, int, bool, str)
+
+
+def _values_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """The values of a group's options, to be compared with those of another step.
 
     The host does not wait for a value on a device: its tensor and the tensor's version stand for

@@ -97,7 +97,8 @@ impl Steps {
     #[inline]
     fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
-        if !known.is_of(param, at.has_masters) || known.written() != self.written[at.flat] {
+        let is_as_written = known.written().is_none_or(|written| self.written[at.flat] == Some(written));
+        if !is_as_written || !known.is_of(param, at.has_masters) {
             return Ok(false);
         }
         // `param` is a plain tensor: only such parameters become known.
