@@ -91,6 +91,7 @@ class Stepper:
         unwrap: Callable[[Any], Any | None],
         unwrap_grad: Callable[[Any, Any], Any | None],
         threads: Callable[[], int],
+        parallel: int,
     ) -> Stepper: ...
     def step(
         self,

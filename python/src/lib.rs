@@ -16,6 +16,7 @@ mod device;
 mod dlpack;
 mod errors;
 mod layout;
+mod openmp;
 mod steering;
 mod step;
 mod threads;

@@ -11,7 +11,10 @@ use std::thread::available_parallelism;
 use dualadam::cpu;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::openmp::OpenMp;
 
 /// The pool of this process, or of its parent.
 ///
@@ -31,6 +34,8 @@ pub(crate) enum Workers {
     /// On the calling thread alone.
     Caller,
     Pool(Arc<ThreadPool>),
+    /// On this many threads of torch's OpenMP library.
+    OpenMp(OpenMp, usize),
 }
 
 impl Workers {
@@ -53,12 +58,40 @@ impl Workers {
         }
     }
 
-    /// Runs `work` with the interpreter detached.
+    /// As [`of`](Self::of), on the threads of torch's OpenMP library if there is one.
+    ///
+    /// After torch's own operations its threads spin for some milliseconds. Other threads would
+    /// compete with them for the processors.
+    pub(crate) fn beside_torch(
+        py: Python<'_>,
+        elements: u64,
+        openmp: Option<OpenMp>,
+        threads: impl FnOnce() -> PyResult<usize>,
+    ) -> PyResult<Self> {
+        match openmp.filter(|_| elements > cpu::MAX_SEQUENTIAL && from_environment().is_none()) {
+            Some(openmp) if openmp.works() => Ok(match threads()? {
+                0 | 1 => Self::Caller,
+                threads => Self::OpenMp(openmp, threads),
+            }),
+            _ => Self::of(py, elements, || threads().map(Some)),
+        }
+    }
+
+    /// Runs `work` with the interpreter detached, on the pool or the calling thread.
     pub(crate) fn run<R: Send>(&self, py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
         py.detach(|| match self {
-            Self::Caller => cpu::sequential(work),
             Self::Pool(pool) => pool.install(work),
+            Self::Caller | Self::OpenMp(..) => cpu::sequential(work),
         })
+    }
+
+    /// Calls `work` once with each number below `count`. The interpreter should be detached.
+    pub(crate) fn share(&self, count: usize, work: &(dyn Fn(usize) + Send + Sync)) {
+        match self {
+            Self::Caller => (0..count).for_each(work),
+            Self::Pool(pool) => pool.install(|| (0..count).into_par_iter().with_max_len(1).for_each(work)),
+            Self::OpenMp(openmp, threads) => openmp.share(*threads, count, work),
+        }
     }
 }
 

@@ -297,15 +297,70 @@ impl TensorList {
     /// - The provenance of a pointer to this memory was exposed, if Rust allocated it
     ///   ([`expose_provenance`](pointer#method.expose_provenance)).
     pub unsafe fn step_raw(&mut self, coeffs: &[StepCoeffs]) -> Result<(), TensorError> {
+        // SAFETY: the buffers are as required (this function's three requirements), and `for_each`
+        // calls the function once with each number.
+        unsafe { self.step_raw_with(coeffs, |parts, step_part| for_each(parts, step_part)) }
+    }
+
+    /// [`step_raw`](Self::step_raw) on threads of the caller's.
+    ///
+    /// `share` gets the number of parts of the step, and a function that makes one part of it on
+    /// the calling thread. It calls the function once with each number below the number of parts,
+    /// on any threads, and returns when all calls have returned. A part has 32,768 elements; the
+    /// last has fewer.
+    ///
+    /// # Errors
+    ///
+    /// - As [`step_raw`](Self::step_raw).
+    ///
+    /// # Safety
+    ///
+    /// - As for [`step_raw`](Self::step_raw).
+    /// - `share` calls the function as stated: with each number at most once, and not after it has
+    ///   returned. A part without a call is not stepped.
+    ///
+    /// # Examples
+    ///
+    /// With threads of the standard library:
+    ///
+    /// ```
+    /// use dualadam::{DualAdamConfig, RawBuffer, RawTensor, cpu};
+    ///
+    /// let len = 100_000;
+    /// let (mut p, g, mut m, mut v) = (vec![1.0_f32; len], vec![1.0_f32; len], vec![0.0; len], vec![0.0; len]);
+    /// let written = |buffer: &mut Vec<f32>| RawBuffer::f32(buffer.as_mut_ptr().expose_provenance() as u64);
+    /// let grad = RawBuffer::f32(g.as_ptr().expose_provenance() as u64);
+    /// let tensor = RawTensor::new(len as u64, written(&mut p), grad, written(&mut m), written(&mut v));
+    /// let mut list = cpu::TensorList::new(&[tensor])?;
+    /// let coeffs = [DualAdamConfig::adam().coeffs(1)?];
+    /// // SAFETY: the addresses are those of live vectors of this length, exposed above, which nothing
+    /// // else uses. The function is called once with each number, and all threads have ended then.
+    /// unsafe {
+    ///     list.step_raw_with(&coeffs, |parts, step_part| {
+    ///         std::thread::scope(|scope| {
+    ///             for part in 0..parts {
+    ///                 scope.spawn(move || step_part(part));
+    ///             }
+    ///         });
+    ///     })?;
+    /// }
+    /// assert_eq!(p, vec![0.999; len]);
+    /// # Ok::<(), dualadam::Error>(())
+    /// ```
+    pub unsafe fn step_raw_with(
+        &mut self,
+        coeffs: &[StepCoeffs],
+        share: impl FnOnce(usize, &(dyn Fn(usize) + Send + Sync)),
+    ) -> Result<(), TensorError> {
         self.list.check_coeffs(coeffs.len())?;
-        for_each(self.parts.count(), |part| {
+        share(self.parts.count(), &|part| {
             for (index, range) in self.parts.tensors_of(part) {
                 let job = &self.jobs[index];
                 // SAFETY: `job` has the variant of the tensor's formats. Addresses, lengths and
                 // overlap were checked. The tensor has a gradient, since parts have elements of
                 // such tensors only. So the buffers are initialised, valid, exposed memory that
-                // nothing else uses (this function's three requirements). No two parts share an
-                // element.
+                // nothing else uses (`step_raw`'s three requirements). No two parts share an
+                // element, and no part is stepped twice (this function's second requirement).
                 unsafe { job.run_range(range, &coeffs[job.tensor.coeffs_index]) };
             }
         });

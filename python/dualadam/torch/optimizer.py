@@ -22,6 +22,7 @@ from dualadam.torch.options import (
     schedule_of,
     stored_betas,
 )
+from dualadam.torch.openmp import parallel
 from dualadam.torch.plain import plain, plain_grad
 from dualadam.torch.repair import NativeGroup, step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
@@ -308,7 +309,8 @@ class DualAdam(Optimizer):
     def _native(self) -> Stepper:
         if self._stepper is None:
             kinds = [Tensor, torch.nn.Parameter]
-            self._stepper = Stepper(kinds, plain, plain_grad, torch.get_num_threads)
+            threads = (torch.get_num_threads, parallel())
+            self._stepper = Stepper(kinds, plain, plain_grad, *threads)
         return self._stepper
 
     def _options_of(self, index: int, group: dict[str, Any]) -> Options:

@@ -116,7 +116,7 @@ impl Steps {
         master: RawBuffer,
     ) -> PyResult<()> {
         if device.kind == CPU {
-            let workers = Workers::of(py, len, || self.threads(py))?;
+            let workers = Workers::of(py, len, || self.threads(py).map(Some))?;
             // SAFETY: as this function's requirements.
             return workers.run(py, || unsafe { cpu::sync_master_raw(len, param, master) }).map_err(plain);
         }

@@ -64,8 +64,8 @@ impl Steps {
     }
 
     /// The number of threads of a step on the CPU.
-    pub(super) fn threads(&self, py: Python<'_>) -> PyResult<Option<usize>> {
-        self.threads.bind(py).call0()?.extract().map(Some)
+    pub(super) fn threads(&self, py: Python<'_>) -> PyResult<usize> {
+        self.threads.bind(py).call0()?.extract()
     }
 
     /// Checks the step of a list, and makes all that it needs. `scalars` is given if the device
@@ -95,7 +95,8 @@ impl Steps {
         list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
             let elements = list.tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
-            return Ok(Prepared::OnHost(Workers::of(py, elements, || self.threads(py))?));
+            let workers = Workers::beside_torch(py, elements, self.openmp, || self.threads(py))?;
+            return Ok(Prepared::OnHost(workers));
         }
         let Some(scalars) = scalars else { return Ok(Prepared::OnStream(stream)) };
         let lr = |(index, group): (usize, &Group<'_>)| {
@@ -160,13 +161,15 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
     let coeffs = list.table.coeffs();
     match (&mut list.backend, prepared) {
         (Some(Backend::Cpu(own)), Prepared::OnHost(workers)) => {
+            let share = |parts, step_part: &(dyn Fn(usize) + Send + Sync)| workers.share(parts, step_part);
             // SAFETY: `gather` saw the tensors in this step, with these types, lengths and
             // addresses. `known` and `Tensors::keep` have references to them until the step is
             // done, so that they live, whatever lists and dicts were changed since. No other thread
             // uses their memory, and neither another thread nor Python code that runs in the step
             // frees or replaces it (required by the documentation of `DualAdam.step`). No storage
-            // is smaller than its tensor (required by the README's limits).
-            workers.run(py, || unsafe { own.step_raw(coeffs) }).map_err(plain)?;
+            // is smaller than its tensor (required by the README's limits). `share` calls the
+            // function once with each number.
+            py.detach(|| unsafe { own.step_raw_with(coeffs, share) }).map_err(plain)?;
         }
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw

@@ -8,6 +8,8 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
+use crate::openmp::OpenMp;
+
 use super::Place;
 use super::group::{Group, Scalars};
 use super::known::Known;
@@ -32,6 +34,7 @@ pub(super) struct Steps {
     pub(super) names: Names,
     /// Returns the number of threads of a step on the CPU.
     pub(super) threads: Py<PyAny>,
+    pub(super) openmp: Option<OpenMp>,
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
@@ -50,10 +53,14 @@ impl Stepper {
         unwrap: Py<PyAny>,
         unwrap_grad: Py<PyAny>,
         threads: Py<PyAny>,
+        parallel: usize,
     ) -> PyResult<Self> {
+        // SAFETY: `dualadam.torch` gives the function's address in the library that torch has
+        // loaded and uses, or 0.
+        let openmp = unsafe { OpenMp::at(parallel) };
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
         let (lists, known, written, changed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let steps = Mutex::new(Steps { tensors, names, threads, lists, known, written, changed });
+        let steps = Mutex::new(Steps { tensors, names, threads, openmp, lists, known, written, changed });
         Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 

@@ -91,7 +91,7 @@ class Optimizer:
     """The calls of `dualadam.torch.DualAdam` to the native module, and the same run on the CPU."""
 
     def __init__(self, shapes: list[tuple[int, ...]], on_device: bool = False) -> None:
-        self.stepper = Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1)
+        self.stepper = Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1, 0)
         self.params = [Posing(array) for shape in shapes for array in values(1, *shape)]
         self.state: dict[Any, Any] = {}
         self.host: list[list[Array]] = []
@@ -307,7 +307,7 @@ def host_and_device() -> tuple[Stepper, list[Posing], dict[Any, Any]]:
             else Posing(np.array(0, np.int64))
         )
         state[p] = {"step": counter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
-    return Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1), params, state
+    return Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1, 0), params, state
 
 
 def test_nothing_is_stepped_before_all_devices_are_ready() -> None:

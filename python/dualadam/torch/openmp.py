@@ -1,0 +1,23 @@
+"""The OpenMP library that torch uses on the CPU."""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+
+@functools.cache
+def parallel() -> int:
+    """The address of the function with which torch starts its threads, or 0.
+
+    It is `GOMP_parallel` of the library that torch was linked with. Other builds of torch may not
+    have it.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        # torch has loaded it, so this only looks the function up, in it and what it was linked with.
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+    except (AttributeError, OSError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

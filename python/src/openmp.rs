@@ -1,0 +1,72 @@
+//! Work on the threads of the OpenMP library that torch uses.
+//!
+//! GCC's library has the function `GOMP_parallel`, with which compiled programs start a parallel
+//! region. It is part of that library's stable interface, and the libraries of LLVM and Intel have
+//! it too.
+
+use std::ffi::{c_uint, c_void};
+use std::process;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// `GOMP_parallel`: calls a function with `data` on so many threads at once, the calling one among
+/// them, and returns when all calls have returned. The last argument has flags.
+type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+/// The OpenMP library that torch uses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenMp(Parallel);
+
+/// The process that imported the module.
+static PROCESS: OnceLock<u32> = OnceLock::new();
+
+/// What the threads of one region share.
+struct Region<'a> {
+    next: AtomicUsize,
+    count: usize,
+    work: &'a (dyn Fn(usize) + Send + Sync),
+}
+
+impl OpenMp {
+    /// The library whose `GOMP_parallel` has this address. None for 0.
+    ///
+    /// # Safety
+    ///
+    /// - The address is 0 or that of the function, which stays loaded.
+    pub(crate) unsafe fn at(parallel: usize) -> Option<Self> {
+        PROCESS.get_or_init(process::id);
+        // SAFETY: a null pointer is None of this type, and any other is the function (this
+        // function's requirement).
+        let parallel = unsafe { std::mem::transmute::<*const c_void, Option<Parallel>>(parallel as *const c_void) };
+        parallel.map(Self)
+    }
+
+    /// Whether the library has its threads in this process. A forked process has none of them, and
+    /// the library would wait for them.
+    pub(crate) fn works(&self) -> bool {
+        PROCESS.get() == Some(&process::id())
+    }
+
+    /// Calls `work` once with each number below `count`, on at most `threads` threads.
+    pub(crate) fn share(&self, threads: usize, count: usize, work: &(dyn Fn(usize) + Send + Sync)) {
+        let region = Region { next: AtomicUsize::new(0), count, work };
+        let threads = c_uint::try_from(threads.min(count)).unwrap_or(c_uint::MAX);
+        // SAFETY: the function is `GOMP_parallel`, whose threads call `run_region` with a pointer
+        // to `region`, which lives until all have returned.
+        unsafe { (self.0)(run_region, (&raw const region).cast_mut().cast(), threads, 0) };
+    }
+}
+
+/// What each thread of a region does. A panic ends the process, as in any function of C.
+extern "C" fn run_region(region: *mut c_void) {
+    // SAFETY: `OpenMp::share` gave the pointer to its region, which outlives this call, and whose
+    // parts may be used by several threads.
+    let region = unsafe { &*region.cast_const().cast::<Region<'_>>() };
+    loop {
+        let part = region.next.fetch_add(1, Ordering::Relaxed);
+        if part >= region.count {
+            return;
+        }
+        (region.work)(part);
+    }
+}
