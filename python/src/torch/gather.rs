@@ -9,6 +9,7 @@ use crate::dlpack::{CPU, CUDA, Device, Tensor};
 use crate::layout::{Layout, is_dense, is_same};
 
 use super::Place;
+use super::ahead::AHEAD;
 use super::counter::Counter;
 use super::group::Group;
 use super::known::{Known, Seen, is_aligned};
@@ -68,6 +69,9 @@ impl Steps {
             for index in 0..count {
                 let at = At { place: (group_index, index), flat, has_masters: group.has_masters };
                 flat += 1;
+                if let Some(Some(later)) = self.known.get(at.flat + AHEAD) {
+                    later.fetch_ahead();
+                }
                 let param = group.params.get_item(index).map_err(|_| {
                     let text = format!("group {group_index} must keep its {count} parameters during a step, it has");
                     PyRuntimeError::new_err(format!("{text} {}", group.params.len()))
@@ -125,7 +129,8 @@ impl Steps {
             return Ok(true);
         }
         // First what may run Python code. The tensors are looked at after that.
-        let Some((parts, entries)) = self.parts(at, param, &grad, state)? else { return Ok(false) };
+        let Some(state) = state else { return Ok(false) };
+        let Some((parts, entries)) = self.parts(at, param, &grad, &state)? else { return Ok(false) };
         let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
         let (device, tensor, written) = (seen.device, seen.tensor, seen.written);
         match tensor.master.zip(written) {
@@ -140,7 +145,7 @@ impl Steps {
             before.filter(|known| known.is_of(param, at.has_masters) && known.has_entries(&addresses(&entries)));
         self.known[at.flat] = match before {
             Some(before) => before.renewed(seen),
-            None => Known::new(&self.tensors, param, entries, seen, at.has_masters),
+            None => Known::new(&self.tensors, param, &state, entries, seen, at.has_masters),
         };
         self.list_of(device).push(at.place, tensor, counter);
         Ok(true)
@@ -162,11 +167,10 @@ impl Steps {
         at: At,
         param: &Bound<'py, PyAny>,
         grad: &Bound<'py, PyAny>,
-        state: Option<Bound<'py, PyAny>>,
+        state: &Bound<'py, PyAny>,
     ) -> PyResult<Option<(Parts<'py>, Entries<'py>)>> {
-        let grad = self.tensors.plain_grad(param, grad)?;
-        let (Some(grad), Some(state)) = (grad, state) else { return Ok(None) };
-        let Some(entries) = self.names.entries(&state)? else { return Ok(None) };
+        let Some(grad) = self.tensors.plain_grad(param, grad)? else { return Ok(None) };
+        let Some(entries) = self.names.entries(state)? else { return Ok(None) };
         let Some(param) = self.tensors.plain(param)? else { return Ok(None) };
         let dtype = self.tensors.look(&param).and_then(|param| param.dtype());
         let mut plain = |entry: usize| match &entries[entry] {
@@ -210,7 +214,7 @@ impl Steps {
         let (device, layout) = (param.device, Layout::of(&param));
         // The counter's look above has not run Python code, and neither does this.
         let written = tensor.master.and_then(|_| Written::of(&param, self.tensors.version_of(parts.param.object())));
-        Some((Seen { device, layout, tensor, written }, counter))
+        Some((Seen { device, layout, tensor, written, counter: step.address() }, counter))
     }
 
     #[inline]

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use crate::dlpack::{Device, Held, Tensor};
 use crate::layout::Layout;
 
+use super::ahead::Ahead;
 use super::counter::Counter;
 use super::masters::Written;
 use super::state::{Addresses, ENTRIES, EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP};
@@ -34,6 +35,7 @@ pub(super) struct Known {
     param: Py<PyAny>,
     entries: [Option<Py<PyAny>>; ENTRIES],
     _held: Vec<Held>,
+    ahead: Ahead,
     has_masters: bool,
     seen: Seen,
 }
@@ -46,6 +48,8 @@ pub(super) struct Seen {
     pub(super) tensor: RawTensor,
     /// The memory that the step will write, if the parameter has a master.
     pub(super) written: Option<Written>,
+    /// The address of the step counter.
+    pub(super) counter: u64,
 }
 
 impl Known {
@@ -54,6 +58,7 @@ impl Known {
     pub(super) fn new(
         tensors: &Tensors,
         param: &Bound<'_, PyAny>,
+        state: &Bound<'_, PyAny>,
         entries: Entries<'_>,
         seen: Seen,
         has_masters: bool,
@@ -62,8 +67,16 @@ impl Known {
             return None;
         }
         let held = entries.iter().flatten().map(|object| tensors.hold(object)).collect::<Option<Vec<_>>>()?;
+        let objects = || [param].into_iter().chain(entries.iter().flatten());
+        let ahead = tensors.layout.map(|layout| Ahead::of(layout, objects(), state, seen.counter)).unwrap_or_default();
         let entries = entries.map(|entry| entry.map(Bound::unbind));
-        Some(Self { param: param.clone().unbind(), entries, _held: held, has_masters, seen })
+        Some(Self { param: param.clone().unbind(), entries, _held: held, ahead, has_masters, seen })
+    }
+
+    /// Fetches the memory that [`recognise`](Self::recognise) will read.
+    #[inline]
+    pub(super) fn fetch_ahead(&self) {
+        self.ahead.fetch();
     }
 
     /// Shows the garbage collector the references to tensors.
@@ -106,7 +119,7 @@ impl Known {
         if !self.has_entries(entries) {
             return None;
         }
-        let Seen { device, layout: Some(layout), tensor: known, written } = &self.seen else { return None };
+        let Seen { device, layout: Some(layout), tensor: known, written, .. } = &self.seen else { return None };
         if let Some(written) = written
             && !written.is_version(tensors.version_of(self.param.bind(grad.py())))
         {

@@ -2,6 +2,7 @@
 //!
 //! Each step looks at all tensors of the optimizer, so that nothing remembered can be out of date.
 
+mod ahead;
 mod control;
 mod counter;
 mod gather;

@@ -9,6 +9,8 @@ use pyo3::types::{PyString, PyType};
 
 use crate::dlpack::{Exchange, Held, Tensor};
 
+use super::ahead;
+
 /// Looks at tensor objects.
 pub(super) struct Tensors {
     pub(super) exchange: Exchange,
@@ -27,6 +29,7 @@ pub(super) struct Tensors {
     /// The descriptor of the attribute `_version` of plain tensors, and its getter.
     version: Py<PyAny>,
     version_getter: Option<ffi::descrgetfunc>,
+    pub(super) layout: Option<ahead::Layout>,
     /// Objects that stay alive until the step is done.
     kept: Vec<Py<PyAny>>,
 }
@@ -58,8 +61,20 @@ impl Tensors {
         let (grad, version) = (first.getattr("grad")?, first.getattr("_version")?);
         let (grad_getter, version_getter) = (getter_of(&grad), getter_of(&version));
         let (grad, version) = (grad.unbind(), version.unbind());
-        let (grad_name, kept) = (PyString::intern(py, "grad").unbind(), Vec::new());
-        Ok(Self { exchange, plain, unwrap, unwrap_grad, grad, grad_getter, grad_name, version, version_getter, kept })
+        let (grad_name, layout, kept) = (PyString::intern(py, "grad").unbind(), ahead::Layout::of(first), Vec::new());
+        Ok(Self {
+            exchange,
+            plain,
+            unwrap,
+            unwrap_grad,
+            grad,
+            grad_getter,
+            grad_name,
+            version,
+            version_getter,
+            layout,
+            kept,
+        })
     }
 
     /// Whether an object has one of the types of plain tensors.
