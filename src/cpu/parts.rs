@@ -65,9 +65,9 @@ pub(super) fn range_of(part: usize, elements: u64) -> Range<u64> {
 /// A range of a tensor's elements, moved so that it begins and ends at a cache line of the first
 /// moment, and that neighbouring ranges still meet.
 ///
-/// Vectors that straddle cache lines are slower. The allocator places large buffers 16 bytes after a
-/// cache line, all in the same way, so that one head aligns all f32 buffers, which are most of the
-/// traffic.
+/// Vectors that straddle cache lines are slower. The allocator places large buffers 16 bytes after
+/// a cache line, all in the same way, so that one head aligns all f32 buffers, which are most of
+/// the traffic.
 pub(super) fn aligned(range: Range<u64>, tensor: &RawTensor) -> Range<u64> {
     let (align, size) = (ALIGNMENT as u64, tensor.exp_avg.dtype.size() as u64);
     let head = tensor.exp_avg.address.wrapping_neg() % align / size;

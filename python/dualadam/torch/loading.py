@@ -1,22 +1,58 @@
 """State dicts: which of their groups and states belong to which of the optimizer's."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
 from typing import Any, NamedTuple
 
-from dualadam.torch.groups import names_of
+import torch
+from torch import Tensor
+
+from dualadam.torch.groups import name_of, names_of
 from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored_betas
+from dualadam.torch.state import MASTER, check_loaded, repaired
 
 # Keys of saved groups of other optimizers that are not taken over. amsgrad is refused if it is set.
 _NOT_TAKEN_OVER = ("params", "amsgrad", "foreach", "differentiable", "fused")
 
 _Groups = list[dict[str, Any]]
 # The place of a parameter: its group, and its position in the group.
-Place = tuple[int, int]
+_Place = tuple[int, int]
 
 
-def check_parts(state_dict: Any) -> None:
+def loaded(
+    groups: _Groups, states: dict[Tensor, Any], state_dict: Any, strict: bool
+) -> dict[str, Any]:
+    """The groups and states of an optimizer after a state dict is loaded. Changes nothing."""
+    _check_parts(state_dict)
+    saved = state_dict["param_groups"]
+    sources, places = _match(groups, saved, strict)
+    new_groups = [
+        dict(group) if source is None else _loaded_group(group, saved[source], source)
+        for group, source in zip(groups, sources)
+    ]
+    new_states: defaultdict[Tensor, Any] = defaultdict(dict)
+    if not strict:
+        new_states.update(states)
+    with torch.no_grad():
+        for key, value in state_dict["state"].items():
+            if key not in places:
+                new_states[key] = value
+                continue
+            place = places[key]
+            if place is None or not value:
+                continue
+            group, param = new_groups[place[0]], groups[place[0]]["params"][place[1]]
+            check_loaded(name_of(groups[place[0]], *place), param, value)
+            on_device = param.is_cuda and bool(group["capturable"])
+            # The next step makes a missing master: the parameter may be loaded after this.
+            has_master = bool(group["master_weights"]) and MASTER in value
+            new_states[param] = repaired(param, value, has_master, on_device, copies=True)
+    return {"state": new_states, "param_groups": new_groups}
+
+
+def _check_parts(state_dict: Any) -> None:
     """Fails unless a state dict has groups with parameters, and states."""
     if not isinstance(state_dict, dict):
         raise TypeError(f"the state dict must be a dict, it is {type(state_dict)}")
@@ -32,16 +68,16 @@ def check_parts(state_dict: Any) -> None:
             raise ValueError(f"group {index} of the state dict must be a dict with params")
 
 
-class Match(NamedTuple):
+class _Match(NamedTuple):
     """Which parts of a state dict belong to which parts of the optimizer."""
 
     # For each group of the optimizer, the saved group that its options come from, if there is one.
     groups: list[int | None]
     # For each parameter of the saved groups, by its key, its place in the optimizer, if it has one.
-    places: dict[Any, Place | None]
+    places: dict[Any, _Place | None]
 
 
-def match(groups: _Groups, saved: _Groups, strict: bool) -> Match:
+def _match(groups: _Groups, saved: _Groups, strict: bool) -> _Match:
     """Matches the groups and parameters of a state dict with those of the optimizer.
 
     Parameters are matched by name if both sides have names. If `strict` is set, both must have the
@@ -66,18 +102,18 @@ def match(groups: _Groups, saved: _Groups, strict: bool) -> Match:
                 "; strict=False loads what both have"
             )
     places = dict(zip(_keys(saved), _places(groups)))
-    return Match(list(range(len(groups))), dict(places))
+    return _Match(list(range(len(groups))), dict(places))
 
 
 def _match_by_name(
-    own: dict[str, Place], other: dict[str, Place], groups: _Groups, saved: _Groups
-) -> Match:
+    own: dict[str, _Place], other: dict[str, _Place], groups: _Groups, saved: _Groups
+) -> _Match:
     names = dict(zip(_keys(saved), other))
     sources: list[int | None] = [None] * len(groups)
     for name, (index, _) in own.items():
         if sources[index] is None and name in other:
             sources[index] = other[name][0]
-    return Match(sources, {key: own.get(name) for key, name in names.items()})
+    return _Match(sources, {key: own.get(name) for key, name in names.items()})
 
 
 def _check_sizes(groups: _Groups, saved: _Groups) -> None:
@@ -91,7 +127,7 @@ def _check_sizes(groups: _Groups, saved: _Groups) -> None:
             raise ValueError(f"{text}, it has {actual}")
 
 
-def _difference(own: dict[str, Place], other: dict[str, Place]) -> str:
+def _difference(own: dict[str, _Place], other: dict[str, _Place]) -> str:
     """What tells the parameters of two sides apart."""
     missing, unexpected = [n for n in own if n not in other], [n for n in other if n not in own]
     if missing or unexpected:
@@ -104,7 +140,7 @@ def _shortened(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _by_name(groups: _Groups) -> dict[str, Place] | None:
+def _by_name(groups: _Groups) -> dict[str, _Place] | None:
     """The place of each parameter by its name. None unless each has a name of its own."""
     names = [names_of(group) for group in groups]
     if not groups or None in names:
@@ -113,7 +149,7 @@ def _by_name(groups: _Groups) -> dict[str, Place] | None:
     return named if len(named) == sum(len(group["params"]) for group in groups) else None
 
 
-def _places(groups: _Groups) -> Iterator[Place]:
+def _places(groups: _Groups) -> Iterator[_Place]:
     for index, group in enumerate(groups):
         for position in range(len(group["params"])):
             yield index, position
@@ -123,7 +159,7 @@ def _keys(saved: _Groups) -> Iterator[Any]:
     return chain.from_iterable(group["params"] for group in saved)
 
 
-def loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dict[str, Any]:
+def _loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dict[str, Any]:
     """A group of the optimizer with the options of the `index`-th saved one, all checked.
 
     Options that were not saved stay.

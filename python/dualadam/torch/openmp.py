@@ -16,7 +16,7 @@ def parallel() -> int:
     """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        # torch has loaded it, so this only looks the function up, in it and what it was linked with.
+        # torch has loaded it. This looks the function up, in it and in what it was linked with.
         function = ctypes.CDLL(str(library)).GOMP_parallel
     except (AttributeError, OSError):
         return 0

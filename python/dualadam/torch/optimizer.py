@@ -10,9 +10,9 @@ from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Schedule, Stepper
-from dualadam.torch.groups import name_of, new_group
+from dualadam.torch.groups import new_group
 from dualadam.torch.hooks import is_observed
-from dualadam.torch.loading import check_parts, loaded_group, match
+from dualadam.torch.loading import loaded
 from dualadam.torch.options import (
     HOW_TO_CHOOSE,
     Options,
@@ -26,7 +26,7 @@ from dualadam.torch.openmp import parallel
 from dualadam.torch.plain import plain, plain_grad
 from dualadam.torch.repair import NativeGroup, step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
-from dualadam.torch.state import MASTER, check_loaded, is_capturing, repaired, with_masters
+from dualadam.torch.state import is_capturing, with_masters
 
 _Loss = TypeVar("_Loss")
 
@@ -71,7 +71,8 @@ class DualAdam(Optimizer):
             effect on the CPU. Default False.
         master_weights (bool): bfloat16 and float16 parameters have a float32 master in the state.
             The first step makes it from the parameter. Each step updates the master, and writes
-            its values, rounded, over the parameter. Default False.
+            its values, rounded, over the parameter. If other code changed the parameter since the
+            last step, the master takes that over first: see `sync_masters`. Default False.
         fused (bool or None): every step is fused. True also lets the step on CUDA unscale the
             gradients of `torch.amp.GradScaler` and skip, so that the host does not wait, as in
             torch. Default None.
@@ -90,9 +91,9 @@ class DualAdam(Optimizer):
     as int64, if a group is capturable or has its lr on a device, or if `torch.amp.GradScaler`
     leaves it to them to unscale the gradients and to skip steps.
 
-    On the CPU, a step of more than 32,768 elements uses as many threads as torch, unless
-    RAYON_NUM_THREADS is set. They are the optimizer's own. Autograd does not count a step as a
-    change in place, so it does not refuse a second backward pass through a graph from before it.
+    On the CPU, a step of more than 32,768 elements runs on the threads of torch's OpenMP. If
+    RAYON_NUM_THREADS is set, it has threads of its own. Autograd does not count a step as a change
+    in place, so it does not refuse a second backward pass through a graph from before it.
 
     Example:
         >>> import torch
@@ -274,7 +275,9 @@ class DualAdam(Optimizer):
             if type(params) is not list:
                 params = list(params)
             device_lr, has_masters = options.device_lr, options.has_masters
-            groups.append((params, group.get("param_names"), options.config, has_masters, device_lr))
+            groups.append(
+                (params, group.get("param_names"), options.config, has_masters, device_lr)
+            )
             is_controlled = is_controlled or options.is_capturable or device_lr is not None
 
         multiplier: float = 1.0
@@ -382,30 +385,6 @@ class DualAdam(Optimizer):
             hook_result = pre_hook(self, state_dict)
             if hook_result is not None:
                 state_dict = hook_result
-        check_parts(state_dict)
-        own, saved = self.param_groups, state_dict["param_groups"]
-        sources, places = match(own, saved, strict)
-        groups = [
-            dict(group) if source is None else loaded_group(group, saved[source], source)
-            for group, source in zip(own, sources)
-        ]
-        state: defaultdict[Tensor, Any] = defaultdict(dict)
-        if not strict:
-            state.update(self.__dict__["state"])
-        with torch.no_grad():
-            for key, value in state_dict["state"].items():
-                if key not in places:
-                    state[key] = value
-                    continue
-                place = places[key]
-                if place is None or not value:
-                    continue
-                group, param = groups[place[0]], own[place[0]]["params"][place[1]]
-                check_loaded(name_of(own[place[0]], *place), param, value)
-                on_device = param.is_cuda and bool(group["capturable"])
-                # The next step makes a missing master: the parameter may be loaded after this.
-                has_master = bool(group["master_weights"]) and MASTER in value
-                state[param] = repaired(param, value, has_master, on_device, copies=True)
-        self.__setstate__({"state": state, "param_groups": groups})
+        self.__setstate__(loaded(self.param_groups, self.__dict__["state"], state_dict, strict))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -82,7 +82,9 @@ def stored_betas(betas: Any) -> Any:
         return betas
 
 
-def schedule_of(rate: Any | None, steps: Any | None, schedule: Any | None) -> tuple[Any, ...] | None:
+def schedule_of(
+    rate: Any | None, steps: Any | None, schedule: Any | None
+) -> tuple[Any, ...] | None:
     """The schedule as groups keep it: plain values, which every kind of checkpoint can store."""
     all_three = {"switching_rate": rate, "switching_steps": steps, "schedule": schedule}
     given = [name for name, value in all_three.items() if value is not None]

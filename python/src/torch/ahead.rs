@@ -54,9 +54,10 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn of(layout: Layout, object: &Bound<'_, PyAny>) -> Option<Self> {
         let tensor = cdata(object)?;
-        // SAFETY: `_cdata` of a tensor is the address of its C++ object, which lives with it and has
-        // these words.
-        let (storage, autograd) = unsafe { (word(tensor, layout.storage), word(tensor, layout.storage + 8)) };
+        // SAFETY: `_cdata` of a tensor is the address of its C++ object, which lives with it and
+        // has these words.
+        let (storage, autograd) =
+            unsafe { (word(tensor, layout.storage), word(tensor, layout.storage + size_of::<usize>())) };
         Some(Self { object: object.as_ptr().addr(), tensor, storage, autograd })
     }
 

@@ -18,8 +18,8 @@ use super::tensors::Tensors;
 /// A parameter that was in order. The next step compares identities and addresses to see that it
 /// still is.
 ///
-/// It also holds the tensors of the state through DLPack, which halves the time of a look. A look of
-/// torch's makes and drops a C++ reference to the tensor. If only the Python object has another,
+/// It also holds the tensors of the state through DLPack, which halves the time of a look. A look
+/// of torch's makes and drops a C++ reference to the tensor. If only the Python object has another,
 /// torch also counts a reference to the object, for which it asks for the interpreter's lock twice.
 ///
 /// The parameter itself is not held. While C++ code holds a tensor, torch does not show the garbage

@@ -277,7 +277,9 @@ def test_freed_memory(unchanged: Unchanged) -> None:
     for name in ("exp_avg", "exp_avg_sq"):
         storage = optimizer.state[q][name].untyped_storage()
         storage.resize_(0)
-        with pytest.raises(ValueError, match=f"parameter 'b': {name} must have memory, it has none"):
+        with pytest.raises(
+            ValueError, match=f"parameter 'b': {name} must have memory, it has none"
+        ):
             optimizer.step()
         storage.resize_(16)
     q.untyped_storage().resize_(0)

@@ -77,7 +77,9 @@ def train(model: Any, optimizer: Any, steps: int = 3) -> None:
         optimizer.step()
 
 
-def collected(make: Callable[[Any], Any], tie: Callable[[Any, Any], None], late: bool) -> list[bool]:
+def collected(
+    make: Callable[[Any], Any], tie: Callable[[Any, Any], None], late: bool
+) -> list[bool]:
     """Whether the optimizer, a parameter, its memory and its moment are freed by one collection."""
 
     def made() -> list[weakref.ref[Any]]:

@@ -1,4 +1,4 @@
-"""Masters follow what other code writes into their parameters, and keep their low bits otherwise."""
+"""Masters follow what other code writes into their parameters, and else keep their low bits."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ KINDS = [torch.bfloat16, torch.float16]
 
 
 def stepped(kind: torch.dtype, count: int = 64, steps: int = 3) -> tuple[Any, Any]:
-    """A parameter with a master whose low bits are not those of the parameter, and its optimizer."""
+    """A parameter whose master has low bits that the parameter lacks, and its optimizer."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(count).to(kind))
     optimizer = DualAdam([("p", p)], lr=0.01, switching_steps=9, master_weights=True)

@@ -162,8 +162,8 @@ def test_masters_that_were_not_saved_are_made() -> None:
         (None, TypeError, "the state dict must be a dict"),
         ({"state": [], "param_groups": []}, TypeError, "state of the state dict must be a dict"),
         ({"state": {}, "param_groups": {}}, TypeError, "param_groups of the .* must be a list"),
-        ({"state": {}, "param_groups": [{}]}, ValueError, "group 0 of .* must be a dict with params"),
-        ({"state": {}, "param_groups": [3]}, ValueError, "group 0 of .* must be a dict with params"),
+        ({"state": {}, "param_groups": [{}]}, ValueError, "group 0 .* must be a dict with params"),
+        ({"state": {}, "param_groups": [3]}, ValueError, "group 0 .* must be a dict with params"),
     ],
 )
 def test_what_is_no_state_dict(
