@@ -31,6 +31,28 @@ fn a_list_gives_the_contract_bits() {
 }
 
 #[test]
+fn the_callers_threads_give_the_contract_bits() {
+    let backwards = |parts: usize, step_part: &(dyn Fn(usize) + Send + Sync)| (0..parts).rev().for_each(step_part);
+    let at_once = |parts: usize, step_part: &(dyn Fn(usize) + Send + Sync)| {
+        std::thread::scope(|scope| (0..parts).for_each(|part| drop(scope.spawn(move || step_part(part)))));
+    };
+    let lens = [1, 0, 70_000, 17, 33, 9, 5, 6, 7, 8, 300, 12];
+    let once = |tensors: &mut [Tensor], sets: &[StepCoeffs]| {
+        let raw: Vec<_> = tensors.iter_mut().map(Tensor::raw).collect();
+        let mut list = TensorList::new(&raw).unwrap();
+        // SAFETY: the addresses are those of the tests' tensors, and nothing else uses them. Both
+        // functions make each call once, and all have returned then.
+        unsafe { list.step_raw_with(sets, backwards) }.unwrap();
+        unsafe { list.step_raw_with(sets, at_once) }.unwrap();
+    };
+    let right = |tensors: &mut [Tensor], sets: &[StepCoeffs]| (0..2).for_each(|_| by_contract(tensors, sets));
+    laws::lists(&once, &right, &lens);
+    // SAFETY: nothing is stepped.
+    let refused = unsafe { TensorList::new(&[f32s(1).raw()]).unwrap().step_raw_with(&[], |_, _| unreachable!()) };
+    refused::coeffs_index(refused, 0, 0, 0);
+}
+
+#[test]
 fn new_addresses_are_taken_over_and_a_missing_gradient_leaves_the_tensor_alone() {
     let (mut a, mut b, sets) = (f32s(5), f32s(6).with_set(1), laws::all_sets());
     let mut tensors = [a.raw(), b.raw()];

@@ -16,6 +16,7 @@ import pytest
 import torch
 from child import SECONDS, in_child
 from dualadam.torch import DualAdam
+from dualadam.torch.openmp import parallel
 from helpers import assert_same, bits, everything
 
 LARGE = 100_003
@@ -192,6 +193,32 @@ print(len(os.listdir("/proc/self/task")) - before)
             check=True,
         )
         assert int(ended.stdout) == expected
+
+
+@counts_threads
+@pytest.mark.skipif(parallel() == 0, reason="torch has no OpenMP with GOMP_parallel")
+@pytest.mark.parametrize(("number", "new"), [("", 0), ("2", 2)])
+def test_torchs_threads_make_the_step(number: str, new: int) -> None:
+    code = f"""
+import os, torch
+from dualadam.torch import DualAdam
+torch.set_num_threads(3)
+p = torch.nn.Parameter(torch.ones({LARGE}))
+p.grad = torch.ones({LARGE})
+torch.ones(1 << 20).add_(1)  # starts torch's threads
+before = set(os.listdir("/proc/self/task"))
+DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0).step()
+print(len(set(os.listdir("/proc/self/task")) - before), bool((p == 0.5).all()))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAYON_NUM_THREADS": number},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert ended.stdout.split() == [str(new), "True"]
 
 
 @counts_threads
