@@ -42,8 +42,10 @@ fn the_callers_threads_give_the_contract_bits() {
         let mut list = TensorList::new(&raw).unwrap();
         // SAFETY: the addresses are those of the tests' tensors, and nothing else uses them. Both
         // functions make each call once, and all have returned then.
-        unsafe { list.step_raw_with(sets, backwards) }.unwrap();
-        unsafe { list.step_raw_with(sets, at_once) }.unwrap();
+        unsafe {
+            list.step_raw_with(sets, backwards).unwrap();
+            list.step_raw_with(sets, at_once).unwrap();
+        }
     };
     let right = |tensors: &mut [Tensor], sets: &[StepCoeffs]| (0..2).for_each(|_| by_contract(tensors, sets));
     laws::lists(&once, &right, &lens);

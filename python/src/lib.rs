@@ -36,4 +36,10 @@ mod _dualadam {
     use crate::step::step;
     #[pymodule_export]
     use crate::torch::Stepper;
+
+    #[pymodule_init]
+    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        crate::openmp::note_process();
+        Ok(())
+    }
 }

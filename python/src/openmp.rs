@@ -5,6 +5,7 @@
 //! it too.
 
 use std::ffi::{c_uint, c_void};
+use std::fs;
 use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +18,24 @@ type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OpenMp(Parallel);
 
-/// The process that imported the module.
-static PROCESS: OnceLock<u32> = OnceLock::new();
+/// The process that imported the module, if it was not made by `fork` alone.
+static PROCESS: OnceLock<Option<u32>> = OnceLock::new();
+
+/// The flag `PF_FORKNOEXEC` of Linux: the process has not executed a program since it was forked.
+const FORKED: u64 = 0x40;
+
+/// Notes the process, when the module is imported.
+pub(crate) fn note_process() {
+    PROCESS.get_or_init(|| (!is_forked()).then(process::id));
+}
+
+/// Whether this process runs its parent's program, as far as the system says.
+fn is_forked() -> bool {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field, in parentheses, may contain anything. The flags are the ninth.
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & FORKED != 0)
+}
 
 /// What the threads of one region share.
 struct Region<'a> {
@@ -34,17 +51,16 @@ impl OpenMp {
     ///
     /// - The address is 0 or that of the function, which stays loaded.
     pub(crate) unsafe fn at(parallel: usize) -> Option<Self> {
-        PROCESS.get_or_init(process::id);
         // SAFETY: a null pointer is None of this type, and any other is the function (this
         // function's requirement).
         let parallel = unsafe { std::mem::transmute::<*const c_void, Option<Parallel>>(parallel as *const c_void) };
         parallel.map(Self)
     }
 
-    /// Whether the library has its threads in this process. A forked process has none of them, and
-    /// the library would wait for them.
+    /// Whether the library has its threads in this process. A forked process may have none of them,
+    /// and the library would wait for them.
     pub(crate) fn works(&self) -> bool {
-        PROCESS.get() == Some(&process::id())
+        PROCESS.get() == Some(&Some(process::id()))
     }
 
     /// Calls `work` once with each number below `count`, on at most `threads` threads.

@@ -45,9 +45,8 @@ const LEGACY_STREAM: i64 = 1;
 ///         For the CPU, it must be None. Default None.
 ///
 /// On the CPU, the step is done when the call returns. Above 32,768 elements it uses as many
-/// threads as the last step of a `dualadam.torch.DualAdam`, or else as there are processors, unless
-/// RAYON_NUM_THREADS is set. On CUDA, the call enqueues the step on `stream`, after the work of the
-/// arrays' producers that DLPack orders before it.
+/// threads as RAYON_NUM_THREADS says, or else as there are processors. On CUDA, the call enqueues
+/// the step on `stream`, after the work of the arrays' producers that DLPack orders before it.
 ///
 /// Until the step is done, the arrays must keep their memory, and no other thread or stream may use
 /// them.

@@ -56,7 +56,7 @@ mod update;
 pub use buffer::{Buffer, BufferMut, Tensor};
 pub use list::{TensorList, step_list, step_list_raw, step_raw};
 pub use optimizer::DualAdam;
-pub use sync::{sync_master, sync_master_raw};
+pub use sync::{sync_master, sync_master_raw, sync_master_raw_with};
 pub use threads::{MAX_SEQUENTIAL, sequential};
 
 use crate::rule::StepCoeffs;

@@ -59,10 +59,8 @@ const BLOCK: usize = 64;
 pub fn sync_master<P: HalfElement>(param: &[P], master: &mut [f32]) -> Result<(), TensorError> {
     check_len(0, Role::Master, param.len(), master.len())?;
     let pair = MasterPair { len: param.len() as u64, param: raw(param), master: raw_mut(master) };
-    let job = SyncJob::new(0, pair)?;
     // SAFETY: the buffers are slices of this length and their formats, which this call borrows.
-    unsafe { job.run() };
-    Ok(())
+    unsafe { sync_master_raw(pair.len, pair.param, pair.master) }
 }
 
 /// [`sync_master`] of parameters and masters by address, with formats that are known at run time.
@@ -108,10 +106,52 @@ pub fn sync_master<P: HalfElement>(param: &[P], master: &mut [f32]) -> Result<()
 /// # Ok::<(), dualadam::Error>(())
 /// ```
 pub unsafe fn sync_master_raw(len: u64, param: RawBuffer, master: RawBuffer) -> Result<(), TensorError> {
+    // SAFETY: the buffers are as required (this function's three requirements), and `for_each`
+    // calls the function once with each number.
+    unsafe { sync_master_raw_with(len, param, master, |parts, sync_part| for_each(parts, sync_part)) }
+}
+
+/// [`sync_master_raw`] on threads of the caller's, which
+/// [`TensorList::step_raw_with`](super::TensorList::step_raw_with) describes.
+///
+/// # Errors
+///
+/// - As [`sync_master_raw`].
+///
+/// # Safety
+///
+/// - As for [`sync_master_raw`].
+/// - `share` calls the function with each number at most once, and not after it has returned. A
+///   part without a call is not brought up to date.
+///
+/// # Examples
+///
+/// ```
+/// use dualadam::{Dtype, RawBuffer, cpu, half::bf16};
+///
+/// let (param, mut master) = ([bf16::ONE; 3], [1.001_f32, 2.0, 1.0]);
+/// let param = RawBuffer::new(param.as_ptr().expose_provenance() as u64, Dtype::Bf16);
+/// let master_at = RawBuffer::f32(master.as_mut_ptr().expose_provenance() as u64);
+/// let share = |parts, sync_part: &(dyn Fn(usize) + Send + Sync)| (0..parts).for_each(sync_part);
+/// // SAFETY: the addresses are those of live arrays of 3 elements, exposed above, which nothing else
+/// // uses. The function is called once with each number.
+/// unsafe { cpu::sync_master_raw_with(3, param, master_at, share)? };
+/// assert_eq!(master, [1.001, 1.0, 1.0]);
+/// # Ok::<(), dualadam::Error>(())
+/// ```
+pub unsafe fn sync_master_raw_with(
+    len: u64,
+    param: RawBuffer,
+    master: RawBuffer,
+    share: impl FnOnce(usize, &(dyn Fn(usize) + Send + Sync)),
+) -> Result<(), TensorError> {
     let job = SyncJob::new(0, MasterPair { len, param, master })?;
-    // SAFETY: the buffers are initialised, valid, exposed memory that nothing else writes (this
-    // function's three requirements).
-    unsafe { job.run() };
+    share(count_of(len), &|part| {
+        // SAFETY: the buffers are initialised, valid, exposed memory that nothing else writes
+        // (`sync_master_raw`'s three requirements). Ranges of different parts do not overlap, and
+        // no part is taken twice (this function's second requirement).
+        unsafe { job.run_range(range_of(part, len)) };
+    });
     Ok(())
 }
 
@@ -134,24 +174,11 @@ impl SyncJob {
         self.pair.len
     }
 
-    /// Brings the masters up to date, on the current rayon pool. Does nothing if the tensor is
-    /// empty.
-    ///
-    /// # Safety
-    ///
-    /// - Unless the tensor is empty, its buffers are as [`sync_master_raw`] requires.
-    pub(super) unsafe fn run(&self) {
-        for_each(count_of(self.pair.len), |part| {
-            // SAFETY: as this function's requirement. Ranges of different parts do not overlap.
-            unsafe { self.run_range(range_of(part, self.pair.len)) };
-        });
-    }
-
     /// Brings a range of the masters up to date, on this thread.
     ///
     /// # Safety
     ///
-    /// - The range is not empty, and within the tensor's length. The buffers are as
+    /// - The range is within the tensor's length, and not empty. The buffers are as
     ///   [`sync_master_raw`] requires, for this range.
     pub(super) unsafe fn run_range(&self, range: Range<u64>) {
         // SAFETY: the kernel is that of the formats. The buffers were checked and are as `Kernel`

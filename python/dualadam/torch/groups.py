@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dualadam.torch.options import (
@@ -60,6 +61,16 @@ def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> di
     return group
 
 
+def check_in_one_group(groups: list[dict[str, Any]], new: dict[str, Any]) -> None:
+    """Fails if a parameter of a new group is in another group."""
+    known = {id(param) for group in groups for param in group["params"]}
+    for position, entry in enumerate(new["params"]):
+        name, param = entry if isinstance(entry, tuple) else (None, entry)
+        if id(param) in known:
+            what = _place(name, len(groups), position)
+            raise ValueError(f"{what} must be in one group, it is in more than one parameter group")
+
+
 def _checked_params(params: Any, index: int) -> Any:
     """The parameters of a new group, as a list unless the base class refuses them."""
     if isinstance(params, Tensor):
@@ -70,8 +81,13 @@ def _checked_params(params: Any, index: int) -> Any:
     seen: set[int] = set()
     for position, entry in enumerate(params):
         name, param = (entry[0], entry[1]) if isinstance(entry, tuple) else (None, entry)
+        what = _place(name, index, position)
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{what} must be a Tensor, it is a {torch.typename(param)}")
+        if not (param.is_leaf or param.retains_grad):
+            text = "must be a leaf, such as a torch.nn.Parameter, it is the result of an operation"
+            raise ValueError(f"{what} {text}")
         if id(param) in seen:
-            what = _place(name, index, position)
             raise ValueError(f"{what} must appear once, it is in the group twice")
         seen.add(id(param))
     return params

@@ -80,8 +80,9 @@ class _Match(NamedTuple):
 def _match(groups: _Groups, saved: _Groups, strict: bool) -> _Match:
     """Matches the groups and parameters of a state dict with those of the optimizer.
 
-    Parameters are matched by name if both sides have names. If `strict` is set, both must have the
-    same parameters. Without names, or if all names differ, the order counts.
+    If both sides have the same names, parameters are matched by name. Otherwise the order counts if
+    `strict` is set, and no shared name may be at another place. If it is not set, the parameters
+    are matched whose names both sides have.
     """
     own, other = _by_name(groups), _by_name(saved)
     if not strict:

@@ -6,11 +6,11 @@ from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch.__future__ import get_swap_module_params_on_conversion as _may_swap
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Schedule, Stepper
-from dualadam.torch.groups import new_group
+from dualadam.torch.groups import check_in_one_group, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import loaded
 from dualadam.torch.options import (
@@ -177,6 +177,10 @@ class DualAdam(Optimizer):
             raise AttributeError(f"{type(self).__name__} has no attribute 'state' yet") from None
         return state
 
+    @state.deleter
+    def state(self) -> None:
+        del self.__dict__["state"]
+
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:
         self.__dict__["state"] = state
@@ -204,6 +208,7 @@ class DualAdam(Optimizer):
         """
         return self.__dict__["_skips"].total() if "_skips" in self.__dict__ else 0
 
+    @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group.
 
@@ -214,6 +219,7 @@ class DualAdam(Optimizer):
             ValueError, TypeError: as for the constructor. The group is not added then.
         """
         group = new_group(param_group, self.defaults, len(self.param_groups))
+        check_in_one_group(self.param_groups, group)
         super().add_param_group(group)
         # The caller's dict becomes the group, as in torch, but only if nothing was raised.
         param_group.clear()
@@ -251,8 +257,10 @@ class DualAdam(Optimizer):
         """
         if torch.compiler.is_compiling():
             # torch.compile must not trace into the step. It breaks the graph here.
-            return self._step_outside_of_graphs(closure)
-        if is_observed(self):
+            return self._step_outside_of_graphs(closure)  # type: ignore[arg-type]
+        # torch wraps the step of a subclass, if it has its own.
+        is_wrapped = type(self).step is not DualAdam.step
+        if not is_wrapped and is_observed(self):
             return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
 
@@ -299,15 +307,10 @@ class DualAdam(Optimizer):
         odd = stepper.step(state, groups, None, *arguments)
         if odd:
             step_with_repairs(stepper, self.param_groups, state, odd, groups, arguments)
-        if _may_swap():
-            # torch cannot swap a parameter that the stepper refers to.
-            stepper.forget()
         return loss
 
     _hooked_step = Optimizer.profile_hook_step(_step)
-    _step_outside_of_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        step, reason="the kernels of DualAdam are not operations of torch"
-    )
+    _step_outside_of_graphs = _disable_dynamo(step)
 
     def _native(self) -> Stepper:
         if self._stepper is None:
@@ -324,16 +327,19 @@ class DualAdam(Optimizer):
                 options = self._options[index] = Options(group)
         return options
 
+    @_disable_dynamo
     def sync_masters(self) -> None:
         """Take over into the masters what other code wrote into their parameters.
 
         An element whose rounded master is no longer the parameter takes the parameter's value. The
         others keep their masters' low bits.
 
-        Each step does this by itself for a parameter that was changed by an operation of torch, or
-        has other memory than before. It does not see writes through `.data`, into inference
-        tensors, or by the replay of a CUDA graph. Call this after such a write, and before the next
-        step or `state_dict`. During the call, nothing else may use the parameters and masters.
+        Each step does this by itself for a parameter that torch counts as changed in place, or that
+        is at another address or has another layout than before. torch does not count writes through
+        `.data` and other views of the memory, into inference tensors, by the replay of a CUDA
+        graph, and by the step of a fused optimizer, also of another DualAdam. Call this after such
+        a write, and before the next step or `state_dict`. During the call, nothing else may use the
+        parameters and masters.
 
         Raises:
             ValueError, TypeError: a master does not fit its parameter.
@@ -354,12 +360,14 @@ class DualAdam(Optimizer):
         pairs = with_masters(self.param_groups, self.__dict__["state"])
         self._native().sync_masters(pairs)
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict, strict: bool = True) -> None:
         """Load a state dict of a DualAdam, or of torch's Adam or AdamW.
 
         Options that the dict lacks, such as the schedule in one of Adam's, stay as they are. If the
-        optimizer and the dict have the parameters' names, states go to the parameters of the same
-        name. Otherwise the order counts. The next step makes masters that the dict lacks.
+        optimizer and the dict have the same names of parameters, states go to the parameters of
+        the same name. Otherwise the order counts, as in torch, and no shared name may be at another
+        position. The next step makes masters that the dict lacks.
 
         Args:
             state_dict (dict): as `state_dict()` of the optimizer returns it.

@@ -57,15 +57,19 @@ def number(name: str, value: Any) -> float:
     """The value of an option: a number, or a tensor or array with one element."""
     if type(value) is float:
         return value
+    element = value
     if isinstance(value, Tensor):
         check_size(name, value.numel())
-        return float(value)
-    if isinstance(getattr(value, "size", None), int):
+    elif isinstance(getattr(value, "size", None), int):
         check_size(name, value.size)
-        value = value.item()
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+        element = value.item()
+    try:
+        if not isinstance(element, (bool, str)):
+            return float(element)
+    except (TypeError, RuntimeError):
+        # A tensor that is complex, or without a value.
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_size(name: str, size: int) -> None:
@@ -119,7 +123,8 @@ class Options:
         self.is_capturable = bool(group["capturable"])
         self.device_lr = group["lr"] if is_on_device(group["lr"]) else None
         self._values = _values_of(group)
-        self._size, self._read = len(group), operator.itemgetter(*filter(group.__contains__, _READ))
+        self._keys = frozenset(group)
+        self._read = operator.itemgetter(*filter(group.__contains__, _READ))
         # What the group has, if none of it can change in place: comparing that is fast.
         read = self._read(group)
         self._constants = read if all(map(_is_constant, read)) else None
@@ -128,7 +133,7 @@ class Options:
         """Whether the options of a group are these."""
         try:
             if self._constants is not None:
-                return self._size == len(group) and bool(self._constants == self._read(group))
+                return self._keys == group.keys() and bool(self._constants == self._read(group))
             is_same_lr = self.device_lr is None or self.device_lr is group["lr"]
             return is_same_lr and self._values == _values_of(group)
         except (KeyError, RuntimeError, TypeError, ValueError):

@@ -116,9 +116,11 @@ impl Steps {
         master: RawBuffer,
     ) -> PyResult<()> {
         if device.kind == CPU {
-            let workers = Workers::of(py, len, || self.threads(py).map(Some))?;
-            // SAFETY: as this function's requirements.
-            return workers.run(py, || unsafe { cpu::sync_master_raw(len, param, master) }).map_err(plain);
+            let workers = Workers::beside_torch(py, len, self.openmp, || self.threads(py))?;
+            let share = |parts, sync_part: &(dyn Fn(usize) + Send + Sync)| workers.share(parts, sync_part);
+            // SAFETY: as this function's requirements. `share` calls the function once with each
+            // number.
+            return py.detach(|| unsafe { cpu::sync_master_raw_with(len, param, master, share) }).map_err(plain);
         }
         let kernels = device::kernels(device.id)?;
         let stream = self.tensors.exchange.current_stream(py, device)?;

@@ -185,12 +185,22 @@ def test_parameters_that_cannot_be_stepped(
     assert list(named.state) == [p]
 
 
+def test_what_is_no_parameter() -> None:
+    with pytest.raises(TypeError, match="parameter 1 of group 0 must be a Tensor, it is a int"):
+        DualAdam([param(2), 3], switching_rate=1.0)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="parameter 'w' must be a leaf"):
+        DualAdam([("w", param(2) * 2)], switching_rate=1.0)
+
+
 def test_a_parameter_that_appears_twice(unchanged: Unchanged) -> None:
     p, q = param(2), param(2)
     with pytest.raises(ValueError, match="parameter 2 of group 0 must appear once"):
         DualAdam([p, q, p], switching_rate=1.0)
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    text = "parameter 0 of group 1 must be in one group, it is in more than one parameter group"
+    with pytest.raises(ValueError, match=text):
         DualAdam([{"params": [p]}, {"params": [p]}], switching_rate=1.0)
+    with pytest.raises(ValueError, match="parameter 'b' must be in one group"):
+        DualAdam([{"params": [("a", p)]}, {"params": [("b", p)]}], switching_rate=1.0)
     optimizer = DualAdam([p], switching_rate=1.0)
     unchanged(
         optimizer,

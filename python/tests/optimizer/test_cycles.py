@@ -212,12 +212,3 @@ def test_a_state_that_is_deleted_is_freed_at_once() -> None:
     assert [ref() for ref in freed] == [None, None, None]
     train(model, optimizer, 1)
     assert optimizer.state[p]["step"] == 1 and optimizer.state[model[0].bias]["step"] == 4
-
-
-def test_all_optimizers_share_one_callback() -> None:
-    twins()
-    train(*twins()[:2])
-    before = len(gc.callbacks)
-    for _ in range(3):
-        train(*twins()[:2])
-    assert len(gc.callbacks) == before

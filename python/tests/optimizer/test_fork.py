@@ -221,6 +221,41 @@ print(len(set(os.listdir("/proc/self/task")) - before), bool((p == 0.5).all()))
     assert ended.stdout.split() == [str(new), "True"]
 
 
+@pytest.mark.parametrize("imported_in_child", [False, True])
+def test_the_first_step_of_all_in_a_child(imported_in_child: bool) -> None:
+    first, second = "import dualadam.torch", "pass"
+    if imported_in_child:
+        first, second = second, first
+    code = f"""
+import os, torch
+{first}
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.ones({LARGE}))
+p.grad = torch.ones({LARGE})
+zeros = [torch.zeros({LARGE}) for _ in range(2)]
+torch.ones(1 << 20).add_(1)  # starts torch's threads, which the child does not have
+child = os.fork()
+if child == 0:
+    {second}
+    import dualadam.torch
+    optimizer = dualadam.torch.DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0)
+    state = dict(zip(("exp_avg", "exp_avg_sq"), zeros))
+    optimizer.state[p] = {{"step": torch.tensor(0.0), **state}}
+    optimizer.step()
+    os._exit(0 if p.detach().numpy()[-1] == 0.5 else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "RAYON_NUM_THREADS": ""},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert ended.stdout.split() == ["0"]
+
+
 @counts_threads
 def test_threads_that_cannot_be_started() -> None:
     import resource

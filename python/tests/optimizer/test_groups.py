@@ -98,8 +98,19 @@ def test_every_step_is_fused(fused: bool | None) -> None:
     assert torch.equal(after_steps(fused=fused), after_steps())
 
 
+def test_a_key_that_takes_the_place_of_another_is_seen() -> None:
+    optimizer = DualAdam([{"params": [ones(3)], "name": "x"}], **AS_ADAMW)
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    del group["name"]
+    group["amsgrad"] = True
+    with pytest.raises(ValueError, match="group 0: amsgrad must not be set"):
+        optimizer.step()
+
+
 def test_a_switching_length_is_not_ignored_later() -> None:
     optimizer = DualAdam([ones(3)], **AS_ADAMW)
+    optimizer.step()
     optimizer.param_groups[0]["switching_steps"] = 7
     with pytest.raises(ValueError, match="group 0: switching_steps must be given when the group"):
         optimizer.step()
@@ -202,6 +213,8 @@ def test_flags_are_equal_to_true_or_false() -> None:
         ("lr", np.bool_(True), TypeError, "lr must be a number"),
         ("eps", "1e-8", TypeError, "eps must be a number, got '1e-8'"),
         ("eps", 1j, TypeError, "eps must be a number"),
+        ("lr", torch.tensor(1j), TypeError, "lr must be a number"),
+        ("lr", torch.tensor(1.0, device="meta"), TypeError, "lr must be a number"),
         ("betas", {"a": 1, "b": 2}, TypeError, "beta1 must be a number, got 'a'"),
         ("betas", (0.9, 0.99, 0.999), ValueError, "betas must be two numbers"),
         ("betas", torch.tensor(0.9), ValueError, "betas must be two numbers"),

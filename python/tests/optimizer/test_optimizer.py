@@ -272,6 +272,18 @@ def test_step_hooks_run() -> None:
     assert seen == [("before", (), {}), "after"]
 
 
+def test_hooks_of_a_subclass_run_once() -> None:
+    class Logged(DualAdam):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    optimizer = Logged([torch.nn.Parameter(torch.ones(2))], switching_steps=3)
+    called: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    optimizer.step()
+    assert called == [1]
+
+
 def test_global_step_hooks_run_and_the_profiler_sees_steps() -> None:
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = DualAdam([p], switching_steps=4)
