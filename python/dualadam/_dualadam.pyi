@@ -110,5 +110,5 @@ class Stepper:
     def forget(self) -> None:
         """Drop all references to tensors."""
 
-    def sync_masters(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        """Take over into masters, the second of each pair, what their parameters have."""
+    def sync_masters(self, pairs: Sequence[tuple[int, Any, Any]]) -> None:
+        """Take over into masters what their parameters have."""

@@ -71,17 +71,14 @@ pub(super) fn range_of(part: usize, elements: u64) -> Range<u64> {
 pub(super) fn aligned(range: Range<u64>, tensor: &RawTensor) -> Range<u64> {
     let (align, size) = (ALIGNMENT as u64, tensor.exp_avg.dtype.size() as u64);
     let head = tensor.exp_avg.address.wrapping_neg() % align / size;
-    let bound = |element: u64| match element.checked_sub(head) {
-        _ if element == tensor.len => element,
-        // A multiple of 64 elements, so that 16-bit buffers too share no cache line.
-        Some(body) => {
-            if body < 64 {
-                0
-            } else {
-                head + body / 64 * 64
-            }
+    let bound = |element: u64| {
+        if element == tensor.len {
+            return element;
         }
-        None => 0,
+        // A multiple of 64 elements, so that ranges of 16-bit buffers are whole lines as well where
+        // these buffers begin as those of f32 do.
+        let body = element.saturating_sub(head) / 64 * 64;
+        if body == 0 { 0 } else { head + body }
     };
     bound(range.start)..bound(range.end)
 }

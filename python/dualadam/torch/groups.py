@@ -11,7 +11,7 @@ from dualadam.torch.options import (
     naming,
     refuse,
     schedule_of,
-    stored_betas,
+    stored,
 )
 
 
@@ -52,8 +52,7 @@ def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> di
             group.pop("schedule", None)
         else:
             raise ValueError(HOW_TO_CHOOSE)
-        if "betas" in group:
-            group["betas"] = stored_betas(group["betas"])
+        group = stored(group)
         if "params" not in group:
             raise ValueError(f"params must be given, got only {', '.join(map(str, given))}")
         config_of({**defaults, **group})
@@ -80,7 +79,10 @@ def _checked_params(params: Any, index: int) -> Any:
     params = list(params)
     seen: set[int] = set()
     for position, entry in enumerate(params):
-        name, param = (entry[0], entry[1]) if isinstance(entry, tuple) else (None, entry)
+        if isinstance(entry, tuple) and len(entry) != 2:
+            what = _place(None, index, position)
+            raise ValueError(f"{what} must be a Tensor or a name and a Tensor, it is {entry!r}")
+        name, param = entry if isinstance(entry, tuple) else (None, entry)
         what = _place(name, index, position)
         if not isinstance(param, Tensor):
             raise TypeError(f"{what} must be a Tensor, it is a {torch.typename(param)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dualadam.torch.groups import name_of, names_of
-from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored_betas
+from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored
 from dualadam.torch.state import MASTER, check_loaded, repaired
 
 # Keys of saved groups of other optimizers that are not taken over. amsgrad is refused if it is set.
@@ -41,10 +41,12 @@ def loaded(
                 new_states[key] = value
                 continue
             place = places[key]
-            if place is None or not value:
+            if place is None:
                 continue
             group, param = new_groups[place[0]], groups[place[0]]["params"][place[1]]
             check_loaded(name_of(groups[place[0]], *place), param, value)
+            if not value:
+                continue
             on_device = param.is_cuda and bool(group["capturable"])
             # The next step makes a missing master: the parameter may be loaded after this.
             has_master = bool(group["master_weights"]) and MASTER in value
@@ -56,16 +58,26 @@ def _check_parts(state_dict: Any) -> None:
     """Fails unless a state dict has groups with parameters, and states."""
     if not isinstance(state_dict, dict):
         raise TypeError(f"the state dict must be a dict, it is {type(state_dict)}")
-    for key, kind in (("state", dict), ("param_groups", list)):
+    for key, kind in (("state", dict), ("param_groups", (list, tuple))):
         if key not in state_dict:
             found = ", ".join(map(str, state_dict)) or "nothing"
             raise ValueError(f"the state dict must have {key}, it has {found}")
         if not isinstance(state_dict[key], kind):
-            text = f"{key} of the state dict must be a {kind.__name__}"
+            text = f"{key} of the state dict must be a {'dict' if kind is dict else 'list'}"
             raise TypeError(f"{text}, it is {type(state_dict[key])}")
+    keys: set[Any] = set()
     for index, group in enumerate(state_dict["param_groups"]):
-        if not isinstance(group, dict) or "params" not in group:
-            raise ValueError(f"group {index} of the state dict must be a dict with params")
+        if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
+            raise ValueError(f"group {index} of the state dict must be a dict with params, a list")
+        try:
+            keys.update(group["params"])
+        except TypeError:
+            text = f"params of group {index} of the state dict must be numbers or names"
+            raise TypeError(f"{text}, got {group['params']!r}") from None
+    states = state_dict["state"]
+    if keys and states and keys.isdisjoint(states):
+        text = "the states of the state dict must have the keys that its groups have as params"
+        raise ValueError(f"{text}, such as {next(iter(keys))!r}, got {next(iter(states))!r}")
 
 
 class _Match(NamedTuple):
@@ -80,9 +92,8 @@ class _Match(NamedTuple):
 def _match(groups: _Groups, saved: _Groups, strict: bool) -> _Match:
     """Matches the groups and parameters of a state dict with those of the optimizer.
 
-    If both sides have the same names, parameters are matched by name. Otherwise the order counts if
-    `strict` is set, and no shared name may be at another place. If it is not set, the parameters
-    are matched whose names both sides have.
+    If `strict` is set, both sides have the same names, or the order counts: without names, or if
+    all names differ. If it is not set, the parameters are matched whose names both sides have.
     """
     own, other = _by_name(groups), _by_name(saved)
     if not strict:
@@ -96,11 +107,11 @@ def _match(groups: _Groups, saved: _Groups, strict: bool) -> _Match:
         in_same_group = all(name in own and own[name][0] == other[name][0] for name in other)
         if in_same_group:
             return _match_by_name(own, other, groups, saved)
-        moved = [name for name in other if name in own and own[name] != other[name]]
-        if moved:
+        # If no name is the same, the model may be in another wrapper. Its order is the same then.
+        if any(name in own for name in other):
             raise ValueError(
                 f"the state dict must have the optimizer's parameters, but {_difference(own, other)}"
-                "; strict=False loads what both have"
+                "; strict=False loads what both have, and without param_names the order counts"
             )
     places = dict(zip(_keys(saved), _places(groups)))
     return _Match(list(range(len(groups))), dict(places))
@@ -173,7 +184,7 @@ def _loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dic
     with naming(what):
         refuse({"amsgrad": saved.get("amsgrad")})
         options = {k: deepcopy(value) for k, value in saved.items() if k not in _NOT_TAKEN_OVER}
-        options["betas"] = stored_betas(options["betas"])
+        options = stored(options)
         if "schedule" in options:
             options["schedule"] = as_schedule(options["schedule"]).as_tuple()
         # Names belong to the parameters, which stay.

@@ -20,7 +20,7 @@ from dualadam.torch.options import (
     naming,
     refuse,
     schedule_of,
-    stored_betas,
+    stored,
 )
 from dualadam.torch.openmp import parallel
 from dualadam.torch.plain import plain, plain_grad
@@ -133,7 +133,7 @@ class DualAdam(Optimizer):
         refuse({"amsgrad": amsgrad, "foreach": foreach, "differentiable": differentiable})
         defaults: dict[str, Any] = {
             "lr": lr,
-            "betas": stored_betas(betas),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "schedule": schedule_of(switching_rate, switching_steps, schedule),
@@ -144,6 +144,7 @@ class DualAdam(Optimizer):
             "master_weights": master_weights,
             "fused": fused,
         }
+        defaults = stored(defaults)
         if defaults["schedule"] is None:
             given: list[Any] = list(params)
             choose = all(isinstance(group, dict) and has_schedule(group) for group in given)
@@ -335,11 +336,11 @@ class DualAdam(Optimizer):
         others keep their masters' low bits.
 
         Each step does this by itself for a parameter that torch counts as changed in place, or that
-        is at another address or has another layout than before. torch does not count writes through
-        `.data` and other views of the memory, into inference tensors, by the replay of a CUDA
-        graph, and by the step of a fused optimizer, also of another DualAdam. Call this after such
-        a write, and before the next step or `state_dict`. During the call, nothing else may use the
-        parameters and masters.
+        has other memory or another layout than before. torch does not count writes into `.data` and
+        other views of the memory, into inference tensors, by the replay of a CUDA graph, and by the
+        step of a fused optimizer, also of another DualAdam. Call this after such a write, and
+        before the next step or `state_dict`. During the call, nothing else may use the parameters
+        and masters.
 
         Raises:
             ValueError, TypeError: a master does not fit its parameter.
@@ -366,8 +367,8 @@ class DualAdam(Optimizer):
 
         Options that the dict lacks, such as the schedule in one of Adam's, stay as they are. If the
         optimizer and the dict have the same names of parameters, states go to the parameters of
-        the same name. Otherwise the order counts, as in torch, and no shared name may be at another
-        position. The next step makes masters that the dict lacks.
+        the same name. Without names, or if all differ, the order counts, as in torch. The next step
+        makes masters that the dict lacks.
 
         Args:
             state_dict (dict): as `state_dict()` of the optimizer returns it.

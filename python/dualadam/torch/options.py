@@ -27,8 +27,9 @@ REFUSED = {
 }
 
 
-# The keys of groups that a step reads. Not all groups have the last ones.
-_READ = (*_NUMBERS, "schedule", "inverse_term", *_FLAGS, *REFUSED, *_SWITCHING)
+# The keys of groups that a step reads. Not all groups have those of `_READ` alone.
+_NEEDED = (*_NUMBERS, "schedule", "inverse_term", *_FLAGS)
+_READ = (*_NEEDED, *REFUSED, *_SWITCHING)
 
 
 @contextmanager
@@ -64,10 +65,10 @@ def number(name: str, value: Any) -> float:
         check_size(name, value.size)
         element = value.item()
     try:
-        if not isinstance(element, (bool, str)):
+        if not isinstance(element, (bool, str, bytes)):
             return float(element)
-    except (TypeError, RuntimeError):
-        # A tensor that is complex, or without a value.
+    except (OverflowError, RuntimeError, TypeError):
+        # Such as a tensor that is complex or without a value.
         pass
     raise TypeError(f"{name} must be a number, got {value!r}")
 
@@ -78,12 +79,32 @@ def check_size(name: str, size: int) -> None:
         raise ValueError(f"{name} must have one element, it has {size}")
 
 
-def stored_betas(betas: Any) -> Any:
-    """The betas as groups keep them: a tuple of what was given, or what cannot be one."""
+def stored(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as groups keep them. Those that cannot be kept so stay, and are refused later.
+
+    The betas are a tuple. Numbers that cannot change in place are Python's, which every kind of
+    checkpoint can store.
+    """
+    kept = dict(options)
+    for name in ("lr", "eps", "weight_decay"):
+        if name in kept:
+            kept[name] = _stored_number(kept[name])
+    if "betas" in kept:
+        try:
+            kept["betas"] = tuple(map(_stored_number, kept["betas"]))
+        except TypeError:
+            pass
+    return kept
+
+
+def _stored_number(value: Any) -> Any:
+    # Tensors and arrays, whose elements can be set, stay what they are.
+    if type(value) in (float, int) or hasattr(value, "__setitem__"):
+        return value
     try:
-        return tuple(betas)
-    except TypeError:
-        return betas
+        return number("it", value)
+    except (TypeError, ValueError):
+        return value
 
 
 def schedule_of(
@@ -118,6 +139,9 @@ class Options:
     """A group's options when they were checked last, for steps that find them unchanged."""
 
     def __init__(self, group: dict[str, Any]) -> None:
+        missing = [name for name in _NEEDED if name not in group]
+        if missing:
+            raise ValueError(f"the group must have {', '.join(missing)}, it has {', '.join(group)}")
         self.config = config_of(group)
         self.has_masters = bool(group["master_weights"])
         self.is_capturable = bool(group["capturable"])
@@ -153,11 +177,7 @@ def _values_of(group: dict[str, Any]) -> tuple[Any, ...]:
     The host does not wait for a value on a device: its tensor and the tensor's version stand for
     it. The other values are numbers, so that changes in place are seen.
     """
-    try:
-        beta1, beta2 = group["betas"]
-    except (TypeError, ValueError):
-        beta1 = beta2 = None
-    schedule = group["schedule"]
+    beta1, beta2 = group["betas"]
     lr = group["lr"]
     return (
         # The kernel reads an lr that is on a device. 0 stands for it on the host.
@@ -166,17 +186,15 @@ def _values_of(group: dict[str, Any]) -> tuple[Any, ...]:
         _value("beta2", beta2),
         _value("eps", group["eps"]),
         _value("weight_decay", group["weight_decay"]),
-        schedule if type(schedule) is tuple else repr(schedule),
+        as_schedule(group["schedule"]).as_tuple(),
         group["inverse_term"],
-        *map(group.get, _FLAGS),
+        *(bool(group[name]) for name in _FLAGS),
         *map(group.get, REFUSED),
         *map(group.get, _SWITCHING),
     )
 
 
 def _value(name: str, value: Any) -> Any:
-    if type(value) is float or value is None:
-        return value
     return (value, value._version) if is_on_device(value) else number(name, value)
 
 

@@ -70,6 +70,21 @@ def is_aligned(tensor: Tensor) -> bool:
     return tensor.data_ptr() % tensor.element_size() == 0
 
 
+def span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of a dense tensor, and of the first behind it."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def check_apart(what: str, tensor: Tensor, other: Tensor) -> None:
+    """Fails if a dense tensor shares memory with another."""
+    one, two = plain(tensor), plain(other)
+    if one is None or two is None or one.device != two.device:
+        return
+    (begin, end), (other_begin, other_end) = span(one), span(two)
+    if max(begin, other_begin) < min(end, other_end):
+        raise ValueError(f"{what} must have memory of its own, it overlaps a parameter")
+
+
 def _fills_memory(tensor: Tensor) -> bool:
     """Whether each element has a place of its own, with no gaps between them."""
     dimensions = sorted(zip(tensor.stride(), tensor.shape))

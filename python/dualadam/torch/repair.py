@@ -11,7 +11,7 @@ from torch import Tensor
 from dualadam._dualadam import Config, Stepper
 from dualadam.torch.groups import name_of
 from dualadam.torch.options import is_on_device
-from dualadam.torch.plain import is_aligned, is_fake, plain, plain_grad, same_strides
+from dualadam.torch.plain import check_apart, is_aligned, is_fake, plain, plain_grad, same_strides
 from dualadam.torch.scaling import Scalars
 from dualadam.torch.state import check_repairable, is_incomplete, repaired
 
@@ -24,7 +24,7 @@ _States = defaultdict[Tensor, Any]
 
 
 class _Odd(NamedTuple):
-    """A parameter that is new, has another layout than before, or does not fit."""
+    """A parameter that the native module could not take: it is new, or its tensors do not fit."""
 
     group: dict[str, Any]
     param: Tensor
@@ -109,16 +109,20 @@ def _repair_states(states: _States, odd: list[_Odd], is_controlled: bool) -> Non
 def _in_aligned_memory(
     states: _States, odd: list[_Odd], groups: list[NativeGroup]
 ) -> Iterator[tuple[list[NativeGroup], list[Tensor]]]:
-    """Lets copies stand for parameters at addresses that their type cannot have.
+    """Replaces parameters at addresses that their type cannot have by copies, for the block.
 
-    Gives the groups with the copies, and what is in them for each odd parameter. The parameters get
-    the copies' values after the block.
+    Yields the groups with the copies in place of those parameters, and for each odd parameter its
+    copy, or itself if it has none. After the block the parameters get the copies' values.
     """
     copies: dict[Tensor, Tensor] = {}
-    for _, param, _ in odd:
-        own = plain(param)
+    for each in odd:
+        param, own = each.param, plain(each.param)
         assert own is not None
         if not is_aligned(own):
+            # The native module sees the copies only, and refuses what overlaps them.
+            for other in (p for group in groups for p in group[0]):
+                if other is not param and other.grad is not None:
+                    check_apart(name_of(each.group, *each.place), own, other)
             copies[param] = torch.empty_like(own).copy_(own)
     stepped = [copies.get(each.param, each.param) for each in odd]
     if copies:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dualadam.torch.groups import name_of
-from dualadam.torch.options import REFUSED, is_on_device
+from dualadam.torch.options import REFUSED, is_on_device, number
 from dualadam.torch.plain import (
+    check_apart,
     check_grad,
     check_memory,
     check_param,
@@ -68,6 +69,8 @@ def _check_like(what: str, param: Tensor, value: Any) -> None:
     if value.shape != param.shape:
         text = f"{what} must have the shape {tuple(param.shape)}, it has {tuple(value.shape)}"
         raise ValueError(text)
+    if value.is_meta and not param.is_meta:
+        raise ValueError(f"{what} must have memory, it is on meta")
     placements, expected = (getattr(tensor, "placements", None) for tensor in (value, param))
     if placements != expected:
         raise ValueError(f"{what} must have the placements {expected}, it has {placements}")
@@ -78,11 +81,11 @@ def _check_step(what: str, step: Any) -> None:
     if isinstance(step, Tensor) and step.numel() != 1:
         raise ValueError(f"{what} must be one number, it has the shape {tuple(step.shape)}")
     if not is_on_device(step):
-        number = float(step)
-        if not (0 <= number < _STEPS_END and number.is_integer()):
+        steps = number(what, step)
+        if not (0 <= steps < _STEPS_END and steps.is_integer()):
             raise ValueError(
                 f"{what} must be a whole number of at least 0 and below {_STEPS_END:.0e}, "
-                f"it is {number}"
+                f"it is {steps}"
             )
 
 
@@ -108,26 +111,34 @@ def is_capturing() -> bool:
 
 def with_masters(
     groups: list[dict[str, Any]], states: dict[Tensor, Any]
-) -> list[tuple[Tensor, Tensor]]:
-    """The parameters that have masters, with these. A master of another layout is replaced.
+) -> list[tuple[int, Tensor, Tensor]]:
+    """The parameters that have masters, after their positions among all, and the masters.
 
-    Fails if a master cannot be one, before anything is replaced.
+    A master of another layout is replaced. Fails before that if a master cannot be one.
     """
     found = []
-    for index, group in enumerate(groups):
-        for position, param in enumerate(group["params"]):
-            state = states.get(param, {})
-            if MASTER in state and needs_master(param, group["master_weights"]):
-                name = name_of(group, index, position)
-                check_param(name, param)
-                check_state(name, param, state)
-                found.append((param, state))
+    places = (
+        (index, each) for index, group in enumerate(groups) for each in enumerate(group["params"])
+    )
+    for flat, (index, (position, param)) in enumerate(places):
+        group, state = groups[index], states.get(param, {})
+        if MASTER in state and needs_master(param, group["master_weights"]):
+            name = name_of(group, index, position)
+            check_param(name, param)
+            check_state(name, param, state)
+            check_apart(f"{MASTER} of {name}", state[MASTER], param)
+            found.append((flat, param, state))
+    pairs = []
     with torch.no_grad():
-        for param, state in found:
+        for flat, param, state in found:
             if not _fits(state[MASTER], param):
                 fitting = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
                 state[MASTER] = fitting.copy_(state[MASTER])
-    return [(param, state[MASTER]) for param, state in found]
+            own = plain(param)
+            assert own is not None
+            # A parameter is only read, so a copy can stand for it.
+            pairs.append((flat, param if is_aligned(own) else own.clone(), state[MASTER]))
+    return pairs
 
 
 def check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
@@ -194,9 +205,9 @@ def _counter(step: Any, device: torch.device, on_device: bool, copies: bool) -> 
         if isinstance(step, Tensor):
             return step.detach().reshape(()).to(device=device, dtype=torch.int64, copy=copies)
         return torch.full((), int(step), dtype=torch.int64, device=device)
-    number = float(step)
-    dtype = torch.float32 if number < _FLOAT32_END else torch.float64
+    steps = float(step)
+    dtype = torch.float32 if steps < _FLOAT32_END else torch.float64
     if isinstance(step, Tensor) and not copies:
         if step.dtype == dtype and step.device.type == "cpu" and is_aligned(step):
             return step
-    return torch.tensor(number, dtype=dtype, device="cpu")
+    return torch.tensor(steps, dtype=dtype, device="cpu")

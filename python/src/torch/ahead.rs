@@ -3,7 +3,8 @@
 //! After a backward pass the objects of a parameter are no longer in the caches, and a look at them
 //! waits for one line of memory after the other. Fetched ahead, the lines come at the same time.
 //!
-//! All addresses here are hints. To fetch any address is harmless, and nothing is read through one.
+//! The addresses are hints: to fetch any address is harmless. They come from the objects of torch
+//! and of the interpreter when a parameter becomes known, on systems with 64 bits.
 
 use std::ptr;
 
@@ -34,6 +35,9 @@ pub(super) struct Layout {
 impl Layout {
     /// None if tensors of this type do not say where their parts are.
     pub(super) fn of(kind: &Bound<'_, PyType>) -> Option<Self> {
+        if cfg!(not(target_pointer_width = "64")) {
+            return None;
+        }
         let sample = kind.call0().ok()?;
         let (tensor, storage) = (cdata(&sample)?, cdata(&sample.call_method0("untyped_storage").ok()?)?);
         // SAFETY: the object has more bytes than these, and lives with the sample.

@@ -62,7 +62,7 @@ impl Steps {
         let counts: Vec<_> = groups.iter().map(|group| group.params.len()).collect();
         self.changed.clear();
         self.known.resize_with(counts.iter().sum(), || None);
-        self.written.resize(counts.iter().sum(), None);
+        self.written.resize_with(counts.iter().sum(), || None);
         let mut states = States::new(state);
         let (mut odd, mut flat) = (Vec::new(), 0);
         for (group_index, (group, &count)) in groups.iter().zip(&counts).enumerate() {
@@ -101,7 +101,7 @@ impl Steps {
     #[inline]
     fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
-        let is_as_written = known.written().is_none_or(|written| self.written[at.flat] == Some(written));
+        let is_as_written = known.written().is_none_or(|written| self.is_as_written(param.py(), at.flat, written));
         if !is_as_written || !known.is_of(param, at.has_masters) {
             return Ok(false);
         }
@@ -132,12 +132,14 @@ impl Steps {
         let Some(state) = state else { return Ok(false) };
         let Some((parts, entries)) = self.parts(at, param, &grad, &state)? else { return Ok(false) };
         let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
+        let plain_param = parts.param.object().clone();
         let (device, tensor, written) = (seen.device, seen.tensor, seen.written);
         match tensor.master.zip(written) {
-            Some((master, written)) if self.written[at.flat] != Some(written) => {
-                self.changed.push(Changed { flat: at.flat, device, tensor, master, written });
+            Some((_, written)) if self.is_as_written(param.py(), at.flat, written) => {}
+            Some((master, written)) => {
+                let param = plain_param.unbind();
+                self.changed.push(Changed { flat: at.flat, param, device, tensor, master, written });
             }
-            Some(_) => {}
             None => self.written[at.flat] = None,
         }
         let before = self.known[at.flat].take();

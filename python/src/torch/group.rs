@@ -1,7 +1,7 @@
 //! The arguments of a step that stand for many parameters.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyList, PyString, PyTuple};
 
 use crate::config::Config;
 
@@ -48,9 +48,21 @@ impl<'py> FromPyObject<'_, 'py> for Scalars<'py> {
 
 /// The name that error messages give the parameter at a place.
 pub(super) fn name_of(groups: &[Group<'_>], (group, position): Place) -> String {
-    let own = groups.get(group).and_then(|group| group.names.cast::<PyList>().ok()?.get_item(position).ok());
-    match own.as_ref().and_then(|own| own.cast::<PyString>().ok()) {
-        Some(name) => format!("parameter '{}'", name.to_string_lossy()),
+    match groups.get(group).and_then(Group::names).and_then(|names| names.into_iter().nth(position)) {
+        Some(name) => format!("parameter '{name}'"),
         None => format!("parameter {position} of group {group}"),
+    }
+}
+
+impl Group<'_> {
+    /// The parameters' names, if each has one: `names_of` of the Python package has the same rule.
+    fn names(&self) -> Option<Vec<String>> {
+        let names = match self.names.cast::<PyTuple>() {
+            Ok(names) => names.to_list(),
+            Err(_) => self.names.cast::<PyList>().ok()?.clone(),
+        };
+        let names: Option<Vec<_>> =
+            names.iter().map(|name| Some(name.cast::<PyString>().ok()?.to_string_lossy().into_owned())).collect();
+        names.filter(|names| names.len() == self.params.len())
     }
 }

@@ -7,7 +7,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use dualadam::{RawBuffer, RawTensor, cpu};
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
 
 use crate::device;
 use crate::dlpack::{CPU, CUDA, Device, Tensor};
@@ -17,10 +20,9 @@ use crate::threads::Workers;
 
 use super::stepper::Steps;
 
-/// What tells whether a parameter is as a step left it.
+/// What tells whether a parameter is as a step left it, apart from its storage.
 ///
-/// It does not see what is written without an operation of torch's on the parameter itself: through
-/// `.data`, in a CUDA graph, into inference tensors.
+/// It does not see what is written without an operation of torch's that counts changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Written {
     buffer: RawBuffer,
@@ -43,60 +45,89 @@ impl Written {
     }
 }
 
+/// A parameter as a step or a sync left it.
+pub(super) struct Mark {
+    written: Written,
+    /// A weak reference to the storage. If the storage was freed, another may have its address.
+    storage: Py<PyAny>,
+}
+
+impl Mark {
+    fn new(param: &Bound<'_, PyAny>, written: Written) -> PyResult<Self> {
+        static WEAK: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let weak = WEAK.import(param.py(), "torch.multiprocessing.reductions", "StorageWeakRef")?;
+        let storage = weak.call1((param.call_method0(intern!(param.py(), "untyped_storage"))?,))?;
+        Ok(Self { written, storage: storage.unbind() })
+    }
+
+    /// Whether a parameter is as it was.
+    pub(super) fn is_of(&self, py: Python<'_>, written: Written) -> bool {
+        let has_expired = || self.storage.call_method0(py, intern!(py, "expired"))?.is_truthy(py);
+        self.written == written && !has_expired().unwrap_or(true)
+    }
+}
+
 /// A parameter that is not as the last step left it, or is new.
-#[derive(Debug, Clone, Copy)]
 pub(super) struct Changed {
     /// Position among the parameters of all groups.
     pub(super) flat: usize,
+    /// The parameter, as a plain tensor.
+    pub(super) param: Py<PyAny>,
     pub(super) device: Device,
     pub(super) tensor: RawTensor,
     pub(super) master: RawBuffer,
     pub(super) written: Written,
 }
 
+/// A parameter that has a master, by its position among those of all groups, and the master.
+pub(super) type Pair<'py> = (usize, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
 impl Steps {
+    /// Whether a parameter with a master is as the last step or sync left it.
+    pub(super) fn is_as_written(&self, py: Python<'_>, flat: usize, written: Written) -> bool {
+        self.written[flat].as_ref().is_some_and(|mark| mark.is_of(py, written))
+    }
+
     /// Brings the masters of changed parameters up to date.
     pub(super) fn sync_changed(&mut self, py: Python<'_>) -> PyResult<()> {
         for changed in std::mem::take(&mut self.changed) {
-            let Changed { flat, device, tensor, master, written } = changed;
+            let Changed { flat, param, device, tensor, master, written } = changed;
             // SAFETY: `gather` saw the tensors in this step, with these types, lengths and
             // addresses, and nothing else uses them, as for the step itself (`run_one`).
             unsafe { self.sync(py, device, tensor.len, tensor.param, master) }?;
-            self.written[flat] = Some(written);
+            self.written[flat] = Some(Mark::new(param.bind(py), written)?);
         }
         Ok(())
     }
 
-    /// Brings masters up to date. Nothing is written if a pair does not fit.
-    pub(super) fn sync_pairs(
-        &mut self,
-        py: Python<'_>,
-        pairs: &[(Bound<'_, PyAny>, Bound<'_, PyAny>)],
-    ) -> PyResult<()> {
+    /// Brings masters up to date. All pairs are looked at first.
+    pub(super) fn sync_pairs(&mut self, py: Python<'_>, pairs: &[Pair<'_>]) -> PyResult<()> {
         let text = "a master must be a float32 tensor with the shape, strides and device of its parameter";
         let mut found = Vec::with_capacity(pairs.len());
-        for pair in pairs {
-            let (Some(param), Some(master)) = (self.tensors.plain(&pair.0)?, self.tensors.plain(&pair.1)?) else {
+        for (flat, param, master) in pairs {
+            let (Some(param), Some(master)) = (self.tensors.plain(param)?, self.tensors.plain(master)?) else {
                 return Err(PyValueError::new_err(text));
             };
-            found.push((param, master));
+            let version = self.tensors.version_of(param.object());
+            found.push((*flat, param, master, version));
         }
-        let look = |(param, master)| {
+        let looks = found.iter().map(|(_, param, master, version)| {
             let (param, master) = (self.tensors.look(param)?, self.tensors.look(master)?);
             let is_like = param.device == master.device && is_same(&param, &master);
             let is_known_device = matches!(param.device.kind, CPU | CUDA);
-            (is_like && is_known_device).then_some((param.device, param.len(), param.buffer()?, master.buffer()?))
-        };
-        let looks: Option<Vec<_>> = found.iter().map(|(param, master)| look((param, master))).collect();
+            let buffers = (param.device, param.len(), param.buffer()?, master.buffer()?);
+            (is_like && is_known_device).then_some((buffers, Written::of(&param, *version)?))
+        });
+        let looks: Option<Vec<_>> = looks.collect();
         let looks = looks.ok_or_else(|| PyValueError::new_err(text))?;
-        // The masters will no longer be those of the parameters that the last step wrote.
-        self.written.fill(None);
-        for (device, len, param, master) in looks {
+        for ((flat, param, ..), ((device, len, buffer, master), written)) in found.iter().zip(looks) {
             // SAFETY: the tensors have these types and lengths, and `Tensors::keep` has references
             // to them. Nothing else uses their memory during the call (required by the
             // documentation of `DualAdam.sync_masters`). No storage is smaller than its tensor
             // (required by the README's limits).
-            unsafe { self.sync(py, device, len, param, master) }?;
+            unsafe { self.sync(py, device, len, buffer, master) }?;
+            self.written.resize_with(self.written.len().max(flat + 1), || None);
+            self.written[*flat] = Some(Mark::new(param.object(), written)?);
         }
         Ok(())
     }

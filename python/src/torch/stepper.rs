@@ -14,7 +14,7 @@ use super::Place;
 use super::group::{Group, Scalars};
 use super::known::Known;
 use super::list::List;
-use super::masters::{Changed, Written};
+use super::masters::{Changed, Mark, Pair};
 use super::state::Names;
 use super::tensors::Tensors;
 
@@ -38,8 +38,8 @@ pub(super) struct Steps {
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
-    /// For each parameter with a master, the memory that the last step wrote.
-    pub(super) written: Vec<Option<Written>>,
+    /// Each parameter that has a master, as the last step left it.
+    pub(super) written: Vec<Option<Mark>>,
     /// The parameters with masters that other code has written since.
     pub(super) changed: Vec<Changed>,
 }
@@ -123,8 +123,9 @@ impl Stepper {
     /// Take over into masters what other code wrote into their parameters.
     ///
     /// Args:
-    ///     pairs: parameters, and the masters that fit them.
-    fn sync_masters(&self, py: Python<'_>, pairs: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>) -> PyResult<()> {
+    ///     pairs: parameters, after their positions among those of all groups, and the masters
+    ///         that fit them.
+    fn sync_masters(&self, py: Python<'_>, pairs: Vec<Pair<'_>>) -> PyResult<()> {
         let mut steps = self.lock()?;
         let outcome = steps.sync_pairs(py, &pairs);
         steps.tensors.release();

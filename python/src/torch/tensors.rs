@@ -87,16 +87,17 @@ impl Tensors {
     #[inline]
     pub(super) fn grad_of_plain<'py>(&self, param: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(getter) = self.grad_getter else { return Ok(None) };
-        // SAFETY: `getter` is that of the descriptor `self.grad`.
+        // SAFETY: `getter` is that of the descriptor `self.grad`, an attribute of the first type of
+        // plain tensors. The parameter has one of their types.
         let grad = unsafe { get(getter, &self.grad, param) }?;
         Ok((!grad.is_none()).then_some(grad))
     }
 
     /// How often torch's operations have changed a tensor in place. None of an inference tensor,
-    /// for which torch does not count it. No Python code runs.
+    /// for which torch does not count it. The tensor has one of the types of plain tensors.
     #[inline]
     pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> Option<u64> {
-        // SAFETY: the getter is that of the descriptor `self.version`.
+        // SAFETY: as in `grad_of_plain`, for the descriptor `self.version`.
         unsafe { get(self.version_getter?, &self.version, tensor) }.ok()?.extract().ok()
     }
 
@@ -190,7 +191,8 @@ fn getter_of(descriptor: &Bound<'_, PyAny>) -> Option<ffi::descrgetfunc> {
 ///
 /// # Safety
 ///
-/// - `getter` is that of the descriptor.
+/// - `getter` is that of the descriptor. The object has the type whose attribute the descriptor is,
+///   or one below it.
 #[inline]
 unsafe fn get<'py>(
     getter: ffi::descrgetfunc,

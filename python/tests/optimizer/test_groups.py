@@ -1,6 +1,7 @@
 """Groups take the keys, numbers and sequences that torch's AdamW takes from other tools."""
 
 import copy
+import io
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -213,6 +214,8 @@ def test_flags_are_equal_to_true_or_false() -> None:
         ("lr", np.bool_(True), TypeError, "lr must be a number"),
         ("eps", "1e-8", TypeError, "eps must be a number, got '1e-8'"),
         ("eps", 1j, TypeError, "eps must be a number"),
+        ("eps", b"1", TypeError, "eps must be a number, got b'1'"),
+        ("lr", 10**400, TypeError, "lr must be a number"),
         ("lr", torch.tensor(1j), TypeError, "lr must be a number"),
         ("lr", torch.tensor(1.0, device="meta"), TypeError, "lr must be a number"),
         ("betas", {"a": 1, "b": 2}, TypeError, "beta1 must be a number, got 'a'"),
@@ -226,7 +229,7 @@ def test_flags_are_equal_to_true_or_false() -> None:
         ("inverse_term", "x", ValueError, "inverse_term must be 'paper' or 'with_eps', got 'x'"),
     ],
 )
-def test_values_that_are_none(option: str, value: Any, kind: Any, text: str) -> None:
+def test_what_is_no_value(option: str, value: Any, kind: Any, text: str) -> None:
     with pytest.raises(kind, match=f"group 0: {text}"):
         DualAdam([ones(3)], **{**AS_ADAMW, option: value})
     p = ones(3)
@@ -303,10 +306,61 @@ def test_names_are_for_messages_only(names: Any) -> None:
     optimizer.param_groups[0]["param_names"] = names
     optimizer.step()
     q.grad = torch.ones(2, dtype=torch.float32).to_sparse()
-    name = "'b'" if names == ("a", "b") else "1 of group 0"
-    with pytest.raises(ValueError, match=f"the gradient of parameter {name} must be dense"):
+    one, two = ("'a'", "'b'") if names == ("a", "b") else ("0 of group 0", "1 of group 0")
+    with pytest.raises(ValueError, match=f"the gradient of parameter {two} must be dense"):
         optimizer.step()
     q.grad = torch.ones(2)
     q.data = p.data[:2]
-    with pytest.raises(ValueError, match="must not overlap"):
+    with pytest.raises(
+        ValueError, match=f"parameter {two} and parameter {one}: .* must not overlap"
+    ):
         optimizer.step()
+
+
+def test_numbers_that_cannot_change_are_stored_as_pythons() -> None:
+    options = {"lr": np.float32(0.5), "eps": Fraction(1, 4), "weight_decay": np.float64(0)}
+    optimizer = DualAdam(
+        [{"params": [ones(3)], "betas": np.array([0.5, 0.75]), "lr": np.float64(0.25)}],
+        **options,
+        switching_steps=np.int64(4),
+    )
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    numbers = [group["lr"], group["eps"], group["weight_decay"], *group["betas"]]
+    assert numbers == [0.25, 0.25, 0, 0.5, 0.75] and {type(n) for n in numbers} == {float}
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_flags_and_schedules_that_change_in_place() -> None:
+    maximize, rate = np.array(False), torch.tensor(0.25, dtype=torch.float64)
+    p, q = ones(3), ones(3)
+    ours, plain = DualAdam([p], switching_steps=4), DualAdam([q], switching_steps=4)
+    ours.param_groups[0].update(maximize=maximize, schedule=("linear", rate))
+    ours.step()
+    plain.step()
+    maximize[...] = True
+    rate.fill_(0.125)
+    plain.param_groups[0].update(maximize=True, schedule=("linear", 0.125))
+    ours.step()
+    plain.step()
+    assert torch.equal(bits(p), bits(q))
+    rate.fill_(7.0)
+    with pytest.raises(ValueError, match="group 0: switching_rate must lie in 0..=1, got 7"):
+        ours.step()
+
+
+def test_options_that_are_missing_later() -> None:
+    optimizer = DualAdam([ones(3)], **AS_ADAMW)
+    optimizer.step()
+    del optimizer.param_groups[0]["eps"]
+    with pytest.raises(ValueError, match="group 0: the group must have eps, it has params, lr"):
+        optimizer.step()
+
+
+def test_pairs_that_are_none() -> None:
+    for entry in (("w",), ("w", ones(2), 3)):
+        with pytest.raises(ValueError, match="parameter 1 of group 0 must be a Tensor or a name"):
+            DualAdam([("p", ones(2)), entry], **AS_ADAMW)  # type: ignore[list-item]

@@ -73,25 +73,42 @@ def replaced(p: Any) -> None:
 
 def trained_as_float32(p: Any) -> None:
     """Thirty steps of another optimizer, with the model in float32."""
-    module = torch.nn.Module()
+    kind, module = p.dtype, torch.nn.Module()
     module.p = p
-    module.float()
     p.grad = None
-    sgd = torch.optim.SGD([p], lr=0.05)
+    module.float()
+    other = torch.optim.SGD([p], lr=0.05, fused=True)
     for _ in range(30):
         p.grad = torch.ones_like(p)
-        sgd.step()
-    module.to(torch.bfloat16)
+        other.step()
+    p.grad = None
+    module.to(kind)
 
 
-CHANGES = [clamped, pruned, loaded, replaced, trained_as_float32]
+def replaced_at_the_same_address(p: Any) -> None:
+    """The memory is freed first, so that the new one may be at its address."""
+    values, address = -p.detach().clone(), p.data_ptr()
+    for _ in range(100):
+        p.data = torch.empty(0, dtype=p.dtype)
+        p.data = values.clone()
+        if p.data_ptr() == address:
+            return
+    pytest.fail("torch gave no memory at the same address")
+
+
+CHANGES = [
+    clamped,
+    pruned,
+    loaded,
+    replaced,
+    trained_as_float32,
+    replaced_at_the_same_address,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_elements_are_taken_over(kind: torch.dtype, change: Callable[[Any], None]) -> None:
-    if change is trained_as_float32 and kind is torch.float16:
-        pytest.skip("the model is made bfloat16")
     p, optimizer = stepped(kind)
     old = master(optimizer, p).clone()
     change(p)
@@ -202,9 +219,58 @@ def test_inference_tensors_need_the_call() -> None:
         assert torch.equal(master(optimizer, p).bfloat16(), p)
         assert torch.allclose(master(optimizer, p), torch.tensor(1 - 3e-4))
         p.fill_(5.0)
+        optimizer.step()
+        assert bool((p < 1.1).all())
+        p.fill_(5.0)
         optimizer.sync_masters()
         optimizer.step()
         assert bool((p > 4.9).all())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_steps_of_fused_optimizers_need_the_call(kind: Any) -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    p.grad = torch.ones_like(p)
+    other = kind([p], lr=0.5, fused=True)
+    other.step()
+    trained = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert not torch.allclose(p, trained, atol=0.1)
+    p.grad = torch.ones_like(p)
+    other.step()
+    optimizer.sync_masters()
+    trained = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.allclose(p, trained, atol=0.1)
+
+
+def test_a_master_that_the_user_sets_wins_after_a_call_too() -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    optimizer.sync_masters()
+    better = torch.linspace(-1, 1, p.numel())
+    optimizer.state[p]["master_param"].copy_(better)
+    p.grad = torch.zeros_like(p)
+    after = one_step_from(better, p, optimizer)
+    optimizer.step()
+    assert torch.equal(bits(master(optimizer, p)), bits(after))
+
+
+def test_calls_read_storage_without_alignment_and_refuse_overlap() -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    memory = bytearray(2 * p.numel() + 1)
+    odd = torch.frombuffer(memory, dtype=torch.bfloat16, offset=1, count=p.numel())
+    odd.copy_(p.detach() * 2)
+    old, p.data = master(optimizer, p).clone(), odd
+    optimizer.sync_masters()
+    assert torch.equal(bits(master(optimizer, p)), bits(synced(p.detach().clone(), old)))
+    old = master(optimizer, p).clone()
+    p.data = master(optimizer, p).view(torch.bfloat16)[: p.numel()]
+    text = "master_param of parameter 'p' must have memory of its own, it overlaps"
+    with pytest.raises(ValueError, match=text):
+        optimizer.sync_masters()
+    assert torch.equal(bits(master(optimizer, p)), bits(old))
 
 
 def test_explicit_calls_pass_over_the_rest() -> None:

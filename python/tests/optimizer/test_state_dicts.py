@@ -60,9 +60,47 @@ def test_other_names_in_the_same_order_are_taken_by_order() -> None:
     loaded = optimizer_of("ab", seed=1)
     loaded.load_state_dict(state_dict)
     assert_equal(moments(saved), moments(loaded), "ab")
-    state_dict["param_groups"][0]["param_names"] = ["a", "other"]
-    loaded.load_state_dict(state_dict)
     assert loaded.param_groups[0]["param_names"] == ["a", "b"]
+
+
+def test_names_that_differ_in_part_are_those_of_another_model(unchanged: Unchanged) -> None:
+    state_dict = optimizer_of("ab", steps=2).state_dict()
+    state_dict["param_groups"][0]["param_names"] = ["a", "other"]
+    loaded = optimizer_of("ab", steps=1, seed=1)
+    text = "it lacks 'b' and has 'other' besides; strict=False loads what both have, and without"
+    unchanged(loaded, lambda: loaded.load_state_dict(state_dict), ValueError, text)
+    del state_dict["param_groups"][0]["param_names"]
+    loaded.load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize("kind", ["strings", "names"])
+def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -> None:
+    state_dict = optimizer_of("ab", steps=2).state_dict()
+    names = state_dict["param_groups"][0]["param_names"]
+    new = {key: str(key) if kind == "strings" else names[key] for key in state_dict["state"]}
+    state_dict["state"] = {new[key]: state for key, state in state_dict["state"].items()}
+    loaded = optimizer_of("ab", steps=1)
+    text = "must have the keys that its groups have as params, such as 0, got"
+    unchanged(loaded, lambda: loaded.load_state_dict(state_dict), ValueError, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "text"),
+    [
+        ("step", "x", TypeError, "step of parameter 'a' must be a number, got 'x'"),
+        ("step", None, TypeError, "step of parameter 'a' must be a number, got None"),
+        ("step", torch.tensor(1.0, device="meta"), TypeError, "step of parameter 'a' must be a"),
+        ("step", 10**400, TypeError, "step of parameter 'a' must be a number"),
+        ("exp_avg", torch.ones(3, device="meta"), ValueError, "exp_avg of parameter 'a' must have"),
+    ],
+)
+def test_entries_that_are_none(
+    unchanged: Unchanged, key: str, value: Any, kind: type[BaseException], text: str
+) -> None:
+    state_dict = copy.deepcopy(optimizer_of("ab", steps=2).state_dict())
+    state_dict["state"][0][key] = value
+    loaded = optimizer_of("ab", steps=1)
+    unchanged(loaded, lambda: loaded.load_state_dict(state_dict), kind, text)
 
 
 def test_parameters_that_moved_are_not_mixed_up(unchanged: Unchanged) -> None:
@@ -161,6 +199,8 @@ def test_masters_that_were_not_saved_are_made() -> None:
         (7, TypeError, "the state dict must be a dict, it is <class 'int'>"),
         (None, TypeError, "the state dict must be a dict"),
         ({"state": [], "param_groups": []}, TypeError, "state of the state dict must be a dict"),
+        ({"state": {}, "param_groups": [{"params": 3}]}, ValueError, "group 0 .* with params"),
+        ({"state": {}, "param_groups": [{"params": [[1]]}]}, TypeError, "params of group 0 of the"),
         ({"state": {}, "param_groups": {}}, TypeError, "param_groups of the .* must be a list"),
         ({"state": {}, "param_groups": [{}]}, ValueError, "group 0 .* must be a dict with params"),
         ({"state": {}, "param_groups": [3]}, ValueError, "group 0 .* must be a dict with params"),

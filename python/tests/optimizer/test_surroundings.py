@@ -205,6 +205,22 @@ def test_storage_without_alignment(kind: torch.dtype) -> None:
     assert_same(trained(torch.clone), trained(lambda values: at_odd_address(values, 1)))
 
 
+def test_overlap_without_alignment_is_refused() -> None:
+    memory = bytearray(4 * 8 + 1)
+    p, q = (
+        torch.nn.Parameter(
+            torch.frombuffer(memory, dtype=torch.float32, offset=1 + 4 * at, count=4)
+        )
+        for at in (0, 2)
+    )
+    p.grad, q.grad = torch.ones(4), torch.ones(4)
+    optimizer = DualAdam([("p", p), ("q", q)], **AS_ADAMW)
+    text = "parameter 'p' must have memory of its own, it overlaps a parameter"
+    with pytest.raises(ValueError, match=text):
+        optimizer.step()
+    assert bytes(memory) == bytes(4 * 8 + 1) and not optimizer.state
+
+
 def test_a_view_without_alignment_is_written() -> None:
     memory = torch.zeros(13, dtype=torch.uint8)
     view = torch.frombuffer(memory.numpy(), dtype=torch.float32, offset=1, count=3)
