@@ -116,7 +116,7 @@ def _class_of(value: Any) -> str:
     """The class of an object without memory of its own, and what to do about it."""
     if isinstance(value, Tensor) and _is_functorch_wrapped(value):
         return "tensor of a torch.func transform: step outside of the transform"
-    name = torch.typename(value)
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
     is_subclass = isinstance(value, Tensor) and type(value) is not Tensor
     return f"{name}: step such tensors with torch.optim.AdamW" if is_subclass else name
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dualadam._dualadam import multiplier as multiplier_of
+from dualadam.torch.options import number
 
 # For each CUDA device, by its number: the loss scale and found-inf as scalars on it.
 Scalars = list[tuple[int, Tensor | None, Tensor | None]]
@@ -26,8 +27,9 @@ def scaling(
     devices = devices_of(groups)
     multiplier = 1.0
     if any(device.type == "cpu" for device in devices):
-        scale = 1.0 if grad_scale is None else float(grad_scale)
-        formed = multiplier_of(scale, 0.0 if found_inf is None else float(found_inf))
+        scale = 1.0 if grad_scale is None else number("grad_scale", grad_scale)
+        found = 0.0 if found_inf is None else number("found_inf", found_inf)
+        formed = multiplier_of(scale, found)
         if formed is None:
             return None
         multiplier = formed

@@ -46,6 +46,8 @@ def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
     An empty state passes. So does a state whose tensors have another type or layout than the
     kernels take: `repaired` converts them.
     """
+    if not isinstance(state, dict):
+        raise TypeError(f"the state of {name} must be a dict, it is {kind(state)}")
     if not state:
         return
     for key in ("step", *_MOMENTS):
@@ -143,9 +145,7 @@ def with_masters(
 
 def check_loaded(name: str, param: Tensor, state: dict[str, Any]) -> None:
     """Fails if this, from a state dict, cannot be the state of a parameter, which `name` names."""
-    if not isinstance(state, dict):
-        raise TypeError(f"the state of {name} must be a dict, it is {kind(state)}")
-    if "max_exp_avg_sq" in state:
+    if isinstance(state, dict) and "max_exp_avg_sq" in state:
         reason = REFUSED["amsgrad"]
         raise ValueError(f"the state of {name} must be without max_exp_avg_sq: {reason}")
     check_state(name, param, state)

@@ -104,11 +104,7 @@ impl Known {
     }
 
     /// The parameter as a list has it, if it and its state are as they were, and the gradient is
-    /// like it. No Python code runs.
-    ///
-    /// Compares the shapes of the parameter and of the gradient, but not of the other tensors: a
-    /// tensor with the same address has another shape only if code changed it through `.data` or in
-    /// place.
+    /// like it. No Python code runs once a tensor has been looked at.
     #[inline]
     pub(super) fn recognise(
         &self,
@@ -133,7 +129,7 @@ impl Known {
         };
         let is_at = |object: &Py<PyAny>, buffer: RawBuffer, now: &mut Tensor| {
             look(object, now)?;
-            (now.address() == buffer.address && now.is_of(buffer.dtype)).then_some(())
+            (now.address() == buffer.address && now.is_of(buffer.dtype) && layout.is_of(now)).then_some(())
         };
         let entry = |index: usize| self.entries[index].as_ref();
         is_at(entry(EXP_AVG)?, known.exp_avg, &mut now)?;
@@ -142,9 +138,6 @@ impl Known {
             is_at(entry(MASTER)?, master, &mut now)?;
         }
         is_at(&self.param, known.param, &mut now)?;
-        if !layout.is_of(&now) {
-            return None;
-        }
         look(entry(STEP)?, &mut now)?;
         // SAFETY: `self` has a reference to the counter, and no other code has run since it was
         // looked at. No storage is smaller than its tensor (required by the README's limits).

@@ -409,6 +409,40 @@ def test_states_that_are_none(unchanged: Unchanged) -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "master_param"])
+def test_a_shorter_tensor_at_the_same_address(key: str) -> None:
+    p = param(500, kind=torch.bfloat16)
+    optimizer = stepped(p, master_weights=True)
+    state = optimizer.state[p]
+    optimizer.step()
+    # The tensor has the same address, and less memory than before.
+    state[key].data = state[key].data[:10]
+    kept = p.detach().clone()
+    text = rf"{key} of parameter 'a' must have the shape \(500,\), it has \(10,\)"
+    with pytest.raises(ValueError, match=text):
+        optimizer.step()
+    assert torch.equal(kept, p)
+
+
+@pytest.mark.parametrize("bad", [torch.ones(2), 5, "x", [1]])
+def test_states_that_are_no_dicts(bad: object) -> None:
+    p = param(3)
+    optimizer = stepped(p)
+    optimizer.state[p] = bad
+    with pytest.raises(TypeError, match="the state of parameter 'a' must be a dict, it is"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("value", "kind"), [(torch.ones(2), ValueError), ("x", TypeError)])
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+def test_scalars_of_a_scaler_that_are_none(
+    unchanged: Unchanged, name: str, value: object, kind: type[BaseException]
+) -> None:
+    optimizer = stepped(param(3))
+    setattr(optimizer, name, value)
+    unchanged(optimizer, optimizer.step, kind, f"{name} must (have one element|be a number)")
+
+
 def saved_by_another(*shapes: tuple[int, ...]) -> dict[str, Any]:
     return stepped(*(param(*shape) for shape in shapes)).state_dict()
 
