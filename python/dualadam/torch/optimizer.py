@@ -207,7 +207,8 @@ class DualAdam(Optimizer):
         `torch.amp.GradScaler` leaves this decision to the step on CUDA if `fused=True`. Otherwise
         it does not call `step` then. Reading the number waits for the device; counting does not.
         """
-        return self.__dict__["_skips"].total() if "_skips" in self.__dict__ else 0
+        skips: Skips | None = getattr(self, "_skips", None)
+        return 0 if skips is None else skips.total()
 
     @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -358,7 +359,7 @@ class DualAdam(Optimizer):
             >>> float(optimizer.state[param]["master_param"][0])
             0.5
         """
-        pairs = with_masters(self.param_groups, self.__dict__["state"])
+        pairs = with_masters(self.param_groups, self.state)
         self._native().sync_masters(pairs)
 
     @_disable_dynamo

@@ -84,6 +84,11 @@ def test_a_wrapper_that_takes_the_class() -> None:
     assert wrapper.skipped_steps == 0 and not wrapper._step_supports_amp_scaling
     optimizer.step()
     assert wrapper.state[p]["step"] == 1
+    inner: Any = optimizer
+    inner.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert wrapper.skipped_steps == 1
+    wrapper.sync_masters()
     assert wrapper.state_dict()["state"][0]["step"] == 1
 
 
