@@ -157,7 +157,10 @@ class Options:
         """Whether the options of a group are these."""
         try:
             if self._constants is not None:
-                return self._keys == group.keys() and bool(self._constants == self._read(group))
+                # A tensor may be equal to a number.
+                is_number = not isinstance(group["lr"], Tensor)
+                is_same = is_number and self._constants == self._read(group)
+                return is_same and self._keys == group.keys()
             is_same_lr = self.device_lr is None or self.device_lr is group["lr"]
             return is_same_lr and self._values == _values_of(group)
         except (KeyError, RuntimeError, TypeError, ValueError):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dualadam._dualadam import multiplier as multiplier_of
 from dualadam.torch.options import number
+from dualadam.torch.state import is_capturing
 
 # For each CUDA device, by its number: the loss scale and found-inf as scalars on it.
 Scalars = list[tuple[int, Tensor | None, Tensor | None]]
@@ -59,7 +60,8 @@ class Skips:
             self._on_host += 1
             return
         found = next((found_inf for _, _, found_inf in scaled[1] if found_inf is not None), None)
-        if found is None:
+        if found is None or (self._on_device is None and is_capturing()):
+            # A counter that is made in a capture would begin anew with each replay.
             return
         with torch.no_grad():
             if self._on_device is None or self._on_device.device != found.device:
