@@ -123,6 +123,7 @@ def _in_aligned_memory(
             for other in (p for group in groups for p in group[0]):
                 if other is not param and other.grad is not None:
                     check_apart(name_of(each.group, *each.place), own, other)
+            own.copy_(own)  # fails now if torch will not let the values be written back
             copies[param] = torch.empty_like(own).copy_(own)
     stepped = [copies.get(each.param, each.param) for each in odd]
     if copies:

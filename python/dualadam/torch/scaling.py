@@ -61,7 +61,7 @@ class Skips:
             return
         found = next((found_inf for _, _, found_inf in scaled[1] if found_inf is not None), None)
         if found is None or (self._on_device is None and is_capturing()):
-            # A counter that is made in a capture would begin anew with each replay.
+            # A counter that is made in a capture would begin at 0 with each replay.
             return
         with torch.no_grad():
             if self._on_device is None or self._on_device.device != found.device:
