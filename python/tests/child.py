@@ -1,7 +1,10 @@
-"""Work in a forked child, for tests of several folders."""
+"""Work in other processes, for tests of several folders."""
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -37,3 +40,18 @@ def in_child(work: Callable[[], object]) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail(f"the child did not end in {SECONDS} s")
+
+
+def output_of(code: str, *flags: str, **environment: str) -> list[str]:
+    """The words that a program prints in an interpreter of its own."""
+    ended = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        env={**os.environ, **environment},
+        # Not here, where the folder of the package lacks the native module.
+        cwd=tempfile.gettempdir(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    return ended.stdout.split()

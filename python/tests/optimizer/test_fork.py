@@ -6,15 +6,13 @@ other large operation of torch: after the parent's, those of OpenMP's threads ma
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from child import SECONDS, in_child
+from child import SECONDS, in_child, output_of
 from dualadam.torch import DualAdam
 from dualadam.torch.openmp import parallel
 from helpers import assert_same, bits, everything
@@ -183,16 +181,7 @@ DualAdam([p], switching_steps=8).step()
 print(len(os.listdir("/proc/self/task")) - before)
 """
     for number, expected in (("3", 3), ("", 0)):
-        environment = {**os.environ, "RAYON_NUM_THREADS": number}
-        ended = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-        )
-        assert int(ended.stdout) == expected
+        assert output_of(code, RAYON_NUM_THREADS=number) == [str(expected)]
 
 
 @counts_threads
@@ -210,15 +199,7 @@ before = set(os.listdir("/proc/self/task"))
 DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0).step()
 print(len(set(os.listdir("/proc/self/task")) - before), bool((p == 0.5).all()))
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "RAYON_NUM_THREADS": number},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-    )
-    assert ended.stdout.split() == [str(new), "True"]
+    assert output_of(code, RAYON_NUM_THREADS=number) == [str(new), "True"]
 
 
 @pytest.mark.parametrize("imported_in_child", [False, True])
@@ -245,15 +226,7 @@ if child == 0:
     os._exit(0 if p.detach().numpy()[-1] == 0.5 else 1)
 print(os.waitpid(child, 0)[1])
 """
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "RAYON_NUM_THREADS": ""},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-    )
-    assert ended.stdout.split() == ["0"]
+    assert output_of(code, "-W", "ignore", RAYON_NUM_THREADS="") == ["0"]
 
 
 @counts_threads
