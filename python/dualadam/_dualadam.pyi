@@ -90,6 +90,7 @@ class Stepper:
         plain: Sequence[type],
         unwrap: Callable[[Any], Any | None],
         unwrap_grad: Callable[[Any, Any], Any | None],
+        weak_storage: Callable[[Any], Any],
         threads: Callable[[], int],
         parallel: int,
     ) -> Stepper: ...

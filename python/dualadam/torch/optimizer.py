@@ -23,7 +23,7 @@ from dualadam.torch.options import (
     stored,
 )
 from dualadam.torch.openmp import parallel
-from dualadam.torch.plain import plain, plain_grad
+from dualadam.torch.plain import plain, plain_grad, weak_storage
 from dualadam.torch.repair import NativeGroup, step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
 from dualadam.torch.state import is_capturing, with_masters
@@ -317,8 +317,8 @@ class DualAdam(Optimizer):
     def _native(self) -> Stepper:
         if self._stepper is None:
             kinds = [Tensor, torch.nn.Parameter]
-            threads = (torch.get_num_threads, parallel())
-            self._stepper = Stepper(kinds, plain, plain_grad, *threads)
+            looks, threads = (plain, plain_grad, weak_storage), (torch.get_num_threads, parallel())
+            self._stepper = Stepper(kinds, *looks, *threads)
         return self._stepper
 
     def _options_of(self, index: int, group: dict[str, Any]) -> Options:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as _is_functorch_wrapped
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,6 +29,11 @@ def plain(tensor: Any) -> Tensor | None:
     # A subclass that overrides no operations has memory of its own.
     has_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     return tensor if has_memory else None
+
+
+def weak_storage(tensor: Tensor) -> StorageWeakRef:
+    """A weak reference to the storage of a plain tensor."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def plain_grad(param: Any, grad: Any) -> Tensor | None:

@@ -9,8 +9,6 @@ use dualadam::{RawBuffer, RawTensor, cpu};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
 
 use crate::device;
 use crate::dlpack::{CPU, CUDA, Device, Tensor};
@@ -53,11 +51,8 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    fn new(param: &Bound<'_, PyAny>, written: Written) -> PyResult<Self> {
-        static WEAK: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-        let weak = WEAK.import(param.py(), "torch.multiprocessing.reductions", "StorageWeakRef")?;
-        let storage = weak.call1((param.call_method0(intern!(param.py(), "untyped_storage"))?,))?;
-        Ok(Self { written, storage: storage.unbind() })
+    fn new(weak_storage: &Bound<'_, PyAny>, param: &Bound<'_, PyAny>, written: Written) -> PyResult<Self> {
+        Ok(Self { written, storage: weak_storage.call1((param,))?.unbind() })
     }
 
     /// Whether a parameter is as it was.
@@ -95,7 +90,7 @@ impl Steps {
             // SAFETY: `gather` saw the tensors in this step, with these types, lengths and
             // addresses, and nothing else uses them, as for the step itself (`run_one`).
             unsafe { self.sync(py, device, tensor.len, tensor.param, master) }?;
-            self.written[flat] = Some(Mark::new(param.bind(py), written)?);
+            self.written[flat] = Some(Mark::new(self.weak_storage.bind(py), param.bind(py), written)?);
         }
         Ok(())
     }
@@ -127,7 +122,7 @@ impl Steps {
             // (required by the README's limits).
             unsafe { self.sync(py, device, len, buffer, master) }?;
             self.written.resize_with(self.written.len().max(flat + 1), || None);
-            self.written[*flat] = Some(Mark::new(param.object(), written)?);
+            self.written[*flat] = Some(Mark::new(self.weak_storage.bind(py), param.object(), written)?);
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(super) struct Steps {
     /// Returns the number of threads of a step on the CPU.
     pub(super) threads: Py<PyAny>,
     pub(super) openmp: Option<OpenMp>,
+    /// Returns a weak reference to a tensor's storage. Its method `expired` says if that was freed.
+    pub(super) weak_storage: Py<PyAny>,
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
@@ -52,6 +54,7 @@ impl Stepper {
         plain: Vec<Py<PyType>>,
         unwrap: Py<PyAny>,
         unwrap_grad: Py<PyAny>,
+        weak_storage: Py<PyAny>,
         threads: Py<PyAny>,
         parallel: usize,
     ) -> PyResult<Self> {
@@ -60,7 +63,7 @@ impl Stepper {
         let openmp = unsafe { OpenMp::at(parallel) };
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
         let (lists, known, written, changed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let steps = Mutex::new(Steps { tensors, names, threads, openmp, lists, known, written, changed });
+        let steps = Mutex::new(Steps { tensors, names, threads, openmp, weak_storage, lists, known, written, changed });
         Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 

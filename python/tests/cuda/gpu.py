@@ -50,9 +50,10 @@ class Tensor:
     It has what the native module asks of a torch tensor, and DLPack of any.
     """
 
-    __slots__ = ("grad", "array", "address", "managed", "on_host")
+    __slots__ = ("_version", "grad", "array", "address", "managed", "on_host")
 
     def __init__(self, array: NDArray[Any], on_host: bool = False) -> None:
+        self._version = 0
         self.grad: Tensor | None = None
         self.on_host = on_host
         self.array = np.array(array, order="C")
@@ -99,6 +100,16 @@ class Tensor:
     ) -> Any:
         STREAMS.append(stream)
         return capsule(self.managed, VERSIONED)
+
+
+class Storage:
+    """A weak reference to the storage of a tensor, which is never freed here."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        pass
+
+    def expired(self) -> bool:
+        return False
 
 
 STREAMS: list[int | None] = []

@@ -7,7 +7,7 @@ from typing import Any
 import gpu
 import numpy as np
 import pytest
-from gpu import Posing, Tensor
+from gpu import Posing, Storage, Tensor
 from numpy.typing import NDArray
 
 import dualadam
@@ -91,7 +91,9 @@ class Optimizer:
     """The calls of `dualadam.torch.DualAdam` to the native module, and the same run on the CPU."""
 
     def __init__(self, shapes: list[tuple[int, ...]], on_device: bool = False) -> None:
-        self.stepper = Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1, 0)
+        self.stepper = Stepper(
+            [Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0
+        )
         self.params = [Posing(array) for shape in shapes for array in values(1, *shape)]
         self.state: dict[Any, Any] = {}
         self.host: list[list[Array]] = []
@@ -294,6 +296,47 @@ def test_a_driver_that_fails() -> None:
     optimizer.check()
 
 
+def test_masters_take_over_what_other_code_wrote() -> None:
+    (values_of_p,), zeros = values(1, 50), np.zeros(50, np.float32)
+    p = Posing(values_of_p.astype(np.float16))
+    entries = {key: Posing(zeros) for key in ("exp_avg", "exp_avg_sq")}
+    master = Posing(p.array.astype(np.float32))
+    counter = Posing(np.array(0, np.float32), on_host=True)
+    state = {p: {"step": counter, **entries, "master_param": master}}
+    stepper = Stepper(
+        [Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0
+    )
+
+    def step() -> None:
+        p.grad = Posing(np.ones(50, np.float16))
+        groups = [([p], None, CONFIG, True, None)]
+        assert stepper.step(state, groups, None, 1.0, False, []) is None
+
+    def changed() -> Array:
+        """The master after the change of two elements, which keep a rounding of their own."""
+        array, old = p.read(), master.read()
+        array[:2] = 5.0
+        p.write(array)
+        return np.where(old.astype(np.float16) == array, old, array.astype(np.float32))
+
+    step()
+    expected = changed()
+    stepper.sync_masters([(0, p, master)])
+    assert same(master, expected)
+    step()
+    assert not (p.read()[:2] < 4.9).any() and not same(master, p.read().astype(np.float32))
+    changed()
+    step()
+    # The write was not counted, so the step did not see it.
+    assert (p.read()[:2] < 5.0).all()
+    changed()
+    p._version += 1
+    before = gpu.calls("cuLaunchKernel")
+    step()
+    assert gpu.calls("cuLaunchKernel") == before + 2
+    assert (p.read()[:2] > 4.97).all()
+
+
 def host_and_device() -> tuple[Stepper, list[Posing], dict[Any, Any]]:
     """A parameter in the host's memory, and one on the device."""
     params = [Posing(np.ones(5, np.float32), on_host=on_host) for on_host in (True, False)]
@@ -307,7 +350,11 @@ def host_and_device() -> tuple[Stepper, list[Posing], dict[Any, Any]]:
             else Posing(np.array(0, np.int64))
         )
         state[p] = {"step": counter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
-    return Stepper([Posing], lambda tensor: None, lambda param, grad: None, lambda: 1, 0), params, state
+    return (
+        Stepper([Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0),
+        params,
+        state,
+    )
 
 
 def test_nothing_is_stepped_before_all_devices_are_ready() -> None:

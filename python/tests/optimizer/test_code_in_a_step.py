@@ -130,7 +130,14 @@ CONFIG = dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.0, dualadam.Schedule.linear
 
 def test_what_stands_for_a_tensor_is_a_tensor() -> None:
     p = calls(torch.ones(3))
-    stepper = Stepper([torch.Tensor], lambda tensor: 5, lambda param, grad: grad, lambda: 1, 0)
+    stepper = Stepper(
+        [torch.Tensor],
+        lambda tensor: 5,
+        lambda param, grad: grad,
+        lambda tensor: None,
+        lambda: 1,
+        0,
+    )
     group = (with_grads(p), None, CONFIG, False, None)
     with pytest.raises(TypeError, match="unwrap must return a tensor or None, got <class 'int'>"):
         stepper.step({p: state_of(1.0)}, [group], None, 1.0, False, [])
@@ -145,4 +152,6 @@ def test_what_stands_for_a_tensor_is_a_tensor() -> None:
 )
 def test_types_of_plain_tensors(plain: list[type], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        Stepper(plain, lambda tensor: None, lambda param, grad: None, lambda: 1, 0)
+        Stepper(
+            plain, lambda tensor: None, lambda param, grad: None, lambda tensor: None, lambda: 1, 0
+        )
