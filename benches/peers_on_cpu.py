@@ -22,7 +22,6 @@ class Machine:
     def __init__(self, torch, threads):
         self.torch, self.threads = torch, threads or os.cpu_count()
         torch.set_num_threads(self.threads)
-        os.environ.setdefault("RAYON_NUM_THREADS", str(self.threads))
         self.name = f"{processor()}, {self.threads} threads"
         self.triad = compiled_triad()
 
@@ -70,9 +69,8 @@ class Machine:
         return min(MOST_REPEATS, max(1, round(SHORTEST / max(self.elapsed(1, enqueue), 1e-7))))
 
     def seconds(self, plan, enqueue):
-        # One untimed run first: OpenMP's threads, torch's and the triad's, spin for some
-        # milliseconds after their last work, and take processors from a variant that has other
-        # threads.
+        # One untimed run first: threads of other variants may still spin for some milliseconds
+        # after their last work.
         enqueue()
         return self.elapsed(plan, enqueue), False
 
