@@ -44,9 +44,10 @@ const LEGACY_STREAM: i64 = 1;
 ///     stream (int or None): for CUDA, the handle of a live stream; None is the legacy default one.
 ///         For the CPU, it must be None. Default None.
 ///
-/// On the CPU, the step is done when the call returns. Above 32,768 elements it uses as many
-/// threads as RAYON_NUM_THREADS says, or else as there are processors. On CUDA, the call enqueues
-/// the step on `stream`, after the work of the arrays' producers that DLPack orders before it.
+/// On the CPU, the step is done when the call returns. Above 32,768 elements it uses the threads
+/// that the package has already. If it has none, it starts as many as RAYON_NUM_THREADS says, or
+/// else as there are processors. On CUDA, the call enqueues the step on `stream`, after the work of
+/// the arrays' producers that DLPack orders before it.
 ///
 /// Until the step is done, the arrays must keep their memory, and no other thread or stream may use
 /// them.

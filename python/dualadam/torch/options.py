@@ -25,8 +25,6 @@ REFUSED = {
     "foreach": "all tensors are stepped in one call as it is",
     "differentiable": "the step is made in place, by a kernel without a gradient",
 }
-
-
 # The keys of groups that a step reads. Not all groups have those of `_READ` alone.
 _NEEDED = (*_NUMBERS, "schedule", "inverse_term", *_FLAGS)
 _READ = (*_NEEDED, *REFUSED, *_SWITCHING)

@@ -15,9 +15,9 @@ from dualadam.torch.plain import check_apart, is_aligned, is_fake, plain, plain_
 from dualadam.torch.scaling import Scalars
 from dualadam.torch.state import check_repairable, is_incomplete, repaired
 
-# A group as the native module takes it: the parameters, their names or None, the hyperparameters,
-# whether there are masters, and the lr if it is a tensor on a CUDA device.
-NativeGroup = tuple[list[Any], list[str] | None, Config, bool, Any | None]
+# A group as the native module takes it: the parameters, what the user has as their names, the
+# hyperparameters, whether there are masters, and the lr if it is a tensor on a CUDA device.
+NativeGroup = tuple[list[Any], object, Config, bool, Any | None]
 # The arguments of the native module's step that its second call repeats.
 Arguments = tuple[float, bool, Scalars]
 _States = defaultdict[Tensor, Any]
