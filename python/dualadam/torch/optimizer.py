@@ -13,6 +13,7 @@ from dualadam._dualadam import Schedule, Stepper
 from dualadam.torch.groups import check_in_one_group, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import loaded
+from dualadam.torch.modes import check_modes
 from dualadam.torch.options import (
     HOW_TO_CHOOSE,
     Options,
@@ -26,7 +27,7 @@ from dualadam.torch.openmp import parallel
 from dualadam.torch.plain import plain, plain_grad, weak_storage
 from dualadam.torch.repair import NativeGroup, step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
-from dualadam.torch.state import is_capturing, with_masters
+from dualadam.torch.state import with_masters
 
 _Loss = TypeVar("_Loss")
 
@@ -251,8 +252,8 @@ class DualAdam(Optimizer):
         Raises:
             ValueError, TypeError: a gradient, a state or an option does not fit. The message names
                 the parameter or the group.
-            RuntimeError: a CUDA graph cannot capture the step, another thread is in a step of this
-                optimizer, threads cannot be started, or the CUDA driver failed.
+            RuntimeError: a CUDA graph cannot capture the step, or torch traces it; another thread
+                is in a step of this optimizer; threads cannot be started; or the CUDA driver failed.
 
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
@@ -300,10 +301,7 @@ class DualAdam(Optimizer):
                 return loss
             multiplier, scalars = scaled
             is_controlled = is_controlled or bool(scalars)
-        if not is_controlled and is_capturing():
-            text = "capturable must be True for a DualAdam whose step is captured in a CUDA graph"
-            raise RuntimeError(text)
-
+        check_modes(self.param_groups, is_controlled)
         stepper, state = self._native(), self.__dict__["state"]
         arguments = (multiplier, is_controlled, scalars)
         odd = stepper.step(state, groups, None, *arguments)

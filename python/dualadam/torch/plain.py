@@ -91,16 +91,17 @@ def check_apart(what: str, tensor: Tensor, other: Tensor) -> None:
         raise ValueError(f"{what} must have memory of its own, it overlaps a parameter")
 
 
-def _fills_memory(tensor: Tensor) -> bool:
-    """Whether each element has a place of its own, with no gaps between them."""
-    dimensions = sorted(zip(tensor.stride(), tensor.shape))
+def _check_fills_memory(name: str, tensor: Tensor) -> None:
+    """Fails unless each element has a place of its own, with no gaps between them."""
     expected = 1
-    for stride, size in dimensions:
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
         if size != 1:
-            if stride != expected:
-                return tensor.numel() == 0
+            if stride != expected and tensor.numel() != 0:
+                raise ValueError(
+                    f"{name} must fill its memory without gaps or overlap, "
+                    f"its shape is {tuple(tensor.shape)} and its strides are {tensor.stride()}"
+                )
             expected *= size
-    return True
 
 
 def check_param(name: str, param: Tensor) -> None:
@@ -111,11 +112,7 @@ def check_param(name: str, param: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor with memory, it is a {_class_of(param)}")
     if own.is_neg():
         raise ValueError(f"{name} must have its own values in memory, it is a negated view")
-    if not _fills_memory(own):
-        raise ValueError(
-            f"{name} must fill its memory without gaps or overlap, "
-            f"its shape is {tuple(own.shape)} and its strides are {own.stride()}"
-        )
+    _check_fills_memory(name, own)
 
 
 def _class_of(value: Any) -> str:
@@ -145,6 +142,16 @@ def check_grad(name: str, param: Tensor, grad: Tensor | None) -> None:
     for which, tensor in ((name, like), (what, own)):
         check_device(which, tensor)
         check_memory(which, tensor)
+
+
+def check_fake(name: str, param: Tensor) -> None:
+    """Fails if a step would refuse the form of a fake parameter or of its gradient."""
+    grad = param.grad
+    assert grad is not None
+    for what, tensor in ((name, param), (f"the gradient of {name}", grad)):
+        _check_dense(what, tensor)
+        check_device(what, tensor)
+    _check_fills_memory(name, param)
 
 
 def check_device(what: str, tensor: Tensor) -> None:

@@ -11,7 +11,15 @@ from torch import Tensor
 from dualadam._dualadam import Config, Stepper
 from dualadam.torch.groups import name_of
 from dualadam.torch.options import is_on_device
-from dualadam.torch.plain import check_apart, is_aligned, is_fake, plain, plain_grad, same_strides
+from dualadam.torch.plain import (
+    check_apart,
+    check_fake,
+    is_aligned,
+    is_fake,
+    plain,
+    plain_grad,
+    same_strides,
+)
 from dualadam.torch.scaling import Scalars
 from dualadam.torch.state import check_repairable, is_incomplete, repaired
 
@@ -72,6 +80,8 @@ def _step_fake(states: _States, odd: list[_Odd], groups: list[NativeGroup]) -> N
         name = next(each.name for each in odd if is_fake(each.param))
         text = "must be a tensor with memory, as other parameters are, it is a FakeTensor"
         raise TypeError(f"{name} {text}")
+    for each in odd:
+        check_fake(each.name, each.param)
     with torch.no_grad():
         for group, param, _ in odd:
             has_masters, state = bool(group["master_weights"]), states.get(param, {})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dualadam.torch.groups import name_of
+from dualadam.torch.modes import is_capturing
 from dualadam.torch.options import REFUSED, is_on_device, number
 from dualadam.torch.plain import (
     check_apart,
@@ -103,12 +104,6 @@ def check_repairable(
         # Each replay of the graph would set the moments to zero again.
         text = "must have had a step before its step is captured in a CUDA graph"
         raise RuntimeError(f"{name} {text}")
-
-
-def is_capturing() -> bool:
-    """Whether work on the current CUDA stream goes into a CUDA graph."""
-    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return initialized and torch.cuda.is_current_stream_capturing()
 
 
 def with_masters(

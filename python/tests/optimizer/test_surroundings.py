@@ -13,6 +13,7 @@ from dualadam.torch import DualAdam
 from helpers import assert_same, bits, everything
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 AS_ADAMW = {"switching_rate": 1.0}
@@ -111,8 +112,51 @@ def test_steps_of_fake_tensors_make_their_states() -> None:
             tensors = [state[key] for key in state if key != "step"]
             assert all(t.shape == param.shape and t.dtype == torch.float32 for t in tensors)
         optimizer.add_param_group({"params": [("real", p)]})
-        with pytest.raises(TypeError, match="'weight' must be a tensor with memory, as other"):
-            optimizer.step()
+    with pytest.raises(TypeError, match="'weight' must be a tensor with memory, as other"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("has_state", [False, True])
+def test_tensors_with_memory_are_not_stepped_in_fake_mode(has_state: bool) -> None:
+    p = ones(3)
+    optimizer = DualAdam([("w", p)], **AS_ADAMW)
+    if has_state:
+        optimizer.step()
+    before = p.detach().clone()
+    with FakeTensorMode(), pytest.raises(TypeError, match="'w' must be a FakeTensor in Fake"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert len(optimizer.state) == has_state
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: torch.ones(3, dtype=torch.complex64), "'w' must be float32, bfloat16 or float16"),
+        (lambda: torch.ones(3, dtype=torch.float64), "'w' must be float32, bfloat16 or float16"),
+        (lambda: torch.ones(8)[::2], "'w' must fill its memory"),
+        (lambda: torch.ones(3, device="mps"), "'w' must be on the CPU or on CUDA"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_step_refuses(make: Any, text: str) -> None:
+    with FakeTensorMode():
+        p = torch.nn.Parameter(make())
+        p.grad = torch.ones_like(p)
+        with pytest.raises((TypeError, ValueError), match=text):
+            DualAdam([("w", p)], **AS_ADAMW).step()
+
+
+def test_a_traced_graph_cannot_contain_a_step() -> None:
+    p = ones(3)
+    optimizer = DualAdam([p], **AS_ADAMW)
+
+    def trained(x: torch.Tensor) -> torch.Tensor:
+        optimizer.step()
+        return x + p
+
+    with pytest.raises(RuntimeError, match="a traced graph cannot contain the step"):
+        make_fx(trained)(torch.ones(3))
     assert torch.equal(p, torch.ones(3))
 
 
