@@ -110,6 +110,7 @@ class DualAdam(Optimizer):
     # Where users import it from, and the name that pickles have.
     __module__ = "dualadam.torch"
 
+    @_disable_dynamo
     def __init__(
         self,
         params: ParamsT,

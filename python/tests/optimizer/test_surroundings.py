@@ -337,6 +337,21 @@ def test_compiled_training_breaks_the_graph_once_and_does_not_warn() -> None:
     assert torch.equal(weight, bits(model.weight))
 
 
+def test_a_compiled_function_may_make_an_optimizer() -> None:
+    def trained() -> torch.Tensor:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = DualAdam([p], **AS_ADAMW)
+        (p * 2).sum().backward()
+        optimizer.step()
+        return p.detach()
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(trained, backend="eager")()
+    assert torch.equal(bits(compiled), bits(trained()))
+
+
 def test_the_compiler_is_not_imported() -> None:
     code = "import dualadam.torch, sys; print('torch._dynamo' in sys.modules)"
     assert output_of(code) == ["False"]
