@@ -81,23 +81,29 @@ def step(
 def multiplier(grad_scale: float, found_inf: float) -> float | None:
     """The multiplier of the gradients on the CPU, or None if the step must be skipped."""
 
+def lacks_threads() -> bool:
+    """Whether the library of OpenMP may lack its threads in this process, and wait for them."""
+
 @final
 class Stepper:
     """The steps of one `dualadam.torch.DualAdam`, which calls this."""
 
     def __new__(
         cls,
+        *,
         plain: Sequence[type],
         unwrap: Callable[[Any], Any | None],
         unwrap_grad: Callable[[Any, Any], Any | None],
         weak_storage: Callable[[Any], Any],
+        has_expired: Callable[[Any], bool],
+        name_of: Callable[[dict[str, Any], int, int], str],
         threads: Callable[[], int],
         parallel: int,
     ) -> Stepper: ...
     def step(
         self,
         state: dict[Any, Any],
-        groups: Sequence[tuple[list[Any], object, Config, bool, Any | None]],
+        groups: Sequence[tuple[list[Any], dict[str, Any], Config, bool, Any | None]],
         grads: dict[int, Any] | None,
         multiplier: float,
         is_controlled: bool,

@@ -25,6 +25,9 @@ fn text_of(error: &Error) -> String {
         Error::Tensor(TensorError { buffer: Some(buffer), problem: TensorProblem::Null, .. }) => {
             format!("{buffer} must have memory, it has none")
         }
+        Error::Tensor(TensorError { problem: TensorProblem::Overlap { .. }, .. }) => {
+            format!("{error}: copy one of them, or use one tensor in both places")
+        }
         _ => error.to_string(),
     }
 }

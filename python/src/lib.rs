@@ -31,6 +31,8 @@ mod _dualadam {
     #[pymodule_export]
     use crate::config::{Config, Schedule};
     #[pymodule_export]
+    use crate::openmp::lacks_threads;
+    #[pymodule_export]
     use crate::steering::multiplier;
     #[pymodule_export]
     use crate::step::step;

@@ -24,6 +24,13 @@ static PROCESS: OnceLock<Option<u32>> = OnceLock::new();
 /// The flag `PF_FORKNOEXEC` of Linux: the process has not executed a program since it was forked.
 const FORKED: u64 = 0x40;
 
+/// Whether the library of OpenMP may lack its threads in this process, and wait for them: they do
+/// not come along when a process is forked.
+#[pyo3::pyfunction]
+pub(crate) fn lacks_threads() -> bool {
+    PROCESS.get() != Some(&Some(process::id()))
+}
+
 /// Notes the process, when the module is imported.
 pub(crate) fn note_process() {
     PROCESS.get_or_init(|| (!is_forked()).then(process::id));
@@ -55,12 +62,6 @@ impl OpenMp {
         // function's requirement).
         let parallel = unsafe { std::mem::transmute::<*const c_void, Option<Parallel>>(parallel as *const c_void) };
         parallel.map(Self)
-    }
-
-    /// Whether the library has its threads in this process. A forked process may have none of them,
-    /// and the library would wait for them.
-    pub(crate) fn works(&self) -> bool {
-        PROCESS.get() == Some(&Some(process::id()))
     }
 
     /// Calls `work` once with each number below `count`, on at most `threads` threads.

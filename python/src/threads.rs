@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::openmp::OpenMp;
+use crate::openmp::{OpenMp, lacks_threads};
 
 /// The pool of this process, or of its parent.
 ///
@@ -69,7 +69,7 @@ impl Workers {
         threads: impl FnOnce() -> PyResult<usize>,
     ) -> PyResult<Self> {
         match openmp.filter(|_| elements > cpu::MAX_SEQUENTIAL && from_environment().is_none()) {
-            Some(openmp) if openmp.works() => Ok(match threads()? {
+            Some(openmp) if !lacks_threads() => Ok(match threads()? {
                 0 | 1 => Self::Caller,
                 threads => Self::OpenMp(openmp, threads),
             }),

@@ -1,8 +1,8 @@
 """Parameter groups: the names of their parameters, and the checks of new groups."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dualadam.torch.options import (
@@ -13,25 +13,33 @@ from dualadam.torch.options import (
     schedule_of,
     stored,
 )
+from dualadam.torch.plain import check_tensor
 
 
 def name_of(group: dict[str, Any], index: int, position: int) -> str:
     """The name that error messages give the parameter at `position` of the `index`-th group."""
-    names = names_of(group)
+    names = _entries_of(group)
     return _place(names[position] if names else None, index, position)
 
 
 def names_of(group: dict[str, Any]) -> list[str] | None:
     """The names of a group's parameters, or None if they do not all have one."""
+    names = _entries_of(group)
+    return list(names) if names and all(isinstance(name, str) for name in names) else None
+
+
+def _entries_of(group: dict[str, Any]) -> Sequence[Any]:
+    """What a group has as the names of its parameters, which may be anything; or nothing."""
     names = group.get("param_names")
-    if not isinstance(names, (list, tuple)) or len(names) != len(group["params"]):
-        return None
-    return list(names) if all(isinstance(name, str) for name in names) else None
+    if isinstance(names, (list, tuple)) and len(names) == len(group["params"]):
+        return names
+    return ()
 
 
-def _place(name: str | None, index: int, position: int) -> str:
-    """As `name_of`, for a parameter whose own name may be None."""
-    return f"parameter {position} of group {index}" if name is None else f"parameter '{name}'"
+def _place(name: Any, index: int, position: int) -> str:
+    """As `name_of`, of a parameter to which the user gave this name, if it is a string."""
+    has_name = isinstance(name, str)
+    return f"parameter '{name}'" if has_name else f"parameter {position} of group {index}"
 
 
 def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> dict[str, Any]:
@@ -70,13 +78,22 @@ def check_in_one_group(groups: list[dict[str, Any]], new: dict[str, Any]) -> Non
             raise ValueError(f"{what} must be in one group, it is in more than one parameter group")
 
 
+def as_list(params: Any, index: int) -> list[Any]:
+    """The parameters of the `index`-th group."""
+    try:
+        return list(params)
+    except TypeError:
+        text = f"params of group {index} must be an iterable of parameters, got {params!r}"
+        raise TypeError(text) from None
+
+
 def _checked_params(params: Any, index: int) -> Any:
     """The parameters of a new group, as a list unless the base class refuses them."""
     if isinstance(params, Tensor):
         return [params]
     if isinstance(params, set):
         return params
-    params = list(params)
+    params = as_list(params, index)
     seen: set[int] = set()
     for position, entry in enumerate(params):
         if isinstance(entry, tuple) and len(entry) != 2:
@@ -84,8 +101,7 @@ def _checked_params(params: Any, index: int) -> Any:
             raise ValueError(f"{what} must be a Tensor or a name and a Tensor, it is {entry!r}")
         name, param = entry if isinstance(entry, tuple) else (None, entry)
         what = _place(name, index, position)
-        if not isinstance(param, Tensor):
-            raise TypeError(f"{what} must be a Tensor, it is a {torch.typename(param)}")
+        check_tensor(what, param)
         if not (param.is_leaf or param.retains_grad):
             text = "must be a leaf, such as a torch.nn.Parameter, it is the result of an operation"
             raise ValueError(f"{what} {text}")

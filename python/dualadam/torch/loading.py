@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dualadam.torch.groups import name_of, names_of
+from dualadam.torch.openmp import only_threads_that_exist
 from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored
 from dualadam.torch.state import MASTER, check_loaded, repaired
 
@@ -21,6 +22,7 @@ _Groups = list[dict[str, Any]]
 _Place = tuple[int, int]
 
 
+@only_threads_that_exist()
 def loaded(
     groups: _Groups, states: dict[Tensor, Any], state_dict: Any, strict: bool
 ) -> dict[str, Any]:
@@ -74,10 +76,12 @@ def _check_parts(state_dict: Any) -> None:
         except TypeError:
             text = f"params of group {index} of the state dict must be numbers or names"
             raise TypeError(f"{text}, got {group['params']!r}") from None
-    states = state_dict["state"]
-    if keys and states and keys.isdisjoint(states):
+    names = (names_of(group) or () for group in state_dict["param_groups"])
+    others = {str(key) for key in keys}.union(*names) - keys
+    wrong = next((key for key in state_dict["state"] if key in others), None)
+    if wrong is not None:
         text = "the states of the state dict must have the keys that its groups have as params"
-        raise ValueError(f"{text}, such as {next(iter(keys))!r}, got {next(iter(states))!r}")
+        raise ValueError(f"{text}, such as {next(iter(keys))!r}, got {wrong!r}")
 
 
 class _Match(NamedTuple):

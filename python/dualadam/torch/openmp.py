@@ -2,9 +2,13 @@
 
 import ctypes
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from dualadam._dualadam import lacks_threads
 
 
 @functools.cache
@@ -21,3 +25,20 @@ def parallel() -> int:
     except (AttributeError, OSError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+@contextmanager
+def only_threads_that_exist() -> Iterator[None]:
+    """Runs torch's operations on the calling thread alone if this process was forked.
+
+    The threads that torch started before are not in this process, and torch would wait for them.
+    """
+    if not lacks_threads():
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -10,10 +10,11 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Schedule, Stepper
-from dualadam.torch.groups import check_in_one_group, new_group
+from dualadam.torch.groups import as_list, check_in_one_group, new_group
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import loaded
 from dualadam.torch.modes import check_modes
+from dualadam.torch.native import NativeGroup, new_stepper
 from dualadam.torch.options import (
     HOW_TO_CHOOSE,
     Options,
@@ -23,9 +24,7 @@ from dualadam.torch.options import (
     schedule_of,
     stored,
 )
-from dualadam.torch.openmp import parallel
-from dualadam.torch.plain import plain, plain_grad, weak_storage
-from dualadam.torch.repair import NativeGroup, step_with_repairs
+from dualadam.torch.repair import step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
 from dualadam.torch.state import with_masters
 
@@ -263,7 +262,8 @@ class DualAdam(Optimizer):
             # torch.compile must not trace into the step. It breaks the graph here.
             return self._step_outside_of_graphs(closure)  # type: ignore[arg-type]
         # torch wraps the step of a subclass, if it has its own.
-        is_wrapped = type(self).step is not DualAdam.step
+        own = type(self).step
+        is_wrapped = own is not DualAdam.step and getattr(own, "hooked", False)
         if not is_wrapped and is_observed(self):
             return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
@@ -285,12 +285,9 @@ class DualAdam(Optimizer):
             options = self._options_of(index, group)
             params = group["params"]
             if type(params) is not list:
-                params = list(params)
-            device_lr, has_masters = options.device_lr, options.has_masters
-            groups.append(
-                (params, group.get("param_names"), options.config, has_masters, device_lr)
-            )
-            is_controlled = is_controlled or options.is_capturable or device_lr is not None
+                params = as_list(params, index)
+            groups.append((params, group, options.config, options.has_masters, options.device_lr))
+            is_controlled |= options.is_capturable or options.device_lr is not None
 
         multiplier: float = 1.0
         scalars: Scalars = []
@@ -315,9 +312,7 @@ class DualAdam(Optimizer):
 
     def _native(self) -> Stepper:
         if self._stepper is None:
-            kinds = [Tensor, torch.nn.Parameter]
-            looks, threads = (plain, plain_grad, weak_storage), (torch.get_num_threads, parallel())
-            self._stepper = Stepper(kinds, *looks, *threads)
+            self._stepper = new_stepper()
         return self._stepper
 
     def _options_of(self, index: int, group: dict[str, Any]) -> Options:

@@ -78,10 +78,10 @@ def check_size(name: str, size: int) -> None:
 
 
 def stored(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as groups keep them. Those that cannot be kept so stay, and are refused later.
+    """Options as groups keep them: the betas as a tuple, and numbers as Python's.
 
-    The betas are a tuple. Numbers that cannot change in place are Python's, which every kind of
-    checkpoint can store.
+    Every kind of checkpoint can store these. Numbers that can change in place stay what they are.
+    So does what is no number: `config_of` refuses it.
     """
     kept = dict(options)
     for name in ("lr", "eps", "weight_decay"):
@@ -150,14 +150,15 @@ class Options:
         # What the group has, if none of it can change in place: comparing that is fast.
         read = self._read(group)
         self._constants = read if all(map(_is_constant, read)) else None
+        self._hash = None if self._constants is None else hash(read)
 
     def are_of(self, group: dict[str, Any]) -> bool:
         """Whether the options of a group are these."""
         try:
             if self._constants is not None:
-                # A tensor may be equal to a number.
-                is_number = not isinstance(group["lr"], Tensor)
-                is_same = is_number and self._constants == self._read(group)
+                read = self._read(group)
+                # A float32 is equal to the number that it was rounded from. Its hash is another.
+                is_same = self._hash == hash(read) and self._constants == read
                 return is_same and self._keys == group.keys()
             is_same_lr = self.device_lr is None or self.device_lr is group["lr"]
             return is_same_lr and self._values == _values_of(group)
@@ -212,13 +213,24 @@ def _is_flag(value: Any) -> bool:
         return False
 
 
+def _check_switching(group: dict[str, Any], schedule: Schedule) -> None:
+    """Fails if a group has arguments that would make another schedule than it has.
+
+    Tools that keep the arguments of the constructor may write them into the groups.
+    """
+    rate, steps = (group.get(name) for name in _SWITCHING)
+    is_given = rate is not None or steps is not None
+    if is_given and schedule_of(rate, steps, None) != schedule.as_tuple():
+        name, value = ("switching_rate", rate) if steps is None else ("switching_steps", steps)
+        text = f"{name} must be given when the group is added, got {value!r} later"
+        raise ValueError(f"{text}: set the group's schedule")
+
+
 def config_of(group: dict[str, Any]) -> Config:
     """The hyperparameters of a group, checked by the library."""
     refuse(group)
-    for name in _SWITCHING:
-        if group.get(name) is not None:
-            text = f"{name} must be given when the group is added, got {group[name]!r} later"
-            raise ValueError(f"{text}: set the group's schedule")
+    schedule = as_schedule(group["schedule"])
+    _check_switching(group, schedule)
     for name in _FLAGS:
         if not _is_flag(group[name]):
             raise TypeError(f"{name} must be True or False, got {group[name]!r}")
@@ -237,7 +249,7 @@ def config_of(group: dict[str, Any]) -> Config:
         (number("beta1", beta1), number("beta2", beta2)),
         number("eps", group["eps"]),
         number("weight_decay", group["weight_decay"]),
-        as_schedule(group["schedule"]),
+        schedule,
         decoupled=bool(group["decoupled_weight_decay"]),
         inverse_term=group["inverse_term"],
         maximize=bool(group["maximize"]),

@@ -104,6 +104,12 @@ def _check_fills_memory(name: str, tensor: Tensor) -> None:
             expected *= size
 
 
+def check_tensor(name: str, param: Any) -> None:
+    """Fails unless a parameter is a tensor."""
+    if not isinstance(param, Tensor):
+        raise TypeError(f"{name} must be a Tensor, it is a {torch.typename(param)}")
+
+
 def check_param(name: str, param: Tensor) -> None:
     """Fails unless a parameter has memory of its own, without gaps or overlap."""
     _check_dense(name, param)

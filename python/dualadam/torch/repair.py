@@ -8,26 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dualadam._dualadam import Config, Stepper
+from dualadam._dualadam import Stepper
 from dualadam.torch.groups import name_of
+from dualadam.torch.native import Arguments, NativeGroup
+from dualadam.torch.openmp import only_threads_that_exist
 from dualadam.torch.options import is_on_device
 from dualadam.torch.plain import (
     check_apart,
     check_fake,
+    check_tensor,
     is_aligned,
     is_fake,
     plain,
     plain_grad,
     same_strides,
 )
-from dualadam.torch.scaling import Scalars
 from dualadam.torch.state import check_repairable, is_incomplete, repaired
 
-# A group as the native module takes it: the parameters, what the user has as their names, the
-# hyperparameters, whether there are masters, and the lr if it is a tensor on a CUDA device.
-NativeGroup = tuple[list[Any], object, Config, bool, Any | None]
-# The arguments of the native module's step that its second call repeats.
-Arguments = tuple[float, bool, Scalars]
 _States = defaultdict[Tensor, Any]
 
 
@@ -43,6 +40,7 @@ class _Odd(NamedTuple):
         return name_of(self.group, *self.place)
 
 
+@only_threads_that_exist()
 def step_with_repairs(
     stepper: Stepper,
     param_groups: list[dict[str, Any]],
@@ -56,6 +54,8 @@ def step_with_repairs(
     If it raises before anything was stepped, `states` is as before.
     """
     odd = [_Odd(param_groups[g], groups[g][0][position], (g, position)) for g, position in places]
+    for each in odd:
+        check_tensor(each.name, each.param)
     if any(is_fake(each.param) for each in odd):
         _step_fake(states, odd, groups)
         return
@@ -107,12 +107,16 @@ def _undoing(stepper: Stepper, states: _States, odd: list[_Odd]) -> Iterator[Non
 
 
 def _repair_states(states: _States, odd: list[_Odd], is_controlled: bool) -> None:
-    counted = [param for param, state in states.items() if is_on_device(state.get("step"))]
-    counting = {param.device for param in counted}
+    counting = {param.device for param, state in states.items() if _counts_on_device(param, state)}
     for group, param, _ in odd:
         on_device = param.is_cuda and (is_controlled or param.device in counting)
         state, has_masters = states.get(param, {}), bool(group["master_weights"])
         states[param] = repaired(param, state, has_masters, on_device)
+
+
+def _counts_on_device(key: Any, state: Any) -> bool:
+    # Other code may have entries of its own among the states.
+    return isinstance(key, Tensor) and isinstance(state, dict) and is_on_device(state.get("step"))
 
 
 @contextmanager
@@ -133,7 +137,7 @@ def _in_aligned_memory(
             for other in (p for group in groups for p in group[0]):
                 if other is not param and other.grad is not None:
                     check_apart(name_of(each.group, *each.place), own, other)
-            own.copy_(own)  # fails now if torch will not let the values be written back
+            _check_writable(each.name, own)
             copies[param] = torch.empty_like(own).copy_(own)
     stepped = [copies.get(each.param, each.param) for each in odd]
     if copies:
@@ -146,6 +150,15 @@ def _in_aligned_memory(
     finally:
         for copy in copies.values():
             states.pop(copy, None)
+
+
+def _check_writable(name: str, param: Tensor) -> None:
+    """Fails if torch does not let values be written into a parameter."""
+    try:
+        param.copy_(param)
+    except RuntimeError as error:
+        text = "must be aligned, or a tensor that torch's operations can change in place"
+        raise ValueError(f"{name} {text}: {error}") from None
 
 
 def _fitting_grads(odd: list[_Odd], stepped: list[Tensor]) -> dict[int, Tensor]:

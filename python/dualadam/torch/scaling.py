@@ -63,7 +63,8 @@ class Skips:
         if found is None or (self._on_device is None and is_capturing()):
             # A counter that is made in a capture would begin at 0 with each replay.
             return
-        with torch.no_grad():
+        # A counter that is an inference tensor could not change outside of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
             if self._on_device is None or self._on_device.device != found.device:
                 self._on_host = self.total()
                 self._on_device = torch.zeros((), dtype=torch.int64, device=found.device)

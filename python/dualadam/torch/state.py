@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dualadam.torch.groups import name_of
 from dualadam.torch.modes import is_capturing
+from dualadam.torch.openmp import only_threads_that_exist
 from dualadam.torch.options import REFUSED, is_on_device, number
 from dualadam.torch.plain import (
     check_apart,
@@ -30,7 +31,7 @@ _STEPS_END = 9e15
 
 def needs_master(param: Tensor, master_weights: bool) -> bool:
     """Whether the step of a parameter updates a master."""
-    return master_weights and param.dtype != torch.float32
+    return master_weights and param.dtype in (torch.bfloat16, torch.float16)
 
 
 def is_incomplete(state: dict[str, Any], param: Tensor, master_weights: bool) -> bool:
@@ -106,6 +107,7 @@ def check_repairable(
         raise RuntimeError(f"{name} {text}")
 
 
+@only_threads_that_exist()
 def with_masters(
     groups: list[dict[str, Any]], states: dict[Tensor, Any]
 ) -> list[tuple[int, Tensor, Tensor]]:
@@ -118,11 +120,13 @@ def with_masters(
         (index, each) for index, group in enumerate(groups) for each in enumerate(group["params"])
     )
     for flat, (index, (position, param)) in enumerate(places):
-        group, state = groups[index], states.get(param, {})
-        if MASTER in state and needs_master(param, group["master_weights"]):
-            name = name_of(group, index, position)
+        group, name = groups[index], name_of(groups[index], index, position)
+        if param not in states or not needs_master(param, group["master_weights"]):
+            continue
+        state = states[param]
+        check_state(name, param, state)
+        if MASTER in state:
             check_param(name, param)
-            check_state(name, param, state)
             check_apart(f"{MASTER} of {name}", state[MASTER], param)
             found.append((flat, param, state))
     pairs = []

@@ -26,14 +26,14 @@ pub(super) fn control_for(
     places: &[Place],
     counters: &[Counter],
     stream: usize,
+    name_of: impl Fn(Place) -> PyResult<String>,
 ) -> PyResult<()> {
     let before = |index: usize| old.as_ref().and_then(|old| old.sets.get(index)).and_then(|set| set.step);
     let step = |(index, counter): (usize, &Counter)| match *counter {
         Counter::Device(address) => Ok(Some(address)),
         Counter::Unused => Ok(before(index)),
         _ => {
-            let (group, position) = places[index];
-            let text = format!("step of parameter {position} of group {group} must be on {device}, it is on the host");
+            let text = format!("step of {} must be on {device}, it is on the host", name_of(places[index])?);
             Err(PyRuntimeError::new_err(text))
         }
     };

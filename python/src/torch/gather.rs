@@ -14,7 +14,7 @@ use super::counter::Counter;
 use super::group::Group;
 use super::known::{Known, Seen, is_aligned};
 use super::list::List;
-use super::masters::{Changed, Written};
+use super::masters::{Found, Written};
 use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States, addresses};
 use super::stepper::Steps;
 use super::tensors::Plain;
@@ -43,6 +43,8 @@ struct Parts<'py> {
     exp_avg_sq: Plain<'py>,
     step: Plain<'py>,
     master: Option<Plain<'py>>,
+    /// torch's count of the parameter's changes in place, if it has a master.
+    version: Option<u64>,
 }
 
 impl Steps {
@@ -60,20 +62,21 @@ impl Steps {
     ) -> PyResult<Vec<Place>> {
         self.lists.iter_mut().for_each(List::clear);
         let counts: Vec<_> = groups.iter().map(|group| group.params.len()).collect();
-        self.changed.clear();
-        self.known.resize_with(counts.iter().sum(), || None);
-        self.written.resize_with(counts.iter().sum(), || None);
+        let count = counts.iter().sum();
+        self.known.resize_with(count, || None);
+        self.masters.begin(count);
         let mut states = States::new(state);
         let (mut odd, mut flat) = (Vec::new(), 0);
-        for (group_index, (group, &count)) in groups.iter().zip(&counts).enumerate() {
-            for index in 0..count {
+        for (group_index, (group, &group_len)) in groups.iter().zip(&counts).enumerate() {
+            for index in 0..group_len {
                 let at = At { place: (group_index, index), flat, has_masters: group.has_masters };
                 flat += 1;
                 if let Some(Some(later)) = self.known.get(at.flat + AHEAD) {
                     later.fetch_ahead();
                 }
                 let param = group.params.get_item(index).map_err(|_| {
-                    let text = format!("group {group_index} must keep its {count} parameters during a step, it has");
+                    let text =
+                        format!("group {group_index} must keep its {group_len} parameters during a step, it has");
                     PyRuntimeError::new_err(format!("{text} {}", group.params.len()))
                 })?;
                 let state = states.of(&param);
@@ -83,9 +86,12 @@ impl Steps {
                 {
                     continue;
                 }
+                if !self.tensors.is_tensor(&param) {
+                    odd.push(at.place);
+                    continue;
+                }
                 let replaced = grads.map(|grads| grads.get_item(param.as_ptr() as usize)).transpose()?.flatten();
-                let grad = replaced.map_or_else(|| self.tensors.grad_of(&param), Ok)?;
-                if !self.gather_one(at, &param, grad, state)? {
+                if !self.gather_one(at, &param, replaced, state)? {
                     odd.push(at.place);
                 }
             }
@@ -101,11 +107,16 @@ impl Steps {
     #[inline]
     fn gather_known(&mut self, at: At, param: &Bound<'_, PyAny>, state: &Bound<'_, PyAny>) -> PyResult<bool> {
         let Some(known) = &self.known[at.flat] else { return Ok(false) };
-        let is_as_written = known.written().is_none_or(|written| self.is_as_written(param.py(), at.flat, written));
-        if !is_as_written || !known.is_of(param, at.has_masters) {
+        if !known.is_of(param, at.has_masters) {
             return Ok(false);
         }
         // `param` is a plain tensor: only such parameters become known.
+        if let Some(written) = known.written() {
+            let is_version = written.is_version(self.tensors.version_of(param)?);
+            if !is_version || !self.masters.is_as_written(param.py(), at.flat, written)? {
+                return Ok(false);
+            }
+        }
         let Some(grad) = self.tensors.grad_of_plain(param)? else { return Ok(false) };
         let Some((tensor, counter)) = known.recognise(&self.tensors, &self.names.addresses(state), &grad) else {
             return Ok(false);
@@ -116,31 +127,41 @@ impl Steps {
         Ok(true)
     }
 
-    /// Puts a parameter into its device's list if it is in order. Returns whether it is.
+    /// Puts a parameter into its device's list if it is in order. Returns whether it is. `replaced`
+    /// is the plain tensor that stands for its gradient, if that was replaced.
     fn gather_one<'py>(
         &mut self,
         at: At,
         param: &Bound<'py, PyAny>,
-        grad: Bound<'py, PyAny>,
+        replaced: Option<Bound<'py, PyAny>>,
         state: Option<Bound<'py, PyAny>>,
     ) -> PyResult<bool> {
-        if grad.is_none() {
-            self.skip(at, param)?;
-            return Ok(true);
-        }
         // First what may run Python code. The tensors are looked at after that.
-        let Some(state) = state else { return Ok(false) };
-        let Some((parts, entries)) = self.parts(at, param, &grad, &state)? else { return Ok(false) };
-        let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
-        let plain_param = parts.param.object().clone();
-        let (device, tensor, written) = (seen.device, seen.tensor, seen.written);
-        match tensor.master.zip(written) {
-            Some((_, written)) if self.is_as_written(param.py(), at.flat, written) => {}
-            Some((master, written)) => {
-                let param = plain_param.unbind();
-                self.changed.push(Changed { flat: at.flat, param, device, tensor, master, written });
+        let grad = match replaced {
+            Some(plain) => self.tensors.plain(&plain)?,
+            None => {
+                let grad = self.tensors.grad_of(param)?;
+                if grad.is_none() {
+                    self.skip(at, param)?;
+                    return Ok(true);
+                }
+                if state.is_none() {
+                    return Ok(false);
+                }
+                self.tensors.plain_grad(param, &grad)?
             }
-            None => self.written[at.flat] = None,
+        };
+        let (Some(grad), Some(state)) = (grad, state) else { return Ok(false) };
+        let Some((parts, entries)) = self.parts(at, param, grad, &state)? else { return Ok(false) };
+        let Some((seen, counter)) = self.look_at_all(at, &parts) else { return Ok(false) };
+        let Seen { device, tensor, written, .. } = seen;
+        match tensor.master.zip(written) {
+            Some((master, written)) => {
+                let (flat, len, buffer) = (at.flat, tensor.len, tensor.param);
+                let plain = parts.param.object().clone().unbind();
+                self.masters.note(param.py(), Found { flat, param: plain, device, len, buffer, master, written })?;
+            }
+            None => self.masters.forget(at.flat),
         }
         let before = self.known[at.flat].take();
         let before =
@@ -168,10 +189,9 @@ impl Steps {
         &mut self,
         at: At,
         param: &Bound<'py, PyAny>,
-        grad: &Bound<'py, PyAny>,
+        grad: Plain<'py>,
         state: &Bound<'py, PyAny>,
     ) -> PyResult<Option<(Parts<'py>, Entries<'py>)>> {
-        let Some(grad) = self.tensors.plain_grad(param, grad)? else { return Ok(None) };
         let Some(entries) = self.names.entries(state)? else { return Ok(None) };
         let Some(param) = self.tensors.plain(param)? else { return Ok(None) };
         let dtype = self.tensors.look(&param).and_then(|param| param.dtype());
@@ -181,8 +201,9 @@ impl Steps {
         };
         let (exp_avg, exp_avg_sq, step) = (plain(EXP_AVG)?, plain(EXP_AVG_SQ)?, plain(STEP)?);
         let master = if dtype.is_some_and(|dtype| at.has_master(dtype)) { plain(MASTER)? } else { None };
+        let version = if master.is_some() { self.tensors.version_of(param.object())? } else { None };
         let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
-        Ok(Some((Parts { param, grad, exp_avg, exp_avg_sq, step, master }, entries)))
+        Ok(Some((Parts { param, grad, exp_avg, exp_avg_sq, step, master, version }, entries)))
     }
 
     /// The parameter as it is at this moment, if all its tensors are in order. No Python code runs.
@@ -214,8 +235,7 @@ impl Steps {
             return None;
         }
         let (device, layout) = (param.device, Layout::of(&param));
-        // The counter's look above has not run Python code, and neither does this.
-        let written = tensor.master.and_then(|_| Written::of(&param, self.tensors.version_of(parts.param.object())));
+        let written = tensor.master.and_then(|_| Written::of(&param, parts.version));
         Some((Seen { device, layout, tensor, written, counter: step.address() }, counter))
     }
 

@@ -22,7 +22,7 @@ use super::tensors::Tensors;
 /// of torch's makes and drops a C++ reference to the tensor. If only the Python object has another,
 /// torch also counts a reference to the object, for which it asks for the interpreter's lock twice.
 ///
-/// The parameter itself is not held. While C++ code holds a tensor, torch does not show the garbage
+/// The parameter is not held through DLPack. While C++ code holds a tensor, torch does not show the garbage
 /// collector what the tensor refers to, such as hooks. A parameter may refer to its optimizer; the
 /// tensors of the state have no reason to.
 ///
@@ -104,7 +104,7 @@ impl Known {
     }
 
     /// The parameter as a list has it, if it and its state are as they were, and the gradient is
-    /// like it. No Python code runs once a tensor has been looked at.
+    /// like it. No Python code runs.
     #[inline]
     pub(super) fn recognise(
         &self,
@@ -115,12 +115,7 @@ impl Known {
         if !self.has_entries(entries) {
             return None;
         }
-        let Seen { device, layout: Some(layout), tensor: known, written, .. } = &self.seen else { return None };
-        if let Some(written) = written
-            && !written.is_version(tensors.version_of(self.param.bind(grad.py())))
-        {
-            return None;
-        }
+        let Seen { device, layout: Some(layout), tensor: known, .. } = &self.seen else { return None };
         let mut now = Tensor::EMPTY;
         let look = |object: &Py<PyAny>, now: &mut Tensor| {
             // SAFETY: `object` is `param` or one of `entries`, to which `self` has a reference, and

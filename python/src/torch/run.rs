@@ -7,14 +7,16 @@ use dualadam::cuda::{ControlGroup, RawLr, RawScalars};
 use dualadam::{Dtype, DualAdamConfig, Error};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::device;
 use crate::dlpack::{CUDA, Device, Tensor};
 use crate::errors::{exception, plain, tensors_of};
 use crate::threads::Workers;
 
+use super::Place;
 use super::control::control_for;
-use super::group::{Group, Scalars, name_of};
+use super::group::{Group, Scalars};
 use super::list::{Backend, List, OnDevice};
 use super::stepper::Steps;
 
@@ -63,6 +65,19 @@ impl Steps {
         outcome
     }
 
+    /// The name that error messages give the parameter at a place.
+    fn name_of(&self, py: Python<'_>, groups: &[Group<'_>], (group, position): Place) -> PyResult<String> {
+        let name = self.name_of.bind(py).call1((&groups[group].dict, group, position))?;
+        Ok(name.cast::<PyString>()?.to_string_lossy().into_owned())
+    }
+
+    /// The exception for an error about these tensors of a list, with the parameters' names.
+    fn named(&self, py: Python<'_>, groups: &[Group<'_>], list: &List, tensors: &[usize], error: &Error) -> PyErr {
+        let places = tensors.iter().filter_map(|&index| list.places.get(index));
+        let names: PyResult<Vec<_>> = places.map(|&place| self.name_of(py, groups, place)).collect();
+        names.map_or_else(|error| error, |names| exception(error, &names.join(" and ")))
+    }
+
     /// The number of threads of a step on the CPU.
     pub(super) fn threads(&self, py: Python<'_>) -> PyResult<usize> {
         self.threads.bind(py).call0()?.extract()
@@ -83,16 +98,17 @@ impl Steps {
             list.number_coeffs();
         } else {
             if let Some(&place) = list.places.iter().find(|place| groups[place.0].lr.is_some()) {
-                let (device, place) = (list.device, name_of(groups, place));
+                let (device, place) = (list.device, self.name_of(py, groups, place)?);
                 let text = format!("lr must be a number or a tensor on the CPU for {place}, which is on {device}");
                 return Err(PyValueError::new_err(text));
             }
-            list.form_coeffs(configs, multiplier).map_err(|(index, error)| named(groups, list, &[index], &error))?;
+            list.form_coeffs(configs, multiplier)
+                .map_err(|(index, error)| self.named(py, groups, list, &[index], &error))?;
         }
         let is_on_host = list.device.kind != CUDA;
         let stream =
             if is_on_host { 0 } else { self.tensors.exchange.current_stream(py, list.device)?.expose_provenance() };
-        list.take_over(stream)?.map_err(|error| named(groups, list, &tensors_of(&error), &error))?;
+        list.take_over(stream)?.map_err(|error| self.named(py, groups, list, &tensors_of(&error), &error))?;
         if is_on_host {
             let elements = list.tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.len));
             let workers = Workers::beside_torch(py, elements, self.openmp, || self.threads(py))?;
@@ -109,9 +125,10 @@ impl Steps {
             group.lr = lr;
             group
         };
-        let groups = configs.iter().zip(lrs).map(group).collect();
+        let configs = configs.iter().zip(lrs).map(group).collect();
         if let Some(Backend::Cuda(own)) = &mut list.backend {
-            control_for(list.device, groups, &mut own.control, &list.places, &list.counters, stream)?;
+            let name_of = |place| self.name_of(py, groups, place);
+            control_for(list.device, configs, &mut own.control, &list.places, &list.counters, stream, name_of)?;
         }
         Ok(Prepared::Controlled(stream, scalars))
     }
@@ -161,7 +178,6 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
     let coeffs = list.table.coeffs();
     match (&mut list.backend, prepared) {
         (Some(Backend::Cpu(own)), Prepared::OnHost(workers)) => {
-            let share = |parts, step_part: &(dyn Fn(usize) + Send + Sync)| workers.share(parts, step_part);
             // SAFETY: `gather` saw the tensors in this step, with these types, lengths and
             // addresses. `known` and `Tensors::keep` have references to them until the step is
             // done, so that they live, whatever lists and dicts were changed since. No other thread
@@ -169,7 +185,8 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
             // frees or replaces it (required by the documentation of `DualAdam.step`). No storage
             // is smaller than its tensor (required by the README's limits). `share` calls the
             // function once with each number.
-            py.detach(|| unsafe { own.step_raw_with(coeffs, share) }).map_err(plain)?;
+            py.detach(|| unsafe { own.step_raw_with(coeffs, |parts, step_part| workers.share(parts, step_part)) })
+                .map_err(plain)?;
         }
         (Some(Backend::Cuda(own)), Prepared::OnStream(stream)) => {
             // SAFETY: `stream` is torch's current stream in this step, so it is live. `gather` saw
@@ -197,11 +214,4 @@ fn run_one(py: Python<'_>, list: &mut List, prepared: &Prepared) -> PyResult<()>
     // else uses it, for the same reasons as the tensors' memory.
     list.counters.iter().for_each(|counter| unsafe { counter.advance() });
     Ok(())
-}
-
-/// The exception for an error about these tensors of a list, with the parameters' names.
-fn named(groups: &[Group<'_>], list: &List, tensors: &[usize], error: &Error) -> PyErr {
-    let places = tensors.iter().filter_map(|&index| list.places.get(index));
-    let names: Vec<_> = places.map(|&place| name_of(groups, place)).collect();
-    exception(error, &names.join(" and "))
 }

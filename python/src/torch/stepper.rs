@@ -14,7 +14,7 @@ use super::Place;
 use super::group::{Group, Scalars};
 use super::known::Known;
 use super::list::List;
-use super::masters::{Changed, Mark, Pair};
+use super::masters::{Masters, Pair};
 use super::state::Names;
 use super::tensors::Tensors;
 
@@ -35,26 +35,27 @@ pub(super) struct Steps {
     /// Returns the number of threads of a step on the CPU.
     pub(super) threads: Py<PyAny>,
     pub(super) openmp: Option<OpenMp>,
-    /// Returns a weak reference to a tensor's storage. Its method `expired` says if that was freed.
-    pub(super) weak_storage: Py<PyAny>,
+    /// Returns the name of a parameter, of its group, the group's index and its position there.
+    pub(super) name_of: Py<PyAny>,
     pub(super) lists: Vec<List>,
     /// What is known of each parameter from the step before.
     pub(super) known: Vec<Option<Known>>,
-    /// Each parameter that has a master, as the last step left it.
-    pub(super) written: Vec<Option<Mark>>,
-    /// The parameters with masters that other code has written since.
-    pub(super) changed: Vec<Changed>,
+    pub(super) masters: Masters,
 }
 
 #[pymethods]
 impl Stepper {
     #[new]
+    #[pyo3(signature = (*, plain, unwrap, unwrap_grad, weak_storage, has_expired, name_of, threads, parallel))]
+    #[expect(clippy::too_many_arguments, reason = "each is a function of torch's, given by its name")]
     fn new(
         py: Python<'_>,
         plain: Vec<Py<PyType>>,
         unwrap: Py<PyAny>,
         unwrap_grad: Py<PyAny>,
         weak_storage: Py<PyAny>,
+        has_expired: Py<PyAny>,
+        name_of: Py<PyAny>,
         threads: Py<PyAny>,
         parallel: usize,
     ) -> PyResult<Self> {
@@ -62,8 +63,9 @@ impl Stepper {
         // loaded and uses, or 0.
         let openmp = unsafe { OpenMp::at(parallel) };
         let (tensors, names) = (Tensors::new(py, plain, unwrap, unwrap_grad)?, Names::new(py));
-        let (lists, known, written, changed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let steps = Mutex::new(Steps { tensors, names, threads, openmp, weak_storage, lists, known, written, changed });
+        let masters = Masters::new(weak_storage, has_expired);
+        let (lists, known) = (Vec::new(), Vec::new());
+        let steps = Mutex::new(Steps { tensors, names, name_of, threads, openmp, lists, known, masters });
         Ok(Self { steps, must_forget: AtomicBool::new(false), has_begun: AtomicBool::new(false) })
     }
 
@@ -71,8 +73,8 @@ impl Stepper {
     ///
     /// Args:
     ///     state: the optimizer's state.
-    ///     groups: per group: the parameters, a list of their names or anything else, the config,
-    ///         whether there are masters, and the lr if it is a tensor on a CUDA device.
+    ///     groups: per group: the parameters, the group itself, the config, whether there are
+    ///         masters, and the lr if it is a tensor on a CUDA device.
     ///     grads: gradients that replace those of parameters, by the parameter's id, or None.
     ///     multiplier: what the gradients on the CPU are multiplied by.
     ///     is_controlled: whether the CUDA devices form the coefficients and count the steps.

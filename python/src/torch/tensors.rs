@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
@@ -94,11 +94,22 @@ impl Tensors {
     }
 
     /// How often torch's operations have changed a tensor in place. None of an inference tensor,
-    /// for which torch does not count it. The tensor has one of the types of plain tensors.
+    /// for which torch does not count it. The tensor has one of the types of plain tensors. Under a
+    /// `TorchFunctionMode`, Python code runs.
     #[inline]
-    pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> Option<u64> {
+    pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+        let Some(getter) = self.version_getter else { return Ok(None) };
         // SAFETY: as in `grad_of_plain`, for the descriptor `self.version`.
-        unsafe { get(self.version_getter?, &self.version, tensor) }.ok()?.extract().ok()
+        match unsafe { get(getter, &self.version, tensor) } {
+            Ok(version) => version.extract().map(Some),
+            Err(error) if error.is_instance_of::<PyRuntimeError>(tensor.py()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an object is a tensor, of any subclass.
+    pub(super) fn is_tensor(&self, object: &Bound<'_, PyAny>) -> bool {
+        self.plain.first().is_some_and(|first| is_below(&object.get_type(), first.bind(object.py())))
     }
 
     /// The gradient of a parameter, or Python's None.
@@ -134,9 +145,9 @@ impl Tensors {
         if plain.is_none() {
             return Ok(None);
         }
-        let kind = plain.get_type();
-        if !self.plain.first().is_some_and(|first| is_below(&kind, first.bind(plain.py()))) {
-            return Err(PyTypeError::new_err(format!("{what} must return a tensor or None, got {kind}")));
+        if !self.is_tensor(&plain) {
+            let text = format!("{what} must return a tensor or None, got {}", plain.get_type());
+            return Err(PyTypeError::new_err(text));
         }
         self.keep(plain.clone().unbind());
         Ok(Some(Plain(plain)))

@@ -312,7 +312,7 @@ def test_freed_memory_of_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["a"], [], "ab", ("a",), [1, 2], [None, None], {"a": 1}, 7, ["a", b"b"], None]
+    "names", [["a"], [], "ab", ("a",), [1, 2], [None, None], {"a": 1}, 7, [b"a", b"b"], None]
 )
 def test_names_that_are_no_names(names: Any) -> None:
     p, q = param(8), param(4)
@@ -320,6 +320,9 @@ def test_names_that_are_no_names(names: Any) -> None:
     q.data = p.data[2:6]
     optimizer.param_groups[0]["param_names"] = names
     with pytest.raises(ValueError, match="^parameter 1 of group 0 and parameter 0 of group 0: "):
+        optimizer.step()
+    optimizer.param_groups[0]["param_names"] = ["a", b"b"]
+    with pytest.raises(ValueError, match="^parameter 1 of group 0 and parameter 'a': "):
         optimizer.step()
     optimizer.param_groups[0]["param_names"] = ["a", "\udc80"]
     with pytest.raises(ValueError, match="^parameter '\ufffd+' and parameter 'a': "):

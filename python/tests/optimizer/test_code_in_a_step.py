@@ -128,17 +128,24 @@ def test_the_parameters_own_state_loses_entries() -> None:
 CONFIG = dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.0, dualadam.Schedule.linear_until(9))
 
 
+def stepper_of(plain: list[type]) -> Stepper:
+    """A stepper to which no other tensor is a plain one."""
+    return Stepper(
+        plain=plain,
+        unwrap=lambda tensor: 5,
+        unwrap_grad=lambda param, grad: grad,
+        weak_storage=lambda tensor: None,
+        has_expired=lambda number: False,
+        name_of=lambda group, index, position: "a parameter",
+        threads=lambda: 1,
+        parallel=0,
+    )
+
+
 def test_what_stands_for_a_tensor_is_a_tensor() -> None:
     p = calls(torch.ones(3))
-    stepper = Stepper(
-        [torch.Tensor],
-        lambda tensor: 5,
-        lambda param, grad: grad,
-        lambda tensor: None,
-        lambda: 1,
-        0,
-    )
-    group = (with_grads(p), None, CONFIG, False, None)
+    stepper = stepper_of([torch.Tensor])
+    group: Any = (with_grads(p), {}, CONFIG, False, None)
     with pytest.raises(TypeError, match="unwrap must return a tensor or None, got <class 'int'>"):
         stepper.step({p: state_of(1.0)}, [group], None, 1.0, False, [])
 
@@ -152,6 +159,4 @@ def test_what_stands_for_a_tensor_is_a_tensor() -> None:
 )
 def test_types_of_plain_tensors(plain: list[type], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        Stepper(
-            plain, lambda tensor: None, lambda param, grad: None, lambda tensor: None, lambda: 1, 0
-        )
+        stepper_of(plain)

@@ -306,7 +306,8 @@ def test_names_are_for_messages_only(names: Any) -> None:
     optimizer.param_groups[0]["param_names"] = names
     optimizer.step()
     q.grad = torch.ones(2, dtype=torch.float32).to_sparse()
-    one, two = ("'a'", "'b'") if names == ("a", "b") else ("0 of group 0", "1 of group 0")
+    one = "'a'" if names in (("a", "b"), ["a", 3]) else "0 of group 0"
+    two = "'b'" if names == ("a", "b") else "1 of group 0"
     with pytest.raises(ValueError, match=f"the gradient of parameter {two} must be dense"):
         optimizer.step()
     q.grad = torch.ones(2)
