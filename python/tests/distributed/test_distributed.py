@@ -7,19 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("worker.py")
+FOLDER = Path(__file__).parent
 STEPS = 12
 HALF = STEPS // 2
 
 
-def run(
-    ranks: int, kind: str, result: Path, *arguments: object
-) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """The results of all ranks."""
+def outcomes(program: str, ranks: int, result: Path, *arguments: object) -> list[Any]:
+    """What each rank of a program saves."""
     launcher = [
         sys.executable,
         "-m",
@@ -27,7 +26,7 @@ def run(
         "--standalone",
         f"--nproc-per-node={ranks}",
     ]
-    command = [*launcher, WORKER, "--kind", kind, "--result", result, *arguments]
+    command = [*launcher, FOLDER / program, "--result", result, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(word) for word in command],
@@ -38,6 +37,13 @@ def run(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{result}.{rank}") for rank in range(ranks)]
+
+
+def run(
+    ranks: int, kind: str, result: Path, *arguments: object
+) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """The training's results of all ranks."""
+    return outcomes("worker.py", ranks, result, "--kind", kind, *arguments)
 
 
 def assert_same(
@@ -106,3 +112,12 @@ def test_a_checkpoint_of_two_ranks_resumes(
     arguments = ["--gradients", "assigned", "--first", HALF, "--load", checkpoint]
     for rank in run(ranks, kind, tmp_path / "result", *arguments):
         assert_same(rank, alone_assigned)
+
+
+@pytest.mark.parametrize("is_synced", [False, True])
+def test_masters_need_a_call_after_a_broadcast(is_synced: bool, tmp_path: Path) -> None:
+    # torch does not count collective operations as changes in place.
+    arguments = ["--sync"] if is_synced else []
+    found = outcomes("broadcast.py", 2, tmp_path / "result", *arguments)
+    values = [1.0, 1.0] if is_synced else [1.0, 2.0]
+    assert all(bool((p == value).all()) for p, value in zip(found, values))

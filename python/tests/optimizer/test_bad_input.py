@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from dualadam.torch import DualAdam
+from helpers import bits
 
 import dualadam
 
@@ -366,7 +367,7 @@ def test_a_parameter_becomes_another(unchanged: Unchanged) -> None:
     )
 
 
-def test_states_that_are_none(unchanged: Unchanged) -> None:
+def test_states_that_are_no_states(unchanged: Unchanged) -> None:
     p, q = param(8), param(4)
     optimizer = stepped(p, q)
     good = dict(optimizer.state[q])
@@ -436,9 +437,55 @@ def test_states_that_are_no_dicts(bad: object) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("bad", [torch.ones(2), 5, "x", [1]])
+def test_a_sync_of_states_that_are_no_dicts(bad: object) -> None:
+    p = param(3, kind=torch.bfloat16)
+    optimizer = stepped(p, master_weights=True)
+    optimizer.state[p] = bad
+    with pytest.raises(TypeError, match="the state of parameter 'a' must be a dict, it is"):
+        optimizer.sync_masters()
+
+
+@pytest.mark.parametrize("bad", [None, 3])
+def test_parameters_that_are_no_sequence(bad: object) -> None:
+    text = f"params of group 0 must be an iterable of parameters, got {bad}"
+    with pytest.raises(TypeError, match=text):
+        DualAdam([{"params": bad}], switching_rate=1)  # type: ignore[dict-item]
+    optimizer = stepped(param(3))
+    optimizer.param_groups[0]["params"] = bad
+    with pytest.raises(TypeError, match=text):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bad", [None, 3, "x"])
+def test_parameters_that_are_no_tensors(unchanged: Unchanged, bad: object) -> None:
+    p = param(3)
+    optimizer = stepped(p)
+    optimizer.param_groups[0]["params"].append(bad)
+    before = bits(p)
+    with pytest.raises(TypeError, match="parameter 1 of group 0 must be a Tensor, it is a"):
+        optimizer.step()
+    assert torch.equal(bits(p), before)
+
+
+def test_an_inference_tensor_without_alignment() -> None:
+    with torch.inference_mode():
+        memory = torch.frombuffer(bytearray(20), dtype=torch.float32, offset=1, count=3)
+        p = torch.nn.Parameter(memory, requires_grad=False)
+        p.grad = torch.ones(3)
+    optimizer = DualAdam([("a", p)], switching_rate=1)
+    text = "parameter 'a' must be aligned, or a tensor that torch's operations can change in place"
+    with pytest.raises(ValueError, match=text):
+        optimizer.step()
+    assert torch.equal(p, torch.zeros(3)) and len(optimizer.state) == 0
+    with torch.inference_mode():
+        optimizer.step()
+    assert bool((p < 0).all())
+
+
 @pytest.mark.parametrize(("value", "kind"), [(torch.ones(2), ValueError), ("x", TypeError)])
 @pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
-def test_scalars_of_a_scaler_that_are_none(
+def test_scalars_that_no_scaler_gives(
     unchanged: Unchanged, name: str, value: object, kind: type[BaseException]
 ) -> None:
     optimizer = stepped(param(3))

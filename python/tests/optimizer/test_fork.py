@@ -186,20 +186,46 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 @counts_threads
 @pytest.mark.skipif(parallel() == 0, reason="torch has no OpenMP with GOMP_parallel")
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("number", "new"), [("", 0), ("2", 2)])
-def test_torchs_threads_make_the_step(number: str, new: int) -> None:
+def test_torchs_threads_make_the_step(number: str, new: int, kind: str) -> None:
     code = f"""
 import os, torch
 from dualadam.torch import DualAdam
 torch.set_num_threads(3)
-p = torch.nn.Parameter(torch.ones({LARGE}))
-p.grad = torch.ones({LARGE})
+p = torch.nn.Parameter(torch.ones({LARGE}, dtype=torch.{kind}))
+p.grad = torch.ones_like(p)
 torch.ones(1 << 20).add_(1)  # starts torch's threads
 before = set(os.listdir("/proc/self/task"))
-DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0).step()
+DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0, master_weights=True).step()
 print(len(set(os.listdir("/proc/self/task")) - before), bool((p == 0.5).all()))
 """
     assert output_of(code, RAYON_NUM_THREADS=number) == [str(new), "True"]
+
+
+def test_large_states_are_made_and_loaded_in_a_child() -> None:
+    torch.set_num_threads(2)
+    optimizer, twin = shared_twins()
+    saved = optimizer.state_dict()
+    halves = [torch.nn.Parameter(torch.ones(LARGE, dtype=torch.bfloat16)) for _ in range(2)]
+    for half in halves:
+        half.grad = torch.ones_like(half)
+        half.data.share_memory_()
+    others = [DualAdam([half], switching_steps=8, master_weights=True) for half in halves]
+    torch.ones(1 << 20).add_(1)  # starts torch's threads, which the child does not have
+
+    def child() -> None:
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+        others[0].step()
+        others[0].sync_masters()
+        assert torch.get_num_threads() == 2
+
+    in_child(child)
+    twin.step()
+    others[1].step()
+    assert torch.equal(*(bits(each.param_groups[0]["params"][0]) for each in (optimizer, twin)))
+    assert torch.equal(bits(halves[0]), bits(halves[1]))
 
 
 @pytest.mark.parametrize("imported_in_child", [False, True])
@@ -213,15 +239,12 @@ import os, torch
 torch.set_num_threads(2)
 p = torch.nn.Parameter(torch.ones({LARGE}))
 p.grad = torch.ones({LARGE})
-zeros = [torch.zeros({LARGE}) for _ in range(2)]
 torch.ones(1 << 20).add_(1)  # starts torch's threads, which the child does not have
 child = os.fork()
 if child == 0:
     {second}
     import dualadam.torch
     optimizer = dualadam.torch.DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0)
-    state = dict(zip(("exp_avg", "exp_avg_sq"), zeros))
-    optimizer.state[p] = {{"step": torch.tensor(0.0), **state}}
     optimizer.step()
     os._exit(0 if p.detach().numpy()[-1] == 0.5 else 1)
 print(os.waitpid(child, 0)[1])

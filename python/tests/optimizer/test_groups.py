@@ -117,6 +117,42 @@ def test_a_switching_length_is_not_ignored_later() -> None:
         optimizer.step()
 
 
+def test_an_equal_switching_length_asks_for_nothing() -> None:
+    p, q = ones(3), ones(3)
+    optimizer, twin = DualAdam([p], switching_steps=5), DualAdam([q], switching_steps=5)
+    # As tools do that keep the arguments of the constructor, such as ZeroRedundancyOptimizer.
+    optimizer.param_groups[0].update(switching_steps=5, switching_rate=None)
+    for each in (optimizer, twin):
+        each.step()
+        each.load_state_dict(each.state_dict())
+        each.step()
+    assert torch.equal(bits(p), bits(q))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "tensor"),
+    [
+        ("lr", 0.1, torch.tensor(0.1)),
+        ("betas", (0.9, 0.999), (0.9, torch.tensor(0.999))),
+        ("eps", 1e-8, torch.tensor(1e-8)),
+        ("weight_decay", 0.1, torch.tensor(0.1)),
+    ],
+)
+def test_a_float32_that_equals_the_number_is_another_number(
+    name: str, number: Any, tensor: Any
+) -> None:
+    def config_after(first: Any, second: Any) -> Any:
+        optimizer = DualAdam([ones(3)], **{name: first, **AS_ADAMW})
+        optimizer.step()
+        optimizer.param_groups[0][name] = second
+        optimizer.step()
+        return optimizer._options[0].config
+
+    assert number == tensor
+    assert config_after(number, tensor) == config_after(tensor, tensor)
+    assert config_after(number, tensor) != config_after(number, number)
+
+
 def frozen_parameters() -> list[torch.nn.Parameter]:
     tensors = [
         torch.zeros(4, dtype=torch.uint8),
@@ -361,7 +397,7 @@ def test_options_that_are_missing_later() -> None:
         optimizer.step()
 
 
-def test_pairs_that_are_none() -> None:
+def test_pairs_without_a_parameter() -> None:
     for entry in (("w",), ("w", ones(2), 3)):
         with pytest.raises(ValueError, match="parameter 1 of group 0 must be a Tensor or a name"):
             DualAdam([("p", ones(2)), entry], **AS_ADAMW)  # type: ignore[list-item]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dualadam.torch import DualAdam
 from helpers import bits
+from torch.overrides import TorchFunctionMode
 
 KINDS = [torch.bfloat16, torch.float16]
 
@@ -326,6 +327,40 @@ def test_masters_that_do_not_fit_change_nothing() -> None:
     with pytest.raises(ValueError, match=text):
         optimizer.sync_masters()
     assert torch.equal(master(optimizer, p), old)
+
+
+def test_masters_of_frozen_parameters_of_other_types_are_passed_over() -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    p.grad = None
+    p.requires_grad_(False)
+    p.data = torch.zeros(64, dtype=torch.int8)
+    old = master(optimizer, p).clone()
+    optimizer.step()
+    optimizer.sync_masters()
+    assert torch.equal(bits(master(optimizer, p)), bits(old))
+
+
+class Interrupting(TorchFunctionMode):
+    """Raises when torch is asked for a tensor's count of changes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is torch.Tensor._version:  # type: ignore[comparison-overlap]
+            raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_an_exception_while_a_change_is_looked_for_is_not_lost(is_known: bool) -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    if not is_known:
+        optimizer.state  # noqa: B018
+    before = bits(p)
+    with pytest.raises(KeyboardInterrupt), Interrupting():
+        optimizer.step()
+    assert torch.equal(bits(p), before)
+    with pytest.raises(KeyboardInterrupt), Interrupting():
+        optimizer.sync_masters()
+    optimizer.step()
 
 
 def test_special_values() -> None:

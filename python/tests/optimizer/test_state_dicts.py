@@ -73,6 +73,19 @@ def test_names_that_differ_in_part_are_those_of_another_model(unchanged: Unchang
     loaded.load_state_dict(state_dict)
 
 
+@pytest.mark.parametrize("value", [5, torch.ones(2), {"step": torch.ones(())}])
+def test_entries_of_other_code_stay_in_the_state(value: Any) -> None:
+    optimizer = optimizer_of("ab")
+    optimizer.state["ema"] = value  # type: ignore[index]
+    for _ in range(2):
+        optimizer.load_state_dict(optimizer.state_dict())
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    assert optimizer.state["ema"] is value  # type: ignore[index]
+    assert_equal(moments(optimizer), moments(optimizer_of("ab", steps=2)), "ab")
+
+
 @pytest.mark.parametrize("kind", ["strings", "names"])
 def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -> None:
     state_dict = optimizer_of("ab", steps=2).state_dict()
@@ -94,7 +107,7 @@ def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -
         ("exp_avg", torch.ones(3, device="meta"), ValueError, "exp_avg of parameter 'a' must have"),
     ],
 )
-def test_entries_that_are_none(
+def test_entries_that_no_state_has(
     unchanged: Unchanged, key: str, value: Any, kind: type[BaseException], text: str
 ) -> None:
     state_dict = copy.deepcopy(optimizer_of("ab", steps=2).state_dict())

@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 from child import output_of
 from dualadam.torch import DualAdam
+from dualadam.torch.scaling import Skips
 from helpers import assert_same, bits, everything
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -355,6 +356,35 @@ def test_a_compiled_function_may_make_an_optimizer() -> None:
 def test_the_compiler_is_not_imported() -> None:
     code = "import dualadam.torch, sys; print('torch._dynamo' in sys.modules)"
     assert output_of(code) == ["False"]
+
+
+@pytest.mark.parametrize("begins_in_inference_mode", [False, True])
+def test_skips_are_counted_where_the_gradients_are(begins_in_inference_mode: bool) -> None:
+    skips = Skips()
+    for is_inference in (begins_in_inference_mode, False):
+        with torch.inference_mode(is_inference):
+            for found in (1.0, 0.0, 1.0):
+                skips.add((1.0, [(0, None, torch.tensor([found]))]))
+    skips.add(None)
+    skips.add((1.0, []))
+    assert skips.total() == 5
+
+
+class CountsSteps(DualAdam):
+    def step(self, closure: Any = None) -> Any:
+        self.count = getattr(self, "count", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("is_made_so", [False, True])
+def test_hooks_of_a_subclass_run_once(is_made_so: bool) -> None:
+    optimizer = (CountsSteps if is_made_so else DualAdam)([ones(3)], **AS_ADAMW)
+    optimizer.__class__ = CountsSteps
+    called: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: called.append("post"))
+    optimizer.step()
+    assert called == ["pre", "post"] and optimizer.count == 1
 
 
 def test_a_scaler_on_the_cpu_does_not_call_a_skipped_step() -> None:
