@@ -42,10 +42,10 @@ def foreach(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, foreach=True)
 
 
-def parameters() -> list[torch.nn.Parameter]:
-    params = [torch.nn.Parameter(torch.randn(1)) for _ in range(TENSORS)]
+def parameters(kind: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    params = [torch.nn.Parameter(torch.randn(1, dtype=kind)) for _ in range(TENSORS)]
     for param in params:
-        param.grad = torch.randn(1)
+        param.grad = torch.randn_like(param)
     return params
 
 
@@ -100,6 +100,9 @@ def hot_rows() -> None:
     hot("hot: new gradients", both(new_grads, optimizer), alone)
     alone = hot("(new gradients and parameters alone)", new_memory)
     hot("hot: new gradients and parameters", both(new_memory, optimizer), alone)
+    halves = parameters(torch.bfloat16)
+    with_masters = DualAdam(halves, switching_steps=100, master_weights=True)
+    hot("hot: nothing changed, bfloat16 with masters", with_masters.step)
     hot("hot: torch's AdamW, fused", fused(params).step)
     hot("hot: torch's AdamW, foreach", foreach(params).step)
 

@@ -98,7 +98,9 @@ def _checked_params(params: Any, index: int) -> Any:
     for position, entry in enumerate(params):
         if isinstance(entry, tuple) and len(entry) != 2:
             what = _place(None, index, position)
-            raise ValueError(f"{what} must be a Tensor or a name and a Tensor, it is {entry!r}")
+            raise ValueError(
+                f"{what} must be a Tensor, or a name and a Tensor, it has {len(entry)}"
+            )
         name, param = entry if isinstance(entry, tuple) else (None, entry)
         what = _place(name, index, position)
         check_tensor(what, param)

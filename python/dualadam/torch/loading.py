@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dualadam.torch.groups import name_of, names_of
+from dualadam.torch.groups import as_list, name_of, names_of
 from dualadam.torch.openmp import only_threads_that_exist
 from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored
 from dualadam.torch.state import MASTER, check_loaded, repaired
@@ -29,6 +29,7 @@ def loaded(
     """The groups and states of an optimizer after a state dict is loaded. Changes nothing."""
     _check_parts(state_dict)
     saved = state_dict["param_groups"]
+    params = [as_list(group["params"], index) for index, group in enumerate(groups)]
     sources, places = _match(groups, saved, strict)
     new_groups = [
         dict(group) if source is None else _loaded_group(group, saved[source], source)
@@ -45,7 +46,7 @@ def loaded(
             place = places[key]
             if place is None:
                 continue
-            group, param = new_groups[place[0]], groups[place[0]]["params"][place[1]]
+            group, param = new_groups[place[0]], params[place[0]][place[1]]
             check_loaded(name_of(groups[place[0]], *place), param, value)
             if not value:
                 continue
@@ -113,10 +114,9 @@ def _match(groups: _Groups, saved: _Groups, strict: bool) -> _Match:
             return _match_by_name(own, other, groups, saved)
         # If no name is the same, the model may be in another wrapper. Its order is the same then.
         if any(name in own for name in other):
-            raise ValueError(
-                f"the state dict must have the optimizer's parameters, but {_difference(own, other)}"
-                "; strict=False loads what both have, and without param_names the order counts"
-            )
+            text = "strict=False loads what both have, and without param_names the order counts"
+            expected = f"must have the optimizer's parameters, but {_difference(own, other)}"
+            raise ValueError(f"the state dict {expected}; {text}")
     places = dict(zip(_keys(saved), _places(groups)))
     return _Match(list(range(len(groups))), dict(places))
 

@@ -175,7 +175,7 @@ class DualAdam(Optimizer):
         try:
             state: defaultdict[Tensor, Any] = self.__dict__["state"]
         except KeyError:
-            # Of an object that shares this class, but has another __init__, as some wrappers do.
+            # A wrapper may share this class and not run its __init__.
             raise AttributeError(f"{type(self).__name__} has no attribute 'state' yet") from None
         return state
 
@@ -196,7 +196,7 @@ class DualAdam(Optimizer):
         """Whether `torch.amp.GradScaler` leaves it to the step to unscale and to skip.
 
         Otherwise it does not call a step that it skips, which schedulers, hooks and tools rely on.
-        On the CPU it need not wait for anything, so that nothing is gained by the step's doing it.
+        On the CPU, the scaler does not wait for a device either.
         """
         is_asked_for = any(group.get("fused") for group in self.param_groups)
         return is_asked_for and any(d.type == "cuda" for d in devices_of(self.param_groups))
@@ -252,8 +252,8 @@ class DualAdam(Optimizer):
         Raises:
             ValueError, TypeError: a gradient, a state or an option does not fit. The message names
                 the parameter or the group.
-            RuntimeError: a CUDA graph cannot capture the step, or torch traces it; another thread
-                is in a step of this optimizer; threads cannot be started; or the CUDA driver failed.
+            RuntimeError: a CUDA graph cannot capture the step, torch traces it, another thread is
+                in a step of this optimizer, threads cannot be started, or the CUDA driver failed.
 
         If an exception is raised, nothing was stepped, unless a driver failed: then the devices
         before that one were stepped.
@@ -330,12 +330,13 @@ class DualAdam(Optimizer):
         An element whose rounded master is no longer the parameter takes the parameter's value. The
         others keep their masters' low bits.
 
-        Each step does this by itself for a parameter that torch counts as changed in place, or that
-        has other memory or another layout than before. torch does not count writes into `.data` and
-        other views of the memory, into inference tensors, by the replay of a CUDA graph, and by the
-        step of a fused optimizer, also of another DualAdam. Call this after such a write, and
-        before the next step or `state_dict`. During the call, nothing else may use the parameters
-        and masters.
+        Each step does this by itself for a parameter that torch counts as changed in place, or
+        that has other memory or another layout than before. torch does not count writes into
+        `.data` and other views of the memory, into inference tensors, by the replay of a CUDA
+        graph, by the step of a fused optimizer, also of another DualAdam, and by collective
+        operations such as `torch.distributed.broadcast`. Call this after such a write, and before
+        the next step or `state_dict`. During the call, nothing else may use the parameters and
+        masters.
 
         Raises:
             ValueError, TypeError: a master does not fit its parameter.

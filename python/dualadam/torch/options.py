@@ -43,8 +43,15 @@ def naming(what: str) -> Iterator[None]:
 def refuse(options: dict[str, Any]) -> None:
     """Fails if an option is set that other optimizers have and DualAdam does not."""
     for name, reason in REFUSED.items():
-        if options.get(name):
+        if _is_set(options.get(name)):
             raise ValueError(f"{name} must not be set, got {options[name]!r}: {reason}")
+
+
+def _is_set(value: Any) -> bool:
+    try:
+        return bool(value)
+    except (RuntimeError, TypeError, ValueError):
+        return True  # such as a tensor with several elements
 
 
 def has_schedule(group: dict[str, Any]) -> bool:
@@ -56,19 +63,19 @@ def number(name: str, value: Any) -> float:
     """The value of an option: a number, or a tensor or array with one element."""
     if type(value) is float:
         return value
-    element = value
-    if isinstance(value, Tensor):
-        check_size(name, value.numel())
-    elif isinstance(getattr(value, "size", None), int):
-        check_size(name, value.size)
-        element = value.item()
+    element, cause = value, None
     try:
+        if isinstance(value, Tensor):
+            check_size(name, value.numel())
+            element = value.detach() if value.requires_grad else value
+        elif isinstance(getattr(value, "size", None), int):
+            check_size(name, value.size)
+            element = value.item()
         if not isinstance(element, (bool, str, bytes)):
             return float(element)
-    except (OverflowError, RuntimeError, TypeError):
-        # Such as a tensor that is complex or without a value.
-        pass
-    raise TypeError(f"{name} must be a number, got {value!r}")
+    except (AttributeError, OverflowError, RuntimeError, TypeError) as error:
+        cause = error  # such as of a tensor that is complex or without a value
+    raise TypeError(f"{name} must be a number, got {value!r}") from cause
 
 
 def check_size(name: str, size: int) -> None:

@@ -63,7 +63,14 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
 
 def kind(value: Any) -> str:
     """The description of a value in an error message."""
-    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else torch.typename(value)
+    if not isinstance(value, Tensor):
+        return torch.typename(value)
+    return f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
+
+
+def is_strided(tensor: Tensor) -> bool:
+    """Whether a tensor has a place in memory for each element, at strides."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def is_fake(tensor: Any) -> bool:

@@ -16,6 +16,8 @@ from dualadam.torch.plain import (
     check_memory,
     check_param,
     is_aligned,
+    is_fake,
+    is_strided,
     kind,
     plain,
     same_strides,
@@ -59,17 +61,23 @@ def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
     tensors = [key for key in (*_MOMENTS, MASTER) if key in state]
     for key in tensors:
         _check_like(f"{key} of {name}", param, state[key])
+    step = state["step"]
+    if isinstance(step, Tensor) and not is_strided(step):
+        raise TypeError(f"step of {name} must be a dense tensor or a number, it is {kind(step)}")
+    # Before a value is read.
     for key in ("step", *tensors):
         if isinstance(state[key], Tensor):
             check_memory(f"{key} of {name}", plain(state[key]))
-    _check_step(f"step of {name}", state["step"])
+    _check_step(f"step of {name}", step)
 
 
 def _check_like(what: str, param: Tensor, value: Any) -> None:
     """Fails if this cannot be a moment or the master of a parameter."""
     is_tensor = isinstance(value, Tensor)
-    if not is_tensor or not value.is_floating_point() or value.layout != torch.strided:
+    if not is_tensor or not value.is_floating_point() or not is_strided(value):
         raise TypeError(f"{what} must be a dense floating-point tensor, it is {kind(value)}")
+    if is_fake(value) and not is_fake(param):
+        raise TypeError(f"{what} must have memory, it is a FakeTensor")
     if value.shape != param.shape:
         text = f"{what} must have the shape {tuple(param.shape)}, it has {tuple(value.shape)}"
         raise ValueError(text)

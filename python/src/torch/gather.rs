@@ -193,7 +193,8 @@ impl Steps {
         state: &Bound<'py, PyAny>,
     ) -> PyResult<Option<(Parts<'py>, Entries<'py>)>> {
         let Some(entries) = self.names.entries(state)? else { return Ok(None) };
-        let Some(param) = self.tensors.plain(param)? else { return Ok(None) };
+        let object = param;
+        let Some(param) = self.tensors.plain(object)? else { return Ok(None) };
         let dtype = self.tensors.look(&param).and_then(|param| param.dtype());
         let mut plain = |entry: usize| match &entries[entry] {
             Some(object) => self.tensors.plain(object),
@@ -201,7 +202,7 @@ impl Steps {
         };
         let (exp_avg, exp_avg_sq, step) = (plain(EXP_AVG)?, plain(EXP_AVG_SQ)?, plain(STEP)?);
         let master = if dtype.is_some_and(|dtype| at.has_master(dtype)) { plain(MASTER)? } else { None };
-        let version = if master.is_some() { self.tensors.version_of(param.object())? } else { None };
+        let version = if master.is_some() { self.tensors.version_of_both(object, &param)? } else { None };
         let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
         Ok(Some((Parts { param, grad, exp_avg, exp_avg_sq, step, master, version }, entries)))
     }

@@ -22,9 +22,9 @@ use super::tensors::Tensors;
 /// of torch's makes and drops a C++ reference to the tensor. If only the Python object has another,
 /// torch also counts a reference to the object, for which it asks for the interpreter's lock twice.
 ///
-/// The parameter is not held through DLPack. While C++ code holds a tensor, torch does not show the garbage
-/// collector what the tensor refers to, such as hooks. A parameter may refer to its optimizer; the
-/// tensors of the state have no reason to.
+/// The parameter is not held through DLPack. While C++ code holds a tensor, torch does not show the
+/// garbage collector what the tensor refers to, such as hooks. A parameter may refer to its
+/// optimizer; the tensors of the state have no reason to.
 ///
 /// [`Stepper::forget`] releases the tensors before other code can take them out of the state to
 /// free their memory. The memory itself is not held: it can be replaced, and every step asks for

@@ -136,11 +136,11 @@ impl Steps {
     pub(super) fn sync_pairs(&mut self, py: Python<'_>, pairs: &[Pair<'_>]) -> PyResult<()> {
         let text = "a master must be a float32 tensor with the shape, strides and device of its parameter";
         let mut plains = Vec::with_capacity(pairs.len());
-        for (flat, param, master) in pairs {
-            let (Some(param), Some(master)) = (self.tensors.plain(param)?, self.tensors.plain(master)?) else {
+        for (flat, object, master) in pairs {
+            let (Some(param), Some(master)) = (self.tensors.plain(object)?, self.tensors.plain(master)?) else {
                 return Err(PyValueError::new_err(text));
             };
-            let version = self.tensors.version_of(param.object())?;
+            let version = self.tensors.version_of_both(object, &param)?;
             plains.push((*flat, param, master, version));
         }
         let looks = plains.iter().map(|(flat, plain, master, version)| {

@@ -94,12 +94,12 @@ impl Tensors {
     }
 
     /// How often torch's operations have changed a tensor in place. None of an inference tensor,
-    /// for which torch does not count it. The tensor has one of the types of plain tensors. Under a
-    /// `TorchFunctionMode`, Python code runs.
+    /// for which torch does not count it. Under a `TorchFunctionMode`, Python code runs.
     #[inline]
     pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
-        let Some(getter) = self.version_getter else { return Ok(None) };
-        // SAFETY: as in `grad_of_plain`, for the descriptor `self.version`.
+        let Some(getter) = self.version_getter.filter(|_| self.is_tensor(tensor)) else { return Ok(None) };
+        // SAFETY: `getter` is that of the descriptor `self.version`, an attribute of the first type
+        // of plain tensors. The tensor has that type or one below it.
         match unsafe { get(getter, &self.version, tensor) } {
             Ok(version) => version.extract().map(Some),
             Err(error) if error.is_instance_of::<PyRuntimeError>(tensor.py()) => Ok(None),
@@ -107,9 +107,20 @@ impl Tensors {
         }
     }
 
+    /// [`version_of`](Self::version_of) a parameter behind which there is a plain tensor: the sum of
+    /// both counts. torch counts an operation on a DTensor only there, and not in its local tensor.
+    pub(super) fn version_of_both(&self, param: &Bound<'_, PyAny>, plain: &Plain<'_>) -> PyResult<Option<u64>> {
+        let of_plain = self.version_of(plain.object())?;
+        if param.is(plain.object()) {
+            return Ok(of_plain);
+        }
+        Ok(of_plain.zip(self.version_of(param)?).map(|(one, other)| one + other))
+    }
+
     /// Whether an object is a tensor, of any subclass.
     pub(super) fn is_tensor(&self, object: &Bound<'_, PyAny>) -> bool {
-        self.plain.first().is_some_and(|first| is_below(&object.get_type(), first.bind(object.py())))
+        self.is_plain(object)
+            || self.plain.first().is_some_and(|first| is_below(&object.get_type(), first.bind(object.py())))
     }
 
     /// The gradient of a parameter, or Python's None.

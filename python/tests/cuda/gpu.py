@@ -13,6 +13,8 @@ import numpy as np
 from dlpack import CPU, CUDA, EXCHANGE_API, VERSIONED, DlTensor, Managed, capsule
 from numpy.typing import NDArray
 
+from dualadam._dualadam import Stepper
+
 DRIVER = ctypes.CDLL(os.environ["STAND_IN_CUDA_LIBRARY"], mode=ctypes.RTLD_GLOBAL)
 
 
@@ -105,11 +107,24 @@ class Tensor:
 class Storage:
     """A weak reference to the storage of a tensor, which is never freed here."""
 
+    cdata = 1
+
     def __init__(self, tensor: Tensor) -> None:
         pass
 
-    def expired(self) -> bool:
-        return False
+
+def new_stepper() -> Stepper:
+    """A stepper for tensors of this module."""
+    return Stepper(
+        plain=[Posing],
+        unwrap=lambda tensor: None,
+        unwrap_grad=lambda param, grad: None,
+        weak_storage=Storage,
+        has_expired=lambda number: False,
+        name_of=lambda group, index, position: f"parameter {position} of group {index}",
+        threads=lambda: 1,
+        parallel=0,
+    )
 
 
 STREAMS: list[int | None] = []

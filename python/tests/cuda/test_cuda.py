@@ -7,7 +7,7 @@ from typing import Any
 import gpu
 import numpy as np
 import pytest
-from gpu import Posing, Storage, Tensor
+from gpu import Posing, Tensor, new_stepper
 from numpy.typing import NDArray
 
 import dualadam
@@ -91,9 +91,7 @@ class Optimizer:
     """The calls of `dualadam.torch.DualAdam` to the native module, and the same run on the CPU."""
 
     def __init__(self, shapes: list[tuple[int, ...]], on_device: bool = False) -> None:
-        self.stepper = Stepper(
-            [Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0
-        )
+        self.stepper = new_stepper()
         self.params = [Posing(array) for shape in shapes for array in values(1, *shape)]
         self.state: dict[Any, Any] = {}
         self.host: list[list[Array]] = []
@@ -123,7 +121,7 @@ class Optimizer:
             "scalars": [],
             **options,
         }
-        return self.stepper.step(self.state, [(self.params, None, config, False, lr)], **arguments)
+        return self.stepper.step(self.state, [(self.params, {}, config, False, lr)], **arguments)
 
     def step_host(self, config: dualadam.Config = CONFIG, multiplier: float = 1.0) -> None:
         for index, (p, (array, m, v)) in enumerate(zip(self.params, self.host)):
@@ -303,13 +301,11 @@ def test_masters_take_over_what_other_code_wrote() -> None:
     master = Posing(p.array.astype(np.float32))
     counter = Posing(np.array(0, np.float32), on_host=True)
     state = {p: {"step": counter, **entries, "master_param": master}}
-    stepper = Stepper(
-        [Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0
-    )
+    stepper = new_stepper()
 
     def step() -> None:
         p.grad = Posing(np.ones(50, np.float16))
-        groups = [([p], None, CONFIG, True, None)]
+        groups = [([p], {}, CONFIG, True, None)]
         assert stepper.step(state, groups, None, 1.0, False, []) is None
 
     def changed() -> Array:
@@ -350,11 +346,7 @@ def host_and_device() -> tuple[Stepper, list[Posing], dict[Any, Any]]:
             else Posing(np.array(0, np.int64))
         )
         state[p] = {"step": counter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
-    return (
-        Stepper([Posing], lambda tensor: None, lambda param, grad: None, Storage, lambda: 1, 0),
-        params,
-        state,
-    )
+    return new_stepper(), params, state
 
 
 def test_nothing_is_stepped_before_all_devices_are_ready() -> None:
@@ -370,13 +362,13 @@ def test_nothing_is_stepped_before_all_devices_are_ready() -> None:
         (f"lr must be {on_host}", good, []),
     ]:
         with pytest.raises(ValueError, match=text):
-            stepper.step(state, [(params, None, CONFIG, False, lr)], None, 1.0, True, scalars)
+            stepper.step(state, [(params, {}, CONFIG, False, lr)], None, 1.0, True, scalars)
         assert not stepper.has_begun()
         assert all(same(p, np.ones(5, np.float32)) for p in params)
-    stepper.step(state, [(params, None, CONFIG, False, None)], None, 1.0, True, [])
+    stepper.step(state, [(params, {}, CONFIG, False, None)], None, 1.0, True, [])
     assert stepper.has_begun() and same(params[0], params[1].read())
     gpu.DRIVER.stand_in_fail(b"cuLaunchKernel", ctypes.c_uint64(1), 701)
     with pytest.raises(RuntimeError, match="cuLaunchKernel failed"):
-        stepper.step(state, [(params, None, CONFIG, False, None)], None, 1.0, True, [])
+        stepper.step(state, [(params, {}, CONFIG, False, None)], None, 1.0, True, [])
     # The first list was stepped, and counts.
     assert stepper.has_begun() and int(state[params[0]]["step"].read()) == 2

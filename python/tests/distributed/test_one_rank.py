@@ -1,7 +1,5 @@
 """What needs a group of processes, but only one process."""
 
-import os
-
 from child import output_of
 
 GROUP = """
@@ -41,6 +39,56 @@ zero = trained(lambda params: ZeroRedundancyOptimizer(params, DualAdam, **option
 outcome = [torch.equal(zero, trained(lambda params: DualAdam(params, **options)))]
 """
     assert outcome_of(code) == [True]
+
+
+def test_masters_follow_changes_of_dtensors() -> None:
+    code = """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
+
+mesh = init_device_mesh("cpu", (1,))
+options = dict(lr=1e-5, weight_decay=0, switching_rate=1, master_weights=True)
+
+def is_kept(model, change):
+    optimizer = DualAdam(model.parameters(), **options)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    with torch.no_grad():
+        change(model)
+    expected = [p.full_tensor() for p in model.parameters()]
+    optimizer.step()
+    return all(torch.equal(p.full_tensor(), e) for p, e in zip(model.parameters(), expected))
+
+def distributed():
+    model = torch.nn.Module()
+    ones = torch.ones(6, dtype=torch.bfloat16)
+    model.p = torch.nn.Parameter(distribute_tensor(ones, mesh, [Shard(0)]))
+    return model
+
+def sharded():
+    model = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    fully_shard(model)
+    return model
+
+def loaded(model):
+    state = model.state_dict()
+    model.load_state_dict({name: value * 0.5 for name, value in state.items()})
+
+def written_locally(model):
+    for p in model.parameters():
+        p.to_local().mul_(0.5)
+
+outcome = [
+    is_kept(distributed(), lambda model: model.p.mul_(0.5)),
+    is_kept(distributed(), lambda model: model.p.clamp_(max=0.5)),
+    is_kept(distributed(), written_locally),
+    is_kept(sharded(), loaded),
+]
+"""
+    assert outcome_of(code) == [True] * 4
 
 
 def test_parts_of_a_dtensor_in_another_order() -> None:

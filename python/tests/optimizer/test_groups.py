@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -397,7 +398,29 @@ def test_options_that_are_missing_later() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("name", ["amsgrad", "foreach", "differentiable"])
+def test_what_is_refused_may_have_any_type(name: str) -> None:
+    optimizer = DualAdam([ones(3)], **AS_ADAMW)
+    optimizer.param_groups[0][name] = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=f"group 0: {name} must not be set, got tensor"):
+        optimizer.step()
+
+
+def test_a_number_without_a_value() -> None:
+    class Sized:
+        size = 1
+
+    with pytest.raises(TypeError, match="lr must be a number, got <"):
+        DualAdam([ones(3)], lr=Sized(), **AS_ADAMW)  # type: ignore[arg-type]
+
+
+def test_a_learning_rate_that_has_a_gradient() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DualAdam([ones(3)], lr=torch.tensor(0.1, requires_grad=True), **AS_ADAMW).step()
+
+
 def test_pairs_without_a_parameter() -> None:
     for entry in (("w",), ("w", ones(2), 3)):
-        with pytest.raises(ValueError, match="parameter 1 of group 0 must be a Tensor or a name"):
+        with pytest.raises(ValueError, match="parameter 1 of group 0 must be a Tensor, or a name"):
             DualAdam([("p", ones(2)), entry], **AS_ADAMW)  # type: ignore[list-item]

@@ -1,6 +1,7 @@
 """State dicts whose parameters have names are loaded by name."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,22 @@ import pytest
 import torch
 from dualadam.torch import DualAdam
 from helpers import bits
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 Unchanged = Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]
 
 SHAPES = {"a": (3,), "b": (4,), "c": (3,), "d": (2, 2)}
+
+
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])
+
+
+def fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(3)
 
 
 def optimizer_of(*groups: str, steps: int = 0, seed: int = 0, **options: Any) -> DualAdam:
@@ -86,11 +99,25 @@ def test_entries_of_other_code_stay_in_the_state(value: Any) -> None:
     assert_equal(moments(optimizer), moments(optimizer_of("ab", steps=2)), "ab")
 
 
-@pytest.mark.parametrize("kind", ["strings", "names"])
+@pytest.mark.parametrize(
+    "kind", [tuple, set, dict.fromkeys, lambda ps: dict(enumerate(ps)).values()]
+)
+def test_parameters_in_other_collections(kind: Any) -> None:
+    optimizer = optimizer_of("a", steps=1)
+    (p,) = optimizer.param_groups[0]["params"]
+    optimizer.param_groups[0]["params"] = kind([p])
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+@pytest.mark.parametrize("kind", ["strings", "names", "some"])
 def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -> None:
     state_dict = optimizer_of("ab", steps=2).state_dict()
     names = state_dict["param_groups"][0]["param_names"]
-    new = {key: str(key) if kind == "strings" else names[key] for key in state_dict["state"]}
+    new = {key: names[key] if kind == "names" else str(key) for key in state_dict["state"]}
+    if kind == "some":
+        new[0] = 0
     state_dict["state"] = {new[key]: state for key, state in state_dict["state"].items()}
     loaded = optimizer_of("ab", steps=1)
     text = "must have the keys that its groups have as params, such as 0, got"
@@ -104,7 +131,10 @@ def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -
         ("step", None, TypeError, "step of parameter 'a' must be a number, got None"),
         ("step", torch.tensor(1.0, device="meta"), TypeError, "step of parameter 'a' must be a"),
         ("step", 10**400, TypeError, "step of parameter 'a' must be a number"),
+        ("step", torch.ones(1).to_sparse(), TypeError, "step of parameter 'a' must be a dense"),
         ("exp_avg", torch.ones(3, device="meta"), ValueError, "exp_avg of parameter 'a' must have"),
+        ("exp_avg", nested(), TypeError, "exp_avg of parameter 'a' must be a dense .* nested"),
+        ("exp_avg", fake(), TypeError, "exp_avg of parameter 'a' must have memory, it is a Fake"),
     ],
 )
 def test_entries_that_no_state_has(
