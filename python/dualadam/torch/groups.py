@@ -29,7 +29,7 @@ def names_of(group: dict[str, Any]) -> list[str] | None:
 
 
 def _entries_of(group: dict[str, Any]) -> Sequence[Any]:
-    """What a group has as the names of its parameters, which may be anything; or nothing."""
+    """The `param_names` of a group, if there is one for each parameter. Any object may be there."""
     names = group.get("param_names")
     if isinstance(names, (list, tuple)) and len(names) == len(group["params"]):
         return names
@@ -79,7 +79,7 @@ def check_in_one_group(groups: list[dict[str, Any]], new: dict[str, Any]) -> Non
 
 
 def as_list(params: Any, index: int) -> list[Any]:
-    """The parameters of the `index`-th group."""
+    """The parameters of the `index`-th group, as a list."""
     try:
         return list(params)
     except TypeError:

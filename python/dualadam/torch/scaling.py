@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dualadam._dualadam import multiplier as multiplier_of
-from dualadam.torch.options import number
 from dualadam.torch.modes import is_capturing
+from dualadam.torch.options import number
 
 # For each CUDA device, by its number: the loss scale and found-inf as scalars on it.
 Scalars = list[tuple[int, Tensor | None, Tensor | None]]

@@ -1,15 +1,15 @@
 //! The arguments of a step that stand for many parameters.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyList;
 
 use crate::config::Config;
 
 /// A parameter group in one step. Python gives it as a tuple.
 pub(super) struct Group<'py> {
     pub(super) params: Bound<'py, PyList>,
-    /// The group as the user has it.
-    pub(super) dict: Bound<'py, PyDict>,
+    /// The group as the user has it, a dict or another mapping.
+    pub(super) dict: Bound<'py, PyAny>,
     pub(super) config: Bound<'py, Config>,
     /// Whether 16-bit parameters have f32 masters.
     pub(super) has_masters: bool,

@@ -1,5 +1,6 @@
 """Groups take the keys, numbers and sequences that torch's AdamW takes from other tools."""
 
+import collections
 import copy
 import io
 import warnings
@@ -418,6 +419,16 @@ def test_a_learning_rate_that_has_a_gradient() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DualAdam([ones(3)], lr=torch.tensor(0.1, requires_grad=True), **AS_ADAMW).step()
+
+
+def test_groups_that_are_another_mapping() -> None:
+    p = ones(3)
+    optimizer = DualAdam([p], **AS_ADAMW)
+    optimizer.param_groups[0] = collections.UserDict(optimizer.param_groups[0])  # type: ignore[call-overload]
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
 
 
 def test_pairs_without_a_parameter() -> None:
