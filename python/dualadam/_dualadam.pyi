@@ -117,5 +117,8 @@ class Stepper:
     def forget(self) -> None:
         """Drop all references to tensors."""
 
+    def restart(self) -> None:
+        """Drop all references to tensors, and what is known of masters."""
+
     def sync_masters(self, pairs: Sequence[tuple[int, Any, Any]]) -> None:
         """Take over into masters what their parameters have."""

@@ -26,7 +26,7 @@ fn text_of(error: &Error) -> String {
             format!("{buffer} must have memory, it has none")
         }
         Error::Tensor(TensorError { problem: TensorProblem::Overlap { .. }, .. }) => {
-            format!("{error}: copy one of them, or use one tensor in both places")
+            format!("{error}: give each memory of its own, and let one parameter stand for shared weights")
         }
         _ => error.to_string(),
     }

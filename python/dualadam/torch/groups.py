@@ -1,6 +1,7 @@
 """Parameter groups: the names of their parameters, and the checks of new groups."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from dualadam.torch.options import (
     HOW_TO_CHOOSE,
     config_of,
+    has_schedule,
     naming,
     refuse,
     schedule_of,
@@ -37,7 +39,7 @@ def _entries_of(group: dict[str, Any]) -> Sequence[Any]:
 
 
 def _place(name: Any, index: int, position: int) -> str:
-    """As `name_of`, of a parameter to which the user gave this name, if it is a string."""
+    """The name in error messages of a parameter, which the user may have given a name."""
     has_name = isinstance(name, str)
     return f"parameter '{name}'" if has_name else f"parameter {position} of group {index}"
 
@@ -68,9 +70,24 @@ def new_group(given: dict[str, Any], defaults: dict[str, Any], index: int) -> di
     return group
 
 
+def with_schedule(params: Any, defaults: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The parameters and the defaults of a new optimizer, without a schedule that is None.
+
+    Fails if neither the defaults nor all groups have a schedule.
+    """
+    if defaults["schedule"] is not None:
+        return params, defaults
+    groups = list(params)
+    choose = all(isinstance(group, dict) and has_schedule(group) for group in groups)
+    if not (groups and choose):
+        raise ValueError(HOW_TO_CHOOSE)
+    return groups, {key: value for key, value in defaults.items() if key != "schedule"}
+
+
 def check_in_one_group(groups: list[dict[str, Any]], new: dict[str, Any]) -> None:
     """Fails if a parameter of a new group is in another group."""
-    known = {id(param) for group in groups for param in group["params"]}
+    lists = (as_list(group["params"], index) for index, group in enumerate(groups))
+    known = {id(param) for param in chain.from_iterable(lists)}
     for position, entry in enumerate(new["params"]):
         name, param = entry if isinstance(entry, tuple) else (None, entry)
         if id(param) in known:
@@ -81,10 +98,11 @@ def check_in_one_group(groups: list[dict[str, Any]], new: dict[str, Any]) -> Non
 def as_list(params: Any, index: int) -> list[Any]:
     """The parameters of the `index`-th group, as a list."""
     try:
-        return list(params)
+        iterator = iter(params)
     except TypeError:
         text = f"params of group {index} must be an iterable of parameters, got {params!r}"
         raise TypeError(text) from None
+    return list(iterator)
 
 
 def _checked_params(params: Any, index: int) -> Any:
@@ -99,7 +117,7 @@ def _checked_params(params: Any, index: int) -> Any:
         if isinstance(entry, tuple) and len(entry) != 2:
             what = _place(None, index, position)
             raise ValueError(
-                f"{what} must be a Tensor, or a name and a Tensor, it has {len(entry)}"
+                f"{what} must be a Tensor, or a name and a Tensor, it is a tuple of {len(entry)}"
             )
         name, param = entry if isinstance(entry, tuple) else (None, entry)
         what = _place(name, index, position)

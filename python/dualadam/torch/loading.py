@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dualadam.torch.groups import as_list, name_of, names_of
 from dualadam.torch.openmp import only_threads_that_exist
-from dualadam.torch.options import as_schedule, config_of, naming, refuse, stored
+from dualadam.torch.options import as_schedule, config_of, naming, refuse, schedule_of, stored
 from dualadam.torch.state import MASTER, check_loaded, repaired
 
 # Keys of saved groups of other optimizers that are not taken over. amsgrad is refused if it is set.
@@ -77,12 +77,11 @@ def _check_parts(state_dict: Any) -> None:
         except TypeError:
             text = f"params of group {index} of the state dict must be numbers or names"
             raise TypeError(f"{text}, got {group['params']!r}") from None
-    names = (names_of(group) or () for group in state_dict["param_groups"])
-    others = {str(key) for key in keys}.union(*names) - keys
-    wrong = next((key for key in state_dict["state"] if key in others), None)
-    if wrong is not None:
-        text = "the states of the state dict must have the keys that its groups have as params"
-        raise ValueError(f"{text}, such as {next(iter(keys))!r}, got {wrong!r}")
+    for key, state in state_dict["state"].items():
+        # Other code may have entries of its own among the states of parameters.
+        if key not in keys and isinstance(state, dict) and "exp_avg" in state:
+            text = "the states of the state dict must have the keys that its groups have as params"
+            raise ValueError(f"{text}, such as {next(iter(keys), None)!r}, got {key!r}")
 
 
 class _Match(NamedTuple):
@@ -189,11 +188,18 @@ def _loaded_group(own: dict[str, Any], saved: dict[str, Any], index: int) -> dic
         refuse({"amsgrad": saved.get("amsgrad")})
         options = {k: deepcopy(value) for k, value in saved.items() if k not in _NOT_TAKEN_OVER}
         options = stored(options)
+        rate, steps = options.pop("switching_rate", None), options.pop("switching_steps", None)
         if "schedule" in options:
             options["schedule"] = as_schedule(options["schedule"]).as_tuple()
+        elif (rate, steps) != (None, None):
+            options["schedule"] = schedule_of(rate, steps, None)
         # Names belong to the parameters, which stay.
         names = own if "param_names" in own else options
         group = {**own, **options, "params": own["params"]}
+        if "schedule" in options:
+            # These would be those of the schedule before.
+            group.pop("switching_rate", None)
+            group.pop("switching_steps", None)
         # A state dict without masters does not switch them off: the next step makes them.
         group["master_weights"] = own["master_weights"] or group["master_weights"]
         if "param_names" in names:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch._C import _get_dispatch_mode, _len_torch_dispatch_stack, _TorchDispatchModeKey
+from torch._ops import _get_dispatch_mode_pre_dispatch, _len_torch_dispatch_stack_pre_dispatch
 
 from dualadam.torch.groups import name_of
 from dualadam.torch.plain import is_fake
@@ -23,9 +24,12 @@ def check_modes(param_groups: list[dict[str, Any]], is_controlled: bool) -> None
     if not is_controlled and is_capturing():
         text = "capturable must be True for a DualAdam whose step is captured in a CUDA graph"
         raise RuntimeError(text)
-    if _len_torch_dispatch_stack() == 0:
+    before_dispatch: int = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    if _len_torch_dispatch_stack() + before_dispatch == 0:
         return
-    if _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
+    proxy = _TorchDispatchModeKey.PROXY
+    is_traced_before = _get_dispatch_mode_pre_dispatch(proxy)  # type: ignore[no-untyped-call]
+    if _get_dispatch_mode(proxy) or is_traced_before:
         text = "a traced graph cannot contain the step of a DualAdam: trace what is around it"
         raise RuntimeError(text)
     if _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None:

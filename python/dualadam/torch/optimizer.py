@@ -10,20 +10,12 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from dualadam._dualadam import Schedule, Stepper
-from dualadam.torch.groups import as_list, check_in_one_group, new_group
+from dualadam.torch.groups import as_list, check_in_one_group, new_group, with_schedule
 from dualadam.torch.hooks import is_observed
 from dualadam.torch.loading import loaded
 from dualadam.torch.modes import check_modes
 from dualadam.torch.native import NativeGroup, new_stepper
-from dualadam.torch.options import (
-    HOW_TO_CHOOSE,
-    Options,
-    has_schedule,
-    naming,
-    refuse,
-    schedule_of,
-    stored,
-)
+from dualadam.torch.options import Options, naming, refuse, schedule_of, stored
 from dualadam.torch.repair import step_with_repairs
 from dualadam.torch.scaling import Scalars, Skips, devices_of, scaling
 from dualadam.torch.state import with_masters
@@ -109,7 +101,6 @@ class DualAdam(Optimizer):
     # Where users import it from, and the name that pickles have.
     __module__ = "dualadam.torch"
 
-    @_disable_dynamo
     def __init__(
         self,
         params: ParamsT,
@@ -131,13 +122,13 @@ class DualAdam(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
     ) -> None:
-        refuse({"amsgrad": amsgrad, "foreach": foreach, "differentiable": differentiable})
+        refused = {"amsgrad": amsgrad, "foreach": foreach, "differentiable": differentiable}
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "schedule": schedule_of(switching_rate, switching_steps, schedule),
+            "schedule": schedule,
             "decoupled_weight_decay": decoupled_weight_decay,
             "inverse_term": inverse_term,
             "maximize": maximize,
@@ -145,20 +136,33 @@ class DualAdam(Optimizer):
             "master_weights": master_weights,
             "fused": fused,
         }
-        defaults = stored(defaults)
-        if defaults["schedule"] is None:
-            given: list[Any] = list(params)
-            choose = all(isinstance(group, dict) and has_schedule(group) for group in given)
-            if not (given and choose):
-                raise ValueError(HOW_TO_CHOOSE)
-            params = given
-            del defaults["schedule"]
+        self._begin(params, defaults, refused, switching_rate, switching_steps)
+
+    @_disable_dynamo
+    def _begin(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        refused: dict[str, Any],
+        rate: float | None,
+        steps: int | None,
+    ) -> None:
+        """The part of `__init__` that torch.compile must not trace into."""
+        refuse(refused)
+        defaults["schedule"] = schedule_of(rate, steps, defaults["schedule"])
+        params, defaults = with_schedule(params, stored(defaults))
         self._forget()
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
-        """Drops what is kept only for speed."""
-        self._stepper: Stepper | None = None
+        """Drops what is known of the parameters and the options.
+
+        The stepper stays the same: a wrapper may have it too.
+        """
+        stepper = self.__dict__.get("_stepper")
+        if stepper is not None:
+            stepper.restart()
+        self._stepper: Stepper = stepper or new_stepper()
         self._options: dict[int, Options] = {}
 
     @property
@@ -188,8 +192,8 @@ class DualAdam(Optimizer):
         self.__dict__["state"] = state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
         self._forget()
+        super().__setstate__(state)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -262,8 +266,8 @@ class DualAdam(Optimizer):
             # torch.compile must not trace into the step. It breaks the graph here.
             return self._step_outside_of_graphs(closure)  # type: ignore[arg-type]
         # torch wraps the step of a subclass, if it has its own.
-        own = type(self).step
-        is_wrapped = own is not DualAdam.step and getattr(own, "hooked", False)
+        wrapper = DualAdam._hooked_step.__code__
+        is_wrapped = getattr(type(self).step, "__code__", None) is wrapper
         if not is_wrapped and is_observed(self):
             return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
@@ -300,7 +304,7 @@ class DualAdam(Optimizer):
             multiplier, scalars = scaled
             is_controlled = is_controlled or bool(scalars)
         check_modes(self.param_groups, is_controlled)
-        stepper, state = self._native(), self.__dict__["state"]
+        stepper, state = self._stepper, self.__dict__["state"]
         arguments = (multiplier, is_controlled, scalars)
         odd = stepper.step(state, groups, None, *arguments)
         if odd:
@@ -309,11 +313,6 @@ class DualAdam(Optimizer):
 
     _hooked_step = Optimizer.profile_hook_step(_step)
     _step_outside_of_graphs = _disable_dynamo(step)
-
-    def _native(self) -> Stepper:
-        if self._stepper is None:
-            self._stepper = new_stepper()
-        return self._stepper
 
     def _options_of(self, index: int, group: dict[str, Any]) -> Options:
         """The options of a group, checked again if one of them changed."""
@@ -333,10 +332,10 @@ class DualAdam(Optimizer):
         Each step does this by itself for a parameter that torch counts as changed in place, or
         that has other memory or another layout than before. torch does not count writes into
         `.data` and other views of the memory, into inference tensors, by the replay of a CUDA
-        graph, by the step of a fused optimizer, also of another DualAdam, and by collective
-        operations such as `torch.distributed.broadcast`. Call this after such a write, and before
-        the next step or `state_dict`. During the call, nothing else may use the parameters and
-        masters.
+        graph, by the step of a fused optimizer, also of another DualAdam, by collective operations
+        such as `torch.distributed.broadcast`, and through a detached DTensor. Call this after such
+        a write, and before the next step or `state_dict`. During the call, nothing else may use the
+        parameters and masters.
 
         Raises:
             ValueError, TypeError: a master does not fit its parameter.
@@ -355,7 +354,7 @@ class DualAdam(Optimizer):
             0.5
         """
         pairs = with_masters(self.param_groups, self.state)
-        self._native().sync_masters(pairs)
+        self._stepper.sync_masters(pairs)
 
     @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict, strict: bool = True) -> None:

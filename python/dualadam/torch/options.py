@@ -37,7 +37,7 @@ def naming(what: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}: {error}") from None
+        raise kind(f"{what}: {error}") from error.__cause__
 
 
 def refuse(options: dict[str, Any]) -> None:
@@ -229,8 +229,8 @@ def _check_switching(group: dict[str, Any], schedule: Schedule) -> None:
     is_given = rate is not None or steps is not None
     if is_given and schedule_of(rate, steps, None) != schedule.as_tuple():
         name, value = ("switching_rate", rate) if steps is None else ("switching_steps", steps)
-        text = f"{name} must be given when the group is added, got {value!r} later"
-        raise ValueError(f"{text}: set the group's schedule")
+        text = f"{name} must be None or that of the group's schedule, got {value!r}"
+        raise ValueError(f"{text}: set the schedule instead, to a dualadam.Schedule")
 
 
 def config_of(group: dict[str, Any]) -> Config:

@@ -74,8 +74,11 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def is_fake(tensor: Any) -> bool:
-    """Whether an object only stands for a tensor that is not there, as in FakeTensorMode."""
-    return isinstance(tensor, FakeTensor)
+    """Whether an object only stands for a tensor that is not there, as in FakeTensorMode.
+
+    A DTensor does if its part of this process does.
+    """
+    return isinstance(getattr(tensor, "_local_tensor", tensor), FakeTensor)
 
 
 def is_aligned(tensor: Tensor) -> bool:
@@ -98,8 +101,10 @@ def check_apart(what: str, tensor: Tensor, other: Tensor) -> None:
         raise ValueError(f"{what} must have memory of its own, it overlaps a parameter")
 
 
-def _check_fills_memory(name: str, tensor: Tensor) -> None:
-    """Fails unless each element has a place of its own, with no gaps between them."""
+def _check_filled(name: str, tensor: Tensor) -> None:
+    """Fails unless each element has its value in a place of its own, with no gaps between them."""
+    if tensor.is_neg():
+        raise ValueError(f"{name} must have its own values in memory, it is a negated view")
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
         if size != 1:
@@ -123,9 +128,7 @@ def check_param(name: str, param: Tensor) -> None:
     own = plain(param)
     if own is None:
         raise TypeError(f"{name} must be a tensor with memory, it is a {_class_of(param)}")
-    if own.is_neg():
-        raise ValueError(f"{name} must have its own values in memory, it is a negated view")
-    _check_fills_memory(name, own)
+    _check_filled(name, own)
 
 
 def _class_of(value: Any) -> str:
@@ -164,7 +167,7 @@ def check_fake(name: str, param: Tensor) -> None:
     for what, tensor in ((name, param), (f"the gradient of {name}", grad)):
         _check_dense(what, tensor)
         check_device(what, tensor)
-    _check_fills_memory(name, param)
+    _check_filled(name, param)
 
 
 def check_device(what: str, tensor: Tensor) -> None:

@@ -23,7 +23,7 @@ from dualadam.torch.plain import (
     plain_grad,
     same_strides,
 )
-from dualadam.torch.state import check_repairable, is_incomplete, repaired
+from dualadam.torch.state import check_repairable, check_state, is_incomplete, repaired
 
 _States = defaultdict[Tensor, Any]
 
@@ -82,6 +82,7 @@ def _step_fake(states: _States, odd: list[_Odd], groups: list[NativeGroup]) -> N
         raise TypeError(f"{name} {text}")
     for each in odd:
         check_fake(each.name, each.param)
+        check_state(each.name, each.param, states.get(each.param, {}))
     with torch.no_grad():
         for group, param, _ in odd:
             has_masters, state = bool(group["master_weights"]), states.get(param, {})

@@ -1,11 +1,13 @@
 """The loss scale and found-inf that `torch.amp.GradScaler` gives to a step."""
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dualadam._dualadam import multiplier as multiplier_of
+from dualadam.torch.groups import as_list
 from dualadam.torch.modes import is_capturing
 from dualadam.torch.options import number
 
@@ -15,7 +17,8 @@ Scalars = list[tuple[int, Tensor | None, Tensor | None]]
 
 def devices_of(groups: list[dict[str, Any]]) -> set[torch.device]:
     """The devices of the parameters."""
-    return {param.device for group in groups for param in group["params"]}
+    params = chain.from_iterable(as_list(g["params"], index) for index, g in enumerate(groups))
+    return {param.device for param in params if isinstance(param, Tensor)}
 
 
 def scaling(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualadam.torch.groups import name_of
+from dualadam.torch.groups import as_list, name_of
 from dualadam.torch.modes import is_capturing
 from dualadam.torch.openmp import only_threads_that_exist
 from dualadam.torch.options import REFUSED, is_on_device, number
@@ -15,6 +15,7 @@ from dualadam.torch.plain import (
     check_grad,
     check_memory,
     check_param,
+    check_tensor,
     is_aligned,
     is_fake,
     is_strided,
@@ -68,7 +69,8 @@ def check_state(name: str, param: Tensor, state: dict[str, Any]) -> None:
     for key in ("step", *tensors):
         if isinstance(state[key], Tensor):
             check_memory(f"{key} of {name}", plain(state[key]))
-    _check_step(f"step of {name}", step)
+    if not is_fake(step):
+        _check_step(f"step of {name}", step)
 
 
 def _check_like(what: str, param: Tensor, value: Any) -> None:
@@ -125,15 +127,17 @@ def with_masters(
     """
     found = []
     places = (
-        (index, each) for index, group in enumerate(groups) for each in enumerate(group["params"])
+        (index, each)
+        for index, group in enumerate(groups)
+        for each in enumerate(as_list(group["params"], index))
     )
     for flat, (index, (position, param)) in enumerate(places):
         group, name = groups[index], name_of(groups[index], index, position)
-        if param not in states or not needs_master(param, group["master_weights"]):
-            continue
-        state = states[param]
-        check_state(name, param, state)
-        if MASTER in state:
+        check_tensor(name, param)
+        state = states.get(param, {})
+        has_master = not isinstance(state, dict) or MASTER in state
+        if has_master and needs_master(param, group["master_weights"]):
+            check_state(name, param, state)
             check_param(name, param)
             check_apart(f"{MASTER} of {name}", state[MASTER], param)
             found.append((flat, param, state))

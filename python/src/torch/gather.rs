@@ -14,7 +14,7 @@ use super::counter::Counter;
 use super::group::Group;
 use super::known::{Known, Seen, is_aligned};
 use super::list::List;
-use super::masters::{Found, Written};
+use super::masters::{Found, Version, Written};
 use super::state::{EXP_AVG, EXP_AVG_SQ, Entries, MASTER, STEP, States, addresses};
 use super::stepper::Steps;
 use super::tensors::Plain;
@@ -43,8 +43,8 @@ struct Parts<'py> {
     exp_avg_sq: Plain<'py>,
     step: Plain<'py>,
     master: Option<Plain<'py>>,
-    /// torch's count of the parameter's changes in place, if it has a master.
-    version: Option<u64>,
+    /// Of the parameter, if it has a master.
+    version: Version,
 }
 
 impl Steps {
@@ -112,7 +112,7 @@ impl Steps {
         }
         // `param` is a plain tensor: only such parameters become known.
         if let Some(written) = known.written() {
-            let is_version = written.is_version(self.tensors.version_of(param)?);
+            let is_version = written.is_version(self.tensors.version_of_plain(param)?);
             if !is_version || !self.masters.is_as_written(param.py(), at.flat, written)? {
                 return Ok(false);
             }
@@ -183,8 +183,7 @@ impl Steps {
         Ok(())
     }
 
-    /// The plain tensors of a parameter, and the objects in its state. None if there is no state,
-    /// or if a tensor is missing.
+    /// The plain tensors of a parameter, and the objects in its state. None if a tensor is missing.
     fn parts<'py>(
         &mut self,
         at: At,
@@ -202,7 +201,7 @@ impl Steps {
         };
         let (exp_avg, exp_avg_sq, step) = (plain(EXP_AVG)?, plain(EXP_AVG_SQ)?, plain(STEP)?);
         let master = if dtype.is_some_and(|dtype| at.has_master(dtype)) { plain(MASTER)? } else { None };
-        let version = if master.is_some() { self.tensors.version_of_both(object, &param)? } else { None };
+        let version = if master.is_some() { self.tensors.version_of(object, &param)? } else { None };
         let (Some(exp_avg), Some(exp_avg_sq), Some(step)) = (exp_avg, exp_avg_sq, step) else { return Ok(None) };
         Ok(Some((Parts { param, grad, exp_avg, exp_avg_sq, step, master, version }, entries)))
     }

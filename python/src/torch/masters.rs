@@ -26,19 +26,22 @@ pub(super) struct Written {
     buffer: RawBuffer,
     /// A hash of the shape and the strides.
     layout: u64,
-    /// torch's count of changes in place.
-    version: Option<u64>,
+    version: Version,
 }
+
+/// torch's counts of changes in place: of a parameter, and of the plain tensor behind it. None of
+/// inference tensors, for which torch does not count.
+pub(super) type Version = Option<(u64, u64)>;
 
 impl Written {
     /// Of a parameter that has a type with kernels.
-    pub(super) fn of(param: &Tensor, version: Option<u64>) -> Option<Self> {
+    pub(super) fn of(param: &Tensor, version: Version) -> Option<Self> {
         let mut hasher = DefaultHasher::new();
         (param.shape(), param.strides()).hash(&mut hasher);
         Some(Self { buffer: param.buffer()?, layout: hasher.finish(), version })
     }
 
-    pub(super) fn is_version(&self, version: Option<u64>) -> bool {
+    pub(super) fn is_version(&self, version: Version) -> bool {
         self.version == version
     }
 }
@@ -83,8 +86,17 @@ impl Masters {
 
     /// Begins a step of so many parameters.
     pub(super) fn begin(&mut self, params: usize) {
-        self.changed.clear();
         self.marks.resize_with(params, || None);
+    }
+
+    /// Ends a step, which may have failed, and drops its references to parameters.
+    pub(super) fn end(&mut self) {
+        self.changed.clear();
+    }
+
+    /// Forgets all parameters.
+    pub(super) fn clear(&mut self) {
+        self.marks.clear();
     }
 
     /// Whether the parameter at a position is as the last step or sync left it.
@@ -140,7 +152,7 @@ impl Steps {
             let (Some(param), Some(master)) = (self.tensors.plain(object)?, self.tensors.plain(master)?) else {
                 return Err(PyValueError::new_err(text));
             };
-            let version = self.tensors.version_of_both(object, &param)?;
+            let version = self.tensors.version_of(object, &param)?;
             plains.push((*flat, param, master, version));
         }
         let looks = plains.iter().map(|(flat, plain, master, version)| {

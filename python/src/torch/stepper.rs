@@ -109,6 +109,7 @@ impl Stepper {
             }
         });
         steps.tensors.release();
+        steps.masters.end();
         outcome
     }
 
@@ -123,6 +124,15 @@ impl Stepper {
         if let Some(mut steps) = self.try_lock() {
             steps.known.clear();
         }
+    }
+
+    /// Drop all references to tensors, and what is known of masters: the next step brings them up
+    /// to date.
+    fn restart(&self) -> PyResult<()> {
+        let mut steps = self.lock()?;
+        steps.known.clear();
+        steps.masters.clear();
+        Ok(())
     }
 
     /// Take over into masters what other code wrote into their parameters.

@@ -10,6 +10,7 @@ use pyo3::types::{PyString, PyType};
 use crate::dlpack::{Exchange, Held, Tensor};
 
 use super::ahead;
+use super::masters::Version;
 
 /// Looks at tensor objects.
 pub(super) struct Tensors {
@@ -93,28 +94,34 @@ impl Tensors {
         Ok((!grad.is_none()).then_some(grad))
     }
 
-    /// How often torch's operations have changed a tensor in place. None of an inference tensor,
-    /// for which torch does not count it. Under a `TorchFunctionMode`, Python code runs.
+    /// The counts of changes in place of a parameter and of the plain tensor behind it. torch
+    /// counts an operation on a DTensor only in the DTensor itself. Under a `TorchFunctionMode`,
+    /// Python code runs.
     #[inline]
-    pub(super) fn version_of(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+    pub(super) fn version_of(&self, param: &Bound<'_, PyAny>, plain: &Plain<'_>) -> PyResult<Version> {
+        let of_plain = self.count_of(plain.object())?;
+        let of_param = if param.is(plain.object()) { of_plain } else { self.count_of(param)? };
+        Ok(of_param.zip(of_plain))
+    }
+
+    /// [`version_of`](Self::version_of) a parameter that is a plain tensor itself.
+    #[inline]
+    pub(super) fn version_of_plain(&self, param: &Bound<'_, PyAny>) -> PyResult<Version> {
+        Ok(self.count_of(param)?.map(|count| (count, count)))
+    }
+
+    /// How often torch's operations have changed a tensor in place. None of an inference tensor.
+    #[inline]
+    fn count_of(&self, tensor: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
         let Some(getter) = self.version_getter.filter(|_| self.is_tensor(tensor)) else { return Ok(None) };
         // SAFETY: `getter` is that of the descriptor `self.version`, an attribute of the first type
         // of plain tensors. The tensor has that type or one below it.
         match unsafe { get(getter, &self.version, tensor) } {
-            Ok(version) => version.extract().map(Some),
-            Err(error) if error.is_instance_of::<PyRuntimeError>(tensor.py()) => Ok(None),
+            Ok(count) => count.extract().map(Some),
+            // torch's own exception. Python code may raise others.
+            Err(error) if error.get_type(tensor.py()).is(tensor.py().get_type::<PyRuntimeError>()) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// [`version_of`](Self::version_of) a parameter behind which there is a plain tensor: the sum of
-    /// both counts. torch counts an operation on a DTensor only there, and not in its local tensor.
-    pub(super) fn version_of_both(&self, param: &Bound<'_, PyAny>, plain: &Plain<'_>) -> PyResult<Option<u64>> {
-        let of_plain = self.version_of(plain.object())?;
-        if param.is(plain.object()) {
-            return Ok(of_plain);
-        }
-        Ok(of_plain.zip(self.version_of(param)?).map(|(one, other)| one + other))
     }
 
     /// Whether an object is a tensor, of any subclass.

@@ -203,6 +203,24 @@ def test_a_step_by_a_finalizer() -> None:
     assert ref() is None
 
 
+def test_a_step_that_fails_keeps_no_parameter() -> None:
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    q = torch.nn.Parameter(torch.ones(8))
+    optimizer = DualAdam([p, q], switching_steps=3, master_weights=True)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    with torch.no_grad():
+        p.clamp_(max=0.5)
+    q.grad = torch.ones(8).to_sparse()
+    with pytest.raises(ValueError, match="must be dense"):
+        optimizer.step()
+    p.register_hook(lambda grad, optimizer=optimizer: grad)
+    freed = weakref.ref(p)
+    del p, q, optimizer
+    gc.collect()
+    assert freed() is None
+
+
 def test_a_state_that_is_deleted_is_freed_at_once() -> None:
     model, optimizer, _, _ = twins()
     train(model, optimizer)

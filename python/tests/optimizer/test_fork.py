@@ -234,7 +234,7 @@ def test_the_first_step_of_all_in_a_child(imported_in_child: bool) -> None:
     if imported_in_child:
         first, second = second, first
     code = f"""
-import os, torch
+import os, signal, torch
 {first}
 torch.set_num_threads(2)
 p = torch.nn.Parameter(torch.ones({LARGE}))
@@ -242,6 +242,7 @@ p.grad = torch.ones({LARGE})
 torch.ones(1 << 20).add_(1)  # starts torch's threads, which the child does not have
 child = os.fork()
 if child == 0:
+    signal.alarm({SECONDS})  # ends a child that hangs
     {second}
     import dualadam.torch
     optimizer = dualadam.torch.DualAdam([p], lr=0.5, switching_rate=1, weight_decay=0)

@@ -115,8 +115,10 @@ def test_a_switching_length_is_not_ignored_later() -> None:
     optimizer = DualAdam([ones(3)], **AS_ADAMW)
     optimizer.step()
     optimizer.param_groups[0]["switching_steps"] = 7
-    with pytest.raises(ValueError, match="group 0: switching_steps must be given when the group"):
+    with pytest.raises(ValueError, match="group 0: switching_steps must be None or that of the"):
         optimizer.step()
+    optimizer.param_groups[0]["switching_steps"] = None
+    optimizer.step()
 
 
 def test_an_equal_switching_length_asks_for_nothing() -> None:
@@ -411,8 +413,22 @@ def test_a_number_without_a_value() -> None:
     class Sized:
         size = 1
 
-    with pytest.raises(TypeError, match="lr must be a number, got <"):
-        DualAdam([ones(3)], lr=Sized(), **AS_ADAMW)  # type: ignore[arg-type]
+    optimizer = DualAdam([ones(3)], **AS_ADAMW)
+    optimizer.param_groups[0]["lr"] = Sized()
+    with pytest.raises(TypeError, match="group 0: lr must be a number, got <") as caught:
+        optimizer.step()
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_an_exception_of_the_users_iterator_is_the_users() -> None:
+    def params() -> Any:
+        yield ones(3)
+        raise TypeError("the user's own")
+
+    with pytest.raises(TypeError, match="^the user's own$"):
+        DualAdam(params(), **AS_ADAMW)
+    with pytest.raises(TypeError, match="^the user's own$"):
+        DualAdam([{"params": params()}], **AS_ADAMW)
 
 
 def test_a_learning_rate_that_has_a_gradient() -> None:

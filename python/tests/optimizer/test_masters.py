@@ -340,25 +340,41 @@ def test_masters_of_frozen_parameters_of_other_types_are_passed_over() -> None:
     assert torch.equal(bits(master(optimizer, p)), bits(old))
 
 
+def test_states_of_other_code_without_a_master_are_passed_over() -> None:
+    p, optimizer = stepped(torch.bfloat16)
+    frozen = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
+    optimizer.add_param_group({"params": [("frozen", frozen)]})
+    optimizer.state[frozen] = {"ema": 1}
+    optimizer.step()
+    optimizer.sync_masters()
+
+
 class Interrupting(TorchFunctionMode):
     """Raises when torch is asked for a tensor's count of changes."""
 
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.kind = kind
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__self__", None) is torch.Tensor._version:  # type: ignore[comparison-overlap]
-            raise KeyboardInterrupt
+            raise self.kind
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RecursionError, MemoryError])
 @pytest.mark.parametrize("is_known", [False, True])
-def test_an_exception_while_a_change_is_looked_for_is_not_lost(is_known: bool) -> None:
+def test_an_exception_while_a_change_is_looked_for_is_not_lost(
+    is_known: bool, kind: type[BaseException]
+) -> None:
     p, optimizer = stepped(torch.bfloat16)
     if not is_known:
         optimizer.state  # noqa: B018
     before = bits(p)
-    with pytest.raises(KeyboardInterrupt), Interrupting():
+    with pytest.raises(kind), Interrupting(kind):
         optimizer.step()
     assert torch.equal(bits(p), before)
-    with pytest.raises(KeyboardInterrupt), Interrupting():
+    with pytest.raises(kind), Interrupting(kind):
         optimizer.sync_masters()
     optimizer.step()
 

@@ -11,6 +11,8 @@ from dualadam.torch import DualAdam
 from helpers import bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import dualadam
+
 Unchanged = Callable[[DualAdam, Callable[[], object], type[BaseException], str], None]
 
 SHAPES = {"a": (3,), "b": (4,), "c": (3,), "d": (2, 2)}
@@ -76,6 +78,24 @@ def test_other_names_in_the_same_order_are_taken_by_order() -> None:
     assert loaded.param_groups[0]["param_names"] == ["a", "b"]
 
 
+def test_the_schedule_of_a_state_dict_counts(unchanged: Unchanged) -> None:
+    def schedule_after(**options: Any) -> Any:
+        state_dict = optimizer_of("ab").state_dict()
+        state_dict["param_groups"][0].pop("schedule")
+        state_dict["param_groups"][0].update(options)
+        loaded = optimizer_of("ab")
+        loaded.param_groups[0]["switching_steps"] = 9
+        loaded.load_state_dict(state_dict)
+        loaded.step()
+        return loaded.param_groups[0]["schedule"]
+
+    five, nine = (dualadam.Schedule.linear_until(steps).as_tuple() for steps in (5, 9))
+    assert schedule_after(schedule=five, switching_steps=5) == five
+    assert schedule_after(schedule=five) == five
+    assert schedule_after(switching_steps=5) == five
+    assert schedule_after() == nine
+
+
 def test_names_that_differ_in_part_are_those_of_another_model(unchanged: Unchanged) -> None:
     state_dict = optimizer_of("ab", steps=2).state_dict()
     state_dict["param_groups"][0]["param_names"] = ["a", "other"]
@@ -87,15 +107,16 @@ def test_names_that_differ_in_part_are_those_of_another_model(unchanged: Unchang
 
 
 @pytest.mark.parametrize("value", [5, torch.ones(2), {"step": torch.ones(())}])
-def test_entries_of_other_code_stay_in_the_state(value: Any) -> None:
+@pytest.mark.parametrize("key", ["ema", "a", "0", 7])
+def test_entries_of_other_code_stay_in_the_state(key: Any, value: Any) -> None:
     optimizer = optimizer_of("ab")
-    optimizer.state["ema"] = value  # type: ignore[index]
+    optimizer.state[key] = value
     for _ in range(2):
         optimizer.load_state_dict(optimizer.state_dict())
         for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.randn_like(p)
         optimizer.step()
-    assert optimizer.state["ema"] is value  # type: ignore[index]
+    assert optimizer.state[key] is value
     assert_equal(moments(optimizer), moments(optimizer_of("ab", steps=2)), "ab")
 
 
@@ -111,14 +132,12 @@ def test_parameters_in_other_collections(kind: Any) -> None:
     assert optimizer.state[p]["step"] == 2
 
 
-@pytest.mark.parametrize("kind", ["strings", "names", "some"])
-def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, kind: str) -> None:
+@pytest.mark.parametrize(
+    "keys", [["0", "1"], [0, "1"], ["a", "b"], ["module.a", "module.b"], [10, 11]]
+)
+def test_states_under_other_keys_are_not_lost(unchanged: Unchanged, keys: list[Any]) -> None:
     state_dict = optimizer_of("ab", steps=2).state_dict()
-    names = state_dict["param_groups"][0]["param_names"]
-    new = {key: names[key] if kind == "names" else str(key) for key in state_dict["state"]}
-    if kind == "some":
-        new[0] = 0
-    state_dict["state"] = {new[key]: state for key, state in state_dict["state"].items()}
+    state_dict["state"] = dict(zip(keys, state_dict["state"].values()))
     loaded = optimizer_of("ab", steps=1)
     text = "must have the keys that its groups have as params, such as 0, got"
     unchanged(loaded, lambda: loaded.load_state_dict(state_dict), ValueError, text)

@@ -1,6 +1,8 @@
 """Steps in the surroundings that other tools make: modes, wrappers, compilers, scalers."""
 
 import copy
+import functools
+import inspect
 import math
 import warnings
 from typing import Any
@@ -137,6 +139,7 @@ def test_tensors_with_memory_are_not_stepped_in_fake_mode(has_state: bool) -> No
         (lambda: torch.ones(3, dtype=torch.complex64), "'w' must be float32, bfloat16 or float16"),
         (lambda: torch.ones(3, dtype=torch.float64), "'w' must be float32, bfloat16 or float16"),
         (lambda: torch.ones(8)[::2], "'w' must fill its memory"),
+        (lambda: torch.ones(3, dtype=torch.complex64).conj().imag, "'w' must have its own values"),
         (lambda: torch.ones(3, device="mps"), "'w' must be on the CPU or on CUDA"),
     ],
 )
@@ -148,6 +151,31 @@ def test_a_dry_run_refuses_what_a_step_refuses(make: Any, text: str) -> None:
             DualAdam([("w", p)], **AS_ADAMW).step()
 
 
+def test_a_dry_run_refuses_states_that_a_step_refuses() -> None:
+    with FakeTensorMode():
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones_like(p)
+        optimizer = DualAdam([("w", p)], **AS_ADAMW)
+        for _ in range(2):
+            optimizer.step()
+        good = dict(optimizer.state[p])
+        for bad, kind, text in [
+            ({**good, "exp_avg": torch.ones(4)}, ValueError, "exp_avg of parameter 'w' must have"),
+            ({**good, "step": "x"}, TypeError, "step of parameter 'w' must be a number"),
+            ({"ema": 1}, ValueError, "the state of parameter 'w' must have step"),
+            (5, TypeError, "the state of parameter 'w' must be a dict"),
+        ]:
+            optimizer.state[p] = bad
+            with pytest.raises(kind, match=text):
+                optimizer.step()
+            assert optimizer.state[p] is bad
+
+
+def test_the_arguments_can_be_inspected() -> None:
+    of_adamw = inspect.getfullargspec(torch.optim.AdamW).args
+    assert inspect.getfullargspec(DualAdam).args == of_adamw[:7]
+
+
 def test_a_traced_graph_cannot_contain_a_step() -> None:
     p = ones(3)
     optimizer = DualAdam([p], **AS_ADAMW)
@@ -156,8 +184,9 @@ def test_a_traced_graph_cannot_contain_a_step() -> None:
         optimizer.step()
         return x + p
 
-    with pytest.raises(RuntimeError, match="a traced graph cannot contain the step"):
-        make_fx(trained)(torch.ones(3))
+    for pre_dispatch in (False, True):
+        with pytest.raises(RuntimeError, match="a traced graph cannot contain the step"):
+            make_fx(trained, pre_dispatch=pre_dispatch)(torch.ones(3))
     assert torch.equal(p, torch.ones(3))
 
 
@@ -374,6 +403,20 @@ class CountsSteps(DualAdam):
     def step(self, closure: Any = None) -> Any:
         self.count = getattr(self, "count", 0) + 1
         return super().step(closure)
+
+
+class Delegates(DualAdam):
+    @functools.wraps(DualAdam.step)
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_hooks_of_a_subclass_that_copies_attributes_run_once() -> None:
+    optimizer = Delegates([ones(3)], **AS_ADAMW)
+    called: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    optimizer.step()
+    assert called == [1]
 
 
 @pytest.mark.parametrize("is_made_so", [False, True])

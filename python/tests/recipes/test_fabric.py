@@ -30,6 +30,10 @@ def test_the_wrapper_shows_the_optimizer() -> None:
     _, wrapper = lightning.Fabric().setup(model, optimizer)
     assert isinstance(wrapper, DualAdam) and wrapper is not optimizer
     assert wrapper.state is optimizer.state and wrapper.param_groups is optimizer.param_groups
+    wrapper.sync_masters()
+    optimizer.load_state_dict(optimizer.state_dict())
+    wrapper.sync_masters()
+    assert wrapper._stepper is optimizer._stepper
 
 
 def test_scaled_gradients_are_clipped() -> None:
