@@ -372,7 +372,10 @@ class DualAdam(Optimizer):
 
         Raises:
             ValueError, TypeError: the dict does not fit the optimizer, or is of an Adam with
-                amsgrad. The whole dict is checked first, so the optimizer is unchanged then.
+                amsgrad.
+            RuntimeError: another thread is in a step of this optimizer.
+
+        If an exception is raised, the optimizer is unchanged: the whole dict is checked first.
 
         Example:
             >>> import torch

@@ -125,6 +125,17 @@ def test_the_parameters_own_state_loses_entries() -> None:
     assert all(bool((each == 7.0).all()) for each in made)
 
 
+def test_loads_and_syncs_in_a_step_are_refused() -> None:
+    p = calls(torch.ones(3))
+    optimizer = stepped(p)
+    saved, state = optimizer.state_dict(), optimizer.__dict__["state"]
+    for call in (lambda: optimizer.load_state_dict(saved), optimizer.sync_masters):
+        p.then = call
+        with pytest.raises(RuntimeError, match="must be stepped by one thread at a time"):
+            optimizer.step()
+    assert optimizer.__dict__["state"] is state and state[p]["step"] == 2
+
+
 CONFIG = dualadam.Config(1e-3, (0.9, 0.999), 1e-8, 0.0, dualadam.Schedule.linear_until(9))
 
 
